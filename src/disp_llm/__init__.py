@@ -1,0 +1,47 @@
+"""disp-llm makes Hugging Face decoder models physically smaller.
+
+Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
+before or after, they also know the folders that this package writes.
+"""
+
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.metadata import version
+
+__version__ = version("disp-llm")
+
+_AUTO = "transformers.models.auto.configuration_auto"
+
+
+class _RegisterOnImport(MetaPathFinder):
+    """Calls `compact.register` right after transformers' auto configuration has been imported.
+
+    Importing transformers here instead would cost every `disp-llm --help` half a second.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _AUTO:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        load = spec.loader.exec_module
+
+        def load_and_register(module):
+            load(module)
+            _register()
+
+        spec.loader.exec_module = load_and_register
+        return spec
+
+
+def _register() -> None:
+    from disp_llm.compact import register
+
+    register()
+
+
+if _AUTO in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterOnImport())

@@ -1,0 +1,41 @@
+"""Configuration of a model whose blocks have widths of their own.
+
+This file and `modeling_disp_llm.py` lie in every exported folder and stand alone on torch and
+transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`, and likewise for
+every architecture: a class is made when it is asked for by name.
+
+    disp_llm = {
+        "blocks": "layers",                       # path of the blocks in the base model
+        "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1},
+        "mlp": {...},                             # module paths are relative to a block
+        "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
+    }
+"""
+
+import transformers
+
+PREFIX = "Disp"
+
+
+def pruned_config(native_name: str) -> type:
+    """`LlamaConfig` -> `DispLlamaConfig`, made once; AttributeError if transformers lacks it."""
+    name = PREFIX + native_name
+    if name not in globals():
+        native = getattr(transformers, native_name)
+        members = {
+            "__module__": __name__,
+            "__doc__": f"{native_name} with the widths of every block.",
+            "__annotations__": {"disp_llm": dict | None},
+            "model_type": f"disp_{native.model_type}",
+            "disp_llm": None,
+        }
+        made = type(name, (native,), members)
+        made.register_for_auto_class("AutoConfig")
+        globals()[name] = made
+    return globals()[name]
+
+
+def __getattr__(name: str) -> type:
+    if name.startswith(PREFIX) and name.endswith("Config"):
+        return pruned_config(name.removeprefix(PREFIX))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,125 @@
+"""A transformers model whose blocks read, work in and write dimensions of their own choice.
+
+This file and `configuration_disp_llm.py` lie in every exported folder and stand alone on torch and
+transformers. Nothing of transformers is copied: the native classes run, their linear layers are cut
+to the widths of the configuration, and two hooks a branch do the rest (arXiv 2410.11988, Algorithm 1,
+with the norm before the selection):
+
+    branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
+    branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
+
+`kept_in` and `kept_out` are int64 buffers of the module that the hook sits on. A branch that keeps
+a whole width has neither buffer nor hook there.
+
+D residual stream, K kept of it.
+"""
+
+import torch
+import transformers
+from torch import nn
+
+from .configuration_disp_llm import PREFIX, pruned_config
+
+
+def gather(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook: hidden states (..., D) -> (..., K), passed by place or by name."""
+    if args:
+        return (args[0].index_select(-1, module.kept_in), *args[1:]), kwargs
+    hidden = kwargs["hidden_states"].index_select(-1, module.kept_in)
+    return args, {**kwargs, "hidden_states": hidden}
+
+
+def scatter(module: nn.Module, args: tuple, output):
+    """Forward hook: the output, or the first of several, (..., K) -> (..., D)."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    full = hidden.new_zeros((*hidden.shape[:-1], module.full_width))
+    full = full.index_copy(-1, module.kept_out, hidden)
+    return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def is_turned(linear: nn.Module) -> bool:
+    """Whether the weight is stored as (inputs, outputs): transformers' `Conv1D`, used by GPT-2."""
+    return not isinstance(linear, nn.Linear)
+
+
+def widths_of(linear: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer."""
+    rows, columns = linear.weight.shape
+    return (rows, columns) if is_turned(linear) else (columns, rows)
+
+
+def cut(linear: nn.Module, inputs: int, outputs: int) -> None:
+    """Shrinks a linear layer in place to its first inputs and outputs; its class and name stay.
+
+    What the weights are does not matter here: the file's are loaded into these shapes.
+    """
+    turned = is_turned(linear)
+    rows, columns = (inputs, outputs) if turned else (outputs, inputs)
+    linear.weight = nn.Parameter(linear.weight.data[:rows, :columns].clone())
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.data[:outputs].clone())
+    if turned:
+        linear.nx, linear.nf = inputs, outputs
+    else:
+        linear.in_features, linear.out_features = inputs, outputs
+
+
+def shrink(base: nn.Module, disp: dict) -> None:
+    """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks."""
+    for i, block in enumerate(base.get_submodule(disp["blocks"])):
+        width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
+        for branch, site, middle in (
+            (disp["attention"], "attn", None),
+            (disp["mlp"], "mlp", width["mlp_mid"]),
+        ):
+            reads = [block.get_submodule(path) for path in branch["reads"]]
+            writes = block.get_submodule(branch["writes"])
+            full = widths_of(reads[0])[0]
+            kept_in, kept_out = width[f"{site}_in"], width[f"{site}_out"]
+            for linear in reads:
+                outputs = widths_of(linear)[1] if middle is None else middle * branch["fused"]
+                cut(linear, kept_in, outputs)
+            cut(writes, widths_of(writes)[0] if middle is None else middle, kept_out)
+            if kept_in < full:
+                module = block.get_submodule(branch["gather"])
+                _add_index(module, "kept_in", kept_in)
+                module.register_forward_pre_hook(gather, with_kwargs=True)
+            if kept_out < full:
+                module = block.get_submodule(branch["scatter"])
+                _add_index(module, "kept_out", kept_out)
+                module.full_width = full
+                module.register_forward_hook(scatter)
+
+
+def _add_index(module: nn.Module, name: str, width: int) -> None:
+    device = next(module.parameters()).device
+    module.register_buffer(name, torch.arange(width, device=device))
+
+
+def pruned_model(native_name: str) -> type:
+    """`LlamaForCausalLM` -> `DispLlamaForCausalLM`, a subclass that cuts itself, made once."""
+    name = PREFIX + native_name
+    if name not in globals():
+        native = getattr(transformers, native_name)
+
+        def __init__(self, config, *args, **kwargs):
+            native.__init__(self, config, *args, **kwargs)
+            shrink(self.base_model, config.disp_llm)
+
+        members = {
+            "__module__": __name__,
+            "__doc__": f"{native_name} with the widths of its configuration.",
+            "__init__": __init__,
+            "config_class": pruned_config(native.config_class.__name__),
+        }
+        made = type(name, (native,), members)
+        causal = issubclass(native, transformers.GenerationMixin)
+        made.register_for_auto_class("AutoModelForCausalLM" if causal else "AutoModel")
+        globals()[name] = made
+    return globals()[name]
+
+
+def __getattr__(name: str) -> type:
+    if name.startswith(PREFIX):
+        return pruned_model(name.removeprefix(PREFIX))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,334 @@
+"""Every knob, as frozen dataclasses: defaults < recipe < flags. No torch here.
+
+A field's docstring is its `--help`. `resolved` turns a configuration into what `config.toml` holds.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+Estimator = Literal["projected", "reinmax", "reinmax_printed", "straight_through"]
+Parametrisation = Literal["logits", "hypernetwork"]
+Method = Literal["learned", "fisher", "magnitude", "random"]
+
+
+class InputError(ValueError):
+    """Something the user can mend, told in one line: where, what, and the mend."""
+
+    def __init__(self, what: str, *, flag: str, mend: str):
+        super().__init__(f"{flag}: {what}; {mend}")
+        self.what, self.flag, self.mend = what, flag, mend
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Where tokens come from."""
+
+    text: tuple[Path, ...] = ()
+    """Text to learn from: .txt, .raw, .jsonl, .parquet; any other file is read as plain text.
+    Default: the embedded speeches."""
+    text_field: str = "text"
+    """Field of a .jsonl line or column of a .parquet file that holds the text."""
+    dataset: str = ""
+    """A hub data set in place of --text, NAME:CONFIG or NAME:CONFIG:SPLIT, such as
+    wikitext:wikitext-2-raw-v1 (split: train)."""
+    eval_text: tuple[Path, ...] = ()
+    """Text to measure perplexity on. Default: the last tenth of the learning text, which is then
+    never learned from."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How perplexity is measured."""
+
+    context: int = 1024
+    """Tokens of a window; the first token of a window is not predicted."""
+    stride: int = 0
+    """Tokens from one window to the next; 0 = context, no overlap. A token is scored once."""
+    windows: int = 16
+    """How many windows from the start of the text; 0 = all of it."""
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """The calibration pass that scores every entry of every site."""
+
+    calibration_sequences: int = 24
+    """Sequences, each with a backward pass of its own."""
+    calibration_length: int = 512
+    """Tokens of a calibration sequence."""
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """The mask-learning loop; the weights of the model stay frozen."""
+
+    steps: int = 300
+    """Optimiser steps."""
+    length: int = 512
+    """Tokens of a learning window."""
+    batch: int = 1
+    """Windows a step and process."""
+    accumulate: int = 1
+    """Batches a step whose gradients are averaged."""
+    start: Literal["scores", "random"] = "scores"
+    """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
+    parametrisation: Parametrisation = "logits"
+    """What is trained: the logits themselves, or the paper's hypernetwork (added to the start)."""
+    estimator: Estimator = "projected"
+    """How logits become masks with a gradient."""
+    shift: float = 0.0
+    """The constant c added to logits (the paper: 3)."""
+    temperature: float = 1.0
+    """The τ of the estimator's sigmoid."""
+    penalty: float = 0.0
+    """The λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
+    learning_rate: float = 0.05
+    """Peak step size on the logits, or on the hypernetwork's weights."""
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.95
+    """AdamW's second moment."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay (the paper: 0.05)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine falls to a tenth of the peak at the last step."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """How the smaller model is written."""
+
+    align: int = 0
+    """Widths are multiples of this; 0 = 1 on a CPU, 64 on a GPU."""
+    max_shard_size: str = "5GB"
+    """Largest file of weights."""
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where it runs."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the frozen weights; auto is bfloat16 where the hardware has it, else float32."""
+    seed: int = 0
+    """Of every random draw."""
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
+
+    model: tyro.conf.Positional[str]
+    """Hub id, local folder, or smollm2-135m (the embedded default)."""
+    keep: tuple[float, ...] = (0.5,)
+    """Share of block parameters that stays, in (0, 1]; several give several models of one run."""
+    output_dir: Path = Path("run")
+    """The run folder."""
+    recipe: str = "default"
+    """Name of a shipped recipe, or a TOML file; flags override it."""
+    method: Method = "learned"
+    """How masks are chosen."""
+    resume: bool = False
+    """Go on where the run in --output-dir stopped."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    text: TextConfig = field(default_factory=TextConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Another size from a run that has learned, without learning again."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    keep: tuple[float, ...]
+    """Share of block parameters that stays, in (0, 1]."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    device: str = "auto"
+    """cpu, cuda, ...; the rest is taken from the run."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Perplexity of a model or of an exported folder."""
+
+    model: tyro.conf.Positional[str]
+    """Hub id, folder, or smollm2-135m."""
+    text: tuple[Path, ...] = ()
+    """Text to measure on. Default: the embedded speeches' held-out tenth."""
+    text_field: str = "text"
+    """Field of a .jsonl line or column of a .parquet file that holds the text."""
+    dataset: str = ""
+    """A hub data set in place of --text, NAME:CONFIG:SPLIT (split: test)."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Is this model supported, which sites does it have, what would each keep cost, does it fit?"""
+
+    model: tyro.conf.Positional[str]
+    """Hub id, folder, or smollm2-135m."""
+    keep: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
+    """Sizes to list."""
+    length: int = 512
+    """Tokens of a learning window, for the memory estimate."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    device: str = "auto"
+    """cpu, cuda, ...: whose memory is compared."""
+
+
+Command = PruneConfig | ExportCommand | EvalCommand | DoctorCommand
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A configuration as plain TOML values; None never occurs, paths become text."""
+    plain = dataclasses.asdict(config)
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items()}
+        if isinstance(value, tuple | list):
+            return [clean(inner) for inner in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return clean(plain)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    folder = resources.files("disp_llm") / "recipes"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The tables of a shipped recipe or of a TOML file.
+
+    Raises:
+        InputError: no such recipe or file, or not TOML.
+    """
+    try:
+        if name.endswith(".toml"):
+            return tomllib.loads(Path(name).read_text())
+        if name in recipe_names():
+            return tomllib.loads((resources.files("disp_llm") / "recipes" / f"{name}.toml").read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read {name} ({error})", flag="--recipe", mend="mend the file") from error
+    raise InputError(
+        f"no recipe '{name}'" + nearest(name, recipe_names()),
+        flag="--recipe",
+        mend=f"use one of {', '.join(recipe_names())}, or a file that ends in .toml",
+    )
+
+
+def apply_recipe(config: Any, tables: dict[str, Any], path: str = "") -> Any:
+    """A copy of a configuration with the values of a recipe's tables.
+
+    Raises:
+        InputError: a key that no field has, or a value of the wrong type.
+    """
+    known = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    changes: dict[str, Any] = {}
+    for key, value in tables.items():
+        if key not in known:
+            raise InputError(
+                f"unknown key '{path}{key}'" + nearest(key, list(known)),
+                flag="--recipe",
+                mend=f"use keys of {', '.join(known)}",
+            )
+        old = known[key]
+        if isinstance(value, dict) and dataclasses.is_dataclass(old):
+            changes[key] = apply_recipe(old, value, f"{path}{key}.")
+        elif isinstance(old, tuple) and isinstance(value, list):
+            items = [Path(item) if isinstance(item, str) else item for item in value]
+            changes[key] = tuple(items)
+        elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+            changes[key] = float(value)
+        elif isinstance(old, Path) and isinstance(value, str):
+            changes[key] = Path(value)
+        elif type(value) is type(old):
+            changes[key] = value
+        else:
+            raise InputError(
+                f"'{path}{key}' is {value!r}",
+                flag="--recipe",
+                mend=f"give it a value like {old!r}",
+            )
+    return dataclasses.replace(config, **changes)
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """' (nearest: X)' where a known word is near, else nothing."""
+    near = difflib.get_close_matches(word, words, n=1)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def check(config: PruneConfig) -> None:
+    """Refuses values that no run can use, before anything is loaded.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    check_keep(config.keep)
+    positive = {
+        "--calibration-sequences": config.scores.calibration_sequences,
+        "--calibration-length": config.scores.calibration_length - 1,
+        "--length": config.learn.length - 1,
+        "--batch": config.learn.batch,
+        "--accumulate": config.learn.accumulate,
+        "--checkpoint-every": config.learn.checkpoint_every,
+        "--temperature": config.learn.temperature,
+        "--learning-rate": config.learn.learning_rate,
+    }
+    for flag, value in positive.items():
+        if not value > 0:
+            raise InputError("too small", flag=flag, mend="give a larger number")
+    for flag, number in {"--steps": config.learn.steps, "--align": config.export.align}.items():
+        if number < 0:
+            raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
+    if config.text.text and config.text.dataset:
+        raise InputError("given together with --text", flag="--dataset", mend="choose one of them")
+    check_evaluation(config.evaluation)
+
+
+def check_keep(keeps: tuple[float, ...]) -> None:
+    """Refuses a keep outside (0, 1], NaN, a repeated one, or none at all."""
+    for keep in keeps:
+        if not 0 < keep <= 1:
+            raise InputError(f"{keep} is not a share", flag="--keep", mend="give a number in (0, 1]")
+    if not keeps or len(set(keeps)) < len(keeps):
+        raise InputError("empty or repeated", flag="--keep", mend="give each size once")
+
+
+def check_evaluation(config: EvalConfig) -> None:
+    """Refuses windows that score nothing or skip tokens."""
+    if config.context < 2:
+        raise InputError(f"{config.context}", flag="--context", mend="give 2 or more tokens")
+    if not 0 <= config.stride < config.context + 1:
+        raise InputError(f"{config.stride}", flag="--stride", mend="give 0 to --context tokens")
+    if config.windows < 0:
+        raise InputError(f"{config.windows}", flag="--windows", mend="give 0 (all) or more")

@@ -1,0 +1,63 @@
+"""Perplexity of a dense, a masked or a compact model: the same code for all three.
+
+`exp` of the mean −ln p over the scored tokens. Its standard error comes from the spread of the
+windows' means (tokens of one window are not independent) and the slope of `exp`.
+
+B windows, T tokens of a window.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from disp_llm.config import EvalConfig
+from disp_llm.families import Family
+from disp_llm.losses import head_of, token_losses
+from disp_llm.text import eval_windows
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A figure with what it was measured over."""
+
+    perplexity: float
+    perplexity_stderr: float
+    tokens: int
+    """Tokens scored: every one of the text but the first of the first window, and no token twice."""
+    window: int
+    stride: int
+
+
+@torch.no_grad()
+def perplexity(
+    model: nn.Module,
+    family: Family,
+    stream: Int[Tensor, " N"],
+    config: EvalConfig,
+    on_window: Callable[[int, int], None] = lambda done, total: None,
+) -> Perplexity:
+    """Measures perplexity over windows of a stream of tokens.
+
+    Without overlap (stride = context) the first token of each window is not predicted. With overlap
+    only the tokens that the window before did not score count.
+    """
+    windows = eval_windows(stream, config)  # (B, T)
+    context = windows.shape[1]
+    stride = min(config.stride or context, context)
+    head = head_of(model, family)
+    device = next(model.parameters()).device
+    sums, counts = [], []
+    for done, window in enumerate(windows, start=1):
+        losses = token_losses(model, head, window[None].to(device)).squeeze(0)
+        fresh = losses if done == 1 or stride == context else losses[-stride:]
+        sums.append(float(fresh.double().sum()))
+        counts.append(len(fresh))
+        on_window(done, len(windows))
+    mean = sum(sums) / sum(counts)
+    means = torch.tensor(sums) / torch.tensor(counts)
+    spread = float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+    return Perplexity(math.exp(mean), math.exp(mean) * spread, sum(counts), context, stride)

@@ -1,0 +1,155 @@
+"""Model + masks -> a folder that loads where the original did.
+
+The kept rows and columns of the block linears are copied into the shapes of the compact classes,
+everything else as it is. `save_pretrained` of transformers writes the folder, so that the code that
+the folder needs travels with it, also when it is loaded, tuned and saved again.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from disp_llm.compact import config_class, model_classes
+from disp_llm.compact.configuration_disp_llm import PREFIX
+from disp_llm.compact.modeling_disp_llm import is_turned
+from disp_llm.families import Branch, Family
+from disp_llm.files import atomic
+from disp_llm.masks import SITES, Masks, blocks_of
+
+
+def compact_config(model: nn.Module, family: Family, masks: Masks):
+    """The native configuration with the widths of every block and the names of its classes."""
+    native = type(model.config)
+    base, causal = model_classes(native)
+    widths = masks.layout.counts(masks.kept.long()).view(-1, len(SITES)).T.tolist()
+    values = model.config.to_dict()
+    for key in ("model_type", "architectures", "quantization_config", "transformers_version"):
+        values.pop(key, None)
+    values["disp_llm"] = family.as_dict() | {"widths": dict(zip(SITES, widths, strict=True))}
+    values["auto_map"] = {
+        "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
+        "AutoModel": f"modeling_disp_llm.{base.__name__}",
+        "AutoModelForCausalLM": f"modeling_disp_llm.{causal.__name__}",
+    }
+    config = config_class(native)(**copy.deepcopy(values))
+    config._name_or_path = getattr(model.config, "_name_or_path", "")
+    return config
+
+
+def compact_state(model: nn.Module, family: Family, masks: Masks) -> dict[str, Tensor]:
+    """The state of the compact model: kept slices, index buffers, and all the rest by reference."""
+    state = dict(model.state_dict())
+    names = {id(module): name for name, module in model.named_modules()}
+    indices = masks.indices()
+    for i, block in enumerate(blocks_of(model, family)):
+        s1, s2, s3, s4, s5 = (indices[f"layers.{i}.{site}"] for site in SITES)
+        middle = torch.cat([s4 + piece * masks.layout.blocks[i].intermediate
+                            for piece in range(family.mlp.fused)])
+        for branch, kept_in, kept_out, outputs, inputs in (
+            (family.attention, s1, s2, None, None),
+            (family.mlp, s3, s5, middle, s4),
+        ):
+            for path in branch.reads:
+                _slice(state, block.get_submodule(path), names, kept_in, outputs)
+            _slice(state, block.get_submodule(branch.writes), names, inputs, kept_out)
+            _index(state, block, branch, names, kept_in, kept_out, masks.layout.blocks[i].hidden)
+    return state
+
+
+def _slice(
+    state: dict[str, Tensor],
+    linear: nn.Module,
+    names: dict[int, str],
+    inputs: Tensor | None,
+    outputs: Tensor | None,
+) -> None:
+    """Replaces a linear layer's weight and bias by the kept inputs and outputs (None = all)."""
+    name, device = names[id(linear)], linear.weight.device
+    weight = linear.weight.detach()
+    input_dim, output_dim = (0, 1) if is_turned(linear) else (1, 0)
+    if inputs is not None:
+        weight = weight.index_select(input_dim, inputs.to(device))
+    if outputs is not None:
+        weight = weight.index_select(output_dim, outputs.to(device))
+        if linear.bias is not None:
+            state[f"{name}.bias"] = linear.bias.detach().index_select(0, outputs.to(device))
+    state[f"{name}.weight"] = weight
+
+
+def _index(
+    state: dict[str, Tensor],
+    block: nn.Module,
+    branch: Branch,
+    names: dict[int, str],
+    kept_in: Tensor,
+    kept_out: Tensor,
+    hidden: int,
+) -> None:
+    for path, buffer, kept in (
+        (branch.gather, "kept_in", kept_in),
+        (branch.scatter, "kept_out", kept_out),
+    ):
+        if len(kept) < hidden:
+            state[f"{names[id(block.get_submodule(path))]}.{buffer}"] = kept
+
+
+def compact_model(model: nn.Module, family: Family, masks: Masks) -> nn.Module:
+    """The smaller model itself, on the device and in the dtype of the dense one."""
+    config = compact_config(model, family, masks)
+    _, causal = model_classes(type(model.config))
+    dtype = next(model.parameters()).dtype
+    made = causal.from_pretrained(
+        None, config=config, state_dict=compact_state(model, family, masks), dtype=dtype
+    )
+    made.generation_config = copy.deepcopy(model.generation_config)
+    made.eval().requires_grad_(False)
+    return made.to(next(model.parameters()).device)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What lies in an exported folder."""
+
+    folder: Path
+    parameters: int
+    bytes: int
+    """Of the weight files."""
+
+
+def export(
+    model: nn.Module, tokenizer, family: Family, masks: Masks, folder: Path, max_shard_size: str
+) -> Exported:
+    """Writes the folder, whole or not at all; a folder of the same name is replaced.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    compact = compact_model(model, family, masks)
+    with atomic(folder) as temporary:
+        compact.save_pretrained(temporary, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(temporary)
+    return Exported(folder, count_parameters(compact), weight_bytes(folder))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_block_parameters(model: nn.Module, family: Family) -> int:
+    """Weights of the linear layers inside the blocks, counted on the model itself."""
+    branches = (family.attention, family.mlp)
+    return sum(
+        block.get_submodule(path).weight.numel()
+        for block in blocks_of(model, family)
+        for branch in branches
+        for path in (*branch.reads, branch.writes)
+    )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the safetensors files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

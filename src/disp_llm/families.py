@@ -1,0 +1,154 @@
+"""Where the blocks of each architecture read and write the residual stream.
+
+One row of data an architecture, nothing else. The row is enough to mask a model, to count what an
+entry of a mask costs, to cut the model and to load what was cut: no other file names an architecture.
+`docs/add-a-family.md` explains the columns with an example.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass
+
+from disp_llm.config import InputError
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the two branches of a block; module paths are relative to the block."""
+
+    reads: tuple[str, ...]
+    """Linear modules whose inputs are the branch's (normalised) view of the residual stream."""
+    writes: str
+    """The linear module whose output goes back towards the residual stream."""
+    gather: str
+    """Module whose first input is what `reads` see: the input selection acts here."""
+    scatter: str
+    """Module whose (first) output is that of `writes`: the output selection acts here."""
+    fused: int = 1
+    """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Norms may precede or follow a branch and branches may be sequential or
+    parallel: selections act at the edges of the branch itself, so neither needs a column."""
+
+    blocks: str
+    """Path of the list of blocks inside the base model."""
+    attention: Branch
+    """S1 = its gather, S2 = its scatter."""
+    mlp: Branch
+    """S3 = its gather, S4 = between `reads` and `writes`, S5 = its scatter."""
+    logits_divisor: str = ""
+    """Configuration key of a number that divides the logits of the head (Granite)."""
+    logits_softcap: str = ""
+    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2)."""
+    refused: tuple[tuple[str, object, str], ...] = ()
+    """(configuration key, value, reason) of variants that this row does not describe."""
+
+    def as_dict(self) -> dict:
+        """The two branches and the path, as plain JSON: what an exported folder carries."""
+        return {
+            "blocks": self.blocks,
+            "attention": asdict(self.attention),
+            "mlp": asdict(self.mlp),
+        }
+
+
+def _branch(module: str, reads: str, writes: str, fused: int = 1) -> Branch:
+    """A branch that is one module: both selections act at its edges."""
+    paths = tuple(f"{module}.{name}" for name in reads.split())
+    return Branch(paths, f"{module}.{writes}", module, module, fused)
+
+
+_ATTENTION = _branch("self_attn", "q_proj k_proj v_proj", "o_proj")
+_GATED = _branch("mlp", "gate_proj up_proj", "down_proj")
+
+# Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, OLMo 2, Granite.
+_LLAMA = Family("layers", _ATTENTION, _GATED)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "smollm3": _LLAMA,
+    "olmo2": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": Family("layers", _ATTENTION, _GATED, logits_softcap="final_logit_softcapping"),
+    "gemma3_text": Family("layers", _ATTENTION, _GATED, logits_softcap="final_logit_softcapping"),
+    "granite": Family("layers", _ATTENTION, _GATED, logits_divisor="logits_scaling"),
+    "stablelm": _LLAMA,
+    "phi3": Family(
+        "layers",
+        _branch("self_attn", "qkv_proj", "o_proj"),
+        _branch("mlp", "gate_up_proj", "down_proj", fused=2),
+    ),
+    "phi": Family(
+        "layers",
+        _branch("self_attn", "q_proj k_proj v_proj", "dense"),
+        _branch("mlp", "fc1", "fc2"),
+    ),
+    "opt": Family(
+        "decoder.layers",
+        _branch("self_attn", "q_proj k_proj v_proj", "out_proj"),
+        # OPT has no MLP module: fc1 and fc2 are children of the block.
+        Branch(("fc1",), "fc2", gather="fc1", scatter="fc2"),
+        refused=(
+            (
+                "do_layer_norm_before",
+                False,
+                "the norm follows the residual sum, as in OPT-350m, so no selection fits behind it",
+            ),
+        ),
+    ),
+    "gpt_neox": Family(
+        "layers",
+        _branch("attention", "query_key_value", "dense"),
+        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+    "gpt2": Family(
+        "h",
+        _branch("attn", "c_attn", "c_proj"),
+        _branch("mlp", "c_fc", "c_proj"),
+    ),
+    "falcon": Family(
+        "h",
+        _branch("self_attention", "query_key_value", "dense"),
+        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+}
+
+PRUNED_PREFIX = "disp_"
+"""What `model_type` begins with in a folder that this package has written."""
+
+
+def family_of(config: object) -> Family:
+    """The row of a transformers configuration.
+
+    Raises:
+        InputError: the architecture is not in the table, is already pruned, or is a refused variant.
+    """
+    model_type = str(getattr(config, "model_type", "") or "without model_type")
+    if model_type.startswith(PRUNED_PREFIX):
+        raise InputError(
+            "this model has been pruned already",
+            flag="MODEL",
+            mend="prune the original, or make another size of its run with `disp-llm export`",
+        )
+    if model_type not in FAMILIES:
+        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
+        raise InputError(
+            f"architecture '{model_type}' is not known" + (f" (near: {near[0]})" if near else ""),
+            flag="MODEL",
+            mend=f"use one of {', '.join(sorted(FAMILIES))}, "
+            "or add a row as docs/add-a-family.md explains",
+        )
+    family = FAMILIES[model_type]
+    for key, value, reason in family.refused:
+        if getattr(config, key, None) == value:
+            raise InputError(
+                f"{model_type} with {key}={value} is not supported: {reason}",
+                flag="MODEL",
+                mend=f"use a {model_type} model without that setting",
+            )
+    return family

@@ -1,0 +1,58 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from disp_llm.config import InputError
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is there at the end takes the place of `path`.
+
+    Works for files and folders. On an error nothing stays behind.
+
+    Raises:
+        InputError: the folder is not writable or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary / path.name
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary / path.name, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write ({error.strerror or error})",
+            flag=str(path),
+            mend="make room or choose another --output-dir",
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with an indent of two."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file; tensors must be contiguous."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # the library's own word for a full disk
+            raise OSError(str(error)) from error

@@ -1,0 +1,59 @@
+"""What is trained in place of the model's weights: one vector of logits for all sites.
+
+`FreeLogits` trains the logits themselves; `Hypernetwork` is the paper's (section 3.3, Table 5). Both
+add what they train to a start vector, which is zero for the paper's random start.
+
+N entries of all sites, S sites.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.masks import Layout
+
+INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 128 numbers
+
+
+class FreeLogits(nn.Module):
+    """x = Θ, with Θ starting at the start vector."""
+
+    def __init__(self, start: Float[Tensor, " N"], layout: Layout, generator: torch.Generator):
+        super().__init__()
+        self.logits = nn.Parameter(start.clone())
+
+    def forward(self) -> Float[Tensor, " N"]:
+        return self.logits
+
+
+class Hypernetwork(nn.Module):
+    """x = start + HN(z): fixed z (S, 1, 32) → bidirectional GRU(32, 64) → LayerNorm(128) → GELU
+    → one bias-free Linear(128, N_s) a site.
+
+    Weights are drawn as PyTorch draws them by default, from `generator`; they are saved whole,
+    the fixed z included.
+    """
+
+    def __init__(self, start: Float[Tensor, " N"], layout: Layout, generator: torch.Generator):
+        super().__init__()
+        self.register_buffer("start", start.clone())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            self.register_buffer("z", torch.randn(len(layout.lengths), 1, INPUT))
+            self.gru = nn.GRU(INPUT, HIDDEN, bidirectional=True)
+            self.norm = nn.LayerNorm(2 * HIDDEN)
+            self.heads = nn.ModuleList(
+                nn.Linear(2 * HIDDEN, length, bias=False) for length in layout.lengths
+            )
+
+    def forward(self) -> Float[Tensor, " N"]:
+        hidden, _ = self.gru(self.z)  # (S, 1, 128)
+        hidden = nn.functional.gelu(self.norm(hidden)).squeeze(1)
+        parts = [head(row) for head, row in zip(self.heads, hidden, strict=True)]
+        return self.start + torch.cat(parts)
+
+
+PARAMETRISATIONS: dict[str, type[nn.Module]] = {
+    "logits": FreeLogits,
+    "hypernetwork": Hypernetwork,
+}

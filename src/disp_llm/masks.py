@@ -1,0 +1,229 @@
+"""Masks: one 0/1 vector a site a block, laid end to end in one flat vector.
+
+In comes a model and its family row; out come the layout of its sites, hooks that make the model run
+masked (arXiv 2410.11988, Eqs. 2 and 3, the norm before the mask), and the masks file that is the one
+hand-over between choosing and exporting.
+
+N entries of all sites, S sites (5 a block), L blocks.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.config import InputError
+from disp_llm.families import Family
+from disp_llm.files import write_tensors
+
+SITES = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
+"""S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths of one dense block; with `|S|` ones of a site its linear weights count
+    `|S1|·qkv + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`."""
+
+    hidden: int
+    """D, width of the residual stream."""
+    qkv: int
+    """Outputs of the attention's reads together, q + 2kv."""
+    q: int
+    """Inputs of the attention's write."""
+    pieces: int
+    """Projections that read for the MLP: 2 gated, 1 plain."""
+    intermediate: int
+    """F, width inside the MLP."""
+    biases: tuple[int, int, int, int, int]
+    """Bias numbers that go with one entry of each site (they follow their output dimension)."""
+
+    @property
+    def lengths(self) -> tuple[int, int, int, int, int]:
+        """Entries of each site."""
+        return (self.hidden, self.hidden, self.hidden, self.intermediate, self.hidden)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which stretch of the flat vector is which site of which block."""
+
+    blocks: tuple[BlockShape, ...]
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Entries of each of the S sites."""
+        return tuple(length for block in self.blocks for length in block.lengths)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """`layers.3.attn_in` and so on, S of them."""
+        return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in SITES)
+
+    @property
+    def entries(self) -> int:
+        """N."""
+        return sum(self.lengths)
+
+    @cached_property
+    def site_of_entry(self) -> Int[Tensor, " N"]:
+        """Index of the site that each entry belongs to."""
+        return torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
+
+    def split(self, flat: Shaped[Tensor, " N"]) -> tuple[Tensor, ...]:
+        """The flat vector as S views, one a site."""
+        return flat.split(self.lengths)
+
+    def counts(self, flat: Shaped[Tensor, " N"]) -> Shaped[Tensor, " S"]:
+        """Sum of each site: the number of ones of a mask, differentiable."""
+        sums = flat.new_zeros(len(self.lengths))
+        return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
+
+
+def blocks_of(model: nn.Module, family: Family) -> Sequence[nn.Module]:
+    """The list of blocks of a causal model."""
+    return model.base_model.get_submodule(family.blocks)
+
+
+def layout_of(model: nn.Module, family: Family) -> Layout:
+    """Measures every block; a model on the meta device will do."""
+    return Layout(tuple(_measure(block, family) for block in blocks_of(model, family)))
+
+
+def _measure(block: nn.Module, family: Family) -> BlockShape:
+    attn_reads, mlp_reads = (
+        [block.get_submodule(path) for path in branch.reads]
+        for branch in (family.attention, family.mlp)
+    )
+    attn_writes = block.get_submodule(family.attention.writes)
+    mlp_writes = block.get_submodule(family.mlp.writes)
+    biased = [linear.bias is not None for linear in (attn_writes, mlp_reads[0], mlp_writes)]
+    pieces = len(mlp_reads) * family.mlp.fused
+    return BlockShape(
+        hidden=widths_of(attn_reads[0])[0],
+        qkv=sum(widths_of(linear)[1] for linear in attn_reads),
+        q=widths_of(attn_writes)[0],
+        pieces=pieces,
+        intermediate=widths_of(mlp_writes)[0],
+        biases=(0, int(biased[0]), 0, pieces * biased[1], int(biased[2])),
+    )
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a method chose: the kept entries and, where there are any, the logits behind them."""
+
+    layout: Layout
+    kept: Bool[Tensor, " N"]
+    logits: Float[Tensor, " N"]
+
+    def indices(self) -> dict[str, Int[Tensor, " K"]]:
+        """Sorted int64 kept indices of each site, by name."""
+        parts = self.layout.split(self.kept)
+        return {
+            name: part.nonzero().squeeze(-1)
+            for name, part in zip(self.layout.names, parts, strict=True)
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes kept indices under `layers.3.attn_in` and logits under `logits.layers.3.attn_in`."""
+        logits = zip(self.layout.names, self.layout.split(self.logits.float()), strict=True)
+        tensors = self.indices() | {f"logits.{name}": part.clone() for name, part in logits}
+        write_tensors(path, tensors)
+
+
+def load_masks(path: Path, layout: Layout) -> Masks:
+    """Reads a masks file.
+
+    Raises:
+        InputError: missing, damaged, or made for another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            if {name for name in found if not name.startswith("logits.")} != set(layout.names):
+                raise InputError("made for another model", flag=str(path), mend="name its own run")
+            kept, logits = [], []
+            for name, length in zip(layout.names, layout.lengths, strict=True):
+                part = torch.zeros(length, dtype=torch.bool)
+                part[file.get_tensor(name)] = True
+                kept.append(part)
+                logits.append(file.get_tensor(f"logits.{name}"))
+    except (OSError, SafetensorError, IndexError) as error:
+        raise InputError(
+            f"cannot be read ({error})", flag=str(path), mend="run `disp-llm prune --resume` again"
+        ) from error
+    return Masks(layout, torch.cat(kept), torch.cat(logits))
+
+
+class Masking:
+    """The masks that a model wrapped by `masked` currently runs with; set `flat` before a forward."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self._parts: tuple[Tensor, ...] = ()
+
+    def set(self, flat: Float[Tensor, "*B N"]) -> None:
+        """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the batch."""
+        parts = flat.split(self._layout.lengths, dim=-1)
+        self._parts = tuple(part.unsqueeze(-2) for part in parts) if flat.dim() > 1 else parts
+
+    def hook_of(self, site: int) -> Callable[[Tensor], Tensor]:
+        """Multiplication of (B, T, width) with the current mask of a site."""
+
+        def multiply(hidden: Tensor) -> Tensor:
+            mask = self._parts[site].to(hidden.dtype)
+            if hidden.dim() == 2 and mask.dim() == 3:  # OPT flattens batch and tokens in its MLP
+                mask = mask.expand(-1, hidden.shape[0] // mask.shape[0], -1).flatten(0, 1)
+            return hidden * mask
+
+        return multiply
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, family: Family, layout: Layout) -> Iterator[Masking]:
+    """While the context lasts, every site of the model is multiplied by its mask."""
+    masking = Masking(layout)
+    handles = []
+    for i, block in enumerate(blocks_of(model, family)):
+        sites = {name: masking.hook_of(len(SITES) * i + s) for s, name in enumerate(SITES)}
+        for branch, name in ((family.attention, "attn"), (family.mlp, "mlp")):
+            reader, writer = block.get_submodule(branch.gather), block.get_submodule(branch.scatter)
+            handles.append(
+                reader.register_forward_pre_hook(_on_input(sites[f"{name}_in"]), with_kwargs=True)
+            )
+            handles.append(writer.register_forward_hook(_on_output(sites[f"{name}_out"])))
+        down = block.get_submodule(family.mlp.writes)
+        handles.append(
+            down.register_forward_pre_hook(_on_input(sites["mlp_mid"]), with_kwargs=True)
+        )
+    try:
+        yield masking
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_input(multiply: Callable[[Tensor], Tensor]) -> Callable:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (multiply(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": multiply(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _on_output(multiply: Callable[[Tensor], Tensor]) -> Callable:
+    def hook(module: nn.Module, args: tuple, output):
+        if isinstance(output, tuple):
+            return (multiply(output[0]), *output[1:])
+        return multiply(output)
+
+    return hook
