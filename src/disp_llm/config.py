@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -131,7 +131,7 @@ class MachineConfig:
 class PruneConfig:
     """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, local folder, or smollm2-135m (the embedded default)."""
     keep: tuple[float, ...] = (0.5,)
     """Share of block parameters that stays, in (0, 1]; several give several models of one run."""
@@ -157,7 +157,7 @@ class PruneConfig:
 class ExportCommand:
     """Another size from a run that has learned, without learning again."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     keep: tuple[float, ...]
     """Share of block parameters that stays, in (0, 1]."""
@@ -172,7 +172,7 @@ class ExportCommand:
 class EvalCommand:
     """Perplexity of a model or of an exported folder."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, folder, or smollm2-135m."""
     text: tuple[Path, ...] = ()
     """Text to measure on. Default: the embedded speeches' held-out tenth."""
@@ -190,7 +190,7 @@ class EvalCommand:
 class DoctorCommand:
     """Is this model supported, which sites does it have, what would each keep cost, does it fit?"""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, folder, or smollm2-135m."""
     keep: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""

@@ -8,16 +8,26 @@ B windows, T tokens of a window.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from disp_llm.config import EvalConfig
+from disp_llm.config import EvalCommand, EvalConfig, TextConfig
+from disp_llm.export import count_block_parameters, count_parameters
 from disp_llm.families import Family
 from disp_llm.losses import head_of, token_losses
-from disp_llm.text import eval_windows
+from disp_llm.models import load
+from disp_llm.text import (
+    eval_windows,
+    load_tokens,
+    read_dataset,
+    read_documents,
+    require_length,
+    tokenize,
+)
 
 
 @dataclass(frozen=True)
@@ -61,3 +71,34 @@ def perplexity(
     means = torch.tensor(sums) / torch.tensor(counts)
     spread = float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else math.nan
     return Perplexity(math.exp(mean), math.exp(mean) * spread, sum(counts), context, stride)
+
+
+def evaluate(
+    command: EvalCommand, on_window: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Perplexity and size of a model, a folder or the embedded default.
+
+    Raises:
+        InputError: the model or the text is unusable.
+    """
+    loaded = load(command.model, command.machine)
+    if command.dataset:
+        documents = read_dataset(command.dataset, command.text_field, "test")
+        stream, source = tokenize(documents, loaded.tokenizer), command.dataset
+    elif command.text:
+        documents = read_documents(command.text, command.text_field)
+        stream = tokenize(documents, loaded.tokenizer)
+        source = ", ".join(str(path) for path in command.text)
+    else:
+        _, stream, sources = load_tokens(TextConfig(), loaded.tokenizer)
+        source = sources["eval_text"]
+    require_length(stream, 2, "--text")
+    measured = perplexity(loaded.model, loaded.family, stream, command.evaluation, on_window)
+    return asdict(measured) | {
+        "parameters": count_parameters(loaded.model),
+        "block_parameters": count_block_parameters(loaded.model, loaded.family),
+        "model": loaded.source["model"],
+        "revision": loaded.source["revision"],
+        "text": source,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+    }

@@ -77,7 +77,7 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
 
 
 def load(name: str, machine: MachineConfig) -> Loaded:
-    """Loads a model with its tokenizer, dense or pruned, frozen and without dropout.
+    """Loads a model with its tokenizer, dense or pruned.
 
     Raises:
         InputError: no such model, an unknown architecture, or damaged files.
@@ -85,19 +85,30 @@ def load(name: str, machine: MachineConfig) -> Loaded:
     config = load_config(name)
     family = family_of_any(config)
     device = resolve_device(machine.device)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
+    except HUB_ERRORS as error:
+        raise _not_loadable(name, error) from error
+    model = load_model(name, device, resolve_dtype(machine.dtype, device))
+    return Loaded(model, tokenizer, family, _source(name, config))
+
+
+def load_model(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model alone, frozen and without dropout.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
     arguments = _arguments(name)
     if "gguf_file" in arguments and GGUF_CONFIG is not None:
         arguments["quantization_config"] = GGUF_CONFIG(dequantize=True)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=resolve_dtype(machine.dtype, device)
-        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype)
     except HUB_ERRORS as error:
         raise _not_loadable(name, error) from error
     model.config.__dict__.pop("quantization_config", None)
     model.eval().requires_grad_(False)
-    return Loaded(model.to(device), tokenizer, family, _source(name, config))
+    return model.to(device)
 
 
 def family_of_any(config: transformers.PreTrainedConfig) -> Family:

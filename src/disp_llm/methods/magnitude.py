@@ -1,0 +1,40 @@
+"""Magnitude: squared weights that an entry's removal deletes, per block parameter (no text needed).
+
+Han et al., Learning both Weights and Connections for Efficient Neural Networks (arXiv 1506.02626),
+with the group of weights of an entry in place of one weight.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import is_turned
+from disp_llm.learn import Task
+from disp_llm.masks import blocks_of
+from disp_llm.methods.context import Context
+
+
+def magnitude(task: Task, context: Context) -> Tensor:
+    """Mean squared weight of each entry (N)."""
+    parts = []
+    for block in blocks_of(task.model, task.family):
+        attention, mlp = task.family.attention, task.family.mlp
+        q_k_v = [_squares(block.get_submodule(path)) for path in attention.reads]
+        gate_up = [_squares(block.get_submodule(path)) for path in mlp.reads]
+        o, down = (_squares(block.get_submodule(path)) for path in (attention.writes, mlp.writes))
+        rows = sum(
+            piece.sum(1) for linear in gate_up for piece in linear.chunk(mlp.fused)
+        )  # one number an intermediate channel
+        parts += [
+            sum(linear.sum(0) for linear in q_k_v),
+            o.sum(1),
+            sum(linear.sum(0) for linear in gate_up),
+            rows + down.sum(0),
+            down.sum(1),
+        ]
+    return torch.cat(parts).log() - task.budget.entry_costs.to(parts[0].device).log()
+
+
+def _squares(linear: nn.Module) -> Tensor:
+    """Squared weights in float32, (outputs, inputs)."""
+    weight = linear.weight.detach().float().square()
+    return weight.T if is_turned(linear) else weight

@@ -1,0 +1,13 @@
+"""Random: every entry's score is drawn from one uniform distribution; what any method must beat."""
+
+import torch
+from torch import Tensor
+
+from disp_llm.learn import Task, generator_of
+from disp_llm.methods.context import Context
+
+
+def random(task: Task, context: Context) -> Tensor:
+    """Scores (N)."""
+    drawn = torch.rand(task.budget.layout.entries, generator=generator_of(task.seed, 1))
+    return drawn.to(next(task.model.parameters()).device)

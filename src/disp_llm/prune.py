@@ -1,0 +1,319 @@
+"""The main job: a model and text -> a run folder with one smaller model a size, each one proven.
+
+Stages, each of which leaves a file and is skipped when a resumed run finds it: dense perplexity,
+scores, mask learning, and for every size masks, export, and the measurement of what was exported.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from disp_llm import export as exporter
+from disp_llm.budget import Budget, project
+from disp_llm.card import write_card
+from disp_llm.config import EvalConfig, InputError, MachineConfig, PruneConfig
+from disp_llm.evaluate import perplexity
+from disp_llm.learn import Task
+from disp_llm.masks import Masks, layout_of, load_masks, masked
+from disp_llm.methods import METHODS
+from disp_llm.methods.context import Context
+from disp_llm.models import Loaded, load, load_model, resolve_device
+from disp_llm.runs import MetricsLog, Run, open_run, peak_memory_bytes, provenance
+from disp_llm.text import load_tokens, require_length
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int, dict[str, Any]], None]
+"""(stage, done, total, figures), called as work goes on."""
+
+CHECK_TOKENS = 256
+"""Length of the window on which the exported logits are held against the masked model's."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every stage of one run shares."""
+
+    loaded: Loaded
+    budget: Budget
+    eval_stream: Tensor
+    evaluation: EvalConfig
+    run: Run
+    first_keep: float
+    align: int
+    max_shard_size: str
+    report: Report
+
+    def measure(self, model: nn.Module, stage: str) -> dict[str, float]:
+        """Perplexity on the evaluation text."""
+        measured = perplexity(
+            model,
+            self.loaded.family,
+            self.eval_stream,
+            self.evaluation,
+            lambda done, total: self.report(stage, done, total, {}),
+        )
+        return asdict(measured)
+
+
+def silent(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+    """A report that nobody sees."""
+
+
+def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
+    """Runs every stage that has not run yet; returns what `result.json` then holds.
+
+    Raises:
+        InputError: something the user can mend.
+        Interrupted: a signal arrived while learning; `resume` goes on.
+    """
+    began = time.perf_counter()
+    accelerator, device = start_process(config.machine)
+    loaded = load(config.model, replace(config.machine, device=str(device)))
+    stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
+    require_length(eval_stream, 2, "--eval-text")
+    budget = Budget(layout_of(loaded.model, loaded.family))
+    align = config.export.align or default_align(device)
+    for keep in config.keep:  # an impossible size is refused before any work
+        project(torch.zeros(budget.layout.entries), budget, keep, align)
+    if accelerator.is_main_process:
+        open_run(config)
+    accelerator.wait_for_everyone()
+    run = Run(config.output_dir)
+    session = Session(
+        loaded,
+        budget,
+        eval_stream,
+        config.evaluation,
+        run,
+        config.keep[0],
+        align,
+        config.export.max_shard_size,
+        report if accelerator.is_main_process else silent,
+    )
+    task = Task(loaded.model, loaded.family, stream, budget, config.keep, align, config.machine.seed)
+    if accelerator.is_main_process:
+        before = run.result().get("seconds", 0.0)
+        run.update(status="running", **provenance(config.machine.seed), run=str(run.folder))
+        run.update(source=loaded.source | sources, dense=dense_figures(session))
+    logits = choose(config, task, session, accelerator)
+    if not accelerator.is_main_process:
+        return {}
+    models = make_models(session, logits, config.keep)
+    return run.update(
+        status="done",
+        models=models,
+        tokens_seen=tokens_seen(config) * accelerator.num_processes,
+        seconds=round(before + time.perf_counter() - began, 1),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def start_process(machine: MachineConfig) -> tuple[Accelerator, torch.device]:
+    """One process or, under `accelerate launch`, one of several, and the device it works on."""
+    wanted = resolve_device(machine.device)
+    accelerator = Accelerator(cpu=wanted.type == "cpu")
+    several = accelerator.num_processes > 1
+    return accelerator, accelerator.device if several else wanted
+
+
+def default_align(device: torch.device) -> int:
+    """Widths that GPU kernels like; a CPU takes any."""
+    return 1 if device.type == "cpu" else 64
+
+
+def tokens_seen(config: PruneConfig) -> int:
+    """Tokens that one process read to choose the masks, those of the scores included."""
+    scores = config.scores.calibration_sequences * config.scores.calibration_length
+    learn = config.learn.steps * config.learn.length * config.learn.batch * config.learn.accumulate
+    scored = config.method == "fisher" or (
+        config.method == "learned" and config.learn.start == "scores"
+    )
+    return scores * scored + learn * (config.method == "learned")
+
+
+def dense_figures(session: Session) -> dict[str, Any]:
+    """Perplexity and size of the model as it came; measured once a run."""
+    found = session.run.result().get("dense")
+    if found:
+        return found
+    model = session.loaded.model
+    parameters = exporter.count_parameters(model)
+    return session.measure(model, "dense perplexity") | {
+        "parameters": parameters,
+        "block_parameters": session.budget.full,
+        "bytes": parameters * next(model.parameters()).element_size(),
+    }
+
+
+def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accelerator) -> Tensor:
+    """Final logits: from the masks file if the run has one, else by the method."""
+    path = session.run.logits_file()
+    if path.exists():
+        return load_masks(path, task.budget.layout).logits
+    log = MetricsLog(session.run.metrics_file)
+
+    def on_step(metrics: dict[str, Any]) -> None:
+        if accelerator.is_main_process:
+            log.append(metrics)
+            session.report("learning masks", metrics["step"], config.learn.steps, metrics)
+
+    def on_sequence(done: int, total: int) -> None:
+        session.report("scoring", done, total, {})
+
+    context = Context(
+        config.scores, config.learn, session.run.folder, accelerator, on_sequence, on_step
+    )
+    logits = METHODS[config.method](task, context).float().cpu()
+    if accelerator.is_main_process:
+        masks_of(session, logits, session.first_keep).save(path)
+    return logits
+
+
+def masks_of(session: Session, logits: Tensor, keep: float) -> Masks:
+    """The masks of a size: the logits' projection onto its budget."""
+    layout = session.budget.layout
+    return Masks(layout, project(logits, session.budget, keep, session.align).kept, logits)
+
+
+def make_models(session: Session, logits: Tensor, keeps: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Exports and measures every size that the run does not have yet; one entry a size."""
+    have = {entry["keep_asked"]: entry for entry in session.run.result().get("models", [])}
+    for keep in keeps:
+        folder = session.run.model_folder(keep, session.first_keep)
+        if keep not in have or not folder.is_dir():
+            have[keep] = make_model(session, masks_of(session, logits, keep), keep)
+            session.run.update(models=list(have.values()))
+    return list(have.values())
+
+
+def make_model(session: Session, masks: Masks, keep: float) -> dict[str, Any]:
+    """One size: masks file, folder, and the figures of what lies in the folder."""
+    loaded, budget, run = session.loaded, session.budget, session.run
+    name = f"keep {keep:g}"
+    masks.save(run.masks_file(keep, session.first_keep))
+    device = next(loaded.model.parameters()).device
+    with masked(loaded.model, loaded.family, budget.layout) as masking:
+        masking.set(masks.kept.float().to(device))
+        of_masked = session.measure(loaded.model, f"{name}: masked perplexity")
+        folder = run.model_folder(keep, session.first_keep)
+        session.report(f"{name}: export", 0, 1, {})
+        exported = exporter.export(
+            loaded.model, loaded.tokenizer, loaded.family, masks, folder, session.max_shard_size
+        )
+        session.report(f"{name}: export", 1, 1, {})
+        compact = load_model(str(folder), device, loaded.model.dtype)
+        errors = logit_errors(loaded.model, compact, session.eval_stream[:CHECK_TOKENS])
+    of_compact = session.measure(compact, f"{name}: compact perplexity")
+    counts = budget.layout.counts(masks.kept.long())
+    dense = run.result()["dense"]
+    block_parameters = exporter.count_block_parameters(compact, loaded.family)
+    predicted = dense["parameters"] - budget.removed_parameters(counts)
+    assert predicted == exported.parameters, (predicted, exported.parameters)
+    figures = {
+        "keep_asked": keep,
+        "keep": block_parameters / budget.full,
+        "keep_total": exported.parameters / dense["parameters"],
+        **of_compact,
+        "perplexity_masked": of_masked["perplexity"],
+        **errors,
+        "parameters": exported.parameters,
+        "block_parameters": block_parameters,
+        "bytes": exported.bytes,
+        "align": session.align,
+        "folder": str(folder),
+    }
+    write_card(folder, figures, run.result())
+    return figures
+
+
+@torch.no_grad()
+def logit_errors(dense: nn.Module, compact: nn.Module, tokens: Tensor) -> dict[str, float]:
+    """max|Δlogit| / max|logit| of the compact model against the masked one that is now active.
+
+    In the dtype of the run and in float32 (weights cast there and back, which loses nothing). The
+    float32 figure is left out, with a warning, where the memory for it is missing.
+    """
+    device = next(dense.parameters()).device
+    tokens = tokens[None].to(device)
+    dtype = dense.dtype
+    errors = {f"max_logit_error_{str(dtype).removeprefix('torch.')}": _error(dense, compact, tokens)}
+    extra = 2 * sum(p.numel() for model in (dense, compact) for p in model.parameters())
+    if dtype != torch.float32:
+        if extra > free_memory(device):
+            logger.warning("no memory to check the export in float32: only %s was checked", dtype)
+            return errors
+        for model in (dense, compact):
+            _cast(model, torch.float32)
+        errors["max_logit_error_float32"] = _error(dense, compact, tokens)
+        for model in (dense, compact):
+            _cast(model, dtype)
+    return errors | {"max_logit_error": errors["max_logit_error_float32"]}
+
+
+def _error(dense: nn.Module, compact: nn.Module, tokens: Tensor) -> float:
+    wanted, got = (model(tokens, use_cache=False).logits.float() for model in (dense, compact))
+    return float((wanted - got).abs().max() / wanted.abs().max())
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only: rotary frequencies and the like are float32 buffers and stay so."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def more_sizes(
+    folder: Path, config: PruneConfig, keeps: tuple[float, ...], report: Report = silent
+) -> dict[str, Any]:
+    """Other sizes of a run that has chosen its logits, without choosing again.
+
+    Raises:
+        InputError: the run has not got that far.
+    """
+    began = time.perf_counter()
+    run = Run(folder)
+    if not run.logits_file().exists():
+        raise InputError(
+            "this run has not finished learning",
+            flag=str(folder),
+            mend=f"run `disp-llm prune {config.model} --output-dir {folder} --resume` first",
+        )
+    accelerator, device = start_process(config.machine)
+    loaded = load(config.model, replace(config.machine, device=str(device)))
+    _, eval_stream, _ = load_tokens(config.text, loaded.tokenizer)
+    budget = Budget(layout_of(loaded.model, loaded.family))
+    session = Session(
+        loaded,
+        budget,
+        eval_stream,
+        config.evaluation,
+        run,
+        config.keep[0],
+        config.export.align or default_align(device),
+        config.export.max_shard_size,
+        report,
+    )
+    logits = load_masks(run.logits_file(), budget.layout).logits
+    models = make_models(session, logits, keeps)
+    result = run.update(models=models)
+    asked = [entry for entry in models if entry["keep_asked"] in keeps]
+    return result | {
+        "models": asked,
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
