@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from disp_llm.evaluate import with_error
 from disp_llm.files import atomic
 
 TEMPLATE = """---
@@ -20,7 +21,7 @@ writes dimensions of its own choice (DISP-LLM, arXiv 2410.11988). The kept weigh
 |---|---:|---:|
 | block parameters | {dense_block:,} | {block:,} ({keep:.2%}) |
 | all parameters | {dense_all:,} | {all:,} ({keep_total:.2%}) |
-| perplexity | {dense_ppl:.2f} ± {dense_se:.2f} | {ppl:.2f} ± {se:.2f} |
+| perplexity | {dense_ppl} | {ppl} |
 | weight files | {dense_bytes:,} bytes | {bytes:,} bytes |
 
 Perplexity (± standard error) over {tokens:,} tokens of {eval_text}, windows of {window}, stride {stride}.
@@ -60,13 +61,11 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         keep_total=figures["keep_total"],
         dense_block=dense["block_parameters"],
         dense_all=dense["parameters"],
-        dense_ppl=dense["perplexity"],
-        dense_se=dense["perplexity_stderr"],
+        dense_ppl=with_error(dense),
         dense_bytes=dense["bytes"],
         block=figures["block_parameters"],
         all=figures["parameters"],
-        ppl=figures["perplexity"],
-        se=figures["perplexity_stderr"],
+        ppl=with_error(figures),
         bytes=figures["bytes"],
         tokens=figures["tokens"],
         window=figures["window"],

@@ -30,7 +30,7 @@ def main() -> None:
     as_json = "--json" in arguments
     try:
         command = parse(arguments)
-        _quiet_libraries()
+        _prepare_libraries()
         result = COMMANDS[type(command)](command)
         if as_json:
             print(json.dumps(result, ensure_ascii=False))
@@ -127,8 +127,12 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _quiet_libraries() -> None:
-    """Our own progress is enough: transformers' bars and advice would tear it apart."""
+def _prepare_libraries() -> None:
+    """Idle threads sleep: spinning ones slow down whatever shares the machine, and win nothing here.
+
+    Our own progress is enough: transformers' bars and advice would tear it apart.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING, format="disp-llm: %(message)s", stream=sys.stderr)

@@ -63,6 +63,9 @@ class ScoreConfig:
     """Sequences, each with a backward pass of its own."""
     calibration_length: int = 512
     """Tokens of a calibration sequence."""
+    score_rounds: int = 4
+    """Parts of the calibration, each at masks that the parts before it propose; 1 = all at the dense
+    model."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,7 @@ def check(config: PruneConfig) -> None:
     positive = {
         "--calibration-sequences": config.scores.calibration_sequences,
         "--calibration-length": config.scores.calibration_length - 1,
+        "--score-rounds": config.scores.score_rounds,
         "--length": config.learn.length - 1,
         "--batch": config.learn.batch,
         "--accumulate": config.learn.accumulate,

@@ -35,11 +35,18 @@ class Perplexity:
     """A figure with what it was measured over."""
 
     perplexity: float
-    perplexity_stderr: float
+    perplexity_stderr: float | None
+    """None for a single window."""
     tokens: int
     """Tokens scored: every one of the text but the first of the first window, and no token twice."""
     window: int
     stride: int
+
+
+def with_error(figures: dict[str, Any]) -> str:
+    """`53.29 ± 7.51`; a single window has no standard error."""
+    error = figures["perplexity_stderr"]
+    return f"{figures['perplexity']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 @torch.no_grad()
@@ -68,9 +75,11 @@ def perplexity(
         counts.append(len(fresh))
         on_window(done, len(windows))
     mean = sum(sums) / sum(counts)
-    means = torch.tensor(sums) / torch.tensor(counts)
-    spread = float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    return Perplexity(math.exp(mean), math.exp(mean) * spread, sum(counts), context, stride)
+    means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts)
+    value, error = math.exp(mean), None
+    if len(means) > 1:
+        error = value * float(means.std()) / math.sqrt(len(means))
+    return Perplexity(value, error, sum(counts), context, stride)
 
 
 def evaluate(

@@ -26,6 +26,7 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary / path.name
+        _open_modes(temporary / path.name)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary / path.name, path)
@@ -38,6 +39,16 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_modes(path: Path) -> None:
+    """Gives files the mode that `open` would: safetensors makes them private to their owner, and a
+    model folder is often served by another user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def write_json(path: Path, value: Any) -> None:

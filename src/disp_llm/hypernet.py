@@ -38,7 +38,7 @@ class Hypernetwork(nn.Module):
         super().__init__()
         self.register_buffer("start", start.clone())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))
             self.register_buffer("z", torch.randn(len(layout.lengths), 1, INPUT))
             self.gru = nn.GRU(INPUT, HIDDEN, bidirectional=True)
             self.norm = nn.LayerNorm(2 * HIDDEN)

@@ -8,7 +8,7 @@ N entries of all sites, S sites (5 a block), L blocks.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,7 @@ class Layout:
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
 
-def blocks_of(model: nn.Module, family: Family) -> Sequence[nn.Module]:
+def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
     """The list of blocks of a causal model."""
     return model.base_model.get_submodule(family.blocks)
 

@@ -1,8 +1,13 @@
 """A calibration pass -> a score for every entry of every site.
 
-Fisher: with all masks at one and every sequence's own mask as a leaf, `F_i` is the mean over
-sequences of `(∂loss/∂m_i)²`, and the score `log(F_i / c_i)` with `c_i` the block parameters that the
-entry costs. One threshold over all sites then spends each parameter where it matters most.
+Fisher: with every sequence's mask as a leaf, `F_i` is the mean over sequences of `(∂loss/∂m_i)²`, and
+the score `log(F_i / c_i)` with `c_i` the block parameters that the entry costs. One threshold over
+all sites then spends each parameter where it matters most.
+
+The sequences are taken in rounds. The first has all masks at one; each later one stands nearer to the
+asked size, at the masks that the sequences so far propose, so that the score of an entry knows who
+else will be gone (docs/experiment-log.md: at keep 0.5 this nearly halves the perplexity of one-shot
+masks, for the same tokens). The mean goes over the sequences of all rounds.
 
 B batch, T tokens, N entries of all sites.
 """
@@ -16,7 +21,7 @@ from torch import Tensor, nn
 from disp_llm.budget import Budget, project
 from disp_llm.families import Family
 from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import Layout, masked
+from disp_llm.masks import masked
 
 CLAMP = 8.0
 """Largest |logit| at the start: beyond it a sigmoid's slope is gone."""
@@ -25,21 +30,40 @@ CLAMP = 8.0
 def fisher(
     model: nn.Module,
     family: Family,
-    layout: Layout,
+    budget: Budget,
     windows: Int[Tensor, "B T"],
+    keep: float,
+    rounds: int,
+    total_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     on_sequence: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float[Tensor, " N"]:
-    """Mean squared gradient of each sequence's loss with respect to its mask, float32."""
+    """Mean squared gradient of each sequence's loss with respect to its mask, float32.
+
+    Args:
+        windows: this process's share of the calibration sequences.
+        keep: the size that the last round stands at.
+        rounds: how many; 1 is the plain Fisher score of the dense model.
+        total_over_processes: sums a tensor over processes.
+    """
     head = head_of(model, family)
-    total = torch.zeros(layout.entries, device=windows.device)
-    with masked(model, family, layout) as masking:
-        for done, window in enumerate(windows, start=1):
-            mask = torch.ones(layout.entries, device=windows.device, requires_grad=True)
-            masking.set(mask)
-            token_losses(model, head, window[None]).mean().backward()
-            total += mask.grad.square()
-            on_sequence(done, len(windows))
-    return total / len(windows)
+    sums = torch.zeros(budget.layout.entries, device=windows.device)
+    done, importance = 0, sums
+    with masked(model, family, budget.layout) as masking:
+        for turn, part in enumerate(windows.tensor_split(rounds)):
+            standing = torch.ones_like(sums)
+            if turn:
+                size = 1 - (1 - keep) * turn / (rounds - 1)
+                standing = project(per_parameter(importance, budget), budget, size).kept.float()
+            for window in part:
+                mask = standing.clone().requires_grad_(True)
+                masking.set(mask)
+                token_losses(model, head, window[None]).mean().backward()
+                sums += mask.grad.square()
+                done += 1
+                on_sequence(done, len(windows))
+            count = total_over_processes(torch.tensor(float(done), device=sums.device))
+            importance = total_over_processes(sums.clone()) / count.clamp(min=1)
+    return importance
 
 
 def per_parameter(importance: Float[Tensor, " N"], budget: Budget) -> Float[Tensor, " N"]:

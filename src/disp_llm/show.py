@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from disp_llm.evaluate import with_error
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -63,7 +65,7 @@ def show_models(result: dict[str, Any]) -> None:
     def row(name: str, show: Callable[[dict[str, Any]], str], dense_too: bool = True) -> None:
         table.add_row(name, show(dense) if dense_too else "", *(show(model) for model in models))
 
-    row("perplexity", lambda m: f"{m['perplexity']:.2f} ± {m['perplexity_stderr']:.2f}")
+    row("perplexity", with_error)
     row("perplexity, masked", lambda m: f"{m['perplexity_masked']:.2f}", dense_too=False)
     row("block parameters", lambda m: f"{m['block_parameters']:,}")
     row("of the dense ones", lambda m: f"{m['keep']:.4%}", dense_too=False)
@@ -90,7 +92,7 @@ def show_models(result: dict[str, Any]) -> None:
 def show_evaluation(result: dict[str, Any]) -> None:
     """One perplexity, with what it was measured over."""
     console.print(
-        f"perplexity {result['perplexity']:.3f} ± {result['perplexity_stderr']:.3f}  "
+        f"perplexity {with_error(result)}  "
         f"({result['tokens']:,} tokens of {result['text']}, window {result['window']}, "
         f"stride {result['stride']}, {result['dtype']}; "
         f"{result['parameters']:,} parameters, {result['block_parameters']:,} in blocks)",

@@ -21,7 +21,7 @@ from disp_llm.text import random_windows, require_length
 def fisher(task: Task, context: Context) -> Tensor:
     """Scores (N); read from the run folder if an earlier attempt of the run computed them.
 
-    Each process takes its share of the calibration sequences and the sums are averaged.
+    Each process takes its share of the calibration sequences and the sums are shared.
     """
     path = context.folder / "scores.safetensors"
     if path.exists():
@@ -38,9 +38,15 @@ def fisher(task: Task, context: Context) -> Tensor:
         device = next(task.model.parameters()).device
         share = windows[accelerator.process_index :: accelerator.num_processes].to(device)
         importance = scores.fisher(
-            task.model, task.family, task.budget.layout, share, context.on_sequence
+            task.model,
+            task.family,
+            task.budget,
+            share,
+            min(task.keeps),
+            min(config.score_rounds, config.calibration_sequences),
+            lambda tensor: accelerator.reduce(tensor, reduction="sum"),
+            context.on_sequence,
         )
-        importance = accelerator.reduce(importance * len(share), reduction="sum") / len(windows)
         if accelerator.is_main_process:
             write_tensors(path, {"fisher": importance.cpu()})
     device = next(task.model.parameters()).device
@@ -52,10 +58,4 @@ def _read(path: Path) -> Tensor:
         return load_file(path)["fisher"]
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError("is damaged", flag=str(path), mend="delete it to score again") from error
-
-
-def tokens_seen(context: Context) -> int:
-    """Tokens that the scores read."""
-    return context.scores.calibration_sequences * context.scores.calibration_length
-
 

@@ -1,0 +1,141 @@
+"""Tiny models of every family, a byte-level tokenizer, text, and commands run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import disp_llm  # noqa: F401  (registers the compact classes)
+
+torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
+
+VOCABULARY = 320
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+OTHER_NAMES = {
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt2": {"n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "n_positions": 128},
+    "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "granite": {"logits_scaling": 4.0},
+    "gemma2": {"final_logit_softcapping": 5.0},
+    "gemma3_text": {"final_logit_softcapping": 5.0},
+}
+NO_HEAD_DIM = ("falcon", "gpt2", "opt", "phi", "phi3", "stablelm", "gpt_neox")
+
+
+def tiny_config(model_type: str, **changes):
+    """3 blocks, hidden 32, intermediate 48, 4 heads, 2 KV heads."""
+    values = SHAPE | OTHER_NAMES.get(model_type, {}) | changes
+    if model_type in NO_HEAD_DIM:
+        values.pop("head_dim", None)
+    if model_type == "gpt2":  # its attribute map gives these names to the ones above
+        values = {k: v for k, v in values.items() if k.startswith("n_") or k not in SHAPE} | {
+            k: SHAPE[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+        }
+    return CONFIG_MAPPING[model_type](**values)
+
+
+def tiny_model(model_type: str, seed: int = 0, **changes):
+    """Random weights, large enough to matter; norms and biases away from their trivial values."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(tiny_config(model_type, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(3)
+    return model.eval().requires_grad_(False)
+
+
+def byte_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """One token a byte, after four special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory) -> Path:
+    """A tiny Llama with its tokenizer, as a user has it on disk."""
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_model("llama").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """Some 20,000 bytes with structure that a model could learn."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(400)]
+    path.write_text("".join(lines))
+    return path
+
+
+SMALL = (
+    "--steps 6 --length 32 --checkpoint-every 2 --calibration-sequences 4 --calibration-length 32 "
+    "--context 32 --windows 4 --dtype float32 --device cpu"
+).split()
+"""Flags of a run that takes a second."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more
+
+
+def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """`disp-llm ...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "disp_llm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment(),
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
+    """A finished run of the tiny Llama at two sizes, and what `prune --json` printed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run_command(
+        "prune", llama_folder, "--keep", 0.5, 0.8, "--text", text_file,
+        "--output-dir", folder, "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)

@@ -1,0 +1,134 @@
+"""Counting and projection: never above the budget, never a group to spare."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disp_llm.budget import Budget, project
+from disp_llm.config import InputError
+from disp_llm.masks import BlockShape, Layout
+
+
+@st.composite
+def layouts(draw) -> Layout:
+    width = st.integers(1, 40)
+    blocks = draw(
+        st.lists(
+            st.builds(
+                BlockShape,
+                hidden=width,
+                qkv=width,
+                q=width,
+                pieces=st.sampled_from([1, 2]),
+                intermediate=width,
+                biases=st.just((0, 0, 0, 0, 0)),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    return Layout(tuple(blocks))
+
+
+def scores_for(layout: Layout, seed: int, ties: bool) -> torch.Tensor:
+    scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(seed))
+    return scores.round() if ties else scores
+
+
+@settings(max_examples=150, deadline=None)
+@given(layouts(), st.floats(0.05, 1.0), st.sampled_from([1, 3, 8]), st.integers(0, 9), st.booleans())
+def test_projection_is_within_and_wastes_less_than_a_group(layout, keep, align, seed, ties):
+    budget = Budget(layout)
+    scores = scores_for(layout, seed, ties)
+    try:
+        kept = project(scores, budget, keep, align).kept
+    except InputError:
+        smallest = torch.tensor([min(align, length) for length in layout.lengths])
+        assert budget.keep(smallest) > keep
+        return
+    counts = layout.counts(kept.long())
+    spent = budget.block_parameters(counts)
+    assert spent <= keep * budget.full
+    assert (counts >= 1).all()
+    for count, length in zip(counts.tolist(), layout.lengths, strict=True):
+        assert count % align == 0 or count == length
+
+    if not kept.all():  # the best group that was left out does not fit
+        grown = counts.clone()
+        best, where = -torch.inf, -1
+        for site, (part, mask) in enumerate(
+            zip(layout.split(scores), layout.split(kept), strict=True)
+        ):
+            left = part[~mask].sort(descending=True).values[:align]
+            if len(left) and left.double().mean() > best:
+                best, where = float(left.double().mean()), site
+        grown[where] += min(align, layout.lengths[where] - int(counts[where]))
+        if not ties:
+            assert budget.block_parameters(grown) > keep * budget.full
+
+
+@settings(max_examples=50, deadline=None)
+@given(layouts(), st.floats(0.3, 1.0), st.integers(0, 9))
+def test_kept_entries_score_at_least_as_high_as_dropped_ones(layout, keep, seed):
+    scores = scores_for(layout, seed, ties=False)
+    try:
+        chosen = project(scores, Budget(layout), keep)
+    except InputError:
+        return
+    best = [part.argmax() for part in layout.split(scores)]  # kept come what may
+    offset, forced = 0, torch.zeros(layout.entries, dtype=torch.bool)
+    for index, length in zip(best, layout.lengths, strict=True):
+        forced[offset + index] = True
+        offset += length
+    free = scores[chosen.kept & ~forced]
+    dropped = scores[~chosen.kept]
+    if len(free) and len(dropped):
+        assert free.min() > chosen.threshold > dropped.max()
+
+
+def test_block_parameters_by_hand():
+    shape = BlockShape(hidden=10, qkv=14, q=8, pieces=2, intermediate=20, biases=(0, 1, 0, 2, 1))
+    budget = Budget(Layout((shape,)))
+    assert budget.full == 10 * 14 + 10 * 8 + 2 * 10 * 20 + 20 * 10
+    counts = torch.tensor([3, 4, 5, 6, 7])
+    assert int(budget.block_parameters(counts)) == 3 * 14 + 4 * 8 + 2 * 5 * 6 + 6 * 7
+    weights = budget.full - int(budget.block_parameters(counts))
+    assert budget.removed_parameters(counts) == weights + (10 - 4) + 2 * (20 - 6) + (10 - 7)
+    assert budget.flops_per_token(counts) == 2 * int(budget.block_parameters(counts))
+
+
+def test_entry_cost_is_what_removing_it_saves():
+    shape = BlockShape(hidden=6, qkv=9, q=5, pieces=2, intermediate=7, biases=(0, 0, 0, 0, 0))
+    budget = Budget(Layout((shape, shape)))
+    for entry in range(budget.layout.entries):
+        kept = torch.ones(budget.layout.entries, dtype=torch.long)
+        kept[entry] = 0
+        saved = budget.full - int(budget.block_parameters(budget.layout.counts(kept)))
+        assert saved == budget.entry_costs[entry]
+
+
+def test_keep_one_keeps_everything():
+    shape = BlockShape(hidden=6, qkv=9, q=5, pieces=1, intermediate=7, biases=(0, 0, 0, 0, 0))
+    layout = Layout((shape,))
+    assert project(torch.randn(layout.entries), Budget(layout), 1.0).kept.all()
+
+
+def test_impossible_keep_names_the_flag():
+    shape = BlockShape(hidden=6, qkv=9, q=5, pieces=1, intermediate=7, biases=(0, 0, 0, 0, 0))
+    layout = Layout((shape,))
+    with pytest.raises(InputError, match="--keep"):
+        project(torch.randn(layout.entries), Budget(layout), 1e-6)
+
+
+def test_count_is_differentiable_and_exact_beyond_float32():
+    """LLaMA-2-70B has 6.7e10 block parameters; float32 would be off by thousands."""
+    shape = BlockShape(8192, 8192 + 2 * 1024, 8192, 2, 28672, (0, 0, 0, 0, 0))
+    budget = Budget(Layout((shape,) * 80))
+    counts = torch.tensor(budget.layout.lengths) - 1
+    by_hand = 80 * (8191 * 10240 + 8191 * 8192 + 2 * 8191 * 28671 + 28671 * 8191)
+    assert int(budget.block_parameters(counts)) == by_hand
+    ones = torch.ones(10, requires_grad=True)
+    small = Budget(Layout((BlockShape(2, 3, 4, 2, 2, (0, 0, 0, 0, 0)),)))
+    small.keep(small.layout.counts(ones)).backward()
+    torch.testing.assert_close(ones.grad * small.full, small.entry_costs)

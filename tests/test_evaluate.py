@@ -1,0 +1,50 @@
+"""Perplexity against the definition, computed the long way with transformers alone."""
+
+import math
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+
+from disp_llm.config import EvalConfig
+from disp_llm.evaluate import perplexity
+from disp_llm.families import family_of
+from disp_llm.text import tokenize
+
+
+@pytest.fixture
+def stream(text_file):
+    return tokenize([text_file.read_text()], byte_tokenizer())
+
+
+def test_without_overlap(stream):
+    model = tiny_model("llama")
+    measured = perplexity(model, family_of(model.config), stream, EvalConfig(32, 0, 5))
+    losses = [
+        float(model(stream[i : i + 32][None], labels=stream[i : i + 32][None]).loss)
+        for i in range(0, 160, 32)
+    ]
+    mean = sum(losses) / 5
+    assert measured.perplexity == pytest.approx(math.exp(mean), rel=1e-5)
+    assert measured.tokens == 5 * 31
+    spread = torch.tensor(losses, dtype=torch.float64).std() / math.sqrt(5)
+    assert measured.perplexity_stderr == pytest.approx(math.exp(mean) * float(spread), rel=1e-3)
+
+
+def test_overlap_scores_every_token_once_with_its_longest_context(stream):
+    model = tiny_model("llama")
+    stream = stream[:80]
+    measured = perplexity(model, family_of(model.config), stream, EvalConfig(32, 8, 0))
+    assert measured.tokens == 79  # all but the first
+    total = 0.0
+    for position in range(1, 80):
+        start = 0 if position < 32 else -(-(position - 31) // 8) * 8
+        logits = model(stream[start:position][None]).logits[0, -1]
+        total -= float(logits.log_softmax(-1)[stream[position]])
+    assert measured.perplexity == pytest.approx(math.exp(total / 79), rel=1e-4)
+
+
+def test_one_window_has_no_standard_error(stream):
+    model = tiny_model("llama")
+    measured = perplexity(model, family_of(model.config), stream, EvalConfig(32, 0, 1))
+    assert measured.perplexity_stderr is None

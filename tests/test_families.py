@@ -1,0 +1,166 @@
+"""Every row of the table: what is exported computes what was masked, to the last bit where it can."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import VOCABULARY, tiny_config, tiny_model
+
+from disp_llm.budget import Budget
+from disp_llm.config import InputError
+from disp_llm.export import compact_model, count_block_parameters, count_parameters
+from disp_llm.families import FAMILIES, family_of
+from disp_llm.losses import head_of, token_losses
+from disp_llm.masks import SITES, Masks, layout_of, masked
+
+ALL = sorted(FAMILIES)
+
+
+def masks_of(kind: str, layout, seed: int = 0) -> Masks:
+    """Random (a different width at every site), every entry, or one entry a site."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "random":
+        shares = torch.rand(len(layout.lengths), generator=generator) * 0.8 + 0.1
+        kept = torch.rand(layout.entries, generator=generator) < shares[layout.site_of_entry]
+    else:
+        kept = torch.full((layout.entries,), kind == "keep-all")
+    for part in layout.split(kept):  # a site may not be empty
+        part[torch.randint(len(part), (), generator=generator)] = True
+    return Masks(layout, kept, torch.zeros(layout.entries))
+
+
+@pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])
+@pytest.mark.parametrize("model_type", ALL)
+def test_exported_equals_masked(model_type, kind):
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    layout = layout_of(model, family)
+    masks = masks_of(kind, layout)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+
+    dense = model(tokens).logits
+    with masked(model, family, layout) as masking:
+        masking.set(masks.kept.float())
+        wanted = model(tokens).logits
+    compact = compact_model(model, family, masks)
+    got = compact(tokens).logits
+
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    if kind == "keep-all":
+        assert torch.equal(got, dense)
+        assert set(compact.state_dict()) == set(model.state_dict())
+    else:
+        assert (wanted - dense).abs().max() > 0.01 * dense.abs().max()
+
+    counts = layout.counts(masks.kept.long())
+    budget = Budget(layout)
+    assert count_parameters(compact) == count_parameters(model) - budget.removed_parameters(counts)
+    assert count_block_parameters(compact, family) == int(budget.block_parameters(counts))
+    assert count_block_parameters(model, family) == budget.full
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_cached_generation_equals_uncached(model_type):
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    compact = compact_model(model, family, masks_of("random", layout_of(model, family)))
+    prompt = torch.randint(4, VOCABULARY, (1, 7))
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    cached = compact.generate(prompt, use_cache=True, **options)
+    assert torch.equal(cached, compact.generate(prompt, use_cache=False, **options))
+    assert compact(prompt, use_cache=True).past_key_values is not None or "cache" in compact(prompt)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_loss_equals_that_of_transformers(model_type):
+    """Scaling and soft-capping of the head are columns of the table: a missing one shows here."""
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    ours = token_losses(model, head_of(model, family), tokens).mean()
+    assert ours == pytest.approx(float(model(tokens, labels=tokens).loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_every_mask_entry_has_a_gradient(model_type):
+    """A site whose hook sits on the wrong module would be exported right and never learned."""
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    layout = layout_of(model, family)
+    mask = torch.ones(layout.entries, requires_grad=True)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    with masked(model, family, layout) as masking:
+        masking.set(mask)
+        token_losses(model, head_of(model, family), tokens).mean().backward()
+    for name, part in zip(layout.names, layout.split(mask.grad), strict=True):
+        assert (part != 0).float().mean() > (0.2 if name.endswith("mlp_mid") else 0.9), name
+
+
+def test_gradient_is_that_of_a_mask_for_each_sequence():
+    """A (B, N) mask gives each sequence its own: what Fisher scores in batches rely on."""
+    for model_type in ("llama", "opt"):
+        model = tiny_model(model_type)
+        family = family_of(model.config)
+        layout = layout_of(model, family)
+        head = head_of(model, family)
+        tokens = torch.randint(4, VOCABULARY, (3, 11))
+        together = torch.ones(3, layout.entries, requires_grad=True)
+        with masked(model, family, layout) as masking:
+            masking.set(together)
+            token_losses(model, head, tokens).mean(1).sum().backward()
+            for i in range(3):
+                alone = torch.ones(layout.entries, requires_grad=True)
+                masking.set(alone)
+                token_losses(model, head, tokens[i : i + 1]).mean().backward()
+                torch.testing.assert_close(together.grad[i], alone.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_masking_leaves_nothing_behind():
+    model = tiny_model("phi")
+    family = family_of(model.config)
+    layout = layout_of(model, family)
+    tokens = torch.randint(4, VOCABULARY, (1, 9))
+    before = model(tokens).logits
+    with masked(model, family, layout) as masking:
+        masking.set(torch.zeros(layout.entries))
+        assert not torch.equal(model(tokens).logits, before)
+    assert torch.equal(model(tokens).logits, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_row_names_every_linear_of_a_block(model_type):
+    """A linear layer that no branch names would be neither counted nor cut."""
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    block = model.base_model.get_submodule(family.blocks)[0]
+    named = {p for branch in (family.attention, family.mlp) for p in (*branch.reads, branch.writes)}
+    matrices = {
+        name.removesuffix(".weight") for name, p in block.named_parameters() if p.dim() == 2
+    }
+    assert named == matrices
+    assert all(getattr(family, f.name) is not None for f in dataclasses.fields(family))
+
+
+def test_layout_of_grouped_queries_and_biases():
+    shape = layout_of(tiny_model("qwen2"), FAMILIES["qwen2"]).blocks[0]
+    assert (shape.hidden, shape.qkv, shape.q, shape.pieces, shape.intermediate) == (
+        32, 32 + 2 * 16, 32, 2, 48,
+    )  # fmt: skip
+    assert shape.biases == (0, 0, 0, 0, 0)  # q, k and v have biases, which no selection touches
+    assert layout_of(tiny_model("opt"), FAMILIES["opt"]).blocks[0].biases == (0, 1, 0, 1, 1)
+    assert len(SITES) == len(shape.lengths)
+
+
+def test_unknown_architecture_names_the_known_and_the_page():
+    with pytest.raises(InputError) as raised:
+        family_of(tiny_config("llama").__class__.__mro__[1](model_type="lama"))
+    message = str(raised.value)
+    assert "near: llama" in message
+    assert "docs/add-a-family.md" in message
+    assert all(name in message for name in FAMILIES)
+
+
+def test_post_norm_opt_is_refused():
+    with pytest.raises(InputError, match="OPT-350m"):
+        family_of(tiny_config("opt", do_layer_norm_before=False))

@@ -1,0 +1,206 @@
+"""An exported folder is a Hugging Face folder: it reloads, generates, tunes and saves anywhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import VOCABULARY, byte_tokenizer, environment, tiny_model
+from safetensors.torch import load_file
+from test_families import masks_of
+
+from disp_llm.export import compact_model, export
+from disp_llm.families import FAMILIES, family_of
+from disp_llm.masks import layout_of
+
+PROMPT = [5, 60, 7, 33, 100, 12]
+
+SCRIPT = """
+import json, sys
+if {without}:
+    sys.modules["disp_llm"] = None  # as if it were not installed
+else:
+    import disp_llm
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+arguments = {{"trust_remote_code": True}} if {without} else {{}}
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], **arguments)
+prompt = torch.tensor([json.loads(sys.argv[2])])
+logits = model(prompt).logits
+tokens = model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
+base = AutoModel.from_pretrained(sys.argv[1], **arguments)
+print(json.dumps({{
+    "class": type(model).__name__, "module": type(model).__module__, "base": type(base).__name__,
+    "logits": logits[0].tolist(), "tokens": tokens[0].tolist(), "cached": model.config.use_cache,
+    "hidden_differ": float((base(prompt)[0] - model.base_model(prompt)[0]).abs().max()),
+}}))
+"""
+
+
+def folder_of(model_type: str, path: Path, kind: str = "random") -> Path:
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    masks = masks_of(kind, layout_of(model, family))
+    export(model, byte_tokenizer(), family, masks, path, "5GB")
+    return path
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    return folder_of("llama", tmp_path_factory.mktemp("folder") / "model")
+
+
+def in_fresh_process(folder: Path, without: bool, modules: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(without=without), str(folder), json.dumps(PROMPT)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(HF_MODULES_CACHE=str(modules)),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gemma2", "gpt2"])
+def test_fresh_process_with_and_without_the_package(model_type, tmp_path):
+    folder = folder_of(model_type, tmp_path / "model")
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    compact = compact_model(model, family, masks_of("random", layout_of(model, family)))
+    wanted = compact(torch.tensor([PROMPT])).logits[0]
+    tokens = compact.generate(
+        torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, pad_token_id=0
+    )
+    for without in (False, True):
+        found = in_fresh_process(folder, without, tmp_path / "modules")
+        torch.testing.assert_close(torch.tensor(found["logits"]), wanted, rtol=0, atol=1e-5)
+        assert found["tokens"] == tokens[0].tolist()
+        assert found["cached"]
+        assert found["class"].startswith("Disp")
+        assert found["base"].startswith("Disp")
+        assert found["module"].startswith("transformers_modules" if without else "disp_llm.")
+        assert found["hidden_differ"] == 0
+
+
+def test_without_flag_and_package_it_is_refused_rather_than_loaded_wrong(llama, tmp_path):
+    script = (
+        "import sys; sys.modules['disp_llm'] = None\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(llama)],
+        capture_output=True, text=True, timeout=200, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "trust_remote_code" in done.stderr or "disp_llama" in done.stderr
+
+
+@pytest.mark.parametrize("order", ["disp_llm, transformers", "transformers, disp_llm"])
+def test_import_order_does_not_matter(llama, order):
+    script = (
+        f"import sys, {order}\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "assert type(AutoConfig.from_pretrained(sys.argv[1])).__name__ == 'DispLlamaConfig'\n"
+        "AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(llama)],
+        capture_output=True, text=True, timeout=200, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_contents(llama):
+    names = {path.name for path in llama.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert {"configuration_disp_llm.py", "modeling_disp_llm.py"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    config = json.loads((llama / "config.json").read_text())
+    assert config["model_type"] == "disp_llama"
+    assert config["hidden_size"] == 32  # the stream keeps its width
+    assert config["auto_map"]["AutoModel"] == "modeling_disp_llm.DispLlamaModel"
+    state = load_file(llama / "model.safetensors")
+    widths = config["disp_llm"]["widths"]
+    for i in range(3):
+        kept = state[f"model.layers.{i}.self_attn.kept_in"]
+        assert kept.dtype == torch.int64
+        assert len(kept) == widths["attn_in"][i]
+        assert (kept.diff() > 0).all()
+        shape = state[f"model.layers.{i}.mlp.down_proj.weight"].shape
+        assert shape == (widths["mlp_out"][i], widths["mlp_mid"][i])
+    assert (llama / "model.safetensors").stat().st_mode & 0o044  # readable by a server's user
+
+
+def test_large_models_are_sharded(tmp_path):
+    model = tiny_model("llama")
+    family = family_of(model.config)
+    masks = masks_of("random", layout_of(model, family))
+    export(model, byte_tokenizer(), family, masks, tmp_path / "model", "40KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    prompt = torch.tensor([PROMPT])
+    torch.testing.assert_close(
+        again(prompt).logits, compact_model(model, family, masks)(prompt).logits, rtol=0, atol=1e-6
+    )
+
+
+def test_linears_stay_plain_under_their_names(llama):
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    native = tiny_model("llama")
+    plain = {name: type(m) for name, m in native.named_modules() if isinstance(m, torch.nn.Linear)}
+    ours = {name: type(m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert ours == plain
+    assert type(model.model.layers[0]) is type(native.model.layers[0])
+    assert type(model.model.layers[0].self_attn) is type(native.model.layers[0].self_attn)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "o_proj", "down_proj"]])
+def test_lora_trains_merges_saves_and_reloads(llama, targets, tmp_path):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+    tokens = torch.randint(4, VOCABULARY, (4, 20))
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = tuned(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.2
+    tuned.eval()
+    wanted = tuned(tokens).logits
+    merged = tuned.merge_and_unload()
+    torch.testing.assert_close(merged(tokens).logits, wanted, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(tokens).logits, merged(tokens).logits, rtol=0, atol=1e-5)
+    alone = in_fresh_process(tmp_path / "merged", without=True, modules=tmp_path / "modules")
+    assert alone["module"].startswith("transformers_modules")
+
+
+def test_every_weight_of_a_loaded_folder_trains(llama):
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama).train()
+    model.gradient_checkpointing_enable()
+    tokens = torch.randint(4, VOCABULARY, (2, 12))
+    model(tokens, labels=tokens).loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not missing
+    assert len(FAMILIES) > 5
+
+
+def test_compiled_equals_eager(llama):
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    prompt = torch.tensor([PROMPT])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(prompt, use_cache=False).logits, model(prompt).logits, rtol=1e-5, atol=1e-5
+    )
