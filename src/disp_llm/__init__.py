@@ -14,8 +14,8 @@ __version__ = version("disp-llm")
 _AUTO = "transformers.models.auto.configuration_auto"
 
 
-class _RegisterOnImport(MetaPathFinder):
-    """Calls `compact.register` right after transformers' auto configuration has been imported.
+class _AnnounceOnImport(MetaPathFinder):
+    """Calls `compact.announce` right after transformers' auto configuration has been imported.
 
     Importing transformers here instead would cost every `disp-llm --help` half a second.
     """
@@ -27,21 +27,21 @@ class _RegisterOnImport(MetaPathFinder):
         spec = importlib.util.find_spec(fullname)
         load = spec.loader.exec_module
 
-        def load_and_register(module):
+        def load_and_announce(module):
             load(module)
-            _register()
+            _announce()
 
-        spec.loader.exec_module = load_and_register
+        spec.loader.exec_module = load_and_announce
         return spec
 
 
-def _register() -> None:
-    from disp_llm.compact import register
+def _announce() -> None:
+    from disp_llm.compact import announce
 
-    register()
+    announce()
 
 
 if _AUTO in sys.modules:
-    _register()
+    _announce()
 else:
-    sys.meta_path.insert(0, _RegisterOnImport())
+    sys.meta_path.insert(0, _AnnounceOnImport())

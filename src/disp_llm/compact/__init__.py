@@ -1,26 +1,37 @@
 """What an exported folder carries, and how transformers comes to know it.
 
-The two other files of this package are copied into every exported folder. `register` announces their
-classes to transformers' auto classes, after which a folder loads without `trust_remote_code`.
+The two other files of this package are copied into every exported folder. `announce` makes
+transformers' auto classes find them here, so that a folder loads without `trust_remote_code`.
 """
 
 import importlib
 
-from disp_llm.families import FAMILIES
+from disp_llm.families import FAMILIES, PRUNED_PREFIX
 
 
-def register() -> None:
-    """Announces the configuration of every family; a model class follows when a folder asks for it.
+def announce() -> None:
+    """Puts a stand-in for the configuration of every family into transformers' table.
 
-    Importing the modelling files of all families would cost a program that may need none of them a
-    second and a half, hence the second step.
+    A stand-in gives way to the real class when a folder of its family is first loaded: making all
+    classes at once would import the modelling files of all families, a second and a half.
     """
     auto = importlib.import_module("transformers.models.auto.configuration_auto")
     for model_type in FAMILIES:
-        if model_type in auto.CONFIG_MAPPING:
-            made = config_class(auto.CONFIG_MAPPING[model_type])
-            made.from_dict = classmethod(_from_dict)
-            auto.CONFIG_MAPPING.register(made.model_type, made, exist_ok=True)
+        native_name = auto.CONFIG_MAPPING_NAMES.get(model_type)
+        if native_name is not None:
+            pruned_type = PRUNED_PREFIX + model_type
+            auto.CONFIG_MAPPING.register(pruned_type, _stand_in(model_type, native_name))
+
+
+def _stand_in(model_type: str, native_name: str) -> type:
+    def from_dict(cls: type, *args, **kwargs):
+        auto = importlib.import_module("transformers.models.auto.configuration_auto")
+        native = auto.CONFIG_MAPPING[model_type]
+        model_classes(native)
+        return config_class(native).from_dict(*args, **kwargs)
+
+    members = {"model_type": PRUNED_PREFIX + model_type, "from_dict": classmethod(from_dict)}
+    return type(f"Disp{native_name}", (), members)
 
 
 def config_class(native: type) -> type:
@@ -31,18 +42,13 @@ def config_class(native: type) -> type:
 
 def model_classes(native_config: type) -> tuple[type, type]:
     """`LlamaConfig` -> (`DispLlamaModel`, `DispLlamaForCausalLM`), known to the auto classes."""
+    transformers = importlib.import_module("transformers")
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     module = importlib.import_module("disp_llm.compact.modeling_disp_llm")
     config = config_class(native_config)
     base = module.pruned_model(auto.MODEL_MAPPING[native_config].__name__)
     causal = module.pruned_model(auto.MODEL_FOR_CAUSAL_LM_MAPPING[native_config].__name__)
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     auto.AutoModel.register(config, base, exist_ok=True)
     auto.AutoModelForCausalLM.register(config, causal, exist_ok=True)
     return base, causal
-
-
-def _from_dict(cls: type, *args, **kwargs):
-    """The native `from_dict` of a pruned configuration, which also announces its model classes."""
-    native = cls.__mro__[1]
-    model_classes(native)
-    return native.from_dict.__func__(cls, *args, **kwargs)
