@@ -77,14 +77,6 @@ def test_later_rounds_stand_at_smaller_models():
     assert torch.isfinite(per_parameter(rounds, budget)).all()
 
 
-def test_two_processes_sum_to_one():
-    """Shares of the sequences whose sums are exchanged give the scores of all of them together."""
-    model, family, budget = build()
-    together = fisher(model, family, budget, windows(), keep=0.5, rounds=1)
-    halves = [fisher(model, family, budget, part, 0.5, 1) * 3 for part in windows().split(3)]
-    torch.testing.assert_close(sum(halves) / 6, together)
-
-
 def test_start_logits_put_the_threshold_at_zero_within_the_clamp():
     _, _, budget = build()
     scores = torch.randn(budget.layout.entries, generator=torch.Generator().manual_seed(0)) * 9

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
 from disp_llm.config import InputError
 
 
@@ -30,9 +33,9 @@ def atomic(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary / path.name, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
         raise InputError(
-            f"cannot write ({error.strerror or error})",
+            f"cannot write ({getattr(error, 'strerror', None) or error})",
             flag=str(path),
             mend="make room or choose another --output-dir",
         ) from error
@@ -59,11 +62,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file; tensors must be contiguous."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     with atomic(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # the library's own word for a full disk
-            raise OSError(str(error)) from error
+        save_file(tensors, temporary, metadata=metadata)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from disp_llm import embedded
@@ -19,7 +20,7 @@ from disp_llm.families import FAMILIES, PRUNED_PREFIX, Family, family_of
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
 
-HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What transformers raises for a name, a file or a network that is not right."""
 
 
@@ -76,14 +77,14 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
         raise _not_loadable(name, error) from error
 
 
-def load(name: str, machine: MachineConfig) -> Loaded:
-    """Loads a model with its tokenizer, dense or pruned.
+def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
+    """Loads a model with its tokenizer, dense or (unless refused) pruned.
 
     Raises:
         InputError: no such model, an unknown architecture, or damaged files.
     """
     config = load_config(name)
-    family = family_of_any(config)
+    family = family_of(config) if dense_only else family_of_any(config)
     device = resolve_device(machine.device)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))

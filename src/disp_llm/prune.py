@@ -76,8 +76,11 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         Interrupted: a signal arrived while learning; `resume` goes on.
     """
     began = time.perf_counter()
+    run = Run(config.output_dir)
+    if run.result().get("status") == "done":
+        return run.result()
     accelerator, device = start_process(config.machine)
-    loaded = load(config.model, replace(config.machine, device=str(device)))
+    loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
     stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
     require_length(eval_stream, 2, "--eval-text")
     budget = Budget(layout_of(loaded.model, loaded.family))
@@ -87,7 +90,6 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     if accelerator.is_main_process:
         open_run(config)
     accelerator.wait_for_everyone()
-    run = Run(config.output_dir)
     session = Session(
         loaded,
         budget,
@@ -101,8 +103,8 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     )
     task = Task(loaded.model, loaded.family, stream, budget, config.keep, align, config.machine.seed)
     if accelerator.is_main_process:
-        before = run.result().get("seconds", 0.0)
-        run.update(status="running", **provenance(config.machine.seed), run=str(run.folder))
+        if not run.result():
+            run.update(status="running", run=str(run.folder), **provenance(config.machine.seed))
         run.update(source=loaded.source | sources, dense=dense_figures(session))
     logits = choose(config, task, session, accelerator)
     if not accelerator.is_main_process:
@@ -111,8 +113,8 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     return run.update(
         status="done",
         models=models,
-        tokens_seen=tokens_seen(config) * accelerator.num_processes,
-        seconds=round(before + time.perf_counter() - began, 1),
+        tokens_seen=tokens_seen(config, accelerator.num_processes),
+        seconds=round(time.perf_counter() - began, 1),
         peak_memory_bytes=peak_memory_bytes(),
     )
 
@@ -130,14 +132,14 @@ def default_align(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 64
 
 
-def tokens_seen(config: PruneConfig) -> int:
-    """Tokens that one process read to choose the masks, those of the scores included."""
+def tokens_seen(config: PruneConfig, processes: int) -> int:
+    """Tokens that were read to choose the masks: those of the scores, and every process's own."""
     scores = config.scores.calibration_sequences * config.scores.calibration_length
     learn = config.learn.steps * config.learn.length * config.learn.batch * config.learn.accumulate
     scored = config.method == "fisher" or (
         config.method == "learned" and config.learn.start == "scores"
     )
-    return scores * scored + learn * (config.method == "learned")
+    return scores * scored + learn * processes * (config.method == "learned")
 
 
 def dense_figures(session: Session) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def more_sizes(
             mend=f"run `disp-llm prune {config.model} --output-dir {folder} --resume` first",
         )
     accelerator, device = start_process(config.machine)
-    loaded = load(config.model, replace(config.machine, device=str(device)))
+    loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
     _, eval_stream, _ = load_tokens(config.text, loaded.tokenizer)
     budget = Budget(layout_of(loaded.model, loaded.family))
     session = Session(

@@ -34,19 +34,23 @@ def fisher(
     windows: Int[Tensor, "B T"],
     keep: float,
     rounds: int,
+    process: tuple[int, int] = (0, 1),
     total_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     on_sequence: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float[Tensor, " N"]:
     """Mean squared gradient of each sequence's loss with respect to its mask, float32.
 
     Args:
-        windows: this process's share of the calibration sequences.
+        windows: all calibration sequences; the result does not depend on how many processes share
+            them.
         keep: the size that the last round stands at.
         rounds: how many; 1 is the plain Fisher score of the dense model.
+        process: (index, number) of this process; it takes every number-th sequence of a round.
         total_over_processes: sums a tensor over processes.
     """
     head = head_of(model, family)
     sums = torch.zeros(budget.layout.entries, device=windows.device)
+    index, processes = process
     done, importance = 0, sums
     with masked(model, family, budget.layout) as masking:
         for turn, part in enumerate(windows.tensor_split(rounds)):
@@ -54,15 +58,14 @@ def fisher(
             if turn:
                 size = 1 - (1 - keep) * turn / (rounds - 1)
                 standing = project(per_parameter(importance, budget), budget, size).kept.float()
-            for window in part:
+            for window in part[index::processes]:
                 mask = standing.clone().requires_grad_(True)
                 masking.set(mask)
                 token_losses(model, head, window[None]).mean().backward()
                 sums += mask.grad.square()
-                done += 1
-                on_sequence(done, len(windows))
-            count = total_over_processes(torch.tensor(float(done), device=sums.device))
-            importance = total_over_processes(sums.clone()) / count.clamp(min=1)
+            done += len(part)
+            on_sequence(done, len(windows))
+            importance = total_over_processes(sums.clone()) / done
     return importance
 
 

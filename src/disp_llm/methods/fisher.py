@@ -21,7 +21,7 @@ from disp_llm.text import random_windows, require_length
 def fisher(task: Task, context: Context) -> Tensor:
     """Scores (N); read from the run folder if an earlier attempt of the run computed them.
 
-    Each process takes its share of the calibration sequences and the sums are shared.
+    Processes share the calibration sequences.
     """
     path = context.folder / "scores.safetensors"
     if path.exists():
@@ -36,14 +36,14 @@ def fisher(task: Task, context: Context) -> Tensor:
             generator_of(task.seed, 0),
         )
         device = next(task.model.parameters()).device
-        share = windows[accelerator.process_index :: accelerator.num_processes].to(device)
         importance = scores.fisher(
             task.model,
             task.family,
             task.budget,
-            share,
+            windows.to(device),
             min(task.keeps),
             min(config.score_rounds, config.calibration_sequences),
+            (accelerator.process_index, accelerator.num_processes),
             lambda tensor: accelerator.reduce(tensor, reduction="sum"),
             context.on_sequence,
         )

@@ -1,0 +1,371 @@
+"""The main job as a user runs it: run folder, figures, other sizes, kill and resume, careless use."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+import torch
+import transformers
+from conftest import SMALL, byte_tokenizer, environment, run_command
+from safetensors.torch import load_file
+
+from disp_llm.masks import SITES
+
+
+@pytest.fixture
+def own_run(small_run, tmp_path):
+    """A copy of the finished run, to be changed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(small_run[0], folder)
+    return folder
+
+
+def test_run_folder_is_complete(small_run, llama_folder):
+    folder, printed = small_run
+    result = json.loads((folder / "result.json").read_text())
+    assert printed == result
+    assert result["status"] == "done"
+    assert {"versions", "hardware", "seed", "command", "seconds", "source"} <= set(result)
+    assert result["tokens_seen"] == 6 * 32 + 4 * 32
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
+    config = tomllib.loads((folder / "config.toml").read_text())
+    assert config["model"] == str(llama_folder)
+    assert config["learn"]["steps"] == 6
+    assert config["learn"]["estimator"] == "projected"  # resolved, not only what was given
+
+
+def test_figures_are_those_of_the_folder(small_run, text_file):
+    folder, result = small_run
+    for entry, name in zip(result["models"], ("model", "model-0.8"), strict=True):
+        assert entry["folder"] == str(folder / name)
+        assert entry["keep"] <= entry["keep_asked"]
+        largest = 3 * 32 / result["dense"]["block_parameters"]  # block parameters of one mlp_mid
+        assert entry["keep"] > entry["keep_asked"] - largest
+        assert entry["max_logit_error"] <= 1e-5
+        assert entry["perplexity"] == pytest.approx(entry["perplexity_masked"], rel=1e-5)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / name)
+        assert sum(p.numel() for p in model.parameters()) == entry["parameters"]
+        size = sum(p.stat().st_size for p in (folder / name).glob("*.safetensors"))
+        assert size == entry["bytes"]
+    small, large = result["models"]
+    assert small["perplexity"] > large["perplexity"] * 0.9
+    assert "perplexity" in (folder / "model" / "README.md").read_text()
+
+
+def test_masks_file_is_the_hand_over(small_run):
+    folder, _ = small_run
+    masks = load_file(folder / "masks.safetensors")
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert set(masks) == {
+        f"{prefix}layers.{i}.{site}" for prefix in ("", "logits.") for i in range(3) for site in SITES
+    }
+    assert torch.equal(masks["layers.1.attn_in"], weights["model.layers.1.self_attn.kept_in"])
+    assert torch.equal(masks["layers.2.mlp_out"], weights["model.layers.2.mlp.kept_out"])
+
+
+def test_export_makes_another_size_without_learning(own_run):
+    folder = own_run
+    done = run_command("export", folder, "--keep", 0.65, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [entry["keep_asked"] for entry in result["models"]] == [0.65]
+    assert 0.6 < result["models"][0]["keep"] <= 0.65
+    assert (folder / "model-0.65" / "config.json").exists()
+    assert len(json.loads((folder / "result.json").read_text())["models"]) == 3
+    assert "learning" not in done.stderr
+    again = run_command("eval", folder / "model-0.65", "--text", folder / "config.toml", "--json")
+    assert again.returncode == 0, again.stderr
+
+
+def test_eval_agrees_with_prune(small_run, text_file, tmp_path):
+    """Held-out text written to a file of its own gives the figure that `prune` reported."""
+    folder, result = small_run
+    text = text_file.read_text()
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text(text[int(len(text) * 0.9) :])
+    done = run_command(
+        "eval", folder / "model", "--text", held_out, "--context", 32, "--windows", 4,
+        "--dtype", "float32", "--json",
+    )  # fmt: skip
+    figures = json.loads(done.stdout)
+    assert figures["perplexity"] == pytest.approx(result["models"][0]["perplexity"], rel=1e-5)
+    assert {"tokens", "window", "stride", "parameters", "block_parameters"} <= set(figures)
+
+
+def test_keep_one_is_bitwise_the_original(llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--keep", 1.0, "--text", text_file, "--method", "magnitude",
+        "--output-dir", tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads(done.stdout)["models"]
+    assert entry["max_logit_error"] == 0
+    assert entry["keep"] == 1
+    tokens = torch.randint(4, 200, (2, 16))
+    exported, original = (
+        transformers.AutoModelForCausalLM.from_pretrained(path)
+        for path in (tmp_path / "run" / "model", llama_folder)
+    )
+    assert torch.equal(exported(tokens).logits, original(tokens).logits)
+
+
+@pytest.mark.parametrize("method", ["fisher", "magnitude", "random"])
+def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--method", method, "--text", text_file, "--align", 8,
+        "--output-dir", tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
+
+
+LONG = [*SMALL[2:], "--steps", "400", "--checkpoint-every", "7"]
+
+
+def start_run(folder, llama_folder, text_file) -> subprocess.Popen[str]:
+    command = ["prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG]
+    return subprocess.Popen(
+        [sys.executable, "-m", "disp_llm", *map(str, command)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+
+
+def wait_for_step(folder, step: int, process: subprocess.Popen) -> None:
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def resume(folder, llama_folder, text_file) -> subprocess.CompletedProcess[str]:
+    return run_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG, "--resume"
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, llama_folder, text_file):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start_run(folder, llama_folder, text_file)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("step", [3, 60])
+def test_killed_and_resumed_equals_uninterrupted(
+    step, uninterrupted, llama_folder, text_file, tmp_path
+):
+    folder = tmp_path / "run"
+    process = start_run(folder, llama_folder, text_file)
+    wait_for_step(folder, step, process)
+    process.kill()
+    process.communicate()
+    assert not (folder / "masks.safetensors").exists()
+    done = resume(folder, llama_folder, text_file)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, uninterrupted))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert steps == list(range(1, 401))  # no step twice, none missing
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_says_how_to_go_on(number, llama_folder, text_file, tmp_path):
+    folder = tmp_path / "run"
+    process = start_run(folder, llama_folder, text_file)
+    wait_for_step(folder, 10, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    newest = sorted((folder / "checkpoint").iterdir())[-1]
+    done_steps = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert newest.name == f"step-{done_steps:07d}.safetensors"
+    assert resume(folder, llama_folder, text_file).returncode == 0
+
+
+def test_damaged_checkpoint_is_one_line(llama_folder, text_file, tmp_path):
+    folder = tmp_path / "run"
+    process = start_run(folder, llama_folder, text_file)
+    wait_for_step(folder, 10, process)
+    process.kill()
+    process.communicate()
+    newest = sorted((folder / "checkpoint").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:200])
+    done = resume(folder, llama_folder, text_file)
+    assert_one_line(done, str(newest))
+    newest.unlink()
+    assert resume(folder, llama_folder, text_file).returncode == 0
+
+
+def test_resume_with_other_settings_is_refused(small_run, llama_folder):
+    folder, _ = small_run
+    done = run_command("prune", llama_folder, "--output-dir", folder, "--resume", "--steps", 99)
+    assert_one_line(done, "learn.steps")
+
+
+def test_resume_of_a_finished_run_changes_nothing(own_run, llama_folder):
+    before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
+    done = run_command("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((own_run / "result.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*")} == before
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    """Exit code 2 and one line on standard error that holds all of `said`."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("disp-llm: ")]
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == lines[0]
+    for word in said:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep", "0"], "--keep"),
+        (["--keep", "1.5"], "--keep"),
+        (["--keep", "nan"], "--keep"),
+        (["--keep", "half"], "--keep"),
+        (["--keep", "0.5", "0.5"], "--keep"),
+        (["--keep", "0.0001"], "--keep"),
+        (["--recipe", "defalt"], "nearest: default"),
+        (["--steps", "-1"], "--steps"),
+        (["--stepz", "3"], "--steps"),
+        (["--method", "magic"], "--method"),
+        (["--context", "1"], "--context"),
+        (["--device", "cuda:99"], "--device"),
+        (["--text", "missing.txt"], "missing.txt"),
+        (["--dataset", "x:y"], "--dataset"),
+    ],
+)
+def test_bad_flags_are_one_line_and_leave_nothing(
+    arguments, said, llama_folder, text_file, tmp_path
+):
+    text = [] if "--text" in arguments else ["--text", text_file]
+    flags = [flag for flag in SMALL if flag not in ("--device", "cpu")]
+    folder = tmp_path / "run"
+    done = run_command("prune", llama_folder, "--output-dir", folder, *text, *flags, *arguments)
+    assert_one_line(done, said)
+    assert not folder.exists()
+
+
+def test_errors_as_json(llama_folder):
+    done = run_command("prune", llama_folder, "--keep", 3, "--json")
+    assert done.returncode == 2
+    assert set(json.loads(done.stdout)) == {"error", "flag", "mend"}
+
+
+def test_wrong_model_names(tmp_path, text_file):
+    encoder = tmp_path / "encoder"
+    transformers.BertConfig(num_hidden_layers=1).save_pretrained(encoder)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for model, said in [
+        ("no/such-model-here", "no/such-model-here"),
+        (str(empty), "cannot load"),
+        (str(encoder), "docs/add-a-family.md"),
+        (str(text_file), "cannot load"),
+    ]:
+        for command in (["prune", model, "--output-dir", tmp_path / "run"], ["doctor", model]):
+            assert_one_line(run_command(*command), "MODEL", said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pruning_a_pruned_model_is_refused(small_run, tmp_path):
+    folder, _ = small_run
+    done = run_command("prune", folder / "model", "--output-dir", tmp_path / "run")
+    assert_one_line(done, "pruned already")
+
+
+def test_damaged_weights_are_one_line(llama_folder, tmp_path, text_file):
+    copy = tmp_path / "model"
+    transformers.AutoModelForCausalLM.from_pretrained(llama_folder).save_pretrained(copy)
+    byte_tokenizer().save_pretrained(copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    done = run_command("prune", copy, "--text", text_file, "--output-dir", tmp_path / "run", *SMALL)
+    assert_one_line(done, "MODEL")
+
+
+def test_existing_folder_is_kept(llama_folder, text_file, tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    done = run_command("prune", llama_folder, "--text", text_file, "--output-dir", tmp_path, *SMALL)
+    assert_one_line(done, "--output-dir", "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_output_dir_that_is_a_file(llama_folder, text_file, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("x")
+    for folder in (path, path / "inside"):
+        done = run_command(
+            "prune", llama_folder, "--text", text_file, "--output-dir", folder, *SMALL
+        )
+        assert_one_line(done, "--output-dir")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_folder(llama_folder, text_file, tmp_path):
+    tmp_path.chmod(0o500)
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run", *SMALL
+    )
+    tmp_path.chmod(0o700)
+    assert_one_line(done, "cannot be written")
+
+
+def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_path):
+    """A limit on the size of files stands for a full disk: checkpoints fit, the model does not."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    folder = tmp_path / "run"
+    command = ["prune", llama_folder, "--text", text_file, "--output-dir", folder, *SMALL]
+    done = run_command(*command, preexec_fn=limit)
+    assert_one_line(done, "cannot write", "make room")
+    assert not (folder / "model").exists()
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    again = run_command(*command, "--resume")  # with room, what was learned is not learned again
+    assert again.returncode == 0, again.stderr
+    assert "learning" not in again.stderr
+
+
+def test_two_processes_learn_the_same_masks_everywhere(llama_folder, text_file, tmp_path):
+    """Two CPU processes under torchrun (`accelerate launch` starts several on GPUs only): different
+    text, one set of masks, one folder."""
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+            "-m", "disp_llm", "prune", str(llama_folder),
+            "--text", str(text_file), "--output-dir", str(folder), "--json", *SMALL,
+        ],
+        capture_output=True, text=True, timeout=240, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (result,) = [found for found in results if found]
+    assert result["tokens_seen"] == 2 * 6 * 32 + 4 * 32
+    assert result["models"][0]["max_logit_error"] <= 1e-5
+    single = tmp_path / "single"
+    run_command("prune", llama_folder, "--text", text_file, "--output-dir", single, *SMALL)
+    both, alone = (load_file(f / "scores.safetensors")["fisher"] for f in (folder, single))
+    torch.testing.assert_close(both, alone, rtol=1e-3, atol=1e-12)
