@@ -1,4 +1,5 @@
-"""Tiny models of every family, a byte-level tokenizer, text, and commands run as a user runs them."""
+"""Tiny models of every family, a byte-level tokenizer, text, and commands run as a user runs
+them."""
 
 import json
 import os
@@ -105,10 +106,7 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
-SMALL = (
-    "--steps 6 --length 32 --checkpoint-every 2 --calibration-sequences 4 --calibration-length 32 "
-    "--context 32 --windows 4 --dtype float32 --device cpu"
-).split()
+SMALL = ["--steps", "6", "--length", "32", "--checkpoint-every", "2", "--calibration-sequences", "4", "--calibration-length", "32", "--context", "32", "--windows", "4", "--dtype", "float32", "--device", "cpu"]
 """Flags of a run that takes a second."""
 
 

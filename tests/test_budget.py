@@ -37,7 +37,9 @@ def scores_for(layout: Layout, seed: int, ties: bool) -> torch.Tensor:
 
 
 @settings(max_examples=150, deadline=None)
-@given(layouts(), st.floats(0.05, 1.0), st.sampled_from([1, 3, 8]), st.integers(0, 9), st.booleans())
+@given(
+    layouts(), st.floats(0.05, 1.0), st.sampled_from([1, 3, 8]), st.integers(0, 9), st.booleans()
+)
 def test_projection_is_within_and_wastes_less_than_a_group(layout, keep, align, seed, ties):
     budget = Budget(layout)
     scores = scores_for(layout, seed, ties)

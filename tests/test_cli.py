@@ -64,9 +64,7 @@ def test_unknown_command_is_one_line():
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_applies(name):
     config = parse(["prune", "x", "--recipe", name])
-    assert config == apply_recipe(
-        PruneConfig(model="x", recipe=name), load_recipe(name)
-    )
+    assert config == apply_recipe(PruneConfig(model="x", recipe=name), load_recipe(name))
     assert parse(["prune", "x", "--recipe", name, "--steps", "7"]).learn.steps == 7
 
 
@@ -76,7 +74,7 @@ def test_recipe_file_with_a_typo_names_the_right_key(tmp_path):
     with pytest.raises(InputError, match="nearest: learning_rate"):
         parse(["prune", "x", "--recipe", str(path)])
     path.write_text('[learn]\nlearning_rate = "fast"\n')
-    with pytest.raises(InputError, match="learn.learning_rate"):
+    with pytest.raises(InputError, match=r"learn\.learning_rate"):
         parse(["prune", "x", "--recipe", str(path)])
 
 

@@ -1,4 +1,5 @@
-"""Every row of the table: what is exported computes what was masked, to the last bit where it can."""
+"""Every row of the table: what is exported computes what was masked, to the last bit where it
+can."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""The loop: it learns, resumes bit for bit, holds the budget, and means the same on two processes."""
+"""The loop: it learns, resumes bit for bit, holds the budget, and means the same on two
+processes."""
 
 import dataclasses
 import os
@@ -57,7 +58,12 @@ def test_resumed_equals_uninterrupted(task, accelerator, tmp_path, parametrisati
         learn(task, start_of(task), config, tmp_path / "cut", accelerator, kill)
     steps = []
     resumed = learn(
-        task, start_of(task), config, tmp_path / "cut", accelerator, lambda m: steps.append(m["step"])
+        task,
+        start_of(task),
+        config,
+        tmp_path / "cut",
+        accelerator,
+        lambda m: steps.append(m["step"]),
     )
     assert steps == [4, 5, 6, 7, 8]  # from the checkpoint of step 3
     assert torch.equal(resumed, whole)

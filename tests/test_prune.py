@@ -1,4 +1,5 @@
-"""The main job as a user runs it: run folder, figures, other sizes, kill and resume, careless use."""
+"""The main job as a user runs it: run folder, figures, other sizes, kill and resume, careless
+use."""
 
 import json
 import os
@@ -64,7 +65,10 @@ def test_masks_file_is_the_hand_over(small_run):
     masks = load_file(folder / "masks.safetensors")
     weights = load_file(folder / "model" / "model.safetensors")
     assert set(masks) == {
-        f"{prefix}layers.{i}.{site}" for prefix in ("", "logits.") for i in range(3) for site in SITES
+        f"{prefix}layers.{i}.{site}"
+        for prefix in ("", "logits.")
+        for i in range(3)
+        for site in SITES
     }
     assert torch.equal(masks["layers.1.attn_in"], weights["model.layers.1.self_attn.kept_in"])
     assert torch.equal(masks["layers.2.mlp_out"], weights["model.layers.2.mlp.kept_out"])

@@ -25,6 +25,8 @@ class _AnnounceOnImport(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
+        assert spec is not None, fullname
+        assert spec.loader is not None, fullname
         load = spec.loader.exec_module
 
         def load_and_announce(module):

@@ -31,7 +31,7 @@ class Budget:
     def block_parameters(self, counts: Tensor) -> Tensor:
         """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
 
-        `|S1|·(q + 2kv) + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|` summed over blocks (paper, section 3).
+        `|S1|·(q + 2kv) + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`, summed over blocks.
         """
         s1, s2, s3, s4, s5 = counts.double().view(-1, len(SITES)).unbind(-1)
         qkv, q, pieces = self._table.to(counts.device).unbind(-1)
@@ -125,7 +125,9 @@ def project(scores: Float[Tensor, " N"], budget: Budget, keep: float, align: int
     return Projected(kept, float((last + following) / 2))
 
 
-def _groups(layout: Layout, align: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _groups(
+    layout: Layout, align: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For entries laid out by site: the group of each, and each group's size, site, being first.
 
     The last group of a site is smaller where `align` does not divide its length.
@@ -138,4 +140,5 @@ def _groups(layout: Layout, align: int, device: torch.device) -> tuple[Tensor, T
         sizes[-1][-1] = length - align * (count - 1)
         sites.append(torch.full((count,), index))
         first.append(torch.arange(count) == 0)
-    return tuple(torch.cat(parts).to(device) for parts in (group, sizes, sites, first))
+    joined = [torch.cat(parts).to(device) for parts in (group, sizes, sites, first)]
+    return joined[0], joined[1], joined[2], joined[3]

@@ -1,4 +1,5 @@
-"""The model card of an exported folder: what it is, how it was made, what was measured, how to load it."""
+"""The model card of an exported folder: what it is, how it was made, what was measured, how to
+load it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ tags: [disp-llm, structural-pruning]
 # {base} at keep {keep:.4f}
 
 {base} (revision `{revision}`), made smaller by disp-llm {version}: every block reads, works in and
-writes dimensions of its own choice (DISP-LLM, arXiv 2410.11988). The kept weights are the original's.
+writes dimensions of its own choice (DISP-LLM, arXiv 2410.11988). The kept weights are the
+original's.
 
 |  | dense | this model |
 |---|---:|---:|
@@ -24,9 +26,9 @@ writes dimensions of its own choice (DISP-LLM, arXiv 2410.11988). The kept weigh
 | perplexity | {dense_ppl} | {ppl} |
 | weight files | {dense_bytes:,} bytes | {bytes:,} bytes |
 
-Perplexity (± standard error) over {tokens:,} tokens of {eval_text}, windows of {window}, stride {stride}.
-Masks were chosen on {text}. Against the masked original, logits differ by at most {error} of the
-largest one in {checked}. Widths are multiples of {align}.
+Perplexity (± standard error) over {tokens:,} tokens of {eval_text}, windows of {window}, stride
+{stride}. Masks were chosen on {text}. Against the masked original, logits differ by at most
+{error} of the largest one in {checked}. Widths are multiples of {align}.
 
 ## Load
 

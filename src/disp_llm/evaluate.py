@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from disp_llm.config import EvalCommand, EvalConfig, TextConfig
 from disp_llm.export import count_block_parameters, count_parameters
@@ -38,7 +39,7 @@ class Perplexity:
     perplexity_stderr: float | None
     """None for a single window."""
     tokens: int
-    """Tokens scored: every one of the text but the first of the first window, and no token twice."""
+    """Tokens scored: all but the first of the text or of each window, and no token twice."""
     window: int
     stride: int
 
@@ -51,7 +52,7 @@ def with_error(figures: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module,
+    model: PreTrainedModel,
     family: Family,
     stream: Int[Tensor, " N"],
     config: EvalConfig,

@@ -8,9 +8,11 @@ the folder needs travels with it, also when it is loaded, tuned and saved again.
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from disp_llm.compact import config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
@@ -20,7 +22,7 @@ from disp_llm.files import atomic
 from disp_llm.masks import SITES, Masks, blocks_of
 
 
-def compact_config(model: nn.Module, family: Family, masks: Masks):
+def compact_config(model: PreTrainedModel, family: Family, masks: Masks):
     """The native configuration with the widths of every block and the names of its classes."""
     native = type(model.config)
     base, causal = model_classes(native)
@@ -39,15 +41,16 @@ def compact_config(model: nn.Module, family: Family, masks: Masks):
     return config
 
 
-def compact_state(model: nn.Module, family: Family, masks: Masks) -> dict[str, Tensor]:
+def compact_state(model: PreTrainedModel, family: Family, masks: Masks) -> dict[str, Tensor]:
     """The state of the compact model: kept slices, index buffers, and all the rest by reference."""
     state = dict(model.state_dict())
     names = {id(module): name for name, module in model.named_modules()}
     indices = masks.indices()
     for i, block in enumerate(blocks_of(model, family)):
         s1, s2, s3, s4, s5 = (indices[f"layers.{i}.{site}"] for site in SITES)
-        middle = torch.cat([s4 + piece * masks.layout.blocks[i].intermediate
-                            for piece in range(family.mlp.fused)])
+        middle = torch.cat(
+            [s4 + piece * masks.layout.blocks[i].intermediate for piece in range(family.mlp.fused)]
+        )
         for branch, kept_in, kept_out, outputs, inputs in (
             (family.attention, s1, s2, None, None),
             (family.mlp, s3, s5, middle, s4),
@@ -61,7 +64,7 @@ def compact_state(model: nn.Module, family: Family, masks: Masks) -> dict[str, T
 
 def _slice(
     state: dict[str, Tensor],
-    linear: nn.Module,
+    linear: Any,
     names: dict[int, str],
     inputs: Tensor | None,
     outputs: Tensor | None,
@@ -96,7 +99,7 @@ def _index(
             state[f"{names[id(block.get_submodule(path))]}.{buffer}"] = kept
 
 
-def compact_model(model: nn.Module, family: Family, masks: Masks) -> nn.Module:
+def compact_model(model: PreTrainedModel, family: Family, masks: Masks) -> PreTrainedModel:
     """The smaller model itself, on the device and in the dtype of the dense one."""
     config = compact_config(model, family, masks)
     _, causal = model_classes(type(model.config))
@@ -120,7 +123,12 @@ class Exported:
 
 
 def export(
-    model: nn.Module, tokenizer, family: Family, masks: Masks, folder: Path, max_shard_size: str
+    model: PreTrainedModel,
+    tokenizer,
+    family: Family,
+    masks: Masks,
+    folder: Path,
+    max_shard_size: str,
 ) -> Exported:
     """Writes the folder, whole or not at all; a folder of the same name is replaced.
 
@@ -134,20 +142,27 @@ def export(
     return Exported(folder, count_parameters(compact), weight_bytes(folder))
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(model: PreTrainedModel) -> int:
     """Parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_block_parameters(model: nn.Module, family: Family) -> int:
+def count_block_parameters(model: PreTrainedModel, family: Family) -> int:
     """Weights of the linear layers inside the blocks, counted on the model itself."""
     branches = (family.attention, family.mlp)
     return sum(
-        block.get_submodule(path).weight.numel()
+        weight_of(block, path).numel()
         for block in blocks_of(model, family)
         for branch in branches
         for path in (*branch.reads, branch.writes)
     )
+
+
+def weight_of(block: nn.Module, path: str) -> Tensor:
+    """The weight of a linear layer of a block."""
+    weight = block.get_submodule(path).weight
+    assert isinstance(weight, Tensor), path
+    return weight
 
 
 def weight_bytes(folder: Path) -> int:

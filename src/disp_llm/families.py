@@ -1,7 +1,8 @@
 """Where the blocks of each architecture read and write the residual stream.
 
 One row of data an architecture, nothing else. The row is enough to mask a model, to count what an
-entry of a mask costs, to cut the model and to load what was cut: no other file names an architecture.
+entry of a mask costs, to cut the model and to load what was cut: no other file names an
+architecture.
 `docs/add-a-family.md` explains the columns with an example.
 """
 
@@ -126,7 +127,8 @@ def family_of(config: object) -> Family:
     """The row of a transformers configuration.
 
     Raises:
-        InputError: the architecture is not in the table, is already pruned, or is a refused variant.
+        InputError: the architecture is not in the table, is already pruned, or is a refused
+        variant.
     """
     model_type = str(getattr(config, "model_type", "") or "without model_type")
     if model_type.startswith(PRUNED_PREFIX):

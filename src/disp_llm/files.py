@@ -60,7 +60,9 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
     """Writes a safetensors file; tensors must be contiguous."""
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

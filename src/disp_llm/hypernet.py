@@ -1,7 +1,7 @@
 """What is trained in place of the model's weights: one vector of logits for all sites.
 
-`FreeLogits` trains the logits themselves; `Hypernetwork` is the paper's (section 3.3, Table 5). Both
-add what they train to a start vector, which is zero for the paper's random start.
+`FreeLogits` trains the logits themselves; `Hypernetwork` is the paper's (section 3.3, Table 5).
+Both add what they train to a start vector, which is zero for the paper's random start.
 
 N entries of all sites, S sites.
 """

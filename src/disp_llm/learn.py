@@ -1,9 +1,9 @@
 """The mask-learning loop: frozen model, text and a start -> the logits of every site.
 
-Every step draws its windows, its noise and, for several sizes, its keep from a generator seeded with
-(seed, step, process), so that a resumed run repeats an uninterrupted one bit for bit and a checkpoint
-needs no generator state. Processes read different text and exchange one vector a step: the gradient
-of what is trained, with the loss and a wish to stop behind it.
+Every step draws its windows, its noise and, for several sizes, its keep from a generator seeded
+with (seed, step, process), so that a resumed run repeats an uninterrupted one bit for bit and a
+checkpoint needs no generator state. Processes read different text and exchange one vector a step:
+the gradient of what is trained, with the loss and a wish to stop behind it.
 
 N entries of all sites.
 """
@@ -23,6 +23,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from disp_llm.budget import Budget, project
 from disp_llm.config import InputError, LearnConfig
@@ -47,7 +48,7 @@ class Interrupted(KeyboardInterrupt):
 class Task:
     """What is learned on what, and under which budget."""
 
-    model: nn.Module
+    model: PreTrainedModel
     family: Family
     stream: Tensor
     """Learning tokens, (tokens)."""
@@ -165,15 +166,20 @@ def _exchange(trained: nn.Module, metrics: dict[str, float], stop: bool, acceler
     """Averages gradient and loss over processes in one all-reduce; whether any wants to stop."""
     if accelerator.num_processes == 1:
         return stop
-    parameters = [p for p in trained.parameters() if p.grad is not None]
+    parameters = list(trained.parameters())
     extra = torch.tensor([metrics["loss"], float(stop)], device=parameters[0].device)
-    flat = torch.cat([p.grad.flatten() for p in parameters] + [extra])
+    flat = torch.cat([_gradient(p).flatten() for p in parameters] + [extra])
     flat = accelerator.reduce(flat, reduction="mean")
     *parts, loss, any_stop = flat.split([p.numel() for p in parameters] + [1, 1])
     for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad.copy_(part.view_as(parameter))
+        _gradient(parameter).copy_(part.view_as(parameter))
     metrics["loss"] = float(loss)
     return bool(any_stop > 0)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, "a trained parameter took no part in the step"
+    return parameter.grad
 
 
 def _rate(step: int, config: LearnConfig) -> float:
@@ -184,7 +190,7 @@ def _rate(step: int, config: LearnConfig) -> float:
 
 
 @contextmanager
-def checkpointed_blocks(model: nn.Module, family: Family, active: bool) -> Iterator[None]:
+def checkpointed_blocks(model: PreTrainedModel, family: Family, active: bool) -> Iterator[None]:
     """While the context lasts, blocks keep their inputs only and run again in the backward pass.
 
     transformers' own switch needs training mode, which would bring dropout with it.
@@ -201,7 +207,7 @@ def checkpointed_blocks(model: nn.Module, family: Family, active: bool) -> Itera
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """While the context lasts, SIGINT and SIGTERM are collected; a second one interrupts at once."""
+    """While the context lasts, SIGINT and SIGTERM are collected; a second interrupts at once."""
     received: list[int] = []
 
     def handle(number: int, frame) -> None:
@@ -243,7 +249,9 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) 
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             step = int(file.metadata()["step"])
-        own = {k.removeprefix("trained."): v for k, v in tensors.items() if k.startswith("trained.")}
+        own = {
+            k.removeprefix("trained."): v for k, v in tensors.items() if k.startswith("trained.")
+        }
         trained.load_state_dict(own)
         template = optimizer.state_dict()
         state: dict[int, dict[str, Tensor]] = {}

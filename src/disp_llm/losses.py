@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from disp_llm.families import Family
 
@@ -19,9 +20,10 @@ CHUNK = 256
 """Tokens whose logits exist at one time."""
 
 
-def head_of(model: nn.Module, family: Family) -> Callable[[Tensor], Tensor]:
+def head_of(model: PreTrainedModel, family: Family) -> Callable[[Tensor], Tensor]:
     """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
     output = model.get_output_embeddings()
+    assert output is not None, "a causal model without a head"
     divisor = getattr(model.config, family.logits_divisor) if family.logits_divisor else None
     softcap = getattr(model.config, family.logits_softcap) if family.logits_softcap else None
 
@@ -51,12 +53,12 @@ class _ChunkedLoss(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx, grad_losses: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.gradient * grad_losses.unsqueeze(-1).to(ctx.gradient.dtype), None, None
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * grad_outputs[0].unsqueeze(-1).to(ctx.gradient.dtype), None, None
 
 
 def token_losses(
-    model: nn.Module, head: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B T"]
+    model: PreTrainedModel, head: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B T-1"]:
     """−ln p of each token but the first of every window, in float32."""
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)

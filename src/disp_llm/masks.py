@@ -1,8 +1,8 @@
 """Masks: one 0/1 vector a site a block, laid end to end in one flat vector.
 
 In comes a model and its family row; out come the layout of its sites, hooks that make the model run
-masked (arXiv 2410.11988, Eqs. 2 and 3, the norm before the mask), and the masks file that is the one
-hand-over between choosing and exporting.
+masked (arXiv 2410.11988, Eqs. 2 and 3, the norm before the mask), and the masks file that is the
+one hand-over between choosing and exporting.
 
 N entries of all sites, S sites (5 a block), L blocks.
 """
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config import InputError
@@ -87,12 +88,14 @@ class Layout:
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
 
-def blocks_of(model: nn.Module, family: Family) -> nn.ModuleList:
+def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
     """The list of blocks of a causal model."""
-    return model.base_model.get_submodule(family.blocks)
+    blocks = model.base_model.get_submodule(family.blocks)
+    assert isinstance(blocks, nn.ModuleList), family.blocks
+    return blocks
 
 
-def layout_of(model: nn.Module, family: Family) -> Layout:
+def layout_of(model: PreTrainedModel, family: Family) -> Layout:
     """Measures every block; a model on the meta device will do."""
     return Layout(tuple(_measure(block, family) for block in blocks_of(model, family)))
 
@@ -133,7 +136,8 @@ class Masks:
         }
 
     def save(self, path: Path) -> None:
-        """Writes kept indices under `layers.3.attn_in` and logits under `logits.layers.3.attn_in`."""
+        """Writes kept indices under `layers.3.attn_in` and logits under
+        `logits.layers.3.attn_in`."""
         logits = zip(self.layout.names, self.layout.split(self.logits.float()), strict=True)
         tensors = self.indices() | {f"logits.{name}": part.clone() for name, part in logits}
         write_tensors(path, tensors)
@@ -164,14 +168,16 @@ def load_masks(path: Path, layout: Layout) -> Masks:
 
 
 class Masking:
-    """The masks that a model wrapped by `masked` currently runs with; set `flat` before a forward."""
+    """The masks that a model wrapped by `masked` currently runs with; set `flat` before a
+    forward."""
 
     def __init__(self, layout: Layout):
         self._layout = layout
         self._parts: tuple[Tensor, ...] = ()
 
     def set(self, flat: Float[Tensor, "*B N"]) -> None:
-        """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the batch."""
+        """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
+        batch."""
         parts = flat.split(self._layout.lengths, dim=-1)
         self._parts = tuple(part.unsqueeze(-2) for part in parts) if flat.dim() > 1 else parts
 
@@ -188,7 +194,7 @@ class Masking:
 
 
 @contextlib.contextmanager
-def masked(model: nn.Module, family: Family, layout: Layout) -> Iterator[Masking]:
+def masked(model: PreTrainedModel, family: Family, layout: Layout) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
     masking = Masking(layout)
     handles = []

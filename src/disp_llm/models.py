@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from transformers import PreTrainedModel
 
 from disp_llm import embedded
 from disp_llm.config import InputError, MachineConfig
@@ -28,7 +28,7 @@ HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, Safetens
 class Loaded:
     """A frozen model, ready to run."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     family: Family
     source: dict[str, str]
@@ -94,7 +94,7 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
     return Loaded(model, tokenizer, family, _source(name, config))
 
 
-def load_model(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model alone, frozen and without dropout.
 
     Raises:
@@ -122,7 +122,7 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
     return FAMILIES[native] if native in FAMILIES else family_of(config)
 
 
-def empty_model(config: transformers.PreTrainedConfig) -> nn.Module:
+def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without weights."""
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)

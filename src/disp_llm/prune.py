@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from disp_llm import export as exporter
 from disp_llm.budget import Budget, project
@@ -52,7 +53,7 @@ class Session:
     max_shard_size: str
     report: Report
 
-    def measure(self, model: nn.Module, stage: str) -> dict[str, float]:
+    def measure(self, model: PreTrainedModel, stage: str) -> dict[str, Any]:
         """Perplexity on the evaluation text."""
         measured = perplexity(
             model,
@@ -80,6 +81,7 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     if run.result().get("status") == "done":
         return run.result()
     accelerator, device = start_process(config.machine)
+    processes = accelerator.num_processes
     loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
     stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
     require_length(eval_stream, 2, "--eval-text")
@@ -101,19 +103,23 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         config.export.max_shard_size,
         report if accelerator.is_main_process else silent,
     )
-    task = Task(loaded.model, loaded.family, stream, budget, config.keep, align, config.machine.seed)
+    task = Task(
+        loaded.model, loaded.family, stream, budget, config.keep, align, config.machine.seed
+    )
     if accelerator.is_main_process:
         if not run.result():
             run.update(status="running", run=str(run.folder), **provenance(config.machine.seed))
         run.update(source=loaded.source | sources, dense=dense_figures(session))
     logits = choose(config, task, session, accelerator)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
         return {}
     models = make_models(session, logits, config.keep)
     return run.update(
         status="done",
         models=models,
-        tokens_seen=tokens_seen(config, accelerator.num_processes),
+        tokens_seen=tokens_seen(config, processes),
         seconds=round(time.perf_counter() - began, 1),
         peak_memory_bytes=peak_memory_bytes(),
     )
@@ -238,7 +244,9 @@ def make_model(session: Session, masks: Masks, keep: float) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def logit_errors(dense: nn.Module, compact: nn.Module, tokens: Tensor) -> dict[str, float]:
+def logit_errors(
+    dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor
+) -> dict[str, float]:
     """max|Δlogit| / max|logit| of the compact model against the masked one that is now active.
 
     In the dtype of the run and in float32 (weights cast there and back, which loses nothing). The
@@ -247,7 +255,9 @@ def logit_errors(dense: nn.Module, compact: nn.Module, tokens: Tensor) -> dict[s
     device = next(dense.parameters()).device
     tokens = tokens[None].to(device)
     dtype = dense.dtype
-    errors = {f"max_logit_error_{str(dtype).removeprefix('torch.')}": _error(dense, compact, tokens)}
+    errors = {
+        f"max_logit_error_{str(dtype).removeprefix('torch.')}": _error(dense, compact, tokens)
+    }
     extra = 2 * sum(p.numel() for model in (dense, compact) for p in model.parameters())
     if dtype != torch.float32:
         if extra > free_memory(device):
@@ -261,12 +271,12 @@ def logit_errors(dense: nn.Module, compact: nn.Module, tokens: Tensor) -> dict[s
     return errors | {"max_logit_error": errors["max_logit_error_float32"]}
 
 
-def _error(dense: nn.Module, compact: nn.Module, tokens: Tensor) -> float:
+def _error(dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor) -> float:
     wanted, got = (model(tokens, use_cache=False).logits.float() for model in (dense, compact))
     return float((wanted - got).abs().max() / wanted.abs().max())
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Parameters only: rotary frequencies and the like are float32 buffers and stay so."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -295,7 +305,7 @@ def more_sizes(
             flag=str(folder),
             mend=f"run `disp-llm prune {config.model} --output-dir {folder} --resume` first",
         )
-    accelerator, device = start_process(config.machine)
+    _, device = start_process(config.machine)
     loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
     _, eval_stream, _ = load_tokens(config.text, loaded.tokenizer)
     budget = Budget(layout_of(loaded.model, loaded.family))

@@ -1,6 +1,7 @@
 """The run folder: everything that one run made, and where it came from.
 
-    RUN/  config.toml  metrics.jsonl  scores.safetensors  checkpoint/  masks.safetensors  model/  result.json
+    RUN/  config.toml  metrics.jsonl  scores.safetensors  checkpoint/
+          masks.safetensors  model/  result.json
 
 The first keep of a run is `masks.safetensors` and `model/`; every other is `masks-0.6.safetensors`
 and `model-0.6/`. A stage that finds its file does not run again.
@@ -69,7 +70,9 @@ class Run:
             return json.loads(self.result_file.read_text())
         except (OSError, ValueError) as error:
             raise InputError(
-                "is damaged", flag=str(self.result_file), mend="delete it; figures are measured again"
+                "is damaged",
+                flag=str(self.result_file),
+                mend="delete it; figures are measured again",
             ) from error
 
     def update(self, **values: Any) -> dict[str, Any]:
@@ -182,14 +185,19 @@ def provenance(seed: int) -> dict[str, Any]:
     return {
         "command": " ".join(sys.argv),
         "seed": seed,
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in LIBRARIES}
+        | {"python": platform.python_version()},
         "hardware": hardware(),
     }
 
 
 def hardware() -> dict[str, Any]:
     """What the figures were measured on."""
-    info = {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "system": platform.platform()}
+    info: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
     if torch.cuda.is_available():
         info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return info

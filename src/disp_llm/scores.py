@@ -1,13 +1,13 @@
 """A calibration pass -> a score for every entry of every site.
 
-Fisher: with every sequence's mask as a leaf, `F_i` is the mean over sequences of `(∂loss/∂m_i)²`, and
-the score `log(F_i / c_i)` with `c_i` the block parameters that the entry costs. One threshold over
-all sites then spends each parameter where it matters most.
+Fisher: with every sequence's mask as a leaf, `F_i` is the mean over sequences of `(∂loss/∂m_i)²`,
+and the score `log(F_i / c_i)` with `c_i` the block parameters that the entry costs. One threshold
+over all sites then spends each parameter where it matters most.
 
-The sequences are taken in rounds. The first has all masks at one; each later one stands nearer to the
-asked size, at the masks that the sequences so far propose, so that the score of an entry knows who
-else will be gone (docs/experiment-log.md: at keep 0.5 this nearly halves the perplexity of one-shot
-masks, for the same tokens). The mean goes over the sequences of all rounds.
+The sequences are taken in rounds. The first has all masks at one; each later one stands nearer to
+the asked size, at the masks that the sequences so far propose, so that the score of an entry knows
+who else will be gone (docs/experiment-log.md: at keep 0.5 this nearly halves the perplexity of
+one-shot masks, for the same tokens). The mean goes over the sequences of all rounds.
 
 B batch, T tokens, N entries of all sites.
 """
@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from disp_llm.budget import Budget, project
 from disp_llm.families import Family
@@ -28,7 +29,7 @@ CLAMP = 8.0
 
 
 def fisher(
-    model: nn.Module,
+    model: PreTrainedModel,
     family: Family,
     budget: Budget,
     windows: Int[Tensor, "B T"],
@@ -58,13 +59,16 @@ def fisher(
             if turn:
                 size = 1 - (1 - keep) * turn / (rounds - 1)
                 standing = project(per_parameter(importance, budget), budget, size).kept.float()
-            for window in part[index::processes]:
+            for place, window in enumerate(part):
+                if place % processes != index:
+                    continue
                 mask = standing.clone().requires_grad_(True)
                 masking.set(mask)
                 token_losses(model, head, window[None]).mean().backward()
+                assert mask.grad is not None
                 sums += mask.grad.square()
+                on_sequence(done + place + 1, len(windows))
             done += len(part)
-            on_sequence(done, len(windows))
             importance = total_over_processes(sums.clone()) / done
     return importance
 

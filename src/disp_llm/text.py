@@ -1,7 +1,7 @@
 """Files, hub data sets or the embedded speeches -> one stream of tokens -> windows.
 
-A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's released
-code puts one at every line, which the model never saw in training.)
+A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's
+released code puts one at every line, which the model never saw in training.)
 
 B windows, T tokens of a window, N tokens of the stream.
 """
@@ -26,7 +26,8 @@ HELD_OUT = 0.1
 
 
 def read_documents(paths: Iterable[Path], field: str) -> list[str]:
-    """The documents of text files: one a .txt or .raw file, one a line of .jsonl or row of .parquet.
+    """The documents of text files: one a .txt or .raw file, one a line of .jsonl or row of
+    .parquet.
 
     Raises:
         InputError: a file is missing, not text, or lacks the field.
@@ -39,11 +40,15 @@ def read_documents(paths: Iterable[Path], field: str) -> list[str]:
             else:
                 content = path.read_text(encoding="utf-8")
                 if "\0" in content:
-                    raise InputError("is binary, not text", flag=f"--text {path}", mend="name a text file")
+                    raise InputError(
+                        "is binary, not text", flag=f"--text {path}", mend="name a text file"
+                    )
                 documents += _jsonl(path, content, field) if path.suffix == ".jsonl" else [content]
         except OSError as error:
             raise InputError(
-                f"{error.strerror or error}", flag=f"--text {path}", mend="name a file that can be read"
+                f"{error.strerror or error}",
+                flag=f"--text {path}",
+                mend="name a file that can be read",
             ) from error
         except UnicodeDecodeError as error:
             raise InputError(
@@ -74,7 +79,9 @@ def _parquet(path: Path, field: str) -> list[str]:
         table = datasets.Dataset.from_parquet(str(path), columns=[field])
     except (ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
         raise InputError(
-            f"no column '{field}' can be read", flag=f"--text {path}", mend="name the right --text-field"
+            f"no column '{field}' can be read",
+            flag=f"--text {path}",
+            mend="name the right --text-field",
         ) from error
     return [str(row) for row in table[field]]
 
@@ -154,7 +161,7 @@ def random_windows(
 
 
 def eval_windows(stream: Int[Tensor, " N"], config: EvalConfig) -> Int[Tensor, "B T"]:
-    """Windows in order from the start of the stream; a stream shorter than one gives what it has."""
+    """Windows in order from the start; a stream shorter than one window gives what it has."""
     context = min(config.context, len(stream))
     stride = min(config.stride or context, context)
     windows = stream.unfold(0, context, stride)

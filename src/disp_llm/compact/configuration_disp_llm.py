@@ -12,6 +12,8 @@ every architecture: a class is made when it is asked for by name.
     }
 """
 
+from typing import Any
+
 import transformers
 
 PREFIX = "Disp"
@@ -29,7 +31,7 @@ def pruned_config(native_name: str) -> type:
             "model_type": f"disp_{native.model_type}",
             "disp_llm": None,
         }
-        made = type(name, (native,), members)
+        made: Any = type(name, (native,), members)
         made.register_for_auto_class("AutoConfig")
         globals()[name] = made
     return globals()[name]

@@ -2,8 +2,8 @@
 
 This file and `configuration_disp_llm.py` lie in every exported folder and stand alone on torch and
 transformers. Nothing of transformers is copied: the native classes run, their linear layers are cut
-to the widths of the configuration, and two hooks a branch do the rest (arXiv 2410.11988, Algorithm 1,
-with the norm before the selection):
+to the widths of the configuration, and two hooks a branch do the rest (arXiv 2410.11988, Algorithm
+1, with the norm before the selection):
 
     branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
@@ -14,6 +14,8 @@ a whole width has neither buffer nor hook there.
 D residual stream, K kept of it.
 """
 
+from typing import Any
+
 import torch
 import transformers
 from torch import nn
@@ -21,7 +23,7 @@ from torch import nn
 from .configuration_disp_llm import PREFIX, pruned_config
 
 
-def gather(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: hidden states (..., D) -> (..., K), passed by place or by name."""
     if args:
         return (args[0].index_select(-1, module.kept_in), *args[1:]), kwargs
@@ -29,7 +31,7 @@ def gather(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {**kwargs, "hidden_states": hidden}
 
 
-def scatter(module: nn.Module, args: tuple, output):
+def scatter(module: Any, args: tuple, output):
     """Forward hook: the output, or the first of several, (..., K) -> (..., D)."""
     hidden = output[0] if isinstance(output, tuple) else output
     full = hidden.new_zeros((*hidden.shape[:-1], module.full_width))
@@ -37,18 +39,18 @@ def scatter(module: nn.Module, args: tuple, output):
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
-def is_turned(linear: nn.Module) -> bool:
+def is_turned(linear: Any) -> bool:
     """Whether the weight is stored as (inputs, outputs): transformers' `Conv1D`, used by GPT-2."""
     return not isinstance(linear, nn.Linear)
 
 
-def widths_of(linear: nn.Module) -> tuple[int, int]:
+def widths_of(linear: Any) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
     rows, columns = linear.weight.shape
     return (rows, columns) if is_turned(linear) else (columns, rows)
 
 
-def cut(linear: nn.Module, inputs: int, outputs: int) -> None:
+def cut(linear: Any, inputs: int, outputs: int) -> None:
     """Shrinks a linear layer in place to its first inputs and outputs; its class and name stay.
 
     What the weights are does not matter here: the file's are loaded into these shapes.
@@ -64,7 +66,7 @@ def cut(linear: nn.Module, inputs: int, outputs: int) -> None:
         linear.in_features, linear.out_features = inputs, outputs
 
 
-def shrink(base: nn.Module, disp: dict) -> None:
+def shrink(base: Any, disp: dict) -> None:
     """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks."""
     for i, block in enumerate(base.get_submodule(disp["blocks"])):
         width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
@@ -112,7 +114,7 @@ def pruned_model(native_name: str) -> type:
             "__init__": __init__,
             "config_class": pruned_config(native.config_class.__name__),
         }
-        made = type(name, (native,), members)
+        made: Any = type(name, (native,), members)
         causal = issubclass(native, transformers.GenerationMixin)
         made.register_for_auto_class("AutoModelForCausalLM" if causal else "AutoModel")
         globals()[name] = made

@@ -58,4 +58,3 @@ def _read(path: Path) -> Tensor:
         return load_file(path)["fisher"]
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError("is damaged", flag=str(path), mend="delete it to score again") from error
-

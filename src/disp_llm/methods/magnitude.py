@@ -4,8 +4,10 @@ Han et al., Learning both Weights and Connections for Efficient Neural Networks 
 with the group of weights of an entry in place of one weight.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from disp_llm.compact.modeling_disp_llm import is_turned
 from disp_llm.learn import Task
@@ -34,7 +36,7 @@ def magnitude(task: Task, context: Context) -> Tensor:
     return torch.cat(parts).log() - task.budget.entry_costs.to(parts[0].device).log()
 
 
-def _squares(linear: nn.Module) -> Tensor:
+def _squares(linear: Any) -> Tensor:
     """Squared weights in float32, (outputs, inputs)."""
     weight = linear.weight.detach().float().square()
     return weight.T if is_turned(linear) else weight

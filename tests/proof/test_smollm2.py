@@ -1,0 +1,124 @@
+"""Slow proofs on the real model; `make proof`. Speed is not tested here but in benchmarks/."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+from conftest import environment, run_command
+from safetensors.torch import load_file
+
+from disp_llm.config import MachineConfig
+from disp_llm.models import load
+
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
+
+FEW = ["--steps", "12", "--length", "256", "--checkpoint-every", "3", "--calibration-sequences", "4", "--windows", "2"]
+
+
+def prune(folder, *more: object) -> subprocess.CompletedProcess[str]:
+    return run_command("prune", "smollm2-135m", "--output-dir", folder, *FEW, "--json", *more)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("proof") / "run"
+    done = prune(folder, "--keep", 0.5, 1.0)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_export_equals_masked(run):
+    _, result = run
+    half, whole = result["models"]
+    assert half["max_logit_error_float32"] <= 1e-5
+    assert half["max_logit_error_bfloat16"] <= 0.05  # a few units of its 8-bit mantissa, 30 layers
+    assert whole["max_logit_error_float32"] == whole["max_logit_error_bfloat16"] == 0
+    assert whole["perplexity"] == result["dense"]["perplexity"]
+
+
+def test_keep_one_is_bitwise_the_original(run):
+    folder, _ = run
+    dense = load("smollm2-135m", MachineConfig()).model
+    exported = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "model-1", dtype=dense.dtype
+    )
+    tokens = torch.randint(49152, (1, 300), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(exported(tokens).logits, dense(tokens).logits)
+
+
+def test_budget_within_one_entry(run):
+    _, result = run
+    half, dense = result["models"][0], result["dense"]
+    largest = max(3 * 576, 2 * 1536, 576 + 2 * 192)  # one entry of mlp_mid, mlp_in, attn_in
+    assert dense["block_parameters"] / 2 - largest < half["block_parameters"]
+    assert half["block_parameters"] <= dense["block_parameters"] / 2
+
+
+def test_kill_9_at_a_random_step_and_resume(run, tmp_path):
+    folder, _ = run
+    step = random.randint(2, 10)
+    arguments = [
+        "prune",
+        "smollm2-135m",
+        "--output-dir",
+        tmp_path / "run",
+        *FEW,
+        "--keep",
+        0.5,
+        1.0,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "disp_llm", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = prune(tmp_path / "run", "--keep", 0.5, 1.0, "--resume")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(f / "masks.safetensors") for f in (tmp_path / "run", folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs), f"killed at step {step}"
+
+
+SCRIPT = """
+import json, sys
+if {without}:
+    sys.modules["disp_llm"] = None
+else:
+    import disp_llm
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+arguments = {{"trust_remote_code": True}} if {without} else {{}}
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, **arguments)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+prompt = tokenizer("The president said that", return_tensors="pt")
+tokens, slow = (
+    model.generate(**prompt, max_new_tokens=24, do_sample=False, use_cache=cache).tolist()
+    for cache in (True, False)
+)
+assert tokens == slow
+print(json.dumps([model(**prompt).logits[0].tolist(), tokens]))
+"""
+
+
+def test_fresh_processes_agree(run, tmp_path):
+    folder, _ = run
+    found = []
+    for without in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT.format(without=without), str(folder / "model")],
+            capture_output=True, text=True, timeout=600, check=False,
+            env=environment(HF_MODULES_CACHE=str(tmp_path / "modules")),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0] == found[1]  # logits and greedy tokens, to the bit
