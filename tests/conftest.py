@@ -106,7 +106,10 @@ def text_file(tmp_path_factory) -> Path:
     return path
 
 
-SMALL = ["--steps", "6", "--length", "32", "--checkpoint-every", "2", "--calibration-sequences", "4", "--calibration-length", "32", "--context", "32", "--windows", "4", "--dtype", "float32", "--device", "cpu"]
+SMALL = """
+    --steps 6 --length 32 --checkpoint-every 2 --calibration-sequences 4 --calibration-length 32
+    --context 32 --windows 4 --dtype float32 --device cpu
+""".split()
 """Flags of a run that takes a second."""
 
 

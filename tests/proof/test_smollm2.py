@@ -18,7 +18,7 @@ from disp_llm.models import load
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
-FEW = ["--steps", "12", "--length", "256", "--checkpoint-every", "3", "--calibration-sequences", "4", "--windows", "2"]
+FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --windows 2".split()
 
 
 def prune(folder, *more: object) -> subprocess.CompletedProcess[str]:
