@@ -118,7 +118,8 @@ def test_penalty_brings_the_size_down(task, accelerator, tmp_path):
     """The paper's objective: from about 0.92 of the parameters towards the asked share."""
     config = LearnConfig(
         steps=60, length=24, start="random", parametrisation="hypernetwork", estimator="reinmax",
-        shift=3.0, penalty=6.0, learning_rate=1e-2, beta2=0.999, schedule="constant",
+        shift=3.0, temperature=1.0, penalty=6.0, learning_rate=1e-2, beta2=0.999,
+        schedule="constant",
     )  # fmt: skip
     seen = []
     learn(task, torch.zeros(task.budget.layout.entries), config, tmp_path, accelerator, seen.append)
@@ -189,3 +190,30 @@ def test_generators_differ_in_every_number_and_in_their_order():
         for numbers in [(0, 1), (1, 0), (0, 1, 0), (0, 2), (0,), (1,)]
     }
     assert len(draws) == 6
+
+
+def test_policy_gradient_needs_no_gradient_through_the_model(task, accelerator, tmp_path):
+    """Forward passes only: what is trained moves, the model is never differentiated, and the
+    moving baseline survives a kill."""
+    config = LearnConfig(
+        steps=8, length=24, checkpoint_every=3, start="random", estimator="policy_gradient",
+        shift=3.0, penalty=6.0,
+    )  # fmt: skip
+    start = torch.zeros(task.budget.layout.entries)
+
+    def watch(module, args, output) -> None:
+        assert not output.last_hidden_state.requires_grad
+
+    handle = task.model.model.register_forward_hook(watch)
+    whole = learn(task, start, config, tmp_path / "whole", accelerator)
+
+    def kill(metrics: dict) -> None:
+        if metrics["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learn(task, start, config, tmp_path / "cut", accelerator, kill)
+    assert torch.equal(learn(task, start, config, tmp_path / "cut", accelerator), whole)
+    handle.remove()
+    assert not torch.equal(whole, start)
+    assert not torch.equal(whole, whole[0].expand_as(whole))

@@ -13,8 +13,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-Estimator = Literal["projected", "reinmax", "reinmax_printed", "straight_through"]
-Parametrisation = Literal["logits", "hypernetwork"]
+Estimator = Literal[
+    "projected",
+    "reinmax",
+    "reinmax_printed",
+    "straight_through",
+    "gumbel_soft",
+    "gumbel_hard",
+    "policy_gradient",
+]
+Parametrisation = Literal["logits", "hypernetwork", "heads"]
 Method = Literal["learned", "fisher", "magnitude", "random"]
 
 
@@ -63,9 +71,9 @@ class ScoreConfig:
     """Sequences, each with a backward pass of its own."""
     calibration_length: int = 512
     """Tokens of a calibration sequence."""
-    score_rounds: int = 4
+    score_rounds: int = 0
     """Parts of the calibration, each at masks that the parts before it propose; 1 = all at the
-    dense model."""
+    dense model; 0 = what measured best: 8 for --method fisher, 1 as the start of learning."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,17 @@ class LearnConfig:
     start: Literal["scores", "random"] = "scores"
     """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
     parametrisation: Parametrisation = "logits"
-    """What is trained: the logits themselves, or the paper's hypernetwork (added to the start)."""
+    """What is trained: the logits themselves, the paper's hypernetwork, or its Linear heads on a
+    fixed input (the paper's "w/o Bi-GRU"); the last two are added to the start."""
     estimator: Estimator = "projected"
     """How logits become masks with a gradient."""
     shift: float = 0.0
     """The constant c added to logits (the paper: 3)."""
-    temperature: float = 1.0
+    temperature: float = 0.5
     """The τ of the estimator's sigmoid."""
+    constrained: bool = False
+    """One mask of the residual stream for every site of every block but mlp_mid (the paper's
+    S1 = S2 = S3 = S5)."""
     penalty: float = 0.0
     """The λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
     learning_rate: float = 0.05
@@ -183,6 +195,13 @@ class EvalCommand:
     """Field of a .jsonl line or column of a .parquet file that holds the text."""
     dataset: str = ""
     """A hub data set in place of --text, NAME:CONFIG:SPLIT (split: test)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, such as arc_easy piqa; `paper` is the paper's five. Without
+    --text or --dataset, perplexity is then not measured."""
+    task_data: tuple[str, ...] = ()
+    """NAME=FILE: a local JSON-lines file in place of that task's hub data set."""
+    limit: int = 0
+    """Questions of each task; 0 = all."""
     json: bool = False
     """Print one JSON object on standard output."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
@@ -304,7 +323,6 @@ def check(config: PruneConfig) -> None:
     positive = {
         "--calibration-sequences": config.scores.calibration_sequences,
         "--calibration-length": config.scores.calibration_length - 1,
-        "--score-rounds": config.scores.score_rounds,
         "--length": config.learn.length - 1,
         "--batch": config.learn.batch,
         "--accumulate": config.learn.accumulate,
@@ -315,7 +333,12 @@ def check(config: PruneConfig) -> None:
     for flag, value in positive.items():
         if not value > 0:
             raise InputError("too small", flag=flag, mend="give a larger number")
-    for flag, number in {"--steps": config.learn.steps, "--align": config.export.align}.items():
+    natural = {
+        "--steps": config.learn.steps,
+        "--align": config.export.align,
+        "--score-rounds": config.scores.score_rounds,
+    }
+    for flag, number in natural.items():
         if number < 0:
             raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
     if config.text.text and config.text.dataset:

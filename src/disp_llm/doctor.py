@@ -6,7 +6,6 @@ import torch
 from transformers import PreTrainedModel
 
 from disp_llm.budget import Budget, project
-from disp_llm.families import Family
 from disp_llm.losses import CHUNK
 from disp_llm.masks import SITES, Layout, layout_of
 from disp_llm.models import empty_model, family_of_any, load_config, resolve_device, resolve_dtype
@@ -27,7 +26,7 @@ def examine(name: str, keeps: tuple[float, ...], length: int, device_name: str) 
     budget = Budget(layout)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     width = resolve_dtype("auto", device).itemsize
-    needed = learning_memory(model, layout, family, length, width)
+    needed = memory(model, layout, length, width)
     free = free_memory(device)
     return {
         "model": name,
@@ -41,7 +40,7 @@ def examine(name: str, keeps: tuple[float, ...], length: int, device_name: str) 
         "device": str(device),
         "memory_needed_bytes": needed,
         "memory_free_bytes": free,
-        "fits": needed <= free,
+        "advice": advice(needed, free),
     }
 
 
@@ -65,18 +64,34 @@ def size(budget: Budget, keep: float, parameters: int, width: int) -> dict[str, 
     }
 
 
-def learning_memory(
-    model: PreTrainedModel, layout: Layout, family: Family, length: int, width: int
-) -> int:
-    """Bytes of weights, of the activations of one window, and of logits with their moments.
+def memory(model: PreTrainedModel, layout: Layout, length: int, width: int) -> dict[str, int]:
+    """Bytes that three ways of learning need: weights, activations of one window, logits and
+    moments.
 
-    An estimate: a block keeps about 12 vectors of the residual stream's width, 6 of the
-    intermediate one and 3 of the attention's for its backward pass.
+    An estimate: for its backward pass a block keeps about 12 vectors of the residual stream's
+    width, 6 of the intermediate one and 3 of the attention's; with gradient checkpointing only its
+    input.
     """
     weights = sum(parameter.numel() for parameter in model.parameters()) * width
-    activations = sum(
+    fixed = weights + 3 * 4 * CHUNK * model.config.vocab_size + 5 * 4 * layout.entries
+    blocks = [
         length * (12 * block.hidden + 6 * block.intermediate + 3 * block.qkv) * width
         for block in layout.blocks
-    )
-    head = 3 * 4 * CHUNK * model.config.vocab_size
-    return weights + activations + head + 5 * 4 * layout.entries
+    ]
+    inputs = sum(length * block.hidden * width for block in layout.blocks)
+    return {
+        "learning": fixed + sum(blocks),
+        "gradient_checkpointing": fixed + inputs + max(blocks),
+        "policy_gradient": fixed + max(blocks),
+    }
+
+
+def advice(needed: dict[str, int], free: int) -> str:
+    """The first way that fits."""
+    if needed["learning"] <= free:
+        return "fits"
+    if needed["gradient_checkpointing"] <= free:
+        return "fits with --gradient-checkpointing"
+    if needed["policy_gradient"] <= free:
+        return "fits with --start random --estimator policy_gradient, forward passes only"
+    return "does not fit: use a larger device, or a smaller --length"

@@ -1,26 +1,37 @@
 """Logits in, masks with a gradient out.
 
-An estimator returns two flat masks: the one that the model runs with and the one that the penalty
-counts (they differ only for estimators that sample twice). The forward value of each is 0 or 1.
+An estimator returns a `Sample`: the mask that the model runs with, the mask that the penalty
+counts, and, for the one that needs no gradient through the model, the log-probability of the mask.
 
 N entries of all sites.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from disp_llm.budget import Projected
 
-MaskPair = tuple[Tensor, Tensor]
 Project = Callable[[Tensor], Projected]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Masks of one step. Their forward value is 0 or 1, save for `gumbel_soft`'s `mask`."""
+
+    mask: Float[Tensor, " N"]
+    counted: Float[Tensor, " N"]
+    log_probability: Float[Tensor, ""] | None = None
+    """Given: the loss is a reward, and no gradient flows through the model."""
 
 
 def projected(
     logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
-) -> MaskPair:
+) -> Sample:
     """The exact-budget masks, with the slope of a sigmoid around the threshold.
 
     `m = 1[x > h] + σ((x−h)/τ) − sg(σ((x−h)/τ))`: deterministic, the budget met at every step.
@@ -28,22 +39,22 @@ def projected(
     chosen = project(logits.detach())
     soft = torch.sigmoid((logits - chosen.threshold) / temp)
     mask = chosen.kept.to(soft.dtype) + (soft - soft.detach())
-    return mask, mask
+    return Sample(mask, mask)
 
 
 def straight_through(
     logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
-) -> MaskPair:
+) -> Sample:
     """A Bernoulli sample with the slope of its probability (Bengio et al., arXiv 1308.3432)."""
     probability = torch.sigmoid((logits + shift) / temp)
     sample = _bernoulli(probability, noise)
     mask = sample + (probability - probability.detach())
-    return mask, mask
+    return Sample(mask, mask)
 
 
 def reinmax(
     logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
-) -> MaskPair:
+) -> Sample:
     """Binary ReinMax (arXiv 2304.08612; the paper's Algorithm 2 with `logit` in step 4).
 
     At τ = 1 the gradient is exactly `½·|B − π0|`.
@@ -53,19 +64,63 @@ def reinmax(
 
 def reinmax_printed(
     logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
-) -> MaskPair:
+) -> Sample:
     """Algorithm 2 as the paper prints it, with `ln π1` where the inverse of the sigmoid belongs."""
     return _reinmax(logits + shift, noise, temp, torch.log)
 
 
-def _reinmax(x: Tensor, noise: torch.Generator, temp: float, inverse: Callable) -> MaskPair:
+def _reinmax(x: Tensor, noise: torch.Generator, temp: float, inverse: Callable) -> Sample:
     pi0 = torch.sigmoid(x)
     sample = _bernoulli(pi0, noise)
     pi1 = (sample + torch.sigmoid(x / temp)) / 2
     pi1 = torch.sigmoid((inverse(pi1) - x).detach() + x)
     pi2 = 2 * pi1 - pi0 / 2
     mask = sample + (pi2 - pi2.detach())
-    return mask, mask
+    return Sample(mask, mask)
+
+
+def gumbel_soft(
+    logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
+) -> Sample:
+    """What the paper's released code does: soft masks `σ((x + c + g)/τ)` with one standard Gumbel g
+    in the model, and an independent sample, rounded, in the penalty (there c = 3, τ = 0.4)."""
+    soft, again = (torch.sigmoid((logits + shift + _gumbel(logits, noise)) / temp) for _ in "12")
+    return Sample(soft, _rounded(again))
+
+
+def gumbel_hard(
+    logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
+) -> Sample:
+    """Straight-through Gumbel-sigmoid (Jang et al., arXiv 1611.01144): the rounded soft mask, with
+    the soft one's slope. The difference of two Gumbels makes `σ(x + c)` the probability of a
+    one."""
+    both = _gumbel(logits, noise) - _gumbel(logits, noise)
+    mask = _rounded(torch.sigmoid((logits + shift + both) / temp))
+    return Sample(mask, mask)
+
+
+def policy_gradient(
+    logits: Float[Tensor, " N"], project: Project, noise: torch.Generator, shift: float, temp: float
+) -> Sample:
+    """Bernoulli masks whose loss is a reward (REINFORCE; for pruning arXiv 2406.10576): forward
+    passes only, so a model that is too big to back-propagate through can be pruned."""
+    x = (logits + shift) / temp
+    sample = _bernoulli(torch.sigmoid(x), noise)
+    log_probability = -torch.nn.functional.binary_cross_entropy_with_logits(
+        x, sample, reduction="sum"
+    )
+    return Sample(sample, sample, log_probability)
+
+
+def _gumbel(like: Tensor, noise: torch.Generator) -> Tensor:
+    uniform = torch.rand(like.shape, generator=noise, device=noise.device).to(like.device)
+    tiny = torch.finfo(uniform.dtype).tiny
+    return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
+def _rounded(soft: Tensor) -> Tensor:
+    """0 or 1, with the slope of the soft value."""
+    return soft.detach().round() + (soft - soft.detach())
 
 
 def _bernoulli(probability: Tensor, noise: torch.Generator) -> Tensor:
@@ -74,9 +129,19 @@ def _bernoulli(probability: Tensor, noise: torch.Generator) -> Tensor:
     return (uniform.to(probability.device) < probability).to(probability.dtype).detach()
 
 
-ESTIMATORS: dict[str, Callable[..., MaskPair]] = {
+def likely(logits: Float[Tensor, " N"], estimator: str, shift: float) -> Bool[Tensor, " N"]:
+    """Which entries a sampling estimator keeps more often than not: the deterministic masks before
+    they are cut to the budget. A single Gumbel, as in `gumbel_soft`, has its median off zero."""
+    median = -math.log(math.log(2)) if estimator == "gumbel_soft" else 0.0
+    return logits + shift + median > 0
+
+
+ESTIMATORS: dict[str, Callable[..., Sample]] = {
     "projected": projected,
     "reinmax": reinmax,
     "reinmax_printed": reinmax_printed,
     "straight_through": straight_through,
+    "gumbel_soft": gumbel_soft,
+    "gumbel_hard": gumbel_hard,
+    "policy_gradient": policy_gradient,
 }

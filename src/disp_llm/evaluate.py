@@ -9,6 +9,7 @@ B windows, T tokens of a window.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from disp_llm.export import count_block_parameters, count_parameters
 from disp_llm.families import Family
 from disp_llm.losses import head_of, token_losses
 from disp_llm.models import load
+from disp_llm.tasks import average, run_tasks
 from disp_llm.text import (
     eval_windows,
     load_tokens,
@@ -92,23 +94,39 @@ def evaluate(
         InputError: the model or the text is unusable.
     """
     loaded = load(command.model, command.machine)
-    if command.dataset:
-        documents = read_dataset(command.dataset, command.text_field, "test")
-        stream, source = tokenize(documents, loaded.tokenizer), command.dataset
-    elif command.text:
-        documents = read_documents(command.text, command.text_field)
-        stream = tokenize(documents, loaded.tokenizer)
-        source = ", ".join(str(path) for path in command.text)
-    else:
-        _, stream, sources = load_tokens(TextConfig(), loaded.tokenizer)
-        source = sources["eval_text"]
-    require_length(stream, 2, "--text")
-    measured = perplexity(loaded.model, loaded.family, stream, command.evaluation, on_window)
-    return asdict(measured) | {
-        "parameters": count_parameters(loaded.model),
-        "block_parameters": count_block_parameters(loaded.model, loaded.family),
+    result: dict[str, Any] = {
         "model": loaded.source["model"],
         "revision": loaded.source["revision"],
-        "text": source,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "parameters": count_parameters(loaded.model),
+        "block_parameters": count_block_parameters(loaded.model, loaded.family),
     }
+    if command.text or command.dataset or not command.tasks:
+        stream, source = eval_stream(command, loaded.tokenizer)
+        measured = perplexity(loaded.model, loaded.family, stream, command.evaluation, on_window)
+        result |= {"text": source} | asdict(measured)
+    if command.tasks:
+        pairs = (pair.partition("=") for pair in command.task_data)
+        files = {name: Path(file) for name, _, file in pairs}
+        result["tasks"] = run_tasks(loaded, command.tasks, files, command.limit)
+        result["average"] = average(result["tasks"])
+    return result
+
+
+def eval_stream(command: EvalCommand, tokenizer) -> tuple[Tensor, str]:
+    """The tokens that `eval` measures on, and where they come from.
+
+    Raises:
+        InputError: the text is unusable or empty.
+    """
+    if command.dataset:
+        documents = read_dataset(command.dataset, command.text_field, "test")
+        stream, source = tokenize(documents, tokenizer), command.dataset
+    elif command.text:
+        stream = tokenize(read_documents(command.text, command.text_field), tokenizer)
+        source = ", ".join(str(path) for path in command.text)
+    else:
+        _, stream, sources = load_tokens(TextConfig(), tokenizer)
+        source = sources["eval_text"]
+    require_length(stream, 2, "--text")
+    return stream, source

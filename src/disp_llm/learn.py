@@ -30,7 +30,7 @@ from disp_llm.config import InputError, LearnConfig
 from disp_llm.estimators import ESTIMATORS
 from disp_llm.families import Family
 from disp_llm.files import write_tensors
-from disp_llm.hypernet import PARAMETRISATIONS
+from disp_llm.hypernet import build
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import Masking, blocks_of, masked
 from disp_llm.text import random_windows, require_length
@@ -38,6 +38,8 @@ from disp_llm.text import random_windows, require_length
 logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
+BASELINE_MEMORY = 0.9
+"""Of the moving average that the policy gradient compares a loss with."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -86,8 +88,14 @@ def learn(
         Interrupted: a signal ended it after a step; the checkpoint holds that step.
     """
     require_length(task.stream, config.length, "--length")
-    make = PARAMETRISATIONS[config.parametrisation]
-    trained = make(start.float(), task.budget.layout, generator_of(task.seed, 1)).to(start.device)
+    trained = build(
+        config.parametrisation,
+        start.float(),
+        task.budget.layout,
+        generator_of(task.seed, 1),
+        config.constrained,
+    )
+    trained.register_buffer("baseline", torch.tensor(math.nan, device=start.device))
     optimizer = torch.optim.AdamW(
         trained.parameters(),
         lr=config.learning_rate,
@@ -148,18 +156,34 @@ def _backward(
     device = next(task.model.parameters()).device
     mean_loss, mean_share = 0.0, 0.0
     for _ in range(config.accumulate):
-        mask, counted = estimate(trained(), projection, own, config.shift, config.temperature)
-        masking.set(mask)
+        sample = estimate(trained(), projection, own, config.shift, config.temperature)
+        masking.set(sample.mask)
         tokens = random_windows(task.stream, config.batch, config.length, own).to(device)
-        loss = token_losses(task.model, head, tokens).mean()
-        share = task.budget.keep(task.budget.layout.counts(counted))
+        with torch.set_grad_enabled(sample.log_probability is None):
+            loss = token_losses(task.model, head, tokens).mean()
+        share = task.budget.keep(task.budget.layout.counts(sample.counted))
         total = loss
         if config.penalty:
             total = total + config.penalty * (share / keep).log().abs()
+        if sample.log_probability is not None:
+            total = _against_baseline(total, trained) * sample.log_probability
         (total / config.accumulate).backward()
         mean_loss += float(loss.detach()) / config.accumulate
         mean_share += float(share.detach()) / config.accumulate
     return {"loss": mean_loss, "keep": mean_share, "keep_asked": keep}
+
+
+def _against_baseline(reward: Tensor, trained: nn.Module) -> Tensor:
+    """The reward less its moving average over the steps before, which is updated; no gradient.
+
+    The average is a buffer of what is trained, so that a checkpoint holds it (NaN before the
+    first).
+    """
+    reward = reward.detach()
+    baseline = trained.get_buffer("baseline")
+    before = baseline.nan_to_num(float(reward))
+    baseline.copy_(BASELINE_MEMORY * before + (1 - BASELINE_MEMORY) * reward)
+    return reward - before
 
 
 def _exchange(trained: nn.Module, metrics: dict[str, float], stop: bool, accelerator) -> bool:

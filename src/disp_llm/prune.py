@@ -21,6 +21,7 @@ from disp_llm import export as exporter
 from disp_llm.budget import Budget, project
 from disp_llm.card import write_card
 from disp_llm.config import EvalConfig, InputError, MachineConfig, PruneConfig
+from disp_llm.estimators import likely
 from disp_llm.evaluate import perplexity
 from disp_llm.learn import Task
 from disp_llm.masks import Masks, layout_of, load_masks, masked
@@ -116,6 +117,8 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     models = make_models(session, logits, config.keep)
+    if config.method == "learned" and config.learn.penalty:
+        run.update(keep_by_penalty=keep_by_penalty(config, budget, logits))
     return run.update(
         status="done",
         models=models,
@@ -146,6 +149,12 @@ def tokens_seen(config: PruneConfig, processes: int) -> int:
         config.method == "learned" and config.learn.start == "scores"
     )
     return scores * scored + learn * processes * (config.method == "learned")
+
+
+def keep_by_penalty(config: PruneConfig, budget: Budget, logits: Tensor) -> float:
+    """The size that learning arrived at by itself, before the cut to the exact budget."""
+    chosen = likely(logits, config.learn.estimator, config.learn.shift)
+    return float(budget.keep(budget.layout.counts(chosen.long())))
 
 
 def dense_figures(session: Session) -> dict[str, Any]:

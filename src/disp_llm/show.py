@@ -82,6 +82,8 @@ def show_models(result: dict[str, Any]) -> None:
     console.print(table)
     for model in models:
         console.print(f"model   {model['folder']}", soft_wrap=True)
+    if "keep_by_penalty" in result:
+        console.print(f"the penalty alone arrived at keep {result['keep_by_penalty']:.4f}")
     console.print(
         f"run     {result['run']}  ({result['tokens_seen']:,} tokens seen, "
         f"{result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 2**30:.2f} GiB)",
@@ -90,14 +92,27 @@ def show_models(result: dict[str, Any]) -> None:
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
-    """One perplexity, with what it was measured over."""
+    """What was measured, and over what."""
     console.print(
-        f"perplexity {with_error(result)}  "
-        f"({result['tokens']:,} tokens of {result['text']}, window {result['window']}, "
-        f"stride {result['stride']}, {result['dtype']}; "
-        f"{result['parameters']:,} parameters, {result['block_parameters']:,} in blocks)",
+        f"{result['model']}: {result['parameters']:,} parameters, "
+        f"{result['block_parameters']:,} in blocks, {result['dtype']}",
         soft_wrap=True,
     )
+    if "perplexity" in result:
+        console.print(
+            f"perplexity {with_error(result)}  ({result['tokens']:,} tokens of {result['text']}, "
+            f"window {result['window']}, stride {result['stride']})",
+            soft_wrap=True,
+        )
+    if "tasks" in result:
+        table = Table()
+        for name in ("task", "metric", "accuracy", "standard error", "questions"):
+            table.add_column(name, justify="left" if name in ("task", "metric") else "right")
+        for name, found in result["tasks"].items():
+            value, error = found[found["metric"]], found["stderr"]
+            table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", f"{found['n']:,}")
+        table.add_row("average", "", f"{result['average']:.2%}", "", "")
+        console.print(table)
 
 
 def show_examination(result: dict[str, Any]) -> None:
@@ -123,9 +138,11 @@ def show_examination(result: dict[str, Any]) -> None:
             f"{size['gflops_per_token']:.3f}",
         )
     console.print(table)
-    verdict = "fits" if result["fits"] else "does not fit: try --gradient-checkpointing"
+    needed = result["memory_needed_bytes"]
     console.print(
-        f"learning needs about {result['memory_needed_bytes'] / 2**30:.1f} GiB, "
-        f"{result['device']} has {result['memory_free_bytes'] / 2**30:.1f} GiB free: {verdict}",
+        f"learning needs about {needed['learning'] / 2**30:.1f} GiB "
+        f"({needed['gradient_checkpointing'] / 2**30:.1f} with gradient checkpointing, "
+        f"{needed['policy_gradient'] / 2**30:.1f} forward only), {result['device']} has "
+        f"{result['memory_free_bytes'] / 2**30:.1f} GiB free: {result['advice']}",
         soft_wrap=True,
     )

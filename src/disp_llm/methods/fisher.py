@@ -17,11 +17,14 @@ from disp_llm.learn import Task, generator_of
 from disp_llm.methods.context import Context
 from disp_llm.text import random_windows, require_length
 
+ROUNDS = 8
+"""Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
 
-def fisher(task: Task, context: Context) -> Tensor:
-    """Scores (N); read from the run folder if an earlier attempt of the run computed them.
 
-    Processes share the calibration sequences.
+def fisher(task: Task, context: Context, rounds: int = ROUNDS) -> Tensor:
+    """Scores (N), in so many rounds unless --score-rounds says otherwise.
+
+    They are read from the run folder if an earlier attempt computed them. Processes share the calibration sequences.
     """
     path = context.folder / "scores.safetensors"
     if path.exists():
@@ -42,7 +45,7 @@ def fisher(task: Task, context: Context) -> Tensor:
             task.budget,
             windows.to(device),
             min(task.keeps),
-            min(config.score_rounds, config.calibration_sequences),
+            min(config.score_rounds or rounds, config.calibration_sequences),
             (accelerator.process_index, accelerator.num_processes),
             lambda tensor: accelerator.reduce(tensor, reduction="sum"),
             context.on_sequence,

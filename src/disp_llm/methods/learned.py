@@ -19,7 +19,7 @@ def learned(task: Task, context: Context) -> Tensor:
     start = torch.zeros(task.budget.layout.entries, device=device)
     if context.learn.start == "scores":
         middle = (min(task.keeps) + max(task.keeps)) / 2
-        start = start_logits(fisher(task, context), task.budget, middle)
+        start = start_logits(fisher(task, context, rounds=1), task.budget, middle)
     return learn(
         task,
         start,

@@ -1,0 +1,86 @@
+"""lm-evaluation-harness on local files; skipped where the extra `eval` is not installed."""
+
+import json
+
+import pytest
+from conftest import run_command
+
+from disp_llm.tasks import average, metric_of
+
+pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {
+            "id": str(i),
+            "question": f"What is {i} plus {i}?",
+            "choices": {"text": [str(2 * i), str(2 * i + 1), str(3 * i + 1)], "label": list("ABC")},
+            "answerKey": "A",
+        }
+        for i in range(12)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_agrees_with_lm_eval_called_directly(llama_folder, questions):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    done = run_command(
+        "eval", llama_folder, "--tasks", "arc_easy", "--task-data", f"arc_easy={questions}",
+        "--dtype", "float32", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "perplexity" not in found
+    figures = found["tasks"]["arc_easy"]
+    assert figures["n"] == 12
+    assert figures["metric"] == "acc_norm"
+    direct = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=str(llama_folder), dtype="float32", device="cpu"),
+        tasks=[
+            {
+                "task": "local_arc",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(questions)}},
+                "output_type": "multiple_choice",
+                "test_split": "test",
+                "doc_to_text": "Question: {{question}}\nAnswer:",
+                "doc_to_target": "{{choices.label.index(answerKey)}}",
+                "doc_to_choice": "{{choices.text}}",
+                "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+            }
+        ],
+        bootstrap_iters=0,
+    )["results"]["local_arc"]
+    assert figures["acc"] == direct["acc,none"]
+    assert figures["acc_norm"] == direct["acc_norm,none"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "arc_esy"], "nearest: arc_easy"),
+        (["--tasks", "arc_easy", "--task-data", "arc_easy=gone.jsonl"], "gone.jsonl"),
+        (["--tasks", "arc_easy", "--task-data", "piqa=x"], "not among --tasks"),
+    ],
+)
+def test_mistakes_are_one_line(llama_folder, arguments, said):
+    done = run_command("eval", llama_folder, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_metrics_of_the_paper():
+    both = {"acc": 0.5, "acc_norm": 0.7}
+    assert metric_of("winogrande", both) == "acc"
+    assert metric_of("piqa", both) == "acc_norm"
+    assert metric_of("boolq", {"acc": 0.5}) == "acc"
+    assert average(
+        {"a": {"metric": "acc", "acc": 0.5}, "b": {"metric": "acc_norm", "acc_norm": 0.7, "acc": 0}}
+    ) == pytest.approx(0.6)
