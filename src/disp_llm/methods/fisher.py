@@ -24,7 +24,8 @@ ROUNDS = 8
 def fisher(task: Task, context: Context, rounds: int = ROUNDS) -> Tensor:
     """Scores (N), in so many rounds unless --score-rounds says otherwise.
 
-    They are read from the run folder if an earlier attempt computed them. Processes share the calibration sequences.
+    They are read from the run folder if an earlier attempt computed them. Processes share the
+    calibration sequences.
     """
     path = context.folder / "scores.safetensors"
     if path.exists():
