@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_STEPS ?= 120
 DEMO_DIR ?= runs/demo
 
-.PHONY: setup demo test proof style check size clean
+.PHONY: setup demo test proof style check size clean tables
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -41,3 +41,9 @@ size:  ## lines of code, largest files first
 
 clean:
 	rm -rf $(VENV) runs
+
+experiments/%: setup  ## run experiments/NAME.toml, as far as it has not been run
+	$(BIN)/python experiments/run.py $*
+
+tables: setup  ## docs/reproduce.md and the README's table, from experiments/results
+	$(BIN)/python experiments/tables.py

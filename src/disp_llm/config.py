@@ -49,6 +49,8 @@ class TextConfig:
     eval_text: tuple[Path, ...] = ()
     """Text to measure perplexity on. Default: the last tenth of the learning text, which is then
     never learned from."""
+    eval_dataset: str = ""
+    """A hub data set in place of --eval-text, NAME:CONFIG or NAME:CONFIG:SPLIT (split: test)."""
 
 
 @dataclass(frozen=True)
@@ -343,6 +345,10 @@ def check(config: PruneConfig) -> None:
             raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
     if config.text.text and config.text.dataset:
         raise InputError("given together with --text", flag="--dataset", mend="choose one of them")
+    if config.text.eval_text and config.text.eval_dataset:
+        raise InputError(
+            "given together with --eval-text", flag="--eval-dataset", mend="choose one of them"
+        )
     check_evaluation(config.evaluation)
 
 

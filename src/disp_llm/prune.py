@@ -83,29 +83,23 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         return run.result()
     accelerator, device = start_process(config.machine)
     processes = accelerator.num_processes
-    loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
-    stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
-    require_length(eval_stream, 2, "--eval-text")
-    budget = Budget(layout_of(loaded.model, loaded.family))
-    align = config.export.align or default_align(device)
+    session, stream, sources = start(
+        config, device, report if accelerator.is_main_process else silent
+    )
+    loaded, budget = session.loaded, session.budget
     for keep in config.keep:  # an impossible size is refused before any work
-        project(torch.zeros(budget.layout.entries), budget, keep, align)
+        project(torch.zeros(budget.layout.entries), budget, keep, session.align)
     if accelerator.is_main_process:
         open_run(config)
     accelerator.wait_for_everyone()
-    session = Session(
-        loaded,
-        budget,
-        eval_stream,
-        config.evaluation,
-        run,
-        config.keep[0],
-        align,
-        config.export.max_shard_size,
-        report if accelerator.is_main_process else silent,
-    )
     task = Task(
-        loaded.model, loaded.family, stream, budget, config.keep, align, config.machine.seed
+        loaded.model,
+        loaded.family,
+        stream,
+        budget,
+        config.keep,
+        session.align,
+        config.machine.seed,
     )
     if accelerator.is_main_process:
         if not run.result():
@@ -126,6 +120,27 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         seconds=round(time.perf_counter() - began, 1),
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def start(
+    config: PruneConfig, device: torch.device, report: Report
+) -> tuple[Session, Tensor, dict[str, str]]:
+    """Loads model and text; also returns the learning tokens and the names of the texts."""
+    loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
+    stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
+    require_length(eval_stream, 2, "--eval-text")
+    session = Session(
+        loaded,
+        Budget(layout_of(loaded.model, loaded.family)),
+        eval_stream,
+        config.evaluation,
+        Run(config.output_dir),
+        config.keep[0],
+        config.export.align or default_align(device),
+        config.export.max_shard_size,
+        report,
+    )
+    return session, stream, sources
 
 
 def start_process(machine: MachineConfig) -> tuple[Accelerator, torch.device]:
@@ -206,7 +221,8 @@ def make_models(session: Session, logits: Tensor, keeps: tuple[float, ...]) -> l
     have = {entry["keep_asked"]: entry for entry in session.run.result().get("models", [])}
     for keep in keeps:
         folder = session.run.model_folder(keep, session.first_keep)
-        if keep not in have or not folder.is_dir():
+        made = have.get(keep, {}).get("align") == session.align and folder.is_dir()
+        if not made:
             have[keep] = make_model(session, masks_of(session, logits, keep), keep)
             session.run.update(models=list(have.values()))
     return list(have.values())
@@ -315,21 +331,8 @@ def more_sizes(
             mend=f"run `disp-llm prune {config.model} --output-dir {folder} --resume` first",
         )
     _, device = start_process(config.machine)
-    loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
-    _, eval_stream, _ = load_tokens(config.text, loaded.tokenizer)
-    budget = Budget(layout_of(loaded.model, loaded.family))
-    session = Session(
-        loaded,
-        budget,
-        eval_stream,
-        config.evaluation,
-        run,
-        config.keep[0],
-        config.export.align or default_align(device),
-        config.export.max_shard_size,
-        report,
-    )
-    logits = load_masks(run.logits_file(), budget.layout).logits
+    session, _, _ = start(replace(config, output_dir=folder), device, report)
+    logits = load_masks(run.logits_file(), session.budget.layout).logits
     models = make_models(session, logits, keeps)
     result = run.update(models=models)
     asked = [entry for entry in models if entry["keep_asked"] in keeps]

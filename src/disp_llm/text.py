@@ -132,7 +132,10 @@ def load_tokens(config: TextConfig, tokenizer) -> tuple[Tensor, Tensor, dict[str
     else:
         documents, source = speeches()
     stream = tokenize(documents, tokenizer)
-    if config.eval_text:
+    if config.eval_dataset:
+        documents = read_dataset(config.eval_dataset, config.text_field, "test")
+        held_out, eval_source = tokenize(documents, tokenizer), config.eval_dataset
+    elif config.eval_text:
         held_out = tokenize(read_documents(config.eval_text, config.text_field), tokenizer)
         eval_source = ", ".join(str(path) for path in config.eval_text)
     else:

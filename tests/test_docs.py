@@ -1,0 +1,80 @@
+"""What the documents say is true: commands parse, files exist, generated tables are up to date."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from disp_llm.cli import parse
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                command = line.split("#")[0].strip()
+                if command.startswith("disp-llm ") and "…" not in command:
+                    found.append((page.name, command))
+    return found
+
+
+def test_some_commands_are_documented():
+    assert len(commands()) >= 4
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_documented_command_parses(page, command):
+    parse(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_and_named_files_exist(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    named = re.findall(r"`((?:docs|src|tests|experiments|benchmarks)/[\w./-]+\.\w+)`", text)
+    for link in links:
+        assert (page.parent / link).exists(), link
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_lists_every_file_of_the_package():
+    text = (ROOT / "README.md").read_text()
+    files = {path.name for path in (ROOT / "src" / "disp_llm").glob("*.py")} - {
+        "__init__.py", "__main__.py",
+    }  # fmt: skip
+    assert {name for name in files if name not in text} == set()
+
+
+def test_generated_tables_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments" / "tables.py", "--check"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + "run `make tables`"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_every_variant_of_every_experiment_parses(path):
+    experiment = tomllib.loads(path.read_text())
+    names = [variant["name"] for variant in experiment["variant"]]
+    assert len(set(names)) == len(names)
+    for variant in experiment["variant"]:
+        parse(["prune", *shlex.split(f"{experiment['common']} {variant['flags']}")])
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"^make (\w+)", page.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
