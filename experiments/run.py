@@ -1,9 +1,9 @@
 """Runs an experiment: every variant through `disp-llm prune`, results into one committed file.
 
-An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name and
-the flags that are its own, and `tasks` where the exported folders are also to be run zero-shot. A
-variant that has finished is not run again; one that was interrupted goes on. Only the results are
-committed, the run folders are not.
+An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
+and the flags that are its own, and `tasks` where the exported folders are also to be run
+zero-shot. A variant that has finished is not run again; one that was interrupted goes on. Only the
+results are committed, the run folders are not.
 
     python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
 """

@@ -82,11 +82,12 @@ def readme_table() -> list[str]:
     totals = ", ".join(f"{shares[keep]:.1%}" for keep in keeps)
     lines += [
         "",
-        f"SmolLM2-135M, WikiText-2 perplexity ± standard error (dense {figure(dense)}) over the first "
-        f"16 windows of {dense['window']:,} tokens of the raw test text; masks learned on the "
-        "valid and the first 8.9 % of the train text, 89 k tokens (Fisher: 12 k); weights "
-        f"untouched. Of *all* parameters {totals} stay. {hardware['cpu']}, {hardware['threads']} "
-        "threads, bfloat16; seconds are of the whole command. From "
+        "SmolLM2-135M, WikiText-2 perplexity ± standard error "
+        f"(dense {figure(dense)}) over the first 16 windows of {dense['window']:,} tokens of the "
+        "raw test text; masks learned on the valid and the first 8.9 % of the train text, 89 k "
+        "tokens (Fisher: 12 k); weights untouched. "
+        f"Of *all* parameters {totals} stay. {hardware['cpu']}, {hardware['threads']} threads, "
+        "bfloat16; seconds are of the whole command. From "
         "[experiments/results/headline.json](experiments/results/headline.json); more in "
         "[docs/reproduce.md](docs/reproduce.md).",
     ]
