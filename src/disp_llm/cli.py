@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def _how_to_go_on(arguments: list[str]) -> str:
     if arguments[:1] != ["prune"] or not (folder / "config.toml").exists():
         return ""
     again = [argument for argument in arguments if argument != "--resume"]
-    return f"; go on with: disp-llm {' '.join(again)} --resume"
+    return f"; go on with: disp-llm {shlex.join(again)} --resume"
 
 
 def parse(arguments: list[str]) -> settings.Command:

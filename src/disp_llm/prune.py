@@ -126,8 +126,11 @@ def start(
     config: PruneConfig, device: torch.device, report: Report
 ) -> tuple[Session, Tensor, dict[str, str]]:
     """Loads model and text; also returns the learning tokens and the names of the texts."""
+    report("loading model and text", 0, 2, {})
     loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
+    report("loading model and text", 1, 2, {})
     stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
+    report("loading model and text", 2, 2, {})
     require_length(eval_stream, 2, "--eval-text")
     session = Session(
         loaded,

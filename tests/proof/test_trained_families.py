@@ -1,8 +1,8 @@
 """Families on trained weights: random weights cannot show that an architecture prunes well.
 
-A small model of each kind learns the embedded text with the embedded tokenizer for a few minutes and
-is kept in the user's cache. Pruned to half, learned masks must beat one-shot Fisher scores, these
-magnitude, and magnitude random masks.
+A small model of each kind learns the embedded text with the embedded tokenizer for a few minutes
+and is kept in the user's cache. Pruned to half, learned masks must beat one-shot Fisher scores,
+these magnitude, and magnitude random masks.
 """
 
 import os
