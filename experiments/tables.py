@@ -52,7 +52,9 @@ def section(path: Path) -> list[str]:
     lines += ["```", f"disp-llm prune {experiment['common']} …", "```", ""]
     if not results_file.exists():
         names = ", ".join(variant["name"] for variant in experiment["variant"])
-        return [*lines, f"Not run here (it needs a GPU and the hub). Variants: {names}.", ""]
+        needs = experiment.get("needs")
+        why = f"Not run here: it needs {needs}" if needs else "Not run yet"
+        return [*lines, f"{why}. Variants: {names}.", ""]
     results = json.loads(results_file.read_text())
     lines += table(results)
     first = next(result for result in results if "error" not in result)

@@ -11,6 +11,8 @@ from rich.table import Table
 from disp_llm.evaluate import with_error
 
 console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    console.width = 120  # a log file has no width of its own
 
 
 @contextmanager
