@@ -99,7 +99,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 arguments = {{"trust_remote_code": True}} if {without} else {{}}
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, **arguments)
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **arguments)
 prompt = tokenizer("The president said that", return_tensors="pt")
 tokens, slow = (
     model.generate(**prompt, max_new_tokens=24, do_sample=False, use_cache=cache).tolist()
