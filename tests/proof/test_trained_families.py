@@ -27,7 +27,7 @@ from disp_llm.text import load_tokens, random_windows
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "proof-models"
-STEPS, BATCH, LENGTH = 700, 8, 256
+STEPS, BATCH, LENGTH = 320, 4, 256
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 512,
@@ -63,7 +63,7 @@ def trained(model_type: str, tokenizer, stream: torch.Tensor):
     )
     model = transformers.AutoModelForCausalLM.from_config(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 50, STEPS)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 30, STEPS)
     for step in range(STEPS):
         windows = random_windows(stream, BATCH, LENGTH, generator_of(11, step))
         with torch.autocast("cpu", dtype=torch.bfloat16):
