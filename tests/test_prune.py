@@ -256,6 +256,9 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
         (["--device", "cuda:99"], "--device"),
         (["--text", "missing.txt"], "missing.txt"),
         (["--dataset", "x:y"], "--dataset"),
+        (["--length", "99999"], "--length"),
+        (["--calibration-length", "99999"], "--calibration-length"),
+        (["--align", "64"], "--keep"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(
@@ -282,6 +285,7 @@ def test_wrong_model_names(tmp_path, text_file):
     empty.mkdir()
     for model, said in [
         ("no/such-model-here", "no/such-model-here"),
+        ("smollm2-125m", "nearest: smollm2-135m"),
         (str(empty), "cannot load"),
         (str(encoder), "docs/add-a-family.md"),
         (str(text_file), "cannot load"),

@@ -141,8 +141,11 @@ def _prepare_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="disp-llm: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+    warnings.formatwarning = lambda message, *place, **line: str(message)
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 

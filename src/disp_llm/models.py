@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from disp_llm import embedded
-from disp_llm.config import InputError, MachineConfig
+from disp_llm.config import InputError, MachineConfig, nearest
 from disp_llm.families import FAMILIES, PRUNED_PREFIX, Family, family_of
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
@@ -89,7 +89,7 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
     except HUB_ERRORS as error:
-        raise _not_loadable(name, error) from error
+        raise _not_loadable(name, error, "the tokenizer of ") from error
     model = load_model(name, device, resolve_dtype(machine.dtype, device))
     return Loaded(model, tokenizer, family, _source(name, config))
 
@@ -136,10 +136,11 @@ def _arguments(name: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": name}
 
 
-def _not_loadable(name: str, error: Exception) -> InputError:
+def _not_loadable(name: str, error: Exception, part: str = "") -> InputError:
     lines = [line for line in str(error).splitlines() if line.strip()]
+    why = lines[0].strip(" .:") if lines else type(error).__name__
     return InputError(
-        f"cannot load '{name}' ({lines[0].strip() if lines else type(error).__name__})",
+        f"cannot load {part}'{name}'{nearest(name, [embedded.MODEL])} ({why})",
         flag="MODEL",
         mend=f"name a hub id that can be reached, a model folder, or {embedded.MODEL}",
     )

@@ -87,8 +87,7 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         config, device, report if accelerator.is_main_process else silent
     )
     loaded, budget = session.loaded, session.budget
-    for keep in config.keep:  # an impossible size is refused before any work
-        project(torch.zeros(budget.layout.entries), budget, keep, session.align)
+    refuse_impossible(config, session, stream)
     if accelerator.is_main_process:
         open_run(config)
     accelerator.wait_for_everyone()
@@ -122,6 +121,18 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     )
 
 
+def refuse_impossible(config: PruneConfig, session: Session, stream: Tensor) -> None:
+    """Refuses, before any work and before a folder exists, a size below the smallest model and text
+    that is shorter than a window."""
+    budget = session.budget
+    for keep in config.keep:
+        project(torch.zeros(budget.layout.entries), budget, keep, session.align)
+    if config.method == "learned":
+        require_length(stream, config.learn.length, "--length")
+    if scores_text(config):
+        require_length(stream, config.scores.calibration_length, "--calibration-length")
+
+
 def start(
     config: PruneConfig, device: torch.device, report: Report
 ) -> tuple[Session, Tensor, dict[str, str]]:
@@ -131,7 +142,8 @@ def start(
     report("loading model and text", 1, 2, {})
     stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
     report("loading model and text", 2, 2, {})
-    require_length(eval_stream, 2, "--eval-text")
+    given = config.text.eval_text or config.text.eval_dataset
+    require_length(eval_stream, 2, "--eval-text" if given else "--text")
     session = Session(
         loaded,
         Budget(layout_of(loaded.model, loaded.family)),
@@ -163,10 +175,13 @@ def tokens_seen(config: PruneConfig, processes: int) -> int:
     """Tokens that were read to choose the masks: those of the scores, and every process's own."""
     scores = config.scores.calibration_sequences * config.scores.calibration_length
     learn = config.learn.steps * config.learn.length * config.learn.batch * config.learn.accumulate
-    scored = config.method == "fisher" or (
-        config.method == "learned" and config.learn.start == "scores"
-    )
-    return scores * scored + learn * processes * (config.method == "learned")
+    return scores * scores_text(config) + learn * processes * (config.method == "learned")
+
+
+def scores_text(config: PruneConfig) -> bool:
+    """Whether the method reads calibration sequences."""
+    from_scores = config.method == "learned" and config.learn.start == "scores"
+    return from_scores or config.method == "fisher"
 
 
 def keep_by_penalty(config: PruneConfig, budget: Budget, logits: Tensor) -> float:
