@@ -131,7 +131,7 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
     assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
 
 
-LONG = [*SMALL[2:], "--steps", "400", "--checkpoint-every", "7"]
+LONG = [*SMALL[2:], "--steps", "800", "--checkpoint-every", "7"]
 
 
 def start_run(folder, llama_folder, text_file) -> subprocess.Popen[str]:
@@ -181,7 +181,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
-    assert steps == list(range(1, 401))  # no step twice, none missing
+    assert steps == list(range(1, 801))  # no step twice, none missing
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
