@@ -118,16 +118,12 @@ def learn(
             stopping = _exchange(trained, metrics, bool(stop), accelerator)
             optimizer.step()
             optimizer.zero_grad()
-            seconds = time.perf_counter() - began
-            tokens = config.length * config.batch * config.accumulate * accelerator.num_processes
-            metrics |= {
-                "step": step + 1,
-                "tokens": tokens * (step + 1),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "tokens_per_s": tokens * (step + 1 - first) / seconds,
-            }
-            on_step(metrics)
             done = step + 1
+            per_step = config.length * config.batch * config.accumulate * accelerator.num_processes
+            speed = per_step * (done - first) / (time.perf_counter() - began)
+            rate = optimizer.param_groups[0]["lr"]
+            counts = {"step": done, "tokens": per_step * done}
+            on_step(metrics | counts | {"learning_rate": rate, "tokens_per_s": speed})
             if accelerator.is_main_process and (
                 stopping or done % config.checkpoint_every == 0 or done == config.steps
             ):
