@@ -26,8 +26,7 @@ from disp_llm.tasks import average, run_tasks
 from disp_llm.text import (
     eval_windows,
     load_tokens,
-    read_dataset,
-    read_documents,
+    read_given,
     require_length,
     tokenize,
 )
@@ -119,12 +118,9 @@ def eval_stream(command: EvalCommand, tokenizer) -> tuple[Tensor, str]:
     Raises:
         InputError: the text is unusable or empty.
     """
-    if command.dataset:
-        documents = read_dataset(command.dataset, command.text_field, "test")
-        stream, source = tokenize(documents, tokenizer), command.dataset
-    elif command.text:
-        stream = tokenize(read_documents(command.text, command.text_field), tokenizer)
-        source = ", ".join(str(path) for path in command.text)
+    given = read_given(command.text, command.dataset, command.text_field, "test")
+    if given:
+        stream, source = tokenize(given[0], tokenizer), given[1]
     else:
         _, stream, sources = load_tokens(TextConfig(), tokenizer)
         source = sources["eval_text"]

@@ -8,7 +8,7 @@ B windows, T tokens of a window, N tokens of the stream.
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -122,27 +122,34 @@ def load_tokens(config: TextConfig, tokenizer) -> tuple[Tensor, Tensor, dict[str
     """(learning stream, evaluation stream, where they came from); the two share no token.
 
     Raises:
-        InputError: a file is unusable or the text is empty.
+        InputError: a file or data set is unusable.
     """
-    if config.dataset:
-        documents, source = read_dataset(config.dataset, config.text_field, "train"), config.dataset
-    elif config.text:
-        documents = read_documents(config.text, config.text_field)
-        source = ", ".join(str(path) for path in config.text)
-    else:
-        documents, source = speeches()
+    given = read_given(config.text, config.dataset, config.text_field, "train")
+    documents, source = given or speeches()
     stream = tokenize(documents, tokenizer)
-    if config.eval_dataset:
-        documents = read_dataset(config.eval_dataset, config.text_field, "test")
-        held_out, eval_source = tokenize(documents, tokenizer), config.eval_dataset
-    elif config.eval_text:
-        held_out = tokenize(read_documents(config.eval_text, config.text_field), tokenizer)
-        eval_source = ", ".join(str(path) for path in config.eval_text)
+    apart = read_given(config.eval_text, config.eval_dataset, config.text_field, "test")
+    if apart:
+        held_out, eval_source = tokenize(apart[0], tokenizer), apart[1]
     else:
         cut = int(len(stream) * (1 - HELD_OUT))
         stream, held_out = stream[:cut], stream[cut:]
         eval_source = f"the last {HELD_OUT:.0%} of {source}"
     return stream, held_out, {"text": source, "eval_text": eval_source}
+
+
+def read_given(
+    paths: Sequence[Path], dataset: str, field: str, split: str
+) -> tuple[list[str], str] | None:
+    """Documents of a hub data set or of files, and what to call them; None where neither is named.
+
+    Raises:
+        InputError: a file or the data set is unusable.
+    """
+    if dataset:
+        return read_dataset(dataset, field, split), dataset
+    if paths:
+        return read_documents(paths, field), ", ".join(str(path) for path in paths)
+    return None
 
 
 def require_length(stream: Tensor, tokens: int, flag: str) -> None:
