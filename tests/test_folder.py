@@ -54,14 +54,21 @@ def llama(tmp_path_factory) -> Path:
     return folder_of("llama", tmp_path_factory.mktemp("folder") / "model")
 
 
-def in_fresh_process(folder: Path, without: bool, modules: Path) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(without=without), str(folder), json.dumps(PROMPT)],
+def python(script: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=200,
-        env=environment(HF_MODULES_CACHE=str(modules)),
+        env=environment(**more),
         check=False,
+    )
+
+
+def in_fresh_process(folder: Path, without: bool, modules: Path) -> dict:
+    done = python(
+        SCRIPT.format(without=without), folder, json.dumps(PROMPT), HF_MODULES_CACHE=str(modules)
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -94,10 +101,7 @@ def test_without_flag_and_package_it_is_refused_rather_than_loaded_wrong(llama, 
         "from transformers import AutoModelForCausalLM\n"
         "AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(llama)],
-        capture_output=True, text=True, timeout=200, env=environment(), check=False,
-    )  # fmt: skip
+    done = python(script, llama)
     assert done.returncode != 0
     assert "trust_remote_code" in done.stderr or "disp_llama" in done.stderr
 
@@ -110,10 +114,7 @@ def test_import_order_does_not_matter(llama, order):
         "assert type(AutoConfig.from_pretrained(sys.argv[1])).__name__ == 'DispLlamaConfig'\n"
         "AutoModelForCausalLM.from_pretrained(sys.argv[1])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(llama)],
-        capture_output=True, text=True, timeout=200, env=environment(), check=False,
-    )  # fmt: skip
+    done = python(script, llama)
     assert done.returncode == 0, done.stderr
 
 
