@@ -1,12 +1,13 @@
 """What masks cost, and the masks that a budget allows.
 
-`Budget` counts parameters and FLOPs from the number of ones of each site; `project` turns scores
-into the masks with the best scores that stay within a budget, exactly, with aligned widths.
+`Budget` counts parameters, FLOPs, bytes or milliseconds from the number of ones of each site: all
+are one formula with prices of their own. `project` turns scores into the masks with the best scores
+that stay within a share of the dense model's cost, exactly, with aligned widths.
 
 N entries of all sites, S sites (5 a block), L blocks, G groups of `align` entries of one site.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -18,29 +19,109 @@ from disp_llm.masks import SITES, Layout
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What widths cost: `fixed + Σ_blocks entries·|S| + read·|S3|·|S4| + write·|S4|·|S5|`."""
+
+    fixed: float
+    entries: Float[Tensor, "L 5"]
+    """Of one entry of each site."""
+    read: Float[Tensor, " L"]
+    """Of one pair of an mlp_in and an mlp_mid entry."""
+    write: Float[Tensor, " L"]
+    """Of one pair of an mlp_mid and an mlp_out entry."""
+    whole: float
+    """Of the dense model, of which a budget is a share."""
+
+    def cost(self, counts: Tensor) -> Tensor:
+        """From the ones of each of the S sites; exact in float64 and differentiable."""
+        widths = counts.double().view(-1, len(SITES))
+        s3, s4, s5 = widths[:, 2:].unbind(-1)
+        entries, read, write = (t.to(counts.device) for t in (self.entries, self.read, self.write))
+        return self.fixed + (entries * widths).sum() + (read * s3 * s4 + write * s4 * s5).sum()
+
+
+def parameter_prices(layout: Layout) -> Prices:
+    """Block parameters: the weights of the linear layers inside the blocks."""
+    entries = [(block.qkv, block.q, 0, 0, 0) for block in layout.blocks]
+    prices = Prices(
+        fixed=0.0,
+        entries=torch.tensor(entries, dtype=torch.float64),
+        read=torch.tensor([block.pieces for block in layout.blocks], dtype=torch.float64),
+        write=torch.ones(len(layout.blocks), dtype=torch.float64),
+        whole=0.0,
+    )
+    return replace(prices, whole=float(prices.cost(torch.tensor(layout.lengths))))
+
+
+def flop_prices(layout: Layout, head_parameters: int) -> Prices:
+    """Floating-point operations for one token, two a weight, of the linear layers of the blocks and
+    of the head; attention itself, which depends on the length and is not pruned, is left out."""
+    weights = parameter_prices(layout)
+    head = 2.0 * head_parameters
+    return Prices(
+        head, 2 * weights.entries, 2 * weights.read, 2 * weights.write, head + 2 * weights.whole
+    )
+
+
+def byte_prices(layout: Layout, parameters: int, itemsize: int) -> Prices:
+    """Bytes of all weights of the model, biases, embeddings and head included."""
+    weights = parameter_prices(layout)
+    biases = torch.tensor([block.biases for block in layout.blocks], dtype=torch.float64)
+    per_entry = weights.entries + biases
+    in_blocks = weights.whole + float((biases.flatten() * torch.tensor(layout.lengths)).sum())
+    return Prices(
+        itemsize * (parameters - in_blocks),
+        itemsize * per_entry,
+        itemsize * weights.read,
+        itemsize * weights.write,
+        float(itemsize * parameters),
+    )
+
+
+@dataclass(frozen=True)
 class Budget:
-    """Counting of block parameters: the weights of the linear layers inside the blocks."""
+    """What is counted, and what is held: block parameters unless other prices are given."""
 
     layout: Layout
+    prices: Prices | None = None
 
     @cached_property
-    def _table(self) -> Float[Tensor, "L 3"]:
-        rows = [(block.qkv, block.q, block.pieces) for block in self.layout.blocks]
-        return torch.tensor(rows, dtype=torch.float64)
+    def _parameters(self) -> Prices:
+        return parameter_prices(self.layout)
+
+    @cached_property
+    def _held(self) -> Prices:
+        return self.prices or self._parameters
+
+    @property
+    def flag(self) -> str:
+        """Where the user states the share."""
+        return "--keep" if self.prices is None else "--target"
+
+    def cost(self, counts: Tensor) -> Tensor:
+        """Of what is held."""
+        return self._held.cost(counts)
+
+    @property
+    def whole(self) -> float:
+        """What the dense model costs of what is held."""
+        return self._held.whole
+
+    def share(self, counts: Tensor) -> Tensor:
+        """Of what is held, relative to the dense model."""
+        return self.cost(counts) / self.whole
 
     def block_parameters(self, counts: Tensor) -> Tensor:
         """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
 
         `|S1|·(q + 2kv) + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`, summed over blocks.
         """
-        s1, s2, s3, s4, s5 = counts.double().view(-1, len(SITES)).unbind(-1)
-        qkv, q, pieces = self._table.to(counts.device).unbind(-1)
-        return (s1 * qkv + s2 * q + pieces * s3 * s4 + s4 * s5).sum()
+        return self._parameters.cost(counts)
 
     @cached_property
     def full(self) -> int:
         """T, block parameters of the dense model."""
-        return int(self.block_parameters(torch.tensor(self.layout.lengths)))
+        return int(self._parameters.whole)
 
     def keep(self, counts: Tensor) -> Tensor:
         """T(s)/T."""
@@ -59,15 +140,11 @@ class Budget:
 
     @cached_property
     def entry_costs(self) -> Float[Tensor, " N"]:
-        """c_i: block parameters that removing one entry of the dense model saves."""
-        costs = []
-        for block in self.layout.blocks:
-            d, f, pieces = block.hidden, block.intermediate, block.pieces
-            per_entry = (block.qkv, block.q, pieces * f, (pieces + 1) * d, f)
-            costs += [
-                torch.full((n,), float(c)) for n, c in zip(block.lengths, per_entry, strict=True)
-            ]
-        return torch.cat(costs)
+        """c_i: how much of what is held removing one entry of the dense model saves."""
+        lengths = torch.tensor(self.layout.lengths, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            (of_site,) = torch.autograd.grad(self.cost(lengths), lengths)
+        return of_site[self.layout.site_of_entry].float()
 
 
 @dataclass(frozen=True)
@@ -79,8 +156,8 @@ class Projected:
     """The score between the last kept and the first dropped group."""
 
 
-def project(scores: Float[Tensor, " N"], budget: Budget, keep: float, align: int = 1) -> Projected:
-    """The highest-scoring entries whose block parameters are at most `keep` of the dense ones.
+def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: int = 1) -> Projected:
+    """The highest-scoring entries whose cost is at most `share` of the dense model's.
 
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
     One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
@@ -90,7 +167,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, keep: float, align: int
         InputError: even the best group of every site is more than the budget.
     """
     layout = budget.layout
-    allowed = keep * budget.full
+    allowed = share * budget.whole
     site = layout.site_of_entry.to(scores.device)
     ranked = torch.argsort(scores, descending=True, stable=True)
     ranked = ranked[torch.argsort(site[ranked], stable=True)]  # by site, best first within a site
@@ -104,13 +181,13 @@ def project(scores: Float[Tensor, " N"], budget: Budget, keep: float, align: int
     def cost(groups: int) -> float:
         counts = size_in_order.new_zeros(len(layout.lengths))
         counts = counts.index_add(0, site_in_order[:groups], size_in_order[:groups])
-        return float(budget.block_parameters(counts))
+        return float(budget.cost(counts))
 
     low, high = len(layout.lengths), len(order)  # cost(low) fits, everything above high does not
     if cost(low) > allowed:
         raise InputError(
-            f"{keep} is less than the smallest model, {cost(low) / budget.full:.2g}",
-            flag="--keep",
+            f"{share} is less than the smallest model, {cost(low) / budget.whole:.2g}",
+            flag=budget.flag,
             mend="ask for more, or for a smaller --align",
         )
     while low < high:

@@ -70,6 +70,7 @@ def parse(arguments: list[str]) -> settings.Command:
         | Annotated[settings.ExportCommand, subcommand("export")]
         | Annotated[settings.EvalCommand, subcommand("eval")]
         | Annotated[settings.DoctorCommand, subcommand("doctor")]
+        | Annotated[settings.BenchCommand, subcommand("bench")]
     )
     complaint = io.StringIO()
     try:
@@ -101,7 +102,9 @@ def _usage_error(box: str, arguments: list[str]) -> InputError:
     flags = re.findall(r"--[a-z][a-z-]*", what)
     near = next((line for line in body[1:] if flags and line.startswith("--")), "").split(" ")[0]
     meant = f"perhaps {near} was meant; " if near and near not in flags else ""
-    names = [name for name in ("prune", "export", "eval", "doctor") if name in arguments[:1]]
+    names = [
+        name for name in ("prune", "export", "eval", "doctor", "bench") if name in arguments[:1]
+    ]
     command = " ".join(["disp-llm", *names])
     return InputError(
         what.rstrip("."), flag=flags[0] if flags else command, mend=f"{meant}see {command} --help"
@@ -167,7 +170,7 @@ def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
 
 def run_export(command: settings.ExportCommand) -> dict[str, Any]:
     """`disp-llm export`"""
-    settings.check_keep(command.keep)
+    settings.check_shares(command.keep, command.budget)
     from disp_llm.prune import more_sizes
     from disp_llm.runs import stored_config
     from disp_llm.show import progress, show_models
@@ -183,7 +186,8 @@ def run_export(command: settings.ExportCommand) -> dict[str, Any]:
         ),
     )
     with progress() as report:
-        result = more_sizes(command.run, config, command.keep, report)
+        shares = command.keep if command.budget.budget == "params" else command.budget.target
+        result = more_sizes(command.run, config, shares, command.budget, report)
     show_models(result)
     return result
 
@@ -203,11 +207,33 @@ def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
 def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
     """`disp-llm doctor`"""
     settings.check_keep(command.keep)
-    from disp_llm.doctor import examine
-    from disp_llm.show import show_examination
+    from disp_llm.doctor import examine, measure_alignments
+    from disp_llm.show import progress, show_examination
 
     result = examine(command.model, command.keep, command.length, command.device)
+    if command.measure:
+        with progress() as report:
+            result |= measure_alignments(
+                command.model,
+                command.device,
+                lambda done, total: report("timing alignments", done, total, {}),
+            )
     show_examination(result)
+    return result
+
+
+def run_bench(command: settings.BenchCommand) -> dict[str, Any]:
+    """`disp-llm bench`"""
+    settings.check_bench(command)
+    from disp_llm.bench import bench
+    from disp_llm.plots import draw_bench
+    from disp_llm.show import progress, show_bench
+
+    with progress() as report:
+        result = bench(command, lambda name, done, total: report(name, done, total, {}))
+    show_bench(result)
+    if command.plot is not None:
+        draw_bench(result, command.plot)
     return result
 
 
@@ -216,4 +242,5 @@ COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.ExportCommand: run_export,
     settings.EvalCommand: run_eval,
     settings.DoctorCommand: run_doctor,
+    settings.BenchCommand: run_bench,
 }

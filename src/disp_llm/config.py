@@ -23,6 +23,7 @@ Estimator = Literal[
     "policy_gradient",
 ]
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
+BudgetKind = Literal["params", "flops", "bytes", "latency"]
 Method = Literal["learned", "fisher", "magnitude", "random"]
 
 
@@ -123,11 +124,27 @@ class LearnConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What is held, where it is not block parameters."""
+
+    budget: BudgetKind = "params"
+    """What --keep (params) or --target (the rest) is a share of: block parameters, FLOPs a token of
+    the linear layers, bytes of all weights, or the time of --workload, measured on this machine."""
+    target: tuple[float, ...] = ()
+    """Share of the dense model's FLOPs, bytes or time that stays, in (0, 1]; in place of --keep."""
+    workload: Literal["prefill", "decode"] = "prefill"
+    """Whose time --budget latency holds: a prompt, or one token after as many cached ones."""
+    workload_length: int = 512
+    """Tokens of that prompt or cache."""
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """How the smaller model is written."""
 
     align: int = 0
-    """Widths are multiples of this; 0 = 1 on a CPU, 64 on a GPU."""
+    """Widths are multiples of this; 0 = what `disp-llm doctor --measure` found best for the model
+    on this machine, or, where it was not run, 1 on a CPU and 64 on a GPU."""
     max_shard_size: str = "5GB"
     """Largest file of weights."""
 
@@ -166,8 +183,14 @@ class PruneConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The sizes that are asked for, as shares of what the budget holds."""
+        return self.keep if self.budget.budget == "params" else self.budget.target
 
 
 @dataclass(frozen=True)
@@ -176,10 +199,11 @@ class ExportCommand:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    keep: tuple[float, ...]
+    keep: tuple[float, ...] = ()
     """Share of block parameters that stays, in (0, 1]."""
     json: bool = False
     """Print one JSON object on standard output."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     device: str = "auto"
     """cpu, cuda, ...; the rest is taken from the run."""
@@ -220,13 +244,41 @@ class DoctorCommand:
     """Sizes to list."""
     length: int = 512
     """Tokens of a learning window, for the memory estimate."""
+    measure: bool = False
+    """Also load the model and time alignments of its widths on this machine; `prune` then uses the
+    best one."""
     json: bool = False
     """Print one JSON object on standard output."""
     device: str = "auto"
     """cpu, cuda, ...: whose memory is compared."""
 
 
-Command = PruneConfig | ExportCommand | EvalCommand | DoctorCommand
+@dataclass(frozen=True)
+class BenchCommand:
+    """Speed, memory and load time of a folder against its original, on this machine."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, or any model."""
+    against: str
+    """The model that it is compared with: hub id, folder, or smollm2-135m."""
+    lengths: tuple[int, ...] = (128, 512)
+    """Prompts of prefill, in tokens."""
+    batches: tuple[int, ...] = (1, 8)
+    """Sequences that are decoded together."""
+    context: int = 128
+    """Tokens in the cache while decoding."""
+    rounds: int = 12
+    """How often each is timed, in turn."""
+    compile: bool = False
+    """Run both models through torch.compile."""
+    plot: Path | None = None
+    """Draw the result into this .png or .svg file."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+Command = PruneConfig | ExportCommand | EvalCommand | DoctorCommand | BenchCommand
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -321,7 +373,7 @@ def check(config: PruneConfig) -> None:
     Raises:
         InputError: naming the flag.
     """
-    check_keep(config.keep)
+    check_shares(config.keep, config.budget)
     positive = {
         "--calibration-sequences": config.scores.calibration_sequences,
         "--calibration-length": config.scores.calibration_length - 1,
@@ -352,15 +404,56 @@ def check(config: PruneConfig) -> None:
     check_evaluation(config.evaluation)
 
 
-def check_keep(keeps: tuple[float, ...]) -> None:
-    """Refuses a keep outside (0, 1], NaN, a repeated one, or none at all."""
+def check_bench(config: BenchCommand) -> None:
+    """Refuses work that cannot be timed.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for flag, values, least in (
+        ("--lengths", config.lengths, 1),
+        ("--batches", config.batches, 1),
+        ("--context", (config.context,), 1),
+        ("--rounds", (config.rounds,), 2),
+    ):
+        if not values or min(values) < least:
+            raise InputError("too small", flag=flag, mend=f"give {least} or more")
+    if config.plot is not None and config.plot.suffix not in (".png", ".svg"):
+        raise InputError(f"{config.plot}", flag="--plot", mend="name a .png or .svg file")
+
+
+def check_shares(keep: tuple[float, ...], budget: BudgetConfig) -> None:
+    """Refuses a budget without its sizes, or sizes of another budget.
+
+    Raises:
+        InputError: naming --keep or --target.
+    """
+    if budget.budget == "params":
+        if budget.target:
+            raise InputError(
+                "belongs to --budget flops, bytes or latency",
+                flag="--target",
+                mend="add that, or give --keep",
+            )
+        check_keep(keep)
+    else:
+        check_keep(budget.target, "--target")
+    if budget.workload_length < 1:
+        raise InputError("too small", flag="--workload-length", mend="give a larger number")
+
+
+def size_name(budget: BudgetKind, share: float) -> str:
+    """`0.6`, or `latency-0.6`: what a size of a run is called in results and file names."""
+    return f"{share:g}" if budget == "params" else f"{budget}-{share:g}"
+
+
+def check_keep(keeps: tuple[float, ...], flag: str = "--keep") -> None:
+    """Refuses a share outside (0, 1], NaN, a repeated one, or none at all."""
     for keep in keeps:
         if not 0 < keep <= 1:
-            raise InputError(
-                f"{keep} is not a share", flag="--keep", mend="give a number in (0, 1]"
-            )
+            raise InputError(f"{keep} is not a share", flag=flag, mend="give a number in (0, 1]")
     if not keeps or len(set(keeps)) < len(keeps):
-        raise InputError("empty or repeated", flag="--keep", mend="give each size once")
+        raise InputError("empty or repeated", flag=flag, mend="give each size once")
 
 
 def check_evaluation(config: EvalConfig) -> None:

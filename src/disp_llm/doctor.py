@@ -1,14 +1,28 @@
-"""What pruning a model would mean, from its configuration alone: no weights are loaded."""
+"""What pruning a model would mean, from its configuration alone: no weights are loaded.
 
+Only where alignments are to be measured is the model itself needed.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from disp_llm.bench import Work
 from disp_llm.budget import Budget, project
+from disp_llm.config import MachineConfig
+from disp_llm.latency import measured_alignments
 from disp_llm.losses import CHUNK
 from disp_llm.masks import SITES, Layout, layout_of
-from disp_llm.models import empty_model, family_of_any, load_config, resolve_device, resolve_dtype
+from disp_llm.models import (
+    empty_model,
+    family_of_any,
+    load,
+    load_config,
+    resolve_device,
+    resolve_dtype,
+)
 from disp_llm.prune import free_memory
 
 
@@ -95,3 +109,17 @@ def advice(needed: dict[str, int], free: int) -> str:
     if needed["policy_gradient"] <= free:
         return "fits with --start random --estimator policy_gradient, forward passes only"
     return "does not fit: use a larger device, or a smaller --length"
+
+
+def measure_alignments(
+    name: str, device: str, on_model: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Times of a half-size model for several alignments of its widths, on this machine.
+
+    Raises:
+        InputError: the model is unusable.
+    """
+    loaded = load(name, MachineConfig(device=device), dense_only=True)
+    layout = layout_of(loaded.model, loaded.family)
+    works = (Work("prefill", 512, 1), Work("decode", 128, 1))
+    return {"alignments": measured_alignments(loaded.model, loaded.family, layout, works, on_model)}

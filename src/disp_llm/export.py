@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.compact import config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
-from disp_llm.compact.modeling_disp_llm import is_turned
+from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
 from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
 from disp_llm.masks import SITES, Masks, blocks_of
@@ -96,7 +96,12 @@ def _index(
         (branch.scatter, "kept_out", kept_out),
     ):
         if len(kept) < hidden:
-            state[f"{names[id(block.get_submodule(path))]}.{buffer}"] = kept
+            name = names[id(block.get_submodule(path))]
+            state[f"{name}.{buffer}"] = kept
+            if path in (*branch.reads, branch.writes):  # a bare layer, which moves into a holder
+                for part in ("weight", "bias"):
+                    if f"{name}.{part}" in state:
+                        state[f"{name}.linear.{part}"] = state.pop(f"{name}.{part}")
 
 
 def compact_model(model: PreTrainedModel, family: Family, masks: Masks) -> PreTrainedModel:
@@ -160,9 +165,17 @@ def count_block_parameters(model: PreTrainedModel, family: Family) -> int:
 
 def weight_of(block: nn.Module, path: str) -> Tensor:
     """The weight of a linear layer of a block."""
-    weight = block.get_submodule(path).weight
+    weight = linear_at(block, path).weight
     assert isinstance(weight, Tensor), path
     return weight
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """The weight that turns hidden states into logits, (vocabulary, hidden)."""
+    head = model.get_output_embeddings()
+    assert head is not None, "a causal model without a head"
+    assert isinstance(head.weight, Tensor)
+    return head.weight
 
 
 def weight_bytes(folder: Path) -> int:

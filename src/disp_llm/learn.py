@@ -148,7 +148,7 @@ def _backward(
     keep = task.keep_at(shared)
     own = generator_of(task.seed, 3, step, accelerator.process_index)
     estimate = ESTIMATORS[config.estimator]
-    projection = functools.partial(project, budget=task.budget, keep=keep, align=task.align)
+    projection = functools.partial(project, budget=task.budget, share=keep, align=task.align)
     device = next(task.model.parameters()).device
     mean_loss, mean_share = 0.0, 0.0
     for _ in range(config.accumulate):
@@ -157,7 +157,7 @@ def _backward(
         tokens = random_windows(task.stream, config.batch, config.length, own).to(device)
         with torch.set_grad_enabled(sample.log_probability is None):
             loss = token_losses(task.model, head, tokens).mean()
-        share = task.budget.keep(task.budget.layout.counts(sample.counted))
+        share = task.budget.share(task.budget.layout.counts(sample.counted))
         total = loss
         if config.penalty:
             total = total + config.penalty * (share / keep).log().abs()

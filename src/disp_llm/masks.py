@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config import InputError
 from disp_llm.families import Family
 from disp_llm.files import write_tensors
@@ -96,17 +96,18 @@ def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
 
 
 def layout_of(model: PreTrainedModel, family: Family) -> Layout:
-    """Measures every block; a model on the meta device will do."""
+    """Measures every block of a dense model (on the meta device if need be); of a pruned one only
+    the inside of attention is right."""
     return Layout(tuple(_measure(block, family) for block in blocks_of(model, family)))
 
 
 def _measure(block: nn.Module, family: Family) -> BlockShape:
     attn_reads, mlp_reads = (
-        [block.get_submodule(path) for path in branch.reads]
+        [linear_at(block, path) for path in branch.reads]
         for branch in (family.attention, family.mlp)
     )
-    attn_writes = block.get_submodule(family.attention.writes)
-    mlp_writes = block.get_submodule(family.mlp.writes)
+    attn_writes = linear_at(block, family.attention.writes)
+    mlp_writes = linear_at(block, family.mlp.writes)
     biased = [linear.bias is not None for linear in (attn_writes, mlp_reads[0], mlp_writes)]
     pieces = len(mlp_reads) * family.mlp.fused
     return BlockShape(

@@ -18,11 +18,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm import export as exporter
-from disp_llm.budget import Budget, project
+from disp_llm.bench import Work
+from disp_llm.budget import Budget, byte_prices, flop_prices, project
 from disp_llm.card import write_card
-from disp_llm.config import EvalConfig, InputError, MachineConfig, PruneConfig
+from disp_llm.config import (
+    BudgetConfig,
+    EvalConfig,
+    InputError,
+    MachineConfig,
+    PruneConfig,
+    size_name,
+)
 from disp_llm.estimators import likely
 from disp_llm.evaluate import perplexity
+from disp_llm.latency import (
+    chosen_alignment,
+    corrected,
+    latency_prices,
+    measured_share,
+)
 from disp_llm.learn import Task
 from disp_llm.masks import Masks, layout_of, load_masks, masked
 from disp_llm.methods import METHODS
@@ -49,7 +63,9 @@ class Session:
     eval_stream: Tensor
     evaluation: EvalConfig
     run: Run
-    first_keep: float
+    settings: BudgetConfig
+    first: str
+    """Name of the run's first size."""
     align: int
     max_shard_size: str
     report: Report
@@ -96,7 +112,7 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         loaded.family,
         stream,
         budget,
-        config.keep,
+        config.shares,
         session.align,
         config.machine.seed,
     )
@@ -109,7 +125,7 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
         return {}
-    models = make_models(session, logits, config.keep)
+    models = make_models(session, logits, config.shares)
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(config, budget, logits))
     return run.update(
@@ -125,8 +141,8 @@ def refuse_impossible(config: PruneConfig, session: Session, stream: Tensor) -> 
     """Refuses, before any work and before a folder exists, a size below the smallest model and text
     that is shorter than a window."""
     budget = session.budget
-    for keep in config.keep:
-        project(torch.zeros(budget.layout.entries), budget, keep, session.align)
+    for share in config.shares:
+        project(torch.zeros(budget.layout.entries), budget, share, session.align)
     if config.method == "learned":
         require_length(stream, config.learn.length, "--length")
     if scores_text(config):
@@ -144,18 +160,52 @@ def start(
     report("loading model and text", 2, 2, {})
     given = config.text.eval_text or config.text.eval_dataset
     require_length(eval_stream, 2, "--eval-text" if given else "--text")
+    align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
     session = Session(
         loaded,
-        Budget(layout_of(loaded.model, loaded.family)),
+        budget_of(config.budget, loaded, align, report),
         eval_stream,
         config.evaluation,
         Run(config.output_dir),
-        config.keep[0],
-        config.export.align or default_align(device),
+        config.budget,
+        first_size(config),
+        align,
         config.export.max_shard_size,
         report,
     )
     return session, stream, sources
+
+
+def first_size(config: PruneConfig) -> str:
+    """Name of the size whose masks file carries the logits of the run."""
+    return size_name(config.budget.budget, config.shares[0])
+
+
+def budget_of(settings: BudgetConfig, loaded: Loaded, align: int, report: Report) -> Budget:
+    """Counts what the settings name; times compact models first where that is latency."""
+    layout = layout_of(loaded.model, loaded.family)
+    parameters = exporter.count_parameters(loaded.model)
+    head = exporter.head_weight(loaded.model)
+    if settings.budget == "flops":
+        return Budget(layout, flop_prices(layout, head.numel()))
+    if settings.budget == "bytes":
+        return Budget(layout, byte_prices(layout, parameters, head.element_size()))
+    if settings.budget == "latency":
+        prices = latency_prices(
+            loaded.model,
+            loaded.family,
+            layout,
+            workload(settings),
+            align,
+            lambda done, total: report("timing compact models", done, total, {}),
+        )
+        return Budget(layout, prices)
+    return Budget(layout)
+
+
+def workload(settings: BudgetConfig) -> Work:
+    """What a latency budget times."""
+    return Work(settings.workload, settings.workload_length, 1)
 
 
 def start_process(machine: MachineConfig) -> tuple[Accelerator, torch.device]:
@@ -224,38 +274,66 @@ def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accel
     )
     logits = METHODS[config.method](task, context).float().cpu()
     if accelerator.is_main_process:
-        masks_of(session, logits, session.first_keep).save(path)
+        masks_of(session, logits, config.shares[0]).save(path)
     return logits
 
 
-def masks_of(session: Session, logits: Tensor, keep: float) -> Masks:
+def masks_of(session: Session, logits: Tensor, share: float) -> Masks:
     """The masks of a size: the logits' projection onto its budget."""
     layout = session.budget.layout
-    return Masks(layout, project(logits, session.budget, keep, session.align).kept, logits)
+    return Masks(layout, project(logits, session.budget, share, session.align).kept, logits)
 
 
-def make_models(session: Session, logits: Tensor, keeps: tuple[float, ...]) -> list[dict[str, Any]]:
+def masks_in_time(session: Session, logits: Tensor, target: float) -> tuple[Masks, dict[str, Any]]:
+    """Masks whose compact model, measured, takes the asked share of the dense one's time."""
+    loaded, work = session.loaded, workload(session.settings)
+
+    def measure(share: float) -> float:
+        session.report(f"latency {target:g}: measuring", 0, 1, {})
+        masks = masks_of(session, logits, share)
+        compact = exporter.compact_model(loaded.model, loaded.family, masks)
+        return measured_share(loaded.model, compact, work)
+
+    share, attempts = corrected(target, measure)
+    session.report(f"latency {target:g}: measuring", 1, 1, {})
+    measured = next(a["measured"] for a in attempts if a["share"] == share)
+    figures = {"work": work.name, "measured_share": measured, "attempts": attempts}
+    return masks_of(session, logits, share), figures
+
+
+def make_models(
+    session: Session, logits: Tensor, shares: tuple[float, ...]
+) -> list[dict[str, Any]]:
     """Exports and measures every size that the run does not have yet; one entry a size."""
-    have = {entry["keep_asked"]: entry for entry in session.run.result().get("models", [])}
-    for keep in keeps:
-        folder = session.run.model_folder(keep, session.first_keep)
-        made = have.get(keep, {}).get("align") == session.align and folder.is_dir()
+    have = {entry["size"]: entry for entry in session.run.result().get("models", [])}
+    for share in shares:
+        size = size_name(session.settings.budget, share)
+        folder = session.run.model_folder(size, session.first)
+        made = have.get(size, {}).get("align") == session.align and folder.is_dir()
         if not made:
-            have[keep] = make_model(session, masks_of(session, logits, keep), keep)
+            if session.settings.budget == "latency":
+                masks, timing = masks_in_time(session, logits, share)
+            else:
+                masks, timing = masks_of(session, logits, share), {}
+            have[size] = make_model(session, masks, share, timing)
             session.run.update(models=list(have.values()))
     return list(have.values())
 
 
-def make_model(session: Session, masks: Masks, keep: float) -> dict[str, Any]:
+def make_model(
+    session: Session, masks: Masks, share: float, timing: dict[str, Any]
+) -> dict[str, Any]:
     """One size: masks file, folder, and the figures of what lies in the folder."""
     loaded, budget, run = session.loaded, session.budget, session.run
-    name = f"keep {keep:g}"
-    masks.save(run.masks_file(keep, session.first_keep))
+    kind = session.settings.budget
+    size = size_name(kind, share)
+    name = f"keep {share:g}" if kind == "params" else f"{kind} {share:g}"
+    masks.save(run.masks_file(size, session.first))
     device = next(loaded.model.parameters()).device
     with masked(loaded.model, loaded.family, budget.layout) as masking:
         masking.set(masks.kept.float().to(device))
         of_masked = session.measure(loaded.model, f"{name}: masked perplexity")
-        folder = run.model_folder(keep, session.first_keep)
+        folder = run.model_folder(size, session.first)
         session.report(f"{name}: export", 0, 1, {})
         exported = exporter.export(
             loaded.model, loaded.tokenizer, loaded.family, masks, folder, session.max_shard_size
@@ -270,7 +348,9 @@ def make_model(session: Session, masks: Masks, keep: float) -> dict[str, Any]:
     predicted = dense["parameters"] - budget.removed_parameters(counts)
     assert predicted == exported.parameters, (predicted, exported.parameters)
     figures = {
-        "keep_asked": keep,
+        "size": size,
+        "budget": kind,
+        "keep_asked" if kind == "params" else "target": share,
         "keep": block_parameters / budget.full,
         "keep_total": exported.parameters / dense["parameters"],
         **of_compact,
@@ -279,9 +359,12 @@ def make_model(session: Session, masks: Masks, keep: float) -> dict[str, Any]:
         "parameters": exported.parameters,
         "block_parameters": block_parameters,
         "bytes": exported.bytes,
+        "share_of_budget": float(budget.share(counts)),
         "align": session.align,
         "folder": str(folder),
     }
+    if timing:
+        figures["latency"] = timing
     write_card(folder, figures, run.result())
     return figures
 
@@ -333,9 +416,17 @@ def free_memory(device: torch.device) -> int:
 
 
 def more_sizes(
-    folder: Path, config: PruneConfig, keeps: tuple[float, ...], report: Report = silent
+    folder: Path,
+    config: PruneConfig,
+    shares: tuple[float, ...],
+    budget: BudgetConfig,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Other sizes of a run that has chosen its logits, without choosing again.
+
+    Args:
+        config: of the run.
+        budget: what `shares` are shares of; it may be another one than the run learned under.
 
     Raises:
         InputError: the run has not got that far.
@@ -349,11 +440,15 @@ def more_sizes(
             mend=f"run `disp-llm prune {config.model} --output-dir {folder} --resume` first",
         )
     _, device = start_process(config.machine)
-    session, _, _ = start(replace(config, output_dir=folder), device, report)
+    first = first_size(config)
+    config = replace(config, output_dir=folder, budget=replace(budget, target=shares), keep=shares)
+    session, _, _ = start(config, device, report)
+    session = replace(session, first=first)
     logits = load_masks(run.logits_file(), session.budget.layout).logits
-    models = make_models(session, logits, keeps)
+    models = make_models(session, logits, shares)
     result = run.update(models=models)
-    asked = [entry for entry in models if entry["keep_asked"] in keeps]
+    sizes = [size_name(budget.budget, share) for share in shares]
+    asked = [entry for entry in models if entry["size"] in sizes]
     return result | {
         "models": asked,
         "seconds": round(time.perf_counter() - began, 1),

@@ -3,7 +3,7 @@
     RUN/  config.toml  metrics.jsonl  scores.safetensors  checkpoint/
           masks.safetensors  model/  result.json
 
-The first keep of a run is `masks.safetensors` and `model/`; every other is `masks-0.6.safetensors`
+The first size of a run is `masks.safetensors` and `model/`; every other is `masks-0.6.safetensors`
 and `model-0.6/`. A stage that finds its file does not run again.
 """
 
@@ -52,11 +52,11 @@ class Run:
         """The masks file that carries the final logits: that of the run's first keep."""
         return self.folder / "masks.safetensors"
 
-    def masks_file(self, keep: float, first: float) -> Path:
-        return self.folder / f"masks{_suffix(keep, first)}.safetensors"
+    def masks_file(self, size: str, first: str) -> Path:
+        return self.folder / f"masks{_suffix(size, first)}.safetensors"
 
-    def model_folder(self, keep: float, first: float) -> Path:
-        return self.folder / f"model{_suffix(keep, first)}"
+    def model_folder(self, size: str, first: str) -> Path:
+        return self.folder / f"model{_suffix(size, first)}"
 
     def result(self) -> dict[str, Any]:
         """What has been measured so far; empty before anything has.
@@ -82,8 +82,8 @@ class Run:
         return result
 
 
-def _suffix(keep: float, first: float) -> str:
-    return "" if keep == first else f"-{keep:g}"
+def _suffix(size: str, first: str) -> str:
+    return "" if size == first else f"-{size}"
 
 
 def stored_config(folder: Path) -> PruneConfig:
@@ -185,10 +185,14 @@ def provenance(seed: int) -> dict[str, Any]:
     return {
         "command": " ".join(sys.argv),
         "seed": seed,
-        "versions": {name: version(name) for name in LIBRARIES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what comes out."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
 def hardware() -> dict[str, Any]:

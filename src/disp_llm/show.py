@@ -62,7 +62,11 @@ def show_models(result: dict[str, Any]) -> None:
     table.add_column("")
     table.add_column("dense", justify="right")
     for model in models:
-        table.add_column(f"keep {model['keep_asked']:g}", justify="right")
+        size = model["size"]
+        table.add_column(
+            f"keep {size}" if model["budget"] == "params" else size.replace("-", " "),
+            justify="right",
+        )
 
     def row(name: str, show: Callable[[dict[str, Any]], str], dense_too: bool = True) -> None:
         table.add_row(name, show(dense) if dense_too else "", *(show(model) for model in models))
@@ -74,6 +78,13 @@ def show_models(result: dict[str, Any]) -> None:
     row("all parameters", lambda m: f"{m['parameters']:,}")
     row("of the dense ones", lambda m: f"{m['keep_total']:.4%}", dense_too=False)
     row("weights on disk", lambda m: f"{m['bytes'] / 1e6:,.1f} MB")
+    for kind in ("flops", "bytes", "latency"):
+        if any(m["budget"] == kind for m in models):
+            row(
+                f"{kind}, of the dense ones",
+                lambda m, kind=kind: f"{_held(m):.2%}" if m["budget"] == kind else "",
+                dense_too=False,
+            )
     for key in sorted({key for m in models for key in m if key.startswith("max_logit_error_")}):
         dtype = key.removeprefix("max_logit_error_")
         row(
@@ -91,6 +102,11 @@ def show_models(result: dict[str, Any]) -> None:
         f"{result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 2**30:.2f} GiB)",
         soft_wrap=True,
     )
+
+
+def _held(model: dict[str, Any]) -> float:
+    """Share of what the budget of a model holds: measured where that is time, else counted."""
+    return model["latency"]["measured_share"] if "latency" in model else model["share_of_budget"]
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
@@ -148,3 +164,45 @@ def show_examination(result: dict[str, Any]) -> None:
         f"{result['memory_free_bytes'] / 2**30:.1f} GiB free: {result['advice']}",
         soft_wrap=True,
     )
+    if "alignments" in result:
+        kinds = list(result["alignments"][0]["shares"])
+        timed = Table(title="half of the block parameters, time of the dense model")
+        for column in ("--align", *kinds, ""):
+            timed.add_column(column, justify="right")
+        for row in result["alignments"]:
+            shares = (f"{row['shares'][kind]:.1%}" for kind in kinds)
+            timed.add_row(str(row["align"]), *shares, "chosen" if row["best"] else "")
+        console.print(timed)
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """Both models side by side for every kind of work."""
+    console.print(
+        f"{result['model']} against {result['against']}, {result['dtype']}"
+        f"{', compiled' if result['compiled'] else ''}, {result['hardware']['cpu']}",
+        soft_wrap=True,
+    )
+    table = Table()
+    for name in ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to"):
+        table.add_column(name, justify="left" if name in ("work", "time goes to") else "right")
+    pairs = zip(result["results"][::2], result["results"][1::2], strict=True)
+    for compared, (dense, pruned) in zip(result["comparisons"], pairs, strict=True):
+        of = f"{dense['length']} tokens" if dense["phase"] == "prefill" else ""
+        low, high = compared["speedup_quartiles"]
+        shares = pruned["time_shares"]
+        table.add_row(
+            f"{dense['phase']}, {of or 'batch ' + str(dense['batch'])}",
+            *(f"{m['median_s'] * 1e3:.2f} ± {m['spread_s'] * 5e2:.2f} ms" for m in (dense, pruned)),
+            f"×{compared['speedup']:.2f} ({low:.2f} to {high:.2f})",
+            f"×{compared['predicted_speedup']:.2f}",
+            f"{pruned['tokens_per_s']:,.0f}",
+            ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005),
+        )
+    console.print(table)
+    dense, pruned = result["loading"]
+    for name, key, unit, scale in (
+        ("load time", "load_s", "s", 1),
+        ("peak memory", "peak_memory_bytes", "MB", 1e6),
+        ("weights on disk", "weight_bytes", "MB", 1e6),
+    ):
+        console.print(f"{name}: {dense[key] / scale:,.1f} -> {pruned[key] / scale:,.1f} {unit}")

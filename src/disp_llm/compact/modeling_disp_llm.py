@@ -39,6 +39,27 @@ def scatter(module: Any, args: tuple, output):
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
+class Holder(nn.Module):
+    """Stands where a block has a bare linear layer (OPT's MLP), which then is `holder.linear`.
+
+    The hooks sit on it, and what replaces the layer inside (an adapter, a quantised layer, an
+    engine's) sees the narrow side only.
+    """
+
+    def __init__(self, linear: nn.Module):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden):
+        return self.linear(hidden)
+
+
+def linear_at(block: nn.Module, path: str) -> Any:
+    """The linear layer of that name in a dense or a pruned block."""
+    module = block.get_submodule(path)
+    return module.linear if isinstance(module, Holder) else module
+
+
 def is_turned(linear: Any) -> bool:
     """Whether the weight is stored as (inputs, outputs): transformers' `Conv1D`, used by GPT-2."""
     return not isinstance(linear, nn.Linear)
@@ -83,14 +104,23 @@ def shrink(base: Any, disp: dict) -> None:
                 cut(linear, kept_in, outputs)
             cut(writes, widths_of(writes)[0] if middle is None else middle, kept_out)
             if kept_in < full:
-                module = block.get_submodule(branch["gather"])
+                module = _hold(block, branch["gather"])
                 _add_index(module, "kept_in", kept_in)
                 module.register_forward_pre_hook(gather, with_kwargs=True)
             if kept_out < full:
-                module = block.get_submodule(branch["scatter"])
+                module = _hold(block, branch["scatter"])
                 _add_index(module, "kept_out", kept_out)
                 module.full_width = full
                 module.register_forward_hook(scatter)
+
+
+def _hold(block: nn.Module, path: str) -> Any:
+    """The module that a selection sits on; a bare linear layer is put into a holder first."""
+    module = block.get_submodule(path)
+    if next(module.children(), None) is None:
+        module = Holder(module)
+        block.set_submodule(path, module)
+    return module
 
 
 def _add_index(module: nn.Module, name: str, width: int) -> None:
