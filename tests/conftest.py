@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
+from disp_llm.masks import Masks
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 
@@ -65,6 +66,19 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
             else:
                 parameter.mul_(3)
     return model.eval().requires_grad_(False)
+
+
+def masks_of(kind: str, layout, seed: int = 0) -> Masks:
+    """Random (a different width at every site), every entry, or one entry a site."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "random":
+        shares = torch.rand(len(layout.lengths), generator=generator) * 0.8 + 0.1
+        kept = torch.rand(layout.entries, generator=generator) < shares[layout.site_of_entry]
+    else:
+        kept = torch.full((layout.entries,), kind == "keep-all")
+    for part in layout.split(kept):  # a site may not be empty
+        part[torch.randint(len(part), (), generator=generator)] = True
+    return Masks(layout, kept, torch.zeros(layout.entries))
 
 
 def byte_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
@@ -123,7 +137,7 @@ def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[st
         [sys.executable, "-m", "disp_llm", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=environment(),
         check=False,
         **options,
@@ -138,5 +152,20 @@ def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
         "prune", llama_folder, "--keep", 0.5, 0.8, "--text", text_file,
         "--output-dir", folder, "--json", *SMALL,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --windows 2".split()
+"""Flags of a run on the real model that takes a minute."""
+
+
+@pytest.fixture(scope="session")
+def smollm2_run(tmp_path_factory) -> tuple[Path, dict]:
+    """A short run of the embedded model at two sizes, for proofs, and what it printed."""
+    folder = tmp_path_factory.mktemp("smollm2") / "run"
+    done = run_command(
+        "prune", "smollm2-135m", "--keep", 0.5, 1.0, "--output-dir", folder, "--json", *FEW
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disp_llm.budget import Budget, project
+from disp_llm.bench import Work, count
+from disp_llm.budget import Budget, byte_prices, flop_prices, project
 from disp_llm.config import InputError
-from disp_llm.masks import BlockShape, Layout
+from disp_llm.export import compact_model, count_parameters, head_weight
+from disp_llm.families import family_of
+from disp_llm.masks import BlockShape, Layout, Masks, layout_of
 
 
 @st.composite
@@ -53,8 +57,8 @@ def test_projection_is_within_and_wastes_less_than_a_group(layout, keep, align, 
     spent = budget.block_parameters(counts)
     assert spent <= keep * budget.full
     assert (counts >= 1).all()
-    for count, length in zip(counts.tolist(), layout.lengths, strict=True):
-        assert count % align == 0 or count == length
+    for width, length in zip(counts.tolist(), layout.lengths, strict=True):
+        assert width % align == 0 or width == length
 
     if not kept.all():  # the best group that was left out does not fit
         grown = counts.clone()
@@ -134,3 +138,30 @@ def test_count_is_differentiable_and_exact_beyond_float32():
     small = Budget(Layout((BlockShape(2, 3, 4, 2, 2, (0, 0, 0, 0, 0)),)))
     small.keep(small.layout.counts(ones)).backward()
     torch.testing.assert_close(ones.grad * small.full, small.entry_costs)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("kind", ["params", "flops", "bytes"])
+def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    layout = layout_of(model, family)
+    head, parameters = head_weight(model).numel(), count_parameters(model)
+    prices = {
+        "params": None,
+        "flops": flop_prices(layout, head),
+        "bytes": byte_prices(layout, parameters, 4),
+    }[kind]
+    budget = Budget(layout, prices)
+    scores = scores_for(layout, 0, ties=False)
+    masks = Masks(layout, project(scores, budget, 0.6).kept, scores)
+    compact = compact_model(model, family, masks)
+    linear = [count(one, family, Work("prefill", 1, 1))["block_flops"] for one in (model, compact)]
+    costs = {
+        "params": [operations // 2 for operations in linear],
+        "flops": [operations + 2 * head for operations in linear],
+        "bytes": [4 * count_parameters(one) for one in (model, compact)],
+    }[kind]
+    assert int(budget.whole) == costs[0]
+    assert int(budget.cost(layout.counts(masks.kept.long()))) == costs[1]
+    assert 0.6 * costs[0] - float(budget.entry_costs.max()) < costs[1] <= 0.6 * costs[0]

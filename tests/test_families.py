@@ -5,29 +5,16 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_config, tiny_model
+from conftest import VOCABULARY, masks_of, tiny_config, tiny_model
 
 from disp_llm.budget import Budget
 from disp_llm.config import InputError
 from disp_llm.export import compact_model, count_block_parameters, count_parameters
 from disp_llm.families import FAMILIES, family_of
 from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import SITES, Masks, layout_of, masked
+from disp_llm.masks import SITES, layout_of, masked
 
 ALL = sorted(FAMILIES)
-
-
-def masks_of(kind: str, layout, seed: int = 0) -> Masks:
-    """Random (a different width at every site), every entry, or one entry a site."""
-    generator = torch.Generator().manual_seed(seed)
-    if kind == "random":
-        shares = torch.rand(len(layout.lengths), generator=generator) * 0.8 + 0.1
-        kept = torch.rand(layout.entries, generator=generator) < shares[layout.site_of_entry]
-    else:
-        kept = torch.full((layout.entries,), kind == "keep-all")
-    for part in layout.split(kept):  # a site may not be empty
-        part[torch.randint(len(part), (), generator=generator)] = True
-    return Masks(layout, kept, torch.zeros(layout.entries))
 
 
 @pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])

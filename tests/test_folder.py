@@ -9,9 +9,8 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import VOCABULARY, byte_tokenizer, environment, tiny_model
+from conftest import VOCABULARY, byte_tokenizer, environment, masks_of, tiny_model
 from safetensors.torch import load_file
-from test_families import masks_of
 
 from disp_llm.export import compact_model, export
 from disp_llm.families import FAMILIES, family_of

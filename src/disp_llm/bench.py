@@ -12,6 +12,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,9 +230,9 @@ def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, 
     Raises:
         InputError: the model is unusable.
     """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_load_and_run, (name, machine, length))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_load_and_run, name, machine, length).result()
 
 
 def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:

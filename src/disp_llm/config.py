@@ -5,6 +5,7 @@ A field's docstring is its `--help`. `resolved` turns a configuration into what 
 
 import dataclasses
 import difflib
+import functools
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
@@ -33,6 +34,9 @@ class InputError(ValueError):
     def __init__(self, what: str, *, flag: str, mend: str):
         super().__init__(f"{flag}: {what}; {mend}")
         self.what, self.flag, self.mend = what, flag, mend
+
+    def __reduce__(self):  # crosses process boundaries in one piece
+        return functools.partial(type(self), flag=self.flag, mend=self.mend), (self.what,)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 import transformers
-from conftest import environment, run_command
+from conftest import FEW, environment, run_command
 from safetensors.torch import load_file
 
 from disp_llm.config import MachineConfig
@@ -18,23 +18,9 @@ from disp_llm.models import load
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
-FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --windows 2".split()
 
-
-def prune(folder, *more: object) -> subprocess.CompletedProcess[str]:
-    return run_command("prune", "smollm2-135m", "--output-dir", folder, *FEW, "--json", *more)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("proof") / "run"
-    done = prune(folder, "--keep", 0.5, 1.0)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
-
-
-def test_export_equals_masked(run):
-    _, result = run
+def test_export_equals_masked(smollm2_run):
+    _, result = smollm2_run
     half, whole = result["models"]
     assert half["max_logit_error_float32"] <= 1e-5
     assert half["max_logit_error_bfloat16"] <= 0.05  # a few units of its 8-bit mantissa, 30 layers
@@ -42,8 +28,8 @@ def test_export_equals_masked(run):
     assert whole["perplexity"] == result["dense"]["perplexity"]
 
 
-def test_keep_one_is_bitwise_the_original(run):
-    folder, _ = run
+def test_keep_one_is_bitwise_the_original(smollm2_run):
+    folder, _ = smollm2_run
     dense = load("smollm2-135m", MachineConfig()).model
     exported = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "model-1", dtype=dense.dtype
@@ -52,26 +38,26 @@ def test_keep_one_is_bitwise_the_original(run):
     assert torch.equal(exported(tokens).logits, dense(tokens).logits)
 
 
-def test_budget_within_one_entry(run):
-    _, result = run
+def test_budget_within_one_entry(smollm2_run):
+    _, result = smollm2_run
     half, dense = result["models"][0], result["dense"]
     largest = max(3 * 576, 2 * 1536, 576 + 2 * 192)  # one entry of mlp_mid, mlp_in, attn_in
     assert dense["block_parameters"] / 2 - largest < half["block_parameters"]
     assert half["block_parameters"] <= dense["block_parameters"] / 2
 
 
-def test_kill_9_at_a_random_step_and_resume(run, tmp_path):
-    folder, _ = run
+def test_kill_9_at_a_random_step_and_resume(smollm2_run, tmp_path):
+    folder, _ = smollm2_run
     step = random.randint(2, 10)
     arguments = [
         "prune",
         "smollm2-135m",
-        "--output-dir",
-        tmp_path / "run",
-        *FEW,
         "--keep",
         0.5,
         1.0,
+        "--output-dir",
+        tmp_path / "run",
+        *FEW,
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "disp_llm", *map(str, arguments)],
@@ -83,7 +69,7 @@ def test_kill_9_at_a_random_step_and_resume(run, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = prune(tmp_path / "run", "--keep", 0.5, 1.0, "--resume")
+    done = run_command(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(f / "masks.safetensors") for f in (tmp_path / "run", folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs), f"killed at step {step}"
@@ -110,8 +96,8 @@ print(json.dumps([model(**prompt).logits[0].tolist(), tokens]))
 """
 
 
-def test_fresh_processes_agree(run, tmp_path):
-    folder, _ = run
+def test_fresh_processes_agree(smollm2_run, tmp_path):
+    folder, _ = smollm2_run
     found = []
     for without in (False, True):
         done = subprocess.run(

