@@ -161,20 +161,29 @@ def test_linears_stay_plain_under_their_names(llama):
     assert type(model.model.layers[0].self_attn) is type(native.model.layers[0].self_attn)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "o_proj", "down_proj"]])
-def test_lora_trains_merges_saves_and_reloads(llama, targets, tmp_path):
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("llama", "all-linear"),
+        ("llama", ["q_proj", "o_proj", "down_proj"]),
+        ("opt", "all-linear"),  # its MLP is of bare linear layers, which we put into holders
+        ("phi", ["q_proj", "dense", "fc2"]),
+    ],
+)
+def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    folder = folder_of(model_type, tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
     tokens = torch.randint(4, VOCABULARY, (4, 20))
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         loss = tuned(tokens, labels=tokens).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.2
     tuned.eval()
     wanted = tuned(tokens).logits

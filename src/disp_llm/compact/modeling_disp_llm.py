@@ -124,8 +124,7 @@ def _hold(block: nn.Module, path: str) -> Any:
 
 
 def _add_index(module: nn.Module, name: str, width: int) -> None:
-    device = next(module.parameters()).device
-    module.register_buffer(name, torch.arange(width, device=device))
+    module.register_buffer(name, torch.arange(width))  # the file has which ones
 
 
 def pruned_model(native_name: str) -> type:

@@ -6,11 +6,13 @@ it finds.
 """
 
 import importlib
+from typing import Any
 
+from disp_llm.compact import model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.families import FAMILIES
 
-BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
+ENGINE = "TransformersForCausalLM"
 
 
 def register() -> None:
@@ -20,4 +22,19 @@ def register() -> None:
     for model_type in FAMILIES:
         native = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
         if native is not None:
-            registry.register_model(PREFIX + native, BACKEND)
+            registry.register_model(PREFIX + native, f"{__name__}:{ENGINE}")
+
+
+def __getattr__(name: str) -> Any:
+    """The engine class, asked for in each process that runs one of our models.
+
+    A process that received its configuration from another has not loaded a folder itself, so the
+    auto classes are told of every family first. Processes that run other models never come here.
+    """
+    if name != ENGINE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    auto = importlib.import_module("transformers.models.auto.configuration_auto")
+    for model_type in FAMILIES:
+        if model_type in auto.CONFIG_MAPPING_NAMES:
+            model_classes(auto.CONFIG_MAPPING[model_type])
+    return getattr(importlib.import_module("vllm.model_executor.models.transformers"), ENGINE)
