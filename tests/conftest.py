@@ -131,14 +131,16 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more
 
 
-def run_command(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: object, env: dict[str, str] | None = None, **options
+) -> subprocess.CompletedProcess[str]:
     """`disp-llm ...` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "disp_llm", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=600,
-        env=environment(),
+        env=env or environment(),
         check=False,
         **options,
     )

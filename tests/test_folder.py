@@ -167,7 +167,7 @@ def test_linears_stay_plain_under_their_names(llama):
         ("llama", "all-linear"),
         ("llama", ["q_proj", "o_proj", "down_proj"]),
         ("opt", "all-linear"),  # its MLP is of bare linear layers, which we put into holders
-        ("phi", ["q_proj", "dense", "fc2"]),
+        ("phi", ["q_proj", "v_proj", "dense", "fc1", "fc2"]),
     ],
 )
 def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):

@@ -62,35 +62,11 @@ def bench(
     if command.compile:
         for model in models:
             model.forward = torch.compile(model.forward, dynamic=True)
-    loads = [Work("prefill", length, 1) for length in command.lengths]
-    loads += [Work("decode", command.context, batch) for batch in command.batches]
-    results, comparisons = [], []
-    for work in loads:
-        tick = _progress(on_round, work.name, command.rounds)
-        times = in_turn([runner(model, work) for model in models], command.rounds, tick)
-        counted = [count(*pair, work) for pair in zip(models, families, strict=True)]
-        shares = [where_time_goes(runner(model, work)) for model in models]
-        for name, seconds, cost, share, own in zip(
-            names, times, counted, shares, alone, strict=True
-        ):
-            tokens = work.batch * (work.length if work.phase == "prefill" else 1)
-            median = statistics.median(seconds)
-            low, _, high = statistics.quantiles(seconds, n=4)
-            results.append(
-                {
-                    "model": name,
-                    "phase": work.phase,
-                    "length": work.length,
-                    "batch": work.batch,
-                    "median_s": median,
-                    "spread_s": high - low,
-                    "tokens_per_s": tokens / median,
-                    "peak_memory_bytes": own["peak_memory_bytes"],
-                    "time_shares": share,
-                }
-                | cost
-            )
-        comparisons.append(compare(work, times, counted))
+    works = [Work("prefill", length, 1) for length in command.lengths]
+    works += [Work("decode", command.context, batch) for batch in command.batches]
+    results, comparisons = side_by_side(models, families, works, command.rounds, on_round)
+    for index, row in enumerate(results):
+        row["model"] = names[index % 2]
     return {
         "model": command.folder,
         "against": command.against,
@@ -105,6 +81,42 @@ def bench(
         "hardware": hardware(),
         "versions": versions(),
     }
+
+
+def side_by_side(
+    models: list[PreTrainedModel],
+    families: list[Family],
+    works: list[Work],
+    rounds: int,
+    on_round: Callable[[str, int, int], None] = lambda *progress: None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Times the second model against the first.
+
+    Returns:
+        For each work the figures of the first model and of the second, and for each work how they
+        compare.
+    """
+    results, comparisons = [], []
+    for work in works:
+        tick = _progress(on_round, work.name, rounds)
+        times = in_turn([runner(model, work) for model in models], rounds, tick)
+        counted = [count(*pair, work) for pair in zip(models, families, strict=True)]
+        for model, seconds, cost in zip(models, times, counted, strict=True):
+            tokens = work.batch * (work.length if work.phase == "prefill" else 1)
+            median = statistics.median(seconds)
+            low, _, high = statistics.quantiles(seconds, n=4)
+            figures = {
+                "phase": work.phase,
+                "length": work.length,
+                "batch": work.batch,
+                "median_s": median,
+                "spread_s": high - low,
+                "tokens_per_s": tokens / median,
+                "time_shares": where_time_goes(runner(model, work)),
+            }
+            results.append(figures | cost)
+        comparisons.append(compare(work, times, counted))
+    return results, comparisons
 
 
 def _progress(on_round: Callable[[str, int, int], None], name: str, rounds: int) -> Callable:

@@ -1,5 +1,5 @@
 """The model card of an exported folder: what it is, how it was made, what was measured, how to
-load it."""
+load it in each engine."""
 
 from pathlib import Path
 from typing import Any
@@ -7,28 +7,30 @@ from typing import Any
 from disp_llm.evaluate import with_error
 from disp_llm.files import atomic
 
+PLACE = "FOLDER"
+"""Stands in the card for where the model lies, until it is saved or pushed somewhere."""
+
 TEMPLATE = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [disp-llm, structural-pruning]
+{header}
 ---
 
 # {base} at keep {keep:.4f}
 
 {base} (revision `{revision}`), made smaller by disp-llm {version}: every block reads, works in and
-writes dimensions of its own choice (DISP-LLM, arXiv 2410.11988). The kept weights are the
-original's.
+writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988)). The kept weights
+are the original's, none was trained.
 
-|  | dense | this model |
-|---|---:|---:|
-| block parameters | {dense_block:,} | {block:,} ({keep:.2%}) |
-| all parameters | {dense_all:,} | {all:,} ({keep_total:.2%}) |
-| perplexity | {dense_ppl} | {ppl} |
-| weight files | {dense_bytes:,} bytes | {bytes:,} bytes |
-
-Perplexity (± standard error) over {tokens:,} tokens of {eval_text}, windows of {window}, stride
-{stride}. Masks were chosen on {text}. Against the masked original, logits differ by at most
-{error} of the largest one in {checked}. Widths are multiples of {align}.
+|  | dense | this model | share |
+|---|---:|---:|---:|
+| block parameters (`keep`) | {dense_block:,} | {block:,} | {keep:.2%} |
+| all parameters | {dense_all:,} | {all:,} | {keep_total:.2%} |
+| weight files, bytes | {dense_bytes:,} | {bytes:,} | {keep_bytes:.2%} |
+| perplexity | {dense_ppl} | {ppl} | |
+{budget}
+Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
+{stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. Against the masked original, logits
+differ by at most {error} of the largest one in {checked}. Widths are multiples of {align}. The KV
+cache has the original's size.
 
 ## Load
 
@@ -36,9 +38,17 @@ Perplexity (± standard error) over {tokens:,} tokens of {eval_text}, windows of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # With disp-llm installed: `import disp_llm` first, and no flag. Without it:
-model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 ```
+
+```
+vllm serve {place}                        # with disp-llm installed; else add --trust-remote-code
+lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks arc_easy
+```
+
+LoRA: `peft.LoraConfig(target_modules="all-linear")`, or layers by the names that they have in
+{base}.
 
 ## Made by
 
@@ -46,21 +56,30 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 {command}
 ```
 
-{hardware}; {versions}. The licence and limits of {base} apply.
+{hardware}; {versions}. {terms}
 """
 
 
 def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) -> None:
-    """Writes `README.md` into an exported folder."""
+    """Writes `README.md` into an exported folder.
+
+    Args:
+        figures: of the exported model.
+        result: what the run's `result.json` holds.
+    """
     dense, source = result["dense"], result["source"]
     checked = "float32" if "max_logit_error" in figures else "the dtype of the run"
     errors = [value for key, value in figures.items() if key.startswith("max_logit_error")]
     text = TEMPLATE.format(
+        header=_header(figures, source),
+        place=PLACE,
         base=source["model"],
         revision=source["revision"],
         version=result["versions"]["disp-llm"],
         keep=figures["keep"],
         keep_total=figures["keep_total"],
+        keep_bytes=figures["bytes"] / dense["bytes"],
+        budget=_budget(figures),
         dense_block=dense["block_parameters"],
         dense_all=dense["parameters"],
         dense_ppl=with_error(dense),
@@ -73,6 +92,7 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         window=figures["window"],
         stride=figures["stride"],
         text=source["text"],
+        tokens_seen=result["tokens_seen"],
         eval_text=source["eval_text"],
         error=f"{figures.get('max_logit_error', errors[0]):.1e}",
         checked=checked,
@@ -80,6 +100,45 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         command=result["command"],
         hardware=result["hardware"]["cpu"],
         versions=", ".join(f"{name} {number}" for name, number in result["versions"].items()),
+        terms=_terms(source),
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
+
+
+def _header(figures: dict[str, Any], source: dict[str, str]) -> str:
+    """The hub's metadata: licence and base model where they are known, and the perplexity."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    measured = EvalResult(
+        task_type="text-generation",
+        dataset_type="text",
+        dataset_name=source["eval_text"],
+        metric_type="perplexity",
+        metric_value=round(figures["perplexity"], 4),
+    )
+    data = ModelCardData(
+        base_model=source.get("base_model") or None,
+        license=source.get("license") or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["disp-llm", "structural-pruning"],
+        model_name=f"keep {figures['keep']:.4f}",
+        eval_results=[measured],
+    )
+    return data.to_yaml().strip()
+
+
+def _budget(figures: dict[str, Any]) -> str:
+    """A row for what the budget held, where that was not block parameters."""
+    if "latency" in figures:
+        timed = figures["latency"]
+        return f"| time of {timed['work']}, measured | | | {timed['measured_share']:.2%} |\n"
+    if figures["budget"] == "params":
+        return ""
+    return f"| {figures['budget']}, counted | | | {figures['share_of_budget']:.2%} |\n"
+
+
+def _terms(source: dict[str, str]) -> str:
+    known = source.get("license")
+    return f"The licence of {source['model']} applies{f': {known}' if known else ''}."

@@ -71,6 +71,8 @@ def parse(arguments: list[str]) -> settings.Command:
         | Annotated[settings.EvalCommand, subcommand("eval")]
         | Annotated[settings.DoctorCommand, subcommand("doctor")]
         | Annotated[settings.BenchCommand, subcommand("bench")]
+        | Annotated[settings.SaveCommand, subcommand("save")]
+        | Annotated[settings.PushCommand, subcommand("push")]
     )
     complaint = io.StringIO()
     try:
@@ -102,10 +104,8 @@ def _usage_error(box: str, arguments: list[str]) -> InputError:
     flags = re.findall(r"--[a-z][a-z-]*", what)
     near = next((line for line in body[1:] if flags and line.startswith("--")), "").split(" ")[0]
     meant = f"perhaps {near} was meant; " if near and near not in flags else ""
-    names = [
-        name for name in ("prune", "export", "eval", "doctor", "bench") if name in arguments[:1]
-    ]
-    command = " ".join(["disp-llm", *names])
+    names = [run.__name__.removeprefix("run_") for run in COMMANDS.values()]
+    command = " ".join(["disp-llm", *(name for name in arguments[:1] if name in names)])
     return InputError(
         what.rstrip("."), flag=flags[0] if flags else command, mend=f"{meant}see {command} --help"
     )
@@ -237,10 +237,32 @@ def run_bench(command: settings.BenchCommand) -> dict[str, Any]:
     return result
 
 
+def run_save(command: settings.SaveCommand) -> dict[str, Any]:
+    """`disp-llm save`"""
+    from disp_llm.share import save
+    from disp_llm.show import console
+
+    result = save(command)
+    console.print(f"{result['folder']}: {result['bytes'] / 1e6:,.1f} MB", soft_wrap=True)
+    return result
+
+
+def run_push(command: settings.PushCommand) -> dict[str, Any]:
+    """`disp-llm push`"""
+    from disp_llm.share import push
+    from disp_llm.show import console
+
+    result = push(command)
+    console.print(f"{result['url']} ({result['commit']})", soft_wrap=True)
+    return result
+
+
 COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.PruneConfig: run_prune,
     settings.ExportCommand: run_export,
     settings.EvalCommand: run_eval,
     settings.DoctorCommand: run_doctor,
     settings.BenchCommand: run_bench,
+    settings.SaveCommand: run_save,
+    settings.PushCommand: run_push,
 }

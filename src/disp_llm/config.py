@@ -282,7 +282,47 @@ class BenchCommand:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 
-Command = PruneConfig | ExportCommand | EvalCommand | DoctorCommand | BenchCommand
+@dataclass(frozen=True)
+class SaveCommand:
+    """Copies an exported folder to a place of its own, with a card that names it."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model."""
+    to: Path
+    """The new folder."""
+    license: str = ""
+    """The hub's name of a licence, such as apache-2.0. Default: the original's, where known."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class PushCommand:
+    """Uploads an exported folder to the hub, with its card, in one commit."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model."""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """OWNER/NAME on the hub; made where there is none. HF_ENDPOINT names another hub."""
+    private: bool = False
+    """Make the repository private."""
+    license: str = ""
+    """The hub's name of a licence, such as apache-2.0. Default: the original's, where known."""
+    message: str = "Upload a model pruned by disp-llm"
+    """Of the commit."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+
+Command = (
+    PruneConfig
+    | ExportCommand
+    | EvalCommand
+    | DoctorCommand
+    | BenchCommand
+    | SaveCommand
+    | PushCommand
+)
 
 
 def resolved(config: Any) -> dict[str, Any]:

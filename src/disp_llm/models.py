@@ -32,7 +32,7 @@ class Loaded:
     tokenizer: Any
     family: Family
     source: dict[str, str]
-    """Name and revision, for provenance."""
+    """Name, revision, base model and licence, for provenance; empty where unknown."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -153,4 +153,23 @@ def _source(name: str, config: transformers.PreTrainedConfig) -> dict[str, str]:
     if commit is None:
         path = path / "config.json" if path.is_dir() else path
         commit = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-    return {"model": name, "revision": commit}
+    base, terms = _base_and_license(name)
+    return {"model": name, "revision": commit, "base_model": base, "license": terms}
+
+
+def _base_and_license(name: str) -> tuple[str, str]:
+    """The original's name on the hub and its licence, as far as its card says; else empty."""
+    if name == embedded.MODEL:
+        return embedded.HUB_NAME, embedded.LICENSE
+    from huggingface_hub import ModelCard
+
+    local = Path(name).exists()
+    if local and not (Path(name) / "README.md").is_file():
+        return "", ""
+    try:
+        card = ModelCard.load(str(Path(name) / "README.md") if local else name)
+    except HUB_ERRORS:
+        return ("" if local else name), ""
+    stated = card.data.to_dict()
+    base = stated.get("base_model") if local else name
+    return (base if isinstance(base, str) else ""), str(stated.get("license") or "")

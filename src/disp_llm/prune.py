@@ -125,13 +125,12 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
         return {}
-    models = make_models(session, logits, config.shares)
+    run.update(tokens_seen=tokens_seen(config, processes))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(config, budget, logits))
     return run.update(
+        models=make_models(session, logits, config.shares),
         status="done",
-        models=models,
-        tokens_seen=tokens_seen(config, processes),
         seconds=round(time.perf_counter() - began, 1),
         peak_memory_bytes=peak_memory_bytes(),
     )

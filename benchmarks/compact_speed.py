@@ -1,0 +1,93 @@
+"""How much of the counted speed-up a cut model reaches, on one that keeps the cores busy.
+
+A Llama-shaped model with random weights (hidden 2,048, intermediate 5,632, 8 blocks, 32 heads, 8 KV
+heads) against itself at keep 0.48. Widths differ from site to site and from block to block as in
+the masks that were learned for SmolLM2-135M at keep 0.5 (WIDTHS). Both models are timed in turn in
+one process, in the same mode; the ratio is the measured speed-up over the counted one, FLOPs for
+prefill, bytes for decode.
+
+    python benchmarks/compact_speed.py [--rounds 15] [--align 1] [--compile] [--lengths 512]
+"""
+
+import argparse
+import json
+import statistics
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from disp_llm.bench import Work, side_by_side
+from disp_llm.budget import Budget, project
+from disp_llm.export import compact_model
+from disp_llm.families import family_of
+from disp_llm.masks import SITES, Masks, layout_of
+from disp_llm.runs import hardware, versions
+
+WIDTHS = {}
+"""Shares of each site's entries that the learned masks keep in each of the 30 blocks of SmolLM2."""
+
+
+def masks_as_learned(layout, keep: float, align: int) -> Masks:
+    """Random entries, as many of each site as learning kept at that depth, cut to `keep`."""
+    blocks = len(layout.blocks)
+    generator = torch.Generator().manual_seed(0)
+    scores = []
+    for index, length in enumerate(layout.lengths):
+        shares = WIDTHS[SITES[index % len(SITES)]]
+        share = shares[round(index // len(SITES) * (len(shares) - 1) / (blocks - 1))]
+        # Of a uniform sample, `share` lies above 0.
+        scores.append(torch.rand(length, generator=generator) - (1 - share))
+    joined = torch.cat(scores)
+    return Masks(layout, project(joined, Budget(layout), keep, align).kept, joined)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--align", type=int, default=1)
+    parser.add_argument("--keep", type=float, default=0.48)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+
+    config = AutoConfig.for_model(
+        "llama", hidden_size=2048, intermediate_size=5632, num_hidden_layers=8,
+        num_attention_heads=32, num_key_value_heads=8, vocab_size=32000,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dense = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    family = family_of(config)
+    layout = layout_of(dense, family)
+    compact = compact_model(
+        dense, family, masks_as_learned(layout, arguments.keep, arguments.align)
+    )
+    models = [dense, compact]
+    if arguments.compile:
+        for model in models:
+            model.forward = torch.compile(model.forward, dynamic=True)
+    works = [Work("prefill", arguments.length, 1), Work("decode", arguments.length, 1)]
+    results, comparisons = side_by_side(models, [family, family], works, arguments.rounds)
+    for row in comparisons:
+        row["of_counted"] = row["speedup"] / row["predicted_speedup"]
+        row["time_shares"] = [r["time_shares"] for r in results if r["phase"] == row["phase"]]
+        row["median_s"] = [r["median_s"] for r in results if r["phase"] == row["phase"]]
+    print(
+        json.dumps(
+            {
+                "keep": arguments.keep,
+                "align": arguments.align,
+                "compiled": arguments.compile,
+                "mean_widths": [
+                    statistics.mean(compact.config.disp_llm["widths"][site]) for site in SITES
+                ],
+                "comparisons": comparisons,
+                "hardware": hardware(),
+                "versions": versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

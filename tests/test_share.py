@@ -1,0 +1,222 @@
+"""A folder goes to the hub and comes back: against a stand-in that speaks the hub's protocol."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+import transformers
+from conftest import environment, run_command
+from huggingface_hub import ModelCard
+from test_folder import python
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Repositories in memory: create, preupload, large files, commit, resolve.
+
+    As https://huggingface.co/docs/hub/api and the Git LFS batch API describe them.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def answer(self, status: int, content: bytes | dict | list = b"", **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def do_POST(self):
+        store, content = self.server.store, self.body()
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self.answer(401, {"error": "Invalid username or password."})
+        if self.path == "/api/repos/create":
+            asked = json.loads(content)
+            name = "/".join(filter(None, [asked.get("organization") or "me", asked["name"]]))
+            store["repositories"].setdefault(name, {})
+            store["private"][name] = asked.get("private") or asked.get("visibility") == "private"
+            return self.answer(200, {"url": f"http://{self.headers['Host']}/{name}", "id": name})
+        if self.path == "/api/validate-yaml":
+            card = ModelCard(json.loads(content)["content"])
+            return self.answer(200, {"errors": [], "warnings": [], "card": str(card)})
+        if "/preupload/" in self.path:
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(content)["files"]
+            ]
+            return self.answer(200, {"files": files})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                one | {"actions": {"upload": {"href": f"http://{self.headers['Host']}/lfs"}}}
+                for one in json.loads(content)["objects"]
+            ]
+            return self.answer(200, {"transfer": "basic", "objects": objects})
+        name = re.fullmatch(r"/api/models/(.+)/commit/main", self.path)[1]
+        for line in map(json.loads, content.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                store["repositories"][name][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                store["repositories"][name][value["path"]] = store["large"][value["oid"]]
+            elif line["key"] == "header":
+                store["commits"].append(value["summary"])
+        url = f"http://{self.headers['Host']}/{name}/commit/{'0' * 40}"
+        return self.answer(200, {"commitUrl": url, "commitOid": "0" * 40, "success": True})
+
+    def do_PUT(self):
+        content = self.body()
+        self.server.store["large"][hashlib.sha256(content).hexdigest()] = content
+        self.answer(200)
+
+    def do_GET(self):
+        found = re.fullmatch(r"/(.+?/.+?)/resolve/[^/]+/(.+)", self.path)
+        files = self.server.store["repositories"].get(found[1], {}) if found else {}
+        if not found or found[2] not in files:
+            of_folder = self.path.startswith("/api/models/me/smaller/tree/")
+            code = "EntryNotFound" if files or of_folder else "RepoNotFound"
+            return self.answer(404, X_Error_Code=code, X_Repo_Commit="0" * 40)
+        content = files[found[2]]
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        return self.answer(200, content, ETag=etag, X_Repo_Commit="0" * 40)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.store = {"repositories": {}, "large": {}, "commits": [], "private": {}}
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def with_hub(hub, tmp_path, **more: str) -> dict[str, str]:
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return environment(HF_TOKEN="secret", HF_HOME=str(tmp_path / "home"), **settings | more)
+
+
+FROM_HUB = """
+import json, sys, torch, disp_llm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(json.dumps(model(torch.tensor([[5, 60, 7, 33]])).logits[0].tolist()))
+"""
+
+
+def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
+    folder = small_run[0] / "model"
+    arguments = ["push", folder, "me/smaller", "--private", "--license", "mit", "--json"]
+    done = run_command(*arguments, env=with_hub(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["name"] == "me/smaller"
+    assert found["url"].endswith("/me/smaller")
+    files = hub.store["repositories"]["me/smaller"]
+    assert set(files) == {path.name for path in folder.iterdir()}
+    assert len(hub.store["commits"]) == 1
+    assert hub.store["private"] == {"me/smaller": True}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit"
+    assert 'from_pretrained("me/smaller"' in card.text
+    assert "vllm serve me/smaller" in card.text
+    loaded = python(FROM_HUB, "me/smaller", **with_hub(hub, tmp_path))
+    assert loaded.returncode == 0, loaded.stderr
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    wanted = model(torch.tensor([[5, 60, 7, 33]])).logits[0]
+    torch.testing.assert_close(
+        torch.tensor(json.loads(loaded.stdout.splitlines()[-1])), wanted, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("trouble", ["token", "network", "name", "folder"])
+def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
+    folder, name, more = small_run[0] / "model", "me/smaller", {}
+    if trouble == "token":
+        more = {"HF_TOKEN": "stolen"}
+    elif trouble == "network":
+        more = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    elif trouble == "name":
+        name = "me/bad name"
+    else:
+        folder = small_run[0]
+    done = run_command("push", folder, name, env=with_hub(hub, tmp_path) | more)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("disp-llm: ")]
+    assert len(lines) == 1
+    assert ("FOLDER" if trouble == "folder" else name) in lines[0]
+    assert hub.store["commits"] == []
+
+
+def test_save_copies_and_names_the_place(small_run, tmp_path):
+    folder, place = small_run[0] / "model", tmp_path / "mine" / "smaller"
+    done = run_command("save", folder, "--to", place, "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    card = ModelCard((place / "README.md").read_text())
+    assert card.data.license == "mit"
+    assert f'from_pretrained("{place}"' in card.text
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (place / name).read_bytes() == (folder / name).read_bytes()
+    again = run_command("save", folder, "--to", place)
+    assert again.returncode == 2
+    assert "--to" in again.stderr
+
+
+def test_card_states_what_was_measured(small_run):
+    folder, result = small_run
+    model = next(m for m in result["models"] if m["folder"] == str(folder / "model"))
+    card = ModelCard((folder / "model" / "README.md").read_text())
+    (measured,) = card.data.eval_results
+    assert measured.metric_type == "perplexity"
+    assert measured.metric_value == round(model["perplexity"], 4)
+    for stated in (
+        f"{model['block_parameters']:,}",
+        f"{model['parameters']:,}",
+        f"{model['keep']:.2%}",
+        f"{model['keep_total']:.2%}",
+        f"{model['bytes']:,}",
+        f"{model['perplexity']:.2f}",
+        f"{model['perplexity_stderr']:.2f}",
+        f"{result['tokens_seen']:,}",
+        "vllm serve",
+        "trust_remote_code=True",
+        "lm_eval",
+    ):
+        assert stated in card.text, stated
+
+
+def test_licence_and_base_of_the_original_are_taken_over(llama_folder, tmp_path):
+    from disp_llm.models import _base_and_license
+
+    assert _base_and_license(str(llama_folder)) == ("", "")
+    folder = tmp_path / "original"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: gemma\nbase_model: a/b\n---\n# A model\n")
+    assert _base_and_license(str(folder)) == ("a/b", "gemma")
+    assert _base_and_license("smollm2-135m")[1] == "apache-2.0"
