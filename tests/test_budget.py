@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from disp_llm.bench import Work, count
 from disp_llm.budget import Budget, byte_prices, flop_prices, project
-from disp_llm.config import InputError
+from disp_llm.config import SITES, InputError
 from disp_llm.export import compact_model, count_parameters, head_weight
 from disp_llm.families import family_of
 from disp_llm.masks import BlockShape, Layout, Masks, layout_of
@@ -91,6 +91,32 @@ def test_kept_entries_score_at_least_as_high_as_dropped_ones(layout, keep, seed)
     dropped = scores[~chosen.kept]
     if len(free) and len(dropped):
         assert free.min() > chosen.threshold > dropped.max()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    layouts(),
+    st.floats(0.3, 1.0),
+    st.sampled_from([1, 3]),
+    st.sets(st.sampled_from(SITES), min_size=1),
+    st.integers(0, 9),
+)
+def test_sites_that_are_left_alone_stay_whole(layout, keep, align, sites, seed):
+    budget = Budget(layout, sites=tuple(sites))
+    scores = scores_for(layout, seed, ties=False)
+    try:
+        kept = project(scores, budget, keep, align).kept
+    except InputError:
+        fewest = [
+            min(align, length) if SITES[index % 5] in sites else length
+            for index, length in enumerate(layout.lengths)
+        ]
+        assert budget.keep(torch.tensor(fewest)) > keep
+        return
+    assert budget.keep(layout.counts(kept.long())) <= keep
+    for index, mask in enumerate(layout.split(kept)):
+        assert mask.any()
+        assert SITES[index % 5] in sites or mask.all()
 
 
 def test_block_parameters_by_hand():

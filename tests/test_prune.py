@@ -248,6 +248,13 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
         (["--keep", "half"], "--keep"),
         (["--keep", "0.5", "0.5"], "--keep"),
         (["--keep", "0.0001"], "--keep"),
+        (["--keep", "0.3", "--sites", "mlp_mid"], "--sites"),
+        (["--sites", "mlp_mit"], "mlp_mid"),
+        (["--target", "0.5"], "--target"),
+        (["--budget", "latency"], "--target"),
+        (["--budget", "flops", "--target", "2"], "--target"),
+        (["--budget", "bytes", "--target", "0.1"], "--target"),
+        (["--budget", "second", "--target", "0.5"], "latency"),
         (["--recipe", "defalt"], "nearest: default"),
         (["--steps", "-1"], "--steps"),
         (["--stepz", "3"], "--steps"),
@@ -377,3 +384,32 @@ def test_two_processes_learn_the_same_masks_everywhere(llama_folder, text_file, 
     run_command("prune", llama_folder, "--text", text_file, "--output-dir", single, *SMALL)
     both, alone = (load_file(f / "scores.safetensors")["fisher"] for f in (folder, single))
     torch.testing.assert_close(both, alone, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper", "paper-released-code"])
+def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--recipe", recipe, "--sites", "mlp_mid", "mlp_in", "--keep", 0.7,
+        "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    widths = config["disp_llm"]["widths"]
+    for site, full in (("attn_in", 32), ("attn_out", 32), ("mlp_out", 32)):
+        assert widths[site] == [full] * 3
+    assert sum(widths["mlp_mid"]) < 3 * 48
+    (model,) = json.loads(done.stdout)["models"]
+    assert model["keep"] <= 0.7
+
+
+@pytest.mark.parametrize("kind", ["flops", "bytes"])
+def test_other_budgets_by_flag(kind, llama_folder, small_run, tmp_path):
+    shutil.copytree(small_run[0], tmp_path / "run")
+    done = run_command("export", tmp_path / "run", "--budget", kind, "--target", 0.7, "--json")
+    assert done.returncode == 0, done.stderr
+    (model,) = json.loads(done.stdout)["models"]
+    assert model["size"] == f"{kind}-0.7"
+    assert 0.68 < model["share_of_budget"] <= 0.7
+    if kind == "bytes":
+        dense = transformers.AutoModelForCausalLM.from_pretrained(llama_folder).num_parameters()
+        assert model["parameters"] <= 0.7 * dense

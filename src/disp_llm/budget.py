@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from disp_llm.config import InputError
-from disp_llm.masks import SITES, Layout
+from disp_llm.config import SITES, InputError
+from disp_llm.masks import Layout
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,19 @@ class Budget:
 
     layout: Layout
     prices: Prices | None = None
+    sites: tuple[str, ...] = SITES
+    """Where entries may go; the other sites stay whole."""
+
+    @cached_property
+    def whole_sites(self) -> Bool[Tensor, " S"]:
+        """Which sites stay whole."""
+        stays = torch.tensor([site not in self.sites for site in SITES])
+        return stays.repeat(len(self.layout.blocks))
+
+    @cached_property
+    def fixed(self) -> Bool[Tensor, " N"]:
+        """Entries that stay in any case: those of sites that stay whole."""
+        return self.whole_sites[self.layout.site_of_entry]
 
     @cached_property
     def _parameters(self) -> Prices:
@@ -161,7 +174,8 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
 
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
     One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
-    by position and the waste is less than the next group. Every site keeps its best group.
+    by position and the waste is less than the next group. Every site keeps its best group, and one
+    that the budget leaves alone keeps all.
 
     Raises:
         InputError: even the best group of every site is more than the budget.
@@ -174,7 +188,8 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     group, sizes, group_site, first = _groups(layout, align, scores.device)
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
     means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
-    order = torch.argsort(means.masked_fill(first, torch.inf), descending=True, stable=True)
+    stays = first | budget.whole_sites.to(first.device)[group_site]
+    order = torch.argsort(means.masked_fill(stays, torch.inf), descending=True, stable=True)
 
     site_in_order, size_in_order = group_site[order], sizes[order].double()
 
@@ -183,12 +198,12 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
         counts = counts.index_add(0, site_in_order[:groups], size_in_order[:groups])
         return float(budget.cost(counts))
 
-    low, high = len(layout.lengths), len(order)  # cost(low) fits, everything above high does not
+    low, high = int(stays.sum()), len(order)  # cost(low) fits, everything above high does not
     if cost(low) > allowed:
         raise InputError(
             f"{share} is less than the smallest model, {cost(low) / budget.whole:.2g}",
             flag=budget.flag,
-            mend="ask for more, or for a smaller --align",
+            mend="ask for more, for a smaller --align, or for more --sites",
         )
     while low < high:
         middle = (low + high + 1) // 2

@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -25,6 +25,9 @@ Estimator = Literal[
 ]
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
 BudgetKind = Literal["params", "flops", "bytes", "latency"]
+Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"]
+SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
+"""S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
 Method = Literal["learned", "fisher", "magnitude", "random"]
 
 
@@ -179,6 +182,9 @@ class PruneConfig:
     """Name of a shipped recipe, or a TOML file; flags override it."""
     method: Method = "learned"
     """How masks are chosen."""
+    sites: tuple[Site, ...] = SITES
+    """Where dimensions may be dropped; the other sites stay whole. mlp_mid alone gives a model that
+    other formats can hold, such as GGUF."""
     resume: bool = False
     """Go on where the run in --output-dir stopped."""
     json: bool = False
@@ -388,8 +394,8 @@ def apply_recipe(config: Any, tables: dict[str, Any], path: str = "") -> Any:
         if isinstance(value, dict) and dataclasses.is_dataclass(old):
             changes[key] = apply_recipe(old, value, f"{path}{key}.")
         elif isinstance(old, tuple) and isinstance(value, list):
-            items = [Path(item) if isinstance(item, str) else item for item in value]
-            changes[key] = tuple(items)
+            paths = get_args(get_type_hints(type(config))[key])[0] is Path
+            changes[key] = tuple(Path(item) if paths else item for item in value)
         elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
             changes[key] = float(value)
         elif isinstance(old, Path) and isinstance(value, str):
@@ -418,6 +424,12 @@ def check(config: PruneConfig) -> None:
         InputError: naming the flag.
     """
     check_shares(config.keep, config.budget)
+    if not config.sites or len(set(config.sites)) < len(config.sites):
+        raise InputError("empty or repeated", flag="--sites", mend="give each site once")
+    for site in set(config.sites) - set(SITES):
+        raise InputError(
+            f"no site '{site}'{nearest(site, list(SITES))}", flag="--sites", mend=f"use {SITES}"
+        )
     positive = {
         "--calibration-sequences": config.scores.calibration_sequences,
         "--calibration-length": config.scores.calibration_length - 1,

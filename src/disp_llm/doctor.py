@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from disp_llm.bench import Work
 from disp_llm.budget import Budget, project
-from disp_llm.config import MachineConfig
+from disp_llm.config import SITES, MachineConfig
 from disp_llm.latency import measured_alignments
 from disp_llm.losses import CHUNK
-from disp_llm.masks import SITES, Layout, layout_of
+from disp_llm.masks import Layout, layout_of
 from disp_llm.models import (
     empty_model,
     family_of_any,

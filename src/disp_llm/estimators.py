@@ -8,7 +8,7 @@ N entries of all sites.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +27,13 @@ class Sample:
     counted: Float[Tensor, " N"]
     log_probability: Float[Tensor, ""] | None = None
     """Given: the loss is a reward, and no gradient flows through the model."""
+
+    def with_ones(self, fixed: Bool[Tensor, " N"]) -> "Sample":
+        """The same, but for entries that always stay."""
+        if not fixed.any():
+            return self
+        mask, counted = (m.masked_fill(fixed, 1.0) for m in (self.mask, self.counted))
+        return replace(self, mask=mask, counted=counted)
 
 
 def projected(

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from disp_llm.compact import config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
+from disp_llm.config import SITES
 from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
-from disp_llm.masks import SITES, Masks, blocks_of
+from disp_llm.masks import Masks, blocks_of
 
 
 def compact_config(model: PreTrainedModel, family: Family, masks: Masks):

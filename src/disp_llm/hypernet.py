@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from disp_llm.masks import SITES, Layout
+from disp_llm.config import SITES
+from disp_llm.masks import Layout
 
 INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 128 numbers
 

@@ -27,10 +27,11 @@ from transformers import PreTrainedModel
 
 from disp_llm.bench import Work, in_turn, runner
 from disp_llm.budget import Budget, Prices, project
+from disp_llm.config import SITES
 from disp_llm.export import compact_model
 from disp_llm.families import Family
 from disp_llm.files import write_json
-from disp_llm.masks import SITES, Layout, Masks
+from disp_llm.masks import Layout, Masks
 from disp_llm.runs import hardware, versions
 
 SHAPES = (

@@ -153,6 +153,7 @@ def _backward(
     mean_loss, mean_share = 0.0, 0.0
     for _ in range(config.accumulate):
         sample = estimate(trained(), projection, own, config.shift, config.temperature)
+        sample = sample.with_ones(task.budget.fixed.to(device))
         masking.set(sample.mask)
         tokens = random_windows(task.stream, config.batch, config.length, own).to(device)
         with torch.set_grad_enabled(sample.log_probability is None):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -20,12 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
-from disp_llm.config import InputError
+from disp_llm.config import SITES, InputError
 from disp_llm.families import Family
 from disp_llm.files import write_tensors
-
-SITES = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
-"""S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,9 @@ def masked(model: PreTrainedModel, family: Family, layout: Layout) -> Iterator[M
     masking = Masking(layout)
     handles = []
     for i, block in enumerate(blocks_of(model, family)):
-        sites = {name: masking.hook_of(len(SITES) * i + s) for s, name in enumerate(SITES)}
+        sites: dict[str, Any] = {
+            name: masking.hook_of(len(SITES) * i + s) for s, name in enumerate(SITES)
+        }
         for branch, name in ((family.attention, "attn"), (family.mlp, "mlp")):
             reader, writer = block.get_submodule(branch.gather), block.get_submodule(branch.scatter)
             handles.append(

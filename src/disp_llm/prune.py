@@ -162,7 +162,7 @@ def start(
     align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
     session = Session(
         loaded,
-        budget_of(config.budget, loaded, align, report),
+        budget_of(config, loaded, align, report),
         eval_stream,
         config.evaluation,
         Run(config.output_dir),
@@ -180,16 +180,16 @@ def first_size(config: PruneConfig) -> str:
     return size_name(config.budget.budget, config.shares[0])
 
 
-def budget_of(settings: BudgetConfig, loaded: Loaded, align: int, report: Report) -> Budget:
+def budget_of(config: PruneConfig, loaded: Loaded, align: int, report: Report) -> Budget:
     """Counts what the settings name; times compact models first where that is latency."""
-    layout = layout_of(loaded.model, loaded.family)
+    settings, layout = config.budget, layout_of(loaded.model, loaded.family)
     parameters = exporter.count_parameters(loaded.model)
     head = exporter.head_weight(loaded.model)
     if settings.budget == "flops":
-        return Budget(layout, flop_prices(layout, head.numel()))
-    if settings.budget == "bytes":
-        return Budget(layout, byte_prices(layout, parameters, head.element_size()))
-    if settings.budget == "latency":
+        prices = flop_prices(layout, head.numel())
+    elif settings.budget == "bytes":
+        prices = byte_prices(layout, parameters, head.element_size())
+    elif settings.budget == "latency":
         prices = latency_prices(
             loaded.model,
             loaded.family,
@@ -198,8 +198,9 @@ def budget_of(settings: BudgetConfig, loaded: Loaded, align: int, report: Report
             align,
             lambda done, total: report("timing compact models", done, total, {}),
         )
-        return Budget(layout, prices)
-    return Budget(layout)
+    else:
+        prices = None
+    return Budget(layout, prices, config.sites)
 
 
 def workload(settings: BudgetConfig) -> Work:
@@ -235,7 +236,7 @@ def scores_text(config: PruneConfig) -> bool:
 
 def keep_by_penalty(config: PruneConfig, budget: Budget, logits: Tensor) -> float:
     """The size that learning arrived at by itself, before the cut to the exact budget."""
-    chosen = likely(logits, config.learn.estimator, config.learn.shift)
+    chosen = likely(logits, config.learn.estimator, config.learn.shift) | budget.fixed
     return float(budget.keep(budget.layout.counts(chosen.long())))
 
 
