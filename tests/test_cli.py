@@ -21,7 +21,7 @@ from disp_llm.config import (
 )
 
 SOURCE = Path(disp_llm.__file__).parent
-COMMANDS = ["prune", "export", "eval", "bench", "doctor", "save", "push"]
+COMMANDS = ["prune", "export", "eval", "bench", "doctor", "save", "push", "gguf"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

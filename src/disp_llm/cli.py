@@ -73,6 +73,7 @@ def parse(arguments: list[str]) -> settings.Command:
         | Annotated[settings.BenchCommand, subcommand("bench")]
         | Annotated[settings.SaveCommand, subcommand("save")]
         | Annotated[settings.PushCommand, subcommand("push")]
+        | Annotated[settings.GgufCommand, subcommand("gguf")]
     )
     complaint = io.StringIO()
     try:
@@ -257,6 +258,19 @@ def run_push(command: settings.PushCommand) -> dict[str, Any]:
     return result
 
 
+def run_gguf(command: settings.GgufCommand) -> dict[str, Any]:
+    """`disp-llm gguf`"""
+    from disp_llm.gguf_file import write_gguf
+    from disp_llm.show import console
+
+    result = write_gguf(command)
+    console.print(
+        f"{result['file']}: {result['architecture']}, {result['bytes'] / 1e6:,.1f} MB",
+        soft_wrap=True,
+    )
+    return result
+
+
 COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.PruneConfig: run_prune,
     settings.ExportCommand: run_export,
@@ -265,4 +279,5 @@ COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.BenchCommand: run_bench,
     settings.SaveCommand: run_save,
     settings.PushCommand: run_push,
+    settings.GgufCommand: run_gguf,
 }

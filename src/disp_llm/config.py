@@ -296,6 +296,9 @@ class SaveCommand:
     """An exported folder, such as run/model."""
     to: Path
     """The new folder."""
+    plain: bool = False
+    """Write the original's own architecture, which any engine loads: possible where blocks differ
+    from the original by one and the same intermediate width (--sites mlp_mid)."""
     license: str = ""
     """The hub's name of a licence, such as apache-2.0. Default: the original's, where known."""
     json: bool = False
@@ -320,6 +323,22 @@ class PushCommand:
     """Print one JSON object on standard output."""
 
 
+@dataclass(frozen=True)
+class GgufCommand:
+    """Writes a folder that was pruned with --sites mlp_mid as a GGUF file for llama.cpp."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model."""
+    original: Path
+    """A GGUF file of the original: vocabulary and weights outside the MLPs are taken from it."""
+    to: Path
+    """The new file."""
+    dtype: Literal["f16", "bf16", "f32"] = "f16"
+    """Of the weights; llama.cpp's own tools quantise further."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+
 Command = (
     PruneConfig
     | ExportCommand
@@ -328,6 +347,7 @@ Command = (
     | BenchCommand
     | SaveCommand
     | PushCommand
+    | GgufCommand
 )
 
 

