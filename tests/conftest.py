@@ -41,6 +41,7 @@ OTHER_NAMES = {
     "gemma3_text": {"final_logit_softcapping": 5.0},
 }
 NO_HEAD_DIM = ("falcon", "gpt2", "opt", "phi", "phi3", "stablelm", "gpt_neox")
+NO_KV_HEADS = ("gpt_neox", "opt")  # an engine would read a key that the model itself ignores
 
 
 def tiny_config(model_type: str, **changes):
@@ -48,6 +49,8 @@ def tiny_config(model_type: str, **changes):
     values = SHAPE | OTHER_NAMES.get(model_type, {}) | changes
     if model_type in NO_HEAD_DIM:
         values.pop("head_dim", None)
+    if model_type in NO_KV_HEADS:
+        values.pop("num_key_value_heads", None)
     if model_type == "gpt2":  # its attribute map gives these names to the ones above
         values = {k: v for k, v in values.items() if k.startswith("n_") or k not in SHAPE} | {
             k: SHAPE[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")

@@ -5,7 +5,7 @@ embedded tokenizer into the 4,096 tokens that they use most, and is kept in the 
 Pruned to half, learned masks must beat one-shot Fisher scores, these magnitude, and magnitude
 random masks.
 
-`python tests/proof/test_trained_families.py` prints the figures of every family.
+`PYTHONPATH=tests python tests/proof/test_trained_families.py` prints the figures of every family.
 """
 
 import sys
@@ -34,7 +34,8 @@ from disp_llm.text import load_tokens, random_windows
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
 VOCABULARY = 4096
-STEPS, BATCH, LENGTH = 400, 8, 128
+STEPS, BATCH, LENGTH = 600, 8, 128
+RATE, DECAY = 1e-3, 0.1
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -76,8 +77,8 @@ def text():
 
 
 def trained(model_type: str, stream: torch.Tensor):
-    """From the cache, or trained now: AdamW, 3e-3 with warm-up and cosine, bfloat16 products."""
-    folder = CACHE / "models" / f"{model_type}-{STEPS}"
+    """From the cache, or trained now: AdamW with warm-up and cosine, bfloat16 products."""
+    folder = CACHE / "models" / f"{model_type}-{STEPS}-{RATE}-{DECAY}"
     if folder.exists():
         return transformers.AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(0)
@@ -86,7 +87,11 @@ def trained(model_type: str, stream: torch.Tensor):
         values.pop("head_dim")
     config = transformers.AutoConfig.for_model(model_type, vocab_size=VOCABULARY, **values)
     model = transformers.AutoModelForCausalLM.from_config(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": DECAY},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 30, STEPS)
     for step in range(STEPS):
         windows = random_windows(stream, BATCH, LENGTH, generator_of(11, step))
