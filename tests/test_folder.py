@@ -13,7 +13,7 @@ from conftest import VOCABULARY, byte_tokenizer, environment, masks_of, tiny_mod
 from safetensors.torch import load_file
 
 from disp_llm.export import compact_model, export
-from disp_llm.families import FAMILIES, family_of
+from disp_llm.families import family_of
 from disp_llm.masks import layout_of
 
 PROMPT = [5, 60, 7, 33, 100, 12]
@@ -198,12 +198,40 @@ def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):
 
 def test_every_weight_of_a_loaded_folder_trains(llama):
     model = transformers.AutoModelForCausalLM.from_pretrained(llama).train()
-    model.gradient_checkpointing_enable()
     tokens = torch.randint(4, VOCABULARY, (2, 12))
-    model(tokens, labels=tokens).loss.backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None]
-    assert not missing
-    assert len(FAMILIES) > 5
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        missing = [name for name, p in model.named_parameters() if p.grad is None]
+        assert not missing
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-6, atol=1e-6)
+
+
+def test_trainer_tunes_the_whole_model(llama, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    tokens = torch.randint(4, VOCABULARY, (8, 20), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "trainer"), max_steps=20, learning_rate=1e-2, seed=0,
+        per_device_train_batch_size=8, gradient_checkpointing=True, use_cpu=True,
+        logging_steps=1, save_steps=20, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 1
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "trainer" / "checkpoint-20"
+    )
+    assert type(again) is type(model)
+    torch.testing.assert_close(
+        again(tokens).logits, model.eval()(tokens).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_compiled_equals_eager(llama):
