@@ -26,8 +26,8 @@ from .configuration_disp_llm import PREFIX, pruned_config
 def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: hidden states (..., D) -> (..., K), passed by place or by name."""
     if args:
-        return (args[0].index_select(-1, module.kept_in), *args[1:]), kwargs
-    hidden = kwargs["hidden_states"].index_select(-1, module.kept_in)
+        return (args[0][..., module.kept_in], *args[1:]), kwargs
+    hidden = kwargs["hidden_states"][..., module.kept_in]
     return args, {**kwargs, "hidden_states": hidden}
 
 
@@ -35,7 +35,7 @@ def scatter(module: Any, args: tuple, output):
     """Forward hook: the output, or the first of several, (..., K) -> (..., D)."""
     hidden = output[0] if isinstance(output, tuple) else output
     full = hidden.new_zeros((*hidden.shape[:-1], module.full_width))
-    full = full.index_copy(-1, module.kept_out, hidden)
+    full.index_copy_(-1, module.kept_out, hidden)
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
