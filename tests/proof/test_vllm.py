@@ -55,12 +55,16 @@ def with_package(without_package, tmp_path_factory) -> Path:
 
 @contextmanager
 def served(python: Path, folder: Path, log: Path, *flags: str):
-    """A client of `vllm serve FOLDER`."""
+    """A client of vLLM's HTTP server.
+
+    It is what `vllm serve` starts, which asks for the version of a distribution named `vllm` and so
+    cannot start from the CPU build of another name.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(python, "-m", "vllm.entrypoints.cli.main", "serve", folder, "--port", port),
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", port),
         *("--dtype", "float32", "--max-model-len", "256", "--served-model-name", "pruned", *flags),
     ]
     with log.open("w") as output:
@@ -79,7 +83,8 @@ def served(python: Path, folder: Path, log: Path, *flags: str):
                     time.sleep(0.5)
             yield client
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
             try:
                 server.wait(60)
             except subprocess.TimeoutExpired:
