@@ -152,8 +152,8 @@ with open(sys.argv[4], "w") as found:
 """
 
 TOPOLOGIES = ("phi", "gpt_neox", "olmo2", "gemma2", "qwen2", "opt")
-"""Beside the plain sequence of SmolLM2: parallel, parallel with fused q, k and v, post-norm, norms on both sides, biases in
-q, k and v, biases everywhere and an MLP of bare linear layers."""
+"""Beside the plain sequence of SmolLM2: parallel, parallel with fused q, k and v, post-norm, norms
+on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear layers."""
 
 
 @pytest.mark.parametrize(
