@@ -24,9 +24,10 @@ settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 512, 1, 1
 server = xllamacpp.Server(settings)
 found = []
 for prompt in json.loads(sys.argv[2]):
-    asked = {"prompt": prompt, "n_predict": 12, "temperature": 0, "return_tokens": True,
+    asked = {"prompt": prompt, "n_predict": 12, "temperature": 0, "logprobs": 1,
              "cache_prompt": False, "ignore_eos": True}
-    found.append(server.handle_completions(asked)["tokens"])
+    answer = server.handle_completions(asked)["choices"][0]
+    found.append([token["id"] for token in answer["logprobs"]["content"]])
 with open(sys.argv[3], "w") as file:
     json.dump(found, file)
 """
