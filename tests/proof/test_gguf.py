@@ -21,6 +21,7 @@ import xllamacpp
 settings = xllamacpp.CommonParams()
 settings.model.path = sys.argv[1]
 settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 512, 1, 1
+settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(settings)
 found = []
 for prompt in json.loads(sys.argv[2]):

@@ -136,7 +136,7 @@ def test_server_generates_what_transformers_generates(package, mode, expected, t
             streamed = [chunk.choices[0] for chunk in complete(prompt, stream=True)]
             assert [t for choice in streamed for t in choice.token_ids or []] == tokens
     said = (tmp_path / "server.log").read_text()
-    assert "TransformersForCausalLM" in said
+    assert "Using Transformers modeling backend" in said
 
 
 OFFLINE = """
