@@ -63,4 +63,10 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
         capture_output=True, text=True, timeout=600, check=False, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "found.json").read_text()) == wanted
+    found = json.loads((tmp_path / "found.json").read_text())
+    parted = [i for i in range(len(prompts)) if found[i] != wanted[i]]
+    assert len(parted) <= 2
+    for i in parted:  # two tokens that are as likely, to what float32 tells apart across engines
+        same = next(k for k in range(12) if found[i][k] != wanted[i][k])
+        logits = model(torch.tensor([prompts[i] + wanted[i][:same]])).logits[0, -1]
+        assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.01
