@@ -164,7 +164,8 @@ def found(tmp_path_factory) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("model_type", TRAININGS)
 def test_learned_beats_fisher_beats_magnitude_beats_random(model_type, found):
     figures = found[model_type]
-    assert list(figures.values()) == sorted(figures.values()), figures
+    pruned = [figures[method] for method in ORDER if method != "dense"]  # masks may beat dense
+    assert pruned == sorted(pruned), figures
 
 
 if __name__ == "__main__":
