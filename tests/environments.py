@@ -1,11 +1,12 @@
 """Virtual environments for proofs with other versions and other engines."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "proof"
+from disp_llm.latency import cache_folder
+
+CACHE = cache_folder().parent / "proof"
 
 
 def make_environment(folder: Path, *requirements: object, beside: Path | None = None) -> Path:

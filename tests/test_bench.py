@@ -92,7 +92,8 @@ def test_bench_measures_both_and_draws(small_run, llama_folder, tmp_path):
     assert [(c["phase"], c["length"], c["batch"]) for c in found["comparisons"]] == [
         ("prefill", 16, 1), ("prefill", 32, 1), ("decode", 16, 1), ("decode", 16, 2),
     ]  # fmt: skip
-    assert all(row["median_s"] > 0 and row["tokens_per_s"] > 0 for row in found["results"])
+    for key in ("median_s", "tokens_per_s", "peak_memory_bytes"):
+        assert all(row[key] > 0 for row in found["results"])
     dense, pruned_row = found["results"][:2]
     assert dense["block_flops"] > 1.9 * pruned_row["block_flops"]
     assert found["loading"][0]["weight_bytes"] > found["loading"][1]["weight_bytes"]

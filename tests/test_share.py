@@ -212,11 +212,11 @@ def test_card_states_what_was_measured(small_run):
 
 
 def test_licence_and_base_of_the_original_are_taken_over(llama_folder, tmp_path):
-    from disp_llm.models import _base_and_license
+    from disp_llm.models import base_and_license
 
-    assert _base_and_license(str(llama_folder)) == ("", "")
+    assert base_and_license(str(llama_folder)) == ("", "")
     folder = tmp_path / "original"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: gemma\nbase_model: a/b\n---\n# A model\n")
-    assert _base_and_license(str(folder)) == ("a/b", "gemma")
-    assert _base_and_license("smollm2-135m")[1] == "apache-2.0"
+    assert base_and_license(str(folder)) == ("a/b", "gemma")
+    assert base_and_license("smollm2-135m")[1] == "apache-2.0"

@@ -68,6 +68,7 @@ def bench(
     results, comparisons = side_by_side(models, families, works, command.rounds, on_round)
     for index, row in enumerate(results):
         row["model"] = names[index % 2]
+        row["peak_memory_bytes"] = alone[index % 2]["peak_memory_bytes"]
     return {
         "model": command.folder,
         "against": command.against,

@@ -6,7 +6,6 @@ under the architecture name `deci`; where all widths are equal it is plain `llam
 rotary settings and every weight outside the MLPs come from a GGUF file of the original model.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from disp_llm.config import SITES, GgufCommand, InputError
+from disp_llm.config import GgufCommand, InputError
+from disp_llm.families import PRUNED_PREFIX
 from disp_llm.files import atomic
+from disp_llm.share import intermediate_only
 
 NATIVE, VARIABLE = "llama", "deci"
 LINEARS = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
@@ -61,31 +62,15 @@ def write_gguf(command: GgufCommand) -> dict[str, Any]:
 
 def _widths(folder: Path) -> list[int]:
     """The intermediate width of every block."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        widths = config["disp_llm"]["widths"]
-    except (OSError, ValueError, KeyError) as error:
+    config, widths = intermediate_only(folder, "FOLDER")
+    if config["model_type"] != PRUNED_PREFIX + NATIVE:
         raise InputError(
-            f"{folder} is not an exported folder",
-            flag="FOLDER",
-            mend="name a model folder of a run, such as run/model",
-        ) from error
-    if config["model_type"] != "disp_llama":
-        raise InputError(
-            f"{config['model_type'].removeprefix('disp_')} models have no such layout in llama.cpp",
+            f"{config['model_type'].removeprefix(PRUNED_PREFIX)} models have no such layout in "
+            "llama.cpp",
             flag="FOLDER",
             mend="serve this one with vLLM or transformers",
         )
-    cut = [
-        site for site in SITES if site != "mlp_mid" and min(widths[site]) < config["hidden_size"]
-    ]
-    if cut:
-        raise InputError(
-            f"{', '.join(cut)} are cut, which llama.cpp has no graph for",
-            flag="FOLDER",
-            mend="prune with --sites mlp_mid",
-        )
-    return widths["mlp_mid"]
+    return widths
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ class Loaded:
     tokenizer: Any
     family: Family
     source: dict[str, str]
-    """Name, revision, base model and licence, for provenance; empty where unknown."""
+    """Name and revision, for provenance."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -153,12 +153,14 @@ def _source(name: str, config: transformers.PreTrainedConfig) -> dict[str, str]:
     if commit is None:
         path = path / "config.json" if path.is_dir() else path
         commit = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-    base, terms = _base_and_license(name)
-    return {"model": name, "revision": commit, "base_model": base, "license": terms}
+    return {"model": name, "revision": commit}
 
 
-def _base_and_license(name: str) -> tuple[str, str]:
-    """The original's name on the hub and its licence, as far as its card says; else empty."""
+def base_and_license(name: str) -> tuple[str, str]:
+    """The original's name on the hub and its licence, as far as its card says; else empty.
+
+    Asks the hub where the model is not local, so only what writes a card calls it.
+    """
     if name == embedded.MODEL:
         return embedded.HUB_NAME, embedded.LICENSE
     from huggingface_hub import ModelCard

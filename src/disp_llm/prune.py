@@ -41,7 +41,7 @@ from disp_llm.learn import Task
 from disp_llm.masks import Masks, layout_of, load_masks, masked
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
-from disp_llm.models import Loaded, load, load_model, resolve_device
+from disp_llm.models import Loaded, base_and_license, load, load_model, resolve_device
 from disp_llm.runs import MetricsLog, Run, open_run, peak_memory_bytes, provenance
 from disp_llm.text import load_tokens, require_length
 
@@ -119,7 +119,9 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     if accelerator.is_main_process:
         if not run.result():
             run.update(status="running", run=str(run.folder), **provenance(config.machine.seed))
-        run.update(source=loaded.source | sources, dense=dense_figures(session))
+        base, terms = base_and_license(config.model)
+        source = loaded.source | sources | {"base_model": base, "license": terms}
+        run.update(source=source, dense=dense_figures(session))
     logits = choose(config, task, session, accelerator)
     accelerator.wait_for_everyone()
     accelerator.end_training()  # the others have nothing more to do and may leave

@@ -14,6 +14,9 @@ from disp_llm.files import atomic
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
 """What configurations call the width inside an MLP."""
 
+STREAM = ("hidden_size", "n_embd")
+"""What they call the width of the residual stream."""
+
 
 def save(command: SaveCommand) -> dict[str, Any]:
     """Copies a folder; the card then names the place.
@@ -71,11 +74,35 @@ def push(command: PushCommand) -> dict[str, Any]:
     return {"name": made.repo_id, "url": str(made), "commit": commit.oid}
 
 
-def _require_exported(folder: Path) -> None:
-    missing = [name for name in ("config.json", "README.md") if not (folder / name).is_file()]
-    if missing:
+def intermediate_only(folder: Path, flag: str) -> tuple[dict[str, Any], list[int]]:
+    """Configuration and intermediate widths of a folder in which nothing else is cut.
+
+    Raises:
+        InputError: not an exported folder; with `flag`, if other sites are cut.
+    """
+    _require_exported(folder)
+    config = json.loads((folder / "config.json").read_text())
+    widths = config["disp_llm"]["widths"]
+    full = next(config[name] for name in STREAM if name in config)
+    cut = [site for site in SITES if site != "mlp_mid" and min(widths[site]) < full]
+    if cut:
         raise InputError(
-            f"{folder} has no {missing[0]}",
+            f"{', '.join(cut)} are cut, which only our own architecture can hold",
+            flag=flag,
+            mend="prune with --sites mlp_mid",
+        )
+    return config, widths["mlp_mid"]
+
+
+def _require_exported(folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        exported = "disp_llm" in config and (folder / "README.md").is_file()
+    except (OSError, ValueError):
+        exported = False
+    if not exported:
+        raise InputError(
+            f"{folder} is not an exported folder",
             flag="FOLDER",
             mend="name a model folder of a run, such as run/model",
         )
@@ -83,23 +110,21 @@ def _require_exported(folder: Path) -> None:
 
 def _plain_config(folder: Path) -> dict[str, Any]:
     """The configuration with the original's architecture and one intermediate width."""
-    config = json.loads((folder / "config.json").read_text())
-    widths = config.pop("disp_llm")["widths"]
-    whole = all(set(widths[site]) == {config["hidden_size"]} for site in SITES if site != "mlp_mid")
-    if not whole or len(set(widths["mlp_mid"])) > 1:
+    config, widths = intermediate_only(folder, "--plain")
+    if len(set(widths)) > 1:
         raise InputError(
-            "widths differ between blocks, or more than intermediate widths are cut",
+            "intermediate widths differ between blocks",
             flag="--plain",
             mend="prune with --sites mlp_mid to the smallest size of a large --align",
         )
     name = next(name for name in INTERMEDIATE if config.get(name) is not None)
-    del config["auto_map"]
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
         "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],
-        name: widths["mlp_mid"][0],
+        name: widths[0],
     }
-    return config | native
+    ours = ("disp_llm", "auto_map")
+    return {key: value for key, value in config.items() if key not in ours} | native
 
 
 def _card(folder: Path, place: str, license: str) -> str:
