@@ -21,7 +21,8 @@ from accelerate import Accelerator
 
 from disp_llm.budget import Budget
 from disp_llm.config import LearnConfig, MachineConfig
-from disp_llm.learn import Task, generator_of, learn
+from disp_llm.learn import Task, learn
+from disp_llm.loop import generator_of
 from disp_llm.masks import layout_of
 from disp_llm.models import load
 from disp_llm.runs import hardware

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from disp_llm.hypernet import PARAMETRISATIONS, FreeLogits, Hypernetwork, build
-from disp_llm.learn import generator_of
+from disp_llm.loop import generator_of
 from disp_llm.masks import BlockShape, Layout
 
 

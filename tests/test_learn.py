@@ -14,7 +14,8 @@ from conftest import byte_tokenizer, tiny_model
 from disp_llm.budget import Budget, project
 from disp_llm.config import InputError, LearnConfig
 from disp_llm.families import family_of
-from disp_llm.learn import Interrupted, Task, checkpoints, generator_of, learn
+from disp_llm.learn import Task, learn
+from disp_llm.loop import Interrupted, checkpoints, generator_of
 from disp_llm.losses import CHUNK, head_of, token_losses
 from disp_llm.masks import layout_of, masked
 from disp_llm.text import tokenize

@@ -1,11 +1,15 @@
 """The model card of an exported folder: what it is, how it was made, what was measured, how to
 load it in each engine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from disp_llm.evaluate import with_error
-from disp_llm.files import atomic
+from disp_llm.files import atomic, write_json
+
+FACTS = "card.json"
+"""Beside the card: the figures behind it, from which a later stage writes it anew."""
 
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is saved or pushed somewhere."""
@@ -17,8 +21,7 @@ TEMPLATE = """---
 # {base} at keep {keep:.4f}
 
 {base} (revision `{revision}`), made smaller by disp-llm {version}: every block reads, works in and
-writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988)). The kept weights
-are the original's, none was trained.
+writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988)). {trained}
 
 |  | dense | this model | share |
 |---|---:|---:|---:|
@@ -68,12 +71,14 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         result: what the run's `result.json` holds.
     """
     dense, source = result["dense"], result["source"]
+    write_json(folder / FACTS, {"figures": figures, "result": result})
     checked = "float32" if "max_logit_error" in figures else "the dtype of the run"
     errors = [value for key, value in figures.items() if key.startswith("max_logit_error")]
     text = TEMPLATE.format(
         header=_header(figures, source),
         place=PLACE,
         base=source["model"],
+        trained=_trained(result.get("recovered")),
         revision=source["revision"],
         version=result["versions"]["disp-llm"],
         keep=figures["keep"],
@@ -104,6 +109,45 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
     )
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What the run knew that wrote the folder's card; empty where there is no such file."""
+    path = Path(folder) / FACTS
+    return json.loads(path.read_text())["result"] if path.is_file() else {}
+
+
+def write_recovered_card(
+    before: Path, folder: Path, figures: dict[str, Any], recovered: dict[str, Any]
+) -> None:
+    """The card of a folder that was trained after pruning; a dense model has none.
+
+    Args:
+        before: the folder that training began with.
+        figures: perplexity after training, with what it was measured over.
+        recovered: what was done, as `_trained` tells it.
+    """
+    path = before / FACTS
+    if path.is_file():
+        facts = json.loads(path.read_text())
+        result = facts["result"] | {"recovered": recovered}
+        write_card(folder, facts["figures"] | figures, result)
+
+
+def _trained(recovered: dict[str, Any] | None) -> str:
+    """What became of the kept weights."""
+    if recovered is None:
+        return "The kept weights\nare the original's, none was trained."
+    what = {
+        "full": "The blocks were then trained whole",
+        "lora": "The blocks were then trained through merged LoRA adapters",
+    }[recovered["how"]]
+    return (
+        f"{what}: {recovered['tokens_seen']:,} tokens of {recovered['text']}, "
+        f"{recovered['distill']:.0%} of the loss the divergence from the original, which took "
+        f"perplexity from {recovered['before']:.2f} to the figure below\n"
+        f"(`{recovered['command']}`)."
+    )
 
 
 def _header(figures: dict[str, Any], source: dict[str, str]) -> str:

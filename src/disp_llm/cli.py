@@ -50,8 +50,11 @@ def main() -> None:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
-    folder = Path(_value_of("--output-dir", arguments) or settings.PruneConfig.output_dir)
-    if arguments[:1] != ["prune"] or not (folder / "config.toml").exists():
+    kinds = {"prune": settings.PruneConfig, "recover": settings.RecoverCommand}
+    if not arguments or arguments[0] not in kinds:
+        return ""
+    folder = Path(_value_of("--output-dir", arguments) or kinds[arguments[0]].output_dir)
+    if not (folder / "config.toml").exists():
         return ""
     again = [argument for argument in arguments if argument != "--resume"]
     return f"; go on with: disp-llm {shlex.join(again)} --resume"
@@ -68,6 +71,9 @@ def parse(arguments: list[str]) -> settings.Command:
     commands = (
         Annotated[settings.PruneConfig, subcommand("prune", default=_prune_default(arguments))]
         | Annotated[settings.ExportCommand, subcommand("export")]
+        | Annotated[
+            settings.RecoverCommand, subcommand("recover", default=_recover_default(arguments))
+        ]
         | Annotated[settings.EvalCommand, subcommand("eval")]
         | Annotated[settings.DoctorCommand, subcommand("doctor")]
         | Annotated[settings.BenchCommand, subcommand("bench")]
@@ -125,6 +131,17 @@ def _prune_default(arguments: list[str]) -> settings.PruneConfig:
     return settings.apply_recipe(plain, settings.load_recipe(recipe))
 
 
+def _recover_default(arguments: list[str]) -> settings.RecoverCommand:
+    """The configuration that flags of `recover` change."""
+    plain = settings.RecoverCommand(folder=tyro.MISSING)
+    if arguments[:1] != ["recover"] or "--resume" not in arguments:
+        return plain
+    from disp_llm.runs import stored_config
+
+    folder = Path(_value_of("--output-dir", arguments) or plain.output_dir)
+    return stored_config(folder, settings.RecoverCommand)
+
+
 def _value_of(flag: str, arguments: list[str]) -> str | None:
     for place, argument in enumerate(arguments):
         if argument == flag and place + 1 < len(arguments):
@@ -166,6 +183,12 @@ def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
         result = prune(command, report)
     if result:
         show_models(result)
+    if "curve" in result:
+        from disp_llm.files import write_json
+        from disp_llm.plots import draw_curve
+
+        write_json(command.output_dir / "curve.json", result["curve"])
+        draw_curve(result, command.output_dir / "curve.png")
     return result
 
 
@@ -190,6 +213,21 @@ def run_export(command: settings.ExportCommand) -> dict[str, Any]:
         shares = command.keep if command.budget.budget == "params" else command.budget.target
         result = more_sizes(command.run, config, shares, command.budget, report)
     show_models(result)
+    return result
+
+
+def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
+    """`disp-llm recover`"""
+    settings.check_recover(command)
+    from disp_llm.recover import recover
+    from disp_llm.runs import require_available
+    from disp_llm.show import progress, show_recovery
+
+    require_available(command)
+    with progress() as report:
+        result = recover(command, report)
+    if result:
+        show_recovery(result)
     return result
 
 
@@ -274,6 +312,7 @@ def run_gguf(command: settings.GgufCommand) -> dict[str, Any]:
 COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.PruneConfig: run_prune,
     settings.ExportCommand: run_export,
+    settings.RecoverCommand: run_recover,
     settings.EvalCommand: run_eval,
     settings.DoctorCommand: run_doctor,
     settings.BenchCommand: run_bench,

@@ -28,6 +28,7 @@ BudgetKind = Literal["params", "flops", "bytes", "latency"]
 Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"]
 SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
 """S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
+Schedule = Literal["cosine", "constant"]
 Method = Literal["learned", "fisher", "magnitude", "random"]
 
 
@@ -122,7 +123,7 @@ class LearnConfig:
     """AdamW's second moment."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay (the paper: 0.05)."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """Cosine falls to a tenth of the peak at the last step."""
     checkpoint_every: int = 25
     """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
@@ -176,6 +177,11 @@ class PruneConfig:
     """Hub id, local folder, or smollm2-135m (the embedded default)."""
     keep: tuple[float, ...] = (0.5,)
     """Share of block parameters that stays, in (0, 1]; several give several models of one run."""
+    keep_range: tuple[float, ...] = ()
+    """LOW HIGH: learn for every keep between them and measure the curve of perplexity against keep,
+    as curve.json and curve.png in the run folder."""
+    curve_points: int = 7
+    """Sizes that are measured on that curve."""
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: str = "default"
@@ -199,8 +205,22 @@ class PruneConfig:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The sizes that are asked for, as shares of what the budget holds."""
+        """The sizes that are to be written, as shares of what the budget holds."""
         return self.keep if self.budget.budget == "params" else self.budget.target
+
+    @property
+    def learned_shares(self) -> tuple[float, ...]:
+        """The sizes that are learned for: these, and the ends of the range."""
+        return tuple(dict.fromkeys((*self.shares, *self.keep_range)))
+
+    @property
+    def curve_shares(self) -> tuple[float, ...]:
+        """The sizes on the curve, largest first."""
+        if not self.keep_range:
+            return ()
+        low, high = self.keep_range
+        steps = self.curve_points - 1
+        return tuple(round(high - (high - low) * i / steps, 6) for i in range(steps + 1))
 
 
 @dataclass(frozen=True)
@@ -217,6 +237,47 @@ class ExportCommand:
     export: ExportConfig = field(default_factory=ExportConfig)
     device: str = "auto"
     """cpu, cuda, ...; the rest is taken from the run."""
+
+
+@dataclass(frozen=True)
+class RecoverCommand:
+    """Wins quality back: trains what pruning left, on text and on the original's own words."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model; or any model."""
+    output_dir: Path = Path("recovered")
+    """The new run folder; the model is its model/."""
+    how: Literal["full", "lora"] = "full"
+    """Train all weights of the blocks, or low-rank adapters that are merged at the end."""
+    rank: int = 32
+    """Of the adapters."""
+    teacher: str = ""
+    """Hub id, folder or smollm2-135m. Default: the original that the folder's card names."""
+    distill: float = 0.5
+    """Share of the loss that is the divergence from the teacher; the rest is cross-entropy."""
+    tokens: int = 1_000_000
+    """How many to train on."""
+    length: int = 512
+    """Tokens of a window."""
+    batch: int = 4
+    """Windows at a time and process."""
+    accumulate: int = 1
+    """Batches a step whose gradients are averaged."""
+    learning_rate: float = 5e-4
+    """Peak of AdamW's step size; it falls to a tenth in a cosine."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+    max_shard_size: str = "5GB"
+    """Largest file of weights."""
+    resume: bool = False
+    """Go on where the run in --output-dir stopped."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    text: TextConfig = field(default_factory=TextConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
 
 
 @dataclass(frozen=True)
@@ -342,6 +403,7 @@ class GgufCommand:
 Command = (
     PruneConfig
     | ExportCommand
+    | RecoverCommand
     | EvalCommand
     | DoctorCommand
     | BenchCommand
@@ -444,6 +506,7 @@ def check(config: PruneConfig) -> None:
         InputError: naming the flag.
     """
     check_shares(config.keep, config.budget)
+    check_range(config)
     if not config.sites or len(set(config.sites)) < len(config.sites):
         raise InputError("empty or repeated", flag="--sites", mend="give each site once")
     for site in set(config.sites) - set(SITES):
@@ -471,12 +534,62 @@ def check(config: PruneConfig) -> None:
     for flag, number in natural.items():
         if number < 0:
             raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
-    if config.text.text and config.text.dataset:
+    check_text(config.text)
+    check_evaluation(config.evaluation)
+
+
+def check_text(config: TextConfig) -> None:
+    """Refuses text that is named twice.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if config.text and config.dataset:
         raise InputError("given together with --text", flag="--dataset", mend="choose one of them")
-    if config.text.eval_text and config.text.eval_dataset:
+    if config.eval_text and config.eval_dataset:
         raise InputError(
             "given together with --eval-text", flag="--eval-dataset", mend="choose one of them"
         )
+
+
+def check_range(config: PruneConfig) -> None:
+    """Refuses a range that is none, or one of something else than block parameters.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if not config.keep_range:
+        return
+    flag, mend = "--keep-range", "give LOW HIGH, such as 0.4 0.9"
+    check_keep(config.keep_range, flag)
+    if len(config.keep_range) != 2 or config.keep_range[0] > config.keep_range[1]:
+        raise InputError(f"{config.keep_range} is not a range", flag=flag, mend=mend)
+    if config.budget.budget != "params":
+        raise InputError("counts block parameters", flag=flag, mend="leave --budget out")
+    if config.curve_points < 2:
+        raise InputError("too small", flag="--curve-points", mend="give 2 or more")
+
+
+def check_recover(config: RecoverCommand) -> None:
+    """Refuses values that no recovery can use, before anything is loaded.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for flag, value in (
+        ("--tokens", config.tokens),
+        ("--length", config.length - 1),
+        ("--batch", config.batch),
+        ("--accumulate", config.accumulate),
+        ("--rank", config.rank),
+        ("--checkpoint-every", config.checkpoint_every),
+        ("--learning-rate", config.learning_rate),
+    ):
+        if not value > 0:
+            raise InputError("too small", flag=flag, mend="give a larger number")
+    if not 0 <= config.distill <= 1:
+        raise InputError(f"{config.distill}", flag="--distill", mend="give a number from 0 to 1")
+    check_text(config.text)
     check_evaluation(config.evaluation)
 
 

@@ -141,7 +141,17 @@ def export(
     Raises:
         InputError: it cannot be written.
     """
-    compact = compact_model(model, family, masks)
+    return write_folder(compact_model(model, family, masks), tokenizer, folder, max_shard_size)
+
+
+def write_folder(
+    compact: PreTrainedModel, tokenizer, folder: Path, max_shard_size: str
+) -> Exported:
+    """Writes a model with its tokenizer, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     with atomic(folder) as temporary:
         compact.save_pretrained(temporary, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(temporary)

@@ -1,6 +1,6 @@
-"""Next-token cross-entropy without a `tokens × vocabulary` tensor.
+"""Next-token cross-entropy and distillation without a `tokens × vocabulary` tensor.
 
-The model is frozen, so the head's gradient towards the hidden states can be taken in the forward
+The head is frozen, so its gradient towards the hidden states can be taken in the forward
 pass, a chunk of tokens at a time, and kept in place of the logits: the same two matrix products as
 usual, and the memory of one chunk.
 
@@ -8,6 +8,7 @@ B batch, T tokens, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -38,14 +39,25 @@ def head_of(model: PreTrainedModel, family: Family) -> Callable[[Tensor], Tensor
     return head
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model whose next-token distribution is also to be learned."""
+
+    model: PreTrainedModel
+    head: Callable[[Tensor], Tensor]
+    share: float
+    """Of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
+
+
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable) -> Tensor:
+    def forward(ctx, hidden: Tensor, loss_of: Callable) -> Tensor:
         losses, gradients = [], []
-        for states, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        for first in range(0, len(hidden), CHUNK):
+            place = slice(first, first + CHUNK)
             with torch.enable_grad():
-                leaf = states.detach().requires_grad_(ctx.needs_input_grad[0])
-                loss = nn.functional.cross_entropy(head(leaf), wanted, reduction="none")
+                leaf = hidden[place].detach().requires_grad_(ctx.needs_input_grad[0])
+                loss = loss_of(leaf, place)
                 if ctx.needs_input_grad[0]:
                     gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
             losses.append(loss.detach())
@@ -53,15 +65,39 @@ class _ChunkedLoss(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.gradient * grad_outputs[0].unsqueeze(-1).to(ctx.gradient.dtype), None, None
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient * grad_outputs[0].unsqueeze(-1).to(ctx.gradient.dtype), None
 
 
 def token_losses(
-    model: PreTrainedModel, head: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B T"]
+    model: PreTrainedModel,
+    head: Callable[[Tensor], Tensor],
+    tokens: Int[Tensor, "B T"],
+    teacher: Teacher | None = None,
 ) -> Float[Tensor, "B T-1"]:
-    """−ln p of each token but the first of every window, in float32."""
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
-    states = hidden[:, :-1].flatten(0, 1)
-    losses = _ChunkedLoss.apply(states, tokens[:, 1:].flatten(), head)
+    """−ln p of each token but the first of every window, in float32; with a teacher, mixed with the
+    divergence from its distribution."""
+    states = _states(model, tokens)
+    targets = tokens[:, 1:].flatten()
+    if teacher is not None:
+        with torch.no_grad():
+            taught = _states(teacher.model, tokens)
+
+    def loss_of(hidden: Tensor, place: slice) -> Tensor:
+        logits = head(hidden)
+        loss = nn.functional.cross_entropy(logits, targets[place], reduction="none")
+        if teacher is None:
+            return loss
+        wanted = teacher.head(taught[place]).log_softmax(-1)
+        given = logits.log_softmax(-1)
+        divergence = nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
+        return (1 - teacher.share) * loss + teacher.share * divergence
+
+    losses = _ChunkedLoss.apply(states, loss_of)
     return losses.view(len(tokens), -1)
+
+
+def _states(model: PreTrainedModel, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "P D"]:
+    """Final hidden states of all positions that predict a token of their window, P = B·(T − 1)."""
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
+    return hidden[:, :-1].flatten(0, 1)

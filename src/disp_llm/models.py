@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -33,6 +34,16 @@ class Loaded:
     family: Family
     source: dict[str, str]
     """Name and revision, for provenance."""
+    dtype: torch.dtype
+    """That it was loaded in."""
+
+
+def start_process(machine: MachineConfig) -> tuple[Accelerator, torch.device]:
+    """One process or, under `accelerate launch`, one of several, and the device it works on."""
+    wanted = resolve_device(machine.device)
+    accelerator = Accelerator(cpu=wanted.type == "cpu")
+    several = accelerator.num_processes > 1
+    return accelerator, accelerator.device if several else wanted
 
 
 def resolve_device(name: str) -> torch.device:
@@ -90,8 +101,9 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
     except HUB_ERRORS as error:
         raise _not_loadable(name, error, "the tokenizer of ") from error
-    model = load_model(name, device, resolve_dtype(machine.dtype, device))
-    return Loaded(model, tokenizer, family, _source(name, config))
+    dtype = resolve_dtype(machine.dtype, device)
+    model = load_model(name, device, dtype)
+    return Loaded(model, tokenizer, family, _source(name, config), dtype)
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

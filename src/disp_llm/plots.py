@@ -8,6 +8,48 @@ from disp_llm.files import atomic
 DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 
 
+def draw_curve(result: dict[str, Any], path: Path) -> None:
+    """Perplexity against keep of one run, with standard errors and the dense model's line.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    points, dense = result["curve"], result["dense"]["perplexity"]
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.errorbar(
+        [point["keep"] for point in points],
+        [point["perplexity"] for point in points],
+        [point["perplexity_stderr"] or 0 for point in points],
+        color=PRUNED, marker="o", markersize=4, capsize=3, label="masks of one run",
+    )  # fmt: skip
+    for point in points:
+        axes.annotate(
+            f"{point['perplexity']:.1f}", (point["keep"], point["perplexity"]),
+            xytext=(6, 6), textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    axes.axhline(dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    ticks = (5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 500, 1000)
+    top = max(point["perplexity"] for point in points) * 1.25
+    axes.set_yticks([tick for tick in ticks if dense * 0.8 < tick < top])
+    axes.invert_xaxis()
+    axes.set_xlabel("keep: share of block parameters")
+    axes.set_ylabel("perplexity")
+    axes.set_title(result["source"]["model"], fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+
+
 def draw_bench(result: dict[str, Any], path: Path) -> None:
     """Bars of the measured speed-up of every kind of work, with what counting predicts beside it.
 

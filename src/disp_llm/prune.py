@@ -6,7 +6,6 @@ scores, mask learning, and for every size masks, export, and the measurement of 
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from disp_llm.config import (
     BudgetConfig,
     EvalConfig,
     InputError,
-    MachineConfig,
     PruneConfig,
     size_name,
 )
@@ -41,14 +39,11 @@ from disp_llm.learn import Task
 from disp_llm.masks import Masks, layout_of, load_masks, masked
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
-from disp_llm.models import Loaded, base_and_license, load, load_model, resolve_device
-from disp_llm.runs import MetricsLog, Run, open_run, peak_memory_bytes, provenance
+from disp_llm.models import Loaded, base_and_license, load, load_model, start_process
+from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
 from disp_llm.text import load_tokens, require_length
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[str, int, int, dict[str, Any]], None]
-"""(stage, done, total, figures), called as work goes on."""
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -82,10 +77,6 @@ class Session:
         return asdict(measured)
 
 
-def silent(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
-    """A report that nobody sees."""
-
-
 def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     """Runs every stage that has not run yet; returns what `result.json` then holds.
 
@@ -105,14 +96,14 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     loaded, budget = session.loaded, session.budget
     refuse_impossible(config, session, stream)
     if accelerator.is_main_process:
-        open_run(config)
+        open_run(config, config.resume)
     accelerator.wait_for_everyone()
     task = Task(
         loaded.model,
         loaded.family,
         stream,
         budget,
-        config.shares,
+        config.learned_shares,
         session.align,
         config.machine.seed,
     )
@@ -130,8 +121,11 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     run.update(tokens_seen=tokens_seen(config, processes))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(config, budget, logits))
+    models = make_models(session, logits, config.shares)
+    if config.keep_range:
+        measure_curve(session, logits, config.curve_shares)
     return run.update(
-        models=make_models(session, logits, config.shares),
+        models=models,
         status="done",
         seconds=round(time.perf_counter() - began, 1),
         peak_memory_bytes=peak_memory_bytes(),
@@ -142,7 +136,7 @@ def refuse_impossible(config: PruneConfig, session: Session, stream: Tensor) -> 
     """Refuses, before any work and before a folder exists, a size below the smallest model and text
     that is shorter than a window."""
     budget = session.budget
-    for share in config.shares:
+    for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, session.align)
     if config.method == "learned":
         require_length(stream, config.learn.length, "--length")
@@ -208,14 +202,6 @@ def budget_of(config: PruneConfig, loaded: Loaded, align: int, report: Report) -
 def workload(settings: BudgetConfig) -> Work:
     """What a latency budget times."""
     return Work(settings.workload, settings.workload_length, 1)
-
-
-def start_process(machine: MachineConfig) -> tuple[Accelerator, torch.device]:
-    """One process or, under `accelerate launch`, one of several, and the device it works on."""
-    wanted = resolve_device(machine.device)
-    accelerator = Accelerator(cpu=wanted.type == "cpu")
-    several = accelerator.num_processes > 1
-    return accelerator, accelerator.device if several else wanted
 
 
 def default_align(device: torch.device) -> int:
@@ -320,6 +306,21 @@ def make_models(
             have[size] = make_model(session, masks, share, timing)
             session.run.update(models=list(have.values()))
     return list(have.values())
+
+
+def measure_curve(session: Session, logits: Tensor, shares: tuple[float, ...]) -> None:
+    """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
+    loaded, budget, run = session.loaded, session.budget, session.run
+    device = next(loaded.model.parameters()).device
+    points = run.result().get("curve", [])
+    with masked(loaded.model, loaded.family, budget.layout) as masking:
+        for share in shares[len(points) :]:
+            masks = masks_of(session, logits, share)
+            masking.set(masks.kept.float().to(device))
+            counts = budget.layout.counts(masks.kept.long())
+            figures = session.measure(loaded.model, f"curve at keep {share:g}")
+            points.append({"keep_asked": share, "keep": float(budget.keep(counts))} | figures)
+            run.update(curve=points)
 
 
 def make_model(

@@ -13,21 +13,31 @@ import platform
 import resource
 import sys
 import tomllib
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import tomli_w
 import torch
 
-from disp_llm.config import InputError, PruneConfig, apply_recipe, resolved
+from disp_llm.config import InputError, PruneConfig, RecoverCommand, apply_recipe, resolved
 from disp_llm.files import atomic, write_json
+
+Stored = TypeVar("Stored", bound=PruneConfig | RecoverCommand)
 
 LIBRARIES = ("disp-llm", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
 
+Report = Callable[[str, int, int, dict[str, Any]], None]
+"""(stage, done, total, figures), called as work goes on."""
+
 FREE_TO_CHANGE = ("resume", "json", "output_dir")
 """Settings that a resumed run may have otherwise than its first attempt."""
+
+
+def silent(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+    """A report that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +96,27 @@ def _suffix(size: str, first: str) -> str:
     return "" if size == first else f"-{size}"
 
 
-def stored_config(folder: Path) -> PruneConfig:
-    """The configuration of an earlier attempt.
+def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
+    """The configuration of an earlier attempt at a command.
 
     Raises:
         InputError: the folder is not a run, or its configuration is damaged.
     """
     path = folder / "config.toml"
+    positional = fields(kind)[0].name
     try:
         tables = tomllib.loads(path.read_text())
-        return apply_recipe(PruneConfig(model=tables.pop("model")), tables)
+        return apply_recipe(kind(**{positional: tables.pop(positional)}), tables)
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        command = "prune" if kind is PruneConfig else "recover"
         raise InputError(
             "is not a run folder" if isinstance(error, FileNotFoundError) else f"damaged ({error})",
             flag=str(folder),
-            mend="name the --output-dir of an earlier `disp-llm prune`",
+            mend=f"name the --output-dir of an earlier `disp-llm {command}`",
         ) from error
 
 
-def require_available(config: PruneConfig) -> None:
+def require_available(config: PruneConfig | RecoverCommand) -> None:
     """Checks, before anything is loaded, that the run folder can be used; creates nothing.
 
     Raises:
@@ -113,7 +125,7 @@ def require_available(config: PruneConfig) -> None:
     """
     run, flag = Run(config.output_dir), "--output-dir"
     if config.resume:
-        old, new = (resolved(c) for c in (stored_config(run.folder), config))
+        old, new = (resolved(c) for c in (stored_config(run.folder, type(config)), config))
         for key, before, now in _differences(old, new):
             raise InputError(
                 f"this run has {key} = {before}, not {now}",
@@ -141,14 +153,14 @@ def _differences(old: dict, new: dict, path: str = "") -> list[tuple[str, Any, A
     return found
 
 
-def open_run(config: PruneConfig) -> Run:
+def open_run(config: PruneConfig | RecoverCommand, resume: bool) -> Run:
     """Creates the folder with its `config.toml`, or opens it to go on.
 
     Raises:
         InputError: it cannot be written.
     """
     run = Run(config.output_dir)
-    if not config.resume:
+    if not resume:
         stored = replace(config, resume=False, json=False)
         with atomic(run.config_file) as temporary:
             temporary.write_text(tomli_w.dumps(resolved(stored)))

@@ -50,8 +50,9 @@ def _figures(figures: dict[str, Any]) -> str:
     if "loss" not in figures:
         return ""
     return (
-        f"loss {figures['loss']:.3f}  keep {figures['keep']:.4f}  "
-        f"{figures['tokens_per_s']:.0f} tokens/s"
+        f"loss {figures['loss']:.3f}  "
+        + (f"keep {figures['keep']:.4f}  " if "keep" in figures else "")
+        + f"{figures['tokens_per_s']:.0f} tokens/s"
     )
 
 
@@ -107,6 +108,23 @@ def show_models(result: dict[str, Any]) -> None:
 def _held(model: dict[str, Any]) -> float:
     """Share of what the budget of a model holds: measured where that is time, else counted."""
     return model["latency"]["measured_share"] if "latency" in model else model["share_of_budget"]
+
+
+def show_recovery(result: dict[str, Any]) -> None:
+    """Before, after, and the teacher where there is one."""
+    source, model = result["source"], result["model"]
+    taught = f", teacher {with_error(result['teacher'])}" if "teacher" in result else ""
+    console.print(
+        f"{source['model']}, perplexity on {source['eval_text']}: "
+        f"{with_error(result['before'])} -> {with_error(model)}{taught}",
+        soft_wrap=True,
+    )
+    console.print(f"model   {model['folder']}", soft_wrap=True)
+    console.print(
+        f"run     {result['run']}  ({result['tokens_seen']:,} tokens, {result['seconds']:.0f} s, "
+        f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB)",
+        soft_wrap=True,
+    )
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ B windows, T tokens of a window, N tokens of the stream.
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -168,6 +168,31 @@ def random_windows(
     """Windows at uniformly drawn places."""
     starts = torch.randint(len(stream) - length + 1, (count,), generator=generator)
     return torch.stack([stream[start : start + length] for start in starts.tolist()])
+
+
+def shuffled_windows(
+    stream: Int[Tensor, " N"],
+    first: int,
+    count: int,
+    length: int,
+    noise_of: Callable[[int], torch.Generator],
+) -> Int[Tensor, "B T"]:
+    """Windows `first` to `first + count` of an endless row of epochs.
+
+    An epoch, which `noise_of` gives a generator, cuts the stream anew from an offset of its own and
+    shuffles the windows.
+    """
+    per_epoch = max(len(stream) // length - 1, 1)
+    windows = []
+    for place in range(first, first + count):
+        epoch, index = divmod(place, per_epoch)
+        noise = noise_of(epoch)
+        slack = len(stream) - per_epoch * length
+        offset = int(torch.randint(slack + 1, (), generator=noise))
+        order = torch.randperm(per_epoch, generator=noise)
+        start = offset + int(order[index]) * length
+        windows.append(stream[start : start + length])
+    return torch.stack(windows)
 
 
 def eval_windows(stream: Int[Tensor, " N"], config: EvalConfig) -> Int[Tensor, "B T"]:

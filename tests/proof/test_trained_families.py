@@ -27,7 +27,8 @@ from disp_llm.config import EvalConfig, LearnConfig, ScoreConfig, TextConfig
 from disp_llm.embedded import model_file
 from disp_llm.evaluate import perplexity
 from disp_llm.families import family_of
-from disp_llm.learn import Task, generator_of
+from disp_llm.learn import Task
+from disp_llm.loop import generator_of
 from disp_llm.masks import layout_of, masked
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context

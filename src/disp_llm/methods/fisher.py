@@ -13,7 +13,8 @@ from torch import Tensor
 from disp_llm import scores
 from disp_llm.config import InputError
 from disp_llm.files import write_tensors
-from disp_llm.learn import Task, generator_of
+from disp_llm.learn import Task
+from disp_llm.loop import generator_of
 from disp_llm.methods.context import Context
 from disp_llm.text import random_windows, require_length
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from disp_llm.learn import Task, generator_of
+from disp_llm.learn import Task
+from disp_llm.loop import generator_of
 from disp_llm.methods.context import Context
 
 

@@ -1,0 +1,177 @@
+"""Training after pruning, as a user runs it: it helps, resumes bit for bit, and what it writes is a
+folder like any other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+from conftest import environment, run_command, tiny_model
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from disp_llm.families import family_of
+from disp_llm.losses import Teacher, head_of, token_losses
+from disp_llm.text import shuffled_windows
+
+FEW = "--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split()
+"""15 steps of 128 tokens."""
+
+
+def recover(*arguments, **options) -> dict:
+    done = run_command("recover", *arguments, *FEW, "--json", **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def recovered(small_run, text_file, tmp_path_factory):
+    """All weights trained, half of the loss from the teacher that the card names."""
+    folder = tmp_path_factory.mktemp("recover") / "run"
+    flags = ("--text", text_file, "--output-dir", folder, "--learning-rate", 0.003)
+    return folder, recover(small_run[0] / "model", *flags)
+
+
+def test_perplexity_falls_and_the_folder_has_it(recovered):
+    folder, result = recovered
+    assert result == json.loads((folder / "result.json").read_text())
+    assert result["status"] == "done"
+    assert result["tokens_seen"] == 1920
+    assert result["model"]["perplexity"] < 0.9 * result["before"]["perplexity"]
+    assert result["teacher"]["perplexity"] > 0
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 16))
+    evaluated = run_command(
+        "eval", folder / "model", "--text", result["source"]["eval_text"].split(" of ")[-1],
+        "--context", 32, "--dtype", "float32", "--json",
+    )  # fmt: skip
+    assert json.loads(evaluated.stdout)["parameters"] == result["model"]["parameters"]
+
+
+def test_only_blocks_and_norms_have_changed(recovered, small_run):
+    before = load_file(small_run[0] / "model" / "model.safetensors")
+    after = load_file(recovered[0] / "model" / "model.safetensors")
+    assert {name: t.shape for name, t in before.items()} == {n: t.shape for n, t in after.items()}
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    buffers = {name for name in before if name.endswith(("kept_in", "kept_out"))}
+    assert same == buffers | {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_the_card_says_what_was_done(recovered):
+    card = (recovered[0] / "model" / "README.md").read_text()
+    assert "none was trained" not in card
+    assert "The blocks were then trained whole: 1,920 tokens" in card
+    assert f"{recovered[1]['model']['perplexity']:.2f}" in card
+
+
+def test_lora_is_merged_into_the_same_layers(small_run, text_file, tmp_path):
+    flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--learning-rate", 0.01)
+    result = recover(small_run[0] / "model", *flags, "--how", "lora", "--rank", 4, "--distill", 0)
+    assert result["model"]["perplexity"] < result["before"]["perplexity"]
+    assert "teacher" not in result
+    before = load_file(small_run[0] / "model" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+
+
+def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path):
+    flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--distill", 0)
+    result = recover(llama_folder, *flags, "--learning-rate", 0.003)
+    assert result["model"]["perplexity"] < result["before"]["perplexity"]
+    made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert type(made).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_path, how):
+    flags = ["--text", text_file, "--how", how, *FEW, "--checkpoint-every", 2]
+    command = ["recover", small_run[0] / "model", *flags]
+    whole = run_command(*command, "--output-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    arguments = [sys.executable, "-m", "disp_llm", *command, "--output-dir", tmp_path / "cut"]
+    running = subprocess.Popen(
+        list(map(str, arguments)), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    for _ in range(6000):
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGTERM)
+    _, complaint = running.communicate(timeout=60)
+    assert running.returncode == 130, complaint
+    assert "--resume" in complaint
+    resumed = run_command("recover", "--resume", "--output-dir", tmp_path / "cut")
+    assert resumed.returncode == 0, resumed.stderr
+    assert metrics.read_text().count("\n") == 15
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--distill", "1.5"), "--distill: 1.5"),
+        (("--tokens", "0"), "--tokens: too small"),
+        (("--learning-rate", "nan"), "--learning-rate: too small"),
+    ],
+)
+def test_careless_numbers(small_run, tmp_path, flags, words):
+    done = run_command("recover", small_run[0] / "model", *flags, "--output-dir", tmp_path / "run")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_must_be_known_and_fit(llama_folder, text_file, tmp_path):
+    flags = ("--text", text_file, "--output-dir", tmp_path / "run")
+    done = run_command("recover", llama_folder, *flags)
+    assert done.returncode == 2
+    assert "--teacher" in done.stderr
+    other = tiny_model("llama", vocab_size=400)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama_folder)
+    tokenizer.save_pretrained(tmp_path / "other")
+    done = run_command("recover", llama_folder, "--teacher", tmp_path / "other", *flags)
+    assert done.returncode == 2
+    assert "400 tokens" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_distillation_is_the_divergence_of_whole_distributions():
+    """In chunks and with a gradient, as computed from all logits at once."""
+    student, taught = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+    family = family_of(student.config)
+    tokens = torch.randint(320, (2, 40), generator=torch.Generator().manual_seed(0))
+    weight = student.model.layers[1].mlp.down_proj.weight.requires_grad_(True)
+    teacher = Teacher(taught, head_of(taught, family), 0.3)
+    loss = token_losses(student, head_of(student, family), tokens, teacher)
+    (gradient,) = torch.autograd.grad(loss.mean(), weight)
+    given = student(tokens).logits[:, :-1].log_softmax(-1)
+    wanted = taught(tokens).logits[:, :-1].log_softmax(-1)
+    cross_entropy = functional.nll_loss(given.transpose(1, 2), tokens[:, 1:], reduction="none")
+    expected = 0.7 * cross_entropy + 0.3 * (wanted.exp() * (wanted - given)).sum(-1)
+    torch.testing.assert_close(loss, expected)
+    (directly,) = torch.autograd.grad(expected.mean(), weight)
+    torch.testing.assert_close(gradient, directly)
+
+
+def test_an_epoch_shows_every_window_once():
+    stream = torch.arange(1000)
+
+    def windows(first: int, count: int) -> torch.Tensor:
+        noise = lambda epoch: torch.Generator().manual_seed(epoch)  # noqa: E731
+        return shuffled_windows(stream, first, count, 64, noise)
+
+    epoch, following = windows(0, 14), windows(14, 14)  # 1000 // 64 − 1 windows an epoch
+    assert epoch.flatten().unique().numel() == 14 * 64
+    assert not torch.equal(epoch, following)
+    assert torch.equal(torch.cat([epoch, following]), windows(0, 28))
+    assert torch.equal(windows(5, 3), epoch[5:8])
