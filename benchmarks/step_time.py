@@ -26,7 +26,7 @@ from disp_llm.loop import generator_of
 from disp_llm.masks import layout_of
 from disp_llm.models import load
 from disp_llm.runs import hardware
-from disp_llm.text import random_windows
+from disp_llm.text import Corpus, random_windows
 
 
 def bare_pass(model, window: torch.Tensor) -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     budget = Budget(layout_of(loaded.model, loaded.family))
     vocabulary = loaded.model.config.vocab_size
     stream = torch.randint(vocabulary, (100_000,), generator=generator_of(0))
-    task = Task(loaded.model, loaded.family, stream, budget, (0.5,), align=1, seed=0)
+    task = Task(loaded.model, loaded.family, Corpus((stream,)), budget, (0.5,), align=1, seed=0)
     start = torch.randn(budget.layout.entries, generator=generator_of(1))
     config = LearnConfig(
         steps=arguments.rounds + 3, length=arguments.length, checkpoint_every=10**6

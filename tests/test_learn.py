@@ -18,7 +18,7 @@ from disp_llm.learn import Task, learn
 from disp_llm.loop import Interrupted, checkpoints, generator_of
 from disp_llm.losses import CHUNK, head_of, token_losses
 from disp_llm.masks import layout_of, masked
-from disp_llm.text import tokenize
+from disp_llm.text import Corpus, tokenize
 
 CONFIG = LearnConfig(steps=8, length=24, checkpoint_every=3)
 
@@ -29,7 +29,7 @@ def task(text_file) -> Task:
     family = family_of(model.config)
     stream = tokenize([text_file.read_text()], byte_tokenizer())
     budget = Budget(layout_of(model, family))
-    return Task(model, family, stream, budget, (0.6,), align=1, seed=0)
+    return Task(model, family, Corpus((stream,)), budget, (0.6,), align=1, seed=0)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_penalty_brings_the_size_down(task, accelerator, tmp_path):
 
 def test_learning_lowers_the_loss_of_the_exact_masks(task, accelerator, tmp_path):
     head = head_of(task.model, task.family)
-    tokens = task.stream[: 20 * 64].view(20, 64)
+    tokens = task.corpus.streams[0][: 20 * 64].view(20, 64)
 
     def loss(logits: torch.Tensor) -> float:
         with masked(task.model, task.family, task.budget.layout) as masking, torch.no_grad():
@@ -158,7 +158,7 @@ def test_accumulated_batches_average(task, accelerator, tmp_path):
 
 
 def test_text_shorter_than_a_window_names_the_flag(task, accelerator, tmp_path):
-    short = dataclasses.replace(task, stream=task.stream[:10])
+    short = dataclasses.replace(task, corpus=Corpus((task.corpus.streams[0][:10],)))
     with pytest.raises(InputError, match="--length"):
         learn(short, start_of(task), CONFIG, tmp_path, accelerator)
 

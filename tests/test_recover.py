@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from disp_llm.families import family_of
 from disp_llm.losses import Teacher, head_of, token_losses
-from disp_llm.text import shuffled_windows
 
 FEW = "--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split()
 """15 steps of 128 tokens."""
@@ -161,17 +160,3 @@ def test_distillation_is_the_divergence_of_whole_distributions():
     torch.testing.assert_close(loss, expected)
     (directly,) = torch.autograd.grad(expected.mean(), weight)
     torch.testing.assert_close(gradient, directly)
-
-
-def test_an_epoch_shows_every_window_once():
-    stream = torch.arange(1000)
-
-    def windows(first: int, count: int) -> torch.Tensor:
-        noise = lambda epoch: torch.Generator().manual_seed(epoch)  # noqa: E731
-        return shuffled_windows(stream, first, count, 64, noise)
-
-    epoch, following = windows(0, 14), windows(14, 14)  # 1000 // 64 − 1 windows an epoch
-    assert epoch.flatten().unique().numel() == 14 * 64
-    assert not torch.equal(epoch, following)
-    assert torch.equal(torch.cat([epoch, following]), windows(0, 28))
-    assert torch.equal(windows(5, 3), epoch[5:8])

@@ -74,7 +74,8 @@ def test_missing_file_is_named(tmp_path):
 
 def test_held_out_part_is_never_learned_from(text_file):
     config = TextConfig(text=(text_file,))
-    stream, held_out, sources = load_tokens(config, byte_tokenizer())
+    corpus, held_out, sources = load_tokens(config, byte_tokenizer())
+    (stream,) = corpus.streams
     whole = tokenize([text_file.read_text()], byte_tokenizer())
     assert torch.equal(torch.cat([stream, held_out]), whole)
     assert len(held_out) == pytest.approx(HELD_OUT * len(whole), abs=1)
@@ -85,7 +86,8 @@ def test_eval_text_replaces_the_held_out_part(text_file, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("something else")
     config = TextConfig(text=(text_file,), eval_text=(other,))
-    stream, held_out, _ = load_tokens(config, byte_tokenizer())
+    corpus, held_out, _ = load_tokens(config, byte_tokenizer())
+    (stream,) = corpus.streams
     assert len(stream) == len(text_file.read_bytes())
     assert len(held_out) == len("something else")
 

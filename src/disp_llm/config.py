@@ -52,6 +52,12 @@ class TextConfig:
     Default: the embedded speeches."""
     text_field: str = "text"
     """Field of a .jsonl line or column of a .parquet file that holds the text."""
+    weights: tuple[float, ...] = ()
+    """How often a window is drawn from each file of --text, relative to the others. Default: the
+    files are one text, so that each counts by its length."""
+    mix: Literal["fixed", "dynamic"] = "fixed"
+    """With --weights: keep them, or draw more often what the smaller model has lost most on
+    (dynamic batch loading, arXiv 2310.06694)."""
     dataset: str = ""
     """A hub data set in place of --text, NAME:CONFIG or NAME:CONFIG:SPLIT, such as
     wikitext:wikitext-2-raw-v1 (split: train)."""
@@ -544,6 +550,14 @@ def check_text(config: TextConfig) -> None:
     Raises:
         InputError: naming the flag.
     """
+    if config.weights and (len(config.weights) != len(config.text) or min(config.weights) <= 0):
+        raise InputError(
+            f"{len(config.weights)} for {len(config.text)} files",
+            flag="--weights",
+            mend="give one number above 0 for each file of --text",
+        )
+    if config.mix == "dynamic" and len(config.weights) < 2:
+        raise InputError("has nothing to mix", flag="--mix", mend="give several --weights")
     if config.text and config.dataset:
         raise InputError("given together with --text", flag="--dataset", mend="choose one of them")
     if config.eval_text and config.eval_dataset:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,8 @@ from disp_llm.hypernet import build
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import Masking, blocks_of, masked
-from disp_llm.text import random_windows, require_length
+from disp_llm.mixture import Mixture
+from disp_llm.text import Corpus
 
 BASELINE_MEMORY = 0.9
 """Of the moving average that the policy gradient compares a loss with."""
@@ -39,8 +41,8 @@ class Task:
 
     model: PreTrainedModel
     family: Family
-    stream: Tensor
-    """Learning tokens, (tokens)."""
+    corpus: Corpus
+    """Learning tokens."""
     budget: Budget
     keeps: tuple[float, ...]
     """One keep is held at every step; of several, every step draws one between their extremes."""
@@ -66,7 +68,7 @@ def learn(
         InputError: the text is shorter than a window, or a checkpoint is damaged.
         Interrupted: a signal ended it after a step; the checkpoint holds that step.
     """
-    require_length(task.stream, config.length, "--length")
+    task.corpus.require_length(config.length, "--length")
     trained = build(
         config.parametrisation,
         start.float(),
@@ -83,6 +85,14 @@ def learn(
         foreach=True,
     )
     head = head_of(task.model, task.family)
+    mixture = Mixture(task.corpus).to(start.device)
+    trained.add_module("mixture", mixture)
+    with torch.no_grad():
+        mixture.measure_reference(
+            lambda tokens: token_losses(task.model, head, tokens.to(start.device)),
+            config.length,
+            generator_of(task.seed, 4),
+        )
     per_step = config.length * config.batch * config.accumulate
     pace = Pace(config.steps, config.schedule, config.checkpoint_every, per_step)
     with (
@@ -90,7 +100,7 @@ def learn(
         checkpointed_blocks(task.model, task.family, config.gradient_checkpointing),
     ):
 
-        def backward(step: int) -> dict[str, float]:
+        def backward(step: int) -> dict[str, Any]:
             return _backward(task, trained, masking, head, config, step, accelerator)
 
         train(trained, optimizer, backward, pace, folder, accelerator, on_step)
@@ -106,7 +116,7 @@ def _backward(
     config: LearnConfig,
     step: int,
     accelerator,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Accumulates the gradient of one step: cross-entropy + λ·|log(T(s)/(keep·T))|."""
     shared = generator_of(task.seed, 2, step)
     keep = task.keep_at(shared)
@@ -114,14 +124,19 @@ def _backward(
     estimate = ESTIMATORS[config.estimator]
     projection = functools.partial(project, budget=task.budget, share=keep, align=task.align)
     device = next(task.model.parameters()).device
+    mixture = trained.get_submodule("mixture")
+    assert isinstance(mixture, Mixture)
+    mixture.update(step, accelerator)
     mean_loss, mean_share = 0.0, 0.0
     for _ in range(config.accumulate):
         sample = estimate(trained(), projection, own, config.shift, config.temperature)
         sample = sample.with_ones(task.budget.fixed.to(device))
         masking.set(sample.mask)
-        tokens = random_windows(task.stream, config.batch, config.length, own).to(device)
+        tokens, sources = mixture.draw(config.batch, config.length, own)
         with torch.set_grad_enabled(sample.log_probability is None):
-            loss = token_losses(task.model, head, tokens).mean()
+            losses = token_losses(task.model, head, tokens.to(device)).mean(-1)  # (B)
+        mixture.saw(sources, losses)
+        loss = losses.mean()
         share = task.budget.share(task.budget.layout.counts(sample.counted))
         total = loss
         if config.penalty:
@@ -131,7 +146,7 @@ def _backward(
         (total / config.accumulate).backward()
         mean_loss += float(loss.detach()) / config.accumulate
         mean_share += float(share.detach()) / config.accumulate
-    return {"loss": mean_loss, "keep": mean_share, "keep_asked": keep}
+    return {"loss": mean_loss, "keep": mean_share, "keep_asked": keep} | mixture.figures()
 
 
 def _against_baseline(reward: Tensor, trained: nn.Module) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,7 +65,7 @@ def generator_of(*numbers: int) -> torch.Generator:
 def train(
     trained: nn.Module,
     optimizer: torch.optim.Optimizer,
-    backward: Callable[[int], dict[str, float]],
+    backward: Callable[[int], dict[str, Any]],
     pace: Pace,
     folder: Path,
     accelerator,
@@ -110,7 +111,7 @@ def _trained(trained: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in trained.parameters() if parameter.requires_grad]
 
 
-def _exchange(trained: nn.Module, metrics: dict[str, float], stop: bool, accelerator) -> bool:
+def _exchange(trained: nn.Module, metrics: dict[str, Any], stop: bool, accelerator) -> bool:
     """Averages gradient and loss over processes in one all-reduce; whether any wants to stop."""
     if accelerator.num_processes == 1:
         return stop

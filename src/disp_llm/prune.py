@@ -41,7 +41,7 @@ from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
 from disp_llm.models import Loaded, base_and_license, load, load_model, start_process
 from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
-from disp_llm.text import load_tokens, require_length
+from disp_llm.text import Corpus, load_tokens, require_length
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +90,18 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         return run.result()
     accelerator, device = start_process(config.machine)
     processes = accelerator.num_processes
-    session, stream, sources = start(
+    session, corpus, sources = start(
         config, device, report if accelerator.is_main_process else silent
     )
     loaded, budget = session.loaded, session.budget
-    refuse_impossible(config, session, stream)
+    refuse_impossible(config, session, corpus)
     if accelerator.is_main_process:
         open_run(config, config.resume)
     accelerator.wait_for_everyone()
     task = Task(
         loaded.model,
         loaded.family,
-        stream,
+        corpus,
         budget,
         config.learned_shares,
         session.align,
@@ -132,26 +132,26 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     )
 
 
-def refuse_impossible(config: PruneConfig, session: Session, stream: Tensor) -> None:
+def refuse_impossible(config: PruneConfig, session: Session, corpus: Corpus) -> None:
     """Refuses, before any work and before a folder exists, a size below the smallest model and text
     that is shorter than a window."""
     budget = session.budget
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, session.align)
     if config.method == "learned":
-        require_length(stream, config.learn.length, "--length")
+        corpus.require_length(config.learn.length, "--length")
     if scores_text(config):
-        require_length(stream, config.scores.calibration_length, "--calibration-length")
+        corpus.require_length(config.scores.calibration_length, "--calibration-length")
 
 
 def start(
     config: PruneConfig, device: torch.device, report: Report
-) -> tuple[Session, Tensor, dict[str, str]]:
-    """Loads model and text; also returns the learning tokens and the names of the texts."""
+) -> tuple[Session, Corpus, dict[str, str]]:
+    """Loads model and text; also returns the learning text and the names of the texts."""
     report("loading model and text", 0, 2, {})
     loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
     report("loading model and text", 1, 2, {})
-    stream, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
+    corpus, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
     report("loading model and text", 2, 2, {})
     given = config.text.eval_text or config.text.eval_dataset
     require_length(eval_stream, 2, "--eval-text" if given else "--text")
@@ -168,7 +168,7 @@ def start(
         config.export.max_shard_size,
         report,
     )
-    return session, stream, sources
+    return session, corpus, sources
 
 
 def first_size(config: PruneConfig) -> str:

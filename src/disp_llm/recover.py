@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from disp_llm.card import read_facts, write_recovered_card
@@ -27,9 +27,10 @@ from disp_llm.families import Family
 from disp_llm.learn import checkpointed_blocks
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import Teacher, head_of, token_losses
+from disp_llm.mixture import Mixture
 from disp_llm.models import Loaded, load, start_process
 from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
-from disp_llm.text import load_tokens, require_length, shuffled_windows
+from disp_llm.text import Corpus, load_tokens, require_length
 
 
 def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
@@ -51,9 +52,9 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
     loaded = load(command.folder, machine)
     teacher = load_teacher(command, loaded, machine)
     report("loading models and text", 1, 2, {})
-    stream, eval_stream, sources = load_tokens(command.text, loaded.tokenizer)
+    corpus, eval_stream, sources = load_tokens(command.text, loaded.tokenizer)
     report("loading models and text", 2, 2, {})
-    require_length(stream, command.length, "--length")
+    corpus.require_length(command.length, "--length")
     require_length(eval_stream, 2, "--eval-text")
 
     def measure(model: PreTrainedModel, stage: str) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
                 run.update(teacher=measure(teacher.model, "perplexity of the teacher"))
     accelerator.wait_for_everyone()
     adapted = adapters(loaded.model, command) if command.how == "lora" else None
-    steps = train_weights(command, loaded, teacher, stream, accelerator, report)
+    steps = train_weights(command, loaded, teacher, corpus, accelerator, report)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if not main:
@@ -156,7 +157,7 @@ def train_weights(
     command: RecoverCommand,
     loaded: Loaded,
     teacher: Teacher | None,
-    stream: Tensor,
+    corpus: Corpus,
     accelerator: Accelerator,
     report: Report,
 ) -> int:
@@ -173,24 +174,28 @@ def train_weights(
     pace = Pace(steps, "cosine", command.checkpoint_every, per_step, round(0.05 * steps))
     log = MetricsLog(command.output_dir / "metrics.jsonl")
 
-    def backward(step: int) -> dict[str, float]:
+    mixture = Mixture(corpus).to(device)
+    with torch.no_grad(), computing_in(loaded.dtype, device):
+        dense, its_head = (teacher.model, teacher.head) if teacher is not None else (model, head)
+        mixture.measure_reference(
+            lambda tokens: token_losses(dense, its_head, tokens.to(device)),
+            command.length,
+            generator_of(command.machine.seed, 4),
+        )
+
+    def backward(step: int) -> dict[str, Any]:
+        own = generator_of(command.machine.seed, 5, step, accelerator.process_index)
+        mixture.update(step, accelerator)
         mean = 0.0
-        for turn in range(command.accumulate):
-            place = step * command.accumulate + turn
-            place = (place * accelerator.num_processes + accelerator.process_index) * command.batch
-            tokens = shuffled_windows(
-                stream,
-                place,
-                command.batch,
-                command.length,
-                lambda epoch: generator_of(command.machine.seed, 4, epoch),
-            )
+        for _ in range(command.accumulate):
+            tokens, sources = mixture.draw(command.batch, command.length, own)
             with computing_in(loaded.dtype, device):
-                loss = token_losses(model, head, tokens.to(device), teacher).mean()
-            (loss / command.accumulate).backward()
-            mean += float(loss.detach()) / command.accumulate
+                losses = token_losses(model, head, tokens.to(device), teacher).mean(-1)  # (B)
+            mixture.saw(sources, losses)
+            (losses.mean() / command.accumulate).backward()
+            mean += float(losses.detach().mean()) / command.accumulate
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
-        return {"loss": mean, "gradient_norm": float(norm)}
+        return {"loss": mean, "gradient_norm": float(norm)} | mixture.figures()
 
     def on_step(metrics: dict[str, Any]) -> None:
         if accelerator.is_main_process:
@@ -199,7 +204,8 @@ def train_weights(
 
     with checkpointed_blocks(model, family, command.gradient_checkpointing):
         folder = command.output_dir / "checkpoint"
-        train(model, optimizer, backward, pace, folder, accelerator, on_step)
+        both = nn.ModuleDict({"model": model, "mixture": mixture})
+        train(both, optimizer, backward, pace, folder, accelerator, on_step)
     return steps
 
 

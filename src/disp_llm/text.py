@@ -8,7 +8,8 @@ B windows, T tokens of a window, N tokens of the stream.
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -118,23 +119,48 @@ def tokenize(documents: Iterable[str], tokenizer) -> Int[Tensor, " N"]:
     return torch.tensor(ids, dtype=torch.long)
 
 
-def load_tokens(config: TextConfig, tokenizer) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """(learning stream, evaluation stream, where they came from); the two share no token.
+@dataclass(frozen=True)
+class Corpus:
+    """Text to learn from, one stream of tokens a source."""
+
+    streams: tuple[Tensor, ...]
+    weights: tuple[float, ...] = (1.0,)
+    """Share of the windows that come from each source; they sum to 1."""
+    dynamic: bool = False
+    """Whether the weights are to follow the losses."""
+
+    def require_length(self, tokens: int, flag: str) -> None:
+        """Refuses a source that cannot fill one window."""
+        for stream in self.streams:
+            require_length(stream, tokens, flag)
+
+
+def load_tokens(config: TextConfig, tokenizer) -> tuple[Corpus, Tensor, dict[str, str]]:
+    """(learning text, evaluation stream, where they came from); the two share no token.
 
     Raises:
         InputError: a file or data set is unusable.
     """
-    given = read_given(config.text, config.dataset, config.text_field, "train")
-    documents, source = given or speeches()
-    stream = tokenize(documents, tokenizer)
+    if config.weights:
+        sources = [read_documents([path], config.text_field) for path in config.text]
+        source = ", ".join(str(path) for path in config.text)
+    else:
+        given = read_given(config.text, config.dataset, config.text_field, "train")
+        documents, source = given or speeches()
+        sources = [documents]
+    streams = [tokenize(documents, tokenizer) for documents in sources]
     apart = read_given(config.eval_text, config.eval_dataset, config.text_field, "test")
     if apart:
         held_out, eval_source = tokenize(apart[0], tokenizer), apart[1]
     else:
-        cut = int(len(stream) * (1 - HELD_OUT))
-        stream, held_out = stream[:cut], stream[cut:]
+        cuts = [int(len(stream) * (1 - HELD_OUT)) for stream in streams]
+        held_out = torch.cat([s[cut:] for s, cut in zip(streams, cuts, strict=True)])
+        streams = [stream[:cut] for stream, cut in zip(streams, cuts, strict=True)]
         eval_source = f"the last {HELD_OUT:.0%} of {source}"
-    return stream, held_out, {"text": source, "eval_text": eval_source}
+    total = sum(config.weights) or 1.0
+    shares = tuple(weight / total for weight in config.weights) or (1.0,)
+    corpus = Corpus(tuple(streams), shares, config.mix == "dynamic")
+    return corpus, held_out, {"text": source, "eval_text": eval_source}
 
 
 def read_given(
@@ -168,31 +194,6 @@ def random_windows(
     """Windows at uniformly drawn places."""
     starts = torch.randint(len(stream) - length + 1, (count,), generator=generator)
     return torch.stack([stream[start : start + length] for start in starts.tolist()])
-
-
-def shuffled_windows(
-    stream: Int[Tensor, " N"],
-    first: int,
-    count: int,
-    length: int,
-    noise_of: Callable[[int], torch.Generator],
-) -> Int[Tensor, "B T"]:
-    """Windows `first` to `first + count` of an endless row of epochs.
-
-    An epoch, which `noise_of` gives a generator, cuts the stream anew from an offset of its own and
-    shuffles the windows.
-    """
-    per_epoch = max(len(stream) // length - 1, 1)
-    windows = []
-    for place in range(first, first + count):
-        epoch, index = divmod(place, per_epoch)
-        noise = noise_of(epoch)
-        slack = len(stream) - per_epoch * length
-        offset = int(torch.randint(slack + 1, (), generator=noise))
-        order = torch.randperm(per_epoch, generator=noise)
-        start = offset + int(order[index]) * length
-        windows.append(stream[start : start + length])
-    return torch.stack(windows)
 
 
 def eval_windows(stream: Int[Tensor, " N"], config: EvalConfig) -> Int[Tensor, "B T"]:

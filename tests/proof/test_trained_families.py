@@ -32,7 +32,7 @@ from disp_llm.loop import generator_of
 from disp_llm.masks import layout_of, masked
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
-from disp_llm.text import load_tokens, random_windows
+from disp_llm.text import Corpus, load_tokens, random_windows
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3000)]
 
@@ -86,7 +86,8 @@ def speeches() -> tuple[torch.Tensor, torch.Tensor]:
     """(learning, held-out) tokens, renumbered by frequency; rarer ones become number 0."""
     path = model_file()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    stream, held_out, _ = load_tokens(TextConfig(), tokenizer)
+    corpus, held_out, _ = load_tokens(TextConfig(), tokenizer)
+    (stream,) = corpus.streams
     frequent = torch.bincount(stream, minlength=len(tokenizer)).argsort(descending=True)
     number = torch.zeros(len(tokenizer), dtype=torch.long)
     number[frequent[: VOCABULARY - 1]] = torch.arange(1, VOCABULARY)
@@ -129,7 +130,7 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
     model = trained(model_type, stream).eval().requires_grad_(False).to(torch.bfloat16)
     family = family_of(model.config)
     budget = Budget(layout_of(model, family))
-    task = Task(model, family, stream, budget, (0.5,), align=1, seed=0)
+    task = Task(model, family, Corpus((stream,)), budget, (0.5,), align=1, seed=0)
     context = Context(
         ScoreConfig(calibration_length=256),
         LearnConfig(steps=100, length=128, batch=4),

@@ -16,7 +16,7 @@ from disp_llm.files import write_tensors
 from disp_llm.learn import Task
 from disp_llm.loop import generator_of
 from disp_llm.methods.context import Context
-from disp_llm.text import random_windows, require_length
+from disp_llm.mixture import Mixture
 
 ROUNDS = 8
 """Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
@@ -33,12 +33,9 @@ def fisher(task: Task, context: Context, rounds: int = ROUNDS) -> Tensor:
         importance = _read(path)
     else:
         config, accelerator = context.scores, context.accelerator
-        require_length(task.stream, config.calibration_length, "--calibration-length")
-        windows = random_windows(
-            task.stream,
-            config.calibration_sequences,
-            config.calibration_length,
-            generator_of(task.seed, 0),
+        task.corpus.require_length(config.calibration_length, "--calibration-length")
+        windows, _ = Mixture(task.corpus).draw(
+            config.calibration_sequences, config.calibration_length, generator_of(task.seed, 0)
         )
         device = next(task.model.parameters()).device
         importance = scores.fisher(

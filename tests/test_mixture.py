@@ -1,0 +1,95 @@
+"""Several sources: windows come from each in its share, and dynamic loading moves the shares."""
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import SMALL, byte_tokenizer, run_command
+
+from disp_llm.config import TextConfig
+from disp_llm.mixture import EVERY, RATE, Mixture
+from disp_llm.text import Corpus, load_tokens
+
+STREAMS = (torch.arange(0, 1000), torch.arange(1000, 1400))
+
+
+def noise(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_windows_come_from_their_source_in_its_share():
+    windows, sources = Mixture(Corpus(STREAMS, (0.25, 0.75))).draw(2000, 10, noise())
+    assert windows.shape == (2000, 10)
+    assert torch.equal((windows >= 1000).all(1), sources == 1)
+    assert torch.equal((windows < 1000).all(1), sources == 0)
+    assert float((sources == 1).double().mean()) == pytest.approx(0.75, abs=0.04)
+
+
+def test_shares_follow_the_loss_above_the_dense_models():
+    mixture = Mixture(Corpus(STREAMS, (0.5, 0.5), dynamic=True))
+    dense_losses = {0: 3.0, 1: 1.0}
+    mixture.measure_reference(
+        lambda tokens: torch.full((1, 9), dense_losses[int(tokens.min() >= 1000)]), 10, noise()
+    )
+    accelerator = Accelerator(cpu=True)
+    for _ in range(EVERY):  # both lose, the second twice as much; the first even below the dense
+        mixture.saw(torch.tensor([0, 1, 1]), torch.tensor([2.5, 1.5, 2.5]))
+    mixture.update(EVERY - 1, accelerator)
+    assert mixture.weights.tolist() == [0.5, 0.5]  # not yet
+    mixture.update(EVERY, accelerator)
+    grown = math.exp(RATE * 1.0)
+    assert mixture.weights.tolist() == pytest.approx([1 / (1 + grown), grown / (1 + grown)])
+    assert not mixture.sums.any()
+    before = mixture.weights.tolist()
+    mixture.update(2 * EVERY, accelerator)  # nothing was seen since
+    assert mixture.weights.tolist() == before
+
+
+def test_fixed_shares_stay():
+    mixture = Mixture(Corpus(STREAMS, (0.5, 0.5)))
+    mixture.saw(torch.tensor([0, 1]), torch.tensor([1.0, 9.0]))
+    mixture.update(EVERY, Accelerator(cpu=True))
+    assert mixture.weights.tolist() == [0.5, 0.5]
+
+
+def test_files_are_sources_and_each_is_held_out_from(tmp_path):
+    for name, letter, count in (("a", "a", 1000), ("b", "b", 500)):
+        (tmp_path / name).write_text(letter * count)
+    files = (tmp_path / "a", tmp_path / "b")
+    corpus, held_out, sources = load_tokens(
+        TextConfig(text=files, weights=(3, 1)), byte_tokenizer()
+    )
+    assert [len(stream) for stream in corpus.streams] == [900, 450]
+    assert corpus.weights == (0.75, 0.25)
+    assert byte_tokenizer().decode(held_out) == "a" * 100 + "b" * 50
+    assert str(files[0]) in sources["eval_text"]
+
+
+def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("Nothing here resembles the other file. " * 200)
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, other, "--weights", 1, 3, "--mix", "dynamic",
+        "--output-dir", tmp_path / "run", "--json", *SMALL, "--steps", 12,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    mixtures = [json.loads(line)["mixture"] for line in lines]
+    assert mixtures[:10] == [[0.25, 0.75]] * 10
+    assert sum(mixtures[11]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (("--weights", "1"), "--weights: 1 for 2 files"),
+        (("--weights", "1", "-1"), "--weights"),
+        (("--mix", "dynamic"), "--mix: has nothing to mix"),
+    ],
+)
+def test_careless_weights(llama_folder, text_file, tmp_path, flags, word):
+    done = run_command("prune", llama_folder, "--text", text_file, text_file, *flags)
+    assert done.returncode == 2
+    assert word in done.stderr
