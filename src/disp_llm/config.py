@@ -133,6 +133,9 @@ class LearnConfig:
     """Cosine falls to a tenth of the peak at the last step."""
     checkpoint_every: int = 25
     """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Run the blocks through torch.compile; auto does where there is a C++ compiler and steps
+    enough to win its time back."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
 

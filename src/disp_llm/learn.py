@@ -8,6 +8,8 @@ N entries of all sites.
 
 import functools
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import Masking, blocks_of, masked
 from disp_llm.mixture import Mixture
 from disp_llm.text import Corpus
+
+WORTH_COMPILING = 60
+"""Steps; below, compiling takes longer than it saves."""
 
 BASELINE_MEMORY = 0.9
 """Of the moving average that the policy gradient compares a loss with."""
@@ -95,8 +100,12 @@ def learn(
         )
     per_step = config.length * config.batch * config.accumulate
     pace = Pace(config.steps, config.schedule, config.checkpoint_every, per_step)
+    compiling = config.compile == "yes" or (
+        config.compile == "auto" and worth_compiling(config.steps, start.device)
+    )
     with (
         masked(task.model, task.family, task.budget.layout) as masking,
+        compiled_blocks(task.model, task.family, compiling),
         checkpointed_blocks(task.model, task.family, config.gradient_checkpointing),
     ):
 
@@ -163,6 +172,27 @@ def _against_baseline(reward: Tensor, trained: nn.Module) -> Tensor:
 
 
 @contextmanager
+def compiled_blocks(model: PreTrainedModel, family: Family, active: bool) -> Iterator[None]:
+    """While the context lasts, blocks run through torch.compile; blocks of one shape share the
+    result. What cannot be compiled runs as it is."""
+    blocks = blocks_of(model, family) if active else []
+    with torch._dynamo.config.patch(suppress_errors=True, cache_size_limit=8 + 2 * len(blocks)):
+        for block in blocks:
+            block.forward = torch.compile(block.forward)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.__dict__.pop("forward", None)
+
+
+def worth_compiling(steps: int, device: torch.device) -> bool:
+    """Whether that many steps win back the seconds that compiling takes, where it can be done."""
+    tool = "gcc" if device.type == "cuda" else os.environ.get("CXX", "g++")
+    return steps >= WORTH_COMPILING and shutil.which(tool) is not None
+
+
+@contextmanager
 def checkpointed_blocks(model: PreTrainedModel, family: Family, active: bool) -> Iterator[None]:
     """While the context lasts, blocks keep their inputs only and run again in the backward pass.
 
@@ -175,4 +205,4 @@ def checkpointed_blocks(model: PreTrainedModel, family: Family, active: bool) ->
         yield
     finally:
         for block in blocks:
-            del block.forward
+            block.__dict__.pop("forward", None)

@@ -8,7 +8,7 @@ N entries of all sites, S sites (5 a block), L blocks.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,70 +167,72 @@ def load_masks(path: Path, layout: Layout) -> Masks:
 
 
 class Masking:
-    """The masks that a model wrapped by `masked` currently runs with; set `flat` before a
-    forward."""
+    """The masks that a model wrapped by `masked` currently runs with; set them before a forward.
 
-    def __init__(self, layout: Layout):
-        self._layout = layout
-        self._parts: tuple[Tensor, ...] = ()
+    Each lies on the module that it acts on, so that the hooks are the same function for every
+    block and a compiler translates one block for all.
+    """
+
+    def __init__(self, layout: Layout, places: list[tuple[nn.Module, str]]):
+        self._layout, self._places = layout, places
 
     def set(self, flat: Float[Tensor, "*B N"]) -> None:
         """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
         batch."""
         parts = flat.split(self._layout.lengths, dim=-1)
-        self._parts = tuple(part.unsqueeze(-2) for part in parts) if flat.dim() > 1 else parts
+        for (module, name), part in zip(self._places, parts, strict=True):
+            setattr(module, name, part.unsqueeze(-2) if flat.dim() > 1 else part)
 
-    def hook_of(self, site: int) -> Callable[[Tensor], Tensor]:
-        """Multiplication of (B, T, width) with the current mask of a site."""
 
-        def multiply(hidden: Tensor) -> Tensor:
-            mask = self._parts[site].to(hidden.dtype)
-            if hidden.dim() == 2 and mask.dim() == 3:  # OPT flattens batch and tokens in its MLP
-                mask = mask.expand(-1, hidden.shape[0] // mask.shape[0], -1).flatten(0, 1)
-            return hidden * mask
-
-        return multiply
+MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"
 
 
 @contextlib.contextmanager
 def masked(model: PreTrainedModel, family: Family, layout: Layout) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
-    masking = Masking(layout)
+    places: list[tuple[nn.Module, str]] = []
     handles = []
-    for i, block in enumerate(blocks_of(model, family)):
-        sites: dict[str, Any] = {
-            name: masking.hook_of(len(SITES) * i + s) for s, name in enumerate(SITES)
-        }
-        for branch, name in ((family.attention, "attn"), (family.mlp, "mlp")):
-            reader, writer = block.get_submodule(branch.gather), block.get_submodule(branch.scatter)
-            handles.append(
-                reader.register_forward_pre_hook(_on_input(sites[f"{name}_in"]), with_kwargs=True)
-            )
-            handles.append(writer.register_forward_hook(_on_output(sites[f"{name}_out"])))
-        down = block.get_submodule(family.mlp.writes)
-        handles.append(
-            down.register_forward_pre_hook(_on_input(sites["mlp_mid"]), with_kwargs=True)
-        )
+    for block in blocks_of(model, family):
+        attention, mlp = family.attention, family.mlp
+        for path, name in (  # in the order of SITES
+            (attention.gather, MASK_IN),
+            (attention.scatter, MASK_OUT),
+            (mlp.gather, MASK_IN),
+            (mlp.writes, MASK_IN),
+            (mlp.scatter, MASK_OUT),
+        ):
+            module = block.get_submodule(path)
+            places.append((module, name))
+            if name == MASK_IN:
+                handles.append(module.register_forward_pre_hook(_on_input, with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(_on_output))
     try:
-        yield masking
+        yield Masking(layout, places)
     finally:
         for handle in handles:
             handle.remove()
+        for module, name in places:
+            module.__dict__.pop(name, None)
 
 
-def _on_input(multiply: Callable[[Tensor], Tensor]) -> Callable:
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (multiply(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": multiply(kwargs["hidden_states"])}
+def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (B, T, width) or, as OPT has them in its MLP, (B·T, width)."""
+    mask = mask.to(hidden.dtype)
+    if hidden.dim() == 2 and mask.dim() == 3:
+        mask = mask.expand(-1, hidden.shape[0] // mask.shape[0], -1).flatten(0, 1)
+    return hidden * mask
 
-    return hook
+
+def _on_input(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    mask = module.disp_mask_in
+    if args:
+        return (_multiply(args[0], mask), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": _multiply(kwargs["hidden_states"], mask)}
 
 
-def _on_output(multiply: Callable[[Tensor], Tensor]) -> Callable:
-    def hook(module: nn.Module, args: tuple, output):
-        if isinstance(output, tuple):
-            return (multiply(output[0]), *output[1:])
-        return multiply(output)
-
-    return hook
+def _on_output(module: Any, args: tuple, output):
+    mask = module.disp_mask_out
+    if isinstance(output, tuple):
+        return (_multiply(output[0], mask), *output[1:])
+    return _multiply(output, mask)
