@@ -47,6 +47,39 @@ def test_exported_equals_masked(model_type, kind):
     assert count_block_parameters(model, family) == budget.full
 
 
+@pytest.mark.parametrize("model_type", [name for name in ALL if FAMILIES[name].whole_heads])
+def test_whole_heads_can_go(model_type):
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    layout = layout_of(model, family, heads=True)
+    masks = masks_of("random", layout)
+    heads = layout.blocks[0].heads
+    for name, part in zip(layout.names, layout.split(masks.kept), strict=True):
+        if name.endswith("heads"):
+            part[:] = torch.arange(heads) != (0 if "layers.0" in name else heads - 1)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    with masked(model, family, layout) as masking:
+        masking.set(masks.kept.float())
+        wanted = model(tokens).logits
+    compact = compact_model(model, family, masks)
+    got = compact(tokens, use_cache=True)
+    assert (got.logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    counts = layout.counts(masks.kept.long())
+    budget = Budget(layout)
+    assert count_parameters(compact) == count_parameters(model) - budget.removed_parameters(counts)
+    assert count_block_parameters(compact, family) == int(budget.block_parameters(counts))
+    assert got.past_key_values.layers[0].keys.shape[1] == heads - 1
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    cached = compact.generate(tokens[:1], use_cache=True, **options)
+    assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
+
+
+def test_families_that_cannot_lose_heads_say_so():
+    model = tiny_model("gpt_neox")
+    with pytest.raises(InputError, match="gpt_neox cannot lose whole heads"):
+        layout_of(model, family_of(model.config), heads=True)
+
+
 @pytest.mark.parametrize("model_type", ALL)
 def test_cached_generation_equals_uncached(model_type):
     model = tiny_model(model_type)

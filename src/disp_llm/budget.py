@@ -4,7 +4,8 @@
 are one formula with prices of their own. `project` turns scores into the masks with the best scores
 that stay within a share of the dense model's cost, exactly, with aligned widths.
 
-N entries of all sites, S sites (5 a block), L blocks, G groups of `align` entries of one site.
+N entries of all sites, S sites (5 a block, 6 with heads), L blocks, G groups of `align` entries of
+one site.
 """
 
 from dataclasses import dataclass, replace
@@ -14,68 +15,80 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from disp_llm.config import SITES, InputError
+from disp_llm.config import HEADS, SITES, InputError
 from disp_llm.masks import Layout
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What widths cost: `fixed + Σ_blocks entries·|S| + read·|S3|·|S4| + write·|S4|·|S5|`."""
+    """What widths cost: `fixed + Σ_blocks own·|S| + attention·(|S1|, |S2|)·(share of heads that
+    stays) + read·|S3|·|S4| + write·|S4|·|S5|`."""
 
     fixed: float
-    entries: Float[Tensor, "L 5"]
-    """Of one entry of each site."""
+    own: Float[Tensor, "L K"]
+    """Of one entry of each of the K sites of a block, whatever else stays."""
+    attention: Float[Tensor, "L 2"]
+    """Of one entry of attn_in and of attn_out, where all heads stay."""
     read: Float[Tensor, " L"]
     """Of one pair of an mlp_in and an mlp_mid entry."""
     write: Float[Tensor, " L"]
     """Of one pair of an mlp_mid and an mlp_out entry."""
-    whole: float
+    heads: Float[Tensor, " L"]
+    """How many KV heads there are, where they are a site."""
+    whole: float = 0.0
     """Of the dense model, of which a budget is a share."""
 
     def cost(self, counts: Tensor) -> Tensor:
         """From the ones of each of the S sites; exact in float64 and differentiable."""
-        widths = counts.double().view(-1, len(SITES))
-        s3, s4, s5 = widths[:, 2:].unbind(-1)
-        entries, read, write = (t.to(counts.device) for t in (self.entries, self.read, self.write))
-        return self.fixed + (entries * widths).sum() + (read * s3 * s4 + write * s4 * s5).sum()
+        widths = counts.double().view(len(self.read), -1)
+        own, attention, read, write, heads = (
+            t.to(counts.device)
+            for t in (self.own, self.attention, self.read, self.write, self.heads)
+        )
+        s3, s4, s5 = widths[:, 2:5].unbind(-1)
+        stays = widths[:, 5:] / heads[:, None] if widths.shape[1] > 5 else 1.0
+        in_attention = (attention * widths[:, :2] * stays).sum()
+        in_mlp = (read * s3 * s4 + write * s4 * s5).sum()
+        return self.fixed + (own * widths).sum() + in_attention + in_mlp
 
 
 def parameter_prices(layout: Layout) -> Prices:
     """Block parameters: the weights of the linear layers inside the blocks."""
-    entries = [(block.qkv, block.q, 0, 0, 0) for block in layout.blocks]
+
+    def of_blocks(numbers: list) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64)
+
     prices = Prices(
         fixed=0.0,
-        entries=torch.tensor(entries, dtype=torch.float64),
-        read=torch.tensor([block.pieces for block in layout.blocks], dtype=torch.float64),
-        write=torch.ones(len(layout.blocks), dtype=torch.float64),
-        whole=0.0,
+        own=torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64),
+        attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
+        read=of_blocks([block.pieces for block in layout.blocks]),
+        write=of_blocks([1.0] * len(layout.blocks)),
+        heads=of_blocks([block.heads for block in layout.blocks]),
     )
     return replace(prices, whole=float(prices.cost(torch.tensor(layout.lengths))))
+
+
+def _times(factor: float, prices: Prices) -> Prices:
+    names = ("fixed", "own", "attention", "read", "write", "whole")
+    return replace(prices, **{name: factor * getattr(prices, name) for name in names})
 
 
 def flop_prices(layout: Layout, head_parameters: int) -> Prices:
     """Floating-point operations for one token, two a weight, of the linear layers of the blocks and
     of the head; attention itself, which depends on the length and is not pruned, is left out."""
     weights = parameter_prices(layout)
-    head = 2.0 * head_parameters
-    return Prices(
-        head, 2 * weights.entries, 2 * weights.read, 2 * weights.write, head + 2 * weights.whole
-    )
+    both = replace(weights, fixed=float(head_parameters), whole=weights.whole + head_parameters)
+    return _times(2.0, both)
 
 
 def byte_prices(layout: Layout, parameters: int, itemsize: int) -> Prices:
     """Bytes of all weights of the model, biases, embeddings and head included."""
     weights = parameter_prices(layout)
     biases = torch.tensor([block.biases for block in layout.blocks], dtype=torch.float64)
-    per_entry = weights.entries + biases
     in_blocks = weights.whole + float((biases.flatten() * torch.tensor(layout.lengths)).sum())
-    return Prices(
-        itemsize * (parameters - in_blocks),
-        itemsize * per_entry,
-        itemsize * weights.read,
-        itemsize * weights.write,
-        float(itemsize * parameters),
-    )
+    whole = replace(weights, fixed=parameters - in_blocks, own=biases, whole=float(parameters))
+    return _times(float(itemsize), whole)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class Budget:
     @cached_property
     def whole_sites(self) -> Bool[Tensor, " S"]:
         """Which sites stay whole."""
-        stays = torch.tensor([site not in self.sites for site in SITES])
+        stays = torch.tensor([site not in self.sites for site in self.layout.sites])
         return stays.repeat(len(self.layout.blocks))
 
     @cached_property
@@ -127,7 +140,8 @@ class Budget:
     def block_parameters(self, counts: Tensor) -> Tensor:
         """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
 
-        `|S1|·(q + 2kv) + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`, summed over blocks.
+        `|S1|·(q + 2kv) + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`, summed over blocks; q and kv
+        shrink with the heads, where these are a site.
         """
         return self._parameters.cost(counts)
 
@@ -226,10 +240,11 @@ def _groups(
     """
     group, sizes, sites, first = [], [], [], []
     for index, length in enumerate(layout.lengths):
-        count = -(-length // align)
-        group.append(torch.arange(length) // align + sum(len(part) for part in sizes))
-        sizes.append(torch.full((count,), align).clamp(max=length))
-        sizes[-1][-1] = length - align * (count - 1)
+        of = 1 if layout.sites[index % len(layout.sites)] == HEADS else align  # heads are no width
+        count = -(-length // of)
+        group.append(torch.arange(length) // of + sum(len(part) for part in sizes))
+        sizes.append(torch.full((count,), of).clamp(max=length))
+        sizes[-1][-1] = length - of * (count - 1)
         sites.append(torch.full((count,), index))
         first.append(torch.arange(count) == 0)
     joined = [torch.cat(parts).to(device) for parts in (group, sizes, sites, first)]

@@ -32,8 +32,8 @@ writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988
 {budget}
 Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
 {stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. Against the masked original, logits
-differ by at most {error} of the largest one in {checked}. Widths are multiples of {align}. The KV
-cache has the original's size.
+differ by at most {error} of the largest one in {checked}. Widths are multiples of {align}.
+{cache}
 
 ## Load
 
@@ -46,8 +46,7 @@ tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 ```
 
 ```
-vllm serve {place}                        # with disp-llm installed; else add --trust-remote-code
-lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks arc_easy
+{serve}lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks arc_easy
 ```
 
 LoRA: `peft.LoraConfig(target_modules="all-linear")`, or layers by the names that they have in
@@ -61,6 +60,9 @@ LoRA: `peft.LoraConfig(target_modules="all-linear")`, or layers by the names tha
 
 {hardware}; {versions}. {terms}
 """
+
+
+SERVE = "vllm serve {place}                        # without disp-llm: add --trust-remote-code\n"
 
 
 def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) -> None:
@@ -102,6 +104,8 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         error=f"{figures.get('max_logit_error', errors[0]):.1e}",
         checked=checked,
         align=figures["align"],
+        cache=_cache(figures["kv_cache"]),
+        serve=SERVE.format(place=PLACE) if figures["kv_cache"] == 1 else "",
         command=result["command"],
         hardware=result["hardware"]["cpu"],
         versions=", ".join(f"{name} {number}" for name, number in result["versions"].items()),
@@ -147,6 +151,15 @@ def _trained(recovered: dict[str, Any] | None) -> str:
         f"{recovered['distill']:.0%} of the loss the divergence from the original, which took "
         f"perplexity from {recovered['before']:.2f} to the figure below\n"
         f"(`{recovered['command']}`)."
+    )
+
+
+def _cache(share: float) -> str:
+    if share == 1:
+        return "The KV cache has the original's size."
+    return (
+        f"The KV cache has {share:.1%} of the original's size: whole KV heads are gone, another "
+        "number in\nevery block, which vLLM cannot serve."
     )
 
 

@@ -25,9 +25,11 @@ Estimator = Literal[
 ]
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
 BudgetKind = Literal["params", "flops", "bytes", "latency"]
-Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"]
+Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads"]
 SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
 """S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
+HEADS: Site = "heads"
+"""A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
 Schedule = Literal["cosine", "constant"]
 Method = Literal["learned", "fisher", "magnitude", "random"]
 
@@ -199,7 +201,8 @@ class PruneConfig:
     """How masks are chosen."""
     sites: tuple[Site, ...] = SITES
     """Where dimensions may be dropped; the other sites stay whole. mlp_mid alone gives a model that
-    other formats can hold, such as GGUF."""
+    other formats can hold, such as GGUF. `heads`, added to the others, also drops KV heads with
+    their queries: the KV cache shrinks, but vLLM cannot serve the result."""
     resume: bool = False
     """Go on where the run in --output-dir stopped."""
     json: bool = False
@@ -518,9 +521,10 @@ def check(config: PruneConfig) -> None:
     check_range(config)
     if not config.sites or len(set(config.sites)) < len(config.sites):
         raise InputError("empty or repeated", flag="--sites", mend="give each site once")
-    for site in set(config.sites) - set(SITES):
+    known = (*SITES, HEADS)
+    for site in set(config.sites) - set(known):
         raise InputError(
-            f"no site '{site}'{nearest(site, list(SITES))}", flag="--sites", mend=f"use {SITES}"
+            f"no site '{site}'{nearest(site, list(known))}", flag="--sites", mend=f"use {known}"
         )
     positive = {
         "--calibration-sequences": config.scores.calibration_sequences,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.bench import Work
 from disp_llm.budget import Budget, project
-from disp_llm.config import SITES, MachineConfig
+from disp_llm.config import MachineConfig
 from disp_llm.latency import measured_alignments
 from disp_llm.losses import CHUNK
 from disp_llm.masks import Layout, layout_of
@@ -60,7 +60,7 @@ def examine(name: str, keeps: tuple[float, ...], length: int, device_name: str) 
 
 def sites(layout: Layout) -> dict[str, int]:
     """Entries of each site in the first block, and what one of them costs in block parameters."""
-    return dict(zip(SITES, layout.blocks[0].lengths, strict=True))
+    return dict(zip(layout.sites, layout.blocks[0].lengths, strict=True))
 
 
 def size(budget: Budget, keep: float, parameters: int, width: int) -> dict[str, Any]:

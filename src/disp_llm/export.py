@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from disp_llm.compact import config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
-from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
-from disp_llm.config import SITES
+from disp_llm.compact.modeling_disp_llm import is_turned, linear_at, widths_of
+from disp_llm.config import HEADS, SITES
 from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
 from disp_llm.masks import Masks, blocks_of
@@ -27,11 +27,12 @@ def compact_config(model: PreTrainedModel, family: Family, masks: Masks):
     """The native configuration with the widths of every block and the names of its classes."""
     native = type(model.config)
     base, causal = model_classes(native)
-    widths = masks.layout.counts(masks.kept.long()).view(-1, len(SITES)).T.tolist()
+    sites = masks.layout.sites
+    widths = masks.layout.counts(masks.kept.long()).view(-1, len(sites)).T.tolist()
     values = model.config.to_dict()
     for key in ("model_type", "architectures", "quantization_config", "transformers_version"):
         values.pop(key, None)
-    values["disp_llm"] = family.as_dict() | {"widths": dict(zip(SITES, widths, strict=True))}
+    values["disp_llm"] = family.as_dict() | {"widths": dict(zip(sites, widths, strict=True))}
     values["auto_map"] = {
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
         "AutoModel": f"modeling_disp_llm.{base.__name__}",
@@ -52,15 +53,27 @@ def compact_state(model: PreTrainedModel, family: Family, masks: Masks) -> dict[
         middle = torch.cat(
             [s4 + piece * masks.layout.blocks[i].intermediate for piece in range(family.mlp.fused)]
         )
+        shape, heads = masks.layout.blocks[i], indices.get(f"layers.{i}.{HEADS}")
         for branch, kept_in, kept_out, outputs, inputs in (
-            (family.attention, s1, s2, None, None),
+            (family.attention, s1, s2, None, _of_heads(heads, shape.heads, shape.q)),
             (family.mlp, s3, s5, middle, s4),
         ):
             for path in branch.reads:
-                _slice(state, block.get_submodule(path), names, kept_in, outputs)
+                linear = block.get_submodule(path)
+                if heads is not None and branch is family.attention:
+                    outputs = _of_heads(heads, shape.heads, widths_of(linear)[1])
+                _slice(state, linear, names, kept_in, outputs)
             _slice(state, block.get_submodule(branch.writes), names, inputs, kept_out)
             _index(state, block, branch, names, kept_in, kept_out, masks.layout.blocks[i].hidden)
     return state
+
+
+def _of_heads(kept: Tensor | None, heads: int, width: int) -> Tensor | None:
+    """Which of `width` numbers, laid out KV head by KV head, belong to the kept; None = all."""
+    if kept is None:
+        return None
+    each = width // heads
+    return (kept[:, None] * each + torch.arange(each)).flatten()
 
 
 def _slice(

@@ -7,7 +7,7 @@ architecture.
 """
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from disp_llm.config import InputError
 
@@ -39,6 +39,9 @@ class Family:
     """S1 = its gather, S2 = its scatter."""
     mlp: Branch
     """S3 = its gather, S4 = between `reads` and `writes`, S5 = its scatter."""
+    whole_heads: bool = False
+    """Whether a KV head can go with its queries: q, k and v are `reads` of attention, in this
+    order, and the block reshapes them by the width of a head alone."""
     logits_divisor: str = ""
     """Configuration key of a number that divides the logits of the head (Granite)."""
     logits_softcap: str = ""
@@ -65,7 +68,7 @@ _ATTENTION = _branch("self_attn", "q_proj k_proj v_proj", "o_proj")
 _GATED = _branch("mlp", "gate_proj up_proj", "down_proj")
 
 # Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, OLMo 2, Granite.
-_LLAMA = Family("layers", _ATTENTION, _GATED)
+_LLAMA = Family("layers", _ATTENTION, _GATED, whole_heads=True)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -73,12 +76,13 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "smollm3": _LLAMA,
-    "olmo2": _LLAMA,
+    # Norms of q and k span all heads (OLMo 2) or lie in a list, one a head (StableLM).
+    "olmo2": Family("layers", _ATTENTION, _GATED),
     "gemma": _LLAMA,
-    "gemma2": Family("layers", _ATTENTION, _GATED, logits_softcap="final_logit_softcapping"),
-    "gemma3_text": Family("layers", _ATTENTION, _GATED, logits_softcap="final_logit_softcapping"),
-    "granite": Family("layers", _ATTENTION, _GATED, logits_divisor="logits_scaling"),
-    "stablelm": _LLAMA,
+    "gemma2": replace(_LLAMA, logits_softcap="final_logit_softcapping"),
+    "gemma3_text": replace(_LLAMA, logits_softcap="final_logit_softcapping"),
+    "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
+    "stablelm": Family("layers", _ATTENTION, _GATED),
     "phi3": Family(
         "layers",
         _branch("self_attn", "qkv_proj", "o_proj"),
@@ -88,6 +92,7 @@ FAMILIES: dict[str, Family] = {
         "layers",
         _branch("self_attn", "q_proj k_proj v_proj", "dense"),
         _branch("mlp", "fc1", "fc2"),
+        whole_heads=True,
     ),
     "opt": Family(
         "decoder.layers",

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from disp_llm.config import SITES
+from disp_llm.config import HEADS
 from disp_llm.masks import Layout
 
 INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 128 numbers
@@ -99,8 +99,8 @@ def shared_entries(layout: Layout) -> tuple[list[int], Int[Tensor, " N"]]:
     hidden = layout.blocks[0].hidden
     lengths, index = [hidden], []
     for block in layout.blocks:
-        for site, length in zip(SITES, block.lengths, strict=True):
-            own = site == "mlp_mid"
+        for site, length in zip(layout.sites, block.lengths, strict=True):
+            own = site in ("mlp_mid", HEADS)
             index.append(torch.arange(length) + (sum(lengths) if own else 0))
             lengths += [length] * own
     return lengths, torch.cat(index)

@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.bench import Work, in_turn, runner
-from disp_llm.budget import Budget, Prices, project
-from disp_llm.config import SITES
+from disp_llm.budget import Budget, Prices, parameter_prices, project
 from disp_llm.export import compact_model
 from disp_llm.families import Family
 from disp_llm.files import write_json
 from disp_llm.masks import Layout, Masks
 from disp_llm.runs import hardware, versions
+
+SELECTED = ("attn_in", "attn_out", "mlp_in", "mlp_out")
+"""Sites whose entries are gathered or scattered."""
 
 SHAPES = (
     (0.9, 0.9, 0.9, 0.9, 0.9),
@@ -162,7 +165,8 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Mask
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
     kept = torch.zeros(layout.entries, dtype=torch.bool)
     for index, part in enumerate(layout.split(noise)):
-        wanted = round(shape[index % len(SITES)] * len(part) / align) * align
+        share = (*shape, 1.0)[index % len(layout.sites)]
+        wanted = round(share * len(part) / align) * align
         best = part.topk(min(max(wanted, align, 1), len(part))).indices
         layout.split(kept)[index][best] = True
     return Masks(layout, kept, noise)
@@ -178,11 +182,14 @@ def measured_share(
 
 def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 6"]:
     """What the coefficients multiply, of M sets of counts (M, S)."""
-    widths = counts.double().view(len(counts), -1, len(SITES))  # (M, L, 5)
-    s1, s2, s3, s4, s5 = widths.unbind(-1)
+    widths = counts.double().view(len(counts), -1, len(layout.sites))  # (M, L, 5 or 6)
+    s1, s2, s3, s4, s5 = widths[..., :5].unbind(-1)
+    stays = torch.ones_like(s1)
+    if layout.blocks[0].heads:
+        stays = widths[..., 5] / widths.new_tensor([block.heads for block in layout.blocks])
     per_block = torch.tensor([(b.qkv, b.q, b.pieces) for b in layout.blocks], dtype=torch.float64)
     qkv, q, pieces = per_block.unbind(-1)
-    columns = (s1 * qkv, s2 * q, pieces * s3 * s4, s4 * s5, s1 + s2 + s3 + s5)
+    columns = (s1 * qkv * stays, s2 * q * stays, pieces * s3 * s4, s4 * s5, s1 + s2 + s3 + s5)
     sums = torch.stack([column.sum(-1) for column in columns], -1)
     return torch.cat([torch.ones(len(counts), 1, dtype=torch.float64), sums], -1)
 
@@ -192,13 +199,15 @@ def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> Prices:
     table = features(layout, counts)
     scale = table.amax(0)
     fixed, a, b, c, d, e = (non_negative(table / scale / shares[:, None]) / scale).tolist()
-    zero = [(a * s.qkv + e, b * s.q + e, e, 0.0, e) for s in layout.blocks]
-    pieces = torch.tensor([block.pieces for block in layout.blocks], dtype=torch.float64)
-    return Prices(
-        fixed,
-        torch.tensor(zero, dtype=torch.float64),
-        c * pieces,
-        torch.full_like(pieces, d),
+    prices = parameter_prices(layout)
+    selected = torch.tensor([site in SELECTED for site in layout.sites], dtype=torch.float64)
+    return replace(
+        prices,
+        fixed=fixed,
+        own=e * selected.expand(len(layout.blocks), -1),
+        attention=prices.attention * torch.tensor([a, b], dtype=torch.float64),
+        read=c * prices.read,
+        write=d * prices.write,
         whole=1.0,
     )
 

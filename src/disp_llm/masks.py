@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
-from disp_llm.config import SITES, InputError
+from disp_llm.config import HEADS, SITES, InputError
 from disp_llm.families import Family
 from disp_llm.files import write_tensors
 
@@ -29,7 +29,8 @@ from disp_llm.files import write_tensors
 @dataclass(frozen=True)
 class BlockShape:
     """Widths of one dense block; with `|S|` ones of a site its linear weights count
-    `|S1|·qkv + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`."""
+    `|S1|·qkv + |S2|·q + pieces·|S3|·|S4| + |S4|·|S5|`, where qkv and q are those of the kept heads.
+    """
 
     hidden: int
     """D, width of the residual stream."""
@@ -41,13 +42,16 @@ class BlockShape:
     """Projections that read for the MLP: 2 gated, 1 plain."""
     intermediate: int
     """F, width inside the MLP."""
-    biases: tuple[int, int, int, int, int]
+    biases: tuple[int, ...]
     """Bias numbers that go with one entry of each site (they follow their output dimension)."""
+    heads: int = 0
+    """KV heads, where they are a site; 0 where all of them stay."""
 
     @property
-    def lengths(self) -> tuple[int, int, int, int, int]:
+    def lengths(self) -> tuple[int, ...]:
         """Entries of each site."""
-        return (self.hidden, self.hidden, self.hidden, self.intermediate, self.hidden)
+        five = (self.hidden, self.hidden, self.hidden, self.intermediate, self.hidden)
+        return (*five, self.heads) if self.heads else five
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,12 @@ class Layout:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """`layers.3.attn_in` and so on, S of them."""
-        return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in SITES)
+        return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in self.sites)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites of a block."""
+        return (*SITES, HEADS) if self.blocks[0].heads else SITES
 
     @property
     def entries(self) -> int:
@@ -93,13 +102,29 @@ def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
     return blocks
 
 
-def layout_of(model: PreTrainedModel, family: Family) -> Layout:
+def layout_of(model: PreTrainedModel, family: Family, heads: bool = False) -> Layout:
     """Measures every block of a dense model (on the meta device if need be); of a pruned one only
-    the inside of attention is right."""
-    return Layout(tuple(_measure(block, family) for block in blocks_of(model, family)))
+    the inside of attention is right.
+
+    Args:
+        heads: whether KV heads are a site.
+
+    Raises:
+        InputError: they are to be, and the family's attention cannot lose any.
+    """
+    if heads and not family.whole_heads:
+        raise InputError(
+            f"{model.config.model_type} cannot lose whole heads",
+            flag="--sites",
+            mend="leave heads out",
+        )
+    config = model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    blocks = blocks_of(model, family)
+    return Layout(tuple(_measure(block, family, kv_heads if heads else 0) for block in blocks))
 
 
-def _measure(block: nn.Module, family: Family) -> BlockShape:
+def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
     attn_reads, mlp_reads = (
         [linear_at(block, path) for path in branch.reads]
         for branch in (family.attention, family.mlp)
@@ -108,13 +133,18 @@ def _measure(block: nn.Module, family: Family) -> BlockShape:
     mlp_writes = linear_at(block, family.mlp.writes)
     biased = [linear.bias is not None for linear in (attn_writes, mlp_reads[0], mlp_writes)]
     pieces = len(mlp_reads) * family.mlp.fused
+    biases = (0, int(biased[0]), 0, pieces * biased[1], int(biased[2]))
+    if heads:
+        outputs = sum(widths_of(linear)[1] for linear in attn_reads if linear.bias is not None)
+        biases = (*biases, outputs // heads)
     return BlockShape(
         hidden=widths_of(attn_reads[0])[0],
         qkv=sum(widths_of(linear)[1] for linear in attn_reads),
         q=widths_of(attn_writes)[0],
         pieces=pieces,
         intermediate=widths_of(mlp_writes)[0],
-        biases=(0, int(biased[0]), 0, pieces * biased[1], int(biased[2])),
+        biases=biases,
+        heads=heads,
     )
 
 
@@ -173,14 +203,15 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(self, layout: Layout, places: list[tuple[nn.Module, str]]):
+    def __init__(self, layout: Layout, places: list[tuple[nn.Module, str, int]]):
         self._layout, self._places = layout, places
 
     def set(self, flat: Float[Tensor, "*B N"]) -> None:
         """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
         batch."""
         parts = flat.split(self._layout.lengths, dim=-1)
-        for (module, name), part in zip(self._places, parts, strict=True):
+        for (module, name, repeats), part in zip(self._places, parts, strict=True):
+            part = part.repeat_interleave(repeats, -1) if repeats > 1 else part
             setattr(module, name, part.unsqueeze(-2) if flat.dim() > 1 else part)
 
 
@@ -190,19 +221,23 @@ MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"
 @contextlib.contextmanager
 def masked(model: PreTrainedModel, family: Family, layout: Layout) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
-    places: list[tuple[nn.Module, str]] = []
+    places: list[tuple[nn.Module, str, int]] = []
     handles = []
-    for block in blocks_of(model, family):
-        attention, mlp = family.attention, family.mlp
-        for path, name in (  # in the order of SITES
-            (attention.gather, MASK_IN),
-            (attention.scatter, MASK_OUT),
-            (mlp.gather, MASK_IN),
-            (mlp.writes, MASK_IN),
-            (mlp.scatter, MASK_OUT),
-        ):
+    attention, mlp = family.attention, family.mlp
+    paths = [  # in the order of the sites
+        (attention.gather, MASK_IN),
+        (attention.scatter, MASK_OUT),
+        (mlp.gather, MASK_IN),
+        (mlp.writes, MASK_IN),
+        (mlp.scatter, MASK_OUT),
+        (attention.writes, MASK_IN),
+    ][: len(layout.sites)]
+    for block, shape in zip(blocks_of(model, family), layout.blocks, strict=True):
+        for path, name in paths:
             module = block.get_submodule(path)
-            places.append((module, name))
+            # A head's mask lies on each of the numbers that it hands to the attention's write.
+            repeats = shape.q // shape.heads if path == attention.writes else 1
+            places.append((module, name, repeats))
             if name == MASK_IN:
                 handles.append(module.register_forward_pre_hook(_on_input, with_kwargs=True))
             else:
@@ -212,7 +247,7 @@ def masked(model: PreTrainedModel, family: Family, layout: Layout) -> Iterator[M
     finally:
         for handle in handles:
             handle.remove()
-        for module, name in places:
+        for module, name, _ in places:
             module.__dict__.pop(name, None)
 
 

@@ -21,6 +21,7 @@ from disp_llm.bench import Work
 from disp_llm.budget import Budget, byte_prices, flop_prices, project
 from disp_llm.card import write_card
 from disp_llm.config import (
+    HEADS,
     BudgetConfig,
     EvalConfig,
     InputError,
@@ -178,7 +179,7 @@ def first_size(config: PruneConfig) -> str:
 
 def budget_of(config: PruneConfig, loaded: Loaded, align: int, report: Report) -> Budget:
     """Counts what the settings name; times compact models first where that is latency."""
-    settings, layout = config.budget, layout_of(loaded.model, loaded.family)
+    settings, layout = config.budget, layout_of(loaded.model, loaded.family, HEADS in config.sites)
     parameters = exporter.count_parameters(loaded.model)
     head = exporter.head_weight(loaded.model)
     if settings.budget == "flops":
@@ -364,12 +365,20 @@ def make_model(
         "bytes": exported.bytes,
         "share_of_budget": float(budget.share(counts)),
         "align": session.align,
+        "kv_cache": share_of_heads(masks),
         "folder": str(folder),
     }
     if timing:
         figures["latency"] = timing
     write_card(folder, figures, run.result())
     return figures
+
+
+def share_of_heads(masks: Masks) -> float:
+    """KV heads that stay, and with them the KV cache, as a share of the dense model's."""
+    names, parts = masks.layout.names, masks.layout.split(masks.kept)
+    heads = [part for name, part in zip(names, parts, strict=True) if name.endswith(HEADS)]
+    return float(torch.cat(heads).double().mean()) if heads else 1.0
 
 
 @torch.no_grad()

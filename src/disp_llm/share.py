@@ -7,7 +7,7 @@ from typing import Any
 
 from disp_llm.card import PLACE
 from disp_llm.compact.configuration_disp_llm import PREFIX
-from disp_llm.config import SITES, InputError, PushCommand, SaveCommand
+from disp_llm.config import HEADS, SITES, InputError, PushCommand, SaveCommand
 from disp_llm.families import PRUNED_PREFIX
 from disp_llm.files import atomic
 
@@ -85,6 +85,7 @@ def intermediate_only(folder: Path, flag: str) -> tuple[dict[str, Any], list[int
     widths = config["disp_llm"]["widths"]
     full = next(config[name] for name in STREAM if name in config)
     cut = [site for site in SITES if site != "mlp_mid" and min(widths[site]) < full]
+    cut += [site for site in widths if site == HEADS]
     if cut:
         raise InputError(
             f"{', '.join(cut)} are cut, which only our own architecture can hold",

@@ -9,6 +9,7 @@ every architecture: a class is made when it is asked for by name.
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1},
         "mlp": {...},                             # module paths are relative to a block
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
+                                                  # and "heads": KV heads, where some have gone
     }
 """
 

@@ -87,6 +87,12 @@ def cut(linear: Any, inputs: int, outputs: int) -> None:
         linear.in_features, linear.out_features = inputs, outputs
 
 
+def of_heads(config: Any, width: dict, full: int) -> int:
+    """What is left of a width inside attention: all of it, unless KV heads have been dropped."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return full // heads * width["heads"] if "heads" in width else full
+
+
 def shrink(base: Any, disp: dict) -> None:
     """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks."""
     for i, block in enumerate(base.get_submodule(disp["blocks"])):
@@ -100,9 +106,11 @@ def shrink(base: Any, disp: dict) -> None:
             full = widths_of(reads[0])[0]
             kept_in, kept_out = width[f"{site}_in"], width[f"{site}_out"]
             for linear in reads:
-                outputs = widths_of(linear)[1] if middle is None else middle * branch["fused"]
-                cut(linear, kept_in, outputs)
-            cut(writes, widths_of(writes)[0] if middle is None else middle, kept_out)
+                full_out = widths_of(linear)[1]
+                of_attention = of_heads(base.config, width, full_out)
+                cut(linear, kept_in, of_attention if middle is None else middle * branch["fused"])
+            of_attention = of_heads(base.config, width, widths_of(writes)[0])
+            cut(writes, of_attention if middle is None else middle, kept_out)
             if kept_in < full:
                 module = _hold(block, branch["gather"])
                 _add_index(module, "kept_in", kept_in)

@@ -33,6 +33,10 @@ def magnitude(task: Task, context: Context) -> Tensor:
             rows + down.sum(0),
             down.sum(1),
         ]
+        heads = task.budget.layout.blocks[0].heads
+        if heads:
+            rows = sum(linear.sum(1).view(heads, -1).sum(1) for linear in q_k_v)
+            parts.append(rows + o.sum(0).view(heads, -1).sum(1))
     return torch.cat(parts).log() - task.budget.entry_costs.to(parts[0].device).log()
 
 
