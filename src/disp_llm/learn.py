@@ -110,7 +110,7 @@ def learn(
     ):
 
         def backward(step: int) -> dict[str, Any]:
-            return _backward(task, trained, masking, head, config, step, accelerator)
+            return _backward(task, trained, masking, head, compiling, config, step, accelerator)
 
         train(trained, optimizer, backward, pace, folder, accelerator, on_step)
     with torch.no_grad():
@@ -122,6 +122,7 @@ def _backward(
     trained: nn.Module,
     masking: Masking,
     head: Callable,
+    compiling: bool,
     config: LearnConfig,
     step: int,
     accelerator,
@@ -143,7 +144,8 @@ def _backward(
         masking.set(sample.mask)
         tokens, sources = mixture.draw(config.batch, config.length, own)
         with torch.set_grad_enabled(sample.log_probability is None):
-            losses = token_losses(task.model, head, tokens.to(device)).mean(-1)  # (B)
+            tokens = tokens.to(device)
+            losses = token_losses(task.model, head, tokens, compiled=compiling).mean(-1)  # (B)
         mixture.saw(sources, losses)
         loss = losses.mean()
         share = task.budget.share(task.budget.layout.counts(sample.counted))

@@ -7,6 +7,7 @@ usual, and the memory of one chunk.
 B batch, T tokens, D hidden, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,27 +75,52 @@ def token_losses(
     head: Callable[[Tensor], Tensor],
     tokens: Int[Tensor, "B T"],
     teacher: Teacher | None = None,
+    compiled: bool = False,
 ) -> Float[Tensor, "B T-1"]:
     """−ln p of each token but the first of every window, in float32; with a teacher, mixed with the
-    divergence from its distribution."""
+    divergence from its distribution.
+
+    Args:
+        compiled: whether what follows the blocks runs through torch.compile, which turns some ten
+            passes over the logits into two.
+    """
     states = _states(model, tokens)
     targets = tokens[:, 1:].flatten()
+    taught = None
     if teacher is not None:
         with torch.no_grad():
             taught = _states(teacher.model, tokens)
+    of_chunk = _compiled() if compiled else _loss_of_chunk
 
     def loss_of(hidden: Tensor, place: slice) -> Tensor:
-        logits = head(hidden)
-        loss = nn.functional.cross_entropy(logits, targets[place], reduction="none")
-        if teacher is None:
-            return loss
-        wanted = teacher.head(taught[place]).log_softmax(-1)
-        given = logits.log_softmax(-1)
-        divergence = nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
-        return (1 - teacher.share) * loss + teacher.share * divergence
+        wanted = None if taught is None else taught[place]
+        return of_chunk(hidden, targets[place], head, teacher, wanted)
 
     losses = _ChunkedLoss.apply(states, loss_of)
     return losses.view(len(tokens), -1)
+
+
+def _loss_of_chunk(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    teacher: Teacher | None,
+    taught: Tensor | None,
+) -> Tensor:
+    """Of each of some positions, from the final hidden states of student and teacher."""
+    logits = head(hidden)
+    loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+    if teacher is None or taught is None:
+        return loss
+    wanted = teacher.head(taught).log_softmax(-1)
+    given = logits.log_softmax(-1)
+    divergence = nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
+    return (1 - teacher.share) * loss + teacher.share * divergence
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_loss_of_chunk)
 
 
 def _states(model: PreTrainedModel, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "P D"]:
