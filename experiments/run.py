@@ -1,9 +1,10 @@
 """Runs an experiment: every variant through `disp-llm prune`, results into one committed file.
 
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
-and the flags that are its own, and `tasks` where the exported folders are also to be run
-zero-shot. A variant that has finished is not run again; one that was interrupted goes on. Only the
-results are committed, the run folders are not.
+and the flags that are its own; `texts`, files by name, on which the exported folders are also to
+be measured, and `tasks`, which they are to be run on zero-shot. A variant that has finished is not
+run again; one that was interrupted goes on. Only the results are committed, the run folders are
+not.
 
     python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
 """
@@ -22,9 +23,9 @@ KEPT = ("command", "seed", "versions", "hardware", "source", "dense", "tokens_se
         "peak_memory_bytes", "keep_by_penalty")  # fmt: skip
 
 
-def run_variant(variant: dict, common: str, tasks: str, folder: Path) -> dict:
+def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     """The variant's result, from its run folder if it has finished there."""
-    stated = shlex.split(f"{common} {variant['flags']}")
+    stated = shlex.split(f"{experiment['common']} {variant['flags']}")
     flags = [os.path.expandvars(flag) for flag in stated]
     resume = ["--resume"] if (folder / "config.toml").exists() else []
     command = [sys.executable, "-m", "disp_llm", "prune", *flags]
@@ -43,18 +44,31 @@ def run_variant(variant: dict, common: str, tasks: str, folder: Path) -> dict:
     kept["command"] = " ".join(["disp-llm", "prune", *stated])
     for text in ("text", "eval_text"):  # names of files, not where this machine has them
         kept["source"][text] = ", ".join(Path(p).name for p in found["source"][text].split(", "))
-    if tasks:
-        for model, made in zip(models, found["models"], strict=True):
-            model["tasks"] = run_tasks(made["folder"], tasks)
+    for model, made in zip(models, found["models"], strict=True):
+        model.update(measure(made["folder"], experiment))
     return {"name": variant["name"], **kept, "models": models}
 
 
-def run_tasks(folder: str, tasks: str) -> dict:
-    """Zero-shot accuracies of an exported folder, and their average."""
-    command = [sys.executable, "-m", "disp_llm", "eval", folder, "--tasks", tasks, "--json"]
+def measure(model: str, experiment: dict) -> dict:
+    """What the experiment wants to know of a model beside its perplexity on the evaluation text:
+    perplexity on other texts, zero-shot accuracies and their average."""
+    measured: dict = {}
+    for name, file in experiment.get("texts", {}).items():
+        found = evaluate(model, f"--text {file}")
+        figures = ("perplexity", "perplexity_stderr", "tokens")
+        measured.setdefault("texts", {})[name] = {key: found[key] for key in figures}
+    if "tasks" in experiment:
+        found = evaluate(model, f"--tasks {experiment['tasks']}")
+        measured["tasks"] = found["tasks"] | {"average": found["average"]}
+    return measured
+
+
+def evaluate(model: str, flags: str) -> dict:
+    """What `disp-llm eval` prints."""
+    given = [os.path.expandvars(flag) for flag in shlex.split(flags)]
+    command = [sys.executable, "-m", "disp_llm", "eval", model, *given, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)
-    return found["tasks"] | {"average": found["average"]}
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -66,6 +80,11 @@ def main() -> None:
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
     path = HERE / "results" / f"{arguments.name}.json"
     results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+    before = next((r["dense"] for r in results.values() if "error" not in r), {})
+    wanted = [key for key in ("texts", "tasks") if key in experiment]
+    of_dense = {key: before[key] for key in wanted if key in before}
+    if len(of_dense) < len(wanted):
+        of_dense = measure(shlex.split(experiment["common"])[0], experiment)
     for variant in experiment["variant"]:
         name = variant["name"]
         if arguments.only and name not in arguments.only:
@@ -73,8 +92,9 @@ def main() -> None:
         if "error" in results.get(name, {"error": "not run"}):
             print(f"{arguments.name}: {name}", file=sys.stderr)
             folder = arguments.runs / arguments.name / name.replace(" ", "-")
-            tasks = experiment.get("tasks", "")
-            results[name] = run_variant(variant, experiment["common"], tasks, folder)
+            results[name] = run_variant(variant, experiment, folder)
+            if "error" not in results[name]:
+                results[name]["dense"] |= of_dense
             order = [v["name"] for v in experiment["variant"] if v["name"] in results]
             path.write_text(json.dumps([results[n] for n in order], indent=1) + "\n")
 

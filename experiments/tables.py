@@ -26,22 +26,38 @@ def figure(model: dict) -> str:
 
 def table(results: list[dict]) -> list[str]:
     """A row a variant and size."""
-    lines = [
-        "| variant | keep | of all parameters | perplexity | by the penalty alone | tokens | s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    done = [result for result in results if "error" not in result]
+    others = list(done[0]["models"][0].get("texts", {})) if done else []
+    tasks = [task for task in done[0]["models"][0].get("tasks", {}) if task != "average"]
+    alone = any("keep_by_penalty" in result for result in done)
+    columns = [
+        "variant", "keep", "of all parameters", "perplexity", *others, *tasks,
+        *["by the penalty alone"] * alone, "tokens", "s",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for result in results:
         if "error" in result:
-            lines.append(f"| {result['name']} | | | {result['error']} | | | |")
+            lines.append(f"| {result['name']} | {result['error']} |{' |' * (len(columns) - 2)}")
             continue
         for model in result["models"]:
-            alone = result.get("keep_by_penalty")
-            lines.append(
-                f"| {result['name']} | {model['keep']:.4f} | {model['keep_total']:.4f} "
-                f"| {figure(model)} | {'' if alone is None else f'keep {alone:.3f}'} "
-                f"| {result['tokens_seen']:,} | {result['seconds']:.0f} |"
-            )
+            cells = [
+                result["name"],
+                f"{model['keep']:.4f}",
+                f"{model['keep_total']:.4f}",
+                figure(model),
+                *(figure(model["texts"][name]) for name in others),
+                *(accuracy(model["tasks"][name]) for name in tasks),
+            ]
+            if alone:
+                by_penalty = result.get("keep_by_penalty")
+                cells.append("" if by_penalty is None else f"keep {by_penalty:.3f}")
+            cells += [f"{result['tokens_seen']:,}", f"{result['seconds']:.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def accuracy(found: dict) -> str:
+    return f"{found[found['metric']]:.1%} ± {found['stderr']:.1%}"
 
 
 def section(path: Path) -> list[str]:
@@ -63,10 +79,22 @@ def section(path: Path) -> list[str]:
         "",
         f"Dense: {figure(first['dense'])}, over {first['dense']['tokens']:,} tokens of "
         f"{Path(first['source']['eval_text']).name}, windows of {first['dense']['window']}. "
+        f"{elsewhere(first['dense'])}"
         f"{first['hardware']['cpu']}, {first['hardware']['threads']} threads; {versions}.",
         "",
     ]
     return [*lines, experiment.get("finding", "").strip(), ""]
+
+
+def elsewhere(dense: dict) -> str:
+    """The dense model on the experiment's other texts and tasks."""
+    texts = [f"{name} {figure(found)}" for name, found in dense.get("texts", {}).items()]
+    tasks = [
+        f"{name} {accuracy(found)}"
+        for name, found in dense.get("tasks", {}).items()
+        if name != "average"
+    ]
+    return f"{', '.join(texts + tasks)}. " if texts or tasks else ""
 
 
 def readme_table() -> list[str]:
