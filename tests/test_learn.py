@@ -218,3 +218,23 @@ def test_policy_gradient_needs_no_gradient_through_the_model(task, accelerator, 
     handle.remove()
     assert not torch.equal(whole, start)
     assert not torch.equal(whole, whole[0].expand_as(whole))
+
+
+@pytest.mark.timeout(300)
+def test_compiled_blocks_learn_the_same(task, accelerator, tmp_path):
+    """And leave the model as it was. One translation serves all blocks."""
+    figures: dict[str, list[float]] = {}
+    for compiled in ("no", "yes"):
+        config = dataclasses.replace(CONFIG, compile=compiled, learning_rate=1e-3)
+        losses = figures.setdefault(compiled, [])
+        learn(
+            task,
+            start_of(task),
+            config,
+            tmp_path / compiled,
+            accelerator,
+            lambda metrics, losses=losses: losses.append(metrics["loss"]),
+        )
+    assert figures["yes"] == pytest.approx(figures["no"], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6  # 3 blocks, 2 chunk lengths
+    assert not any("forward" in vars(module) for module in task.model.modules())

@@ -413,3 +413,51 @@ def test_other_budgets_by_flag(kind, llama_folder, small_run, tmp_path):
     if kind == "bytes":
         dense = transformers.AutoModelForCausalLM.from_pretrained(llama_folder).num_parameters()
         assert model["parameters"] <= 0.7 * dense
+
+
+def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
+    """Of two KV heads in each of three blocks some go; the cache shrinks and the card says so."""
+    run = tmp_path / "run"
+    sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads")
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--keep", 0.3, "--sites", *sites,
+        "--output-dir", run, "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["max_logit_error"] <= 1e-5
+    masks = load_file(run / "masks.safetensors")
+    heads = [len(masks[f"layers.{i}.heads"]) for i in range(3)]
+    assert made["kv_cache"] == pytest.approx(sum(heads) / 6)
+    model = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
+    assert model.config.disp_llm["widths"]["heads"] == heads
+    cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+    assert [layer.keys.shape[1] for layer in cache.layers] == heads
+    card = (run / "model" / "README.md").read_text()
+    assert ("vllm serve" in card) == (made["kv_cache"] == 1)
+
+
+def test_a_range_of_sizes_gives_a_curve(llama_folder, text_file, tmp_path):
+    run = tmp_path / "run"
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--keep", 0.6, "--keep-range", 0.4, 0.9,
+        "--curve-points", 3, "--output-dir", run, "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    curve = json.loads(done.stdout)["curve"]
+    assert [point["keep_asked"] for point in curve] == [0.9, 0.65, 0.4]
+    assert all(point["keep"] <= point["keep_asked"] for point in curve)
+    assert json.loads((run / "curve.json").read_text()) == curve
+    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
+    asked = [json.loads(line)["keep_asked"] for line in (run / "metrics.jsonl").open()]
+    assert min(asked) < 0.6 < max(asked)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--keep-range", "0.9", "0.4"), ("--keep-range", "0.5"), ("--keep-range", "0.5", "1.5")],
+)
+def test_careless_ranges(llama_folder, flags):
+    done = run_command("prune", llama_folder, *flags)
+    assert done.returncode == 2
+    assert "--keep-range" in done.stderr
