@@ -21,7 +21,7 @@ from disp_llm.budget import Budget, project
 from disp_llm.config import SITES
 from disp_llm.export import compact_model
 from disp_llm.families import family_of
-from disp_llm.masks import Masks, layout_of
+from disp_llm.masks import Choice, Masks, layout_of
 from disp_llm.runs import hardware, versions
 
 WIDTHS = {
@@ -65,7 +65,7 @@ def masks_as_learned(layout, keep: float, align: int) -> Masks:
         # Of a uniform sample, `share` lies above 0.
         scores.append(torch.rand(length, generator=generator) - (1 - share))
     joined = torch.cat(scores)
-    return Masks(layout, project(joined, Budget(layout), keep, align).kept, joined)
+    return Masks(layout, project(joined, Budget(layout), keep, align).kept, Choice(joined))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
-from disp_llm.masks import Masks
+from disp_llm.masks import Choice, Masks
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 
@@ -81,7 +81,7 @@ def masks_of(kind: str, layout, seed: int = 0) -> Masks:
         kept = torch.full((layout.entries,), kind == "keep-all")
     for part in layout.split(kept):  # a site may not be empty
         part[torch.randint(len(part), (), generator=generator)] = True
-    return Masks(layout, kept, torch.zeros(layout.entries))
+    return Masks(layout, kept, Choice(torch.zeros(layout.entries)))
 
 
 def byte_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ from disp_llm.budget import Budget, byte_prices, flop_prices, project
 from disp_llm.config import SITES, InputError
 from disp_llm.export import compact_model, count_parameters, head_weight
 from disp_llm.families import family_of
-from disp_llm.masks import BlockShape, Layout, Masks, layout_of
+from disp_llm.masks import BlockShape, Choice, Layout, Masks, layout_of
 
 
 @st.composite
@@ -180,7 +180,7 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     }[kind]
     budget = Budget(layout, prices)
     scores = scores_for(layout, 0, ties=False)
-    masks = Masks(layout, project(scores, budget, 0.6).kept, scores)
+    masks = Masks(layout, project(scores, budget, 0.6).kept, Choice(scores))
     compact = compact_model(model, family, masks)
     linear = [count(one, family, Work("prefill", 1, 1))["block_flops"] for one in (model, compact)]
     costs = {

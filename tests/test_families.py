@@ -9,10 +9,10 @@ from conftest import VOCABULARY, masks_of, tiny_config, tiny_model
 
 from disp_llm.budget import Budget
 from disp_llm.config import InputError
-from disp_llm.export import compact_model, count_block_parameters, count_parameters
+from disp_llm.export import compact_model, count_block_parameters, count_parameters, folded
 from disp_llm.families import FAMILIES, family_of
 from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import SITES, layout_of, masked
+from disp_llm.masks import SITES, Choice, layout_of, masked
 
 ALL = sorted(FAMILIES)
 
@@ -45,6 +45,31 @@ def test_exported_equals_masked(model_type, kind):
     assert count_parameters(compact) == count_parameters(model) - budget.removed_parameters(counts)
     assert count_block_parameters(compact, family) == int(budget.block_parameters(counts))
     assert count_block_parameters(model, family) == budget.full
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_scales_are_folded_into_the_weights(model_type):
+    """The model with scaled masks, the folded model with plain ones, and the exported one."""
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    layout = layout_of(model, family, heads=family.whole_heads)
+    scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
+    masks = dataclasses.replace(
+        masks_of("random", layout), choice=Choice(torch.zeros(layout.entries), scales)
+    )
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    dense = model(tokens).logits
+    with masked(model, family, layout) as masking:
+        masking.set(masks.kept * scales)
+        wanted = model(tokens).logits
+        with folded(model, family, masks):
+            masking.set(masks.kept.float())
+            by_weights = model(tokens).logits
+            compact = compact_model(model, family, masks)
+    limit = 1e-5 * wanted.abs().max()
+    assert (by_weights - wanted).abs().max() <= limit
+    assert (compact(tokens).logits - by_weights).abs().max() <= limit
+    assert torch.equal(model(tokens).logits, dense)  # the original's weights are back
 
 
 @pytest.mark.parametrize("model_type", [name for name in ALL if FAMILIES[name].whole_heads])

@@ -66,7 +66,7 @@ def test_masks_file_is_the_hand_over(small_run):
     weights = load_file(folder / "model" / "model.safetensors")
     assert set(masks) == {
         f"{prefix}layers.{i}.{site}"
-        for prefix in ("", "logits.")
+        for prefix in ("", "logits.", "scales.")
         for i in range(3)
         for site in SITES
     }

@@ -125,6 +125,10 @@ class LearnConfig:
     """The λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
     learning_rate: float = 0.05
     """Peak step size on the logits, or on the hypernetwork's weights."""
+    scale_rate: float = 0.02
+    """Step size of a scale that every kept entry learns beside its mask, folded into the weights at
+    export: it makes up for what has gone. 0 = none: the kept weights stay as they are. Not with
+    policy_gradient."""
     beta1: float = 0.9
     """AdamW's first moment."""
     beta2: float = 0.95
@@ -140,6 +144,11 @@ class LearnConfig:
     enough to win its time back."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether scales are learned, which takes a gradient through the model."""
+        return self.scale_rate > 0 and self.estimator != "policy_gradient"
 
 
 @dataclass(frozen=True)
@@ -539,6 +548,8 @@ def check(config: PruneConfig) -> None:
     for flag, value in positive.items():
         if not value > 0:
             raise InputError("too small", flag=flag, mend="give a larger number")
+    if config.learn.scale_rate < 0:
+        raise InputError("is negative", flag="--scale-rate", mend="give 0 or more")
     natural = {
         "--steps": config.learn.steps,
         "--align": config.export.align,

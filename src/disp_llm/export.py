@@ -5,7 +5,9 @@ everything else as it is. `save_pretrained` of transformers writes the folder, s
 the folder needs travels with it, also when it is loaded, tuned and saved again.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,59 @@ from disp_llm.config import HEADS, SITES
 from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
 from disp_llm.masks import Masks, blocks_of
+
+
+@contextlib.contextmanager
+def folded(model: PreTrainedModel, family: Family, masks: Masks) -> Iterator[None]:
+    """While the context lasts, the weights of the blocks carry the scales of the kept entries.
+
+    A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
+    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. Products
+    are rounded to the model's dtype, so that what is then masked is what is then exported.
+    """
+    scales = masks.choice.scales
+    if scales is None:
+        yield
+        return
+    kept = torch.where(masks.kept, scales.cpu(), 1.0)
+    parts = iter(masks.layout.split(kept))
+    before: list[tuple[nn.Parameter, Tensor]] = []
+    for block, shape in zip(blocks_of(model, family), masks.layout.blocks, strict=True):
+        s1, s2, s3, s4, s5, *heads = (next(parts) for _ in masks.layout.sites)
+        through = heads[0].repeat_interleave(shape.q // shape.heads) if heads else None
+        for branch, reads, writes, out in (
+            (family.attention, s1, through, s2),
+            (family.mlp, s3, s4, s5),
+        ):
+            for path in branch.reads:
+                _scale(linear_at(block, path), reads, None, before)
+            _scale(linear_at(block, branch.writes), writes, out, before)
+    try:
+        yield
+    finally:
+        for parameter, weight in before:
+            parameter.data = weight
+
+
+def _scale(
+    linear: Any,
+    inputs: Tensor | None,
+    outputs: Tensor | None,
+    before: list[tuple[nn.Parameter, Tensor]],
+) -> None:
+    """Multiplies a layer's weights, and its bias by `outputs`; what they were is appended."""
+    weight = linear.weight.detach().float()
+    turned = weight.T if is_turned(linear) else weight  # (outputs, inputs)
+    if inputs is not None:
+        turned = turned * inputs.to(weight.device)
+    if outputs is not None:
+        turned = turned * outputs.to(weight.device)[:, None]
+    made = [(linear.weight, (turned.T if is_turned(linear) else turned).contiguous())]
+    if outputs is not None and linear.bias is not None:
+        made.append((linear.bias, linear.bias.detach().float() * outputs.to(weight.device)))
+    for parameter, new in made:
+        before.append((parameter, parameter.data))
+        parameter.data = new.to(parameter.dtype)
 
 
 def compact_config(model: PreTrainedModel, family: Family, masks: Masks):

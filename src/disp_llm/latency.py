@@ -31,7 +31,7 @@ from disp_llm.budget import Budget, Prices, parameter_prices, project
 from disp_llm.export import compact_model
 from disp_llm.families import Family
 from disp_llm.files import write_json
-from disp_llm.masks import Layout, Masks
+from disp_llm.masks import Choice, Layout, Masks
 from disp_llm.runs import hardware, versions
 
 SELECTED = ("attn_in", "attn_out", "mlp_in", "mlp_out")
@@ -114,7 +114,7 @@ def measured_alignments(
     scores = uneven + torch.randn(layout.entries, generator=noise)
     rows = []
     for done, align in enumerate(ALIGNMENTS, start=1):
-        masks = Masks(layout, project(scores, Budget(layout), 0.5, align).kept, scores)
+        masks = Masks(layout, project(scores, Budget(layout), 0.5, align).kept, Choice(scores))
         compact = compact_model(model, family, masks)
         shares = {work.name: measured_share(model, compact, work) for work in works}
         rows.append({"align": align, "shares": shares})
@@ -169,7 +169,7 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Mask
         wanted = round(share * len(part) / align) * align
         best = part.topk(min(max(wanted, align, 1), len(part))).indices
         layout.split(kept)[index][best] = True
-    return Masks(layout, kept, noise)
+    return Masks(layout, kept, Choice(noise))
 
 
 def measured_share(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ from disp_llm.families import Family
 from disp_llm.hypernet import build
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import Masking, blocks_of, masked
+from disp_llm.masks import Choice, Masking, blocks_of, masked
 from disp_llm.mixture import Mixture
 from disp_llm.text import Corpus
 
@@ -66,8 +66,9 @@ def learn(
     folder: Path,
     accelerator,
     on_step: Callable[[dict], None] = lambda metrics: None,
-) -> Float[Tensor, " N"]:
-    """Trains logits from `start` and returns them; goes on from a checkpoint in `folder`.
+) -> Choice:
+    """Trains logits from `start`, and a scale for every entry from 1; goes on from a checkpoint in
+    `folder`.
 
     Raises:
         InputError: the text is shorter than a window, or a checkpoint is damaged.
@@ -82,8 +83,13 @@ def learn(
         config.constrained,
     )
     trained.register_buffer("baseline", torch.tensor(math.nan, device=start.device))
+    groups: list[dict[str, Any]] = [{"params": list(trained.parameters())}]
+    if config.learns_scales:
+        scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
+        trained.register_parameter("scales", scales)
+        groups.append({"params": [scales], "lr": config.scale_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(
-        trained.parameters(),
+        groups,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
@@ -114,7 +120,15 @@ def learn(
 
         train(trained, optimizer, backward, pace, folder, accelerator, on_step)
     with torch.no_grad():
-        return trained().detach().clone()
+        fixed = task.budget.fixed.to(start.device)
+        scales = scales_of(trained, fixed) if config.learns_scales else None
+        return Choice(trained().clone(), scales)
+
+
+def scales_of(trained: nn.Module, fixed: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """What entries are multiplied by: those of sites that stay whole by 1, so that nothing outside
+    the chosen sites changes."""
+    return trained.get_parameter("scales").masked_fill(fixed, 1.0)
 
 
 def _backward(
@@ -137,11 +151,14 @@ def _backward(
     mixture = trained.get_submodule("mixture")
     assert isinstance(mixture, Mixture)
     mixture.update(step, accelerator)
+    fixed = task.budget.fixed.to(device)
     mean_loss, mean_share = 0.0, 0.0
     for _ in range(config.accumulate):
         sample = estimate(trained(), projection, own, config.shift, config.temperature)
-        sample = sample.with_ones(task.budget.fixed.to(device))
-        masking.set(sample.mask)
+        sample = sample.with_ones(fixed)
+        masking.set(
+            sample.mask * scales_of(trained, fixed) if config.learns_scales else sample.mask
+        )
         tokens, sources = mixture.draw(config.batch, config.length, own)
         with torch.set_grad_enabled(sample.log_probability is None):
             tokens = tokens.to(device)

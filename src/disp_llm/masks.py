@@ -9,7 +9,7 @@ N entries of all sites, S sites (5 a block), L blocks.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -149,12 +149,22 @@ def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a method leaves behind: the masks of every size follow from it."""
+
+    logits: Float[Tensor, " N"]
+    """The higher, the longer an entry stays as the size falls."""
+    scales: Float[Tensor, " N"] | None = None
+    """What a kept entry is multiplied by, folded into the weights at export; None = 1 each."""
+
+
+@dataclass(frozen=True)
 class Masks:
-    """What a method chose: the kept entries and, where there are any, the logits behind them."""
+    """The entries that a size keeps, and the choice behind them."""
 
     layout: Layout
     kept: Bool[Tensor, " N"]
-    logits: Float[Tensor, " N"]
+    choice: Choice
 
     def indices(self) -> dict[str, Int[Tensor, " K"]]:
         """Sorted int64 kept indices of each site, by name."""
@@ -165,11 +175,18 @@ class Masks:
         }
 
     def save(self, path: Path) -> None:
-        """Writes kept indices under `layers.3.attn_in` and logits under
-        `logits.layers.3.attn_in`."""
-        logits = zip(self.layout.names, self.layout.split(self.logits.float()), strict=True)
-        tensors = self.indices() | {f"logits.{name}": part.clone() for name, part in logits}
+        """Writes kept indices under `layers.3.attn_in`, logits under `logits.layers.3.attn_in` and
+        scales, where there are any, under `scales.layers.3.attn_in`."""
+        tensors = self.indices()
+        for kind in CHOICE:
+            flat = getattr(self.choice, kind)
+            if flat is not None:
+                parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
+                tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
         write_tensors(path, tensors)
+
+
+CHOICE = tuple(field.name for field in fields(Choice))
 
 
 def load_masks(path: Path, layout: Layout) -> Masks:
@@ -181,19 +198,23 @@ def load_masks(path: Path, layout: Layout) -> Masks:
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            if {name for name in found if not name.startswith("logits.")} != set(layout.names):
+            if {name for name in found if name.split(".")[0] not in CHOICE} != set(layout.names):
                 raise InputError("made for another model", flag=str(path), mend="name its own run")
-            kept, logits = [], []
+            kept = []
             for name, length in zip(layout.names, layout.lengths, strict=True):
                 part = torch.zeros(length, dtype=torch.bool)
                 part[file.get_tensor(name)] = True
                 kept.append(part)
-                logits.append(file.get_tensor(f"logits.{name}"))
+            flat = {
+                kind: torch.cat([file.get_tensor(f"{kind}.{name}") for name in layout.names])
+                for kind in CHOICE
+                if f"{kind}.{layout.names[0]}" in found
+            }
     except (OSError, SafetensorError, IndexError) as error:
         raise InputError(
             f"cannot be read ({error})", flag=str(path), mend="run `disp-llm prune --resume` again"
         ) from error
-    return Masks(layout, torch.cat(kept), torch.cat(logits))
+    return Masks(layout, torch.cat(kept), Choice(**flat))
 
 
 class Masking:

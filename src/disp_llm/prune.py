@@ -37,7 +37,7 @@ from disp_llm.latency import (
     measured_share,
 )
 from disp_llm.learn import Task
-from disp_llm.masks import Masks, layout_of, load_masks, masked
+from disp_llm.masks import Choice, Masks, layout_of, load_masks, masked
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
 from disp_llm.models import Loaded, base_and_license, load, load_model, start_process
@@ -114,17 +114,17 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         base, terms = base_and_license(config.model)
         source = loaded.source | sources | {"base_model": base, "license": terms}
         run.update(source=source, dense=dense_figures(session))
-    logits = choose(config, task, session, accelerator)
+    choice = choose(config, task, session, accelerator)
     accelerator.wait_for_everyone()
     accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
         return {}
     run.update(tokens_seen=tokens_seen(config, processes))
     if config.method == "learned" and config.learn.penalty:
-        run.update(keep_by_penalty=keep_by_penalty(config, budget, logits))
-    models = make_models(session, logits, config.shares)
+        run.update(keep_by_penalty=keep_by_penalty(config, budget, choice.logits))
+    models = make_models(session, choice, config.shares)
     if config.keep_range:
-        measure_curve(session, logits, config.curve_shares)
+        measure_curve(session, choice, config.curve_shares)
     return run.update(
         models=models,
         status="done",
@@ -243,11 +243,11 @@ def dense_figures(session: Session) -> dict[str, Any]:
     }
 
 
-def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accelerator) -> Tensor:
-    """Final logits: from the masks file if the run has one, else by the method."""
+def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accelerator) -> Choice:
+    """Logits and scales: from the masks file if the run has one, else by the method."""
     path = session.run.logits_file()
     if path.exists():
-        return load_masks(path, task.budget.layout).logits
+        return load_masks(path, task.budget.layout).choice
     log = MetricsLog(session.run.metrics_file)
 
     def on_step(metrics: dict[str, Any]) -> None:
@@ -261,25 +261,28 @@ def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accel
     context = Context(
         config.scores, config.learn, session.run.folder, accelerator, on_sequence, on_step
     )
-    logits = METHODS[config.method](task, context).float().cpu()
+    found = METHODS[config.method](task, context)
+    scales = found.scales if found.scales is None else found.scales.float().cpu()
+    choice = Choice(found.logits.float().cpu(), scales)
     if accelerator.is_main_process:
-        masks_of(session, logits, config.shares[0]).save(path)
-    return logits
+        masks_of(session, choice, config.shares[0]).save(path)
+    return choice
 
 
-def masks_of(session: Session, logits: Tensor, share: float) -> Masks:
+def masks_of(session: Session, choice: Choice, share: float) -> Masks:
     """The masks of a size: the logits' projection onto its budget."""
     layout = session.budget.layout
-    return Masks(layout, project(logits, session.budget, share, session.align).kept, logits)
+    kept = project(choice.logits, session.budget, share, session.align).kept
+    return Masks(layout, kept, choice)
 
 
-def masks_in_time(session: Session, logits: Tensor, target: float) -> tuple[Masks, dict[str, Any]]:
+def masks_in_time(session: Session, choice: Choice, target: float) -> tuple[Masks, dict[str, Any]]:
     """Masks whose compact model, measured, takes the asked share of the dense one's time."""
     loaded, work = session.loaded, workload(session.settings)
 
     def measure(share: float) -> float:
         session.report(f"latency {target:g}: measuring", 0, 1, {})
-        masks = masks_of(session, logits, share)
+        masks = masks_of(session, choice, share)
         compact = exporter.compact_model(loaded.model, loaded.family, masks)
         return measured_share(loaded.model, compact, work)
 
@@ -287,11 +290,11 @@ def masks_in_time(session: Session, logits: Tensor, target: float) -> tuple[Mask
     session.report(f"latency {target:g}: measuring", 1, 1, {})
     measured = next(a["measured"] for a in attempts if a["share"] == share)
     figures = {"work": work.name, "measured_share": measured, "attempts": attempts}
-    return masks_of(session, logits, share), figures
+    return masks_of(session, choice, share), figures
 
 
 def make_models(
-    session: Session, logits: Tensor, shares: tuple[float, ...]
+    session: Session, choice: Choice, shares: tuple[float, ...]
 ) -> list[dict[str, Any]]:
     """Exports and measures every size that the run does not have yet; one entry a size."""
     have = {entry["size"]: entry for entry in session.run.result().get("models", [])}
@@ -301,25 +304,26 @@ def make_models(
         made = have.get(size, {}).get("align") == session.align and folder.is_dir()
         if not made:
             if session.settings.budget == "latency":
-                masks, timing = masks_in_time(session, logits, share)
+                masks, timing = masks_in_time(session, choice, share)
             else:
-                masks, timing = masks_of(session, logits, share), {}
+                masks, timing = masks_of(session, choice, share), {}
             have[size] = make_model(session, masks, share, timing)
             session.run.update(models=list(have.values()))
     return list(have.values())
 
 
-def measure_curve(session: Session, logits: Tensor, shares: tuple[float, ...]) -> None:
+def measure_curve(session: Session, choice: Choice, shares: tuple[float, ...]) -> None:
     """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
     loaded, budget, run = session.loaded, session.budget, session.run
     device = next(loaded.model.parameters()).device
     points = run.result().get("curve", [])
     with masked(loaded.model, loaded.family, budget.layout) as masking:
         for share in shares[len(points) :]:
-            masks = masks_of(session, logits, share)
+            masks = masks_of(session, choice, share)
             masking.set(masks.kept.float().to(device))
             counts = budget.layout.counts(masks.kept.long())
-            figures = session.measure(loaded.model, f"curve at keep {share:g}")
+            with exporter.folded(loaded.model, loaded.family, masks):
+                figures = session.measure(loaded.model, f"curve at keep {share:g}")
             points.append({"keep_asked": share, "keep": float(budget.keep(counts))} | figures)
             run.update(curve=points)
 
@@ -334,7 +338,10 @@ def make_model(
     name = f"keep {share:g}" if kind == "params" else f"{kind} {share:g}"
     masks.save(run.masks_file(size, session.first))
     device = next(loaded.model.parameters()).device
-    with masked(loaded.model, loaded.family, budget.layout) as masking:
+    with (
+        exporter.folded(loaded.model, loaded.family, masks),
+        masked(loaded.model, loaded.family, budget.layout) as masking,
+    ):
         masking.set(masks.kept.float().to(device))
         of_masked = session.measure(loaded.model, f"{name}: masked perplexity")
         folder = run.model_folder(size, session.first)
@@ -456,8 +463,8 @@ def more_sizes(
     config = replace(config, output_dir=folder, budget=replace(budget, target=shares), keep=shares)
     session, _, _ = start(config, device, report)
     session = replace(session, first=first)
-    logits = load_masks(run.logits_file(), session.budget.layout).logits
-    models = make_models(session, logits, shares)
+    choice = load_masks(run.logits_file(), session.budget.layout).choice
+    models = make_models(session, choice, shares)
     result = run.update(models=models)
     sizes = [size_name(budget.budget, share) for share in shares]
     asked = [entry for entry in models if entry["size"] in sizes]

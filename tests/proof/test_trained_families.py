@@ -144,7 +144,10 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
         kept = torch.ones(budget.layout.entries)
         if method != "dense":
             own = replace(context, folder=folder / method)  # scores of learned and Fisher differ
-            kept = project(METHODS[method](task, own), budget, 0.5).kept.float()
+            choice = METHODS[method](task, own)
+            kept = project(choice.logits, budget, 0.5).kept.float()
+            if choice.scales is not None:
+                kept = kept * choice.scales
         with masked(model, family, budget.layout) as masking:
             masking.set(kept)
             found[method] = perplexity(model, family, held_out, EvalConfig(256, 0, 40)).perplexity

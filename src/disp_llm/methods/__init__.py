@@ -1,7 +1,7 @@
 """Every way to choose masks.
 
-A method gets a `Task` and a `Context` and returns the logits of all entries; the masks of a keep
-are their projection onto the budget. Only `learned` trains anything.
+A method gets a `Task` and a `Context` and returns a `Choice`: the logits of all entries, whose
+projection onto the budget is the masks of a size, and scales. Only `learned` trains anything.
 """
 
 from collections.abc import Callable

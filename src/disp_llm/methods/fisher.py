@@ -15,6 +15,7 @@ from disp_llm.config import InputError
 from disp_llm.files import write_tensors
 from disp_llm.learn import Task
 from disp_llm.loop import generator_of
+from disp_llm.masks import Choice
 from disp_llm.methods.context import Context
 from disp_llm.mixture import Mixture
 
@@ -22,7 +23,12 @@ ROUNDS = 8
 """Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
 
 
-def fisher(task: Task, context: Context, rounds: int = ROUNDS) -> Tensor:
+def fisher(task: Task, context: Context) -> Choice:
+    """The scores as they are."""
+    return Choice(fisher_scores(task, context, ROUNDS))
+
+
+def fisher_scores(task: Task, context: Context, rounds: int) -> Tensor:
     """Scores (N), in so many rounds unless --score-rounds says otherwise.
 
     They are read from the run folder if an earlier attempt computed them. Processes share the

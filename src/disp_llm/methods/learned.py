@@ -5,21 +5,21 @@ model; which estimator, parametrisation and penalty is the recipe's choice.
 """
 
 import torch
-from torch import Tensor
 
 from disp_llm.learn import Task, learn
+from disp_llm.masks import Choice
 from disp_llm.methods.context import Context
-from disp_llm.methods.fisher import fisher
+from disp_llm.methods.fisher import fisher_scores
 from disp_llm.scores import start_logits
 
 
-def learned(task: Task, context: Context) -> Tensor:
-    """Trained logits (N)."""
+def learned(task: Task, context: Context) -> Choice:
+    """Trained logits and, where the recipe asks for them, scales."""
     device = next(task.model.parameters()).device
     start = torch.zeros(task.budget.layout.entries, device=device)
     if context.learn.start == "scores":
         middle = (min(task.keeps) + max(task.keeps)) / 2
-        start = start_logits(fisher(task, context, rounds=1), task.budget, middle)
+        start = start_logits(fisher_scores(task, context, 1), task.budget, middle)
     return learn(
         task,
         start,

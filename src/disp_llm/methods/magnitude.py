@@ -11,11 +11,11 @@ from torch import Tensor
 
 from disp_llm.compact.modeling_disp_llm import is_turned
 from disp_llm.learn import Task
-from disp_llm.masks import blocks_of
+from disp_llm.masks import Choice, blocks_of
 from disp_llm.methods.context import Context
 
 
-def magnitude(task: Task, context: Context) -> Tensor:
+def magnitude(task: Task, context: Context) -> Choice:
     """Mean squared weight of each entry (N)."""
     parts = []
     for block in blocks_of(task.model, task.family):
@@ -37,7 +37,7 @@ def magnitude(task: Task, context: Context) -> Tensor:
         if heads:
             rows = sum(linear.sum(1).view(heads, -1).sum(1) for linear in q_k_v)
             parts.append(rows + o.sum(0).view(heads, -1).sum(1))
-    return torch.cat(parts).log() - task.budget.entry_costs.to(parts[0].device).log()
+    return Choice(torch.cat(parts).log() - task.budget.entry_costs.to(parts[0].device).log())
 
 
 def _squares(linear: Any) -> Tensor:
