@@ -270,8 +270,11 @@ def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accel
 
 
 def masks_of(session: Session, choice: Choice, share: float) -> Masks:
-    """The masks of a size: the logits' projection onto its budget. Where nothing is dropped there is
-    nothing for scales to make up for, and the model is the original to the bit."""
+    """The masks of a size: the logits' projection onto its budget.
+
+    Where nothing is dropped there is nothing for scales to make up for: the model is the original
+    to the bit.
+    """
     layout = session.budget.layout
     kept = project(choice.logits, session.budget, share, session.align).kept
     return Masks(layout, kept, Choice(choice.logits) if kept.all() else choice)
