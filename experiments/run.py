@@ -1,4 +1,4 @@
-"""Runs an experiment: every variant through `disp-llm prune`, results into one committed file.
+"""Runs an experiment: every variant through `disp-llm`, results into one committed file.
 
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
@@ -19,8 +19,8 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-KEPT = ("command", "seed", "versions", "hardware", "source", "dense", "tokens_seen", "seconds",
-        "peak_memory_bytes", "keep_by_penalty")  # fmt: skip
+KEPT = ("command", "seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
+        "seconds", "peak_memory_bytes", "keep_by_penalty", "curve")  # fmt: skip
 
 
 def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
@@ -28,7 +28,8 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     stated = shlex.split(f"{experiment['common']} {variant['flags']}")
     flags = [os.path.expandvars(flag) for flag in stated]
     resume = ["--resume"] if (folder / "config.toml").exists() else []
-    command = [sys.executable, "-m", "disp_llm", "prune", *flags]
+    name = experiment.get("command", "prune")
+    command = [sys.executable, "-m", "disp_llm", name, *flags]
     done = subprocess.run(
         [*command, "--output-dir", str(folder), "--json", *resume],
         stdout=subprocess.PIPE, text=True, check=False,
@@ -39,13 +40,15 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}
     hidden = ("folder",)  # a path of the machine that it ran on
-    models = [{k: v for k, v in model.items() if k not in hidden} for model in found["models"]]
+    made = found["models"] if name == "prune" else [found["model"]]
+    models = [{k: v for k, v in model.items() if k not in hidden} for model in made]
     kept = {key: found[key] for key in KEPT if key in found}
-    kept["command"] = " ".join(["disp-llm", "prune", *stated])
+    kept.setdefault("dense", found.get("teacher") or found.get("before"))
+    kept["command"] = " ".join(["disp-llm", name, *stated])
     for text in ("text", "eval_text"):  # names of files, not where this machine has them
         kept["source"][text] = ", ".join(Path(p).name for p in found["source"][text].split(", "))
-    for model, made in zip(models, found["models"], strict=True):
-        model.update(measure(made["folder"], experiment))
+    for model, one in zip(models, made, strict=True):
+        model.update(measure(one["folder"], experiment))
     return {"name": variant["name"], **kept, "models": models}
 
 

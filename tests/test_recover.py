@@ -42,6 +42,7 @@ def test_perplexity_falls_and_the_folder_has_it(recovered):
     assert result["status"] == "done"
     assert result["tokens_seen"] == 1920
     assert result["model"]["perplexity"] < 0.9 * result["before"]["perplexity"]
+    assert 0.45 < result["model"]["keep"] <= 0.5
     assert result["teacher"]["perplexity"] > 0
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 16))
@@ -86,6 +87,7 @@ def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path
     assert result["model"]["perplexity"] < result["before"]["perplexity"]
     made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert type(made).__name__ == "LlamaForCausalLM"
+    assert result["model"]["keep"] == 1
 
 
 @pytest.mark.parametrize("how", ["full", "lora"])

@@ -125,7 +125,7 @@ class LearnConfig:
     """The λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
     learning_rate: float = 0.05
     """Peak step size on the logits, or on the hypernetwork's weights."""
-    scale_rate: float = 0.02
+    scale_rate: float = 0.01
     """Step size of a scale that every kept entry learns beside its mask, folded into the weights at
     export: it makes up for what has gone. 0 = none: the kept weights stay as they are. Not with
     policy_gradient."""

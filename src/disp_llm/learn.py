@@ -33,6 +33,10 @@ from disp_llm.masks import Choice, Masking, blocks_of, masked
 from disp_llm.mixture import Mixture
 from disp_llm.text import Corpus
 
+SMALL_FIRST = 1.5
+"""Exponent of the uniform number that draws a keep: small sizes, which are harder, come more often.
+"""
+
 WORTH_COMPILING = 60
 """Steps; below, compiling takes longer than it saves."""
 
@@ -56,7 +60,7 @@ class Task:
 
     def keep_at(self, noise: torch.Generator) -> float:
         low, high = min(self.keeps), max(self.keeps)
-        return low + (high - low) * float(torch.rand((), generator=noise))
+        return low + (high - low) * float(torch.rand((), generator=noise)) ** SMALL_FIRST
 
 
 def learn(

@@ -88,7 +88,8 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
     for parameter in made.parameters():
         parameter.data = parameter.data.to(loaded.dtype)
     exported = write_folder(made, loaded.tokenizer, run.folder / "model", command.max_shard_size)
-    figures = measure(made, "perplexity after") | _sizes(made, loaded.family, exported)
+    sizes = _sizes(made, loaded.family, exported, read_facts(command.folder).get("dense", {}))
+    figures = measure(made, "perplexity after") | sizes
     result = run.update(
         model=figures | {"folder": str(exported.folder)},
         tokens_seen=steps * tokens_of_step(command) * accelerator.num_processes,
@@ -239,9 +240,15 @@ def tokens_of_step(command: RecoverCommand) -> int:
     return command.length * command.batch * command.accumulate
 
 
-def _sizes(model: PreTrainedModel, family: Family, exported: Exported) -> dict[str, int]:
+def _sizes(
+    model: PreTrainedModel, family: Family, exported: Exported, dense: dict[str, Any]
+) -> dict[str, Any]:
+    """Of the result, and as shares of the original's (of its own, where it is no pruned model)."""
+    blocks = count_block_parameters(model, family)
     return {
+        "keep": blocks / dense.get("block_parameters", blocks),
+        "keep_total": exported.parameters / dense.get("parameters", exported.parameters),
         "parameters": exported.parameters,
-        "block_parameters": count_block_parameters(model, family),
+        "block_parameters": blocks,
         "bytes": exported.bytes,
     }
