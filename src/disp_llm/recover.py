@@ -24,7 +24,7 @@ from disp_llm.config import InputError, MachineConfig, RecoverCommand
 from disp_llm.evaluate import perplexity
 from disp_llm.export import Exported, count_block_parameters, write_folder
 from disp_llm.families import Family
-from disp_llm.learn import checkpointed_blocks
+from disp_llm.learn import checkpointed_blocks, worth_compiling
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import Teacher, head_of, token_losses
 from disp_llm.mixture import Mixture
@@ -184,6 +184,8 @@ def train_weights(
             generator_of(command.machine.seed, 4),
         )
 
+    compiling = worth_compiling(steps, device)
+
     def backward(step: int) -> dict[str, Any]:
         own = generator_of(command.machine.seed, 5, step, accelerator.process_index)
         mixture.update(step, accelerator)
@@ -191,7 +193,9 @@ def train_weights(
         for _ in range(command.accumulate):
             tokens, sources = mixture.draw(command.batch, command.length, own)
             with computing_in(loaded.dtype, device):
-                losses = token_losses(model, head, tokens.to(device), teacher).mean(-1)  # (B)
+                losses = token_losses(model, head, tokens.to(device), teacher, compiling).mean(
+                    -1
+                )  # (B)
             mixture.saw(sources, losses)
             (losses.mean() / command.accumulate).backward()
             mean += float(losses.detach().mean()) / command.accumulate
