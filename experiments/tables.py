@@ -101,22 +101,25 @@ def readme_table() -> list[str]:
     """The headline: one size a column."""
     results = json.loads((HERE / "results" / "headline.json").read_text())
     keeps = sorted({m["keep_asked"] for r in results for m in r["models"]}, reverse=True)
-    lines = ["| | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | seconds |"]
-    lines.append("|---|" + "---:|" * (len(keeps) + 1))
+    lines = ["| | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | tokens | seconds |"]
+    lines.append("|---|" + "---:|" * (len(keeps) + 2))
     for result in results:
         by_keep = {model["keep_asked"]: figure(model) for model in result["models"]}
         cells = " | ".join(by_keep.get(keep, "") for keep in keeps)
-        lines.append(f"| {result['name']} | {cells} | {result['seconds']:.0f} |")
-    dense, hardware = results[0]["dense"], results[0]["hardware"]
+        tokens = f"{result['tokens_seen'] / 1e3:.0f} k"
+        lines.append(f"| {result['name']} | {cells} | {tokens} | {result['seconds']:.0f} |")
+    dense = results[0]["dense"]
+    machines = list(dict.fromkeys(r["hardware"]["cpu"] for r in results))
+    threads = results[0]["hardware"]["threads"]
     shares = {m["keep_asked"]: m["keep_total"] for r in results for m in r["models"]}
     totals = ", ".join(f"{shares[keep]:.1%}" for keep in keeps)
     lines += [
         "",
         "SmolLM2-135M, WikiText-2 perplexity ± standard error "
         f"(dense {figure(dense)}) over the first 16 windows of {dense['window']:,} tokens of the "
-        "raw test text; masks learned on the valid and the first 8.9 % of the train text, 89 k "
-        "tokens (Fisher: 12 k); weights untouched. "
-        f"Of *all* parameters {totals} stay. {hardware['cpu']}, {hardware['threads']} threads, "
+        "raw test text; learned on the valid and the first 8.9 % of the train text. Masks only: the "
+        "kept weights are the original's; default: each kept entry has learned a scale as well. "
+        f"Of *all* parameters {totals} stay. {' and '.join(machines)}, {threads} threads, "
         "bfloat16; seconds are of the whole command. From "
         "[experiments/results/headline.json](experiments/results/headline.json); more in "
         "[docs/reproduce.md](docs/reproduce.md).",

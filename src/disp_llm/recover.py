@@ -207,7 +207,10 @@ def train_weights(
             log.append(metrics)
             report("training", metrics["step"], steps, metrics)
 
-    with checkpointed_blocks(model, family, command.gradient_checkpointing):
+    with (
+        checkpointed_blocks(model, family, command.gradient_checkpointing),
+        torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
+    ):
         folder = command.output_dir / "checkpoint"
         both = nn.ModuleDict({"model": model, "mixture": mixture})
         train(both, optimizer, backward, pace, folder, accelerator, on_step)
