@@ -117,8 +117,8 @@ def readme_table() -> list[str]:
         "",
         "SmolLM2-135M, WikiText-2 perplexity ± standard error "
         f"(dense {figure(dense)}) over the first 16 windows of {dense['window']:,} tokens of the "
-        "raw test text; learned on the valid and the first 8.9 % of the train text. Masks only: the "
-        "kept weights are the original's; default: each kept entry has learned a scale as well. "
+        "raw test text; learned on the valid and the first 8.9 % of the train text. Masks only: "
+        "the kept weights are the original's; default: each kept entry has learned a scale too. "
         f"Of *all* parameters {totals} stay. {' and '.join(machines)}, {threads} threads, "
         "bfloat16; seconds are of the whole command. From "
         "[experiments/results/headline.json](experiments/results/headline.json); more in "
