@@ -74,6 +74,7 @@ def parse(arguments: list[str]) -> settings.Command:
         | Annotated[
             settings.RecoverCommand, subcommand("recover", default=_recover_default(arguments))
         ]
+        | Annotated[settings.CompareCommand, subcommand("compare")]
         | Annotated[settings.EvalCommand, subcommand("eval")]
         | Annotated[settings.DoctorCommand, subcommand("doctor")]
         | Annotated[settings.BenchCommand, subcommand("bench")]
@@ -231,6 +232,23 @@ def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
     return result
 
 
+def run_compare(command: settings.CompareCommand) -> dict[str, Any]:
+    """`disp-llm compare`"""
+    settings.check_keep(command.keep)
+    settings.check_text(command.text)
+    settings.check_evaluation(command.evaluation)
+    from disp_llm.compare import compare
+    from disp_llm.plots import draw_comparison
+    from disp_llm.show import progress, show_comparison
+
+    with progress() as report:
+        result = compare(command, report)
+    show_comparison(result)
+    if any(row["error"] is None for row in result["rows"]):
+        draw_comparison(result, command.output_dir / "compare.png")
+    return result
+
+
 def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
     """`disp-llm eval`"""
     settings.check_evaluation(command.evaluation)
@@ -313,6 +331,7 @@ COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.PruneConfig: run_prune,
     settings.ExportCommand: run_export,
     settings.RecoverCommand: run_recover,
+    settings.CompareCommand: run_compare,
     settings.EvalCommand: run_eval,
     settings.DoctorCommand: run_doctor,
     settings.BenchCommand: run_bench,

@@ -31,7 +31,7 @@ SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"
 HEADS: Site = "heads"
 """A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
 Schedule = Literal["cosine", "constant"]
-Method = Literal["learned", "fisher", "magnitude", "random"]
+MethodName = Literal["learned", "fisher", "taylor", "flap", "wanda", "magnitude", "random"]
 
 
 class InputError(ValueError):
@@ -206,12 +206,14 @@ class PruneConfig:
     """The run folder."""
     recipe: str = "default"
     """Name of a shipped recipe, or a TOML file; flags override it."""
-    method: Method = "learned"
+    method: MethodName = "learned"
     """How masks are chosen."""
-    sites: tuple[Site, ...] = SITES
-    """Where dimensions may be dropped; the other sites stay whole. mlp_mid alone gives a model that
-    other formats can hold, such as GGUF. `heads`, added to the others, also drops KV heads with
-    their queries: the KV cache shrinks, but vLLM cannot serve the result."""
+    sites: tuple[Site, ...] = ()
+    """Where dimensions may be dropped; the other sites stay whole. Default: where the method drops
+    them, the five sites of DISP-LLM or, for flap, taylor and wanda, mlp_mid and heads. mlp_mid
+    alone gives a model that other formats can hold, such as GGUF. `heads`, added to the others,
+    also drops KV heads with their queries: the KV cache shrinks, but vLLM cannot serve the
+    result."""
     resume: bool = False
     """Go on where the run in --output-dir stopped."""
     json: bool = False
@@ -294,6 +296,28 @@ class RecoverCommand:
     """Largest file of weights."""
     resume: bool = False
     """Go on where the run in --output-dir stopped."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    text: TextConfig = field(default_factory=TextConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Methods side by side: same model, text, budget, exporter and evaluation."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Hub id, local folder, or smollm2-135m."""
+    methods: tuple[MethodName | Literal["all"], ...] = ("all",)
+    """Which; `learned` is ours."""
+    keep: tuple[float, ...] = (0.8, 0.7, 0.5)
+    """Share of block parameters that stays, in (0, 1]."""
+    output_dir: Path = Path("comparison")
+    """Gets compare.json, compare.md, compare.png and a run folder a method. Rows that are there are
+    not made again."""
+    steps: int = 150
+    """Of methods that learn."""
     json: bool = False
     """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -425,6 +449,7 @@ Command = (
     PruneConfig
     | ExportCommand
     | RecoverCommand
+    | CompareCommand
     | EvalCommand
     | DoctorCommand
     | BenchCommand
@@ -528,8 +553,8 @@ def check(config: PruneConfig) -> None:
     """
     check_shares(config.keep, config.budget)
     check_range(config)
-    if not config.sites or len(set(config.sites)) < len(config.sites):
-        raise InputError("empty or repeated", flag="--sites", mend="give each site once")
+    if len(set(config.sites)) < len(config.sites):
+        raise InputError("repeated", flag="--sites", mend="give each site once")
     known = (*SITES, HEADS)
     for site in set(config.sites) - set(known):
         raise InputError(

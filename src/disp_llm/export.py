@@ -22,60 +22,83 @@ from disp_llm.compact.modeling_disp_llm import is_turned, linear_at, widths_of
 from disp_llm.config import HEADS, SITES
 from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
-from disp_llm.masks import Masks, blocks_of
+from disp_llm.masks import Layout, Masks, blocks_of
 
 
 @contextlib.contextmanager
 def folded(model: PreTrainedModel, family: Family, masks: Masks) -> Iterator[None]:
-    """While the context lasts, the weights of the blocks carry the scales of the kept entries.
+    """While the context lasts, the blocks carry what the choice has beside its masks.
 
     A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
-    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. Products
-    are rounded to the model's dtype, so that what is then masked is what is then exported.
+    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. The mean
+    of what dropped columns of a layer that writes would have added becomes its bias. Products are
+    rounded to the model's dtype, so that what is then masked is what is then exported.
     """
-    scales = masks.choice.scales
-    if scales is None:
+    choice = masks.choice
+    if choice.scales is None and choice.means is None:
         yield
         return
-    kept = torch.where(masks.kept, scales.cpu(), 1.0)
-    parts = iter(masks.layout.split(kept))
-    before: list[tuple[nn.Parameter, Tensor]] = []
+    scales = torch.ones(masks.layout.entries) if choice.scales is None else choice.scales.cpu()
+    parts = iter(masks.layout.split(torch.where(masks.kept, scales, 1.0)))
+    kept = iter(masks.layout.split(masks.kept))
+    means = iter(() if choice.means is None else choice.means.split(writer_widths(masks.layout)))
+    before: list[tuple[Any, str, nn.Parameter | None]] = []
     for block, shape in zip(blocks_of(model, family), masks.layout.blocks, strict=True):
         s1, s2, s3, s4, s5, *heads = (next(parts) for _ in masks.layout.sites)
-        through = heads[0].repeat_interleave(shape.q // shape.heads) if heads else None
-        for branch, reads, writes, out in (
-            (family.attention, s1, through, s2),
-            (family.mlp, s3, s4, s5),
+        stays = [next(kept) for _ in masks.layout.sites]
+        through, heard = None, torch.ones(shape.q, dtype=torch.bool)
+        if heads:
+            through, heard = (
+                of_head.repeat_interleave(shape.q // shape.heads)
+                for of_head in (heads[0], stays[-1])
+            )
+        for branch, reads, writes, out, remaining in (
+            (family.attention, s1, through, s2, heard),
+            (family.mlp, s3, s4, s5, stays[3]),
         ):
             for path in branch.reads:
-                _scale(linear_at(block, path), reads, None, before)
-            _scale(linear_at(block, branch.writes), writes, out, before)
+                _replace(linear_at(block, path), reads, None, None, before)
+            mean = next(means, None)
+            gone = None if mean is None else mean.masked_fill(remaining, 0.0)
+            _replace(linear_at(block, branch.writes), writes, out, gone, before)
     try:
         yield
     finally:
-        for parameter, weight in before:
-            parameter.data = weight
+        for linear, name, parameter in before:
+            setattr(linear, name, parameter)
 
 
-def _scale(
+def writer_widths(layout: Layout) -> list[int]:
+    """Inputs of the layers that write, block by block: attention's, then the MLP's."""
+    return [width for block in layout.blocks for width in (block.q, block.intermediate)]
+
+
+def _replace(
     linear: Any,
     inputs: Tensor | None,
     outputs: Tensor | None,
-    before: list[tuple[nn.Parameter, Tensor]],
+    gone: Tensor | None,
+    before: list[tuple[Any, str, nn.Parameter | None]],
 ) -> None:
-    """Multiplies a layer's weights, and its bias by `outputs`; what they were is appended."""
+    """Gives a layer scaled weights and a bias that carries the mean inputs that have gone; what was
+    there is appended to `before`."""
+    device, dtype = linear.weight.device, linear.weight.dtype
     weight = linear.weight.detach().float()
-    turned = weight.T if is_turned(linear) else weight  # (outputs, inputs)
+    weight = weight.T if is_turned(linear) else weight  # (outputs, inputs)
+    bias = None if linear.bias is None else linear.bias.detach().float()
+    if gone is not None:
+        added = weight @ gone.to(device)
+        bias = added if bias is None else bias + added
     if inputs is not None:
-        turned = turned * inputs.to(weight.device)
+        weight = weight * inputs.to(device)
     if outputs is not None:
-        turned = turned * outputs.to(weight.device)[:, None]
-    made = [(linear.weight, (turned.T if is_turned(linear) else turned).contiguous())]
-    if outputs is not None and linear.bias is not None:
-        made.append((linear.bias, linear.bias.detach().float() * outputs.to(weight.device)))
-    for parameter, new in made:
-        before.append((parameter, parameter.data))
-        parameter.data = new.to(parameter.dtype)
+        weight = weight * outputs.to(device)[:, None]
+        bias = None if bias is None else bias * outputs.to(device)
+    made = {"weight": (weight.T if is_turned(linear) else weight).contiguous(), "bias": bias}
+    for name, new in made.items():
+        if new is not None:
+            before.append((linear, name, getattr(linear, name)))
+            setattr(linear, name, nn.Parameter(new.to(dtype), requires_grad=False))
 
 
 def compact_config(model: PreTrainedModel, family: Family, masks: Masks):
@@ -88,6 +111,8 @@ def compact_config(model: PreTrainedModel, family: Family, masks: Masks):
     for key in ("model_type", "architectures", "quantization_config", "transformers_version"):
         values.pop(key, None)
     values["disp_llm"] = family.as_dict() | {"widths": dict(zip(sites, widths, strict=True))}
+    if masks.choice.means is not None:
+        values["disp_llm"]["biases"] = True
     values["auto_map"] = {
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
         "AutoModel": f"modeling_disp_llm.{base.__name__}",
@@ -224,6 +249,19 @@ def write_folder(
         compact.save_pretrained(temporary, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(temporary)
     return Exported(folder, count_parameters(compact), weight_bytes(folder))
+
+
+def added_biases(masks: Masks, family: Family, model: PreTrainedModel) -> int:
+    """Numbers of biases that the compact model has and the dense one has not."""
+    if masks.choice.means is None:
+        return 0
+    counts = masks.layout.counts(masks.kept.long()).view(len(masks.layout.blocks), -1).tolist()
+    return sum(
+        count[site]
+        for block, count in zip(blocks_of(model, family), counts, strict=True)
+        for branch, site in ((family.attention, 1), (family.mlp, 4))
+        if linear_at(block, branch.writes).bias is None
+    )
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -9,7 +9,7 @@ N entries of all sites, S sites (5 a block), L blocks.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,9 @@ class Choice:
     """The higher, the longer an entry stays as the size falls."""
     scales: Float[Tensor, " N"] | None = None
     """What a kept entry is multiplied by, folded into the weights at export; None = 1 each."""
+    means: Float[Tensor, " M"] | None = None
+    """Mean inputs of the layers that write, block by block (attention's q, then the MLP's F): what
+    a dropped one adds on average becomes a bias at export; None = no biases."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,9 @@ class Masks:
         """Writes kept indices under `layers.3.attn_in`, logits under `logits.layers.3.attn_in` and
         scales, where there are any, under `scales.layers.3.attn_in`."""
         tensors = self.indices()
-        for kind in CHOICE:
+        if self.choice.means is not None:
+            tensors["means"] = self.choice.means.float()
+        for kind in BY_ENTRY:
             flat = getattr(self.choice, kind)
             if flat is not None:
                 parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
@@ -186,7 +191,8 @@ class Masks:
         write_tensors(path, tensors)
 
 
-CHOICE = tuple(field.name for field in fields(Choice))
+BY_ENTRY = ("logits", "scales")
+"""Parts of a choice that have a number for every entry."""
 
 
 def load_masks(path: Path, layout: Layout) -> Masks:
@@ -198,7 +204,8 @@ def load_masks(path: Path, layout: Layout) -> Masks:
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            if {name for name in found if name.split(".")[0] not in CHOICE} != set(layout.names):
+            others = {"means", *(f"{kind}.{name}" for kind in BY_ENTRY for name in layout.names)}
+            if found - others != set(layout.names):
                 raise InputError("made for another model", flag=str(path), mend="name its own run")
             kept = []
             for name, length in zip(layout.names, layout.lengths, strict=True):
@@ -207,9 +214,11 @@ def load_masks(path: Path, layout: Layout) -> Masks:
                 kept.append(part)
             flat = {
                 kind: torch.cat([file.get_tensor(f"{kind}.{name}") for name in layout.names])
-                for kind in CHOICE
+                for kind in BY_ENTRY
                 if f"{kind}.{layout.names[0]}" in found
             }
+            if "means" in found:
+                flat["means"] = file.get_tensor("means")
     except (OSError, SafetensorError, IndexError) as error:
         raise InputError(
             f"cannot be read ({error})", flag=str(path), mend="run `disp-llm prune --resume` again"

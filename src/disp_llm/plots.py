@@ -16,7 +16,6 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     points, dense = result["curve"], result["dense"]["perplexity"]
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
@@ -34,12 +33,7 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
             xytext=(6, 6), textcoords="offset points", fontsize=8,
         )  # fmt: skip
     axes.axhline(dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    ticks = (5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 500, 1000)
-    top = max(point["perplexity"] for point in points) * 1.25
-    axes.set_yticks([tick for tick in ticks if dense * 0.8 < tick < top])
+    _logarithmic(axes, dense, max(point["perplexity"] for point in points))
     axes.invert_xaxis()
     axes.set_xlabel("keep: share of block parameters")
     axes.set_ylabel("perplexity")
@@ -48,6 +42,52 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     with atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+
+
+def draw_comparison(result: dict[str, Any], path: Path) -> None:
+    """Perplexity against block parameters, a line a method.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    good = [row for row in result["rows"] if row["error"] is None]
+    for place, method in enumerate(dict.fromkeys(row["method"] for row in good)):
+        rows = sorted((r for r in good if r["method"] == method), key=lambda row: row["keep"])
+        ours = method == "learned"
+        axes.plot(
+            [row["block_parameters"] / 1e6 for row in rows], [row["perplexity"] for row in rows],
+            marker="os^vDP*X"[place % 8], markersize=5, label=method,
+            color=PRUNED if ours else None, linewidth=2.4 if ours else 1.2,
+        )  # fmt: skip
+    dense = result["dense"]["perplexity"]
+    axes.axhline(dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}")
+    _logarithmic(axes, dense, max(row["perplexity"] for row in good))
+    axes.invert_xaxis()
+    axes.set_xlabel("block parameters, millions")
+    axes.set_ylabel("perplexity")
+    axes.set_title(result["asked"]["model"], fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+
+
+def _logarithmic(axes: Any, low: float, high: float) -> None:
+    """A logarithmic axis of perplexities with round numbers on it."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
+    ticks = [step * 10**power for power in range(6) for step in steps]
+    axes.set_yticks([tick for tick in ticks if low * 0.8 < tick < high * 1.25])
 
 
 def draw_bench(result: dict[str, Any], path: Path) -> None:

@@ -179,7 +179,8 @@ def first_size(config: PruneConfig) -> str:
 
 def budget_of(config: PruneConfig, loaded: Loaded, align: int, report: Report) -> Budget:
     """Counts what the settings name; times compact models first where that is latency."""
-    settings, layout = config.budget, layout_of(loaded.model, loaded.family, HEADS in config.sites)
+    sites = config.sites or METHODS[config.method].sites
+    settings, layout = config.budget, layout_of(loaded.model, loaded.family, HEADS in sites)
     parameters = exporter.count_parameters(loaded.model)
     head = exporter.head_weight(loaded.model)
     if settings.budget == "flops":
@@ -197,7 +198,7 @@ def budget_of(config: PruneConfig, loaded: Loaded, align: int, report: Report) -
         )
     else:
         prices = None
-    return Budget(layout, prices, config.sites)
+    return Budget(layout, prices, sites)
 
 
 def workload(settings: BudgetConfig) -> Work:
@@ -219,8 +220,9 @@ def tokens_seen(config: PruneConfig, processes: int) -> int:
 
 def scores_text(config: PruneConfig) -> bool:
     """Whether the method reads calibration sequences."""
-    from_scores = config.method == "learned" and config.learn.start == "scores"
-    return from_scores or config.method == "fisher"
+    if config.method == "learned":
+        return config.learn.start == "scores"
+    return METHODS[config.method].reads_text
 
 
 def keep_by_penalty(config: PruneConfig, budget: Budget, logits: Tensor) -> float:
@@ -261,9 +263,9 @@ def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accel
     context = Context(
         config.scores, config.learn, session.run.folder, accelerator, on_sequence, on_step
     )
-    found = METHODS[config.method](task, context)
-    scales = found.scales if found.scales is None else found.scales.float().cpu()
-    choice = Choice(found.logits.float().cpu(), scales)
+    found = METHODS[config.method].choose(task, context)
+    parts = {name: part for name, part in vars(found).items() if part is not None}
+    choice = Choice(**{name: part.float().cpu() for name, part in parts.items()})
     if accelerator.is_main_process:
         masks_of(session, choice, config.shares[0]).save(path)
     return choice
@@ -361,6 +363,7 @@ def make_model(
     dense = run.result()["dense"]
     block_parameters = exporter.count_block_parameters(compact, loaded.family)
     predicted = dense["parameters"] - budget.removed_parameters(counts)
+    predicted += exporter.added_biases(masks, loaded.family, loaded.model)
     assert predicted == exported.parameters, (predicted, exported.parameters)
     figures = {
         "size": size,

@@ -127,6 +127,28 @@ def show_recovery(result: dict[str, Any]) -> None:
     )
 
 
+def show_comparison(result: dict[str, Any]) -> None:
+    """A row a method, a column a size."""
+    keeps = result["asked"]["keep"]
+    table = Table(title=f"{result['asked']['model']}, perplexity")
+    table.add_column("method")
+    for keep in keeps:
+        table.add_column(f"keep {keep:g}", justify="right")
+    table.add_column("tokens", justify="right")
+    table.add_column("s", justify="right")
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = {row["keep_asked"]: row for row in result["rows"] if row["method"] == method}
+        first = next(iter(rows.values()))
+        if first["error"]:
+            table.add_row(method, first["error"])
+            continue
+        figures = (with_error(rows[keep]) if keep in rows else "" for keep in keeps)
+        table.add_row(method, *figures, f"{first['tokens_seen']:,}", f"{first['seconds']:.0f}")
+    console.print(table)
+    if "dense" in result:
+        console.print(f"dense {with_error(result['dense'])}")
+
+
 def show_evaluation(result: dict[str, Any]) -> None:
     """What was measured, and over what."""
     console.print(

@@ -144,7 +144,7 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
         kept = torch.ones(budget.layout.entries)
         if method != "dense":
             own = replace(context, folder=folder / method)  # scores of learned and Fisher differ
-            choice = METHODS[method](task, own)
+            choice = METHODS[method].choose(task, own)
             kept = project(choice.logits, budget, 0.5).kept.float()
             if choice.scales is not None:
                 kept = kept * choice.scales

@@ -10,6 +10,7 @@ every architecture: a class is made when it is asked for by name.
         "mlp": {...},                             # module paths are relative to a block
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
                                                   # and "heads": KV heads, where some have gone
+        "biases": True,                           # where the layers that write have gained one
     }
 """
 

@@ -109,6 +109,8 @@ def shrink(base: Any, disp: dict) -> None:
                 full_out = widths_of(linear)[1]
                 of_attention = of_heads(base.config, width, full_out)
                 cut(linear, kept_in, of_attention if middle is None else middle * branch["fused"])
+            if disp.get("biases") and writes.bias is None:
+                writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
             of_attention = of_heads(base.config, width, widths_of(writes)[0])
             cut(writes, of_attention if middle is None else middle, kept_out)
             if kept_in < full:

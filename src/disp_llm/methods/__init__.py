@@ -1,19 +1,45 @@
 """Every way to choose masks.
 
 A method gets a `Task` and a `Context` and returns a `Choice`: the logits of all entries, whose
-projection onto the budget is the masks of a size, and scales. Only `learned` trains anything.
+projection onto the budget is the masks of a size, and what else the export is to do. Only `learned`
+trains anything.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from disp_llm.config import HEADS, SITES, MethodName
+from disp_llm.learn import Task
+from disp_llm.masks import Choice
+from disp_llm.methods.context import Context
 from disp_llm.methods.fisher import fisher
+from disp_llm.methods.flap import flap
 from disp_llm.methods.learned import learned
 from disp_llm.methods.magnitude import magnitude
 from disp_llm.methods.random import random
+from disp_llm.methods.taylor import taylor
+from disp_llm.methods.wanda import wanda
 
-METHODS: dict[str, Callable] = {
-    "learned": learned,
-    "fisher": fisher,
-    "magnitude": magnitude,
-    "random": random,
+COUPLED = ("mlp_mid", HEADS)
+"""The structures of methods that leave the residual stream alone."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose, and where it drops entries unless --sites says otherwise."""
+
+    choose: Callable[[Task, Context], Choice]
+    sites: tuple[str, ...] = SITES
+    reads_text: bool = True
+    """Whether it takes calibration sequences."""
+
+
+METHODS: dict[MethodName, Method] = {
+    "learned": Method(learned),
+    "fisher": Method(fisher),
+    "taylor": Method(taylor, COUPLED),
+    "flap": Method(flap, COUPLED),
+    "wanda": Method(wanda, COUPLED),
+    "magnitude": Method(magnitude, reads_text=False),
+    "random": Method(random, reads_text=False),
 }

@@ -1,0 +1,177 @@
+"""Rival methods: each follows its formula, and one command puts them side by side."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+from conftest import byte_tokenizer, run_command, tiny_model
+
+from disp_llm.budget import Budget, project
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.config import LearnConfig, ScoreConfig
+from disp_llm.export import compact_model, folded
+from disp_llm.families import FAMILIES, family_of
+from disp_llm.learn import Task
+from disp_llm.loop import generator_of
+from disp_llm.masks import Masks, layout_of, masked
+from disp_llm.methods import COUPLED, METHODS
+from disp_llm.methods.activations import input_moments
+from disp_llm.methods.context import Context
+from disp_llm.mixture import Mixture
+from disp_llm.text import Corpus, tokenize
+
+WHOLE_HEADS = sorted(name for name, family in FAMILIES.items() if family.whole_heads)
+
+
+def task_of(model_type: str, text: str) -> Task:
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    budget = Budget(layout_of(model, family, heads=True), sites=COUPLED)
+    corpus = Corpus((tokenize([text], byte_tokenizer()),))
+    return Task(model, family, corpus, budget, (0.6,), align=1, seed=0)
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
+    nothing = lambda *progress: None  # noqa: E731
+    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
+
+
+def parts_of(task: Task, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(zip(task.budget.layout.names, task.budget.layout.split(flat), strict=True))
+
+
+def test_moments_are_those_of_what_enters_the_layer(context, text_file):
+    task = task_of("llama", text_file.read_text())
+    windows, _ = Mixture(task.corpus).draw(4, 32, generator_of(task.seed, 0))
+    seen = []
+    layer = task.model.model.layers[1].mlp.down_proj
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    task.model(windows)
+    handle.remove()
+    inputs = seen[0].flatten(0, 1).double()
+    _, found = input_moments(task, context)[1]
+    torch.testing.assert_close(found.mean, inputs.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.variance, inputs.var(0, correction=0), rtol=1e-3, atol=1e-6)
+
+
+def test_flap_ranks_by_fluctuation_and_standardises(context, text_file):
+    task = task_of("llama", text_file.read_text())
+    parts = parts_of(task, METHODS["flap"].choose(task, context).logits)
+    middle = parts["layers.2.mlp_mid"]
+    assert float(middle.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(middle.std()) == pytest.approx(1, abs=1e-4)
+    _, found = input_moments(task, context)[2]
+    weight = task.model.model.layers[2].mlp.down_proj.weight
+    fluctuation = found.variance * weight.double().square().sum(0)
+    assert torch.equal(middle.argsort(), fluctuation.argsort())
+
+
+def test_flap_bias_restores_the_mean_output(context, text_file):
+    """A layer whose dropped inputs never vary gives the same output as before."""
+    task = task_of("llama", text_file.read_text())
+    choice = METHODS["flap"].choose(task, context)
+    kept = project(choice.logits, task.budget, 0.6).kept
+    masks = Masks(task.budget.layout, kept, choice)
+    down = task.model.model.layers[0].mlp.down_proj
+    stays = parts_of(task, kept)["layers.0.mlp_mid"]
+    _, found = input_moments(task, context)[0]
+    wanted = down(found.mean.float())
+    with folded(task.model, task.family, masks):
+        got = down(torch.where(stays, found.mean.float(), 0.0))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert down.bias is None
+
+
+@pytest.mark.parametrize("method", ["flap", "wanda", "taylor"])
+@pytest.mark.parametrize("model_type", WHOLE_HEADS)
+def test_exported_equals_masked_for_methods_with_heads_and_biases(
+    context, text_file, model_type, method
+):
+    task = task_of(model_type, text_file.read_text())
+    choice = METHODS[method].choose(task, context)
+    kept = project(choice.logits, task.budget, 0.6).kept | task.budget.fixed
+    masks = Masks(task.budget.layout, kept, choice)
+    tokens = torch.randint(4, 320, (2, 19))
+    with (
+        folded(task.model, task.family, masks),
+        masked(task.model, task.family, task.budget.layout) as masking,
+    ):
+        masking.set(kept.float())
+        wanted = task.model(tokens).logits
+        compact = compact_model(task.model, task.family, masks)
+    got = compact(tokens).logits
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    block = compact.base_model.get_submodule(task.family.blocks)[0]
+    if method == "flap":
+        assert linear_at(block, task.family.mlp.writes).bias is not None
+
+
+def test_wanda_and_taylor_take_the_same_share_of_every_block(context, text_file):
+    task = task_of("llama", text_file.read_text())
+    for method in ("wanda", "taylor"):
+        kept = project(METHODS[method].choose(task, context).logits, task.budget, 0.6).kept
+        middles = [part for name, part in parts_of(task, kept).items() if "mlp_mid" in name]
+        counts = [int(part.sum()) for part in middles]
+        assert max(counts) - min(counts) <= 1, (method, counts)
+
+
+@pytest.fixture(scope="module")
+def comparison(llama_folder, text_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "all"
+    command = [
+        "compare", llama_folder, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
+        "--output-dir", folder, "--context", 32, "--windows", 4, "--dtype", "float32", "--json",
+    ]  # fmt: skip
+    done = run_command(*command)
+    assert done.returncode == 0, done.stderr
+    return folder, command, json.loads(done.stdout)
+
+
+def test_every_method_has_a_row_a_size(comparison):
+    folder, _, result = comparison
+    assert {(row["method"], row["keep_asked"]) for row in result["rows"]} == {
+        (method, keep) for method in METHODS for keep in (0.8, 0.5)
+    }
+    for row in result["rows"]:
+        assert row["error"] is None, row
+        assert row["keep"] <= row["keep_asked"]
+        assert row["perplexity"] > 1
+    assert result["dense"]["perplexity"] > 1
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+    table = (folder / "compare.md").read_text()
+    assert all(f"| {method} |" in table for method in METHODS)
+    flap = transformers.AutoModelForCausalLM.from_pretrained(folder / "flap" / "model-0.5")
+    assert flap.model.layers[0].mlp.down_proj.bias is not None
+
+
+def test_going_on_makes_only_what_is_missing(comparison):
+    folder, command, before = comparison
+    rows = [row for row in before["rows"] if row["method"] != "wanda"]
+    (folder / "compare.json").write_text(json.dumps(before | {"rows": rows}))
+    done = run_command(*command)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)["rows"]
+    key = lambda row: (row["method"], row["keep_asked"])  # noqa: E731
+    assert sorted(again, key=key) == sorted(before["rows"], key=key)
+    other = run_command("compare", command[1], "--keep", 0.7, "--output-dir", folder)
+    assert other.returncode == 2
+    assert "compares something else" in other.stderr
+
+
+def test_a_method_that_fails_leaves_rows_that_say_why(text_file, tmp_path):
+    model = tmp_path / "neox"
+    tiny_model("gpt_neox").save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    done = run_command(
+        "compare", model, "--methods", "flap", "random", "--keep", 0.8, "--text", text_file,
+        "--output-dir", tmp_path / "out", "--context", 32, "--windows", 2, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    flap, random = json.loads(done.stdout)["rows"]
+    assert "cannot lose whole heads" in flap["error"]
+    assert flap["perplexity"] is None
+    assert random["error"] is None
