@@ -70,7 +70,8 @@ def test_every_variant_of_every_experiment_parses(path):
     names = [variant["name"] for variant in experiment["variant"]]
     assert len(set(names)) == len(names)
     for variant in experiment["variant"]:
-        parse(["prune", *shlex.split(f"{experiment['common']} {variant['flags']}")])
+        command = experiment.get("command", "prune")
+        parse([command, *shlex.split(f"{experiment['common']} {variant['flags']}")])
 
 
 def test_make_targets_of_the_readme_exist():

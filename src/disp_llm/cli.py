@@ -75,6 +75,7 @@ def parse(arguments: list[str]) -> settings.Command:
             settings.RecoverCommand, subcommand("recover", default=_recover_default(arguments))
         ]
         | Annotated[settings.CompareCommand, subcommand("compare")]
+        | Annotated[settings.ReportCommand, subcommand("report")]
         | Annotated[settings.EvalCommand, subcommand("eval")]
         | Annotated[settings.DoctorCommand, subcommand("doctor")]
         | Annotated[settings.BenchCommand, subcommand("bench")]
@@ -190,6 +191,8 @@ def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
 
         write_json(command.output_dir / "curve.json", result["curve"])
         draw_curve(result, command.output_dir / "curve.png")
+    if result:
+        _keep_page(command.output_dir)
     return result
 
 
@@ -214,7 +217,15 @@ def run_export(command: settings.ExportCommand) -> dict[str, Any]:
         shares = command.keep if command.budget.budget == "params" else command.budget.target
         result = more_sizes(command.run, config, shares, command.budget, report)
     show_models(result)
+    _keep_page(command.run)
     return result
+
+
+def _keep_page(run: Path) -> None:
+    """Writes the page of a run, unless it is there and nothing has changed since."""
+    page, result = run / "report.html", run / "result.json"
+    if not page.exists() or page.stat().st_mtime_ns < result.stat().st_mtime_ns:
+        run_report(settings.ReportCommand((run,)))
 
 
 def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
@@ -246,6 +257,18 @@ def run_compare(command: settings.CompareCommand) -> dict[str, Any]:
     show_comparison(result)
     if any(row["error"] is None for row in result["rows"]):
         draw_comparison(result, command.output_dir / "compare.png")
+    return result
+
+
+def run_report(command: settings.ReportCommand) -> dict[str, Any]:
+    """`disp-llm report`"""
+    if not command.runs:
+        raise InputError("no run is named", flag="RUN", mend="name one or more run folders")
+    from disp_llm.report import report
+    from disp_llm.show import console
+
+    result = report(command)
+    console.print(f"page    {result['file']}  ({result['bytes'] / 1e3:,.0f} kB)", soft_wrap=True)
     return result
 
 
@@ -332,6 +355,7 @@ COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.ExportCommand: run_export,
     settings.RecoverCommand: run_recover,
     settings.CompareCommand: run_compare,
+    settings.ReportCommand: run_report,
     settings.EvalCommand: run_eval,
     settings.DoctorCommand: run_doctor,
     settings.BenchCommand: run_bench,

@@ -326,6 +326,18 @@ class CompareCommand:
 
 
 @dataclass(frozen=True)
+class ReportCommand:
+    """One self-contained HTML page of one or several runs, finished or not."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """Run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
+    output: Path | None = None
+    """The page. Default: report.html in the run folder, or here for several runs."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
 class EvalCommand:
     """Perplexity of a model or of an exported folder."""
 
@@ -450,6 +462,7 @@ Command = (
     | ExportCommand
     | RecoverCommand
     | CompareCommand
+    | ReportCommand
     | EvalCommand
     | DoctorCommand
     | BenchCommand

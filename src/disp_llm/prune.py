@@ -46,6 +46,9 @@ from disp_llm.text import Corpus, load_tokens, require_length
 
 logger = logging.getLogger(__name__)
 
+PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
+"""Of the text that shows what a model writes."""
+
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
 
@@ -76,6 +79,24 @@ class Session:
             lambda done, total: self.report(stage, done, total, {}),
         )
         return asdict(measured)
+
+    @property
+    def prompt(self) -> Tensor:
+        """The first tokens of the evaluation text."""
+        return self.eval_stream[:PROMPT_TOKENS]
+
+    def sample(self, model: PreTrainedModel) -> str:
+        """What a model writes after them, always taking the likeliest token."""
+        prompt = self.prompt[None].to(model.device)
+        generate: Any = model.generate
+        made = generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=SAMPLE_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return self.loaded.tokenizer.decode(made[0, prompt.shape[1] :])
 
 
 def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
@@ -239,6 +260,8 @@ def dense_figures(session: Session) -> dict[str, Any]:
     model = session.loaded.model
     parameters = exporter.count_parameters(model)
     return session.measure(model, "dense perplexity") | {
+        "prompt": session.loaded.tokenizer.decode(session.prompt),
+        "sample": session.sample(model),
         "parameters": parameters,
         "block_parameters": session.budget.full,
         "bytes": parameters * next(model.parameters()).element_size(),
@@ -359,7 +382,8 @@ def make_model(
         compact = load_model(str(folder), device, loaded.model.dtype)
         errors = logit_errors(loaded.model, compact, session.eval_stream[:CHECK_TOKENS])
     of_compact = session.measure(compact, f"{name}: compact perplexity")
-    counts = budget.layout.counts(masks.kept.long())
+    layout = budget.layout
+    counts = layout.counts(masks.kept.long())
     dense = run.result()["dense"]
     block_parameters = exporter.count_block_parameters(compact, loaded.family)
     predicted = dense["parameters"] - budget.removed_parameters(counts)
@@ -380,6 +404,8 @@ def make_model(
         "share_of_budget": float(budget.share(counts)),
         "align": session.align,
         "kv_cache": share_of_heads(masks),
+        "widths_full": dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
+        "sample": session.sample(compact),
         "folder": str(folder),
     }
     if timing:

@@ -1,0 +1,137 @@
+"""The page of a run: whole, self-contained, also of a run that was cut off, and without errors in a
+browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from conftest import run_command
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+VOID = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Words, tags that are open, and everything that would be fetched."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.words, self.fetched, self.unnamed = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.fetched += [found[key] for key in ("src", "href") if key in found]
+        if (tag == "img" and not found.get("alt")) or (
+            tag == "svg" and not found.get("aria-label")
+        ):
+            self.unnamed.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(path) -> tuple[Reader, str]:
+    reader = Reader()
+    reader.feed(path.read_text())
+    assert not reader.open
+    assert not reader.unnamed
+    assert all(link.startswith("data:") for link in reader.fetched)
+    assert path.stat().st_size < 2_000_000
+    return reader, " ".join(" ".join(reader.words).split())
+
+
+def page_of(*folders, **flags):
+    named = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    done = run_command("report", *folders, "--json", *named)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_finished_run(small_run, tmp_path):
+    folder, result = small_run
+    assert (folder / "report.html").exists()  # prune has made it
+    assert page_of(folder)["file"] == str(folder / "report.html")
+    reader, words = read(folder / "report.html")
+    for model in (result["dense"], *result["models"]):
+        assert f"{model['perplexity']:.2f} ± {model['perplexity_stderr']:.2f}" in words
+        assert f"{model['block_parameters']:,}" in words
+    pictures = [link for link in reader.fetched if link.startswith("data:image/png;base64,")]
+    assert len(pictures) == 8  # four sites of the stream at two sizes
+    assert result["command"] in words
+    text = (folder / "report.html").read_text()
+    bars = re.findall(r"<title>block (\d): (\d+)</title>", text)
+    widths = json.loads((folder / "model" / "config.json").read_text())["disp_llm"]["widths"]
+    assert bars[:3] == [(str(i), str(width)) for i, width in enumerate(widths["attn_in"])]
+
+
+def test_an_interrupted_run(small_run, tmp_path):
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for name in ("config.toml", "metrics.jsonl"):
+        shutil.copy(small_run[0] / name, cut / name)
+    lines = (cut / "metrics.jsonl").read_text()
+    (cut / "metrics.jsonl").write_text(lines[: len(lines) // 2])  # ends inside a line
+    page_of(cut)
+    _, words = read(cut / "report.html")
+    assert "no finished size; it has learned for 2 steps" in words or "learned for 3 steps" in words
+    assert "--resume" in words
+
+
+def test_several_runs_are_compared(small_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(small_run[0], other)
+    page_of(small_run[0], other, output=tmp_path / "both.html")
+    _, words = read(tmp_path / "both.html")
+    assert "2 runs compared" in words
+    assert words.count("Widths at keep") == 4
+
+
+def test_text_of_a_model_is_shown_as_text(small_run, tmp_path):
+    """Whatever a model writes or a user names cannot become markup."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_run[0], folder)
+    result = json.loads((folder / "result.json").read_text())
+    result["models"][0]["sample"] = "<script>alert(1)</script>"
+    (folder / "result.json").write_text(json.dumps(result))
+    page_of(folder)
+    assert "<script" not in (folder / "report.html").read_text()
+    assert "&lt;script&gt;" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("what", ["nothing", "damaged"])
+def test_what_is_no_run_is_refused(small_run, tmp_path, what):
+    folder = tmp_path / "run"
+    if what == "damaged":
+        shutil.copytree(small_run[0], folder)
+        (folder / "masks.safetensors").write_bytes(b"no")
+    done = run_command("report", folder)
+    assert done.returncode == 2
+    assert "is not a run folder" in done.stderr or "cannot be read" in done.stderr
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_has_nothing_to_complain_of(small_run, tmp_path):
+    page_of(small_run[0], output=tmp_path / "page.html")
+    done = subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+            "--v=0", "--window-size=400,2000", f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={tmp_path / 'page.png'}", f"file://{tmp_path / 'page.html'}",
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    assert (tmp_path / "page.png").stat().st_size > 20_000
