@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from disp_llm import checks
 from disp_llm import config as settings
 from disp_llm.config import InputError
 
@@ -175,7 +176,7 @@ def _prepare_libraries() -> None:
 
 def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
     """`disp-llm prune`"""
-    settings.check(command)
+    checks.check_prune(command)
     from disp_llm.prune import prune
     from disp_llm.runs import require_available
     from disp_llm.show import progress, show_models
@@ -198,7 +199,7 @@ def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
 
 def run_export(command: settings.ExportCommand) -> dict[str, Any]:
     """`disp-llm export`"""
-    settings.check_shares(command.keep, command.budget)
+    checks.check_shares(command.keep, command.budget)
     from disp_llm.prune import more_sizes
     from disp_llm.runs import stored_config
     from disp_llm.show import progress, show_models
@@ -230,7 +231,7 @@ def _keep_page(run: Path) -> None:
 
 def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
     """`disp-llm recover`"""
-    settings.check_recover(command)
+    checks.check_recover(command)
     from disp_llm.recover import recover
     from disp_llm.runs import require_available
     from disp_llm.show import progress, show_recovery
@@ -245,9 +246,7 @@ def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
 
 def run_compare(command: settings.CompareCommand) -> dict[str, Any]:
     """`disp-llm compare`"""
-    settings.check_keep(command.keep)
-    settings.check_text(command.text)
-    settings.check_evaluation(command.evaluation)
+    checks.check_compare(command)
     from disp_llm.compare import compare
     from disp_llm.plots import draw_comparison
     from disp_llm.show import progress, show_comparison
@@ -274,7 +273,7 @@ def run_report(command: settings.ReportCommand) -> dict[str, Any]:
 
 def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
     """`disp-llm eval`"""
-    settings.check_evaluation(command.evaluation)
+    checks.check_evaluation(command.evaluation)
     from disp_llm.evaluate import evaluate
     from disp_llm.show import progress, show_evaluation
 
@@ -286,7 +285,7 @@ def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
 
 def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
     """`disp-llm doctor`"""
-    settings.check_keep(command.keep)
+    checks.check_keep(command.keep)
     from disp_llm.doctor import examine, measure_alignments
     from disp_llm.show import progress, show_examination
 
@@ -304,7 +303,7 @@ def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
 
 def run_bench(command: settings.BenchCommand) -> dict[str, Any]:
     """`disp-llm bench`"""
-    settings.check_bench(command)
+    checks.check_bench(command)
     from disp_llm.bench import bench
     from disp_llm.plots import draw_bench
     from disp_llm.show import progress, show_bench

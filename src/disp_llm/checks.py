@@ -1,0 +1,190 @@
+"""What no command can use, refused before anything is loaded: one line that names the flag."""
+
+from disp_llm.config import (
+    HEADS,
+    SITES,
+    BenchCommand,
+    BudgetConfig,
+    CompareCommand,
+    EvalConfig,
+    InputError,
+    PruneConfig,
+    RecoverCommand,
+    TextConfig,
+    nearest,
+)
+
+
+def check_prune(config: PruneConfig) -> None:
+    """Refuses values that no run can use, before anything is loaded.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    check_shares(config.keep, config.budget)
+    check_range(config)
+    if len(set(config.sites)) < len(config.sites):
+        raise InputError("repeated", flag="--sites", mend="give each site once")
+    known = (*SITES, HEADS)
+    for site in set(config.sites) - set(known):
+        raise InputError(
+            f"no site '{site}'{nearest(site, list(known))}", flag="--sites", mend=f"use {known}"
+        )
+    positive = {
+        "--calibration-sequences": config.scores.calibration_sequences,
+        "--calibration-length": config.scores.calibration_length - 1,
+        "--length": config.learn.length - 1,
+        "--batch": config.learn.batch,
+        "--accumulate": config.learn.accumulate,
+        "--checkpoint-every": config.learn.checkpoint_every,
+        "--temperature": config.learn.temperature,
+        "--learning-rate": config.learn.learning_rate,
+    }
+    for flag, value in positive.items():
+        if not value > 0:
+            raise InputError("too small", flag=flag, mend="give a larger number")
+    if config.learn.scale_rate < 0:
+        raise InputError("is negative", flag="--scale-rate", mend="give 0 or more")
+    natural = {
+        "--steps": config.learn.steps,
+        "--align": config.export.align,
+        "--score-rounds": config.scores.score_rounds,
+    }
+    for flag, number in natural.items():
+        if number < 0:
+            raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
+    check_text(config.text)
+    check_evaluation(config.evaluation)
+
+
+def check_text(config: TextConfig) -> None:
+    """Refuses text that is named twice.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if config.weights and (len(config.weights) != len(config.text) or min(config.weights) <= 0):
+        raise InputError(
+            f"{len(config.weights)} for {len(config.text)} files",
+            flag="--weights",
+            mend="give one number above 0 for each file of --text",
+        )
+    if config.mix == "dynamic" and len(config.weights) < 2:
+        raise InputError("has nothing to mix", flag="--mix", mend="give several --weights")
+    if config.text and config.dataset:
+        raise InputError("given together with --text", flag="--dataset", mend="choose one of them")
+    if config.eval_text and config.eval_dataset:
+        raise InputError(
+            "given together with --eval-text", flag="--eval-dataset", mend="choose one of them"
+        )
+
+
+def check_range(config: PruneConfig) -> None:
+    """Refuses a range that is none, or one of something else than block parameters.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if not config.keep_range:
+        return
+    flag, mend = "--keep-range", "give LOW HIGH, such as 0.4 0.9"
+    check_keep(config.keep_range, flag)
+    if len(config.keep_range) != 2 or config.keep_range[0] > config.keep_range[1]:
+        raise InputError(f"{config.keep_range} is not a range", flag=flag, mend=mend)
+    if config.budget.budget != "params":
+        raise InputError("counts block parameters", flag=flag, mend="leave --budget out")
+    if config.curve_points < 2:
+        raise InputError("too small", flag="--curve-points", mend="give 2 or more")
+
+
+def check_recover(config: RecoverCommand) -> None:
+    """Refuses values that no recovery can use, before anything is loaded.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for flag, value in (
+        ("--tokens", config.tokens),
+        ("--length", config.length - 1),
+        ("--batch", config.batch),
+        ("--accumulate", config.accumulate),
+        ("--rank", config.rank),
+        ("--checkpoint-every", config.checkpoint_every),
+        ("--learning-rate", config.learning_rate),
+    ):
+        if not value > 0:
+            raise InputError("too small", flag=flag, mend="give a larger number")
+    if not 0 <= config.distill <= 1:
+        raise InputError(f"{config.distill}", flag="--distill", mend="give a number from 0 to 1")
+    check_text(config.text)
+    check_evaluation(config.evaluation)
+
+
+def check_bench(config: BenchCommand) -> None:
+    """Refuses work that cannot be timed.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for flag, values, least in (
+        ("--lengths", config.lengths, 1),
+        ("--batches", config.batches, 1),
+        ("--context", (config.context,), 1),
+        ("--rounds", (config.rounds,), 2),
+    ):
+        if not values or min(values) < least:
+            raise InputError("too small", flag=flag, mend=f"give {least} or more")
+    if config.plot is not None and config.plot.suffix not in (".png", ".svg"):
+        raise InputError(f"{config.plot}", flag="--plot", mend="name a .png or .svg file")
+
+
+def check_shares(keep: tuple[float, ...], budget: BudgetConfig) -> None:
+    """Refuses a budget without its sizes, or sizes of another budget.
+
+    Raises:
+        InputError: naming --keep or --target.
+    """
+    if budget.budget == "params":
+        if budget.target:
+            raise InputError(
+                "belongs to --budget flops, bytes or latency",
+                flag="--target",
+                mend="add that, or give --keep",
+            )
+        check_keep(keep)
+    else:
+        check_keep(budget.target, "--target")
+    if budget.workload_length < 1:
+        raise InputError("too small", flag="--workload-length", mend="give a larger number")
+
+
+def check_keep(keeps: tuple[float, ...], flag: str = "--keep") -> None:
+    """Refuses a share outside (0, 1], NaN, a repeated one, or none at all."""
+    for keep in keeps:
+        if not 0 < keep <= 1:
+            raise InputError(f"{keep} is not a share", flag=flag, mend="give a number in (0, 1]")
+    if not keeps or len(set(keeps)) < len(keeps):
+        raise InputError("empty or repeated", flag=flag, mend="give each size once")
+
+
+def check_evaluation(config: EvalConfig) -> None:
+    """Refuses windows that score nothing or skip tokens."""
+    if config.context < 2:
+        raise InputError(f"{config.context}", flag="--context", mend="give 2 or more tokens")
+    if not 0 <= config.stride < config.context + 1:
+        raise InputError(f"{config.stride}", flag="--stride", mend="give 0 to --context tokens")
+    if config.windows < 0:
+        raise InputError(f"{config.windows}", flag="--windows", mend="give 0 (all) or more")
+
+
+def check_compare(config: CompareCommand) -> None:
+    """Refuses what no comparison can use.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    check_keep(config.keep)
+    if config.steps < 0:
+        raise InputError(f"{config.steps} is negative", flag="--steps", mend="give 0 or more")
+    check_text(config.text)
+    check_evaluation(config.evaluation)
