@@ -21,7 +21,7 @@ demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters 
 	$(BIN)/disp-llm prune smollm2-135m --keep 0.5 --steps $(DEMO_STEPS) --output-dir $(DEMO_DIR)
 
 test: setup  ## the whole suite
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 proof: setup  ## slow proofs on the real model
 	$(BIN)/pytest -q -m proof
