@@ -31,7 +31,7 @@ writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988
 | perplexity | {dense_ppl} | {ppl} | |
 {budget}
 Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
-{stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. Against the masked original, logits
+{stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. {against}, logits
 differ by at most {error} of the largest one in {checked}. Widths are multiples of {align}.
 {cache}
 
@@ -80,7 +80,7 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         header=_header(figures, source),
         place=PLACE,
         base=source["model"],
-        trained=_trained(result.get("recovered")),
+        trained=_weights(figures) + _trained(result.get("recovered")),
         revision=source["revision"],
         version=result["versions"]["disp-llm"],
         keep=figures["keep"],
@@ -103,6 +103,9 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         eval_text=source["eval_text"],
         error=f"{figures.get('max_logit_error', errors[0]):.1e}",
         checked=checked,
+        against="As exported, before that training and against the masked original"
+        if "recovered" in result
+        else "Against the masked original",
         align=figures["align"],
         cache=_cache(figures["kv_cache"]),
         serve=SERVE.format(place=PLACE) if figures["kv_cache"] == 1 else "",
@@ -138,18 +141,25 @@ def write_recovered_card(
         write_card(folder, facts["figures"] | figures, result)
 
 
+def _weights(figures: dict[str, Any]) -> str:
+    """How the kept weights differ from the original's."""
+    told = "The kept weights\nare the original's"
+    if figures["scaled"]:
+        told += ", each row and column times a factor that was learned with the masks"
+    if figures["biased"]:
+        told += ", with biases for the mean of what has gone"
+    return told + "."
+
+
 def _trained(recovered: dict[str, Any] | None) -> str:
-    """What became of the kept weights."""
+    """What training after pruning did, if there was any."""
     if recovered is None:
-        return "The kept weights\nare the original's, none was trained."
-    what = {
-        "full": "The blocks were then trained whole",
-        "lora": "The blocks were then trained through merged LoRA adapters",
-    }[recovered["how"]]
+        return ""
+    how = {"full": "whole", "lora": "through merged LoRA adapters"}[recovered["how"]]
     return (
-        f"{what}: {recovered['tokens_seen']:,} tokens of {recovered['text']}, "
-        f"{recovered['distill']:.0%} of the loss the divergence from the original, which took "
-        f"perplexity from {recovered['before']:.2f} to the figure below\n"
+        f" The blocks were then trained {how}: {recovered['tokens_seen']:,} tokens of "
+        f"{recovered['text']}, {recovered['distill']:.0%} of the loss the divergence from the "
+        f"original, which took perplexity from {recovered['before']:.2f} to the figure below\n"
         f"(`{recovered['command']}`)."
     )
 

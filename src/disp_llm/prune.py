@@ -404,6 +404,8 @@ def make_model(
         "share_of_budget": float(budget.share(counts)),
         "align": session.align,
         "kv_cache": share_of_heads(masks),
+        "scaled": masks.choice.scales is not None,
+        "biased": masks.choice.means is not None,
         "widths_full": dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
         "sample": session.sample(compact),
         "folder": str(folder),
