@@ -11,6 +11,7 @@ from disp_llm.budget import Budget
 from disp_llm.config import InputError
 from disp_llm.export import compact_model, count_block_parameters, count_parameters, folded
 from disp_llm.families import FAMILIES, family_of
+from disp_llm.fuse import fuse
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import SITES, Choice, layout_of, masked
 
@@ -45,6 +46,35 @@ def test_exported_equals_masked(model_type, kind):
     assert count_parameters(compact) == count_parameters(model) - budget.removed_parameters(counts)
     assert count_block_parameters(compact, family) == int(budget.block_parameters(counts))
     assert count_block_parameters(model, family) == budget.full
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_fused_for_inference_computes_the_same(model_type):
+    model = tiny_model(model_type)
+    family = family_of(model.config)
+    compact = compact_model(model, family, masks_of("random", layout_of(model, family)))
+    prompt = torch.randint(4, VOCABULARY, (2, 7))
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    for one in (model, compact):
+        wanted, tokens = one(prompt).logits, one.generate(prompt, **options)
+        held = sum(p.untyped_storage().nbytes() for p in _storages(one))
+        names = list(one.state_dict())
+        assert fuse(one) is one
+        assert (one(prompt).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert torch.equal(one.generate(prompt, **options), tokens)
+        assert list(one.state_dict()) == names
+        assert sum(p.untyped_storage().nbytes() for p in _storages(one)) == held
+
+
+def _storages(model) -> list[torch.Tensor]:
+    """One parameter for each piece of memory."""
+    return list({p.untyped_storage().data_ptr(): p for p in model.parameters()}.values())
+
+
+def test_a_model_that_is_cast_after_fusing_says_so():
+    model = fuse(tiny_model("llama")).to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="fuse it again"):
+        model(torch.tensor([[5, 6]]))
 
 
 @pytest.mark.parametrize("model_type", ALL)

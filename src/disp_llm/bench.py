@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from disp_llm.config import BenchCommand, MachineConfig
 from disp_llm.export import count_block_parameters, head_weight, weight_bytes
 from disp_llm.families import Family
+from disp_llm.fuse import fuse
 from disp_llm.masks import layout_of
 from disp_llm.models import load
 from disp_llm.runs import hardware, peak_memory_bytes, versions
@@ -60,6 +61,8 @@ def bench(
     alone = [in_own_process(name, command.machine, max(command.lengths)) for name in names]
     loaded = [load(name, command.machine) for name in names]
     models, families = [one.model for one in loaded], [one.family for one in loaded]
+    if command.fuse:
+        models = [fuse(model) for model in models]
     if command.compile:
         for model in models:
             model.forward = torch.compile(model.forward, dynamic=True)
@@ -74,6 +77,7 @@ def bench(
         "against": command.against,
         "dtype": str(models[0].dtype).removeprefix("torch."),
         "compiled": command.compile,
+        "fused": command.fuse,
         "rounds": command.rounds,
         "results": results,
         "comparisons": comparisons,

@@ -217,9 +217,16 @@ def show_examination(result: dict[str, Any]) -> None:
 
 def show_bench(result: dict[str, Any]) -> None:
     """Both models side by side for every kind of work."""
+    modes = [mode for mode in ("fused", "compiled") if result[mode]]
     console.print(
-        f"{result['model']} against {result['against']}, {result['dtype']}"
-        f"{', compiled' if result['compiled'] else ''}, {result['hardware']['cpu']}",
+        ", ".join(
+            [
+                f"{result['model']} against {result['against']}",
+                result["dtype"],
+                *modes,
+                result["hardware"]["cpu"],
+            ]
+        ),
         soft_wrap=True,
     )
     table = Table()
