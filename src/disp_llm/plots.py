@@ -8,19 +8,31 @@ from disp_llm.files import atomic
 DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 
 
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes; drawn without a window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+
+
 def draw_curve(result: dict[str, Any], path: Path) -> None:
     """Perplexity against keep of one run, with standard errors and the dense model's line.
 
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     points, dense = result["curve"], result["dense"]["perplexity"]
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure(5.6, 3.8)
     axes.errorbar(
         [point["keep"] for point in points],
         [point["perplexity"] for point in points],
@@ -38,10 +50,8 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("keep: share of block parameters")
     axes.set_ylabel("perplexity")
     axes.set_title(result["source"]["model"], fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", fontsize=8)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+    _save(figure, path)
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
@@ -50,12 +60,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure(6.4, 4.2)
     good = [row for row in result["rows"] if row["error"] is None]
     for place, method in enumerate(dict.fromkeys(row["method"] for row in good)):
         rows = sorted((r for r in good if r["method"] == method), key=lambda row: row["keep"])
@@ -72,10 +77,8 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("block parameters, millions")
     axes.set_ylabel("perplexity")
     axes.set_title(result["asked"]["model"], fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+    _save(figure, path)
 
 
 def _logarithmic(axes: Any, low: float, high: float) -> None:
@@ -96,9 +99,6 @@ def draw_bench(result: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     compared = result["comparisons"]
     names = [
         f"prefill\n{c['length']} tokens"
@@ -106,9 +106,7 @@ def draw_bench(result: dict[str, Any], path: Path) -> None:
         else f"decode\nbatch {c['batch']}"
         for c in compared
     ]
-    figure = Figure(figsize=(1.6 + 1.5 * len(names), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure(1.6 + 1.5 * len(names), 3.8)
     places = range(len(names))
     measured = [c["speedup"] for c in compared]
     below = [c["speedup"] - c["speedup_quartiles"][0] for c in compared]
@@ -128,7 +126,5 @@ def draw_bench(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(list(places), names)
     axes.set_ylabel("speed-up over the original")
     axes.set_title(f"{result['dtype']}, {result['hardware']['cpu']}", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=2, fontsize=8)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+    _save(figure, path)

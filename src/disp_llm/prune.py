@@ -118,7 +118,7 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     loaded, budget = session.loaded, session.budget
     refuse_impossible(config, session, corpus)
     if accelerator.is_main_process:
-        open_run(config, config.resume)
+        open_run(config)
     accelerator.wait_for_everyone()
     task = Task(
         loaded.model,

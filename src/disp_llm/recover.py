@@ -65,7 +65,7 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
         return asdict(found)
 
     if main:
-        open_run(command, command.resume)
+        open_run(command)
         if not run.result():
             run.update(
                 status="running",

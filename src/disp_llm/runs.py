@@ -153,14 +153,14 @@ def _differences(old: dict, new: dict, path: str = "") -> list[tuple[str, Any, A
     return found
 
 
-def open_run(config: PruneConfig | RecoverCommand, resume: bool) -> Run:
+def open_run(config: PruneConfig | RecoverCommand) -> Run:
     """Creates the folder with its `config.toml`, or opens it to go on.
 
     Raises:
         InputError: it cannot be written.
     """
     run = Run(config.output_dir)
-    if not resume:
+    if not config.resume:
         stored = replace(config, resume=False, json=False)
         with atomic(run.config_file) as temporary:
             temporary.write_text(tomli_w.dumps(resolved(stored)))

@@ -3,7 +3,7 @@
 B windows, T tokens of a window, Q inputs of the attention's write, F width inside the MLP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
 from disp_llm.learn import Task
-from disp_llm.loop import generator_of
 from disp_llm.masks import blocks_of
-from disp_llm.methods.context import Context
-from disp_llm.mixture import Mixture
+from disp_llm.methods.context import Context, calibration_windows
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,7 @@ class Moments:
 @torch.no_grad()
 def input_moments(task: Task, context: Context) -> list[tuple[Moments, Moments]]:
     """For every block, moments of what enters the attention's write (Q) and the MLP's (F)."""
-    config = context.scores
-    task.corpus.require_length(config.calibration_length, "--calibration-length")
-    windows, _ = Mixture(task.corpus).draw(
-        config.calibration_sequences, config.calibration_length, generator_of(task.seed, 0)
-    )
+    windows = calibration_windows(task, context.scores)
     device = next(task.model.parameters()).device
     branches = (task.family.attention, task.family.mlp)
     layers = [
@@ -83,16 +77,32 @@ def columns(linear: Any) -> Float[Tensor, "D K"]:
     return weight.T if is_turned(linear) else weight
 
 
-def at_heads_and_middles(
-    task: Task, of_heads: list[Tensor], of_middles: list[Tensor]
+def score_columns(
+    task: Task,
+    moments: list[tuple[Moments, Moments]],
+    score: Callable[[Moments, Tensor], Tensor],
+    normalise: Callable[[Tensor], Tensor] = lambda scores: scores,
 ) -> Float[Tensor, " N"]:
     """Scores of the entries of `heads` and `mlp_mid`, in the order of the flat vector; 0 at the
-    other sites, which stay whole."""
+    other sites, which stay whole.
+
+    Args:
+        score: moments and weights (D, K) of a layer that writes -> a score of each column (K); a
+            KV head gets the mean of its columns.
+        normalise: what is done to the scores of one layer's heads or channels.
+    """
     parts = []
-    for block, heads, middles in zip(task.budget.layout.blocks, of_heads, of_middles, strict=True):
-        device = middles.device
-        stream = torch.zeros(block.hidden, dtype=middles.dtype, device=device)
-        parts += [stream, stream, stream, middles, stream, heads.to(device)]
+    blocks = blocks_of(task.model, task.family)
+    for block, shape, found in zip(blocks, task.budget.layout.blocks, moments, strict=True):
+        attention, mlp = (
+            score(of_layer, columns(linear_at(block, branch.writes)))
+            for of_layer, branch in zip(
+                found, (task.family.attention, task.family.mlp), strict=True
+            )
+        )
+        heads = normalise(attention.view(shape.heads, -1).mean(1))
+        stream = mlp.new_zeros(shape.hidden)
+        parts += [stream, stream, stream, normalise(mlp), stream, heads.to(mlp.device)]
     return torch.cat(parts).float()
 
 

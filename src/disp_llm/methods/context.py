@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from disp_llm.config import LearnConfig, ScoreConfig
+from disp_llm.learn import Task
+from disp_llm.loop import generator_of
+from disp_llm.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -19,3 +25,16 @@ class Context:
     accelerator: Any
     on_sequence: Callable[[int, int], None]
     on_step: Callable[[dict], None]
+
+
+def calibration_windows(task: Task, config: ScoreConfig) -> Int[Tensor, "B T"]:
+    """The same windows for every method of one seed.
+
+    Raises:
+        InputError: the text is shorter than a window.
+    """
+    task.corpus.require_length(config.calibration_length, "--calibration-length")
+    windows, _ = Mixture(task.corpus).draw(
+        config.calibration_sequences, config.calibration_length, generator_of(task.seed, 0)
+    )
+    return windows

@@ -14,10 +14,8 @@ from disp_llm import scores
 from disp_llm.config import InputError
 from disp_llm.files import write_tensors
 from disp_llm.learn import Task
-from disp_llm.loop import generator_of
 from disp_llm.masks import Choice
-from disp_llm.methods.context import Context
-from disp_llm.mixture import Mixture
+from disp_llm.methods.context import Context, calibration_windows
 
 ROUNDS = 8
 """Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
@@ -39,10 +37,7 @@ def fisher_scores(task: Task, context: Context, rounds: int) -> Tensor:
         importance = _read(path)
     else:
         config, accelerator = context.scores, context.accelerator
-        task.corpus.require_length(config.calibration_length, "--calibration-length")
-        windows, _ = Mixture(task.corpus).draw(
-            config.calibration_sequences, config.calibration_length, generator_of(task.seed, 0)
-        )
+        windows = calibration_windows(task, config)
         device = next(task.model.parameters()).device
         importance = scores.fisher(
             task.model,

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from disp_llm.learn import Task
-from disp_llm.loop import generator_of
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import Choice, masked
 from disp_llm.methods.activations import uniform
-from disp_llm.methods.context import Context
-from disp_llm.mixture import Mixture
+from disp_llm.methods.context import Context, calibration_windows
 
 ENDS = 0.1
 """Share of the blocks at either end that stays whole (the authors' scripts: 4 and 2 of 32)."""
@@ -23,11 +21,8 @@ ENDS = 0.1
 
 def taylor(task: Task, context: Context) -> Choice:
     """Absolute mean gradients of the masks, as ranks within their block."""
-    config, layout = context.scores, task.budget.layout
-    task.corpus.require_length(config.calibration_length, "--calibration-length")
-    windows, _ = Mixture(task.corpus).draw(
-        config.calibration_sequences, config.calibration_length, generator_of(task.seed, 0)
-    )
+    layout = task.budget.layout
+    windows = calibration_windows(task, context.scores)
     device = next(task.model.parameters()).device
     head = head_of(task.model, task.family)
     mask = torch.ones(layout.entries, device=device, requires_grad=True)

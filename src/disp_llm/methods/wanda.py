@@ -6,27 +6,17 @@ A column of the layer that writes to the residual stream counts `‖X_j‖₂·�
 counts the mean of its columns. Every block loses the same share.
 """
 
-from torch import Tensor
-
-from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.learn import Task
-from disp_llm.masks import Choice, blocks_of
-from disp_llm.methods.activations import at_heads_and_middles, columns, input_moments, uniform
+from disp_llm.masks import Choice
+from disp_llm.methods.activations import input_moments, score_columns, uniform
 from disp_llm.methods.context import Context
 
 
 def wanda(task: Task, context: Context) -> Choice:
     """Scores of KV heads and intermediate channels, as ranks within their block."""
-    of_heads: list[Tensor] = []
-    of_middles: list[Tensor] = []
-    blocks = blocks_of(task.model, task.family)
-    moments = input_moments(task, context)
-    for block, shape, (o, down) in zip(blocks, task.budget.layout.blocks, moments, strict=True):
-        for found, branch, into in (
-            (o, task.family.attention, of_heads),
-            (down, task.family.mlp, of_middles),
-        ):
-            weight = columns(linear_at(block, branch.writes))
-            into.append(found.square.sqrt() * weight.abs().sum(0))
-        of_heads[-1] = of_heads[-1].view(shape.heads, -1).mean(1)
-    return Choice(uniform(at_heads_and_middles(task, of_heads, of_middles), task))
+    scores = score_columns(
+        task,
+        input_moments(task, context),
+        lambda found, weight: found.square.sqrt() * weight.abs().sum(0),
+    )
+    return Choice(uniform(scores, task))
