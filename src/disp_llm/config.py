@@ -31,7 +31,24 @@ SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out"
 HEADS: Site = "heads"
 """A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
 Schedule = Literal["cosine", "constant"]
-MethodName = Literal["learned", "fisher", "taylor", "flap", "wanda", "magnitude", "random"]
+MethodName = Literal[
+    "learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"
+]
+VariantName = Literal["paper", "policy_gradient"]
+"""Other settings of `learned`, as rivals of its own."""
+RewriteName = Literal[
+    "greedy",
+    "slicegpt",
+    "depth",
+    "svd_llm",
+    "joint_rank_k",
+    "mpo",
+    "magnitude_2_4",
+    "wanda_2_4",
+    "sparsegpt_2_4",
+    "dass_2_4",
+]
+"""Rivals that do more than drop dimensions."""
 
 
 class InputError(ValueError):
@@ -309,7 +326,7 @@ class CompareCommand:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, local folder, or smollm2-135m."""
-    methods: tuple[MethodName | Literal["all"], ...] = ("all",)
+    methods: tuple[MethodName | VariantName | RewriteName | Literal["all"], ...] = ("all",)
     """Which; `learned` is ours."""
     keep: tuple[float, ...] = (0.8, 0.7, 0.5)
     """Share of block parameters that stays, in (0, 1]."""
@@ -318,10 +335,13 @@ class CompareCommand:
     not made again."""
     steps: int = 150
     """Of methods that learn."""
+    rounds: int = 7
+    """How often each model is timed, in turn with the original; 0 = not timed."""
     json: bool = False
     """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 

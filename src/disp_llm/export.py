@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.compact import config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
-from disp_llm.compact.modeling_disp_llm import is_turned, linear_at, widths_of
+from disp_llm.compact.modeling_disp_llm import is_turned, linear_at, matrix_of, widths_of
 from disp_llm.config import HEADS, SITES
 from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
@@ -83,8 +83,7 @@ def _replace(
     """Gives a layer scaled weights and a bias that carries the mean inputs that have gone; what was
     there is appended to `before`."""
     device, dtype = linear.weight.device, linear.weight.dtype
-    weight = linear.weight.detach().float()
-    weight = weight.T if is_turned(linear) else weight  # (outputs, inputs)
+    weight = matrix_of(linear).float()
     bias = None if linear.bias is None else linear.bias.detach().float()
     if gone is not None:
         added = weight @ gone.to(device)

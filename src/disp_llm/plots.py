@@ -6,18 +6,22 @@ from typing import Any
 from disp_llm.files import atomic
 
 DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
+LINES = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
+"""Of the other methods in a comparison."""
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes; drawn without a window."""
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes (of several panels: a list with a shared scale of
+    values); drawn without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes if panels > 1 else axes[0]
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -55,29 +59,39 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Perplexity against block parameters, a line a method.
+    """Perplexity against stored block parameters and, where models were timed, against milliseconds
+    of a prefill; a line a method, the best at the smallest size first in the legend.
 
     Raises:
         InputError: the file cannot be written.
     """
-    figure, axes = _figure(6.4, 4.2)
     good = [row for row in result["rows"] if row["error"] is None]
-    for place, method in enumerate(dict.fromkeys(row["method"] for row in good)):
-        rows = sorted((r for r in good if r["method"] == method), key=lambda row: row["keep"])
-        ours = method == "learned"
-        axes.plot(
-            [row["block_parameters"] / 1e6 for row in rows], [row["perplexity"] for row in rows],
-            marker="os^vDP*X"[place % 8], markersize=5, label=method,
-            color=PRUNED if ours else None, linewidth=2.4 if ours else 1.2,
-        )  # fmt: skip
-    dense = result["dense"]["perplexity"]
-    axes.axhline(dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}")
-    _logarithmic(axes, dense, max(row["perplexity"] for row in good))
-    axes.invert_xaxis()
-    axes.set_xlabel("block parameters, millions")
-    axes.set_ylabel("perplexity")
-    axes.set_title(result["asked"]["model"], fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
+    timed = any("prefill_ms" in row for row in good)
+    panels = [("block_parameters", 1e-6, "numbers stored in the blocks, millions")]
+    panels += [("prefill_ms", 1, "prefill of 512 tokens, ms")] if timed else []
+    figure, found = _figure(3.4 + 4.6 * len(panels), 5.2, len(panels))
+    axes = found if timed else [found]
+    last = {row["method"]: row["perplexity"] for row in sorted(good, key=lambda r: -r["keep"])}
+    for axis, (key, factor, label) in zip(axes, panels, strict=True):
+        for place, method in enumerate(sorted(last, key=last.__getitem__)):
+            rows = sorted((r for r in good if r["method"] == method), key=lambda row: row["keep"])
+            ours = method == "learned"
+            axis.plot(
+                [row[key] * factor for row in rows], [row["perplexity"] for row in rows],
+                marker="os^vDP*X"[place % 8], markersize=7 if ours else 4, label=method,
+                color=PRUNED if ours else LINES[place % len(LINES)],
+                linestyle="-" if ours else (0, (4, 1 + place % 3)),
+                linewidth=2.8 if ours else 1.0, zorder=3 if ours else 2,
+            )  # fmt: skip
+        dense = result["dense"]["perplexity"]
+        axis.axhline(
+            dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}"
+        )
+        _logarithmic(axis, dense, max(row["perplexity"] for row in good))
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("perplexity")
+    figure.suptitle(result["asked"]["model"], fontsize=9)
+    axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     _save(figure, path)
 
 

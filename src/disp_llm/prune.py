@@ -135,12 +135,17 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         base, terms = base_and_license(config.model)
         source = loaded.source | sources | {"base_model": base, "license": terms}
         run.update(source=source, dense=dense_figures(session))
+    started = time.perf_counter()
+    chosen = run.logits_file().exists()
     choice = choose(config, task, session, accelerator)
+    choosing = time.perf_counter() - started
     accelerator.wait_for_everyone()
     accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
         return {}
     run.update(tokens_seen=tokens_seen(config, processes))
+    if not chosen:
+        run.update(choosing_s=round(choosing, 1))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(config, budget, choice.logits))
     models = make_models(session, choice, config.shares)
@@ -158,9 +163,15 @@ def refuse_impossible(config: PruneConfig, session: Session, corpus: Corpus) -> 
     """Refuses, before any work and before a folder exists, a size below the smallest model and text
     that is shorter than a window."""
     budget = session.budget
+    if METHODS[config.method].one_size and len(config.learned_shares) > 1:
+        raise InputError(
+            f"--method {config.method} learns for one size at a time",
+            flag="--keep",
+            mend="give one, and a run for each",
+        )
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, session.align)
-    if config.method == "learned":
+    if METHODS[config.method].learns:
         corpus.require_length(config.learn.length, "--length")
     if scores_text(config):
         corpus.require_length(config.scores.calibration_length, "--calibration-length")
@@ -236,7 +247,7 @@ def tokens_seen(config: PruneConfig, processes: int) -> int:
     """Tokens that were read to choose the masks: those of the scores, and every process's own."""
     scores = config.scores.calibration_sequences * config.scores.calibration_length
     learn = config.learn.steps * config.learn.length * config.learn.batch * config.learn.accumulate
-    return scores * scores_text(config) + learn * processes * (config.method == "learned")
+    return scores * scores_text(config) + learn * processes * METHODS[config.method].learns
 
 
 def scores_text(config: PruneConfig) -> bool:

@@ -138,13 +138,14 @@ def show_comparison(result: dict[str, Any]) -> None:
     table.add_column("s", justify="right")
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
         rows = {row["keep_asked"]: row for row in result["rows"] if row["method"] == method}
-        first = next(iter(rows.values()))
-        if first["error"]:
-            table.add_row(method, first["error"])
-            continue
-        figures = (with_error(rows[keep]) if keep in rows else "" for keep in keeps)
-        table.add_row(method, *figures, f"{first['tokens_seen']:,}", f"{first['seconds']:.0f}")
+        good = [row for row in rows.values() if not row["error"]]
+        figures = ("–" if rows[keep]["error"] else with_error(rows[keep]) for keep in keeps)
+        cost = (f"{good[0]['tokens_seen']:,}", f"{good[-1]['seconds']:.0f}") if good else ("", "")
+        table.add_row(method, *figures, *cost)
     console.print(table)
+    for method, error in dict.fromkeys((r["method"], r["error"]) for r in result["rows"]):
+        if error:
+            console.print(f"{method}: {error}", soft_wrap=True, highlight=False)
     if "dense" in result:
         console.print(f"dense {with_error(result['dense'])}")
 

@@ -65,6 +65,12 @@ def is_turned(linear: Any) -> bool:
     return not isinstance(linear, nn.Linear)
 
 
+def matrix_of(linear: Any) -> torch.Tensor:
+    """The weight as (outputs, inputs), however it is stored; a view, which can be written to."""
+    weight = linear.weight.detach()
+    return weight.T if is_turned(linear) else weight
+
+
 def widths_of(linear: Any) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
     rows, columns = linear.weight.shape

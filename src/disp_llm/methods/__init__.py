@@ -1,8 +1,7 @@
 """Every way to choose masks.
 
 A method gets a `Task` and a `Context` and returns a `Choice`: the logits of all entries, whose
-projection onto the budget is the masks of a size, and what else the export is to do. Only `learned`
-trains anything.
+projection onto the budget is the masks of a size, and what else the export is to do.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from disp_llm.methods.flap import flap
 from disp_llm.methods.learned import learned
 from disp_llm.methods.magnitude import magnitude
 from disp_llm.methods.random import random
+from disp_llm.methods.sheared import sheared
 from disp_llm.methods.taylor import taylor
 from disp_llm.methods.wanda import wanda
 
@@ -32,14 +32,19 @@ class Method:
     sites: tuple[str, ...] = SITES
     reads_text: bool = True
     """Whether it takes calibration sequences."""
+    learns: bool = False
+    """Whether it takes steps on learning windows."""
+    one_size: bool = False
+    """Whether what it chooses serves one size only."""
 
 
 METHODS: dict[MethodName, Method] = {
-    "learned": Method(learned),
+    "learned": Method(learned, learns=True),
     "fisher": Method(fisher),
     "taylor": Method(taylor, COUPLED),
     "flap": Method(flap, COUPLED),
     "wanda": Method(wanda, COUPLED),
+    "sheared": Method(sheared, (*SITES, HEADS), reads_text=False, learns=True, one_size=True),
     "magnitude": Method(magnitude, reads_text=False),
     "random": Method(random, reads_text=False),
 }

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context, calibration_windows
@@ -71,12 +71,6 @@ def _summing(layers: list[Any]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def columns(linear: Any) -> Float[Tensor, "D K"]:
-    """A layer's weights in float64, (outputs, inputs)."""
-    weight = linear.weight.detach().double()
-    return weight.T if is_turned(linear) else weight
-
-
 def score_columns(
     task: Task,
     moments: list[tuple[Moments, Moments]],
@@ -95,7 +89,7 @@ def score_columns(
     blocks = blocks_of(task.model, task.family)
     for block, shape, found in zip(blocks, task.budget.layout.blocks, moments, strict=True):
         attention, mlp = (
-            score(of_layer, columns(linear_at(block, branch.writes)))
+            score(of_layer, matrix_of(linear_at(block, branch.writes)).double())
             for of_layer, branch in zip(
                 found, (task.family.attention, task.family.mlp), strict=True
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disp_llm.compact.modeling_disp_llm import is_turned
+from disp_llm.compact.modeling_disp_llm import matrix_of
 from disp_llm.learn import Task
 from disp_llm.masks import Choice, blocks_of
 from disp_llm.methods.context import Context
@@ -42,5 +42,4 @@ def magnitude(task: Task, context: Context) -> Choice:
 
 def _squares(linear: Any) -> Tensor:
     """Squared weights in float32, (outputs, inputs)."""
-    weight = linear.weight.detach().float().square()
-    return weight.T if is_turned(linear) else weight
+    return matrix_of(linear).float().square()

@@ -1,0 +1,29 @@
+"""Every rival that does more than drop dimensions: what `compare` sets beside masks.
+
+A rewriting method gets a `Task` and a `Context` and returns a maker of models of any size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from disp_llm.config import RewriteName
+from disp_llm.learn import Task
+from disp_llm.methods.context import Context
+from disp_llm.rewrites.depth import depth
+from disp_llm.rewrites.greedy import greedy
+from disp_llm.rewrites.rewrite import Maker
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A way to rewrite a model."""
+
+    prepare: Callable[[Task, Context], Maker]
+    reads_text: bool = True
+    """Whether it takes calibration sequences."""
+
+
+REWRITES: dict[RewriteName, Rewrite] = {
+    "greedy": Rewrite(greedy),
+    "depth": Rewrite(depth),
+}

@@ -1,0 +1,143 @@
+"""Greedy Output Approximation: Li et al., Towards Efficient Structured Pruning for LLMs Without
+Retraining (arXiv 2407.19126).
+
+A branch is a module of depth two whose output is to be kept, whatever happens inside. Both criteria
+look at that output alone:
+
+- an intermediate channel counts by the second moment of what it adds, `E[h_j²]·‖W_j‖²`;
+- KV heads go one by one, each time the one without which the attention's output stays most similar
+  (cosine) to the whole one.
+
+The weights that are left make up for those that went by least squares, `W' = W·Σ[:, S]·Σ[S, S]⁻¹`
+with Σ the second moments of the inputs of the layer that writes: first the attention's, then, with
+it in place, the MLP's; later blocks see the result. Every block keeps the same numbers of heads and
+channels.
+
+S kept of K inputs of a layer, D residual stream, H KV heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.config import HEADS, InputError
+from disp_llm.export import compact_model
+from disp_llm.families import Branch
+from disp_llm.learn import Task
+from disp_llm.masks import BlockShape, Choice, Masks, layout_of
+from disp_llm.methods.context import Context
+from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, stored_numbers, walk
+
+DAMPING = 0.01
+"""Of the mean second moment, added to all."""
+
+
+def greedy(task: Task, context: Context) -> Maker:
+    """Compact models of any share; each size takes two walks over the calibration text."""
+
+    def make(share: float) -> Rewritten:
+        layout = layout_of(task.model, task.family, heads=True)
+        sizes = [sizes_of(shape, share) for shape in layout.blocks]
+        model = copied(task)
+        kept: dict[tuple[int, str], Tensor] = {}
+
+        def attention(index: int, block: nn.Module, moments: dict[str, Tensor]) -> None:
+            branch, shape = task.family.attention, layout.blocks[index]
+            moment = moments[branch.writes].double()
+            weight = matrix_of(linear_at(block, branch.writes)).double()
+            stays = most_similar(weight, moment, shape.heads, sizes[index].heads)
+            kept[index, HEADS] = stays
+            _reconstruct(block, branch, moment, stays.repeat_interleave(shape.q // shape.heads))
+
+        def mlp(index: int, block: nn.Module, moments: dict[str, Tensor]) -> None:
+            branch = task.family.mlp
+            moment = moments[branch.writes].double()
+            weight = matrix_of(linear_at(block, branch.writes)).double()
+            adds = moment.diagonal() * weight.square().sum(0)
+            stays = torch.zeros_like(adds, dtype=torch.bool)
+            stays[adds.topk(sizes[index].channels).indices] = True
+            kept[index, "mlp_mid"] = stays
+            _reconstruct(block, branch, moment, stays)
+
+        walk(model, task, context, attention)
+        walk(model, task, context, mlp)
+        flat = torch.cat(
+            [
+                kept[index, site].cpu() if (index, site) in kept else torch.ones(length).bool()
+                for index, shape in enumerate(layout.blocks)
+                for site, length in zip(layout.sites, shape.lengths, strict=True)
+            ]
+        )
+        compact = compact_model(model, task.family, Masks(layout, flat, Choice(flat.float())))
+        numbers = stored_numbers(compact, task.family)
+        return Rewritten(compact, numbers, numbers)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one block keeps."""
+
+    heads: int
+    channels: int
+
+
+def sizes_of(shape: BlockShape, share: float) -> Sizes:
+    """The nearest number of heads, and the channels that the rest of the block's budget allows.
+
+    Raises:
+        InputError: there is no channel left.
+    """
+    heads = min(max(round(share * shape.heads), 1), shape.heads)
+    of_attention = shape.hidden * (shape.qkv + shape.q)
+    of_channel = (shape.pieces + 1) * shape.hidden
+    budget = share * (of_attention + shape.intermediate * of_channel)
+    channels = int((budget - of_attention * heads / shape.heads) / of_channel + 1e-9)
+    if channels < 1:
+        raise InputError("leaves no intermediate channel", flag="--keep", mend="ask for more")
+    return Sizes(heads, min(channels, shape.intermediate))
+
+
+def most_similar(
+    weight: Float[Tensor, "D K"], moment: Float[Tensor, "K K"], heads: int, left: int
+) -> Bool[Tensor, " H"]:
+    """Drops head after head, the one without which `E[⟨y, y_S⟩]/√(E‖y‖²·E‖y_S‖²)` is largest."""
+    pairs = (weight.T @ weight) * moment  # (K, K), summed over heads: E⟨y_g, y_h⟩
+    each = len(moment) // heads
+    gram = pairs.view(heads, each, heads, each).sum((1, 3))
+    stays = torch.ones(heads, dtype=torch.bool, device=weight.device)
+    for _ in range(heads - left):
+        best, place = -torch.inf, 0
+        for head in stays.nonzero().flatten().tolist():
+            rest = stays.clone()
+            rest[head] = False
+            alike = gram[:, rest].sum() / gram[rest][:, rest].sum().clamp(min=1e-30).sqrt()
+            if float(alike) > best:
+                best, place = float(alike), head
+        stays[place] = False
+    return stays
+
+
+def _reconstruct(
+    block: nn.Module, branch: Branch, moment: Float[Tensor, "K K"], stays: Bool[Tensor, " K"]
+) -> None:
+    """Solves the writing layer's kept columns for its whole output, and empties the others."""
+    matrix = matrix_of(linear_at(block, branch.writes))
+    solved = least_squares(matrix.double(), moment, stays)
+    matrix.zero_()
+    matrix[:, stays] = solved.to(matrix.dtype)
+
+
+def least_squares(
+    weight: Float[Tensor, "D K"], moment: Float[Tensor, "K K"], stays: Bool[Tensor, " K"]
+) -> Float[Tensor, "D S"]:
+    """`argmin E‖W·x − W'·x_S‖²`, damped."""
+    damped = moment + DAMPING * moment.diagonal().mean() * torch.eye(
+        len(moment), dtype=moment.dtype, device=moment.device
+    )
+    inner = damped[stays][:, stays]
+    return torch.linalg.solve(inner, damped[stays] @ weight.T).T

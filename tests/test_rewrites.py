@@ -1,0 +1,158 @@
+"""Rivals that remove blocks or solve weights anew, and the walk over blocks that they share."""
+
+import pytest
+import torch
+from test_compare import context, task_of  # noqa: F401
+
+from disp_llm.config import InputError
+from disp_llm.methods.context import calibration_windows
+from disp_llm.methods.sheared import HardConcrete, sheared, target_shape
+from disp_llm.rewrites.depth import block_influence, depth
+from disp_llm.rewrites.greedy import greedy, least_squares, most_similar
+from disp_llm.rewrites.rewrite import copied, stored_numbers, walk
+
+
+@pytest.fixture
+def task(text_file):
+    return task_of("llama", text_file.read_text())
+
+
+def test_the_walk_hands_over_what_enters_each_layer(task, context):  # noqa: F811
+    windows = calibration_windows(task, context.scores)
+    seen = {}
+    block = task.model.model.layers[1]
+
+    def hook(path):
+        def keep(module, args):
+            seen[path] = args[0].flatten(0, 1).float()
+
+        return block.get_submodule(path).register_forward_pre_hook(keep)
+
+    handles = [hook(path) for path in ("self_attn.v_proj", "mlp.down_proj")]
+    task.model(windows)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    walk(copied(task), task, context, lambda i, block, moments: found.setdefault(i, dict(moments)))
+    assert sorted(found) == list(range(len(task.model.model.layers)))
+    for path, inputs in seen.items():
+        torch.testing.assert_close(found[1][path], inputs.T @ inputs, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_behind_a_rewritten_one_see_what_it_gives(task, context):  # noqa: F811
+    def silence(index, block, moments):
+        if index == 0:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        if index == 1:
+            found.update(moments)
+
+    found = {}
+    model = copied(task)
+    walk(model, task, context, silence)
+    windows = calibration_windows(task, context.scores)
+    block = task.model.model.layers[1]
+    inputs = block.input_layernorm(task.model.model.embed_tokens(windows)).flatten(0, 1)
+    wanted = (inputs.T @ inputs).detach()
+    torch.testing.assert_close(found["self_attn.q_proj"], wanted, rtol=1e-3, atol=1e-4)
+    assert float(task.model.model.layers[0].mlp.down_proj.weight.abs().sum()) > 0
+
+
+def test_influence_is_one_less_the_cosine_of_a_block_s_ends(task, context):  # noqa: F811
+    windows = calibration_windows(task, context.scores)
+    states = task.model(windows, output_hidden_states=True).hidden_states
+    alike = torch.cosine_similarity(states[0], states[1], dim=-1).mean()
+    assert float(block_influence(task, context)[0]) == pytest.approx(float(1 - alike), rel=1e-4)
+
+
+def test_depth_keeps_the_influential_blocks_and_their_order(task, context):  # noqa: F811
+    blocks = len(task.model.model.layers)
+    made = depth(task, context)(2 / blocks)
+    kept = block_influence(task, context).topk(2).indices.sort().values.tolist()
+    for place, index in enumerate(kept):
+        own, from_ = made.model.model.layers[place], task.model.model.layers[index]
+        assert torch.equal(own.mlp.up_proj.weight, from_.mlp.up_proj.weight)
+        assert own.self_attn.layer_idx == place
+    assert made.stored == task.budget.full * 2 / blocks
+    assert len(task.model.model.layers) == blocks
+    prompt = torch.arange(8)[None]
+    cached = made.model.generate(prompt, max_new_tokens=6, do_sample=False)
+    plain = made.model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=False)
+    assert torch.equal(cached, plain)
+    with pytest.raises(InputError, match="no block"):
+        depth(task, context)(0.01)
+
+
+def test_least_squares_is_the_best_fit():
+    torch.manual_seed(0)
+    inputs = torch.randn(400, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    weight = torch.randn(3, 6, dtype=torch.float64)
+    stays = torch.tensor([True, False, True, True, False, True])
+    wanted = torch.linalg.lstsq(inputs[:, stays], inputs @ weight.T).solution.T
+    moment = inputs.T @ inputs * 1e6  # so large that the damping does not count
+    solved = least_squares(weight, moment, stays)
+    error = lambda w: float((inputs @ weight.T - inputs[:, stays] @ w.T).square().sum())  # noqa: E731
+    assert error(solved) <= error(weight[:, stays])
+    assert error(solved) == pytest.approx(error(wanted), rel=0.05)
+
+
+def test_heads_go_by_the_similarity_of_the_output():
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(300, 6).double(), torch.randn(4, 6).double()
+    whole = (inputs @ weight.T).flatten()
+    alike = []
+    for head in range(3):
+        rest = inputs.clone()
+        rest[:, 2 * head : 2 * head + 2] = 0
+        alike.append(float(torch.cosine_similarity(whole, (rest @ weight.T).flatten(), dim=0)))
+    stays = most_similar(weight, inputs.T @ inputs, heads=3, left=2)
+    assert stays.tolist() == [head != alike.index(max(alike)) for head in range(3)]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_greedy_gives_a_smaller_model_within_the_budget(share, task, context):  # noqa: F811
+    made = greedy(task, context)(share)
+    shape = task.budget.layout.blocks[0]
+    channel = 3 * shape.hidden * len(task.budget.layout.blocks)
+    assert share * task.budget.full - channel < made.stored <= share * task.budget.full
+    assert made.stored == stored_numbers(made.model, task.family)
+    assert made.model(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_greedy_at_full_size_is_the_original(task, context):  # noqa: F811
+    made = greedy(task, context)(1.0)
+    tokens = torch.arange(16)[None]
+    wanted = task.model(tokens).logits
+    torch.testing.assert_close(made.model(tokens).logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_hard_concrete_widths_are_what_samples_give_on_average(task):
+    shape = task.budget.layout.blocks[0]
+    masks = HardConcrete(len(task.budget.layout.blocks), shape)
+    torch.nn.init.normal_(masks.intermediate, std=2)
+    noise = torch.Generator().manual_seed(0)
+    flats = torch.stack([(masks.sample(noise) > 0).float() for _ in range(3000)])
+    middle = task.budget.layout.split(flats.mean(0))[3]
+    wanted = masks.expected_widths()[2][0].detach()
+    assert float(middle.sum()) == pytest.approx(float(wanted), rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_sheared_arrives_at_its_target_shape(share, task, context):  # noqa: F811
+    from dataclasses import replace
+
+    from disp_llm.budget import Budget, project
+    from disp_llm.config import HEADS, SITES
+
+    budget = Budget(task.budget.layout, sites=(*SITES, HEADS))
+    task = replace(task, budget=budget, keeps=(share,))
+    context = replace(context, learn=replace(context.learn, steps=6, length=32))
+    choice = sheared(task, context)
+    parts = budget.layout.split(project(choice.logits, budget, share).kept)
+    target = target_shape(budget.layout.blocks[0], share)
+    widths = torch.tensor([int(part.sum()) for part in parts]).view(-1, 6)
+    assert (widths[:, 5] == target.heads).all()
+    # What the budget leaves after the shape goes to the likeliest entries outside it.
+    wanted = torch.tensor([target.hidden] * 3 + [target.intermediate, target.hidden, target.heads])
+    assert (widths - wanted).clamp(max=0).sum() == 0
+    assert (widths - wanted).sum() < 0.02 * budget.layout.entries
