@@ -126,7 +126,8 @@ def comparison(llama_folder, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "all"
     command = [
         "compare", llama_folder, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
-        "--output-dir", folder, "--context", 32, "--windows", 4, "--dtype", "float32", "--rounds", 2, "--json",
+        "--output-dir", folder, "--context", 32, "--windows", 4, "--dtype", "float32",
+        "--rounds", 2, "--json",
     ]  # fmt: skip
     done = run_command(*command)
     assert done.returncode == 0, done.stderr

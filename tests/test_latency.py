@@ -6,6 +6,7 @@ from conftest import SMALL, tiny_model
 from transformers import AutoModelForCausalLM
 
 import disp_llm.prune
+import disp_llm.sizes
 from disp_llm import latency
 from disp_llm.bench import Work
 from disp_llm.budget import Budget, project
@@ -128,7 +129,7 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (latency, disp_llm.prune):
+    for module in (latency, disp_llm.sizes):
         monkeypatch.setattr(module, "measured_share", by_parameters)
     config = parse(
         [

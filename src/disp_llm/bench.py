@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disp_llm.config import BenchCommand, MachineConfig
+from disp_llm.commands import BenchCommand
+from disp_llm.config import MachineConfig
 from disp_llm.export import count_block_parameters, head_weight, weight_bytes
 from disp_llm.families import Family
 from disp_llm.fuse import fuse

@@ -11,6 +11,9 @@ from disp_llm.files import atomic, write_json
 FACTS = "card.json"
 """Beside the card: the figures behind it, from which a later stage writes it anew."""
 
+TOLD = ("dense", "source", "versions", "tokens_seen", "command", "hardware", "recovered")
+"""Parts of a run's result that the card tells; the folder carries no others."""
+
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is saved or pushed somewhere."""
 
@@ -73,6 +76,8 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
         result: what the run's `result.json` holds.
     """
     dense, source = result["dense"], result["source"]
+    figures = {key: value for key, value in figures.items() if key not in ("folder", "sample")}
+    result = {key: result[key] for key in TOLD if key in result}
     write_json(folder / FACTS, {"figures": figures, "result": result})
     checked = "float32" if "max_logit_error" in figures else "the dtype of the run"
     errors = [value for key, value in figures.items() if key.startswith("max_logit_error")]

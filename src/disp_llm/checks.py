@@ -1,15 +1,13 @@
 """What no command can use, refused before anything is loaded: one line that names the flag."""
 
+from disp_llm.commands import BenchCommand, CompareCommand, RecoverCommand
 from disp_llm.config import (
     HEADS,
     SITES,
-    BenchCommand,
     BudgetConfig,
-    CompareCommand,
     EvalConfig,
     InputError,
     PruneConfig,
-    RecoverCommand,
     TextConfig,
     nearest,
 )

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from disp_llm import checks
+from disp_llm import checks, commands
 from disp_llm import config as settings
 from disp_llm.config import InputError
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
-    kinds = {"prune": settings.PruneConfig, "recover": settings.RecoverCommand}
+    kinds = {"prune": settings.PruneConfig, "recover": commands.RecoverCommand}
     if not arguments or arguments[0] not in kinds:
         return ""
     folder = Path(_value_of("--output-dir", arguments) or kinds[arguments[0]].output_dir)
@@ -61,7 +61,7 @@ def _how_to_go_on(arguments: list[str]) -> str:
     return f"; go on with: disp-llm {shlex.join(again)} --resume"
 
 
-def parse(arguments: list[str]) -> settings.Command:
+def parse(arguments: list[str]) -> commands.Command:
     """Arguments -> a command; a recipe, or the run that is resumed, gives `prune` its defaults.
 
     Raises:
@@ -69,26 +69,26 @@ def parse(arguments: list[str]) -> settings.Command:
         SystemExit: with code 0, after `--help`.
     """
     subcommand = tyro.conf.subcommand
-    commands = (
+    known = (
         Annotated[settings.PruneConfig, subcommand("prune", default=_prune_default(arguments))]
-        | Annotated[settings.ExportCommand, subcommand("export")]
+        | Annotated[commands.ExportCommand, subcommand("export")]
         | Annotated[
-            settings.RecoverCommand, subcommand("recover", default=_recover_default(arguments))
+            commands.RecoverCommand, subcommand("recover", default=_recover_default(arguments))
         ]
-        | Annotated[settings.CompareCommand, subcommand("compare")]
-        | Annotated[settings.ReportCommand, subcommand("report")]
-        | Annotated[settings.EvalCommand, subcommand("eval")]
-        | Annotated[settings.DoctorCommand, subcommand("doctor")]
-        | Annotated[settings.BenchCommand, subcommand("bench")]
-        | Annotated[settings.SaveCommand, subcommand("save")]
-        | Annotated[settings.PushCommand, subcommand("push")]
-        | Annotated[settings.GgufCommand, subcommand("gguf")]
+        | Annotated[commands.CompareCommand, subcommand("compare")]
+        | Annotated[commands.ReportCommand, subcommand("report")]
+        | Annotated[commands.EvalCommand, subcommand("eval")]
+        | Annotated[commands.DoctorCommand, subcommand("doctor")]
+        | Annotated[commands.BenchCommand, subcommand("bench")]
+        | Annotated[commands.SaveCommand, subcommand("save")]
+        | Annotated[commands.PushCommand, subcommand("push")]
+        | Annotated[commands.GgufCommand, subcommand("gguf")]
     )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                commands,
+                known,
                 prog="disp-llm",
                 args=arguments or ["--help"],
                 description="Makes Hugging Face decoder LLMs physically smaller.",
@@ -134,15 +134,15 @@ def _prune_default(arguments: list[str]) -> settings.PruneConfig:
     return settings.apply_recipe(plain, settings.load_recipe(recipe))
 
 
-def _recover_default(arguments: list[str]) -> settings.RecoverCommand:
+def _recover_default(arguments: list[str]) -> commands.RecoverCommand:
     """The configuration that flags of `recover` change."""
-    plain = settings.RecoverCommand(folder=tyro.MISSING)
+    plain = commands.RecoverCommand(folder=tyro.MISSING)
     if arguments[:1] != ["recover"] or "--resume" not in arguments:
         return plain
     from disp_llm.runs import stored_config
 
     folder = Path(_value_of("--output-dir", arguments) or plain.output_dir)
-    return stored_config(folder, settings.RecoverCommand)
+    return stored_config(folder, commands.RecoverCommand)
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -162,6 +162,7 @@ def _prepare_libraries() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
     logging.basicConfig(level=logging.WARNING, format="disp-llm: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
@@ -197,7 +198,7 @@ def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
     return result
 
 
-def run_export(command: settings.ExportCommand) -> dict[str, Any]:
+def run_export(command: commands.ExportCommand) -> dict[str, Any]:
     """`disp-llm export`"""
     checks.check_shares(command.keep, command.budget)
     from disp_llm.prune import more_sizes
@@ -226,10 +227,10 @@ def _keep_page(run: Path) -> None:
     """Writes the page of a run, unless it is there and nothing has changed since."""
     page, result = run / "report.html", run / "result.json"
     if not page.exists() or page.stat().st_mtime_ns < result.stat().st_mtime_ns:
-        run_report(settings.ReportCommand((run,)))
+        run_report(commands.ReportCommand((run,)))
 
 
-def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
+def run_recover(command: commands.RecoverCommand) -> dict[str, Any]:
     """`disp-llm recover`"""
     checks.check_recover(command)
     from disp_llm.recover import recover
@@ -244,7 +245,7 @@ def run_recover(command: settings.RecoverCommand) -> dict[str, Any]:
     return result
 
 
-def run_compare(command: settings.CompareCommand) -> dict[str, Any]:
+def run_compare(command: commands.CompareCommand) -> dict[str, Any]:
     """`disp-llm compare`"""
     checks.check_compare(command)
     from disp_llm.compare import compare
@@ -259,7 +260,7 @@ def run_compare(command: settings.CompareCommand) -> dict[str, Any]:
     return result
 
 
-def run_report(command: settings.ReportCommand) -> dict[str, Any]:
+def run_report(command: commands.ReportCommand) -> dict[str, Any]:
     """`disp-llm report`"""
     if not command.runs:
         raise InputError("no run is named", flag="RUN", mend="name one or more run folders")
@@ -271,7 +272,7 @@ def run_report(command: settings.ReportCommand) -> dict[str, Any]:
     return result
 
 
-def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
+def run_eval(command: commands.EvalCommand) -> dict[str, Any]:
     """`disp-llm eval`"""
     checks.check_evaluation(command.evaluation)
     from disp_llm.evaluate import evaluate
@@ -283,7 +284,7 @@ def run_eval(command: settings.EvalCommand) -> dict[str, Any]:
     return result
 
 
-def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
+def run_doctor(command: commands.DoctorCommand) -> dict[str, Any]:
     """`disp-llm doctor`"""
     checks.check_keep(command.keep)
     from disp_llm.doctor import examine, measure_alignments
@@ -301,7 +302,7 @@ def run_doctor(command: settings.DoctorCommand) -> dict[str, Any]:
     return result
 
 
-def run_bench(command: settings.BenchCommand) -> dict[str, Any]:
+def run_bench(command: commands.BenchCommand) -> dict[str, Any]:
     """`disp-llm bench`"""
     checks.check_bench(command)
     from disp_llm.bench import bench
@@ -316,7 +317,7 @@ def run_bench(command: settings.BenchCommand) -> dict[str, Any]:
     return result
 
 
-def run_save(command: settings.SaveCommand) -> dict[str, Any]:
+def run_save(command: commands.SaveCommand) -> dict[str, Any]:
     """`disp-llm save`"""
     from disp_llm.share import save
     from disp_llm.show import console
@@ -326,7 +327,7 @@ def run_save(command: settings.SaveCommand) -> dict[str, Any]:
     return result
 
 
-def run_push(command: settings.PushCommand) -> dict[str, Any]:
+def run_push(command: commands.PushCommand) -> dict[str, Any]:
     """`disp-llm push`"""
     from disp_llm.share import push
     from disp_llm.show import console
@@ -336,7 +337,7 @@ def run_push(command: settings.PushCommand) -> dict[str, Any]:
     return result
 
 
-def run_gguf(command: settings.GgufCommand) -> dict[str, Any]:
+def run_gguf(command: commands.GgufCommand) -> dict[str, Any]:
     """`disp-llm gguf`"""
     from disp_llm.gguf_file import write_gguf
     from disp_llm.show import console
@@ -351,14 +352,14 @@ def run_gguf(command: settings.GgufCommand) -> dict[str, Any]:
 
 COMMANDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     settings.PruneConfig: run_prune,
-    settings.ExportCommand: run_export,
-    settings.RecoverCommand: run_recover,
-    settings.CompareCommand: run_compare,
-    settings.ReportCommand: run_report,
-    settings.EvalCommand: run_eval,
-    settings.DoctorCommand: run_doctor,
-    settings.BenchCommand: run_bench,
-    settings.SaveCommand: run_save,
-    settings.PushCommand: run_push,
-    settings.GgufCommand: run_gguf,
+    commands.ExportCommand: run_export,
+    commands.RecoverCommand: run_recover,
+    commands.CompareCommand: run_compare,
+    commands.ReportCommand: run_report,
+    commands.EvalCommand: run_eval,
+    commands.DoctorCommand: run_doctor,
+    commands.BenchCommand: run_bench,
+    commands.SaveCommand: run_save,
+    commands.PushCommand: run_push,
+    commands.GgufCommand: run_gguf,
 }

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from disp_llm.bench import Work, in_turn, runner
 from disp_llm.budget import Budget
+from disp_llm.commands import CompareCommand
 from disp_llm.config import (
-    CompareCommand,
     ExportConfig,
     InputError,
     LearnConfig,

@@ -23,7 +23,7 @@ from disp_llm.models import (
     resolve_device,
     resolve_dtype,
 )
-from disp_llm.prune import free_memory
+from disp_llm.sizes import free_memory
 
 
 def examine(name: str, keeps: tuple[float, ...], length: int, device_name: str) -> dict[str, Any]:

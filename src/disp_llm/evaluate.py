@@ -17,7 +17,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disp_llm.config import EvalCommand, EvalConfig, TextConfig
+from disp_llm.commands import EvalCommand
+from disp_llm.config import EvalConfig, TextConfig
 from disp_llm.export import count_block_parameters, count_parameters
 from disp_llm.families import Family
 from disp_llm.losses import head_of, token_losses

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from disp_llm.config import GgufCommand, InputError
+from disp_llm.commands import GgufCommand
+from disp_llm.config import InputError
 from disp_llm.families import PRUNED_PREFIX
 from disp_llm.files import atomic
 from disp_llm.share import intermediate_only

@@ -20,7 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from disp_llm.card import read_facts, write_recovered_card
-from disp_llm.config import InputError, MachineConfig, RecoverCommand
+from disp_llm.commands import RecoverCommand
+from disp_llm.config import InputError, MachineConfig
 from disp_llm.evaluate import perplexity
 from disp_llm.export import Exported, count_block_parameters, write_folder
 from disp_llm.families import Family

@@ -20,7 +20,8 @@ import jinja2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from disp_llm.config import InputError, ReportCommand
+from disp_llm.commands import ReportCommand
+from disp_llm.config import InputError
 from disp_llm.evaluate import with_error
 from disp_llm.files import atomic
 from disp_llm.runs import Run

@@ -22,7 +22,8 @@ from typing import Any, TextIO, TypeVar
 import tomli_w
 import torch
 
-from disp_llm.config import InputError, PruneConfig, RecoverCommand, apply_recipe, resolved
+from disp_llm.commands import RecoverCommand
+from disp_llm.config import InputError, PruneConfig, apply_recipe, resolved
 from disp_llm.files import atomic, write_json
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverCommand)

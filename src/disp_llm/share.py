@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.card import PLACE
+from disp_llm.commands import PushCommand, SaveCommand
 from disp_llm.compact.configuration_disp_llm import PREFIX
-from disp_llm.config import HEADS, SITES, InputError, PushCommand, SaveCommand
+from disp_llm.config import HEADS, SITES, InputError
 from disp_llm.families import PRUNED_PREFIX
 from disp_llm.files import atomic
 
