@@ -16,7 +16,7 @@ from disp_llm.config import InputError, LearnConfig
 from disp_llm.families import family_of
 from disp_llm.learn import Task, learn
 from disp_llm.loop import Interrupted, checkpoints, generator_of
-from disp_llm.losses import CHUNK, head_of, token_losses
+from disp_llm.losses import CHUNK, Teacher, head_of, token_losses
 from disp_llm.masks import Choice, layout_of, masked
 from disp_llm.text import Corpus, tokenize
 
@@ -189,6 +189,33 @@ def test_chunked_loss_and_gradient_equal_the_plain_ones():
             (losses * weights).sum().backward()
         gradients.append((losses.detach(), mask.grad))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_original_teaches_without_its_masks(task):
+    """The divergence from the dense model, whatever masks are set, and a gradient for these."""
+    windows = torch.arange(40).view(2, 20)
+    head = head_of(task.model, task.family)
+    with torch.no_grad():
+        dense = task.model(windows).logits[:, :-1].log_softmax(-1)
+    mask = torch.rand(task.budget.layout.entries, requires_grad=True)
+    with masked(task.model, task.family, task.budget.layout) as masking:
+        masking.set(mask)
+        teacher = Teacher(task.model, head, 1.0, masking.lifted)
+        losses = token_losses(task.model, head, windows, teacher)
+        given = task.model(windows).logits[:, :-1].log_softmax(-1)
+    wanted = (dense.exp() * (dense - given)).sum(-1)
+    torch.testing.assert_close(losses, wanted, rtol=1e-4, atol=1e-5)
+    ours, plain = (
+        torch.autograd.grad(part.mean(), mask, retain_graph=True)[0] for part in (losses, wanted)
+    )
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-6)
+
+
+def test_learning_from_the_original_brings_the_divergence_down(task, accelerator, tmp_path):
+    seen = []
+    config = dataclasses.replace(CONFIG, steps=40, distill=1.0)
+    learn(task, start_of(task), config, tmp_path, accelerator, lambda m: seen.append(m["loss"]))
+    assert sum(seen[-8:]) < 0.8 * sum(seen[:8])
 
 
 def test_generators_differ_in_every_number_and_in_their_order():

@@ -43,6 +43,7 @@ def check_prune(config: PruneConfig) -> None:
             raise InputError("too small", flag=flag, mend="give a larger number")
     if config.learn.scale_rate < 0:
         raise InputError("is negative", flag="--scale-rate", mend="give 0 or more")
+    check_distill(config.learn.distill)
     natural = {
         "--steps": config.learn.steps,
         "--align": config.export.align,
@@ -53,6 +54,16 @@ def check_prune(config: PruneConfig) -> None:
             raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
     check_text(config.text)
     check_evaluation(config.evaluation)
+
+
+def check_distill(share: float) -> None:
+    """Refuses what is no share.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"{share}", flag="--distill", mend="give a number from 0 to 1")
 
 
 def check_text(config: TextConfig) -> None:
@@ -112,8 +123,7 @@ def check_recover(config: RecoverCommand) -> None:
     ):
         if not value > 0:
             raise InputError("too small", flag=flag, mend="give a larger number")
-    if not 0 <= config.distill <= 1:
-        raise InputError(f"{config.distill}", flag="--distill", mend="give a number from 0 to 1")
+    check_distill(config.distill)
     check_text(config.text)
     check_evaluation(config.evaluation)
 

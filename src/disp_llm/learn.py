@@ -28,7 +28,7 @@ from disp_llm.estimators import ESTIMATORS
 from disp_llm.families import Family
 from disp_llm.hypernet import build
 from disp_llm.loop import Pace, generator_of, train
-from disp_llm.losses import head_of, token_losses
+from disp_llm.losses import Teacher, head_of, token_losses
 from disp_llm.masks import Choice, Masking, blocks_of, masked
 from disp_llm.mixture import Mixture
 from disp_llm.text import Corpus
@@ -118,9 +118,15 @@ def learn(
         compiled_blocks(task.model, task.family, compiling),
         checkpointed_blocks(task.model, task.family, config.gradient_checkpointing),
     ):
+        teacher = Teacher(task.model, head, config.distill, masking.lifted)
+
+        def loss_of(tokens: Tensor) -> Tensor:
+            return token_losses(
+                task.model, head, tokens, teacher if config.distill else None, compiling
+            )
 
         def backward(step: int) -> dict[str, Any]:
-            return _backward(task, trained, masking, head, compiling, config, step, accelerator)
+            return _backward(task, trained, masking, loss_of, config, step, accelerator)
 
         train(trained, optimizer, backward, pace, folder, accelerator, on_step)
     with torch.no_grad():
@@ -139,8 +145,7 @@ def _backward(
     task: Task,
     trained: nn.Module,
     masking: Masking,
-    head: Callable,
-    compiling: bool,
+    loss_of: Callable[[Tensor], Tensor],
     config: LearnConfig,
     step: int,
     accelerator,
@@ -165,8 +170,7 @@ def _backward(
         )
         tokens, sources = mixture.draw(config.batch, config.length, own)
         with torch.set_grad_enabled(sample.log_probability is None):
-            tokens = tokens.to(device)
-            losses = token_losses(task.model, head, tokens, compiled=compiling).mean(-1)  # (B)
+            losses = loss_of(tokens.to(device)).mean(-1)  # (B)
         mixture.saw(sources, losses)
         loss = losses.mean()
         share = task.budget.share(task.budget.layout.counts(sample.counted))

@@ -9,6 +9,7 @@ B batch, T tokens, D hidden, V vocabulary.
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,8 @@ class Teacher:
     head: Callable[[Tensor], Tensor]
     share: float
     """Of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
+    teaching: Callable[[], AbstractContextManager] = nullcontext
+    """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -84,12 +87,12 @@ def token_losses(
         compiled: whether what follows the blocks runs through torch.compile, which turns some ten
             passes over the logits into two.
     """
-    states = _states(model, tokens)
-    targets = tokens[:, 1:].flatten()
     taught = None
     if teacher is not None:
-        with torch.no_grad():
+        with teacher.teaching(), torch.no_grad():  # masks are set again with their gradient
             taught = _states(teacher.model, tokens)
+    states = _states(model, tokens)
+    targets = tokens[:, 1:].flatten()
     of_chunk = _compiled() if compiled else _loss_of_chunk
 
     def loss_of(hidden: Tensor, place: slice) -> Tensor:

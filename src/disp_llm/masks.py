@@ -235,14 +235,26 @@ class Masking:
 
     def __init__(self, layout: Layout, places: list[tuple[nn.Module, str, int]]):
         self._layout, self._places = layout, places
+        self._flat = torch.ones(layout.entries)
 
     def set(self, flat: Float[Tensor, "*B N"]) -> None:
         """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
         batch."""
+        self._flat = flat
         parts = flat.split(self._layout.lengths, dim=-1)
         for (module, name, repeats), part in zip(self._places, parts, strict=True):
             part = part.repeat_interleave(repeats, -1) if repeats > 1 else part
             setattr(module, name, part.unsqueeze(-2) if flat.dim() > 1 else part)
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While the context lasts, all masks are one: the model is the dense one."""
+        before = self._flat
+        self.set(torch.ones_like(before.detach()))
+        try:
+            yield
+        finally:
+            self.set(before)
 
 
 MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"

@@ -12,6 +12,8 @@ from disp_llm.methods.context import Context
 from disp_llm.rewrites.depth import depth
 from disp_llm.rewrites.greedy import greedy
 from disp_llm.rewrites.rewrite import Maker
+from disp_llm.rewrites.semi_structured import dass_2_4, magnitude_2_4, wanda_2_4
+from disp_llm.rewrites.sparsegpt import sparsegpt_2_4
 
 
 @dataclass(frozen=True)
@@ -26,4 +28,8 @@ class Rewrite:
 REWRITES: dict[RewriteName, Rewrite] = {
     "greedy": Rewrite(greedy),
     "depth": Rewrite(depth),
+    "magnitude_2_4": Rewrite(magnitude_2_4, reads_text=False),
+    "wanda_2_4": Rewrite(wanda_2_4),
+    "sparsegpt_2_4": Rewrite(sparsegpt_2_4),
+    "dass_2_4": Rewrite(dass_2_4),
 }

@@ -1,0 +1,254 @@
+"""2:4 sparsity: the two of every four that a score picks, and what SparseGPT makes of them."""
+
+import itertools
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import byte_tokenizer, tiny_model
+
+from disp_llm.budget import Budget
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.config import InputError, LearnConfig, ScoreConfig
+from disp_llm.families import FAMILIES
+from disp_llm.learn import Task
+from disp_llm.masks import blocks_of, layout_of
+from disp_llm.methods.context import Context
+from disp_llm.rewrites.rewrite import linear_paths, stored_numbers, walk
+from disp_llm.rewrites.semi_structured import dass_2_4, magnitude_2_4, wanda_2_4
+from disp_llm.rewrites.sparsegpt import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
+from disp_llm.text import Corpus, tokenize
+
+METHODS = [magnitude_2_4, wanda_2_4, dass_2_4, sparsegpt_2_4]
+
+
+def task_of(model_type: str, text_file, **changes) -> Task:
+    model, family = tiny_model(model_type, **changes), FAMILIES[model_type]
+    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
+    return Task(model, family, corpus, Budget(layout_of(model, family)), (0.5,), align=1, seed=0)
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
+    nothing = lambda *progress: None  # noqa: E731
+    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
+
+
+def matrices(model, family) -> dict[tuple[int, str], torch.Tensor]:
+    """Every linear layer's weight as (outputs, inputs)."""
+    return {
+        (index, path): matrix_of(linear_at(block, path))
+        for index, block in enumerate(blocks_of(model, family))
+        for path in linear_paths(family)
+    }
+
+
+def moments_of(task, model, context) -> list[dict[str, torch.Tensor]]:
+    found = []
+    walk(model, task, context, lambda index, block, moments: found.append(moments))
+    return found
+
+
+def correlated(channels: int, seed: int = 0) -> torch.Tensor:
+    """`Σ x·xᵀ` of inputs that hang together, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(channels, channels, generator=generator)
+    inputs = torch.randn(3 * channels, channels, generator=generator) @ mixing
+    return inputs.T @ inputs
+
+
+def damped(moment: torch.Tensor) -> torch.Tensor:
+    moment = moment.double()
+    return moment + DAMPING * moment.diag().mean() * torch.eye(len(moment), dtype=moment.dtype)
+
+
+def error_of(change: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    """`Σ ‖change·x‖²`, a number an output."""
+    change = change.double()
+    return ((change @ moment.double()) * change).sum(-1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_two_of_four_in_every_family(context, text_file, model_type, method):
+    task = task_of(model_type, text_file)
+    before = {key: weight.clone() for key, weight in matrices(task.model, task.family).items()}
+    made = method(task, context)(0.5)
+    mlp = task.family.mlp
+    across = method is dass_2_4 and len(mlp.reads) * mlp.fused == 2
+    for (index, path), weight in matrices(made.model, task.family).items():
+        lines = weight.T if across and path in mlp.reads else weight
+        assert ((lines.unflatten(-1, (-1, 4)) != 0).sum(-1) == 2).all(), (index, path)
+        dense = before[index, path]
+        assert torch.equal(matrices(task.model, task.family)[index, path], dense)
+        if method is not sparsegpt_2_4:
+            assert torch.equal(weight[weight != 0], dense[weight != 0])
+    assert torch.isfinite(made.model(torch.arange(4, 20)[None]).logits).all()
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.53125), (torch.bfloat16, 0.5625)])
+def test_stored_counts_two_bits_a_kept_weight(context, text_file, dtype, share):
+    task = task_of("llama", text_file)
+    task.model.to(dtype)
+    make = magnitude_2_4(task, context)
+    made = make(0.5)
+    dense = stored_numbers(task.model, task.family)
+    assert made.stored == share * dense
+    assert made.multiplied == dense / 2
+    assert made.model.dtype == dtype
+    nonzero = sum(int((w != 0).sum()) for w in matrices(made.model, task.family).values())
+    assert nonzero == made.multiplied
+    for other in (0.4, 0.5625, 1.0):
+        with pytest.raises(InputError, match="keeps half of the weights"):
+            make(other)
+
+
+def test_a_width_without_groups_of_four_is_refused(context, text_file):
+    task = task_of("llama", text_file, intermediate_size=50)
+    for method in METHODS:
+        with pytest.raises(InputError, match="MODEL: 2:4 takes weights in groups of four"):
+            method(task, context)
+
+
+def test_magnitude_keeps_the_two_largest(context, text_file):
+    task = task_of("qwen2", text_file)
+    made = matrices(magnitude_2_4(task, context)(0.5).model, task.family)
+    for key, dense in matrices(task.model, task.family).items():
+        assert are_best(made[key] != 0, dense.abs()), key
+
+
+def test_wanda_scores_with_inputs_behind_pruned_blocks(context, text_file):
+    """Block i's mask follows from a model of which only the blocks before i are pruned."""
+    task = task_of("llama", text_file)
+    pruned = wanda_2_4(task, context)(0.5).model
+    got, dense = matrices(pruned, task.family), matrices(task.model, task.family)
+    last = len(task.model.model.layers) - 1
+    for path in linear_paths(task.family):
+        got[last, path].copy_(dense[last, path])
+    moments = moments_of(task, pruned, context)[last]
+    stale = moments_of(task, task.model, context)[last]
+    again = matrices(wanda_2_4(task, context)(0.5).model, task.family)
+    for path in linear_paths(task.family):
+        kept, weight = again[last, path] != 0, dense[last, path].abs()
+        assert are_best(kept, weight * norms(moments[path])), path
+        assert not are_best(kept, weight * norms(stale[path])), path
+
+
+def norms(moment: torch.Tensor) -> torch.Tensor:
+    return moment.diag() ** 0.5
+
+
+def are_best(kept: torch.Tensor, scores: torch.Tensor) -> bool:
+    """Two of every four in a row, and none of the others scores higher."""
+    kept, scores = kept.unflatten(-1, (-1, 4)), scores.unflatten(-1, (-1, 4))
+    least = torch.where(kept, scores, torch.inf).amin(-1)
+    most = torch.where(kept, -torch.inf, scores).amax(-1)
+    return bool((kept.sum(-1) == 2).all() and (least >= most).all())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_dass_weighs_gate_and_up_by_the_channel_they_feed(context, text_file, model_type):
+    task = task_of(model_type, text_file)
+    made = matrices(dass_2_4(task, context)(0.5).model, task.family)
+    dense = matrices(task.model, task.family)
+    mlp = task.family.mlp
+    moments = moments_of(task, task.model, context)[0]
+    middle = norms(moments[mlp.writes]) ** 0.5
+    for path in linear_paths(task.family):
+        kept, weight = made[0, path] != 0, dense[0, path].abs()
+        if path in mlp.reads:
+            pieces = zip(kept.split(48), weight.split(48), strict=True)  # Phi-3 has both in one
+            for stays, piece in pieces:
+                assert are_best(stays.T, piece.T * middle), path
+                assert not are_best(stays.T, piece.T), path
+        else:
+            assert are_best(kept, weight * norms(moments[path])), path
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "falcon"])
+def test_dass_is_wanda_without_a_gate(context, text_file, model_type):
+    task = task_of(model_type, text_file)
+    one, other = (method(task, context)(0.5).model for method in (dass_2_4, wanda_2_4))
+    for key, weight in matrices(one, task.family).items():
+        assert torch.equal(weight, matrices(other, task.family)[key])
+
+
+def test_sparsegpt_follows_exact_solves_column_by_column():
+    """The oracle knows no inverse and no blocks: it solves for what is still to come each time."""
+    channels = COLUMNS + 12
+    weight = torch.randn(5, channels, generator=torch.Generator().manual_seed(1))
+    moment = correlated(channels)
+    hessian = damped(moment)
+    wanted = weight.double()
+    for first in range(0, channels, 4):
+        four = range(first, first + 4)
+        prices = torch.stack([wanted[:, j] ** 2 * loss_of(hessian, j) for j in four], -1)
+        order = prices.argsort(-1)
+        for place, j in enumerate(four):
+            gone = torch.where((order[:, :2] == place).any(-1), wanted[:, j], 0)
+            wanted[:, j] -= gone
+            if j + 1 < channels:
+                rest = hessian[j + 1 :, j + 1 :]
+                wanted[:, j + 1 :] += gone[:, None] * torch.linalg.solve(rest, hessian[j + 1 :, j])
+    got = reconstructed(weight, moment)
+    assert torch.equal(got != 0, wanted != 0)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def loss_of(hessian: torch.Tensor, column: int) -> torch.Tensor:
+    """What a unit in this column is worth once those behind it make up for it: the Schur
+    complement."""
+    cross, rest = hessian[column, column + 1 :], hessian[column + 1 :, column + 1 :]
+    solved = torch.linalg.solve(rest, cross) if len(rest) else cross
+    return hessian[column, column] - cross @ solved
+
+
+def test_sparsegpt_is_least_squares_where_only_left_columns_go():
+    """All that is dropped lies to the left of all that is kept: then nothing is approximate."""
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    weight[:, :2] *= 0.01
+    moment = correlated(4)
+    hessian = damped(moment)
+    got = reconstructed(weight, moment).double()
+    dense = weight.double()
+    wanted = torch.linalg.solve(hessian[2:, 2:], hessian[2:] @ dense.T).T
+    assert (got[:, :2] == 0).all()
+    torch.testing.assert_close(got[:, 2:], wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(got[:, 2:], dense[:, 2:], rtol=1e-3)
+
+
+def test_sparsegpt_is_the_best_of_all_masks_for_inputs_that_are_independent():
+    weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
+    moment = torch.diag(torch.tensor([1.0, 9.0, 0.3, 4.0]))
+    got = reconstructed(weight, moment)
+    errors = []
+    for pair in itertools.combinations(range(4), 2):
+        gone = torch.zeros_like(weight)
+        gone[:, pair] = weight[:, pair]
+        errors.append(error_of(gone, damped(moment)))
+    torch.testing.assert_close(error_of(weight - got, damped(moment)), torch.stack(errors).amin(0))
+
+
+def test_sparsegpt_stands_inputs_that_are_always_zero():
+    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(4))
+    moment = correlated(8)
+    moment[:, 2:5] = moment[2:5] = 0
+    for given in (moment, torch.zeros(8, 8)):
+        got = reconstructed(weight, given)
+        assert torch.isfinite(got).all()
+        assert ((got.unflatten(-1, (-1, 4)) != 0).sum(-1) == 2).all()
+
+
+def test_sparsegpt_stays_nearer_than_wanda_and_wanda_than_magnitude(context, text_file):
+    """Of the first block, whose inputs no pruning has changed; all outputs together."""
+    task = task_of("llama", text_file)
+    moments = moments_of(task, task.model, context)[0]
+    dense = matrices(task.model, task.family)
+    for path in linear_paths(task.family):
+        errors = []
+        for method in (sparsegpt_2_4, wanda_2_4, magnitude_2_4):
+            pruned = matrices(method(task, context)(0.5).model, task.family)[0, path]
+            errors.append(float(error_of(dense[0, path] - pruned, moments[path]).sum()))
+        assert errors == sorted(errors), (path, errors)
+        assert errors[0] < 0.9 * errors[1], (path, errors)
