@@ -162,3 +162,14 @@ def test_distillation_is_the_divergence_of_whole_distributions():
     torch.testing.assert_close(loss, expected)
     (directly,) = torch.autograd.grad(expected.mean(), weight)
     torch.testing.assert_close(gradient, directly)
+
+
+def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path):
+    folder, result = recovered
+    page = tmp_path / "page.html"
+    done = run_command("report", small_run[0], folder, "--output", page)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    for figures in (result["before"], result["model"], result["teacher"]):
+        assert f"{figures['perplexity']:.2f} ± {figures['perplexity_stderr']:.2f}" in text
+    assert "no finished" not in text

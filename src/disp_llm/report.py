@@ -97,14 +97,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     run = Run(folder)
     if not run.config_file.exists():
         raise InputError(
-            f"{folder} is not a run folder", flag="RUN", mend="name an --output-dir of `prune`"
+            f"{folder} is not a run folder",
+            flag="RUN",
+            mend="name an --output-dir of `prune` or `recover`",
         )
     result = run.result()
     config = tomllib.loads(run.config_file.read_text())
     bench = folder / "bench.json"
+    trained = "folder" in config  # a run of `recover`
     return {
         "name": folder.resolve().name,
-        "model": config["model"],
+        "model": config["folder" if trained else "model"],
+        "kind": "recover" if trained else "prune",
         "status": result.get("status", "not begun"),
         "result": result,
         "sizes": [size_of(run, entry) for entry in result.get("models", [])],
@@ -190,7 +194,9 @@ def learning_chart(runs: list[dict[str, Any]]) -> Chart | None:
         if len(points) > 1:
             series[run["name"]] = points
     told = "; ".join(f"{name}: from {p[0][1]:.2f} to {p[-1][1]:.2f}" for name, p in series.items())
-    return _chart("Loss while masks are learned", told, "tokens", "loss, smoothed", series)
+    return _chart(
+        "Loss while masks or weights are learned", told, "tokens", "loss, smoothed", series
+    )
 
 
 def quality_chart(runs: list[dict[str, Any]]) -> Chart | None:
