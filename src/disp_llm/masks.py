@@ -25,6 +25,9 @@ from disp_llm.config import HEADS, SITES, InputError
 from disp_llm.families import Family
 from disp_llm.files import write_tensors
 
+STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
+"""Those whose entries are dimensions of the residual stream."""
+
 
 @dataclass(frozen=True)
 class BlockShape:

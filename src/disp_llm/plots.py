@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from disp_llm.files import atomic
+from disp_llm.masks import STREAM_SITES, Masks
 
 DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 LINES = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
@@ -92,6 +95,45 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     axes[0].set_ylabel("perplexity")
     figure.suptitle(result["asked"]["model"], fontsize=9)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    _save(figure, path)
+
+
+def draw_masks(masks: Masks, path: Path) -> None:
+    """The share of every site that every block keeps, and which dimensions of the residual stream
+    it reads and writes (the paper's Fig. 6).
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    sites, layout = masks.layout.sites, masks.layout
+    parts = [part.numpy() for part in layout.split(masks.kept)]
+    of_site = {site: parts[place :: len(sites)] for place, site in enumerate(sites)}
+    stream = [site for site in STREAM_SITES if site in of_site]
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, len(stream), height_ratios=(1.1, 1))
+    shares = figure.add_subplot(grid[0, :])
+    shares.spines[["top", "right"]].set_visible(False)
+    for site, color in zip(sites, (PRUNED, COUNTED, *LINES), strict=False):
+        kept = [part.mean() for part in of_site[site]]
+        shares.plot(kept, label=site, color=color, linewidth=1.8, marker="o", markersize=3)
+    shares.set_ylim(0, 1)
+    shares.set_xlabel("block")
+    shares.set_ylabel("share that stays")
+    shares.legend(frameon=False, ncols=len(sites), loc="lower center", bbox_to_anchor=(0.5, 1))
+    for place, site in enumerate(stream):
+        axis = figure.add_subplot(grid[1, place])
+        rows = np.stack(of_site[site])
+        axis.imshow(
+            rows, aspect="auto", interpolation="nearest", cmap=ListedColormap(["white", PRUNED])
+        )
+        axis.set_title(site, fontsize=9)
+        axis.set_xlabel("dimension of the stream")
+        axis.set_ylabel("block") if place == 0 else axis.set_yticks([])
     _save(figure, path)
 
 

@@ -24,6 +24,7 @@ from disp_llm.commands import ReportCommand
 from disp_llm.config import InputError
 from disp_llm.evaluate import with_error
 from disp_llm.files import atomic
+from disp_llm.masks import STREAM_SITES
 from disp_llm.runs import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 52, 34
@@ -34,8 +35,6 @@ ACCENT = (11, 110, 153)
 
 SMOOTH = 0.9
 """Memory of the moving average that is drawn over the loss of single windows."""
-
-STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 
 
 @dataclass(frozen=True)
