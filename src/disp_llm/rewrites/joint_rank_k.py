@@ -1,0 +1,104 @@
+"""Joint rank-k: Peng et al., Data-free Weight Compress and Denoise for Large Language Models
+(arXiv 2402.16319).
+
+Layers that read the same input become one matrix, and its best rank-k approximation one factor that
+they share and one of their own each: `[W_1; W_2] = U·Λ·Vᵀ`, `W_i ≈ (U_k·Λ_k)_i · V_kᵀ`. Query and
+key are one such pair, gate and up the other; the value and the layers that write stay whole, so
+that their weights are the least a share can be. Every pair keeps the same share of its weights.
+
+Where a family stores such layers fused, they are one matrix already, the value included.
+
+O outputs of a group's layers together, I inputs, R rank.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.config import InputError
+from disp_llm.families import Family
+from disp_llm.learn import Task
+from disp_llm.masks import blocks_of
+from disp_llm.methods.context import Context
+from disp_llm.rewrites.low_rank import LowRank, as_linear, rank_of
+from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, stored_numbers
+
+
+class SharedFactor(nn.Linear):
+    """The factor that two layers have in common: what it gives the first, the second takes over."""
+
+    held: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B R"]:
+        held, self.held = self.held, None
+        if held is not None and held[0] is input:
+            return held[1]
+        output = super().forward(input)
+        self.held = (input, output)
+        return output
+
+
+def joint_rank_k(task: Task, context: Context) -> Maker:
+    """Query with key and gate with up; a share of 1 leaves them as they are. Needs no text.
+
+    Raises:
+        InputError: a share is less than what stays whole, or leaves a pair no rank.
+    """
+    groups = groups_of(task.family)
+    bases = [
+        {paths: joint_basis(block, paths) for paths in groups}
+        for block in blocks_of(task.model, task.family)
+    ]
+    full = stored_numbers(task.model, task.family)
+    joint = sum(
+        matrix_of(linear_at(block, path)).numel()
+        for block in blocks_of(task.model, task.family)
+        for paths in groups
+        for path in paths
+    )
+
+    def make(share: float) -> Rewritten:
+        of_joint = (share * full - (full - joint)) / joint
+        if of_joint <= 0:
+            raise InputError(
+                f"{1 - joint / full:.2g} of the weights are in layers without a joint factor",
+                flag="--keep",
+                mend="ask for more",
+            )
+        model = copied(task)
+        if share < 1:
+            for block, of_block in zip(blocks_of(model, task.family), bases, strict=True):
+                for paths, basis in of_block.items():
+                    factorise_jointly(block, paths, basis, of_joint)
+        numbers = stored_numbers(model, task.family)
+        return Rewritten(model, numbers, numbers)
+
+    return make
+
+
+def groups_of(family: Family) -> tuple[tuple[str, ...], ...]:
+    """Paths of the layers of a block that get a factor in common: one or two."""
+    return family.attention.reads[:2], family.mlp.reads
+
+
+def joint_basis(block: nn.Module, paths: tuple[str, ...]) -> Float[Tensor, "R I"]:
+    """Vᵀ of the stacked weights, the most important row first."""
+    stacked = torch.cat([matrix_of(linear_at(block, path)) for path in paths])
+    _, _, basis = torch.linalg.svd(stacked.float(), full_matrices=False)
+    return basis[: rank_of(1.0, *stacked.shape)].clone()  # no share asks for more
+
+
+def factorise_jointly(
+    block: nn.Module, paths: tuple[str, ...], basis: Float[Tensor, "R I"], share: float
+) -> None:
+    """`V_kᵀ` and `W_i·V_k`, which is `(U_k·Λ_k)_i`."""
+    layers = [linear_at(block, path) for path in paths]
+    weights = [matrix_of(linear) for linear in layers]
+    outputs = sum(len(weight) for weight in weights)
+    common = basis[: rank_of(share, outputs, basis.shape[1])]
+    kind = SharedFactor if len(paths) > 1 else nn.Linear
+    right = as_linear(common.to(weights[0].dtype), kind=kind)
+    for path, linear, weight in zip(paths, layers, weights, strict=True):
+        left = as_linear((weight.float() @ common.T).to(weight.dtype), linear.bias)
+        block.set_submodule(path, LowRank(left, right))
