@@ -73,17 +73,12 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         base, terms = base_and_license(config.model)
         source = loaded.source | sources | {"base_model": base, "license": terms}
         run.update(source=source, dense=dense_figures(session))
-    started = time.perf_counter()
-    chosen = run.logits_file().exists()
     choice = choose(config, task, session, accelerator)
-    choosing = time.perf_counter() - started
     accelerator.wait_for_everyone()
     accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
         return {}
     run.update(tokens_seen=tokens_seen(config, processes))
-    if not chosen:
-        run.update(choosing_s=round(choosing, 1))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(config, budget, choice.logits))
     models = make_models(session, choice, config.shares)
@@ -230,10 +225,12 @@ def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accel
     context = Context(
         config.scores, config.learn, session.run.folder, accelerator, on_sequence, on_step
     )
+    began = time.perf_counter()
     found = METHODS[config.method].choose(task, context)
     parts = {name: part for name, part in vars(found).items() if part is not None}
     choice = Choice(**{name: part.float().cpu() for name, part in parts.items()})
     if accelerator.is_main_process:
+        session.run.update(choosing_s=round(time.perf_counter() - began, 1))
         masks_of(session, choice, config.shares[0]).save(path)
     return choice
 
