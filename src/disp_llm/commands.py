@@ -87,13 +87,13 @@ class CompareCommand:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, local folder, or smollm2-135m."""
     methods: tuple[MethodName | VariantName | RewriteName | Literal["all"], ...] = ("all",)
-    """Which; `learned` is ours. Methods that drop dimensions leave run folders with exported models;
-    those that rewrite layers (from `greedy` on) are measured and not written."""
+    """Which; `learned` is ours. Methods that drop dimensions leave run folders with exported
+    models; those that rewrite layers (from `greedy` on) are measured and not written."""
     keep: tuple[float, ...] = (0.8, 0.7, 0.5)
     """Share of block parameters that stays, in (0, 1]."""
     output_dir: Path = Path("comparison")
-    """Gets compare.json, compare.md, compare.png and the run folders. Rows that are there are not made
-    again."""
+    """Gets compare.json, compare.md, compare.png and the run folders. Rows that are there are not
+    made again."""
     steps: int = 150
     """Of methods that learn."""
     rounds: int = 7

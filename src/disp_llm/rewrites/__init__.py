@@ -15,6 +15,7 @@ from disp_llm.rewrites.joint_rank_k import joint_rank_k
 from disp_llm.rewrites.mpo import mpo
 from disp_llm.rewrites.rewrite import Maker
 from disp_llm.rewrites.semi_structured import dass_2_4, magnitude_2_4, wanda_2_4
+from disp_llm.rewrites.slicegpt import slicegpt
 from disp_llm.rewrites.sparsegpt import sparsegpt_2_4
 from disp_llm.rewrites.svd_llm import svd_llm
 
@@ -30,6 +31,7 @@ class Rewrite:
 
 REWRITES: dict[RewriteName, Rewrite] = {
     "greedy": Rewrite(greedy),
+    "slicegpt": Rewrite(slicegpt),
     "depth": Rewrite(depth),
     "svd_llm": Rewrite(svd_llm),
     "joint_rank_k": Rewrite(joint_rank_k, reads_text=False),

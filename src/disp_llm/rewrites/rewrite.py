@@ -72,22 +72,25 @@ def walk(
     """
     windows = calibration_windows(task, context.scores).to(next(model.parameters()).device)
     blocks = blocks_of(model, task.family)
-    states, arguments = _entries(model, blocks, windows)
+    states, arguments = entries(model, blocks, windows)
     for index, block in enumerate(blocks):
         with _second_moments(block, task.family) as moments:
             for state in states:
-                _run(block, state, arguments[index])
+                run_block(block, state, arguments[index])
         visit(index, block, moments)
-        states = [_run(block, state, arguments[index]) for state in states]
+        states = [run_block(block, state, arguments[index]) for state in states]
         context.on_sequence(index + 1, len(blocks))
 
 
-def _run(block: nn.Module, hidden: Float[Tensor, "1 T D"], arguments: dict[str, Any]) -> Tensor:
+def run_block(
+    block: nn.Module, hidden: Float[Tensor, "1 T D"], arguments: dict[str, Any]
+) -> Tensor:
+    """What leaves a block, from what enters it and what else it is called with."""
     out = block(hidden, **arguments)
     return out[0] if isinstance(out, tuple) else out
 
 
-def _entries(
+def entries(
     model: PreTrainedModel, blocks: nn.ModuleList, windows: Tensor
 ) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """What enters the first block, a tensor a window, and what else each block is called with."""

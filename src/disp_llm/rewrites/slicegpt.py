@@ -1,0 +1,263 @@
+"""SliceGPT: Ashkboos et al., SliceGPT: Compress Large Language Models by Deleting Rows and Columns
+(arXiv 2401.15024).
+
+RMSNorm commutes with an orthogonal turn Q of the residual stream, so that the layers before and
+behind it can take the turn in (Theorem 1). Q_l holds the eigenvectors of `C_l = Σ X_lᵀ·X_l` over
+calibration text, by falling eigenvalue (section 3.3), and its first K columns stay (3.4). In the
+stream `Z = X·Q_l` of width K, with g the gain of the norm,
+
+    reads     W -> W·diag(g)·Q_l·√(D/K)     a norm of K numbers gives √(K/D) of what one of D gives
+    writes    W -> Q_{l+1}ᵀ·W               biases alike; embedding and head follow their ends
+    stream    Z -> Z·Q_lᵀ·Q_{l+1}           two matrices a block, which are stored and multiplied
+
+As in the authors' release, X_l is what enters the l-th norm, in the model that is sliced up to
+there, so that every size takes a walk of its own. (The paper's X_l is what the norm gives, which
+did worse: perplexity 155 in place of 113 at share 0.7 of SmolLM2-135M.)
+
+T tokens of a window, D residual stream, K kept of it, L blocks.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from disp_llm.compact.modeling_disp_llm import cut, linear_at, matrix_of
+from disp_llm.config import InputError
+from disp_llm.families import Branch, Family
+from disp_llm.learn import Task
+from disp_llm.masks import blocks_of
+from disp_llm.methods.context import Context, calibration_windows
+from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, entries, run_block, stored_numbers
+
+ALIKE = 0.05
+"""Relative error up to which a block does what is expected of it; bfloat16 gives some 0.01."""
+
+
+def slicegpt(task: Task, context: Context) -> Maker:
+    """Models with the first principal components of the stream; each size takes a walk over the
+    calibration text.
+
+    Raises:
+        InputError: blocks are not `h = x + attention(norm(x))`, `h + mlp(norm(h))` with RMSNorm.
+    """
+    walk = entered(task, context)
+
+    def make(share: float) -> Rewritten:
+        made = sliced(task, walk.bases(_width(task, share)))
+        numbers = stored_numbers(made, task.family)
+        return Rewritten(made, numbers, numbers)
+
+    return make
+
+
+def _unfit(task: Task) -> InputError:
+    return InputError(
+        f"SliceGPT turns a stream that one RMSNorm reads before each branch, attention before MLP; "
+        f"a block of {task.model.config.model_type} is not made so",
+        flag="MODEL",
+        mend="use a model like Llama or another method",
+    )
+
+
+def _width(task: Task, share: float) -> int:
+    """The largest K with which the matrices, two of K·K a block among them, are within the share.
+
+    Raises:
+        InputError: a single dimension is too much.
+    """
+    blocks = task.budget.layout.blocks
+    full = stored_numbers(task.model, task.family)
+    for width in range(blocks[0].hidden, 0, -1):
+        if full * width / blocks[0].hidden + 2 * len(blocks) * width**2 <= share * full:
+            return width
+    raise InputError("leaves no dimension of the stream", flag="--keep", mend="ask for more")
+
+
+def _norms(module: nn.Module) -> list[str]:
+    """Names of the children that hold vectors only."""
+    return [
+        name
+        for name, child in module.named_children()
+        if {parameter.dim() for parameter in child.parameters()} == {1}
+    ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One branch of one block, which adds `factor · module(norm(x))` to the stream x."""
+
+    index: int
+    """Of the block."""
+    block: nn.Module
+    norm: str
+    """Name of the branch's norm in the block."""
+    branch: Branch
+
+
+def _steps(model: PreTrainedModel, family: Family) -> Iterator[Step]:
+    """The 2·L branches in the order in which they run."""
+    for index, block in enumerate(blocks_of(model, family)):
+        for norm, branch in zip(_norms(block), (family.attention, family.mlp), strict=True):
+            yield Step(index, block, norm, branch)
+
+
+def _factor(model: PreTrainedModel) -> float:
+    """What blocks multiply a branch by before they add it to the stream (Granite)."""
+    return getattr(model.config, "residual_multiplier", 1.0)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Runs the dense model's branches on a stream that is projected before each of them."""
+
+    task: Task
+    context: Context
+    states: list[Float[Tensor, "1 T D"]]
+    """What enters the first block, a tensor a window."""
+    arguments: list[dict[str, Any]]
+    """What else each block, and so its attention, is called with."""
+
+    @torch.no_grad()
+    def bases(self, width: int) -> list[Float[Tensor, "D K"]]:
+        """Q, its first K columns, of each of the 2·L branches and of the end."""
+        states = [state.float() for state in self.states]
+        bases = [self._principal(states)[:, :width]]
+        steps = list(_steps(self.task.model, self.task.family))
+        for done, step in enumerate(steps, start=1):
+            kept = bases[-1] @ bases[-1].T
+            states = [self._after(step, state @ kept) for state in states]
+            bases.append(self._principal(states)[:, :width])
+            self.context.on_sequence(done, len(steps))
+        return bases
+
+    def require_fit(self) -> None:
+        """Raises InputError unless the steps of a block, one by one, give what the block gives."""
+        model, family = self.task.model, self.task.family
+        before = self.states[0].float()
+        after = run_block(blocks_of(model, family)[0], self.states[0], self.arguments[0]).float()
+        found = before
+        for step in itertools.islice(_steps(model, family), 2):
+            found = self._after(step, found)
+        if (found - after).norm() > ALIKE * (after - before).norm():
+            raise _unfit(self.task)
+
+    def _after(self, step: Step, state: Float[Tensor, "1 T D"]) -> Float[Tensor, "1 T D"]:
+        model, attention = self.task.model, self.task.family.attention
+        normed = step.block.get_submodule(step.norm)(state.to(model.dtype))
+        arguments = self.arguments[step.index] if step.branch is attention else {}
+        out = run_block(step.block.get_submodule(step.branch.gather), normed, arguments)
+        return state + _factor(model) * out.float()
+
+    def _principal(self, states: list[Float[Tensor, "1 T D"]]) -> Float[Tensor, "D D"]:
+        """Eigenvectors of the stream's second moments, by falling eigenvalue."""
+        moments = torch.zeros((), dtype=torch.float64, device=states[0].device)
+        for state in states:
+            moments = moments + (state[0].T @ state[0]).double()
+        return torch.linalg.eigh(moments).eigenvectors.flip(1).float()
+
+
+@torch.no_grad()
+def entered(task: Task, context: Context) -> Walk:
+    """A walk at the first block.
+
+    Raises:
+        InputError: as `slicegpt`.
+    """
+    model, blocks = task.model, blocks_of(task.model, task.family)
+    for module, count in ((model.base_model, 1), *((block, 2) for block in blocks)):
+        norms = [module.get_submodule(name) for name in _norms(module)]
+        if len(norms) != count or any(isinstance(norm, nn.LayerNorm) for norm in norms):
+            raise _unfit(task)
+    windows = calibration_windows(task, context.scores).to(model.device)
+    walk = Walk(task, context, *entries(model, blocks, windows))
+    walk.require_fit()
+    return walk
+
+
+@torch.no_grad()
+def sliced(task: Task, bases: list[Float[Tensor, "D K"]]) -> PreTrainedModel:
+    """The model with a stream of width K, given Q of each of the 2·L branches and of the end."""
+    model, family = copied(task), task.family
+    epsilon, dtype = model.config.rms_norm_eps, model.dtype
+    width = bases[0].shape[1]
+    for step, basis, following in zip(_steps(model, family), bases[:-1], bases[1:], strict=True):
+        inputs = _renew(step.block, step.norm, basis, epsilon)
+        for path in step.branch.reads:
+            _replace(linear_at(step.block, path), inputs=inputs)
+        _replace(linear_at(step.block, step.branch.writes), outputs=following)
+        change = following.T @ basis - torch.eye(width, device=basis.device)
+        Turn((change / _factor(model)).to(dtype)).join(step)
+    embedding: Any = model.get_input_embeddings()
+    embedded = embedding.weight.float() @ bases[0]
+    [final] = _norms(model.base_model)
+    inputs = _renew(model.base_model, final, bases[-1], epsilon)
+    _replace(model.get_output_embeddings(), inputs=inputs)
+    embedding.weight, embedding.embedding_dim = nn.Parameter(embedded.to(dtype)), width
+    config, shape = model.config, task.budget.layout.blocks[0]
+    config.hidden_size, config.tie_word_embeddings = width, False
+    config.head_dim = shape.q // config.num_attention_heads
+    return model.eval().requires_grad_(False)
+
+
+def _renew(
+    module: nn.Module, name: str, basis: Float[Tensor, "D K"], epsilon: float
+) -> Float[Tensor, "D K"]:
+    """Puts a norm of K numbers without a gain in the place of one of D, and returns what the layers
+    behind it take in: `diag(g)·Q·√(D/K)`."""
+    full, width = basis.shape
+    norm: Any = module.get_submodule(name)
+    # Asked of the norm itself, because the gain is its weight or, in Gemma, one more.
+    gain = norm(torch.ones(full, device=basis.device)) * math.sqrt(1 + epsilon)
+    fresh = type(norm)(width, eps=epsilon * full / width)
+    module.set_submodule(name, fresh.to(norm.weight.device, norm.weight.dtype))
+    return gain[:, None] * basis * math.sqrt(full / width)
+
+
+def _replace(linear: Any, inputs: Tensor | None = None, outputs: Tensor | None = None) -> None:
+    """Turns a layer's inputs, its outputs or both by (D, K) matrices, which narrows it."""
+    weight = matrix_of(linear).float()
+    bias = None if linear.bias is None else linear.bias.float()
+    if inputs is not None:
+        weight = weight @ inputs
+    if outputs is not None:
+        weight = outputs.T @ weight
+        bias = None if bias is None else bias @ outputs
+    cut(linear, weight.shape[1], weight.shape[0])
+    matrix_of(linear).copy_(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(linear.weight.dtype))
+
+
+class Turn(nn.Module):
+    """Adds `Z·(Q_lᵀ·Q_{l+1} − 1)` to what a branch gives; the block then adds Z to it."""
+
+    def __init__(self, weight: Float[Tensor, "K K"]):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.stream: Tensor | None = None
+
+    def join(self, step: Step) -> None:
+        """Becomes part of a block. Hooks are methods, so that a copy of the model has its own."""
+        step.block.add_module(f"{step.branch.scatter}_turn", self)
+        step.block.get_submodule(step.norm).register_forward_pre_hook(self.keep)
+        step.block.get_submodule(step.branch.scatter).register_forward_hook(self.add)
+
+    def keep(self, norm: nn.Module, args: tuple) -> None:
+        """Z, as it enters the norm."""
+        [self.stream] = args
+
+    def add(self, module: nn.Module, args: tuple, output):
+        """The output, or the first of several, with its addition."""
+        assert self.stream is not None, "a branch that runs without its norm"
+        added = nn.functional.linear(self.stream, self.weight)
+        self.stream = None
+        if isinstance(output, tuple):
+            return (output[0] + added, *output[1:])
+        return output + added

@@ -1,0 +1,160 @@
+"""SliceGPT: a turned stream computes the same, and a narrow one keeps its principal components."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import byte_tokenizer, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from disp_llm.budget import Budget
+from disp_llm.config import InputError, LearnConfig, ScoreConfig
+from disp_llm.families import family_of
+from disp_llm.learn import Task
+from disp_llm.masks import layout_of
+from disp_llm.methods.context import Context, calibration_windows
+from disp_llm.rewrites.slicegpt import entered, sliced, slicegpt
+from disp_llm.text import Corpus, tokenize
+
+FIT = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "granite", "phi3")
+UNFIT = ("gpt2", "gpt_neox", "falcon", "opt", "phi", "stablelm", "olmo2", "gemma2", "gemma3_text")
+CHANGES = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": 7},
+    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+}
+
+
+def task_of(model_type: str, text: str) -> Task:
+    changes = CHANGES.get(model_type, {})
+    if model_type in FIT:
+        changes = changes | {"rms_norm_eps": 0.1}  # so large that it must be right
+    model = tiny_model(model_type, **changes)
+    family = family_of(model.config)
+    corpus = Corpus((tokenize([text], byte_tokenizer()),))
+    return Task(model, family, corpus, Budget(layout_of(model, family)), (0.6,), align=1, seed=0)
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
+    nothing = lambda *progress: None  # noqa: E731
+    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def projecting(task: Task, bases: list[torch.Tensor]):
+    """The dense model, its stream projected onto the bases at every norm, written out anew; and a
+    list of what each norm would have seen without."""
+    model, seen = copy.deepcopy(task.model), []
+    factor = getattr(model.config, "residual_multiplier", 1.0)
+
+    def onto(stream, basis):
+        seen.append(stream)
+        return stream @ basis @ basis.T
+
+    def forward_of(block, first, second):
+        def forward(hidden_states, **arguments):
+            stream = onto(hidden_states, first)
+            normed = block.input_layernorm(stream)
+            stream = stream + factor * block.self_attn(normed, **arguments)[0]
+            stream = onto(stream, second)
+            return stream + factor * block.mlp(block.post_attention_layernorm(stream))
+
+        return forward
+
+    for index, block in enumerate(model.model.layers):
+        block.forward = forward_of(block, *bases[2 * index : 2 * index + 2])
+    model.model.norm.register_forward_pre_hook(lambda norm, args: (onto(args[0], bases[-1]),))
+    return model, seen
+
+
+@pytest.mark.parametrize("model_type", FIT)
+def test_a_whole_turned_stream_computes_the_same(context, text_file, model_type):
+    task = task_of(model_type, text_file.read_text())
+    before = copy.deepcopy(task.model.state_dict())
+    model = sliced(task, entered(task, context).bases(32))
+    tokens = torch.randint(4, 320, (2, 19))
+    assert_close(model(tokens).logits, task.model(tokens).logits)
+    changed = (
+        model.model.layers[1].mlp.down_proj.weight - before["model.layers.1.mlp.down_proj.weight"]
+    )
+    assert changed.abs().max() > 0.1
+    after = task.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("model_type", FIT)
+def test_a_narrow_stream_computes_what_a_projected_one_does(context, text_file, model_type):
+    task = task_of(model_type, text_file.read_text())
+    bases = entered(task, context).bases(11)
+    model = sliced(task, bases)
+    tokens = torch.randint(4, 320, (2, 19))
+    wanted = projecting(task, bases)[0](tokens).logits
+    assert_close(model(tokens).logits, wanted)
+    assert (wanted - task.model(tokens).logits).abs().max() > 0.1 * wanted.abs().max()
+    assert {p.shape[-1] for p in model.model.norm.parameters()} == {11}
+
+
+def test_bases_are_the_principal_components_of_the_sliced_stream(context, text_file):
+    task = task_of("llama", text_file.read_text())
+    bases = entered(task, context).bases(11)
+    model, seen = projecting(task, bases)
+    model(calibration_windows(task, context.scores))
+    assert len(seen) == len(bases) == 2 * 3 + 1
+    for stream, basis in zip(seen, bases, strict=True):
+        _, _, right = torch.linalg.svd(stream.flatten(0, 1).double(), full_matrices=False)
+        best = right[:11].T @ right[:11]
+        torch.testing.assert_close(basis.double() @ basis.double().T, best, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", FIT)
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_counts_are_those_of_the_model(context, text_file, model_type, share):
+    task = task_of(model_type, text_file.read_text())
+    made = slicegpt(task, context)(share)
+    width = made.model.config.hidden_size
+    blocks = made.model.model.layers
+    assert not made.model.config.tie_word_embeddings
+    assert not any(module.training for module in made.model.modules())
+    assert made.stored == sum(p.numel() for p in blocks.parameters() if p.dim() == 2)
+    one_more = (width + 1) * task.budget.full / 32 + 2 * 3 * (width + 1) ** 2
+    assert made.stored <= share * task.budget.full < one_more
+    tokens = torch.randint(4, 320, (1, 16))
+    with FlopCounterMode(display=False) as counter:
+        made.model(tokens)
+    products = counter.get_flop_counts()["Global"]
+    linear = sum(n for kind, n in products.items() if str(kind) in ("aten.mm", "aten.addmm"))
+    assert linear == 2 * 16 * (made.multiplied + width * 320)
+
+
+def test_generation_with_a_cache_and_copies(context, text_file):
+    model = slicegpt(task_of("qwen3", text_file.read_text()), context)(0.6).model
+    tokens = torch.randint(4, 320, (1, 9))
+    kept = model.generate(tokens, max_new_tokens=12, do_sample=False, min_new_tokens=12)
+    fresh = model.generate(
+        tokens, max_new_tokens=12, do_sample=False, min_new_tokens=12, use_cache=False
+    )
+    assert torch.equal(kept, fresh)
+    wanted = model(tokens).logits
+    other = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(other(tokens).logits, wanted)
+
+
+@pytest.mark.parametrize("model_type", UNFIT)
+def test_other_architectures_are_refused(context, text_file, model_type):
+    with pytest.raises(InputError, match=rf"^MODEL: .*{model_type}"):
+        slicegpt(task_of(model_type, text_file.read_text()), context)
+
+
+def test_a_share_below_one_dimension_is_refused(context, text_file):
+    make = slicegpt(task_of("llama", text_file.read_text()), context)
+    with pytest.raises(InputError, match=r"^--keep: "):
+        make(0.01)
