@@ -49,10 +49,11 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
     for point in points:
         axes.annotate(
             f"{point['perplexity']:.1f}", (point["keep"], point["perplexity"]),
-            xytext=(6, 6), textcoords="offset points", fontsize=8,
+            xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=8,
         )  # fmt: skip
     axes.axhline(dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}")
     _logarithmic(axes, dense, max(point["perplexity"] for point in points))
+    axes.margins(x=0.09)  # for the first label
     axes.invert_xaxis()
     axes.set_xlabel("keep: share of block parameters")
     axes.set_ylabel("perplexity")
