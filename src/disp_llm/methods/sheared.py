@@ -29,8 +29,12 @@ from disp_llm.mixture import Mixture
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """β, γ and ζ of the hard-concrete distribution."""
 
-RATE = 1.0
-"""Step size of masks and multipliers (the paper's Table 7)."""
+START = 4.0
+"""log α of every mask at first, nearly all of them 1: the weights cannot follow masks of one half."""
+
+RATE = 0.1
+"""Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one window
+a step it leaves a model that predicts nothing (docs/experiment-log.md)."""
 
 WARM_UP = 0.2
 """Share of the steps in which the targets fall from the dense widths (the paper: 640 of 3,200)."""
@@ -62,9 +66,9 @@ class HardConcrete(nn.Module):
     def __init__(self, blocks: int, shape: BlockShape):
         super().__init__()
         self.blocks = blocks
-        self.hidden = nn.Parameter(torch.zeros(1, shape.hidden))
-        self.heads = nn.Parameter(torch.zeros(blocks, shape.heads))
-        self.intermediate = nn.Parameter(torch.zeros(blocks, shape.intermediate))
+        self.hidden = nn.Parameter(torch.full((1, shape.hidden), START))
+        self.heads = nn.Parameter(torch.full((blocks, shape.heads), START))
+        self.intermediate = nn.Parameter(torch.full((blocks, shape.intermediate), START))
         self.linear = nn.Parameter(torch.zeros(1 + 2 * blocks))
         self.quadratic = nn.Parameter(torch.zeros(1 + 2 * blocks))
 
