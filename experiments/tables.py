@@ -44,13 +44,14 @@ def table(results: list[dict]) -> list[str]:
             lines.append(f"| {result['name']} | {result['error']} |{' |' * (len(columns) - 2)}")
             continue
         for model in result["models"]:
+            texts, answers = model.get("texts", {}), model.get("tasks", {})
             cells = [
                 result["name"],
                 f"{model['keep']:.4f}",
                 f"{model['keep_total']:.4f}",
                 figure(model),
-                *(figure(model["texts"][name]) for name in others),
-                *(accuracy(model["tasks"][name]) for name in tasks),
+                *(figure(texts[name]) if name in texts else "" for name in others),
+                *(accuracy(answers[name]) if name in answers else "" for name in tasks),
             ]
             if alone:
                 by_penalty = result.get("keep_by_penalty")
