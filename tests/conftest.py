@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
-from disp_llm.masks import Choice, Masks
+from disp_llm.budget import Budget
+from disp_llm.config import LearnConfig, ScoreConfig
+from disp_llm.families import family_of
+from disp_llm.learn import Task
+from disp_llm.masks import Choice, Masks, layout_of
+from disp_llm.methods import COUPLED
+from disp_llm.methods.context import Context
+from disp_llm.text import Corpus, tokenize
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 
@@ -174,3 +182,22 @@ def smollm2_run(tmp_path_factory) -> tuple[Path, dict]:
     )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
+
+
+def task_of(model_type: str, text: str, heads: bool = False, **changes) -> Task:
+    """A tiny model with a text to calibrate on; with `heads`, dimensions go where coupled methods
+    drop them."""
+    model = tiny_model(model_type, **changes)
+    family = family_of(model.config)
+    layout = layout_of(model, family, heads)
+    budget = Budget(layout, sites=COUPLED) if heads else Budget(layout)
+    corpus = Corpus((tokenize([text], byte_tokenizer()),))
+    return Task(model, family, corpus, budget, (0.6,), align=1, seed=0)
+
+
+@pytest.fixture
+def context(tmp_path) -> Context:
+    """What a method may use beside its task."""
+    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
+    nothing = lambda *progress: None  # noqa: E731
+    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)

@@ -5,41 +5,22 @@ import json
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator
-from conftest import byte_tokenizer, run_command, tiny_model
+from conftest import byte_tokenizer, run_command, task_of, tiny_model
 
-from disp_llm.budget import Budget, project
+from disp_llm.budget import project
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.compare import VARIANTS
-from disp_llm.config import LearnConfig, ScoreConfig
 from disp_llm.export import compact_model, folded
-from disp_llm.families import FAMILIES, family_of
+from disp_llm.families import FAMILIES
 from disp_llm.learn import Task
 from disp_llm.loop import generator_of
-from disp_llm.masks import Masks, layout_of, masked
-from disp_llm.methods import COUPLED, METHODS
+from disp_llm.masks import Masks, masked
+from disp_llm.methods import METHODS
 from disp_llm.methods.activations import input_moments
-from disp_llm.methods.context import Context
 from disp_llm.mixture import Mixture
 from disp_llm.rewrites import REWRITES
-from disp_llm.text import Corpus, tokenize
 
 WHOLE_HEADS = sorted(name for name, family in FAMILIES.items() if family.whole_heads)
-
-
-def task_of(model_type: str, text: str) -> Task:
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    budget = Budget(layout_of(model, family, heads=True), sites=COUPLED)
-    corpus = Corpus((tokenize([text], byte_tokenizer()),))
-    return Task(model, family, corpus, budget, (0.6,), align=1, seed=0)
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
-    nothing = lambda *progress: None  # noqa: E731
-    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
 
 
 def parts_of(task: Task, flat: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,7 +28,7 @@ def parts_of(task: Task, flat: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_moments_are_those_of_what_enters_the_layer(context, text_file):
-    task = task_of("llama", text_file.read_text())
+    task = task_of("llama", text_file.read_text(), heads=True)
     windows, _ = Mixture(task.corpus).draw(4, 32, generator_of(task.seed, 0))
     seen = []
     layer = task.model.model.layers[1].mlp.down_proj
@@ -61,7 +42,7 @@ def test_moments_are_those_of_what_enters_the_layer(context, text_file):
 
 
 def test_flap_ranks_by_fluctuation_and_standardises(context, text_file):
-    task = task_of("llama", text_file.read_text())
+    task = task_of("llama", text_file.read_text(), heads=True)
     parts = parts_of(task, METHODS["flap"].choose(task, context).logits)
     middle = parts["layers.2.mlp_mid"]
     assert float(middle.mean()) == pytest.approx(0, abs=1e-5)
@@ -74,7 +55,7 @@ def test_flap_ranks_by_fluctuation_and_standardises(context, text_file):
 
 def test_flap_bias_restores_the_mean_output(context, text_file):
     """A layer whose dropped inputs never vary gives the same output as before."""
-    task = task_of("llama", text_file.read_text())
+    task = task_of("llama", text_file.read_text(), heads=True)
     choice = METHODS["flap"].choose(task, context)
     kept = project(choice.logits, task.budget, 0.6).kept
     masks = Masks(task.budget.layout, kept, choice)
@@ -93,7 +74,7 @@ def test_flap_bias_restores_the_mean_output(context, text_file):
 def test_exported_equals_masked_for_methods_with_heads_and_biases(
     context, text_file, model_type, method
 ):
-    task = task_of(model_type, text_file.read_text())
+    task = task_of(model_type, text_file.read_text(), heads=True)
     choice = METHODS[method].choose(task, context)
     kept = project(choice.logits, task.budget, 0.6).kept | task.budget.fixed
     masks = Masks(task.budget.layout, kept, choice)
@@ -113,7 +94,7 @@ def test_exported_equals_masked_for_methods_with_heads_and_biases(
 
 
 def test_wanda_and_taylor_take_the_same_share_of_every_block(context, text_file):
-    task = task_of("llama", text_file.read_text())
+    task = task_of("llama", text_file.read_text(), heads=True)
     for method in ("wanda", "taylor"):
         kept = project(METHODS[method].choose(task, context).logits, task.budget, 0.6).kept
         middles = [part for name, part in parts_of(task, kept).items() if "mlp_mid" in name]

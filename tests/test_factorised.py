@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_model
-from test_compare import context, task_of  # noqa: F401
+from conftest import task_of, tiny_model
 from torch import nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
@@ -46,7 +45,7 @@ def weight_of(block: nn.Module, path: str) -> torch.Tensor:
     return matrix_of(linear_at(block, path))
 
 
-def moments_of(task, context):  # noqa: F811
+def moments_of(task, context):
     found = []
     walk(task.model, task, context, lambda index, block, moments: found.append(moments))
     return found
@@ -65,7 +64,7 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_every_family_runs_within_its_share(context, text_file, model_type, method):  # noqa: F811
+def test_every_family_runs_within_its_share(context, text_file, model_type, method):
     task = task_of_any(model_type, text_file)
     before = {name: p.clone() for name, p in task.model.named_parameters()}
     tokens = torch.arange(4, 20)[None]
@@ -88,7 +87,7 @@ def test_every_family_runs_within_its_share(context, text_file, model_type, meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_result_has_the_dtype_of_the_model(context, text_file, method):  # noqa: F811
+def test_the_result_has_the_dtype_of_the_model(context, text_file, method):
     task = task_of("llama", text_file.read_text())
     task.model.to(torch.bfloat16)
     made = method(task, context)(0.7)
@@ -97,14 +96,14 @@ def test_the_result_has_the_dtype_of_the_model(context, text_file, method):  # n
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_share_without_room_is_refused(context, text_file, method):  # noqa: F811
+def test_a_share_without_room_is_refused(context, text_file, method):
     task = task_of("llama", text_file.read_text())
     make = method(task, context)
     with pytest.raises(InputError, match="--keep: "):
         make(0.01)
 
 
-def test_joint_rank_k_cannot_go_below_what_stays_whole(context, text_file):  # noqa: F811
+def test_joint_rank_k_cannot_go_below_what_stays_whole(context, text_file):
     task = task_of("llama", text_file.read_text())
     make = joint_rank_k(task, context)  # v, o and down are 0.4 of the tiny blocks
     with pytest.raises(InputError, match=r"0\.4 of the weights are in layers without a joint"):
@@ -113,7 +112,7 @@ def test_joint_rank_k_cannot_go_below_what_stays_whole(context, text_file):  # n
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.85])
-def test_ranks_are_the_largest_within_the_share(context, text_file, share):  # noqa: F811
+def test_ranks_are_the_largest_within_the_share(context, text_file, share):
     task = task_of("llama", text_file.read_text())
     for index, block in enumerate(blocks_of(svd_llm(task, context)(share).model, task.family)):
         for path in linear_paths(task.family):
@@ -126,7 +125,7 @@ def test_ranks_are_the_largest_within_the_share(context, text_file, share):  # n
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "phi3", "qwen2"])
-def test_full_rank_gives_the_same_outputs(context, text_file, model_type):  # noqa: F811
+def test_full_rank_gives_the_same_outputs(context, text_file, model_type):
     """Biases and weights stored the other way round included."""
     task = task_of_any(model_type, text_file)
     tokens = torch.arange(4, 36)[None]
@@ -150,7 +149,7 @@ def test_full_rank_gives_the_same_outputs(context, text_file, model_type):  # no
 
 
 @pytest.mark.parametrize("share", [0.4, 0.75])
-def test_svd_llm_loses_the_dropped_singular_values(context, text_file, share):  # noqa: F811
+def test_svd_llm_loses_the_dropped_singular_values(context, text_file, share):
     """By the symmetric root of `X·Xᵀ` in place of Cholesky's; of the dense inputs in each block."""
     task = task_of("llama", text_file.read_text())
     made = svd_llm(task, context)(share).model
@@ -184,7 +183,7 @@ def test_whitening_stands_dependent_inputs():
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_joint_rank_k_is_the_svd_of_the_stack(context, text_file, share):  # noqa: F811
+def test_joint_rank_k_is_the_svd_of_the_stack(context, text_file, share):
     task = task_of("llama", text_file.read_text())
     made = joint_rank_k(task, context)(share)
     full, joint = stored_numbers(task.model, task.family), 0
@@ -318,7 +317,7 @@ def test_weights_that_differ_by_auxiliary_tensors_alone_share_all():
 
 @pytest.mark.parametrize(("share", "groups"), [(0.3, 1), (0.6, 2), (0.9, 3)])
 def test_neighbours_share_as_few_central_tensors_as_the_share_asks(
-    context,  # noqa: F811
+    context,
     text_file,
     share,
     groups,
@@ -338,7 +337,7 @@ def test_neighbours_share_as_few_central_tensors_as_the_share_asks(
 
 
 @pytest.mark.parametrize("share", [0.2, 0.75])
-def test_one_more_number_a_bond_would_exceed_the_share(context, text_file, share):  # noqa: F811
+def test_one_more_number_a_bond_would_exceed_the_share(context, text_file, share):
     task = task_of("llama", text_file.read_text())
     made = mpo(task, context)(share)
     shapes = [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_compare import context, task_of  # noqa: F401
+from conftest import task_of
 
 from disp_llm.config import InputError
 from disp_llm.methods.context import calibration_windows
@@ -14,10 +14,10 @@ from disp_llm.rewrites.rewrite import copied, stored_numbers, walk
 
 @pytest.fixture
 def task(text_file):
-    return task_of("llama", text_file.read_text())
+    return task_of("llama", text_file.read_text(), heads=True)
 
 
-def test_the_walk_hands_over_what_enters_each_layer(task, context):  # noqa: F811
+def test_the_walk_hands_over_what_enters_each_layer(task, context):
     windows = calibration_windows(task, context.scores)
     seen = {}
     block = task.model.model.layers[1]
@@ -39,7 +39,7 @@ def test_the_walk_hands_over_what_enters_each_layer(task, context):  # noqa: F81
         torch.testing.assert_close(found[1][path], inputs.T @ inputs, rtol=1e-3, atol=1e-4)
 
 
-def test_blocks_behind_a_rewritten_one_see_what_it_gives(task, context):  # noqa: F811
+def test_blocks_behind_a_rewritten_one_see_what_it_gives(task, context):
     def silence(index, block, moments):
         if index == 0:
             block.self_attn.o_proj.weight.zero_()
@@ -58,14 +58,14 @@ def test_blocks_behind_a_rewritten_one_see_what_it_gives(task, context):  # noqa
     assert float(task.model.model.layers[0].mlp.down_proj.weight.abs().sum()) > 0
 
 
-def test_influence_is_one_less_the_cosine_of_a_block_s_ends(task, context):  # noqa: F811
+def test_influence_is_one_less_the_cosine_of_a_block_s_ends(task, context):
     windows = calibration_windows(task, context.scores)
     states = task.model(windows, output_hidden_states=True).hidden_states
     alike = torch.cosine_similarity(states[0], states[1], dim=-1).mean()
     assert float(block_influence(task, context)[0]) == pytest.approx(float(1 - alike), rel=1e-4)
 
 
-def test_depth_keeps_the_influential_blocks_and_their_order(task, context):  # noqa: F811
+def test_depth_keeps_the_influential_blocks_and_their_order(task, context):
     blocks = len(task.model.model.layers)
     made = depth(task, context)(2 / blocks)
     kept = block_influence(task, context).topk(2).indices.sort().values.tolist()
@@ -110,7 +110,7 @@ def test_heads_go_by_the_similarity_of_the_output():
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_greedy_gives_a_smaller_model_within_the_budget(share, task, context):  # noqa: F811
+def test_greedy_gives_a_smaller_model_within_the_budget(share, task, context):
     made = greedy(task, context)(share)
     shape = task.budget.layout.blocks[0]
     channel = 3 * shape.hidden * len(task.budget.layout.blocks)
@@ -119,7 +119,7 @@ def test_greedy_gives_a_smaller_model_within_the_budget(share, task, context):  
     assert made.model(torch.arange(8)[None]).logits.isfinite().all()
 
 
-def test_greedy_at_full_size_is_the_original(task, context):  # noqa: F811
+def test_greedy_at_full_size_is_the_original(task, context):
     made = greedy(task, context)(1.0)
     tokens = torch.arange(16)[None]
     wanted = task.model(tokens).logits
@@ -138,7 +138,7 @@ def test_hard_concrete_widths_are_what_samples_give_on_average(task):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_sheared_arrives_at_its_target_shape(share, task, context):  # noqa: F811
+def test_sheared_arrives_at_its_target_shape(share, task, context):
     from dataclasses import replace
 
     from disp_llm.budget import Budget, project

@@ -4,35 +4,17 @@ import itertools
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import byte_tokenizer, tiny_model
+from conftest import task_of
 
-from disp_llm.budget import Budget
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.config import InputError, LearnConfig, ScoreConfig
+from disp_llm.config import InputError
 from disp_llm.families import FAMILIES
-from disp_llm.learn import Task
-from disp_llm.masks import blocks_of, layout_of
-from disp_llm.methods.context import Context
+from disp_llm.masks import blocks_of
 from disp_llm.rewrites.rewrite import linear_paths, stored_numbers, walk
 from disp_llm.rewrites.semi_structured import dass_2_4, magnitude_2_4, wanda_2_4
 from disp_llm.rewrites.sparsegpt import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
-from disp_llm.text import Corpus, tokenize
 
 METHODS = [magnitude_2_4, wanda_2_4, dass_2_4, sparsegpt_2_4]
-
-
-def task_of(model_type: str, text_file, **changes) -> Task:
-    model, family = tiny_model(model_type, **changes), FAMILIES[model_type]
-    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
-    return Task(model, family, corpus, Budget(layout_of(model, family)), (0.5,), align=1, seed=0)
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
-    nothing = lambda *progress: None  # noqa: E731
-    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
 
 
 def matrices(model, family) -> dict[tuple[int, str], torch.Tensor]:
@@ -72,7 +54,7 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_two_of_four_in_every_family(context, text_file, model_type, method):
-    task = task_of(model_type, text_file)
+    task = task_of(model_type, text_file.read_text())
     before = {key: weight.clone() for key, weight in matrices(task.model, task.family).items()}
     made = method(task, context)(0.5)
     mlp = task.family.mlp
@@ -89,7 +71,7 @@ def test_two_of_four_in_every_family(context, text_file, model_type, method):
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.53125), (torch.bfloat16, 0.5625)])
 def test_stored_counts_two_bits_a_kept_weight(context, text_file, dtype, share):
-    task = task_of("llama", text_file)
+    task = task_of("llama", text_file.read_text())
     task.model.to(dtype)
     make = magnitude_2_4(task, context)
     made = make(0.5)
@@ -105,14 +87,14 @@ def test_stored_counts_two_bits_a_kept_weight(context, text_file, dtype, share):
 
 
 def test_a_width_without_groups_of_four_is_refused(context, text_file):
-    task = task_of("llama", text_file, intermediate_size=50)
+    task = task_of("llama", text_file.read_text(), intermediate_size=50)
     for method in METHODS:
         with pytest.raises(InputError, match="MODEL: 2:4 takes weights in groups of four"):
             method(task, context)
 
 
 def test_magnitude_keeps_the_two_largest(context, text_file):
-    task = task_of("qwen2", text_file)
+    task = task_of("qwen2", text_file.read_text())
     made = matrices(magnitude_2_4(task, context)(0.5).model, task.family)
     for key, dense in matrices(task.model, task.family).items():
         assert are_best(made[key] != 0, dense.abs()), key
@@ -120,7 +102,7 @@ def test_magnitude_keeps_the_two_largest(context, text_file):
 
 def test_wanda_scores_with_inputs_behind_pruned_blocks(context, text_file):
     """Block i's mask follows from a model of which only the blocks before i are pruned."""
-    task = task_of("llama", text_file)
+    task = task_of("llama", text_file.read_text())
     pruned = wanda_2_4(task, context)(0.5).model
     got, dense = matrices(pruned, task.family), matrices(task.model, task.family)
     last = len(task.model.model.layers) - 1
@@ -149,7 +131,7 @@ def are_best(kept: torch.Tensor, scores: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3"])
 def test_dass_weighs_gate_and_up_by_the_channel_they_feed(context, text_file, model_type):
-    task = task_of(model_type, text_file)
+    task = task_of(model_type, text_file.read_text())
     made = matrices(dass_2_4(task, context)(0.5).model, task.family)
     dense = matrices(task.model, task.family)
     mlp = task.family.mlp
@@ -168,7 +150,7 @@ def test_dass_weighs_gate_and_up_by_the_channel_they_feed(context, text_file, mo
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "falcon"])
 def test_dass_is_wanda_without_a_gate(context, text_file, model_type):
-    task = task_of(model_type, text_file)
+    task = task_of(model_type, text_file.read_text())
     one, other = (method(task, context)(0.5).model for method in (dass_2_4, wanda_2_4))
     for key, weight in matrices(one, task.family).items():
         assert torch.equal(weight, matrices(other, task.family)[key])
@@ -242,7 +224,7 @@ def test_sparsegpt_stands_inputs_that_are_always_zero():
 
 def test_sparsegpt_stays_nearer_than_wanda_and_wanda_than_magnitude(context, text_file):
     """Of the first block, whose inputs no pruning has changed; all outputs together."""
-    task = task_of("llama", text_file)
+    task = task_of("llama", text_file.read_text())
     moments = moments_of(task, task.model, context)[0]
     dense = matrices(task.model, task.family)
     for path in linear_paths(task.family):

@@ -4,18 +4,13 @@ import copy
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import byte_tokenizer, tiny_model
+from conftest import task_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from disp_llm.budget import Budget
-from disp_llm.config import InputError, LearnConfig, ScoreConfig
-from disp_llm.families import family_of
+from disp_llm.config import InputError
 from disp_llm.learn import Task
-from disp_llm.masks import layout_of
-from disp_llm.methods.context import Context, calibration_windows
+from disp_llm.methods.context import calibration_windows
 from disp_llm.rewrites.slicegpt import entered, sliced, slicegpt
-from disp_llm.text import Corpus, tokenize
 
 FIT = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "granite", "phi3")
 UNFIT = ("gpt2", "gpt_neox", "falcon", "opt", "phi", "stablelm", "olmo2", "gemma2", "gemma3_text")
@@ -26,21 +21,11 @@ CHANGES = {
 }
 
 
-def task_of(model_type: str, text: str) -> Task:
+def task_with_large_epsilon(model_type: str, text_file):
     changes = CHANGES.get(model_type, {})
     if model_type in FIT:
         changes = changes | {"rms_norm_eps": 0.1}  # so large that it must be right
-    model = tiny_model(model_type, **changes)
-    family = family_of(model.config)
-    corpus = Corpus((tokenize([text], byte_tokenizer()),))
-    return Task(model, family, corpus, Budget(layout_of(model, family)), (0.6,), align=1, seed=0)
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
-    nothing = lambda *progress: None  # noqa: E731
-    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
+    return task_of(model_type, text_file.read_text(), **changes)
 
 
 def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -75,7 +60,7 @@ def projecting(task: Task, bases: list[torch.Tensor]):
 
 @pytest.mark.parametrize("model_type", FIT)
 def test_a_whole_turned_stream_computes_the_same(context, text_file, model_type):
-    task = task_of(model_type, text_file.read_text())
+    task = task_with_large_epsilon(model_type, text_file)
     before = copy.deepcopy(task.model.state_dict())
     model = sliced(task, entered(task, context).bases(32))
     tokens = torch.randint(4, 320, (2, 19))
@@ -91,7 +76,7 @@ def test_a_whole_turned_stream_computes_the_same(context, text_file, model_type)
 
 @pytest.mark.parametrize("model_type", FIT)
 def test_a_narrow_stream_computes_what_a_projected_one_does(context, text_file, model_type):
-    task = task_of(model_type, text_file.read_text())
+    task = task_with_large_epsilon(model_type, text_file)
     bases = entered(task, context).bases(11)
     model = sliced(task, bases)
     tokens = torch.randint(4, 320, (2, 19))
@@ -102,7 +87,7 @@ def test_a_narrow_stream_computes_what_a_projected_one_does(context, text_file, 
 
 
 def test_bases_are_the_principal_components_of_the_sliced_stream(context, text_file):
-    task = task_of("llama", text_file.read_text())
+    task = task_with_large_epsilon("llama", text_file)
     bases = entered(task, context).bases(11)
     model, seen = projecting(task, bases)
     model(calibration_windows(task, context.scores))
@@ -116,7 +101,7 @@ def test_bases_are_the_principal_components_of_the_sliced_stream(context, text_f
 @pytest.mark.parametrize("model_type", FIT)
 @pytest.mark.parametrize("share", [1.0, 0.6])
 def test_counts_are_those_of_the_model(context, text_file, model_type, share):
-    task = task_of(model_type, text_file.read_text())
+    task = task_with_large_epsilon(model_type, text_file)
     made = slicegpt(task, context)(share)
     width = made.model.config.hidden_size
     blocks = made.model.model.layers
@@ -134,7 +119,7 @@ def test_counts_are_those_of_the_model(context, text_file, model_type, share):
 
 
 def test_generation_with_a_cache_and_copies(context, text_file):
-    model = slicegpt(task_of("qwen3", text_file.read_text()), context)(0.6).model
+    model = slicegpt(task_with_large_epsilon("qwen3", text_file), context)(0.6).model
     tokens = torch.randint(4, 320, (1, 9))
     kept = model.generate(tokens, max_new_tokens=12, do_sample=False, min_new_tokens=12)
     fresh = model.generate(
@@ -151,10 +136,10 @@ def test_generation_with_a_cache_and_copies(context, text_file):
 @pytest.mark.parametrize("model_type", UNFIT)
 def test_other_architectures_are_refused(context, text_file, model_type):
     with pytest.raises(InputError, match=rf"^MODEL: .*{model_type}"):
-        slicegpt(task_of(model_type, text_file.read_text()), context)
+        slicegpt(task_with_large_epsilon(model_type, text_file), context)
 
 
 def test_a_share_below_one_dimension_is_refused(context, text_file):
-    make = slicegpt(task_of("llama", text_file.read_text()), context)
+    make = slicegpt(task_with_large_epsilon("llama", text_file), context)
     with pytest.raises(InputError, match=r"^--keep: "):
         make(0.01)
