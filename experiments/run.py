@@ -45,11 +45,19 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     kept = {key: found[key] for key in KEPT if key in found}
     kept.setdefault("dense", found.get("teacher") or found.get("before"))
     kept["command"] = " ".join(["disp-llm", name, *stated])
-    for text in ("text", "eval_text"):  # names of files, not where this machine has them
-        kept["source"][text] = ", ".join(Path(p).name for p in found["source"][text].split(", "))
+    for key in ("model", "text", "eval_text"):  # names of files, not where this machine has them
+        kept["source"][key] = ", ".join(_named(p) for p in found["source"][key].split(", "))
     for model, one in zip(models, made, strict=True):
         model.update(measure(one["folder"], experiment))
     return {"name": variant["name"], **kept, "models": models}
+
+
+def _named(source: str) -> str:
+    """A folder by its last two parts, a file by its last; a name of the hub as it is."""
+    path = Path(source)
+    if path.is_dir():
+        return "/".join(path.parts[-2:])
+    return path.name if path.is_file() else source
 
 
 def measure(model: str, experiment: dict) -> dict:
