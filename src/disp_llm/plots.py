@@ -1,5 +1,6 @@
 """Pictures of results, as files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def draw_curve(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Perplexity against stored block parameters and, where models were timed, against milliseconds
+    """Perplexity against stored block parameters and, where models were timed, against the time
     of a prefill; a line a method, the best at the smallest size first in the legend.
 
     Raises:
@@ -71,17 +72,21 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     """
     good = [row for row in result["rows"] if row["error"] is None]
     timed = any("prefill_ms" in row for row in good)
-    panels = [("block_parameters", 1e-6, "numbers stored in the blocks, millions")]
-    panels += [("prefill_ms", 1, "prefill of 512 tokens, ms")] if timed else []
+    panels: list[tuple[str, Callable[[dict], float]]] = [
+        ("numbers stored in the blocks, millions", lambda row: row["block_parameters"] / 1e6)
+    ]
+    if timed:
+        by_time = "prefill of 512 tokens, time as a share of the original's"
+        panels.append((by_time, lambda row: 1 / row["prefill_speedup"]))
     figure, found = _figure(3.4 + 4.6 * len(panels), 5.2, len(panels))
     axes = found if timed else [found]
     last = {row["method"]: row["perplexity"] for row in sorted(good, key=lambda r: -r["keep"])}
-    for axis, (key, factor, label) in zip(axes, panels, strict=True):
+    for axis, (label, place_of) in zip(axes, panels, strict=True):
         for place, method in enumerate(sorted(last, key=last.__getitem__)):
             rows = sorted((r for r in good if r["method"] == method), key=lambda row: row["keep"])
             ours = method == "learned"
             axis.plot(
-                [row[key] * factor for row in rows], [row["perplexity"] for row in rows],
+                [place_of(row) for row in rows], [row["perplexity"] for row in rows],
                 marker="os^vDP*X"[place % 8], markersize=7 if ours else 4, label=method,
                 color=PRUNED if ours else LINES[place % len(LINES)],
                 linestyle="-" if ours else (0, (4, 1 + place % 3)),

@@ -83,7 +83,7 @@ def score_columns(
     Args:
         score: moments and weights (D, K) of a layer that writes -> a score of each column (K); a
             KV head gets the mean of its columns.
-        normalise: what is done to the scores of one layer's heads or channels.
+        normalise: what is done to the scores of one layer's columns, before heads take their means.
     """
     parts = []
     blocks = blocks_of(task.model, task.family)
@@ -94,7 +94,7 @@ def score_columns(
                 found, (task.family.attention, task.family.mlp), strict=True
             )
         )
-        heads = normalise(attention.view(shape.heads, -1).mean(1))
+        heads = normalise(attention).view(shape.heads, -1).mean(1)
         stream = mlp.new_zeros(shape.hidden)
         parts += [stream, stream, stream, normalise(mlp), stream, heads.to(mlp.device)]
     return torch.cat(parts).float()

@@ -30,11 +30,11 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """β, γ and ζ of the hard-concrete distribution."""
 
 START = 4.0
-"""log α of every mask at first, nearly all of them 1: the weights cannot follow masks of one half."""
+"""log α of every mask at first, nearly all of them 1: frozen weights cannot follow masks of ½."""
 
 RATE = 0.1
-"""Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one window
-a step it leaves a model that predicts nothing (docs/experiment-log.md)."""
+"""Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
+window a step it leaves a model that predicts nothing (docs/experiment-log.md)."""
 
 WARM_UP = 0.2
 """Share of the steps in which the targets fall from the dense widths (the paper: 640 of 3,200)."""
