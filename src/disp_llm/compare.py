@@ -87,8 +87,7 @@ def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
         "model": command.model,
         "keep": list(command.keep),
         "steps": command.steps,
-        "calibration_tokens": command.scores.calibration_sequences
-        * command.scores.calibration_length,
+        "calibration_tokens": command.scores.tokens,
     }
     result = _before(path, asked)
     yardstick = Yardstick(command)
@@ -259,8 +258,7 @@ def rewritten_rows(
         lambda metrics: None,
     )
     failures = (InputError, torch.linalg.LinAlgError, torch.OutOfMemoryError)
-    scores = command.scores
-    tokens = scores.calibration_sequences * scores.calibration_length * rewrite.reads_text
+    tokens = command.scores.tokens * rewrite.reads_text
     try:
         began = time.perf_counter()
         make = rewrite.prepare(task, context)

@@ -120,6 +120,11 @@ class ScoreConfig:
     """Parts of the calibration, each at masks that the parts before it propose; 1 = all at the
     dense model; 0 = what measured best: 8 for --method fisher, 1 as the start of learning."""
 
+    @property
+    def tokens(self) -> int:
+        """Of all calibration sequences."""
+        return self.calibration_sequences * self.calibration_length
+
 
 @dataclass(frozen=True)
 class LearnConfig:

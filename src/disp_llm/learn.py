@@ -118,12 +118,12 @@ def learn(
         compiled_blocks(task.model, task.family, compiling),
         checkpointed_blocks(task.model, task.family, config.gradient_checkpointing),
     ):
-        teacher = Teacher(task.model, head, config.distill, masking.lifted)
+        teacher = None
+        if config.distill:
+            teacher = Teacher(task.model, head, config.distill, masking.lifted)
 
         def loss_of(tokens: Tensor) -> Tensor:
-            return token_losses(
-                task.model, head, tokens, teacher if config.distill else None, compiling
-            )
+            return token_losses(task.model, head, tokens, teacher, compiling)
 
         def backward(step: int) -> dict[str, Any]:
             return _backward(task, trained, masking, loss_of, config, step, accelerator)

@@ -173,9 +173,11 @@ def default_align(device: torch.device) -> int:
 
 def tokens_seen(config: PruneConfig, processes: int) -> int:
     """Tokens that were read to choose the masks: those of the scores, and every process's own."""
-    scores = config.scores.calibration_sequences * config.scores.calibration_length
     learn = config.learn.steps * config.learn.length * config.learn.batch * config.learn.accumulate
-    return scores * scores_text(config) + learn * processes * METHODS[config.method].learns
+    return (
+        config.scores.tokens * scores_text(config)
+        + learn * processes * METHODS[config.method].learns
+    )
 
 
 def scores_text(config: PruneConfig) -> bool:

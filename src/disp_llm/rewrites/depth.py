@@ -15,7 +15,7 @@ from disp_llm.config import InputError
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context, calibration_windows
-from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, stored_numbers
+from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied
 
 
 def depth(task: Task, context: Context) -> Maker:
@@ -29,8 +29,7 @@ def depth(task: Task, context: Context) -> Maker:
         best = influence.argsort(descending=True)[:left].sort().values.tolist()
         model = copied(task)
         keep_blocks(model, task, best)
-        numbers = stored_numbers(model, task.family)
-        return Rewritten(model, numbers, numbers)
+        return as_stored(model, task.family)
 
     return make
 

@@ -29,7 +29,7 @@ from disp_llm.families import Branch
 from disp_llm.learn import Task
 from disp_llm.masks import BlockShape, Choice, Masks, layout_of
 from disp_llm.methods.context import Context
-from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, stored_numbers, walk
+from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied, damped, walk
 
 DAMPING = 0.01
 """Of the mean second moment, added to all."""
@@ -72,8 +72,7 @@ def greedy(task: Task, context: Context) -> Maker:
             ]
         )
         compact = compact_model(model, task.family, Masks(layout, flat, Choice(flat.float())))
-        numbers = stored_numbers(compact, task.family)
-        return Rewritten(compact, numbers, numbers)
+        return as_stored(compact, task.family)
 
     return make
 
@@ -136,8 +135,5 @@ def least_squares(
     weight: Float[Tensor, "D K"], moment: Float[Tensor, "K K"], stays: Bool[Tensor, " K"]
 ) -> Float[Tensor, "D S"]:
     """`argmin E‖W·x − W'·x_S‖²`, damped."""
-    damped = moment + DAMPING * moment.diagonal().mean() * torch.eye(
-        len(moment), dtype=moment.dtype, device=moment.device
-    )
-    inner = damped[stays][:, stays]
-    return torch.linalg.solve(inner, damped[stays] @ weight.T).T
+    whole = damped(moment, DAMPING)
+    return torch.linalg.solve(whole[stays][:, stays], whole[stays] @ weight.T).T

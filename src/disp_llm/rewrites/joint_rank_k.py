@@ -22,7 +22,7 @@ from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context
 from disp_llm.rewrites.low_rank import LowRank, as_linear, rank_of
-from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, stored_numbers
+from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied, stored_numbers
 
 
 class SharedFactor(nn.Linear):
@@ -71,8 +71,7 @@ def joint_rank_k(task: Task, context: Context) -> Maker:
             for block, of_block in zip(blocks_of(model, task.family), bases, strict=True):
                 for paths, basis in of_block.items():
                     factorise_jointly(block, paths, basis, of_joint)
-        numbers = stored_numbers(model, task.family)
-        return Rewritten(model, numbers, numbers)
+        return as_stored(model, task.family)
 
     return make
 

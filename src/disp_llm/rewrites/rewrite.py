@@ -45,6 +45,21 @@ def copied(task: Task) -> PreTrainedModel:
     return copy.deepcopy(task.model)
 
 
+def as_stored(model: PreTrainedModel, family: Family) -> Rewritten:
+    """A model each of whose stored numbers is multiplied once a token."""
+    numbers = stored_numbers(model, family)
+    return Rewritten(model, numbers, numbers)
+
+
+def damped(moment: Float[Tensor, "K K"], share: float) -> Float[Tensor, "K K"]:
+    """In float64, with a share of the mean of its diagonal added to the diagonal: inputs may be
+    dependent, or 0 throughout."""
+    floor = torch.finfo(moment.dtype).tiny
+    moment = moment.double()
+    added = (share * moment.diagonal().mean()).clamp(min=floor)
+    return moment + added * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
 def linear_paths(family: Family) -> tuple[str, ...]:
     """Linear layers of a block in the order in which they run."""
     return tuple(
@@ -68,17 +83,18 @@ def walk(
     enters each of its linear layers, in float32.
 
     A visit may rewrite its block in place; the blocks behind it then see what it gives. Layers that
-    share an input share the tensor.
+    share an input share the tensor. The dense model itself is only looked at.
     """
     windows = calibration_windows(task, context.scores).to(next(model.parameters()).device)
     blocks = blocks_of(model, task.family)
     states, arguments = entries(model, blocks, windows)
     for index, block in enumerate(blocks):
         with _second_moments(block, task.family) as moments:
-            for state in states:
-                run_block(block, state, arguments[index])
+            outputs = [run_block(block, state, arguments[index]) for state in states]
         visit(index, block, moments)
-        states = [run_block(block, state, arguments[index]) for state in states]
+        if model is not task.model:
+            outputs = [run_block(block, state, arguments[index]) for state in states]
+        states = outputs
         context.on_sequence(index + 1, len(blocks))
 
 

@@ -34,7 +34,15 @@ from disp_llm.families import Branch, Family
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context, calibration_windows
-from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, entries, run_block, stored_numbers
+from disp_llm.rewrites.rewrite import (
+    Maker,
+    Rewritten,
+    as_stored,
+    copied,
+    entries,
+    run_block,
+    stored_numbers,
+)
 
 ALIKE = 0.05
 """Relative error up to which a block does what is expected of it; bfloat16 gives some 0.01."""
@@ -51,8 +59,7 @@ def slicegpt(task: Task, context: Context) -> Maker:
 
     def make(share: float) -> Rewritten:
         made = sliced(task, walk.bases(_width(task, share)))
-        numbers = stored_numbers(made, task.family)
-        return Rewritten(made, numbers, numbers)
+        return as_stored(made, task.family)
 
     return make
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.learn import Task
 from disp_llm.methods.context import Context
-from disp_llm.rewrites.rewrite import Maker, copied, linear_paths, walk
+from disp_llm.rewrites.rewrite import Maker, copied, damped, linear_paths, walk
 from disp_llm.rewrites.semi_structured import best_two_of_four, half_of
 
 COLUMNS = 128
@@ -73,10 +73,7 @@ def reconstructed(
 def inverse_factor(moment: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
     """The upper triangle U with `UᵀU = H⁻¹`, in float64; row j times U_jj is row j of the inverse
     of H without the inputs before j."""
-    damping = DAMPING * moment.diag().double().mean()
-    identity = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-    floor = torch.finfo(moment.dtype).tiny  # inputs that are 0 throughout
-    damped = moment.double() + damping.clamp(min=floor) * identity
     # Turned about, H = L·Lᵀ; turned back, L is upper and U its inverse. H⁻¹ itself is not formed.
-    upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    upper = torch.linalg.cholesky(damped(moment, DAMPING).flip(0, 1)).flip(0, 1)
+    identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
     return torch.linalg.solve_triangular(upper, identity, upper=True)

@@ -20,7 +20,15 @@ from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context
 from disp_llm.rewrites.low_rank import LowRank, as_linear, rank_of
-from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, linear_paths, stored_numbers, walk
+from disp_llm.rewrites.rewrite import (
+    Maker,
+    Rewritten,
+    as_stored,
+    copied,
+    damped,
+    linear_paths,
+    walk,
+)
 
 DAMPING = 1e-6
 """Added to the diagonal of `X·Xᵀ`, relative to its mean: inputs may be dependent."""
@@ -50,8 +58,7 @@ def svd_llm(task: Task, context: Context) -> Maker:
             for block, of_block in zip(blocks_of(model, task.family), left_factors, strict=True):
                 for path, left in of_block.items():
                     factorise(block, path, left, share)
-        numbers = stored_numbers(model, task.family)
-        return Rewritten(model, numbers, numbers)
+        return as_stored(model, task.family)
 
     return make
 
@@ -60,10 +67,7 @@ def whitened_basis(
     weight: Float[Tensor, "O I"], moment: Float[Tensor, "I I"]
 ) -> Float[Tensor, "O R"]:
     """All left singular vectors U of `W·S`, the most important first."""
-    damping = DAMPING * moment.diag().double().mean()
-    identity = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-    floor = torch.finfo(moment.dtype).tiny  # inputs that are 0 throughout
-    whitening = torch.linalg.cholesky(moment.double() + damping.clamp(min=floor) * identity)
+    whitening = torch.linalg.cholesky(damped(moment, DAMPING))
     left, _, _ = torch.linalg.svd(weight.double() @ whitening, full_matrices=False)
     return left.to(weight.dtype)
 
