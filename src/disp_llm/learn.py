@@ -87,18 +87,7 @@ def learn(
         config.constrained,
     )
     trained.register_buffer("baseline", torch.tensor(math.nan, device=start.device))
-    groups: list[dict[str, Any]] = [{"params": list(trained.parameters())}]
-    if config.learns_scales:
-        scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
-        trained.register_parameter("scales", scales)
-        groups.append({"params": [scales], "lr": config.scale_rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
+    optimizer = _optimizer(trained, start, config)
     head = head_of(task.model, task.family)
     mixture = Mixture(task.corpus).to(start.device)
     trained.add_module("mixture", mixture)
@@ -110,9 +99,7 @@ def learn(
         )
     per_step = config.length * config.batch * config.accumulate
     pace = Pace(config.steps, config.schedule, config.checkpoint_every, per_step)
-    compiling = config.compile == "yes" or (
-        config.compile == "auto" and worth_compiling(config.steps, start.device)
-    )
+    compiling = compiles(config, start.device)
     with (
         masked(task.model, task.family, task.budget.layout) as masking,
         compiled_blocks(task.model, task.family, compiling),
@@ -133,6 +120,24 @@ def learn(
         fixed = task.budget.fixed.to(start.device)
         scales = scales_of(trained, fixed) if config.learns_scales else None
         return Choice(trained().clone(), scales)
+
+
+def _optimizer(
+    trained: nn.Module, start: Float[Tensor, " N"], config: LearnConfig
+) -> torch.optim.Optimizer:
+    """Of logits and, where they are learned, of scales, which `trained` gets here."""
+    groups: list[dict[str, Any]] = [{"params": list(trained.parameters())}]
+    if config.learns_scales:
+        scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
+        trained.register_parameter("scales", scales)
+        groups.append({"params": [scales], "lr": config.scale_rate, "weight_decay": 0.0})
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
 
 
 def scales_of(trained: nn.Module, fixed: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -211,6 +216,13 @@ def compiled_blocks(model: PreTrainedModel, family: Family, active: bool) -> Ite
         finally:
             for block in blocks:
                 block.__dict__.pop("forward", None)
+
+
+def compiles(config: LearnConfig, device: torch.device) -> bool:
+    """Whether blocks run through torch.compile: as asked, or where it is worth it."""
+    if config.compile == "auto":
+        return worth_compiling(config.steps, device)
+    return config.compile == "yes"
 
 
 def worth_compiling(steps: int, device: torch.device) -> bool:

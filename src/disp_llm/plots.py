@@ -14,14 +14,20 @@ LINES = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33
 """Of the other methods in a comparison."""
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes (of several panels: a list with a shared scale of
-    values); drawn without a window."""
+def _canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches, drawn without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes (of several panels: a list with a shared scale of
+    values)."""
+    figure = _canvas(width, height)
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -111,16 +117,13 @@ def draw_masks(masks: Masks, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
 
     sites, layout = masks.layout.sites, masks.layout
     parts = [part.numpy() for part in layout.split(masks.kept)]
     of_site = {site: parts[place :: len(sites)] for place, site in enumerate(sites)}
     stream = [site for site in STREAM_SITES if site in of_site]
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _canvas(9.6, 6.4)
     grid = figure.add_gridspec(2, len(stream), height_ratios=(1.1, 1))
     shares = figure.add_subplot(grid[0, :])
     shares.spines[["top", "right"]].set_visible(False)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.learn import Task, compiled_blocks, worth_compiling
+from disp_llm.learn import Task, compiled_blocks, compiles
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import BlockShape, Choice, masked
@@ -131,7 +131,7 @@ def sheared(task: Task, context: Context) -> Choice:
         lr=RATE,
         weight_decay=0.0,
     )
-    compiling = worth_compiling(config.steps, device)
+    compiling = compiles(config, device)
 
     def backward(step: int) -> dict[str, Any]:
         noise = generator_of(task.seed, 3, step, context.accelerator.process_index)
