@@ -53,6 +53,18 @@ def test_flap_ranks_by_fluctuation_and_standardises(context, text_file):
     assert torch.equal(middle.argsort(), fluctuation.argsort())
 
 
+def test_flap_squares_the_columns_of_heads(context, text_file):
+    task = task_of("llama", text_file.read_text(), heads=True)
+    heads = parts_of(task, METHODS["flap"].choose(task, context).logits)["layers.2.heads"]
+    found, _ = input_moments(task, context)[2]
+    weight = task.model.model.layers[2].self_attn.o_proj.weight
+    columns = (found.variance * weight.double().square().sum(0)).square()
+    standardised = (columns - columns.mean()) / columns.std()
+    torch.testing.assert_close(
+        heads.double(), standardised.view(len(heads), -1).mean(1), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_flap_bias_restores_the_mean_output(context, text_file):
     """A layer whose dropped inputs never vary gives the same output as before."""
     task = task_of("llama", text_file.read_text(), heads=True)

@@ -76,6 +76,7 @@ def score_columns(
     moments: list[tuple[Moments, Moments]],
     score: Callable[[Moments, Tensor], Tensor],
     normalise: Callable[[Tensor], Tensor] = lambda scores: scores,
+    of_heads: Callable[[Moments, Tensor], Tensor] | None = None,
 ) -> Float[Tensor, " N"]:
     """Scores of the entries of `heads` and `mlp_mid`, in the order of the flat vector; 0 at the
     other sites, which stay whole.
@@ -84,16 +85,15 @@ def score_columns(
         score: moments and weights (D, K) of a layer that writes -> a score of each column (K); a
             KV head gets the mean of its columns.
         normalise: what is done to the scores of one layer's columns, before heads take their means.
+        of_heads: in place of `score`, for the attention's columns.
     """
     parts = []
     blocks = blocks_of(task.model, task.family)
     for block, shape, found in zip(blocks, task.budget.layout.blocks, moments, strict=True):
-        attention, mlp = (
-            score(of_layer, matrix_of(linear_at(block, branch.writes)).double())
-            for of_layer, branch in zip(
-                found, (task.family.attention, task.family.mlp), strict=True
-            )
-        )
+        writes = (task.family.attention.writes, task.family.mlp.writes)
+        weights = [matrix_of(linear_at(block, path)).double() for path in writes]
+        attention = (of_heads or score)(found[0], weights[0])
+        mlp = score(found[1], weights[1])
         heads = normalise(attention).view(shape.heads, -1).mean(1)
         stream = mlp.new_zeros(shape.hidden)
         parts += [stream, stream, stream, normalise(mlp), stream, heads.to(mlp.device)]
