@@ -1,6 +1,7 @@
 """Rival methods: each follows its formula, and one command puts them side by side."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,16 @@ import transformers
 from conftest import byte_tokenizer, run_command, task_of, tiny_model
 
 from disp_llm.budget import project
-from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
 from disp_llm.compare import VARIANTS
 from disp_llm.export import compact_model, folded
 from disp_llm.families import FAMILIES
 from disp_llm.learn import Task
 from disp_llm.loop import generator_of
-from disp_llm.masks import Masks, masked
+from disp_llm.masks import Masks, blocks_of, masked
 from disp_llm.methods import METHODS
 from disp_llm.methods.activations import input_moments
+from disp_llm.methods.context import calibration_windows
 from disp_llm.mixture import Mixture
 from disp_llm.rewrites import REWRITES
 
@@ -106,12 +108,60 @@ def test_exported_equals_masked_for_methods_with_heads_and_biases(
 
 
 def test_wanda_and_taylor_take_the_same_share_of_every_block(context, text_file):
-    task = task_of("llama", text_file.read_text(), heads=True)
+    task = replace(task_of("llama", text_file.read_text(), heads=True), keeps=(0.6,))
     for method in ("wanda", "taylor"):
         kept = project(METHODS[method].choose(task, context).logits, task.budget, 0.6).kept
-        middles = [part for name, part in parts_of(task, kept).items() if "mlp_mid" in name]
-        counts = [int(part.sum()) for part in middles]
-        assert max(counts) - min(counts) <= 1, (method, counts)
+        for site in ("mlp_mid", "heads"):
+            parts = [part for name, part in parts_of(task, kept).items() if site in name]
+            counts = [int(part.sum()) for part in parts]
+            assert max(counts) - min(counts) <= 1, (method, site, counts)
+
+
+def test_wanda_sees_what_pruned_blocks_give(context, text_file):
+    task = replace(task_of("llama", text_file.read_text(), heads=True), keeps=(0.5,))
+    layout = task.budget.layout
+    ranks = METHODS["wanda"].choose(task, context).logits
+    first = (ranks >= 1).float()
+    for part in layout.split(first)[6:]:  # blocks behind the first are whole
+        part.fill_(1.0)
+    down = task.model.model.layers[1].mlp.down_proj
+    windows, seen = calibration_windows(task, context.scores), []
+    handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with masked(task.model, task.family, layout) as masking:
+        for mask in (first, torch.ones_like(first)):
+            masking.set(mask)
+            task.model(windows)
+    handle.remove()
+    behind, dense = (
+        inputs.flatten(0, 1).double().norm(dim=0) * down.weight.double().abs().sum(0)
+        for inputs in seen
+    )
+    order = parts_of(task, ranks)["layers.1.mlp_mid"].argsort(descending=True)
+    assert torch.equal(order, behind.argsort(descending=True))
+    assert not torch.equal(order, dense.argsort(descending=True))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt2"])
+def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(context, text_file, model_type):
+    task = replace(task_of(model_type, text_file.read_text()), keeps=(0.7,))
+    ranks = parts_of(task, METHODS["taylor"].choose(task, context).logits)["layers.0.mlp_mid"]
+    windows = calibration_windows(task, context.scores)
+    mlp = task.family.mlp
+    block = blocks_of(task.model, task.family)[0]
+    layers = [linear_at(block, path) for path in (*mlp.reads, mlp.writes)]
+    assert not any(layer.weight.requires_grad for layer in layers)
+    assert all(layer.weight.grad is None for layer in layers)
+    for layer in layers:
+        layer.weight.requires_grad_(True)
+    for window in windows:
+        task.model(window[None], labels=window[None]).loss.backward()
+    changes = [(layer.weight * layer.weight.grad).abs() for layer in layers]
+    *reads, write = (
+        change.T if is_turned(layer) else change
+        for layer, change in zip(layers, changes, strict=True)
+    )
+    wanted = write.sum(0) + sum(read.sum(1).view(mlp.fused, -1).sum(0) for read in reads)
+    assert torch.equal(ranks.argsort(descending=True), wanted.argsort(descending=True))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config import InputError
 from disp_llm.families import FAMILIES
 from disp_llm.masks import blocks_of
+from disp_llm.methods.walk import walk
 from disp_llm.rewrites.joint_rank_k import (
     SharedFactor,
     factorise_jointly,
@@ -22,7 +23,7 @@ from disp_llm.rewrites.joint_rank_k import (
 )
 from disp_llm.rewrites.low_rank import LowRank, as_linear, rank_of
 from disp_llm.rewrites.mpo import Shape, local_widths, mpo, shape_of, shared_chains
-from disp_llm.rewrites.rewrite import copied, linear_paths, stored_numbers, walk
+from disp_llm.rewrites.rewrite import copied, linear_paths, stored_numbers
 from disp_llm.rewrites.svd_llm import factorise, svd_llm, whitened_basis
 
 METHODS = [svd_llm, joint_rank_k, mpo]

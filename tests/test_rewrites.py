@@ -5,11 +5,14 @@ import torch
 from conftest import task_of
 
 from disp_llm.config import InputError
+from disp_llm.masks import BlockShape
 from disp_llm.methods.context import calibration_windows
+from disp_llm.methods.coupled import Sizes, sizes_of
 from disp_llm.methods.sheared import HardConcrete, sheared, target_shape
+from disp_llm.methods.walk import walk
 from disp_llm.rewrites.depth import block_influence, depth
 from disp_llm.rewrites.greedy import greedy, least_squares, most_similar
-from disp_llm.rewrites.rewrite import copied, stored_numbers, walk
+from disp_llm.rewrites.rewrite import copied, stored_numbers
 
 
 @pytest.fixture
@@ -94,6 +97,25 @@ def test_least_squares_is_the_best_fit():
     error = lambda w: float((inputs @ weight.T - inputs[:, stays] @ w.T).square().sum())  # noqa: E731
     assert error(solved) <= error(weight[:, stays])
     assert error(solved) == pytest.approx(error(wanted), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("share", "heads"), [(0.8, 3), (0.67, 3), (0.66, 2), (0.5, 2), (0.3, 1), (0.1, 1)]
+)
+def test_heads_go_when_the_dropped_share_holds_them_whole(share, heads):
+    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0), heads=3)
+    sizes = sizes_of(block, share)
+    assert sizes.heads == heads
+    stored = 576 * (1536 * heads // 3 + 3 * sizes.channels)
+    whole = 576 * (1536 + 3 * 1536)
+    assert stored <= share * whole < stored + 3 * 576
+
+
+def test_channels_make_up_for_heads_that_stay_whole():
+    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0))
+    assert sizes_of(block, 0.5) == Sizes(0, 512)
+    with pytest.raises(InputError, match="no intermediate channel"):
+        sizes_of(block, 0.25)
 
 
 def test_heads_go_by_the_similarity_of_the_output():

@@ -10,7 +10,8 @@ from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config import InputError
 from disp_llm.families import FAMILIES
 from disp_llm.masks import blocks_of
-from disp_llm.rewrites.rewrite import linear_paths, stored_numbers, walk
+from disp_llm.methods.walk import walk
+from disp_llm.rewrites.rewrite import linear_paths, stored_numbers
 from disp_llm.rewrites.semi_structured import dass_2_4, magnitude_2_4, wanda_2_4
 from disp_llm.rewrites.sparsegpt import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
 

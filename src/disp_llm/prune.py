@@ -98,7 +98,7 @@ def refuse_impossible(config: PruneConfig, session: Session, corpus: Corpus) -> 
     budget = session.budget
     if METHODS[config.method].one_size and len(config.learned_shares) > 1:
         raise InputError(
-            f"--method {config.method} learns for one size at a time",
+            f"--method {config.method} chooses for one size at a time",
             flag="--keep",
             mend="give one, and a run for each",
         )

@@ -41,9 +41,9 @@ class Method:
 METHODS: dict[MethodName, Method] = {
     "learned": Method(learned, learns=True),
     "fisher": Method(fisher),
-    "taylor": Method(taylor, COUPLED),
+    "taylor": Method(taylor, COUPLED, one_size=True),
     "flap": Method(flap, COUPLED),
-    "wanda": Method(wanda, COUPLED),
+    "wanda": Method(wanda, COUPLED, one_size=True),
     "sheared": Method(sheared, (*SITES, HEADS), reads_text=False, learns=True, one_size=True),
     "magnitude": Method(magnitude, reads_text=False),
     "random": Method(random, reads_text=False),

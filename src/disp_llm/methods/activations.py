@@ -3,7 +3,7 @@
 B windows, T tokens of a window, Q inputs of the attention's write, F width inside the MLP.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context, calibration_windows
@@ -69,44 +69,3 @@ def _summing(layers: list[Any]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def score_columns(
-    task: Task,
-    moments: list[tuple[Moments, Moments]],
-    score: Callable[[Moments, Tensor], Tensor],
-    normalise: Callable[[Tensor], Tensor] = lambda scores: scores,
-    of_heads: Callable[[Moments, Tensor], Tensor] | None = None,
-) -> Float[Tensor, " N"]:
-    """Scores of the entries of `heads` and `mlp_mid`, in the order of the flat vector; 0 at the
-    other sites, which stay whole.
-
-    Args:
-        score: moments and weights (D, K) of a layer that writes -> a score of each column (K); a
-            KV head gets the mean of its columns.
-        normalise: what is done to the scores of one layer's columns, before heads take their means.
-        of_heads: in place of `score`, for the attention's columns.
-    """
-    parts = []
-    blocks = blocks_of(task.model, task.family)
-    for block, shape, found in zip(blocks, task.budget.layout.blocks, moments, strict=True):
-        writes = (task.family.attention.writes, task.family.mlp.writes)
-        weights = [matrix_of(linear_at(block, path)).double() for path in writes]
-        attention = (of_heads or score)(found[0], weights[0])
-        mlp = score(found[1], weights[1])
-        heads = normalise(attention).view(shape.heads, -1).mean(1)
-        stream = mlp.new_zeros(shape.hidden)
-        parts += [stream, stream, stream, normalise(mlp), stream, heads.to(mlp.device)]
-    return torch.cat(parts).float()
-
-
-def uniform(scores: Float[Tensor, " N"], task: Task) -> Float[Tensor, " N"]:
-    """Ranks within each site, from 1 (best) down to nearly 0: one threshold for all then drops the
-    same share everywhere."""
-    parts = []
-    for part in task.budget.layout.split(scores):
-        places = torch.empty_like(part)
-        order = part.argsort(descending=True)
-        places[order] = torch.arange(len(part), device=part.device, dtype=part.dtype)
-        parts.append(1 - places / len(part))
-    return torch.cat(parts)

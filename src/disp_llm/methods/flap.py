@@ -8,29 +8,34 @@ and the mean of what a dropped column would have added becomes a bias of the lay
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.families import Branch
 from disp_llm.learn import Task
-from disp_llm.masks import Choice
-from disp_llm.methods.activations import Moments, input_moments, score_columns
+from disp_llm.masks import Choice, blocks_of
+from disp_llm.methods.activations import Moments, input_moments
 from disp_llm.methods.context import Context
+from disp_llm.methods.coupled import by_head, flat_of
 
 
 def flap(task: Task, context: Context) -> Choice:
     """Standardised fluctuations of KV heads and intermediate channels, and the means for biases."""
+    layout, family = task.budget.layout, task.family
     moments = input_moments(task, context)
-    scores = score_columns(
-        task,
-        moments,
-        _fluctuation,
-        _standardised,
-        of_heads=lambda found, weight: _fluctuation(found, weight).square(),
-    )
+    channels, heads = [], []
+    for block, shape, (attention, mlp) in zip(
+        blocks_of(task.model, family), layout.blocks, moments, strict=True
+    ):
+        columns = _standardised(_fluctuation(block, family.attention, attention).square())
+        heads.append(by_head(columns, shape.heads) * shape.heads / shape.q)
+        channels.append(_standardised(_fluctuation(block, family.mlp, mlp)))
     means = torch.cat([found.mean for pair in moments for found in pair])
-    return Choice(scores, means=means.float())
+    return Choice(flat_of(layout, channels, heads), means=means.float())
 
 
-def _fluctuation(found: Moments, weight: Tensor) -> Tensor:
+def _fluctuation(block: nn.Module, branch: Branch, found: Moments) -> Tensor:
+    weight = matrix_of(linear_at(block, branch.writes)).double()
     return found.variance * weight.square().sum(0)
 
 

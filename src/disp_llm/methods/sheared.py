@@ -32,8 +32,8 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 START = 4.0
 """log α of every mask at first, nearly all of them 1: frozen weights cannot follow masks of ½."""
 
-RATE = 0.1
-"""Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
+RATE, MULTIPLIER_RATE = 0.1, 0.1
+"""Step size of masks and of multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
 window a step it leaves a model that predicts nothing (docs/experiment-log.md)."""
 
 WARM_UP = 0.2
@@ -127,7 +127,10 @@ def sheared(task: Task, context: Context) -> Choice:
     mixture = Mixture(task.corpus).to(device)
     head, config = head_of(task.model, task.family), context.learn
     optimizer = torch.optim.AdamW(
-        [{"params": trained.masks}, {"params": trained.multipliers, "maximize": True}],
+        [
+            {"params": trained.masks},
+            {"params": trained.multipliers, "lr": MULTIPLIER_RATE, "maximize": True},
+        ],
         lr=RATE,
         weight_decay=0.0,
     )
@@ -137,13 +140,17 @@ def sheared(task: Task, context: Context) -> Choice:
         noise = generator_of(task.seed, 3, step, context.accelerator.process_index)
         done = min((step + 1) / max(WARM_UP * config.steps, 1), 1.0)
         aim = wide + (narrow - wide) * done
-        masking.set(trained.sample(noise))
-        tokens, _ = mixture.draw(config.batch, config.length, noise)
-        loss = token_losses(task.model, head, tokens.to(device), compiled=compiling).mean()
-        (loss + trained.constraint(aim)).backward()
-        return {"loss": float(loss.detach())}
+        mean_loss = 0.0
+        for _ in range(config.accumulate):
+            masking.set(trained.sample(noise))
+            tokens, _ = mixture.draw(config.batch, config.length, noise)
+            loss = token_losses(task.model, head, tokens.to(device), compiled=compiling).mean()
+            ((loss + trained.constraint(aim)) / config.accumulate).backward()
+            mean_loss += float(loss.detach()) / config.accumulate
+        return {"loss": mean_loss}
 
-    pace = Pace(config.steps, "constant", config.checkpoint_every, config.length * config.batch)
+    per_step = config.length * config.batch * config.accumulate
+    pace = Pace(config.steps, "constant", config.checkpoint_every, per_step)
     with (
         masked(task.model, task.family, layout) as masking,
         compiled_blocks(task.model, task.family, compiling),

@@ -1,48 +1,90 @@
 """LLM-Pruner: Ma et al., On the Structural Pruning of Large Language Models (arXiv 2305.11627).
 
-A coupled structure (an intermediate channel, a KV head with its queries) counts by the first-order
-change of the loss when it goes, `|Σ w·∂loss/∂w|` over its weights (Eq. 4, "vector-wise"), which is
-the gradient of a mask on it. Every block loses the same share, but for those at either end, which
-stay.
+A weight counts by the first-order change of the loss when it goes, `|w·∂loss/∂w|`, and a coupled
+structure (an intermediate channel, a KV head with its queries) by the sum over its weights (section
+3.2, element-wise). Every block loses the same share, but for those at either end, which stay.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
+from disp_llm.families import Branch
 from disp_llm.learn import Task
 from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import Choice, masked
-from disp_llm.methods.activations import uniform
+from disp_llm.masks import Choice, blocks_of
 from disp_llm.methods.context import Context, calibration_windows
+from disp_llm.methods.coupled import Sizes, by_head, flat_of, preferred, sizes_of
 
 ENDS = 0.1
 """Share of the blocks at either end that stays whole (the authors' scripts: 4 and 2 of 32)."""
 
 
 def taylor(task: Task, context: Context) -> Choice:
-    """Absolute mean gradients of the masks, as ranks within their block."""
-    layout = task.budget.layout
+    """Ranks of KV heads and intermediate channels within their block, for one size."""
+    layout, family = task.budget.layout, task.family
     windows = calibration_windows(task, context.scores)
     device = next(task.model.parameters()).device
-    head = head_of(task.model, task.family)
-    mask = torch.ones(layout.entries, device=device, requires_grad=True)
-    with masked(task.model, task.family, layout) as masking:
-        masking.set(mask)
+    head = head_of(task.model, family)
+    blocks = blocks_of(task.model, family)
+    channels, heads = [], []
+    with _gradients(blocks, (family.attention, family.mlp)):
         for done, window in enumerate(windows, start=1):
             token_losses(task.model, head, window[None].to(device)).mean().backward()
             context.on_sequence(done, len(windows))
-    assert mask.grad is not None
-    ranks = uniform(mask.grad.abs(), task)
-    return Choice(_keep_ends(ranks, task))
+        for block, shape, sizes in zip(blocks, layout.blocks, _sizes(task), strict=True):
+            attention, mlp = (_changes(block, branch) for branch in (family.attention, family.mlp))
+            of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
+            heads.append(preferred(of_heads, sizes.heads))
+            channels.append(preferred(torch.stack(mlp).sum(0), sizes.channels))
+    return Choice(flat_of(layout, channels, heads))
 
 
-def _keep_ends(scores: Tensor, task: Task) -> Tensor:
-    """The entries of the first and last blocks above all others."""
-    layout = task.budget.layout
-    blocks, each = len(layout.blocks), len(layout.sites)
-    whole = int(ENDS * blocks)
-    parts = [
-        part + (place // each < whole or place // each >= blocks - whole)
-        for place, part in enumerate(layout.split(scores))
+def _sizes(task: Task) -> list[Sizes]:
+    """Whole blocks at either end, and between them what the budget leaves."""
+    blocks = task.budget.layout.blocks
+    ends = int(ENDS * len(blocks))
+    between = len(blocks) - 2 * ends
+    share = (min(task.keeps) * len(blocks) - 2 * ends) / between
+    return [
+        sizes_of(shape, share)
+        if ends <= place < ends + between
+        else Sizes(shape.heads, shape.intermediate)
+        for place, shape in enumerate(blocks)
     ]
-    return torch.cat(parts)
+
+
+@contextmanager
+def _gradients(blocks: nn.ModuleList, branches: tuple[Branch, ...]) -> Iterator[None]:
+    """While the context lasts, the blocks' linear weights gather gradients."""
+    weights = [
+        linear_at(block, path).weight
+        for block in blocks
+        for branch in branches
+        for path in (*branch.reads, branch.writes)
+    ]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+            weight.grad = None
+
+
+def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
+    """Σ|w·∂loss/∂w| of what every inner dimension of a branch has in each of its projections."""
+
+    def change(path: str) -> Float[Tensor, "D K"]:
+        layer = linear_at(block, path)
+        product = (layer.weight.detach().float() * layer.weight.grad.float()).abs()
+        return product.T if is_turned(layer) else product
+
+    rows = [change(path).sum(1) for path in branch.reads]
+    pieces = [piece for row in rows for piece in row.chunk(branch.fused)]
+    return [*pieces, change(branch.writes).sum(0)]

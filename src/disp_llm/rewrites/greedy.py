@@ -16,20 +16,19 @@ channels.
 S kept of K inputs of a layer, D residual stream, H KV heads.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.config import HEADS, InputError
 from disp_llm.export import compact_model
 from disp_llm.families import Branch
 from disp_llm.learn import Task
-from disp_llm.masks import BlockShape, Choice, Masks, layout_of
+from disp_llm.masks import Choice, Masks, layout_of
 from disp_llm.methods.context import Context
-from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied, damped, walk
+from disp_llm.methods.coupled import flat_of, sizes_of
+from disp_llm.methods.walk import walk
+from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied, damped
 
 DAMPING = 0.01
 """Of the mean second moment, added to all."""
@@ -42,14 +41,15 @@ def greedy(task: Task, context: Context) -> Maker:
         layout = layout_of(task.model, task.family, heads=True)
         sizes = [sizes_of(shape, share) for shape in layout.blocks]
         model = copied(task)
-        kept: dict[tuple[int, str], Tensor] = {}
+        channels: list[Tensor] = []
+        heads: list[Tensor] = []
 
         def attention(index: int, block: nn.Module, moments: dict[str, Tensor]) -> None:
             branch, shape = task.family.attention, layout.blocks[index]
             moment = moments[branch.writes].double()
             weight = matrix_of(linear_at(block, branch.writes)).double()
             stays = most_similar(weight, moment, shape.heads, sizes[index].heads)
-            kept[index, HEADS] = stays
+            heads.append(stays.float())
             _reconstruct(block, branch, moment, stays.repeat_interleave(shape.q // shape.heads))
 
         def mlp(index: int, block: nn.Module, moments: dict[str, Tensor]) -> None:
@@ -59,46 +59,16 @@ def greedy(task: Task, context: Context) -> Maker:
             adds = moment.diagonal() * weight.square().sum(0)
             stays = torch.zeros_like(adds, dtype=torch.bool)
             stays[adds.topk(sizes[index].channels).indices] = True
-            kept[index, "mlp_mid"] = stays
+            channels.append(stays.float())
             _reconstruct(block, branch, moment, stays)
 
         walk(model, task, context, attention)
         walk(model, task, context, mlp)
-        flat = torch.cat(
-            [
-                kept[index, site].cpu() if (index, site) in kept else torch.ones(length).bool()
-                for index, shape in enumerate(layout.blocks)
-                for site, length in zip(layout.sites, shape.lengths, strict=True)
-            ]
-        )
-        compact = compact_model(model, task.family, Masks(layout, flat, Choice(flat.float())))
+        flat = flat_of(layout, channels, heads).cpu()
+        compact = compact_model(model, task.family, Masks(layout, flat.bool(), Choice(flat)))
         return as_stored(compact, task.family)
 
     return make
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What one block keeps."""
-
-    heads: int
-    channels: int
-
-
-def sizes_of(shape: BlockShape, share: float) -> Sizes:
-    """The nearest number of heads, and the channels that the rest of the block's budget allows.
-
-    Raises:
-        InputError: there is no channel left.
-    """
-    heads = min(max(round(share * shape.heads), 1), shape.heads)
-    of_attention = shape.hidden * (shape.qkv + shape.q)
-    of_channel = (shape.pieces + 1) * shape.hidden
-    budget = share * (of_attention + shape.intermediate * of_channel)
-    channels = int((budget - of_attention * heads / shape.heads) / of_channel + 1e-9)
-    if channels < 1:
-        raise InputError("leaves no intermediate channel", flag="--keep", mend="ask for more")
-    return Sizes(heads, min(channels, shape.intermediate))
 
 
 def most_similar(

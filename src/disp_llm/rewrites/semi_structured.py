@@ -20,14 +20,8 @@ from disp_llm.config import InputError
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context
-from disp_llm.rewrites.rewrite import (
-    Maker,
-    Rewritten,
-    copied,
-    linear_paths,
-    stored_numbers,
-    walk,
-)
+from disp_llm.methods.walk import walk
+from disp_llm.rewrites.rewrite import Maker, Rewritten, copied, linear_paths, stored_numbers
 
 INDEX_BITS = 2
 """For each kept weight, its place among four."""

@@ -34,15 +34,8 @@ from disp_llm.families import Branch, Family
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context, calibration_windows
-from disp_llm.rewrites.rewrite import (
-    Maker,
-    Rewritten,
-    as_stored,
-    copied,
-    entries,
-    run_block,
-    stored_numbers,
-)
+from disp_llm.methods.walk import entries, run_block
+from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied, stored_numbers
 
 ALIKE = 0.05
 """Relative error up to which a block does what is expected of it; bfloat16 gives some 0.01."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.learn import Task
 from disp_llm.methods.context import Context
-from disp_llm.rewrites.rewrite import Maker, copied, damped, linear_paths, walk
+from disp_llm.methods.walk import walk
+from disp_llm.rewrites.rewrite import Maker, copied, damped, linear_paths
 from disp_llm.rewrites.semi_structured import best_two_of_four, half_of
 
 COLUMNS = 128

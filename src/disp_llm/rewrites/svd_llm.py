@@ -19,16 +19,9 @@ from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context
+from disp_llm.methods.walk import walk
 from disp_llm.rewrites.low_rank import LowRank, as_linear, rank_of
-from disp_llm.rewrites.rewrite import (
-    Maker,
-    Rewritten,
-    as_stored,
-    copied,
-    damped,
-    linear_paths,
-    walk,
-)
+from disp_llm.rewrites.rewrite import Maker, Rewritten, as_stored, copied, damped, linear_paths
 
 DAMPING = 1e-6
 """Added to the diagonal of `X·Xᵀ`, relative to its mean: inputs may be dependent."""
@@ -50,7 +43,7 @@ def svd_llm(task: Task, context: Context) -> Maker:
             left = whitened_basis(weight.float(), moments[path])[:, :largest]
             left_factors[index][path] = left.contiguous()
 
-    walk(task.model, task, context, visit)
+    walk(task.model, task, context, visit, changes=False)
 
     def make(share: float) -> Rewritten:
         model = copied(task)
