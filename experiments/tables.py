@@ -187,9 +187,12 @@ def independent(page: dict) -> list[str]:
         if method not in measured:
             continue
         pairs = [(other, found[method, keep]) for keep, other in zip(keeps, others, strict=True)]
-        cells = [f"{other:,.1f}, {own:,.1f} ({own / other - 1:+.0%})" for other, own in pairs]
+        cells = [
+            f"{other:,.1f}, {own:,.1f} ({own / other - 1:+.0%})" if other else f"–, {own:,.1f}"
+            for other, own in pairs
+        ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    return [*lines, "", note]
+    return [*lines, "", note.strip()]
 
 
 def rivals_table() -> list[str]:
@@ -220,6 +223,7 @@ def rivals_table() -> list[str]:
 
 IN_README = {
     "learned": "**disp-llm**, 89 k tokens",
+    "masks_only": "disp-llm, kept weights as they were",
     "fisher": "disp-llm, one shot",
     "paper": "DISP-LLM as in its paper, 77 k tokens",
     "flap": "FLAP",

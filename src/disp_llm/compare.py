@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,25 @@ def _policy_gradient(config: PruneConfig) -> PruneConfig:
     return apply_recipe(config, {"learn": learn})
 
 
-VARIANTS: dict[VariantName, Callable[[PruneConfig], PruneConfig]] = {
-    "paper": _paper,
-    "policy_gradient": _policy_gradient,
+def _masks_only(config: PruneConfig) -> PruneConfig:
+    """Ours without scales: every weight that is kept is the original's."""
+    return apply_recipe(config, {"learn": {"scale_rate": 0.0}})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings of `learned` that are a row of their own."""
+
+    change: Callable[[PruneConfig], PruneConfig]
+    one_size: bool
+    """Whether it takes a run a size, as in its paper."""
+
+
+VARIANTS: dict[VariantName, Variant] = {
+    "masks_only": Variant(_masks_only, one_size=False),
+    "paper": Variant(_paper, one_size=True),
+    "policy_gradient": Variant(_policy_gradient, one_size=True),
 }
-"""Settings of `learned` that are rivals of their own; a run a size, as in their papers."""
 
 
 def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
@@ -196,8 +210,9 @@ def rivals(command: CompareCommand) -> dict[str, Callable[..., list[dict[str, An
     for method, found in METHODS.items():
         config = replace(common, method=method)
         makers[method] = partial(pruned_rows, config=config, apart=found.one_size)
-    for variant, change in VARIANTS.items():
-        makers[variant] = partial(pruned_rows, config=change(common), apart=True)
+    for variant, settings in VARIANTS.items():
+        config = settings.change(common)
+        makers[variant] = partial(pruned_rows, config=config, apart=settings.one_size)
     for name, rewrite in REWRITES.items():
         makers[name] = partial(rewritten_rows, rewrite=rewrite)
     return makers

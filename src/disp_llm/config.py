@@ -42,8 +42,8 @@ MethodName = Literal[
     "learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"
 ]
 
-VariantName = Literal["paper", "policy_gradient"]
-"""Other settings of `learned`, as rivals of its own."""
+VariantName = Literal["masks_only", "paper", "policy_gradient"]
+"""Other settings of `learned`, as rows of their own."""
 
 RewriteName = Literal[
     "greedy",
