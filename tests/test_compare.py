@@ -216,6 +216,7 @@ def test_going_on_makes_only_what_is_missing(comparison):
     done = run_command(*command)
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)["rows"]
+    assert [row["method"] for row in again] == [row["method"] for row in before["rows"]]
     assert _without_times(again) == _without_times(before["rows"])
     other = run_command("compare", command[1], "--keep", 0.7, "--output-dir", folder)
     assert other.returncode == 2

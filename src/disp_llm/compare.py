@@ -105,7 +105,9 @@ def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
     }
     result = _before(path, asked)
     yardstick = Yardstick(command)
-    for name, make_rows in rivals(command).items():
+    makers = rivals(command)
+    places = {name: place for place, name in enumerate(makers)}
+    for name, make_rows in makers.items():
         done = any(row["method"] == name and not row["error"] for row in result["rows"])
         if done or not {"all", name} & set(command.methods):
             continue
@@ -114,7 +116,8 @@ def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
             report(f"{name}: {stage}", step, steps, figures)
 
         rows = make_rows(command, name, yardstick, of_method)
-        result["rows"] = [row for row in result["rows"] if row["method"] != name] + rows
+        others = [row for row in result["rows"] if row["method"] != name]
+        result["rows"] = sorted(others + rows, key=lambda row: places[row["method"]])
         result |= {"hardware": hardware(), "versions": versions()}
         if "dense" not in result:
             result |= {"dense": yardstick.dense_figures(of_method), "source": yardstick.sources}
