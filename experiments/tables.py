@@ -224,6 +224,7 @@ def rivals_table() -> list[str]:
 IN_README = {
     "learned": "**disp-llm**, 89 k tokens",
     "masks_only": "disp-llm, kept weights as they were",
+    "coupled": "disp-llm, heads and intermediate channels only",
     "fisher": "disp-llm, one shot",
     "paper": "DISP-LLM as in its paper, 77 k tokens",
     "flap": "FLAP",

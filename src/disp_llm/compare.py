@@ -35,7 +35,7 @@ from disp_llm.export import count_parameters
 from disp_llm.files import atomic, write_json
 from disp_llm.learn import Task
 from disp_llm.masks import layout_of
-from disp_llm.methods import METHODS
+from disp_llm.methods import COUPLED, METHODS
 from disp_llm.methods.context import Context
 from disp_llm.models import Loaded, load, load_model
 from disp_llm.prune import prune
@@ -73,6 +73,12 @@ def _masks_only(config: PruneConfig) -> PruneConfig:
     return apply_recipe(config, {"learn": {"scale_rate": 0.0}})
 
 
+def _coupled(config: PruneConfig) -> PruneConfig:
+    """Ours where most others drop: the residual stream stays whole, so nothing is gathered from it
+    or scattered into it, and KV heads go."""
+    return replace(config, sites=COUPLED)
+
+
 @dataclass(frozen=True)
 class Variant:
     """Settings of `learned` that are a row of their own."""
@@ -84,6 +90,7 @@ class Variant:
 
 VARIANTS: dict[VariantName, Variant] = {
     "masks_only": Variant(_masks_only, one_size=False),
+    "coupled": Variant(_coupled, one_size=False),
     "paper": Variant(_paper, one_size=True),
     "policy_gradient": Variant(_policy_gradient, one_size=True),
 }

@@ -42,7 +42,7 @@ MethodName = Literal[
     "learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"
 ]
 
-VariantName = Literal["masks_only", "paper", "policy_gradient"]
+VariantName = Literal["masks_only", "coupled", "paper", "policy_gradient"]
 """Other settings of `learned`, as rows of their own."""
 
 RewriteName = Literal[
