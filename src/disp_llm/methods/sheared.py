@@ -32,8 +32,8 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 START = 4.0
 """log α of every mask at first, nearly all of them 1: frozen weights cannot follow masks of ½."""
 
-RATE, MULTIPLIER_RATE = 0.1, 0.1
-"""Step size of masks and of multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
+RATE = 0.1
+"""Step size of masks and multipliers. The paper's 1.0 is for batches of 131 k tokens: with one
 window a step it leaves a model that predicts nothing (docs/experiment-log.md)."""
 
 WARM_UP = 0.2
@@ -127,10 +127,7 @@ def sheared(task: Task, context: Context) -> Choice:
     mixture = Mixture(task.corpus).to(device)
     head, config = head_of(task.model, task.family), context.learn
     optimizer = torch.optim.AdamW(
-        [
-            {"params": trained.masks},
-            {"params": trained.multipliers, "lr": MULTIPLIER_RATE, "maximize": True},
-        ],
+        [{"params": trained.masks}, {"params": trained.multipliers, "maximize": True}],
         lr=RATE,
         weight_decay=0.0,
     )
