@@ -36,8 +36,9 @@ def table(results: list[dict]) -> list[str]:
     others = list(done[0]["models"][0].get("texts", {})) if done else []
     tasks = [task for task in done[0]["models"][0].get("tasks", {}) if task != "average"]
     alone = any("keep_by_penalty" in result for result in done)
+    again = any("before" in result for result in done)
     columns = [
-        "variant", "keep", "of all parameters", "perplexity", *others, *tasks,
+        "variant", "keep", "of all parameters", *["before"] * again, "perplexity", *others, *tasks,
         *["by the penalty alone"] * alone, "tokens", "s",
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
@@ -51,6 +52,7 @@ def table(results: list[dict]) -> list[str]:
                 result["name"],
                 f"{model['keep']:.4f}",
                 f"{model['keep_total']:.4f}",
+                *[figure(result.get("before", result["dense"]))] * again,
                 figure(model),
                 *(figure(texts[name]) if name in texts else "" for name in others),
                 *(accuracy(answers[name]) if name in answers else "" for name in tasks),
@@ -216,8 +218,10 @@ def rivals_table() -> list[str]:
         *lines,
         "",
         "The same text, budget and evaluation; each method is written here from its paper, and "
-        "what it stores is counted alike. Those measured so far, with milliseconds: "
-        "[docs/rivals.md](docs/rivals.md).",
+        "what it stores is counted alike. All rows, with milliseconds, at equal tokens and in equal "
+        "time: [docs/rivals.md](docs/rivals.md).",
+        "",
+        "![perplexity against size and time](docs/rivals.png)",
     ]
 
 

@@ -13,6 +13,12 @@ DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 LINES = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
 """Of the other methods in a comparison."""
 
+OURS = {"learned": 2.8, "coupled": 1.6, "masks_only": 1.6}
+"""Methods of this package in a comparison, and how thick their lines are."""
+
+CEILING = 100
+"""Times the original's perplexity; what is worse is named and not drawn."""
+
 
 def _canvas(width: float, height: float) -> Any:
     """An empty figure of so many inches, drawn without a window."""
@@ -76,7 +82,11 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    good = [row for row in result["rows"] if row["error"] is None]
+    dense = result["dense"]["perplexity"]
+    made = [row for row in result["rows"] if row["error"] is None]
+    good = [row for row in made if row["perplexity"] <= CEILING * dense]
+    last = {row["method"]: row["perplexity"] for row in sorted(good, key=lambda r: -r["keep"])}
+    hopeless = {row["method"]: None for row in made if row["method"] not in last}
     timed = any("prefill_ms" in row for row in good)
     panels: list[tuple[str, Callable[[dict], float]]] = [
         ("numbers stored in the blocks, millions", lambda row: row["block_parameters"] / 1e6)
@@ -86,26 +96,25 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
         panels.append((by_time, lambda row: 1 / row["prefill_speedup"]))
     figure, found = _figure(3.4 + 4.6 * len(panels), 5.2, len(panels))
     axes = found if timed else [found]
-    last = {row["method"]: row["perplexity"] for row in sorted(good, key=lambda r: -r["keep"])}
     for axis, (label, place_of) in zip(axes, panels, strict=True):
         for place, method in enumerate(sorted(last, key=last.__getitem__)):
             rows = sorted((r for r in good if r["method"] == method), key=lambda row: row["keep"])
-            ours = method == "learned"
+            ours = method in OURS
             axis.plot(
                 [place_of(row) for row in rows], [row["perplexity"] for row in rows],
-                marker="os^vDP*X"[place % 8], markersize=7 if ours else 4, label=method,
-                color=PRUNED if ours else LINES[place % len(LINES)],
+                marker="os^vDP*X"[place % 8], markersize=7 if method == "learned" else 4,
+                label=method, color=PRUNED if ours else LINES[place % len(LINES)],
                 linestyle="-" if ours else (0, (4, 1 + place % 3)),
-                linewidth=2.8 if ours else 1.0, zorder=3 if ours else 2,
+                linewidth=OURS.get(method, 1.0), zorder=3 if ours else 2,
             )  # fmt: skip
-        dense = result["dense"]["perplexity"]
         axis.axhline(
             dense, color=DENSE, linewidth=1, linestyle="--", label=f"original, {dense:.1f}"
         )
-        _logarithmic(axis, dense, max(row["perplexity"] for row in good))
+        _logarithmic(axis, dense, max((row["perplexity"] for row in good), default=dense))
         axis.set_xlabel(label)
     axes[0].set_ylabel("perplexity")
-    figure.suptitle(result["asked"]["model"], fontsize=9)
+    beyond = f"; above {CEILING} times the original: {', '.join(hopeless)}" if hopeless else ""
+    figure.suptitle(f"{result['asked']['model']}{beyond}", fontsize=9)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     _save(figure, path)
 
