@@ -326,9 +326,12 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} | {tokens} | {seconds} |")
     if "dense" in result:
         lines += ["", f"Dense: {with_error(result['dense'])}, {result['source']['eval_text']}."]
-    failed = dict.fromkeys((row["method"], row["error"]) for row in rows if row["error"])
+    failed: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["error"]:
+            failed.setdefault(row["error"], {})[row["method"]] = None
     if failed:
-        lines += ["", *(f"- {method}: {error}" for method, error in failed)]
+        lines += ["", *(f"- {', '.join(methods)}: {error}" for error, methods in failed.items())]
     if any("prefill_ms" in row for row in rows):
         lines += ["", *_costs(rows)]
     return "\n".join(lines) + "\n"

@@ -47,9 +47,10 @@ class Perplexity:
 
 
 def with_error(figures: dict[str, Any]) -> str:
-    """`53.29 ± 7.51`; a single window has no standard error."""
+    """`53.29 ± 7.51`, from a thousand on `11,147 ± 2,698`; a single window has no standard error."""
     error = figures["perplexity_stderr"]
-    return f"{figures['perplexity']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    form = ",.0f" if figures["perplexity"] >= 1000 else ".2f"
+    return format(figures["perplexity"], form) + (f" ± {error:{form}}" if error is not None else "")
 
 
 @torch.no_grad()
