@@ -218,8 +218,8 @@ def rivals_table() -> list[str]:
         *lines,
         "",
         "The same text, budget and evaluation; each method is written here from its paper, and "
-        "what it stores is counted alike. All rows, with milliseconds, at equal tokens and in equal "
-        "time: [docs/rivals.md](docs/rivals.md).",
+        "what it stores is counted alike. All rows, with milliseconds, at equal tokens and in "
+        "equal time: [docs/rivals.md](docs/rivals.md).",
         "",
         "![perplexity against size and time](docs/rivals.png)",
     ]

@@ -47,7 +47,7 @@ class Perplexity:
 
 
 def with_error(figures: dict[str, Any]) -> str:
-    """`53.29 ± 7.51`, from a thousand on `11,147 ± 2,698`; a single window has no standard error."""
+    """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error."""
     error = figures["perplexity_stderr"]
     form = ",.0f" if figures["perplexity"] >= 1000 else ".2f"
     return format(figures["perplexity"], form) + (f" ± {error:{form}}" if error is not None else "")
