@@ -231,6 +231,7 @@ IN_README = {
     "coupled": "disp-llm, heads and intermediate channels only",
     "fisher": "disp-llm, one shot",
     "paper": "DISP-LLM as in its paper, 77 k tokens",
+    "policy_gradient": "policy gradient, from our scores",
     "flap": "FLAP",
     "wanda": "Wanda, structured",
     "taylor": "LLM-Pruner",
