@@ -63,8 +63,8 @@ def _paper(config: PruneConfig) -> PruneConfig:
 
 def _policy_gradient(config: PruneConfig) -> PruneConfig:
     """Gao et al., Optimization-based Structural Pruning for LLMs without Back-Propagation (arXiv
-    2406.10576): Bernoulli masks, learned by policy gradient from forward passes alone; they start at our
-    scores."""
+    2406.10576): Bernoulli masks, learned by policy gradient from forward passes alone; they start
+    at our scores."""
     learn = {"estimator": "policy_gradient", "temperature": 1.0, "penalty": 6.0}
     return apply_recipe(config, {"learn": learn})
 

@@ -13,6 +13,9 @@ DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 LINES = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
 """Of the other methods in a comparison."""
 
+MARKERS = "os^vDP*"
+"""One less than colours, so that no two methods look alike."""
+
 OURS = {"learned": 2.8, "coupled": 1.6, "masks_only": 1.6}
 """Methods of this package in a comparison, and how thick their lines are."""
 
@@ -102,7 +105,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
             ours = method in OURS
             axis.plot(
                 [place_of(row) for row in rows], [row["perplexity"] for row in rows],
-                marker="os^vDP*X"[place % 8], markersize=7 if method == "learned" else 4,
+                marker=MARKERS[place % len(MARKERS)], markersize=7 if method == "learned" else 4,
                 label=method, color=PRUNED if ours else LINES[place % len(LINES)],
                 linestyle="-" if ours else (0, (4, 1 + place % 3)),
                 linewidth=OURS.get(method, 1.0), zorder=3 if ours else 2,
