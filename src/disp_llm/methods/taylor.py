@@ -25,8 +25,13 @@ ENDS = 0.1
 
 
 def taylor(task: Task, context: Context) -> Choice:
-    """Ranks of KV heads and intermediate channels within their block, for one size."""
+    """Ranks of KV heads and intermediate channels within their block, for one size.
+
+    Raises:
+        InputError: nothing would be left of the blocks between the ends.
+    """
     layout, family = task.budget.layout, task.family
+    sizes = _sizes(task)
     windows = calibration_windows(task, context.scores)
     device = next(task.model.parameters()).device
     head = head_of(task.model, family)
@@ -36,11 +41,11 @@ def taylor(task: Task, context: Context) -> Choice:
         for done, window in enumerate(windows, start=1):
             token_losses(task.model, head, window[None].to(device)).mean().backward()
             context.on_sequence(done, len(windows))
-        for block, shape, sizes in zip(blocks, layout.blocks, _sizes(task), strict=True):
+        for block, shape, stays in zip(blocks, layout.blocks, sizes, strict=True):
             attention, mlp = (_changes(block, branch) for branch in (family.attention, family.mlp))
             of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
-            heads.append(preferred(of_heads, sizes.heads))
-            channels.append(preferred(torch.stack(mlp).sum(0), sizes.channels))
+            heads.append(preferred(of_heads, stays.heads))
+            channels.append(preferred(torch.stack(mlp).sum(0), stays.channels))
     return Choice(flat_of(layout, channels, heads))
 
 

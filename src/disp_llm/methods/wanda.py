@@ -20,18 +20,22 @@ from disp_llm.methods.walk import walk
 
 
 def wanda(task: Task, context: Context) -> Choice:
-    """Ranks of KV heads and intermediate channels within their block, for one size."""
+    """Ranks of KV heads and intermediate channels within their block, for one size.
+
+    Raises:
+        InputError: no channel would be left.
+    """
     layout, family = task.budget.layout, task.family
     device = next(task.model.parameters()).device
     channels = [torch.ones(shape.intermediate, device=device) for shape in layout.blocks]
     heads = [torch.ones(shape.heads, device=device) for shape in layout.blocks]
+    sizes = [sizes_of(shape, min(task.keeps)) for shape in layout.blocks]
 
     def visit(index: int, block: nn.Module, moments: dict[str, Tensor]) -> None:
-        shape = layout.blocks[index]
-        sizes = sizes_of(shape, min(task.keeps))
-        of_heads = by_head(_columns(block, family.attention, moments), shape.heads)
-        heads[index] = preferred(of_heads, sizes.heads)
-        channels[index] = preferred(_columns(block, family.mlp, moments), sizes.channels)
+        of_heads = by_head(_columns(block, family.attention, moments), len(heads[index]))
+        heads[index] = preferred(of_heads, sizes[index].heads)
+        of_channels = _columns(block, family.mlp, moments)
+        channels[index] = preferred(of_channels, sizes[index].channels)
         masking.set((flat_of(layout, channels, heads) >= 1).float())
 
     with masked(task.model, family, layout) as masking:
