@@ -16,9 +16,11 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
+DENSE = "smollm2-135m"
 KEPT = ("command", "seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
         "seconds", "peak_memory_bytes", "keep_by_penalty", "curve")  # fmt: skip
 
@@ -45,10 +47,13 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     kept = {key: found[key] for key in KEPT if key in found}
     kept.setdefault("dense", found.get("teacher") or found.get("before"))
     kept["command"] = " ".join(["disp-llm", name, *stated])
+    before = kept["source"]["model"]
     for key in ("model", "text", "eval_text"):  # names of files, not where this machine has them
         kept["source"][key] = ", ".join(_named(p) for p in found["source"][key].split(", "))
     for model, one in zip(models, made, strict=True):
         model.update(measure(one["folder"], experiment))
+    if "before" in kept:
+        kept["before"] |= measure(before, experiment)
     return {"name": variant["name"], **kept, "models": models}
 
 
@@ -74,6 +79,7 @@ def measure(model: str, experiment: dict) -> dict:
     return measured
 
 
+@cache
 def evaluate(model: str, flags: str) -> dict:
     """What `disp-llm eval` prints."""
     given = [os.path.expandvars(flag) for flag in shlex.split(flags)]
@@ -95,7 +101,7 @@ def main() -> None:
     wanted = [key for key in ("texts", "tasks") if key in experiment]
     of_dense = {key: before[key] for key in wanted if key in before}
     if len(of_dense) < len(wanted):
-        of_dense = measure(shlex.split(experiment["common"])[0], experiment)
+        of_dense = measure(DENSE, experiment)
     for variant in experiment["variant"]:
         name = variant["name"]
         if arguments.only and name not in arguments.only:

@@ -36,9 +36,8 @@ def table(results: list[dict]) -> list[str]:
     others = list(done[0]["models"][0].get("texts", {})) if done else []
     tasks = [task for task in done[0]["models"][0].get("tasks", {}) if task != "average"]
     alone = any("keep_by_penalty" in result for result in done)
-    again = any("before" in result for result in done)
     columns = [
-        "variant", "keep", "of all parameters", *["before"] * again, "perplexity", *others, *tasks,
+        "variant", "keep", "of all parameters", "perplexity", *others, *tasks,
         *["by the penalty alone"] * alone, "tokens", "s",
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
@@ -46,23 +45,29 @@ def table(results: list[dict]) -> list[str]:
         if "error" in result:
             lines.append(f"| {result['name']} | {result['error']} |{' |' * (len(columns) - 2)}")
             continue
+        by_penalty = result.get("keep_by_penalty")
         for model in result["models"]:
-            texts, answers = model.get("texts", {}), model.get("tasks", {})
-            cells = [
-                result["name"],
-                f"{model['keep']:.4f}",
-                f"{model['keep_total']:.4f}",
-                *[figure(result.get("before", result["dense"]))] * again,
-                figure(model),
-                *(figure(texts[name]) if name in texts else "" for name in others),
-                *(accuracy(answers[name]) if name in answers else "" for name in tasks),
-            ]
+            size = [f"{model['keep']:.4f}", f"{model['keep_total']:.4f}"]
+            if "before" in result:
+                cells = [f"{result['name']}, before", *size]
+                cells += measured(result["before"], others, tasks) + [""] * (2 + alone)
+                lines.append(f"| {' | '.join(cells)} |")
+            cells = [result["name"], *size, *measured(model, others, tasks)]
             if alone:
-                by_penalty = result.get("keep_by_penalty")
                 cells.append("" if by_penalty is None else f"keep {by_penalty:.3f}")
             cells += [f"{result['tokens_seen']:,}", f"{result['seconds']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def measured(model: dict, others: list[str], tasks: list[str]) -> list[str]:
+    """Perplexity on the experiment's text and on other texts, accuracies; blank where not known."""
+    texts, answers = model.get("texts", {}), model.get("tasks", {})
+    return [
+        figure(model),
+        *(figure(texts[name]) if name in texts else "" for name in others),
+        *(accuracy(answers[name]) if name in answers else "" for name in tasks),
+    ]
 
 
 def accuracy(found: dict) -> str:

@@ -35,22 +35,22 @@ def test_shares_follow_the_loss_above_the_dense_models():
     )
     accelerator = Accelerator(cpu=True)
     for _ in range(EVERY):  # both lose, the second twice as much; the first even below the dense
-        mixture.saw(torch.tensor([0, 1, 1]), torch.tensor([2.5, 1.5, 2.5]))
-    mixture.update(EVERY - 1, accelerator)
+        mixture.saw(torch.tensor([0, 1, 1]), torch.tensor([2.5, 1.5, 2.5]), accelerator)
+    mixture.update(EVERY - 1)
     assert mixture.weights.tolist() == [0.5, 0.5]  # not yet
-    mixture.update(EVERY, accelerator)
+    mixture.update(EVERY)
     grown = math.exp(RATE * 1.0)
     assert mixture.weights.tolist() == pytest.approx([1 / (1 + grown), grown / (1 + grown)])
     assert not mixture.sums.any()
     before = mixture.weights.tolist()
-    mixture.update(2 * EVERY, accelerator)  # nothing was seen since
+    mixture.update(2 * EVERY)  # nothing was seen since
     assert mixture.weights.tolist() == before
 
 
 def test_fixed_shares_stay():
     mixture = Mixture(Corpus(STREAMS, (0.5, 0.5)))
-    mixture.saw(torch.tensor([0, 1]), torch.tensor([1.0, 9.0]))
-    mixture.update(EVERY, Accelerator(cpu=True))
+    mixture.saw(torch.tensor([0, 1]), torch.tensor([1.0, 9.0]), Accelerator(cpu=True))
+    mixture.update(EVERY)
     assert mixture.weights.tolist() == [0.5, 0.5]
 
 

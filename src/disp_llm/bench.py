@@ -280,7 +280,7 @@ def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, A
     on_disk = weight_bytes(Path(name)) if Path(name).is_dir() else None
     return {
         "load_s": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
         "parameters": parameters,
         "weight_bytes": on_disk or parameters * loaded.model.dtype.itemsize,
     }

@@ -1,12 +1,11 @@
 """The model card of an exported folder: what it is, how it was made, what was measured, how to
 load it in each engine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from disp_llm.evaluate import with_error
-from disp_llm.files import atomic, write_json
+from disp_llm.files import atomic, read_json, write_json
 
 FACTS = "card.json"
 """Beside the card: the figures behind it, from which a later stage writes it anew."""
@@ -126,7 +125,11 @@ def write_card(folder: Path, figures: dict[str, Any], result: dict[str, Any]) ->
 def read_facts(folder: str | Path) -> dict[str, Any]:
     """What the run knew that wrote the folder's card; empty where there is no such file."""
     path = Path(folder) / FACTS
-    return json.loads(path.read_text())["result"] if path.is_file() else {}
+    return _facts(path)["result"] if path.is_file() else {}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return read_json(path, "export the folder again")
 
 
 def write_recovered_card(
@@ -141,7 +144,7 @@ def write_recovered_card(
     """
     path = before / FACTS
     if path.is_file():
-        facts = json.loads(path.read_text())
+        facts = _facts(path)
         result = facts["result"] | {"recovered": recovered}
         write_card(folder, facts["figures"] | figures, result)
 

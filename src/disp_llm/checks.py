@@ -1,5 +1,7 @@
 """What no command can use, refused before anything is loaded: one line that names the flag."""
 
+import re
+
 from disp_llm.commands import BenchCommand, CompareCommand, RecoverCommand
 from disp_llm.config import (
     HEADS,
@@ -8,6 +10,7 @@ from disp_llm.config import (
     EvalConfig,
     InputError,
     PruneConfig,
+    ScoreConfig,
     TextConfig,
     nearest,
 )
@@ -29,8 +32,6 @@ def check_prune(config: PruneConfig) -> None:
             f"no site '{site}'{nearest(site, list(known))}", flag="--sites", mend=f"use {known}"
         )
     positive = {
-        "--calibration-sequences": config.scores.calibration_sequences,
-        "--calibration-length": config.scores.calibration_length - 1,
         "--length": config.learn.length - 1,
         "--batch": config.learn.batch,
         "--accumulate": config.learn.accumulate,
@@ -44,16 +45,64 @@ def check_prune(config: PruneConfig) -> None:
     if config.learn.scale_rate < 0:
         raise InputError("is negative", flag="--scale-rate", mend="give 0 or more")
     check_distill(config.learn.distill)
+    check_optimizer(config)
     natural = {
         "--steps": config.learn.steps,
         "--align": config.export.align,
-        "--score-rounds": config.scores.score_rounds,
     }
     for flag, number in natural.items():
         if number < 0:
             raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
+    check_scores(config.scores)
+    check_shard_size(config.export.max_shard_size)
     check_text(config.text)
     check_evaluation(config.evaluation)
+
+
+def check_optimizer(config: PruneConfig) -> None:
+    """Refuses what AdamW cannot use, and sampled masks that nothing holds to a size.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    learn = config.learn
+    for flag, value in (("--beta1", learn.beta1), ("--beta2", learn.beta2)):
+        if not 0 <= value < 1:
+            raise InputError(f"{value}", flag=flag, mend="give a number in [0, 1)")
+    for flag, value in (("--weight-decay", learn.weight_decay), ("--penalty", learn.penalty)):
+        if not value >= 0:
+            raise InputError(f"{value}", flag=flag, mend="give 0 or more")
+    if config.method == "learned" and learn.estimator != "projected" and not learn.penalty:
+        raise InputError(
+            f"{learn.estimator} draws masks that nothing holds to a size",
+            flag="--penalty",
+            mend="give one (the paper: 6), or use --estimator projected",
+        )
+
+
+def check_shard_size(size: str) -> None:
+    """Refuses what is no size of a file.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE):
+        raise InputError(f"{size}", flag="--max-shard-size", mend="give a size such as 5GB")
+
+
+def check_scores(config: ScoreConfig) -> None:
+    """Refuses a calibration without tokens.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for flag, value, least in (
+        ("--calibration-sequences", config.calibration_sequences, 1),
+        ("--calibration-length", config.calibration_length, 2),
+        ("--score-rounds", config.score_rounds, 0),
+    ):
+        if value < least:
+            raise InputError("too small", flag=flag, mend=f"give {least} or more")
 
 
 def check_distill(share: float) -> None:
@@ -124,6 +173,7 @@ def check_recover(config: RecoverCommand) -> None:
         if not value > 0:
             raise InputError("too small", flag=flag, mend="give a larger number")
     check_distill(config.distill)
+    check_shard_size(config.max_shard_size)
     check_text(config.text)
     check_evaluation(config.evaluation)
 
@@ -192,7 +242,9 @@ def check_compare(config: CompareCommand) -> None:
         InputError: naming the flag.
     """
     check_keep(config.keep)
-    if config.steps < 0:
-        raise InputError(f"{config.steps} is negative", flag="--steps", mend="give 0 or more")
+    for flag, value in (("--steps", config.steps), ("--rounds", config.rounds)):
+        if value < 0:
+            raise InputError(f"{value} is negative", flag=flag, mend="give 0 or more")
+    check_scores(config.scores)
     check_text(config.text)
     check_evaluation(config.evaluation)

@@ -35,19 +35,39 @@ def main() -> None:
         command = parse(arguments)
         _prepare_libraries()
         result = COMMANDS[type(command)](command)
-        if as_json:
+        if as_json and result:  # of several processes, the first has it
             print(json.dumps(result, ensure_ascii=False))
     except InputError as error:
-        if as_json:
-            print(json.dumps({"error": error.what, "flag": error.flag, "mend": error.mend}))
-        print(f"disp-llm: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        _refuse(error, as_json)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        _refuse(
+            InputError(
+                "out of memory",
+                flag="--length",
+                mend="lower it or --batch, or add --gradient-checkpointing",
+            ),
+            as_json,
+        )
     except KeyboardInterrupt:
         print(f"\ndisp-llm: interrupted{_how_to_go_on(arguments)}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _refuse(error: InputError, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": error.what, "flag": error.flag, "mend": error.mend}))
+    print(f"disp-llm: {error}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, which has a class of its own (torch is loaded by then), or of the machine."""
+    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
 
 
 def _how_to_go_on(arguments: list[str]) -> str:

@@ -5,7 +5,6 @@
 A row that is there is not made again; a method that fails leaves rows that say why.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -29,10 +28,11 @@ from disp_llm.config import (
     VariantName,
     apply_recipe,
     load_recipe,
+    resolved,
 )
 from disp_llm.evaluate import perplexity, with_error
 from disp_llm.export import count_parameters
-from disp_llm.files import atomic, write_json
+from disp_llm.files import atomic, read_json, write_json
 from disp_llm.learn import Task
 from disp_llm.masks import layout_of
 from disp_llm.methods import COUPLED, METHODS
@@ -105,12 +105,13 @@ def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
         Interrupted: a signal arrived; the same command goes on.
     """
     path = command.output_dir / "compare.json"
-    asked = {
+    asked: dict[str, Any] = {
         "model": command.model,
         "keep": list(command.keep),
         "steps": command.steps,
-        "calibration_tokens": command.scores.tokens,
     }
+    for table in ("text", "evaluation", "scores", "machine"):
+        asked[table] = resolved(getattr(command, table))
     result = _before(path, asked)
     yardstick = Yardstick(command)
     makers = rivals(command)
@@ -138,13 +139,14 @@ def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
 def _before(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {"asked": asked, "rows": []}
-    result = json.loads(path.read_text())
-    if result["asked"] != asked:
-        raise InputError(
-            f"{path.parent} compares something else ({result['asked']})",
-            flag="--output-dir",
-            mend="name another folder",
-        )
+    result = read_json(path, "delete it; every row is made again")
+    for key, now in asked.items():
+        if result["asked"].get(key) != now:
+            raise InputError(
+                f"{path.parent} compares something else ({key}: {result['asked'].get(key)})",
+                flag="--output-dir",
+                mend="name another folder",
+            )
     return result
 
 
@@ -160,7 +162,7 @@ class Yardstick:
 
     @cached_property
     def _texts(self) -> tuple[Corpus, torch.Tensor, dict[str, str]]:
-        return load_tokens(self.command.text, self.loaded.tokenizer)
+        return load_tokens(self.command.text, self.loaded.tokenizer, self.loaded.opening)
 
     @property
     def corpus(self) -> Corpus:

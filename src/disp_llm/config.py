@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -342,22 +342,36 @@ def apply_recipe(config: Any, tables: dict[str, Any], path: str = "") -> Any:
         old = known[key]
         if isinstance(value, dict) and dataclasses.is_dataclass(old):
             changes[key] = apply_recipe(old, value, f"{path}{key}.")
-        elif isinstance(old, tuple) and isinstance(value, list):
-            paths = get_args(get_type_hints(type(config))[key])[0] is Path
-            changes[key] = tuple(Path(item) if paths else item for item in value)
-        elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-            changes[key] = float(value)
-        elif isinstance(old, Path) and isinstance(value, str):
-            changes[key] = Path(value)
-        elif type(value) is type(old):
-            changes[key] = value
         else:
-            raise InputError(
-                f"'{path}{key}' is {value!r}",
-                flag="--recipe",
-                mend=f"give it a value like {old!r}",
-            )
+            try:
+                changes[key] = _as_hinted(value, get_type_hints(type(config))[key])
+            except TypeError as error:
+                raise InputError(
+                    f"'{path}{key}' is {value!r}", flag="--recipe", mend=f"give {error}"
+                ) from error
     return dataclasses.replace(config, **changes)
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    """A value of a TOML file as a field of that type holds it.
+
+    Raises:
+        TypeError: it is another one; the message says what it should be.
+    """
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise TypeError(f"one of {', '.join(get_args(hint))}")
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_as_hinted(item, get_args(hint)[0]) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if type(value) is not hint:
+        kind = "list" if get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))
+        raise TypeError(f"a {kind}")
+    return value
 
 
 def nearest(word: str, words: list[str]) -> str:
@@ -366,6 +380,8 @@ def nearest(word: str, words: list[str]) -> str:
     return f" (nearest: {near[0]})" if near else ""
 
 
-def size_name(budget: BudgetKind, share: float) -> str:
-    """`0.6`, or `latency-0.6`: what a size of a run is called in results and file names."""
-    return f"{share:g}" if budget == "params" else f"{budget}-{share:g}"
+def size_name(settings: BudgetConfig, share: float) -> str:
+    """`0.6`, `bytes-0.6` or `latency-prefill-512-0.6`: what a size of a run is called in results
+    and file names."""
+    named = {"params": "", "latency": f"latency-{settings.workload}-{settings.workload_length}-"}
+    return f"{named.get(settings.budget, f'{settings.budget}-')}{share:g}"

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from disp_llm.bench import Work
 from disp_llm.budget import Budget, project
 from disp_llm.config import MachineConfig
+from disp_llm.families import family_of
 from disp_llm.latency import measured_alignments
 from disp_llm.losses import CHUNK
 from disp_llm.masks import Layout, layout_of
 from disp_llm.models import (
     empty_model,
-    family_of_any,
     load,
     load_config,
     resolve_device,
@@ -33,7 +33,7 @@ def examine(name: str, keeps: tuple[float, ...], length: int, device_name: str) 
         InputError: no such model, or an unknown architecture.
     """
     config = load_config(name)
-    family = family_of_any(config)
+    family = family_of(config)
     device = resolve_device(device_name)
     model = empty_model(config)
     layout = layout_of(model, family)
@@ -96,7 +96,7 @@ def memory(model: PreTrainedModel, layout: Layout, length: int, width: int) -> d
     return {
         "learning": fixed + sum(blocks),
         "gradient_checkpointing": fixed + inputs + max(blocks),
-        "policy_gradient": fixed + max(blocks),
+        "forward_only": fixed + max(blocks),
     }
 
 
@@ -106,8 +106,8 @@ def advice(needed: dict[str, int], free: int) -> str:
         return "fits"
     if needed["gradient_checkpointing"] <= free:
         return "fits with --gradient-checkpointing"
-    if needed["policy_gradient"] <= free:
-        return "fits with --start random --estimator policy_gradient, forward passes only"
+    if needed["forward_only"] <= free:
+        return "forward passes fit, learning does not: --method flap or wanda"
     return "does not fit: use a larger device, or a smaller --length"
 
 

@@ -22,7 +22,7 @@ from disp_llm.config import EvalConfig, TextConfig
 from disp_llm.export import count_block_parameters, count_parameters
 from disp_llm.families import Family
 from disp_llm.losses import head_of, token_losses
-from disp_llm.models import load
+from disp_llm.models import load, opening_of, require_positions
 from disp_llm.tasks import average, run_tasks
 from disp_llm.text import (
     eval_windows,
@@ -66,7 +66,8 @@ def perplexity(
     Without overlap (stride = context) the first token of each window is not predicted. With overlap
     only the tokens that the window before did not score count.
     """
-    windows = eval_windows(stream, config)  # (B, T)
+    windows = eval_windows(stream, config, opening_of(model, family))  # (B, T)
+    require_positions(model, windows.shape[1], "--context")
     context = windows.shape[1]
     stride = min(config.stride or context, context)
     head = head_of(model, family)

@@ -24,6 +24,9 @@ from disp_llm.families import Branch, Family
 from disp_llm.files import atomic
 from disp_llm.masks import Layout, Masks, blocks_of
 
+Waiting = tuple[Any, str, nn.Parameter | None, torch.device]
+"""A layer, the name of one of its parameters, what it was before, and on which device."""
+
 
 @contextlib.contextmanager
 def folded(model: PreTrainedModel, family: Family, masks: Masks) -> Iterator[None]:
@@ -32,9 +35,10 @@ def folded(model: PreTrainedModel, family: Family, masks: Masks) -> Iterator[Non
     A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
     mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. The mean
     of what dropped columns of a layer that writes would have added becomes its bias. Products are
-    rounded to the model's dtype, so that what is then masked is what is then exported.
+    rounded to the model's dtype, so that what is then masked is what is then exported. On a GPU the
+    original weights wait in the machine's memory.
     """
-    choice = masks.choice
+    choice = masks.compensation
     if choice.scales is None and choice.means is None:
         yield
         return
@@ -42,7 +46,7 @@ def folded(model: PreTrainedModel, family: Family, masks: Masks) -> Iterator[Non
     parts = iter(masks.layout.split(torch.where(masks.kept, scales, 1.0)))
     kept = iter(masks.layout.split(masks.kept))
     means = iter(() if choice.means is None else choice.means.split(writer_widths(masks.layout)))
-    before: list[tuple[Any, str, nn.Parameter | None]] = []
+    before: list[Waiting] = []
     for block, shape in zip(blocks_of(model, family), masks.layout.blocks, strict=True):
         s1, s2, s3, s4, s5, *heads = (next(parts) for _ in masks.layout.sites)
         stays = [next(kept) for _ in masks.layout.sites]
@@ -64,8 +68,10 @@ def folded(model: PreTrainedModel, family: Family, masks: Masks) -> Iterator[Non
     try:
         yield
     finally:
-        for linear, name, parameter in before:
+        for linear, name, parameter, device in before:
             setattr(linear, name, parameter)
+            if parameter is not None:
+                parameter.data = parameter.data.to(device)
 
 
 def writer_widths(layout: Layout) -> list[int]:
@@ -78,7 +84,7 @@ def _replace(
     inputs: Tensor | None,
     outputs: Tensor | None,
     gone: Tensor | None,
-    before: list[tuple[Any, str, nn.Parameter | None]],
+    before: list[Waiting],
 ) -> None:
     """Gives a layer scaled weights and a bias that carries the mean inputs that have gone; what was
     there is appended to `before`."""
@@ -96,8 +102,11 @@ def _replace(
     made = {"weight": (weight.T if is_turned(linear) else weight).contiguous(), "bias": bias}
     for name, new in made.items():
         if new is not None:
-            before.append((linear, name, getattr(linear, name)))
+            old = getattr(linear, name)
+            before.append((linear, name, old, device))
             setattr(linear, name, nn.Parameter(new.to(dtype), requires_grad=False))
+            if old is not None:
+                old.data = old.data.cpu()
 
 
 def compact_config(model: PreTrainedModel, family: Family, masks: Masks):
@@ -110,7 +119,7 @@ def compact_config(model: PreTrainedModel, family: Family, masks: Masks):
     for key in ("model_type", "architectures", "quantization_config", "transformers_version"):
         values.pop(key, None)
     values["disp_llm"] = family.as_dict() | {"widths": dict(zip(sites, widths, strict=True))}
-    if masks.choice.means is not None:
+    if masks.compensation.means is not None:
         values["disp_llm"]["biases"] = True
     values["auto_map"] = {
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
@@ -252,7 +261,7 @@ def write_folder(
 
 def added_biases(masks: Masks, family: Family, model: PreTrainedModel) -> int:
     """Numbers of biases that the compact model has and the dense one has not."""
-    if masks.choice.means is None:
+    if masks.compensation.means is None:
         return 0
     counts = masks.layout.counts(masks.kept.long()).view(len(masks.layout.blocks), -1).tolist()
     return sum(

@@ -46,6 +46,9 @@ class Family:
     """Configuration key of a number that divides the logits of the head (Granite)."""
     logits_softcap: str = ""
     """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2)."""
+    opens_with_bos: bool = False
+    """Whether the model is lost without a BOS before its text (Gemma): every window then has one in
+    place of its first token, which is never predicted."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """(configuration key, value, reason) of variants that this row does not describe."""
 
@@ -78,9 +81,9 @@ FAMILIES: dict[str, Family] = {
     "smollm3": _LLAMA,
     # Norms of q and k span all heads (OLMo 2) or lie in a list, one a head (StableLM).
     "olmo2": Family("layers", _ATTENTION, _GATED),
-    "gemma": _LLAMA,
-    "gemma2": replace(_LLAMA, logits_softcap="final_logit_softcapping"),
-    "gemma3_text": replace(_LLAMA, logits_softcap="final_logit_softcapping"),
+    "gemma": replace(_LLAMA, opens_with_bos=True),
+    "gemma2": replace(_LLAMA, logits_softcap="final_logit_softcapping", opens_with_bos=True),
+    "gemma3_text": replace(_LLAMA, logits_softcap="final_logit_softcapping", opens_with_bos=True),
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
     "stablelm": Family("layers", _ATTENTION, _GATED),
     "phi3": Family(

@@ -30,8 +30,8 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary / path.name
         _open_modes(temporary / path.name)
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # a folder cannot be replaced in one step, but never be half there
+            os.replace(path, temporary / f"{path.name}.before")
         os.replace(temporary / path.name, path)
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
         raise InputError(
@@ -58,6 +58,21 @@ def write_json(path: Path, value: Any) -> None:
     """Writes JSON with an indent of two."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """An object that was written here, or by hand.
+
+    Raises:
+        InputError: it cannot be read, or is something else; `mend` says what to do.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError("is damaged", flag=str(path), mend=mend) from error
+    if not isinstance(value, dict):
+        raise InputError("holds no object", flag=str(path), mend=mend)
+    return value
 
 
 def write_tensors(

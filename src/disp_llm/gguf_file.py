@@ -3,7 +3,8 @@
 No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid` must
 have left these whole. What llama.cpp knows is Llama's graph with an intermediate width a block,
 under the architecture name `deci`; where all widths are equal it is plain `llama`. Vocabulary,
-rotary settings and every weight outside the MLPs come from a GGUF file of the original model.
+rotary settings and the embedding come from a GGUF file of the original model; everything in the
+blocks comes from the folder, whose attention and norms `recover` may have trained.
 """
 
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from disp_llm.commands import GgufCommand
@@ -21,7 +21,8 @@ from disp_llm.files import atomic
 from disp_llm.share import intermediate_only
 
 NATIVE, VARIABLE = "llama", "deci"
-LINEARS = {"ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj"}
+HEADS_OF = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+"""Weights whose rows llama.cpp wants in its own order: rotary pairs side by side."""
 OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -37,15 +38,16 @@ def write_gguf(command: GgufCommand) -> dict[str, Any]:
         InputError: the folder cannot be held by the format, or is not of the original's shape.
     """
     widths = _widths(command.folder)
-    state = _weights(command.folder)
     reader = _original(command.original, len(widths))
+    weights = _weights(command.folder, reader, len(widths))
     architecture = NATIVE if len(set(widths)) == 1 else VARIABLE
     with atomic(command.to) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         _copy_keys(reader, writer, widths)
         for tensor in reader.tensors:
-            dense = gguf.dequantize(tensor.data, tensor.tensor_type)
-            values = _replaced(tensor.name, state, dense)
+            values = weights.get(tensor.name)
+            if values is None:
+                values = gguf.dequantize(tensor.data, tensor.tensor_type)
             kind = TYPES[command.dtype if values.ndim > 1 else "f32"]
             packed = gguf.quantize(np.ascontiguousarray(values), kind)
             writer.add_tensor(tensor.name, packed, raw_dtype=kind)
@@ -74,10 +76,32 @@ def _widths(folder: Path) -> list[int]:
     return widths
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, np.ndarray]:
+    """Weights of the folder's blocks and last norm, by llama.cpp's names and in its order of rows.
+
+    Raises:
+        InputError: a shape outside the MLPs is not the original's.
+    """
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, blocks)
+    shapes = {tensor.name: tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors}
+    found: dict[str, np.ndarray] = {}
     for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
+        for own, tensor in load_file(path).items():
+            name = names.get_name(own, try_suffixes=(".weight",)) or own
+            if not name.startswith(("blk.", "output_norm.")):
+                continue
+            if "ffn_" not in name and shapes.get(name) != tuple(tensor.shape):
+                raise InputError(
+                    f"{own} of the folder is not of the original's shape",
+                    flag="--original",
+                    mend="name a GGUF file of the model that was pruned",
+                )
+            part = name.split(".")[2] if name.startswith("blk.") else ""
+            if part in HEADS_OF:
+                heads = reader.fields[f"{NATIVE}.attention.{HEADS_OF[part]}"].contents()
+                halves = tensor.view(heads, 2, -1, tensor.shape[1])
+                tensor = halves.transpose(1, 2).reshape(tensor.shape)
+            found[name] = tensor.float().numpy()
     return found
 
 
@@ -118,11 +142,3 @@ def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[in
             else:
                 kind, inner = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
         writer.add_key_value(name, value, kind, inner)
-
-
-def _replaced(name: str, state: dict[str, torch.Tensor], dense: np.ndarray) -> np.ndarray:
-    """The folder's weight in place of an MLP's, else the original's."""
-    parts = name.split(".")
-    if parts[0] != "blk" or parts[2] not in LINEARS:
-        return dense
-    return state[f"model.layers.{parts[1]}.mlp.{LINEARS[parts[2]]}.{parts[3]}"].float().numpy()

@@ -28,9 +28,10 @@ from transformers import PreTrainedModel
 
 from disp_llm.bench import Work, in_turn, runner
 from disp_llm.budget import Budget, Prices, parameter_prices, project
+from disp_llm.config import InputError
 from disp_llm.export import compact_model
 from disp_llm.families import Family
-from disp_llm.files import write_json
+from disp_llm.files import read_json, write_json
 from disp_llm.masks import Choice, Layout, Masks
 from disp_llm.runs import hardware, versions
 
@@ -59,6 +60,8 @@ TOLERANCE = 0.02
 
 CORRECTIONS = 6
 
+MEASURED_AGAIN = "delete it; it is measured again"
+
 
 ALIGNMENTS = (1, 8, 16, 32, 64)
 """Multiples that widths may be rounded to, as `doctor --measure` tries them."""
@@ -83,7 +86,7 @@ def latency_prices(
     """Prices in shares of the dense model's time for `work`, from the cache or measured now."""
     path = cache_folder() / f"{_key(model, work.name, work.length, align)}.json"
     if path.exists():
-        rows = json.loads(path.read_text())["rows"]
+        rows = read_json(path, MEASURED_AGAIN)["rows"]
     else:
         rows = []
         for done, shape in enumerate(SHAPES, start=1):
@@ -136,7 +139,7 @@ def best_alignment(rows: list[dict[str, Any]]) -> int:
 def chosen_alignment(model: PreTrainedModel) -> int | None:
     """What `doctor --measure` found best for this model on this machine, if it was run."""
     path = _alignment_file(model)
-    return json.loads(path.read_text())["align"] if path.exists() else None
+    return read_json(path, MEASURED_AGAIN)["align"] if path.exists() else None
 
 
 def _alignment_file(model: PreTrainedModel) -> Path:
@@ -236,7 +239,12 @@ def corrected(target: float, measure: Callable[[float], float]) -> tuple[float, 
     """
     share, attempts = target, []
     for _ in range(CORRECTIONS):
-        found = measure(share)
+        try:
+            found = measure(share)
+        except InputError:  # no model is that small; the first share is the user's own
+            if not attempts:
+                raise
+            break
         attempts.append({"share": share, "measured": found})
         if abs(found / target - 1) <= TOLERANCE:
             break

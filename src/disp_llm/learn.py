@@ -164,7 +164,7 @@ def _backward(
     device = next(task.model.parameters()).device
     mixture = trained.get_submodule("mixture")
     assert isinstance(mixture, Mixture)
-    mixture.update(step, accelerator)
+    mixture.update(step)
     fixed = task.budget.fixed.to(device)
     mean_loss, mean_share = 0.0, 0.0
     for _ in range(config.accumulate):
@@ -176,30 +176,31 @@ def _backward(
         tokens, sources = mixture.draw(config.batch, config.length, own)
         with torch.set_grad_enabled(sample.log_probability is None):
             losses = loss_of(tokens.to(device)).mean(-1)  # (B)
-        mixture.saw(sources, losses)
+        mixture.saw(sources, losses, accelerator)
         loss = losses.mean()
         share = task.budget.share(task.budget.layout.counts(sample.counted))
         total = loss
         if config.penalty:
             total = total + config.penalty * (share / keep).log().abs()
         if sample.log_probability is not None:
-            total = _against_baseline(total, trained) * sample.log_probability
+            total = _against_baseline(total, trained, accelerator) * sample.log_probability
         (total / config.accumulate).backward()
         mean_loss += float(loss.detach()) / config.accumulate
         mean_share += float(share.detach()) / config.accumulate
     return {"loss": mean_loss, "keep": mean_share, "keep_asked": keep} | mixture.figures()
 
 
-def _against_baseline(reward: Tensor, trained: nn.Module) -> Tensor:
+def _against_baseline(reward: Tensor, trained: nn.Module, accelerator) -> Tensor:
     """The reward less its moving average over the steps before, which is updated; no gradient.
 
-    The average is a buffer of what is trained, so that a checkpoint holds it (NaN before the
-    first).
+    The average, over all processes, is a buffer of what is trained, so that a checkpoint holds it
+    (NaN before the first).
     """
     reward = reward.detach()
     baseline = trained.get_buffer("baseline")
-    before = baseline.nan_to_num(float(reward))
-    baseline.copy_(BASELINE_MEMORY * before + (1 - BASELINE_MEMORY) * reward)
+    mean = accelerator.reduce(reward.clone(), reduction="mean")
+    before = baseline.nan_to_num(float(mean))
+    baseline.copy_(BASELINE_MEMORY * before + (1 - BASELINE_MEMORY) * mean)
     return reward - before
 
 

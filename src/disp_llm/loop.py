@@ -43,6 +43,8 @@ class Pace:
     """Of a step and process."""
     warmup: int = 0
     """Steps in which the step size grows to its peak."""
+    clip: float = 0.0
+    """Largest norm of the gradient of all processes; 0 = any."""
 
     def rate(self, step: int) -> float:
         """Share of the peak step size: constant, or a cosine from 1 to a tenth."""
@@ -79,7 +81,7 @@ def train(
         backward: accumulates the gradient of a step and returns its figures, `loss` among them.
 
     Raises:
-        InputError: a checkpoint is damaged.
+        InputError: a checkpoint is damaged, or a loss is not finite.
         Interrupted: a signal ended it after a step; the checkpoint holds that step.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -91,6 +93,15 @@ def train(
                 group["lr"] = peak * pace.rate(step)
             metrics = backward(step)
             stopping = _exchange(trained, metrics, bool(stop), accelerator)
+            if not math.isfinite(metrics["loss"]):
+                raise InputError(
+                    f"step {step + 1} has a loss of {metrics['loss']}",
+                    flag="--learning-rate",
+                    mend="lower it, or try --dtype float32",
+                )
+            if pace.clip:
+                norm = nn.utils.clip_grad_norm_(_trained(trained), pace.clip)
+                metrics["gradient_norm"] = float(norm)
             optimizer.step()
             optimizer.zero_grad()
             done = step + 1
@@ -103,7 +114,7 @@ def train(
                 stopping or done % pace.checkpoint_every == 0 or done == pace.steps
             ):
                 save(folder, done, trained, optimizer)
-            if stopping and done < pace.steps:
+            if stopping:
                 raise Interrupted
 
 
@@ -112,16 +123,15 @@ def _trained(trained: nn.Module) -> list[nn.Parameter]:
 
 
 def _exchange(trained: nn.Module, metrics: dict[str, Any], stop: bool, accelerator) -> bool:
-    """Averages gradient and loss over processes in one all-reduce; whether any wants to stop."""
+    """Averages gradients and loss over processes; whether any wants to stop."""
     if accelerator.num_processes == 1:
         return stop
     parameters = _trained(trained)
-    extra = torch.tensor([metrics["loss"], float(stop)], device=parameters[0].device)
-    flat = torch.cat([_gradient(p).flatten() for p in parameters] + [extra])
-    flat = accelerator.reduce(flat, reduction="mean")
-    *parts, loss, any_stop = flat.split([p.numel() for p in parameters] + [1, 1])
-    for parameter, part in zip(parameters, parts, strict=True):
-        _gradient(parameter).copy_(part.view_as(parameter))
+    for parameter in parameters:
+        gradient = _gradient(parameter)
+        gradient.copy_(accelerator.reduce(gradient, reduction="mean"))
+    told = torch.tensor([metrics["loss"], float(stop)], device=parameters[0].device)
+    loss, any_stop = accelerator.reduce(told, reduction="mean")
     metrics["loss"] = float(loss)
     return bool(any_stop > 0)
 
@@ -163,7 +173,8 @@ def save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Opt
 
 def _state(trained: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint holds: all but frozen parameters, which are read where they came from."""
-    frozen = {name for name, p in trained.named_parameters() if not p.requires_grad}
+    named = trained.named_parameters(remove_duplicate=False)  # a tied head has two names
+    frozen = {name for name, p in named if not p.requires_grad}
     return {name: value for name, value in trained.state_dict().items() if name not in frozen}
 
 

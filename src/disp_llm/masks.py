@@ -172,6 +172,12 @@ class Masks:
     kept: Bool[Tensor, " N"]
     choice: Choice
 
+    @property
+    def compensation(self) -> Choice:
+        """The choice as far as it changes weights: without scales and means where nothing is
+        dropped, so that this model is the original to the bit."""
+        return Choice(self.choice.logits) if self.kept.all() else self.choice
+
     def indices(self) -> dict[str, Int[Tensor, " K"]]:
         """Sorted int64 kept indices of each site, by name."""
         parts = self.layout.split(self.kept)

@@ -46,8 +46,8 @@ class Mixture(nn.Module):
     ) -> None:
         """Takes the loss of the dense model on every source, where weights are to follow it."""
         if self.corpus.dynamic:
-            for source, stream in enumerate(self.corpus.streams):
-                windows = random_windows(stream, REFERENCE_WINDOWS, length, noise)
+            for source in range(len(self.corpus.streams)):
+                windows = self._windows(source, REFERENCE_WINDOWS, length, noise)
                 losses = [float(loss_of(window[None]).mean()) for window in windows]
                 self.get_buffer("reference")[source] = sum(losses) / len(losses)
 
@@ -55,29 +55,38 @@ class Mixture(nn.Module):
         self, count: int, length: int, noise: torch.Generator
     ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
         """Windows, and which source each is from."""
-        streams = self.corpus.streams
-        if len(streams) == 1:
-            windows = random_windows(streams[0], count, length, noise)
+        if len(self.corpus.streams) == 1:
+            windows = self._windows(0, count, length, noise)
             return windows, torch.zeros(count, dtype=torch.long)
         weights = self.get_buffer("weights").cpu()
         sources = torch.multinomial(weights, count, replacement=True, generator=noise)
-        windows = [random_windows(streams[source], 1, length, noise) for source in sources.tolist()]
+        windows = [self._windows(source, 1, length, noise) for source in sources.tolist()]
         return torch.cat(windows), sources
 
-    def saw(self, sources: Int[Tensor, " B"], losses: Float[Tensor, " B"]) -> None:
-        """Remembers mean losses of windows until the next update."""
+    def _windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Tensor:
+        corpus = self.corpus
+        return random_windows(corpus.streams[source], count, length, noise, corpus.opening)
+
+    def saw(
+        self, sources: Int[Tensor, " B"], losses: Float[Tensor, " B"], accelerator: Any
+    ) -> None:
+        """Remembers mean losses of windows until the next update, those of all processes, which
+        call it alike: one checkpoint then serves them all."""
+        if not self.corpus.dynamic:
+            return
         sums = self.get_buffer("sums")
         values = torch.stack([losses.detach().double(), torch.ones_like(losses).double()])
-        sums.index_add_(1, sources.to(sums.device), values.to(sums.device))
+        own = torch.zeros_like(sums).index_add_(1, sources.to(sums.device), values.to(sums.device))
+        sums += accelerator.reduce(own, reduction="sum")
 
-    def update(self, step: int, accelerator: Any) -> None:
-        """Every few steps, moves the weights of dynamic loading; all processes call it alike."""
+    def update(self, step: int) -> None:
+        """Every few steps, moves the weights of dynamic loading."""
         if not self.corpus.dynamic or step == 0 or step % EVERY:
             return
         weights, reference, sums = (
             self.get_buffer(name) for name in ("weights", "reference", "sums")
         )
-        total, count = accelerator.reduce(sums.clone(), reduction="sum")
+        total, count = sums
         excess = torch.where(count > 0, total / count.clamp(min=1) - reference, 0.0)
         moved = weights * (RATE * excess.clamp(min=0)).exp()
         weights.copy_(moved / moved.sum())

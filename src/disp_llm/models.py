@@ -4,6 +4,7 @@ Real models come through transformers as they are. Weights are frozen and dropou
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel
 from disp_llm import embedded
 from disp_llm.config import InputError, MachineConfig, nearest
 from disp_llm.families import FAMILIES, PRUNED_PREFIX, Family, family_of
+
+logger = logging.getLogger(__name__)
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
@@ -37,13 +40,38 @@ class Loaded:
     dtype: torch.dtype
     """That it was loaded in."""
 
+    @property
+    def opening(self) -> int | None:
+        """What every window begins with, where the model needs it."""
+        return opening_of(self.model, self.family)
+
+
+def opening_of(model: PreTrainedModel, family: Family) -> int | None:
+    """The BOS of a family that is lost without one before its text, else None."""
+    return model.config.get_text_config().bos_token_id if family.opens_with_bos else None
+
+
+def require_positions(model: PreTrainedModel, tokens: int, flag: str) -> None:
+    """Refuses windows that are longer than what the model was made for.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most and tokens > most:
+        raise InputError(
+            f"{tokens} tokens, and the model has {most} positions",
+            flag=flag,
+            mend=f"give at most {most}",
+        )
+
 
 def start_process(machine: MachineConfig) -> tuple[Accelerator, torch.device]:
     """One process or, under `accelerate launch`, one of several, and the device it works on."""
-    wanted = resolve_device(machine.device)
-    accelerator = Accelerator(cpu=wanted.type == "cpu")
-    several = accelerator.num_processes > 1
-    return accelerator, accelerator.device if several else wanted
+    accelerator = Accelerator(cpu=machine.device == "cpu" or not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        return accelerator, accelerator.device
+    return accelerator, resolve_device(machine.device)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -96,12 +124,21 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
     """
     config = load_config(name)
     family = family_of(config) if dense_only else family_of_any(config)
+    quantised = getattr(config, "quantization_config", None)
+    if dense_only and quantised:
+        kind = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        raise InputError(
+            f"{name} is quantised {kind}".rstrip(), flag="MODEL", mend="name the model before that"
+        )
     device = resolve_device(machine.device)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
     except HUB_ERRORS as error:
         raise _not_loadable(name, error, "the tokenizer of ") from error
     dtype = resolve_dtype(machine.dtype, device)
+    stored = getattr(config, "dtype", None)
+    if machine.dtype == "auto" and stored not in (None, dtype):
+        logger.warning("%s is stored in %s and runs in %s here (--dtype)", name, stored, dtype)
     model = load_model(name, device, dtype)
     return Loaded(model, tokenizer, family, _source(name, config), dtype)
 
@@ -119,7 +156,8 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTraine
         model = transformers.AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype)
     except HUB_ERRORS as error:
         raise _not_loadable(name, error) from error
-    model.config.__dict__.pop("quantization_config", None)
+    if "gguf_file" in arguments:  # unpacked, so no longer quantised
+        model.config.__dict__.pop("quantization_config", None)
     model.eval().requires_grad_(False)
     return model.to(device)
 
@@ -159,13 +197,33 @@ def _not_loadable(name: str, error: Exception, part: str = "") -> InputError:
 
 
 def _source(name: str, config: transformers.PreTrainedConfig) -> dict[str, str]:
-    """Name and revision: a hub commit, or a hash of the file that defines a local model."""
+    """Name and revision: a hub commit, or a hash of a local model's configuration and of samples of
+    its weights."""
     path = embedded.model_file() if name == embedded.MODEL else Path(name)
     commit = getattr(config, "_commit_hash", None)
     if commit is None:
-        path = path / "config.json" if path.is_dir() else path
-        commit = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+        commit = _fingerprint(
+            [file for file in files if file.exists()] if path.is_dir() else [path]
+        )
     return {"model": name, "revision": commit}
+
+
+SAMPLES, SAMPLE_BYTES = 64, 1 << 16
+"""Of a file of weights, which may be too large to be read whole."""
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """SHA-256 of the sizes of files and of what lies at evenly spaced places in them."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.suffix} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(SAMPLES):
+                file.seek(max(size - SAMPLE_BYTES, 0) * place // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return f"sha256:{digest.hexdigest()}"
 
 
 def base_and_license(name: str) -> tuple[str, str]:

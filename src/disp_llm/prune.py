@@ -31,7 +31,7 @@ from disp_llm.learn import Task
 from disp_llm.masks import Choice, layout_of, load_masks
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
-from disp_llm.models import Loaded, base_and_license, load, start_process
+from disp_llm.models import Loaded, base_and_license, load, require_positions, start_process
 from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
 from disp_llm.sizes import Session, make_models, masks_of, measure_curve, workload
 from disp_llm.text import Corpus, load_tokens, require_length
@@ -50,13 +50,13 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         return run.result()
     accelerator, device = start_process(config.machine)
     processes = accelerator.num_processes
-    session, corpus, sources = start(
-        config, device, report if accelerator.is_main_process else silent
-    )
+    report = report if accelerator.is_main_process else silent
+    with accelerator.main_process_first():  # which measures, where time is the budget
+        session, corpus, sources = start(config, device, report)
     loaded, budget = session.loaded, session.budget
     refuse_impossible(config, session, corpus)
     if accelerator.is_main_process:
-        open_run(config)
+        open_run(replace(config, export=replace(config.export, align=session.align)))
     accelerator.wait_for_everyone()
     task = Task(
         loaded.model,
@@ -88,7 +88,7 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         models=models,
         status="done",
         seconds=round(time.perf_counter() - began, 1),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(device),
     )
 
 
@@ -96,18 +96,41 @@ def refuse_impossible(config: PruneConfig, session: Session, corpus: Corpus) -> 
     """Refuses, before any work and before a folder exists, a size below the smallest model and text
     that is shorter than a window."""
     budget = session.budget
-    if METHODS[config.method].one_size and len(config.learned_shares) > 1:
+    require_size(config, config.learned_shares)
+    for share in config.learned_shares:
+        project(torch.zeros(budget.layout.entries), budget, share, session.align)
+    read = {"--length": config.learn.length} if METHODS[config.method].learns else {}
+    if scores_text(config):
+        read["--calibration-length"] = config.scores.calibration_length
+    for flag, tokens in read.items():
+        corpus.require_length(tokens, flag)
+        require_positions(session.loaded.model, tokens, flag)
+
+
+def require_size(config: PruneConfig, shares: tuple[float, ...]) -> None:
+    """Refuses what a method that chooses for one size cannot give.
+
+    Raises:
+        InputError: several sizes, another budget than parameters, or too few sites.
+    """
+    method = METHODS[config.method]
+    missing = set(method.sites) - set(config.sites or method.sites)
+    if method.every_site and missing:
+        raise InputError(
+            f"--method {config.method} drops {', '.join(sorted(missing))} too",
+            flag="--sites",
+            mend="leave it out",
+        )
+    if method.one_size and len(shares) > 1:
         raise InputError(
             f"--method {config.method} chooses for one size at a time",
             flag="--keep",
             mend="give one, and a run for each",
         )
-    for share in config.learned_shares:
-        project(torch.zeros(budget.layout.entries), budget, share, session.align)
-    if METHODS[config.method].learns:
-        corpus.require_length(config.learn.length, "--length")
-    if scores_text(config):
-        corpus.require_length(config.scores.calibration_length, "--calibration-length")
+    if method.one_size and config.budget.budget != "params":
+        raise InputError(
+            f"--method {config.method} counts parameters", flag="--budget", mend="give --keep"
+        )
 
 
 def start(
@@ -117,7 +140,7 @@ def start(
     report("loading model and text", 0, 2, {})
     loaded = load(config.model, replace(config.machine, device=str(device)), dense_only=True)
     report("loading model and text", 1, 2, {})
-    corpus, eval_stream, sources = load_tokens(config.text, loaded.tokenizer)
+    corpus, eval_stream, sources = load_tokens(config.text, loaded.tokenizer, loaded.opening)
     report("loading model and text", 2, 2, {})
     given = config.text.eval_text or config.text.eval_dataset
     require_length(eval_stream, 2, "--eval-text" if given else "--text")
@@ -139,7 +162,7 @@ def start(
 
 def first_size(config: PruneConfig) -> str:
     """Name of the size whose masks file carries the logits of the run."""
-    return size_name(config.budget.budget, config.shares[0])
+    return size_name(config.budget, config.shares[0])
 
 
 def budget_of(config: PruneConfig, loaded: Loaded, align: int, report: Report) -> Budget:
@@ -255,6 +278,8 @@ def more_sizes(
     """
     began = time.perf_counter()
     run = Run(folder)
+    settled = (*config.learned_shares, *shares)
+    require_size(replace(config, budget=budget), tuple(dict.fromkeys(settled)))
     if not run.logits_file().exists():
         raise InputError(
             "this run has not finished learning",
@@ -269,10 +294,10 @@ def more_sizes(
     choice = load_masks(run.logits_file(), session.budget.layout).choice
     models = make_models(session, choice, shares)
     result = run.update(models=models)
-    sizes = [size_name(budget.budget, share) for share in shares]
+    sizes = [size_name(budget, share) for share in shares]
     asked = [entry for entry in models if entry["size"] in sizes]
     return result | {
         "models": asked,
         "seconds": round(time.perf_counter() - began, 1),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(device),
     }

@@ -29,7 +29,7 @@ from disp_llm.learn import checkpointed_blocks, worth_compiling
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import Teacher, head_of, token_losses
 from disp_llm.mixture import Mixture
-from disp_llm.models import Loaded, load, start_process
+from disp_llm.models import Loaded, load, require_positions, start_process
 from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
 from disp_llm.text import Corpus, load_tokens, require_length
 
@@ -53,9 +53,10 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
     loaded = load(command.folder, machine)
     teacher = load_teacher(command, loaded, machine)
     report("loading models and text", 1, 2, {})
-    corpus, eval_stream, sources = load_tokens(command.text, loaded.tokenizer)
+    corpus, eval_stream, sources = load_tokens(command.text, loaded.tokenizer, loaded.opening)
     report("loading models and text", 2, 2, {})
     corpus.require_length(command.length, "--length")
+    require_positions(loaded.model, command.length, "--length")
     require_length(eval_stream, 2, "--eval-text")
 
     def measure(model: PreTrainedModel, stage: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
         model=figures | {"folder": str(exported.folder)},
         tokens_seen=steps * tokens_of_step(command) * accelerator.num_processes,
         seconds=round(time.perf_counter() - began, 1),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(device),
     )
     told = {
         "how": command.how,
@@ -173,7 +174,7 @@ def train_weights(
     device = next(model.parameters()).device
     per_step = tokens_of_step(command)
     steps = -(-command.tokens // (per_step * accelerator.num_processes))
-    pace = Pace(steps, "cosine", command.checkpoint_every, per_step, round(0.05 * steps))
+    pace = Pace(steps, "cosine", command.checkpoint_every, per_step, round(0.05 * steps), clip=1.0)
     log = MetricsLog(command.output_dir / "metrics.jsonl")
 
     mixture = Mixture(corpus).to(device)
@@ -189,7 +190,7 @@ def train_weights(
 
     def backward(step: int) -> dict[str, Any]:
         own = generator_of(command.machine.seed, 5, step, accelerator.process_index)
-        mixture.update(step, accelerator)
+        mixture.update(step)
         mean = 0.0
         for _ in range(command.accumulate):
             tokens, sources = mixture.draw(command.batch, command.length, own)
@@ -197,11 +198,10 @@ def train_weights(
                 losses = token_losses(model, head, tokens.to(device), teacher, compiling).mean(
                     -1
                 )  # (B)
-            mixture.saw(sources, losses)
+            mixture.saw(sources, losses, accelerator)
             (losses.mean() / command.accumulate).backward()
             mean += float(losses.detach().mean()) / command.accumulate
-        norm = nn.utils.clip_grad_norm_(trained, 1.0)
-        return {"loss": mean, "gradient_norm": float(norm)} | mixture.figures()
+        return {"loss": mean} | mixture.figures()
 
     def on_step(metrics: dict[str, Any]) -> None:
         if accelerator.is_main_process:

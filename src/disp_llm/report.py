@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from disp_llm.commands import ReportCommand
 from disp_llm.config import InputError
 from disp_llm.evaluate import with_error
-from disp_llm.files import atomic
+from disp_llm.files import atomic, read_json
 from disp_llm.masks import STREAM_SITES
 from disp_llm.runs import Run
 
@@ -101,8 +101,12 @@ def read_run(folder: Path) -> dict[str, Any]:
             mend="name an --output-dir of `prune` or `recover`",
         )
     result = run.result()
-    config = tomllib.loads(run.config_file.read_text())
-    bench = folder / "bench.json"
+    try:
+        config = tomllib.loads(run.config_file.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            f"damaged ({error})", flag=str(run.config_file), mend="report another run"
+        ) from error
     trained = "folder" in config  # a run of `recover`
     return {
         "name": folder.resolve().name,
@@ -113,8 +117,17 @@ def read_run(folder: Path) -> dict[str, Any]:
         "sizes": [size_of(run, entry) for entry in result.get("models", [])],
         "metrics": _metrics(run.metrics_file),
         "config": list(_flat(config)),
-        "bench": json.loads(bench.read_text()) if bench.exists() else None,
+        "bench": _bench(folder / "bench.json"),
     }
+
+
+def _bench(path: Path) -> dict[str, Any] | None:
+    """What `disp-llm bench --json` printed there, if anything."""
+    mend = "write it again by `disp-llm bench … --json`, or delete it"
+    found = read_json(path, mend) if path.exists() else None
+    if found is not None and "comparisons" not in found:
+        raise InputError("holds no comparison", flag=str(path), mend=mend)
+    return found
 
 
 def size_of(run: Run, entry: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import torch
 
 from disp_llm.commands import RecoverCommand
 from disp_llm.config import InputError, PruneConfig, apply_recipe, resolved
-from disp_llm.files import atomic, write_json
+from disp_llm.files import atomic, read_json, write_json
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverCommand)
 
@@ -77,14 +77,7 @@ class Run:
         """
         if not self.result_file.exists():
             return {}
-        try:
-            return json.loads(self.result_file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                "is damaged",
-                flag=str(self.result_file),
-                mend="delete it; figures are measured again",
-            ) from error
+        return read_json(self.result_file, "delete it; figures are measured again")
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Adds values to `result.json`."""
@@ -227,9 +220,9 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def peak_memory_bytes() -> int:
-    """Most memory that this process has held: of the GPU if there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has held: of the GPU that it works on, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

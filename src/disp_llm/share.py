@@ -87,11 +87,12 @@ def intermediate_only(folder: Path, flag: str) -> tuple[dict[str, Any], list[int
     full = next(config[name] for name in STREAM if name in config)
     cut = [site for site in SITES if site != "mlp_mid" and min(widths[site]) < full]
     cut += [site for site in widths if site == HEADS]
-    if cut:
+    if cut or config["disp_llm"].get("biases"):
+        what = f"{', '.join(cut)} are cut" if cut else "layers have gained biases (--method flap)"
         raise InputError(
-            f"{', '.join(cut)} are cut, which only our own architecture can hold",
+            f"{what}, which only our own architecture can hold",
             flag=flag,
-            mend="prune with --sites mlp_mid",
+            mend="prune with --sites mlp_mid, and another method if it was flap",
         )
     return config, widths["mlp_mid"]
 

@@ -201,7 +201,7 @@ def show_examination(result: dict[str, Any]) -> None:
     console.print(
         f"learning needs about {needed['learning'] / 2**30:.1f} GiB "
         f"({needed['gradient_checkpointing'] / 2**30:.1f} with gradient checkpointing, "
-        f"{needed['policy_gradient'] / 2**30:.1f} forward only), {result['device']} has "
+        f"{needed['forward_only'] / 2**30:.1f} forward only), {result['device']} has "
         f"{result['memory_free_bytes'] / 2**30:.1f} GiB free: {result['advice']}",
         soft_wrap=True,
     )

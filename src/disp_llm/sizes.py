@@ -24,10 +24,7 @@ from disp_llm.config import (
     size_name,
 )
 from disp_llm.evaluate import perplexity
-from disp_llm.latency import (
-    corrected,
-    measured_share,
-)
+from disp_llm.latency import TOLERANCE, corrected, measured_share
 from disp_llm.masks import Choice, Masks, masked
 from disp_llm.models import Loaded, load_model
 from disp_llm.runs import Report, Run
@@ -36,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Of the text that shows what a model writes."""
+
+WRONG = 1e-3
+"""A float32 error of logits, relative to the largest, that rounding does not explain."""
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -93,14 +93,9 @@ def workload(settings: BudgetConfig) -> Work:
 
 
 def masks_of(session: Session, choice: Choice, share: float) -> Masks:
-    """The masks of a size: the logits' projection onto its budget.
-
-    Where nothing is dropped there is nothing for scales to make up for: the model is the original
-    to the bit.
-    """
-    layout = session.budget.layout
+    """The masks of a size: the logits' projection onto its budget."""
     kept = project(choice.logits, session.budget, share, session.align).kept
-    return Masks(layout, kept, Choice(choice.logits) if kept.all() else choice)
+    return Masks(session.budget.layout, kept, choice)
 
 
 def masks_in_time(session: Session, choice: Choice, target: float) -> tuple[Masks, dict[str, Any]]:
@@ -116,6 +111,11 @@ def masks_in_time(session: Session, choice: Choice, target: float) -> tuple[Mask
     share, attempts = corrected(target, measure)
     session.report(f"latency {target:g}: measuring", 1, 1, {})
     measured = next(a["measured"] for a in attempts if a["share"] == share)
+    if abs(measured / target - 1) > TOLERANCE:
+        logger.warning(
+            "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
+            100 * target, len(attempts), 100 * measured,
+        )  # fmt: skip
     figures = {"work": work.name, "measured_share": measured, "attempts": attempts}
     return masks_of(session, choice, share), figures
 
@@ -126,7 +126,7 @@ def make_models(
     """Exports and measures every size that the run does not have yet; one entry a size."""
     have = {entry["size"]: entry for entry in session.run.result().get("models", [])}
     for share in shares:
-        size = size_name(session.settings.budget, share)
+        size = size_name(session.settings, share)
         folder = session.run.model_folder(size, session.first)
         made = have.get(size, {}).get("align") == session.align and folder.is_dir()
         if not made:
@@ -161,7 +161,7 @@ def make_model(
     """One size: masks file, folder, and the figures of what lies in the folder."""
     loaded, budget, run = session.loaded, session.budget, session.run
     kind = session.settings.budget
-    size = size_name(kind, share)
+    size = size_name(session.settings, share)
     name = f"keep {share:g}" if kind == "params" else f"{kind} {share:g}"
     masks.save(run.masks_file(size, session.first))
     device = next(loaded.model.parameters()).device
@@ -179,6 +179,12 @@ def make_model(
         session.report(f"{name}: export", 1, 1, {})
         compact = load_model(str(folder), device, loaded.model.dtype)
         errors = logit_errors(loaded.model, compact, session.eval_stream[:CHECK_TOKENS])
+    error = errors.get("max_logit_error", 0.0)
+    if not error <= WRONG:
+        logger.warning(
+            "the logits of %s differ from the masked model's by %.1e of the largest; please report "
+            "it with %s", folder, error, run.result_file,
+        )  # fmt: skip
     of_compact = session.measure(compact, f"{name}: compact perplexity")
     layout = budget.layout
     counts = layout.counts(masks.kept.long())
@@ -186,24 +192,25 @@ def make_model(
     block_parameters = exporter.count_block_parameters(compact, loaded.family)
     predicted = dense["parameters"] - budget.removed_parameters(counts)
     predicted += exporter.added_biases(masks, loaded.family, loaded.model)
-    assert predicted == exported.parameters, (predicted, exported.parameters)
+    parameters = exporter.count_parameters(compact)
+    assert predicted == parameters, (predicted, parameters)
     figures = {
         "size": size,
         "budget": kind,
         "keep_asked" if kind == "params" else "target": share,
         "keep": block_parameters / budget.full,
-        "keep_total": exported.parameters / dense["parameters"],
+        "keep_total": parameters / dense["parameters"],
         **of_compact,
         "perplexity_masked": of_masked["perplexity"],
         **errors,
-        "parameters": exported.parameters,
+        "parameters": parameters,
         "block_parameters": block_parameters,
         "bytes": exported.bytes,
         "share_of_budget": float(budget.share(counts)),
         "align": session.align,
         "kv_cache": share_of_heads(masks),
-        "scaled": masks.choice.scales is not None,
-        "biased": masks.choice.means is not None,
+        "scaled": masks.compensation.scales is not None,
+        "biased": masks.compensation.means is not None,
         "widths_full": dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
         "sample": session.sample(compact),
         "folder": str(folder),

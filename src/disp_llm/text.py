@@ -60,7 +60,7 @@ def read_documents(paths: Iterable[Path], field: str) -> list[str]:
 
 def _jsonl(path: Path, content: str, field: str) -> list[str]:
     documents = []
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
                 documents.append(str(json.loads(line)[field]))
@@ -104,7 +104,7 @@ def read_dataset(name: str, field: str, default_split: str) -> list[str]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"cannot load {name} ({first})",
-            flag="--dataset",
+            flag=f"data set {name}",
             mend="check NAME:CONFIG:SPLIT, --text-field and the network, or give files with --text",
         ) from error
 
@@ -128,6 +128,8 @@ class Corpus:
     """Share of the windows that come from each source; they sum to 1."""
     dynamic: bool = False
     """Whether the weights are to follow the losses."""
+    opening: int | None = None
+    """A token that takes the place of the first of every window; None = none does."""
 
     def require_length(self, tokens: int, flag: str) -> None:
         """Refuses a source that cannot fill one window."""
@@ -135,8 +137,13 @@ class Corpus:
             require_length(stream, tokens, flag)
 
 
-def load_tokens(config: TextConfig, tokenizer) -> tuple[Corpus, Tensor, dict[str, str]]:
+def load_tokens(
+    config: TextConfig, tokenizer, opening: int | None = None
+) -> tuple[Corpus, Tensor, dict[str, str]]:
     """(learning text, evaluation stream, where they came from); the two share no token.
+
+    Args:
+        opening: of every window, where the model needs one.
 
     Raises:
         InputError: a file or data set is unusable.
@@ -159,7 +166,7 @@ def load_tokens(config: TextConfig, tokenizer) -> tuple[Corpus, Tensor, dict[str
         eval_source = f"the last {HELD_OUT:.0%} of {source}"
     total = sum(config.weights) or 1.0
     shares = tuple(weight / total for weight in config.weights) or (1.0,)
-    corpus = Corpus(tuple(streams), shares, config.mix == "dynamic")
+    corpus = Corpus(tuple(streams), shares, config.mix == "dynamic", opening)
     return corpus, held_out, {"text": source, "eval_text": eval_source}
 
 
@@ -189,14 +196,28 @@ def require_length(stream: Tensor, tokens: int, flag: str) -> None:
 
 
 def random_windows(
-    stream: Int[Tensor, " N"], count: int, length: int, generator: torch.Generator
+    stream: Int[Tensor, " N"],
+    count: int,
+    length: int,
+    generator: torch.Generator,
+    opening: int | None = None,
 ) -> Int[Tensor, "B T"]:
     """Windows at uniformly drawn places."""
     starts = torch.randint(len(stream) - length + 1, (count,), generator=generator)
-    return torch.stack([stream[start : start + length] for start in starts.tolist()])
+    windows = torch.stack([stream[start : start + length] for start in starts.tolist()])
+    return opened(windows, opening)
 
 
-def eval_windows(stream: Int[Tensor, " N"], config: EvalConfig) -> Int[Tensor, "B T"]:
+def opened(windows: Int[Tensor, "B T"], opening: int | None) -> Int[Tensor, "B T"]:
+    """Windows with that token in place of their first; as they are without one."""
+    if opening is None:
+        return windows
+    return torch.cat([torch.full_like(windows[:, :1], opening), windows[:, 1:]], 1)
+
+
+def eval_windows(
+    stream: Int[Tensor, " N"], config: EvalConfig, opening: int | None = None
+) -> Int[Tensor, "B T"]:
     """Windows in order from the start; a stream shorter than one window gives what it has."""
     context = min(config.context, len(stream))
     stride = min(config.stride or context, context)
@@ -206,4 +227,4 @@ def eval_windows(stream: Int[Tensor, " N"], config: EvalConfig) -> Int[Tensor, "
             f"the text fills {len(windows)} of {config.windows} windows of {context} tokens",
             stacklevel=2,
         )
-    return windows[: config.windows] if config.windows else windows
+    return opened(windows[: config.windows] if config.windows else windows, opening)

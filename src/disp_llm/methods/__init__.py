@@ -36,6 +36,8 @@ class Method:
     """Whether it takes steps on learning windows."""
     one_size: bool = False
     """Whether what it chooses serves one size only."""
+    every_site: bool = False
+    """Whether it cannot leave one of its sites whole."""
 
 
 METHODS: dict[MethodName, Method] = {
@@ -44,7 +46,14 @@ METHODS: dict[MethodName, Method] = {
     "taylor": Method(taylor, COUPLED, one_size=True),
     "flap": Method(flap, COUPLED),
     "wanda": Method(wanda, COUPLED, one_size=True),
-    "sheared": Method(sheared, (*SITES, HEADS), reads_text=False, learns=True, one_size=True),
+    "sheared": Method(
+        sheared,
+        (*SITES, HEADS),
+        reads_text=False,
+        learns=True,
+        one_size=True,
+        every_site=True,
+    ),
     "magnitude": Method(magnitude, reads_text=False),
     "random": Method(random, reads_text=False),
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from disp_llm import scores
 from disp_llm.config import InputError
 from disp_llm.files import write_tensors
-from disp_llm.learn import Task
+from disp_llm.learn import Task, checkpointed_blocks
 from disp_llm.masks import Choice
 from disp_llm.methods.context import Context, calibration_windows
 
@@ -39,17 +39,18 @@ def fisher_scores(task: Task, context: Context, rounds: int) -> Tensor:
         config, accelerator = context.scores, context.accelerator
         windows = calibration_windows(task, config)
         device = next(task.model.parameters()).device
-        importance = scores.fisher(
-            task.model,
-            task.family,
-            task.budget,
-            windows.to(device),
-            min(task.keeps),
-            min(config.score_rounds or rounds, config.calibration_sequences),
-            (accelerator.process_index, accelerator.num_processes),
-            lambda tensor: accelerator.reduce(tensor, reduction="sum"),
-            context.on_sequence,
-        )
+        with checkpointed_blocks(task.model, task.family, context.learn.gradient_checkpointing):
+            importance = scores.fisher(
+                task.model,
+                task.family,
+                task.budget,
+                windows.to(device),
+                min(task.keeps),
+                min(config.score_rounds or rounds, config.calibration_sequences),
+                (accelerator.process_index, accelerator.num_processes),
+                lambda tensor: accelerator.reduce(tensor, reduction="sum"),
+                context.on_sequence,
+            )
         if accelerator.is_main_process:
             write_tensors(path, {"fisher": importance.cpu()})
     device = next(task.model.parameters()).device

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.learn import Task, compiled_blocks, compiles
+from disp_llm.learn import Task, checkpointed_blocks, compiled_blocks, compiles
 from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import BlockShape, Choice, masked
@@ -151,6 +151,7 @@ def sheared(task: Task, context: Context) -> Choice:
     with (
         masked(task.model, task.family, layout) as masking,
         compiled_blocks(task.model, task.family, compiling),
+        checkpointed_blocks(task.model, task.family, config.gradient_checkpointing),
     ):
         folder = context.folder / "checkpoint"
         train(trained, optimizer, backward, pace, folder, context.accelerator, context.on_step)

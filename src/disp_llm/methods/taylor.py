@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
 from disp_llm.families import Branch
-from disp_llm.learn import Task
+from disp_llm.learn import Task, checkpointed_blocks
 from disp_llm.losses import head_of, token_losses
 from disp_llm.masks import Choice, blocks_of
 from disp_llm.methods.context import Context, calibration_windows
@@ -37,7 +37,10 @@ def taylor(task: Task, context: Context) -> Choice:
     head = head_of(task.model, family)
     blocks = blocks_of(task.model, family)
     channels, heads = [], []
-    with _gradients(blocks, (family.attention, family.mlp)):
+    with (
+        checkpointed_blocks(task.model, family, context.learn.gradient_checkpointing),
+        _gradients(blocks, (family.attention, family.mlp)),
+    ):
         for done, window in enumerate(windows, start=1):
             token_losses(task.model, head, window[None].to(device)).mean().backward()
             context.on_sequence(done, len(windows))

@@ -17,28 +17,34 @@ from disp_llm.learn import Task
 from disp_llm.masks import blocks_of
 from disp_llm.methods.context import Context, calibration_windows
 
+Visit = Callable[[int, nn.Module, dict[str, Float[Tensor, "K K"]]], None]
+"""Does something to a block, from its place and the second moments."""
+
 
 @torch.no_grad()
 def walk(
     model: PreTrainedModel,
     task: Task,
     context: Context,
-    visit: Callable[[int, nn.Module, dict[str, Float[Tensor, "K K"]]], None],
+    *visits: Visit,
     changes: bool = True,
 ) -> None:
     """Visits every block of `model`, first to last, with `Σ x·xᵀ` over calibration tokens of what
     enters each of its linear layers, in float32. Layers that share an input share the tensor.
 
     Args:
-        changes: whether a visit changes what its block gives; the blocks behind it then see that.
+        visits: what is done to a block, one after the other; each sees what enters the layers
+            after the one before it.
+        changes: whether a visit changes what its block gives; what comes after it then sees that.
     """
     windows = calibration_windows(task, context.scores).to(next(model.parameters()).device)
     blocks = blocks_of(model, task.family)
     states, arguments = entries(model, blocks, windows)
     for index, block in enumerate(blocks):
-        with _second_moments(block, task.family) as moments:
-            outputs = [run_block(block, state, arguments[index]) for state in states]
-        visit(index, block, moments)
+        for visit in visits:
+            with _second_moments(block, task.family) as moments:
+                outputs = [run_block(block, state, arguments[index]) for state in states]
+            visit(index, block, moments)
         if changes:
             outputs = [run_block(block, state, arguments[index]) for state in states]
         states = outputs

@@ -35,7 +35,7 @@ DAMPING = 0.01
 
 
 def greedy(task: Task, context: Context) -> Maker:
-    """Compact models of any share; each size takes two walks over the calibration text."""
+    """Compact models of any share; each size takes a walk over the calibration text."""
 
     def make(share: float) -> Rewritten:
         layout = layout_of(task.model, task.family, heads=True)
@@ -62,8 +62,7 @@ def greedy(task: Task, context: Context) -> Maker:
             channels.append(stays.float())
             _reconstruct(block, branch, moment, stays)
 
-        walk(model, task, context, attention)
-        walk(model, task, context, mlp)
+        walk(model, task, context, attention, mlp)
         flat = flat_of(layout, channels, heads).cpu()
         compact = compact_model(model, task.family, Masks(layout, flat.bool(), Choice(flat)))
         return as_stored(compact, task.family)
