@@ -3,8 +3,8 @@
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
 be measured, and `tasks`, which they are to be run on zero-shot. A variant that has finished is not
-run again; one that was interrupted goes on. Only the results are committed, the run folders are
-not.
+run again unless its flags have changed; one that was interrupted goes on. Only the results are
+committed, the run folders are not.
 
     python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
 """
@@ -20,20 +20,24 @@ from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DENSE = "smollm2-135m"
-KEPT = ("command", "seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
+KEPT = ("seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
         "seconds", "peak_memory_bytes", "keep_by_penalty", "curve")  # fmt: skip
+
+
+def command_of(variant: dict, experiment: dict) -> str:
+    """As it is written in the results, with names of variables in place of folders."""
+    name = experiment.get("command", "prune")
+    return f"disp-llm {name} {experiment['common']} {variant['flags']}".strip()
 
 
 def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     """The variant's result, from its run folder if it has finished there."""
-    stated = shlex.split(f"{experiment['common']} {variant['flags']}")
-    flags = [os.path.expandvars(flag) for flag in stated]
+    stated = command_of(variant, experiment)
+    arguments = [os.path.expandvars(word) for word in shlex.split(stated)[1:]]
     resume = ["--resume"] if (folder / "config.toml").exists() else []
-    name = experiment.get("command", "prune")
-    command = [sys.executable, "-m", "disp_llm", name, *flags]
     done = subprocess.run(
-        [*command, "--output-dir", str(folder), "--json", *resume],
+        [sys.executable, "-m", "disp_llm", *arguments, "--output-dir", str(folder), "--json",
+         *resume],
         stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if done.returncode == 130:
@@ -41,19 +45,18 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     found = json.loads(done.stdout)
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}
-    hidden = ("folder",)  # a path of the machine that it ran on
-    made = found["models"] if name == "prune" else [found["model"]]
-    models = [{k: v for k, v in model.items() if k not in hidden} for model in made]
-    kept = {key: found[key] for key in KEPT if key in found}
-    kept.setdefault("dense", found.get("teacher") or found.get("before"))
-    kept["command"] = " ".join(["disp-llm", name, *stated])
-    before = kept["source"]["model"]
+    kept = {"command": stated} | {key: found[key] for key in KEPT if key in found}
+    recovered = "before" in found
+    made = [found["model"]] if recovered else found["models"]
+    models = [one | measure(one["folder"], experiment) for one in made]
+    for model in models:
+        del model["folder"]  # a path of the machine that it ran on
+    began_with = measure(found["source"]["model"], experiment)
+    if recovered:
+        kept["dense"] = found.get("teacher", found["before"])
+    kept["before" if recovered else "dense"] |= began_with
     for key in ("model", "text", "eval_text"):  # names of files, not where this machine has them
         kept["source"][key] = ", ".join(_named(p) for p in found["source"][key].split(", "))
-    for model, one in zip(models, made, strict=True):
-        model.update(measure(one["folder"], experiment))
-    if "before" in kept:
-        kept["before"] |= measure(before, experiment)
     return {"name": variant["name"], **kept, "models": models}
 
 
@@ -97,23 +100,21 @@ def main() -> None:
     experiment = tomllib.loads((HERE / f"{arguments.name}.toml").read_text())
     path = HERE / "results" / f"{arguments.name}.json"
     results = {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
-    before = next((r["dense"] for r in results.values() if "error" not in r), {})
-    wanted = [key for key in ("texts", "tasks") if key in experiment]
-    of_dense = {key: before[key] for key in wanted if key in before}
-    if len(of_dense) < len(wanted):
-        of_dense = measure(DENSE, experiment)
     for variant in experiment["variant"]:
         name = variant["name"]
         if arguments.only and name not in arguments.only:
             continue
-        if "error" in results.get(name, {"error": "not run"}):
-            print(f"{arguments.name}: {name}", file=sys.stderr)
-            folder = arguments.runs / arguments.name / name.replace(" ", "-")
-            results[name] = run_variant(variant, experiment, folder)
-            if "error" not in results[name]:
-                results[name]["dense"] |= of_dense
-            order = [v["name"] for v in experiment["variant"] if v["name"] in results]
-            path.write_text(json.dumps([results[n] for n in order], indent=1) + "\n")
+        if results.get(name, {}).get("command") == command_of(variant, experiment):
+            continue
+        print(f"{arguments.name}: {name}", file=sys.stderr)
+        folder = arguments.runs / arguments.name / name.replace(" ", "-")
+        made = run_variant(variant, experiment, folder)
+        if "error" in made and "command" in results.get(name, {}):
+            print(f"{name} stays as it was: {made['error']} ({folder})", file=sys.stderr)
+            continue
+        results[name] = made
+        order = [v["name"] for v in experiment["variant"] if v["name"] in results]
+        path.write_text(json.dumps([results[n] for n in order], indent=1) + "\n")
 
 
 if __name__ == "__main__":

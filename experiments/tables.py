@@ -91,29 +91,41 @@ def section(path: Path) -> list[str]:
         why = f"Not run here: it needs {needs}" if needs else "Not run yet"
         return [*lines, f"{why}. Variants: {names}.", ""]
     results = json.loads(results_file.read_text())
-    lines += table(results)
-    first = next(result for result in results if "error" not in result)
-    versions = ", ".join(f"{name} {v}" for name, v in first["versions"].items())
+    done = [result for result in results if "error" not in result]
+    lines += [*table(results), "", *dict.fromkeys(dense(result) for result in done)]
+    first = done[0]
     lines += [
-        "",
-        f"Dense: {figure(first['dense'])}, over {first['dense']['tokens']:,} tokens of "
-        f"{Path(first['source']['eval_text']).name}, windows of {first['dense']['window']}. "
-        f"{elsewhere(first['dense'])}"
-        f"{first['hardware']['cpu']}, {first['hardware']['threads']} threads; {versions}.",
-        "",
+        f"Perplexity is over {first['dense']['tokens']:,} tokens of "
+        f"{Path(first['source']['eval_text']).name}, windows of {first['dense']['window']:,}. "
+        + "; ".join(dict.fromkeys(machine(result) for result in done))
+        + "."
     ]
-    return [*lines, experiment.get("finding", "").strip(), ""]
+    waiting = [v["name"] for v in experiment["variant"]]
+    waiting = [name for name in waiting if name not in {result["name"] for result in results}]
+    if waiting:
+        lines += [f"Not run yet: {'; '.join(waiting)}."]
+    return [*lines, "", experiment.get("finding", "").strip(), ""]
 
 
-def elsewhere(dense: dict) -> str:
-    """The dense model on the experiment's other texts and tasks."""
-    texts = [f"{name} {figure(found)}" for name, found in dense.get("texts", {}).items()]
-    tasks = [
-        f"{name} {accuracy(found)}"
-        for name, found in dense.get("tasks", {}).items()
+def dense(result: dict) -> str:
+    """The original on the experiment's texts and tasks; a recovery's table has it as a row."""
+    if "before" in result:
+        return ""
+    found = result["dense"]
+    figures = [figure(found)]
+    figures += [f"{name} {figure(of_text)}" for name, of_text in found.get("texts", {}).items()]
+    figures += [
+        f"{name} {accuracy(answers)}"
+        for name, answers in found.get("tasks", {}).items()
         if name != "average"
     ]
-    return f"{', '.join(texts + tasks)}. " if texts or tasks else ""
+    return f"Dense {result['source']['model']} ({result['hardware']['cpu']}): {', '.join(figures)}."
+
+
+def machine(result: dict) -> str:
+    """What it ran on, and with which versions."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"{result['hardware']['cpu']}, {result['hardware']['threads']} threads: {versions}"
 
 
 def readme_table() -> list[str]:
@@ -127,19 +139,20 @@ def readme_table() -> list[str]:
         cells = " | ".join(by_keep.get(keep, "") for keep in keeps)
         tokens = f"{result['tokens_seen'] / 1e3:.0f} k"
         lines.append(f"| {result['name']} | {cells} | {tokens} | {result['seconds']:.0f} |")
-    dense = results[0]["dense"]
-    machines = list(dict.fromkeys(r["hardware"]["cpu"] for r in results))
+    window = results[0]["dense"]["window"]
+    originals = dict.fromkeys(f"{figure(r['dense'])} on {r['hardware']['cpu']}" for r in results)
     threads = results[0]["hardware"]["threads"]
     shares = {m["keep_asked"]: m["keep_total"] for r in results for m in r["models"]}
     totals = ", ".join(f"{shares[keep]:.1%}" for keep in keeps)
     lines += [
         "",
-        "SmolLM2-135M, WikiText-2 perplexity ± standard error "
-        f"(dense {figure(dense)}) over the first 16 windows of {dense['window']:,} tokens of the "
-        "raw test text; learned on the valid and the first 8.9 % of the train text. Masks only: "
-        "the kept weights are the original's; default: each kept entry has learned a scale too. "
-        f"Of *all* parameters {totals} stay. {' and '.join(machines)}, {threads} threads, "
-        "bfloat16; seconds are of the whole command. From "
+        "SmolLM2-135M-Instruct (the embedded 4 to 6 bit file, unpacked), WikiText-2 perplexity ± "
+        f"standard error (dense {', '.join(originals)}) over the first 16 windows of {window:,} "
+        "tokens of the raw test text. All rows are measured on the same windows, so they differ "
+        "far less by chance than ± says. Learned on the valid and the first 8.9 % of the train "
+        "text. Masks only: the kept weights are the original's; default: each kept entry has "
+        f"learned a scale too. Of *all* parameters {totals} stay. {threads} threads, bfloat16; "
+        "seconds are of the whole command. From "
         "[experiments/results/headline.json](experiments/results/headline.json); more in "
         "[docs/reproduce.md](docs/reproduce.md).",
     ]
@@ -206,44 +219,54 @@ def rivals_table() -> list[str]:
     if result is None:
         return []
     keeps = result["asked"]["keep"]
-    lines = ["| | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " |"]
-    lines.append("|---|" + "---:|" * len(keeps))
-    found: dict[str, dict[float, float]] = {}
+    columns = [
+        "",
+        *(f"keep {keep:g}" for keep in keeps),
+        "tokens",
+        *(f"{work} at {keeps[-1]:g}" for work in ("prefill", "decode")),
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    found: dict[str, dict[float, dict]] = {}
     for row in result["rows"]:
-        found.setdefault(row["method"], {})[row["keep_asked"]] = row["perplexity"]
+        found.setdefault(row["method"], {})[row["keep_asked"]] = row
     for method, name in IN_README.items():
         if method not in found:
             continue
-        cells = [found[method][keep] for keep in keeps]
-        told = " | ".join("" if cell is None else f"{cell:,.1f}" for cell in cells)
-        lines.append(f"| {name} | {told} |")
+        rows = [found[method][keep] for keep in keeps]
+        cells = ["" if row["perplexity"] is None else f"{row['perplexity']:,.1f}" for row in rows]
+        smallest = rows[-1]
+        cells.append(f"{smallest['tokens_seen'] / 1e3:.0f} k")
+        cells += [f"×{smallest[f'{phase}_speedup']:.2f}" for phase in ("prefill", "decode")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [
         *lines,
         "",
-        "The same text, budget and evaluation; each method is written here from its paper, and "
-        "what it stores is counted alike. All rows, with milliseconds, at equal tokens and in "
-        "equal time: [docs/rivals.md](docs/rivals.md).",
+        "The same text, budget and evaluation; each method is written here from its paper, takes "
+        "the tokens that it is used with, and what it stores is counted alike. Prefill of 512 "
+        f"tokens and decode after 512: speed at keep {keeps[-1]:g} as a multiple of the "
+        f"original's, on the CPU ({result['hardware']['cpu']} with AMX). All rows, with "
+        "milliseconds, at equal tokens and in equal time: [docs/rivals.md](docs/rivals.md).",
         "",
         "![perplexity against size and time](docs/rivals.png)",
     ]
 
 
 IN_README = {
-    "learned": "**disp-llm**, 89 k tokens",
+    "learned": "**disp-llm**, 150 steps",
     "masks_only": "disp-llm, kept weights as they were",
     "coupled": "disp-llm, heads and intermediate channels only",
-    "fisher": "disp-llm, one shot",
-    "paper": "DISP-LLM as in its paper, 77 k tokens",
-    "policy_gradient": "policy gradient, from our scores",
-    "flap": "FLAP",
-    "wanda": "Wanda, structured",
-    "taylor": "LLM-Pruner",
-    "sheared": "Sheared LLaMA's pruning, weights frozen",
-    "greedy": "Greedy Output Approximation",
-    "slicegpt": "SliceGPT",
-    "depth": "ShortGPT (whole blocks)",
-    "svd_llm": "SVD-LLM",
+    "fisher": "disp-llm, scores without learning",
     "sparsegpt_2_4": "SparseGPT 2:4 (stores 0.5625)",
+    "greedy": "Greedy Output Approximation",
+    "paper": "DISP-LLM's own recipe, 150 steps at 10 × its step size",
+    "taylor": "LLM-Pruner",
+    "slicegpt": "SliceGPT",
+    "policy_gradient": "policy gradient, from our scores",
+    "wanda": "Wanda, structured",
+    "flap": "FLAP",
+    "svd_llm": "SVD-LLM",
+    "sheared": "Sheared LLaMA's pruning, weights frozen",
+    "depth": "ShortGPT (whole blocks)",
 }
 
 

@@ -1,5 +1,7 @@
 """Counting and projection: never above the budget, never a group to spare."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disp_llm.bench import Work, count
-from disp_llm.budget import Budget, byte_prices, flop_prices, project
+from disp_llm.budget import Budget, byte_prices, flop_prices, parameter_prices, project
 from disp_llm.config import SITES, InputError
 from disp_llm.export import compact_model, count_parameters, head_weight
 from disp_llm.families import family_of
@@ -138,6 +140,15 @@ def test_entry_cost_is_what_removing_it_saves():
         kept[entry] = 0
         saved = budget.full - int(budget.block_parameters(budget.layout.counts(kept)))
         assert saved == budget.entry_costs[entry]
+
+
+def test_a_price_of_nothing_leaves_costs_finite():
+    layout = Layout((BlockShape(32, 64, 32, 2, 48, (0, 0, 0, 0, 0)),) * 2)
+    prices = parameter_prices(layout)
+    free = replace(prices, attention=torch.zeros_like(prices.attention))
+    costs = Budget(layout, free).entry_costs
+    assert costs.log().isfinite().all()
+    assert float(costs.min() / costs.max()) == pytest.approx(1e-3)
 
 
 def test_keep_one_keeps_everything():

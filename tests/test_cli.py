@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ from disp_llm.config import (
 )
 
 SOURCE = Path(disp_llm.__file__).parent
-COMMANDS = ["prune", "export", "eval", "bench", "doctor", "save", "push", "gguf"]
+COMMANDS = [
+    "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "save", "push",
+    "gguf",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -75,6 +79,26 @@ def test_recipe_file_with_a_typo_names_the_right_key(tmp_path):
         parse(["prune", "x", "--recipe", str(path)])
     path.write_text('[learn]\nlearning_rate = "fast"\n')
     with pytest.raises(InputError, match=r"learn\.learning_rate"):
+        parse(["prune", "x", "--recipe", str(path)])
+    for line, said in (
+        ('[learn]\nstart = "score"', "one of scores, random"),
+        ('[learn]\nestimator = "projectd"', "projected"),
+        ('keep = ["a"]', "a float"),
+        ("[text]\ntext = [3]", "a Path"),
+    ):
+        path.write_text(line)
+        with pytest.raises(InputError, match=said):
+            parse(["prune", "x", "--recipe", str(path)])
+
+
+def test_a_recipe_stands_on_its_base(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "paper"\nkeep = [0.7]\n[learn]\nsteps = 9\n')
+    paper, mine = (parse(["prune", "x", "--recipe", str(name)]) for name in ("paper", path))
+    assert mine.keep == (0.7,)
+    assert mine.learn == replace(paper.learn, steps=9)
+    path.write_text('base = "papper"\n')
+    with pytest.raises(InputError, match="nearest: paper"):
         parse(["prune", "x", "--recipe", str(path)])
 
 

@@ -165,10 +165,13 @@ def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(context, text_
 
 
 @pytest.fixture(scope="module")
-def comparison(llama_folder, text_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare") / "all"
+def comparison(text_file, tmp_path_factory):
+    root = tmp_path_factory.mktemp("compare")
+    model, folder = root / "llama", root / "all"
+    tiny_model("llama", max_position_embeddings=512).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
     command = [
-        "compare", llama_folder, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
+        "compare", model, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
         "--output-dir", folder, "--context", 32, "--windows", 4, "--dtype", "float32",
         "--rounds", 2, "--json",
     ]  # fmt: skip
@@ -218,9 +221,10 @@ def test_going_on_makes_only_what_is_missing(comparison):
     again = json.loads(done.stdout)["rows"]
     assert [row["method"] for row in again] == [row["method"] for row in before["rows"]]
     assert _without_times(again) == _without_times(before["rows"])
-    other = run_command("compare", command[1], "--keep", 0.7, "--output-dir", folder)
-    assert other.returncode == 2
-    assert "compares something else" in other.stderr
+    for flags in (["--keep", "0.7"], ["--windows", "1"]):
+        other = run_command(*command, *flags)
+        assert other.returncode == 2
+        assert "compares something else" in other.stderr
 
 
 def test_a_method_that_fails_leaves_rows_that_say_why(text_file, tmp_path):

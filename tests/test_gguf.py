@@ -79,13 +79,18 @@ def test_uniform_widths_are_plain_llama_for_every_reader(runs, tmp_path):
     done = write(runs["uniform"], runs, path, "--dtype", "f32")
     assert done.returncode == 0, done.stderr
     assert set(widths_of(runs["uniform"])) == {24}
-    dequantised = getattr(transformers, "GgufConfig", None)
-    more = {} if dequantised is None else {"quantization_config": dequantised(dequantize=True)}
-    read = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=path.name, dtype=torch.float32, **more
-    )
+    read = read_back(path)
     wanted = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
     torch.testing.assert_close(read(PROMPT).logits, wanted(PROMPT).logits, rtol=1e-4, atol=1e-4)
+
+
+def read_back(path: Path) -> transformers.PreTrainedModel:
+    """A GGUF file as transformers reads it."""
+    dequantised = getattr(transformers, "GgufConfig", None)
+    more = {} if dequantised is None else {"quantization_config": dequantised(dequantize=True)}
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, **more
+    )
 
 
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
@@ -112,6 +117,41 @@ def test_variable_widths_are_deci(runs, tmp_path, dtype):
         assert found.shape == (32, width)
         wanted = state[f"model.layers.{i}.mlp.down_proj.weight"].numpy()
         np.testing.assert_allclose(found, wanted, rtol=0 if dtype == "f32" else 1e-3, atol=1e-6)
+
+
+def test_trained_attention_and_norms_come_along(runs, text_file, tmp_path):
+    """A folder that `recover` has trained differs from the original outside the MLPs, too."""
+    done = run_command(
+        "recover", runs["uniform"], "--text", text_file, "--output-dir", tmp_path / "run",
+        "--tokens", 512, "--length", 32, "--learning-rate", 0.01, "--distill", 0,
+        "--context", 32, "--windows", 2, "--dtype", "float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder, path = tmp_path / "run" / "model", tmp_path / "gguf" / "small.gguf"
+    done = write(folder, runs, path, "--dtype", "f32")
+    assert done.returncode == 0, done.stderr
+    wanted = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    before = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
+    read = read_back(path)
+    q_proj = "model.layers.1.self_attn.q_proj.weight"
+    assert not torch.equal(wanted.state_dict()[q_proj], before.state_dict()[q_proj])
+    torch.testing.assert_close(read.state_dict()[q_proj], wanted.state_dict()[q_proj])
+    torch.testing.assert_close(read(PROMPT).logits, wanted(PROMPT).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_biases_that_flap_adds_are_refused(llama_folder, text_file, runs, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--method", "flap", "--sites", "mlp_mid", "--keep", 0.7,
+        "--text", text_file, "--output-dir", tmp_path / "run", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run" / "model"
+    for done in (
+        write(folder, runs, tmp_path / "small.gguf"),
+        run_command("save", folder, "--to", tmp_path / "plain", "--plain"),
+    ):
+        assert done.returncode == 2
+        assert "biases" in done.stderr
 
 
 def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):

@@ -11,6 +11,7 @@ from disp_llm import latency
 from disp_llm.bench import Work
 from disp_llm.budget import Budget, project
 from disp_llm.cli import parse
+from disp_llm.config import InputError
 from disp_llm.families import family_of
 from disp_llm.latency import (
     SHAPES,
@@ -78,6 +79,18 @@ def test_correction_returns_its_nearest_attempt_where_the_target_is_out_of_reach
     assert share in [a["share"] for a in attempts if a["measured"] == 0.5]
 
 
+def test_correction_stops_where_no_model_is_that_small():
+    def measure(share: float) -> float:
+        if share < 0.3:
+            raise InputError("less than the smallest model", flag="--target", mend="ask for more")
+        return 0.5 + share / 2
+
+    share, attempts = corrected(0.6, measure)
+    assert share == attempts[-1]["share"] >= 0.3
+    with pytest.raises(InputError):
+        corrected(0.2, measure)
+
+
 def test_projection_spends_measured_prices(llama):
     _, _, layout = llama
     counts = counts_of(layout)
@@ -142,5 +155,6 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     for target, model in zip((0.6, 0.8), result["models"], strict=True):
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])
         assert model["target"] == target
+        assert model["size"] == f"latency-prefill-512-{target}"
         assert model["latency"]["measured_share"] == by_parameters(dense, compact, None)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)

@@ -2,6 +2,7 @@
 processes."""
 
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -161,6 +162,13 @@ def test_accumulated_batches_average(task, accelerator, tmp_path):
     config = dataclasses.replace(CONFIG, accumulate=3, batch=2, steps=2)
     learn(task, start_of(task), config, tmp_path, accelerator, seen.append)
     assert seen[-1]["tokens"] == 2 * 3 * 2 * 24
+
+
+def test_a_loss_that_is_no_number_stops_before_anything_is_spoilt(task, accelerator, tmp_path):
+    with pytest.raises(InputError, match="loss of nan") as raised:
+        learn(task, start_of(task) * math.nan, CONFIG, tmp_path, accelerator)
+    assert raised.value.flag == "--learning-rate"
+    assert not checkpoints(tmp_path)
 
 
 def test_text_shorter_than_a_window_names_the_flag(task, accelerator, tmp_path):

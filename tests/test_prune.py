@@ -18,6 +18,7 @@ from conftest import SMALL, byte_tokenizer, environment, run_command
 from safetensors.torch import load_file
 
 from disp_llm.masks import SITES
+from disp_llm.runs import Run, clock
 
 
 @pytest.fixture
@@ -84,7 +85,9 @@ def test_export_makes_another_size_without_learning(own_run):
     assert (folder / "model-0.65" / "config.json").exists()
     assert len(json.loads((folder / "result.json").read_text())["models"]) == 3
     assert "learning" not in done.stderr
-    again = run_command("eval", folder / "model-0.65", "--text", folder / "config.toml", "--json")
+    again = run_command(
+        "eval", folder / "model-0.65", "--text", folder / "config.toml", "--context", 32, "--json"
+    )
     assert again.returncode == 0, again.stderr
 
 
@@ -239,6 +242,55 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
         assert word in lines[0], lines[0]
 
 
+def test_scales_outlive_a_first_size_of_one(llama_folder, text_file, tmp_path):
+    sizes = {}
+    for name, keeps in (("whole first", (1.0, 0.5)), ("whole last", (0.5, 1.0))):
+        run = tmp_path / name
+        done = run_command(
+            "prune", llama_folder, "--keep", *keeps, "--text", text_file, "--output-dir", run,
+            *SMALL,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        done = run_command("export", run, "--keep", 0.6, "--json")
+        assert done.returncode == 0, done.stderr
+        sizes[name] = json.loads(done.stdout)["models"][0]
+        assert sizes[name]["scaled"]
+    of_first, of_last = (size["perplexity"] for size in sizes.values())
+    assert of_first == of_last
+
+
+def test_a_choice_for_one_size_is_exported_at_that_size_only(llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--method", "wanda", "--keep", 0.7, "--text", text_file,
+        "--output-dir", tmp_path / "run", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_one_line(run_command("export", tmp_path / "run", "--keep", 0.8), "one size at a time")
+    done = run_command("export", tmp_path / "run", "--keep", 0.7, "--align", 2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_seconds_of_all_attempts_add_up(tmp_path):
+    run = Run(tmp_path)
+    with clock(run, "seconds"):
+        pass
+    assert run.result() == {}  # nothing to add to before a run has begun
+    run.update(seconds=5.0)
+    with pytest.raises(KeyboardInterrupt), clock(run, "seconds"):
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+    assert 5.2 <= run.result()["seconds"] < 6
+    with clock(run, "seconds", active=False):
+        time.sleep(0.2)
+    assert run.result()["seconds"] < 6
+
+
+def test_the_run_fixes_the_alignment(small_run):
+    folder, _ = small_run
+    config = tomllib.loads((folder / "config.toml").read_text())
+    assert config["export"]["align"] == 1  # asked: 0, what is best here
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -266,11 +318,20 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
         (["--length", "99999"], "--length"),
         (["--calibration-length", "99999"], "--calibration-length"),
         (["--align", "64"], "--keep"),
+        (["--context", "129", "--eval-text", "TEXT"], "--context"),
+        (["--length", "129"], "128 positions"),
+        (["--estimator", "reinmax"], "--penalty"),
+        (["--beta2", "1"], "--beta2"),
+        (["--max-shard-size", "banana"], "--max-shard-size"),
+        (["--method", "wanda", "--keep", "0.8", "0.5"], "one size at a time"),
+        (["--method", "wanda", "--budget", "bytes", "--target", "0.8"], "--budget"),
+        (["--method", "sheared", "--sites", "mlp_mid"], "--sites"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(
     arguments, said, llama_folder, text_file, tmp_path
 ):
+    arguments = [text_file if argument == "TEXT" else argument for argument in arguments]
     text = [] if "--text" in arguments else ["--text", text_file]
     flags = [flag for flag in SMALL if flag not in ("--device", "cpu")]
     folder = tmp_path / "run"

@@ -65,6 +65,23 @@ def test_unusable_files_are_named(tmp_path, name, content, said):
     assert "\n" not in str(raised.value)
 
 
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+    documents = ["a\u2028b", "c\x85d", "e\x0bf"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents]
+    (tmp_path / "a.jsonl").write_text("\r\n".join(lines) + "\n", newline="")
+    assert read_documents([tmp_path / "a.jsonl"], "text") == documents
+
+
+def test_windows_open_as_the_model_needs_it():
+    stream = torch.arange(10, 40)
+    assert eval_windows(stream, EvalConfig(4, 2, 3), 1)[:, 0].tolist() == [1, 1, 1]
+    drawn = random_windows(stream, 5, 4, torch.Generator().manual_seed(0), 1)
+    plain = random_windows(stream, 5, 4, torch.Generator().manual_seed(0))
+    assert drawn[:, 0].tolist() == [1] * 5
+    assert torch.equal(drawn[:, 1:], plain[:, 1:])
+    assert stream.tolist() == list(range(10, 40))
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         read_documents([tmp_path / "gone.txt"], "text")

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from transformers import PreTrainedModel
 
 from disp_llm.commands import BenchCommand
@@ -254,8 +255,10 @@ def where_time_goes(run: Callable[[], float], repeats: int = 3) -> dict[str, flo
     spent = dict.fromkeys([*PARTS, "the rest"], 0.0)
     for event in profile.key_averages():
         part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "")
-        of_gpu = event.self_device_time_total if torch.cuda.is_available() else 0.0
-        spent[part or "the rest"] += of_gpu or event.self_cpu_time_total
+        if not torch.cuda.is_available():
+            spent[part or "the rest"] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CPU:  # kernels are counted with what launched them
+            spent[part or "the rest"] += event.self_device_time_total
     total = sum(spent.values())
     return {part: seconds / total for part, seconds in spent.items()}
 

@@ -231,7 +231,7 @@ class GgufCommand:
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model."""
     original: Path
-    """A GGUF file of the original: vocabulary and weights outside the MLPs are taken from it."""
+    """A GGUF file of the original: vocabulary and embedding are taken from it."""
     to: Path
     """The new file."""
     dtype: Literal["f16", "bf16", "f32"] = "f16"

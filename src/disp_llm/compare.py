@@ -315,18 +315,26 @@ def rewritten_rows(
     return rows
 
 
+def by_method(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Of every method its name, a perplexity a size (– where there is none), tokens and seconds."""
+    found: list[tuple[str, ...]] = []
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = {row["keep_asked"]: row for row in result["rows"] if row["method"] == method}
+        sizes = [rows[keep] for keep in result["asked"]["keep"]]
+        cells = [with_error(row) if row["perplexity"] else "–" for row in sizes]
+        good = [row for row in rows.values() if row["perplexity"]]
+        tokens = " / ".join(dict.fromkeys(f"{row['tokens_seen']:,}" for row in good))
+        seconds = " / ".join(dict.fromkeys(f"{row['seconds']:.0f}" for row in good))
+        found.append((method, *cells, tokens, seconds))
+    return found
+
+
 def markdown(result: dict[str, Any]) -> str:
     """A table with a row a method and a column a size, and one of what every model costs."""
     keeps, rows = result["asked"]["keep"], result["rows"]
     lines = ["| method | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | tokens | s |"]
     lines.append("|---|" + "---:|" * (len(keeps) + 2))
-    for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = {row["keep_asked"]: row for row in rows if row["method"] == method}
-        cells = [with_error(of_method[k]) if of_method[k]["perplexity"] else "–" for k in keeps]
-        good = [row for row in of_method.values() if row["perplexity"]]
-        tokens = " / ".join(dict.fromkeys(f"{row['tokens_seen']:,}" for row in good))
-        seconds = " / ".join(dict.fromkeys(f"{row['seconds']:.0f}" for row in good))
-        lines.append(f"| {method} | {' | '.join(cells)} | {tokens} | {seconds} |")
+    lines += [f"| {' | '.join(cells)} |" for cells in by_method(result)]
     if "dense" in result:
         lines += ["", f"Dense: {with_error(result['dense'])}, {result['source']['eval_text']}."]
     failed: dict[str, dict[str, None]] = {}

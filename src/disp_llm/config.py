@@ -301,18 +301,18 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """The tables of a shipped recipe or of a TOML file.
+    """The tables of a shipped recipe or of a TOML file, over those of the shipped one that it names
+    as its `base`.
 
     Raises:
         InputError: no such recipe or file, or not TOML.
     """
     try:
         if name.endswith(".toml"):
-            return tomllib.loads(Path(name).read_text())
+            return _on_its_base(tomllib.loads(Path(name).read_text()))
         if name in recipe_names():
-            return tomllib.loads(
-                (resources.files("disp_llm") / "recipes" / f"{name}.toml").read_text()
-            )
+            shipped = resources.files("disp_llm") / "recipes" / f"{name}.toml"
+            return _on_its_base(tomllib.loads(shipped.read_text()))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(
             f"cannot read {name} ({error})", flag="--recipe", mend="mend the file"
@@ -322,6 +322,22 @@ def load_recipe(name: str) -> dict[str, Any]:
         flag="--recipe",
         mend=f"use one of {', '.join(recipe_names())}, or a file that ends in .toml",
     )
+
+
+def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
+    base = tables.pop("base", None)
+    if base is None:
+        return tables
+    if base not in recipe_names():
+        raise InputError(
+            f"base '{base}' is no shipped recipe" + nearest(str(base), recipe_names()),
+            flag="--recipe",
+            mend=f"use one of {', '.join(recipe_names())}",
+        )
+    whole = load_recipe(base)
+    for key, value in tables.items():
+        whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
+    return whole
 
 
 def apply_recipe(config: Any, tables: dict[str, Any], path: str = "") -> Any:

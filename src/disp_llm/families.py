@@ -6,10 +6,9 @@ architecture.
 `docs/add-a-family.md` explains the columns with an example.
 """
 
-import difflib
 from dataclasses import asdict, dataclass, replace
 
-from disp_llm.config import InputError
+from disp_llm.config import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,8 @@ def family_of(config: object) -> Family:
             mend="prune the original, or make another size of its run with `disp-llm export`",
         )
     if model_type not in FAMILIES:
-        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
         raise InputError(
-            f"architecture '{model_type}' is not known" + (f" (near: {near[0]})" if near else ""),
+            f"architecture '{model_type}' is not known{nearest(model_type, list(FAMILIES))}",
             flag="MODEL",
             mend=f"use one of {', '.join(sorted(FAMILIES))}, "
             "or add a row as docs/add-a-family.md explains",

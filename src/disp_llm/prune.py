@@ -32,7 +32,16 @@ from disp_llm.masks import Choice, layout_of, load_masks
 from disp_llm.methods import METHODS
 from disp_llm.methods.context import Context
 from disp_llm.models import Loaded, base_and_license, load, require_positions, start_process
-from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
+from disp_llm.runs import (
+    MetricsLog,
+    Report,
+    Run,
+    clock,
+    open_run,
+    peak_memory_bytes,
+    provenance,
+    silent,
+)
 from disp_llm.sizes import Session, make_models, masks_of, measure_curve, workload
 from disp_llm.text import Corpus, load_tokens, require_length
 
@@ -44,13 +53,22 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
         InputError: something the user can mend.
         Interrupted: a signal arrived while learning; `resume` goes on.
     """
-    began = time.perf_counter()
     run = Run(config.output_dir)
     if run.result().get("status") == "done":
         return run.result()
     accelerator, device = start_process(config.machine)
-    processes = accelerator.num_processes
-    report = report if accelerator.is_main_process else silent
+    main = accelerator.is_main_process
+    with clock(run, "seconds", main):
+        run_stages(config, run, accelerator, device, report if main else silent)
+    if not main:
+        return {}
+    return run.update(status="done", peak_memory_bytes=peak_memory_bytes(device))
+
+
+def run_stages(
+    config: PruneConfig, run: Run, accelerator: Accelerator, device: torch.device, report: Report
+) -> None:
+    """Everything between an empty folder and a finished run, as far as it is not there."""
     with accelerator.main_process_first():  # which measures, where time is the budget
         session, corpus, sources = start(config, device, report)
     loaded, budget = session.loaded, session.budget
@@ -58,18 +76,11 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     if accelerator.is_main_process:
         open_run(replace(config, export=replace(config.export, align=session.align)))
     accelerator.wait_for_everyone()
-    task = Task(
-        loaded.model,
-        loaded.family,
-        corpus,
-        budget,
-        config.learned_shares,
-        session.align,
-        config.machine.seed,
-    )
+    seed, keeps = config.machine.seed, config.learned_shares
+    task = Task(loaded.model, loaded.family, corpus, budget, keeps, session.align, seed)
     if accelerator.is_main_process:
         if not run.result():
-            run.update(status="running", run=str(run.folder), **provenance(config.machine.seed))
+            run.update(status="running", run=str(run.folder), **provenance(seed))
         base, terms = base_and_license(config.model)
         source = loaded.source | sources | {"base_model": base, "license": terms}
         run.update(source=source, dense=dense_figures(session))
@@ -77,19 +88,13 @@ def prune(config: PruneConfig, report: Report = silent) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     accelerator.end_training()  # the others have nothing more to do and may leave
     if not accelerator.is_main_process:
-        return {}
-    run.update(tokens_seen=tokens_seen(config, processes))
+        return
+    run.update(tokens_seen=tokens_seen(config, accelerator.num_processes))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(config, budget, choice.logits))
-    models = make_models(session, choice, config.shares)
+    run.update(models=make_models(session, choice, config.shares))
     if config.keep_range:
         measure_curve(session, choice, config.curve_shares)
-    return run.update(
-        models=models,
-        status="done",
-        seconds=round(time.perf_counter() - began, 1),
-        peak_memory_bytes=peak_memory_bytes(device),
-    )
 
 
 def refuse_impossible(config: PruneConfig, session: Session, corpus: Corpus) -> None:
@@ -99,12 +104,15 @@ def refuse_impossible(config: PruneConfig, session: Session, corpus: Corpus) -> 
     require_size(config, config.learned_shares)
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, session.align)
+    model = session.loaded.model
+    window = min(config.evaluation.context, len(session.eval_stream))
+    require_positions(model, window, "--context")
     read = {"--length": config.learn.length} if METHODS[config.method].learns else {}
     if scores_text(config):
         read["--calibration-length"] = config.scores.calibration_length
     for flag, tokens in read.items():
         corpus.require_length(tokens, flag)
-        require_positions(session.loaded.model, tokens, flag)
+        require_positions(model, tokens, flag)
 
 
 def require_size(config: PruneConfig, shares: tuple[float, ...]) -> None:
@@ -250,12 +258,11 @@ def choose(config: PruneConfig, task: Task, session: Session, accelerator: Accel
     context = Context(
         config.scores, config.learn, session.run.folder, accelerator, on_sequence, on_step
     )
-    began = time.perf_counter()
-    found = METHODS[config.method].choose(task, context)
+    with clock(session.run, "choosing_s", accelerator.is_main_process):
+        found = METHODS[config.method].choose(task, context)
     parts = {name: part for name, part in vars(found).items() if part is not None}
     choice = Choice(**{name: part.float().cpu() for name, part in parts.items()})
     if accelerator.is_main_process:
-        session.run.update(choosing_s=round(time.perf_counter() - began, 1))
         masks_of(session, choice, config.shares[0]).save(path)
     return choice
 

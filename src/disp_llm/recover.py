@@ -9,7 +9,6 @@ Trained weights are float32 and compute in the model's own dtype.
 """
 
 import contextlib
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,16 @@ from disp_llm.loop import Pace, generator_of, train
 from disp_llm.losses import Teacher, head_of, token_losses
 from disp_llm.mixture import Mixture
 from disp_llm.models import Loaded, load, require_positions, start_process
-from disp_llm.runs import MetricsLog, Report, Run, open_run, peak_memory_bytes, provenance, silent
+from disp_llm.runs import (
+    MetricsLog,
+    Report,
+    Run,
+    clock,
+    open_run,
+    peak_memory_bytes,
+    provenance,
+    silent,
+)
 from disp_llm.text import Corpus, load_tokens, require_length
 
 
@@ -41,13 +49,37 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
         InputError: something the user can mend.
         Interrupted: a signal arrived while training; `resume` goes on.
     """
-    began = time.perf_counter()
     run = Run(command.output_dir)
     if run.result().get("status") == "done":
         return run.result()
     accelerator, device = start_process(command.machine)
     main = accelerator.is_main_process
-    report = report if main else silent
+    with clock(run, "seconds", main):
+        made = run_stages(command, run, accelerator, device, report if main else silent)
+    if not main:
+        return {}
+    result = run.update(peak_memory_bytes=peak_memory_bytes(device))
+    told = {
+        "how": command.how,
+        "distill": command.distill,
+        "tokens_seen": result["tokens_seen"],
+        "text": result["source"]["text"],
+        "before": result["before"]["perplexity"],
+        "command": result["command"],
+    }
+    write_recovered_card(Path(command.folder), made, result["model"], told)
+    return run.update(status="done")
+
+
+def run_stages(
+    command: RecoverCommand,
+    run: Run,
+    accelerator: Accelerator,
+    device: torch.device,
+    report: Report,
+) -> Path:
+    """Everything between an empty folder and an exported model, as far as it is not there; returns
+    where that lies."""
     machine = replace(command.machine, device=str(device))
     report("loading models and text", 0, 2, {})
     loaded = load(command.folder, machine)
@@ -66,7 +98,7 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
         found = perplexity(model, loaded.family, eval_stream, command.evaluation, on_window)
         return asdict(found)
 
-    if main:
+    if accelerator.is_main_process:
         open_run(command)
         if not run.result():
             run.update(
@@ -83,31 +115,20 @@ def recover(command: RecoverCommand, report: Report = silent) -> dict[str, Any]:
     steps = train_weights(command, loaded, teacher, corpus, accelerator, report)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    if not main:
-        return {}
+    folder = run.folder / "model"
+    if not accelerator.is_main_process:
+        return folder
     made = adapted.merge_and_unload() if adapted is not None else loaded.model
     made.requires_grad_(False)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(loaded.dtype)
-    exported = write_folder(made, loaded.tokenizer, run.folder / "model", command.max_shard_size)
+    exported = write_folder(made, loaded.tokenizer, folder, command.max_shard_size)
     sizes = _sizes(made, loaded.family, exported, read_facts(command.folder).get("dense", {}))
-    figures = measure(made, "perplexity after") | sizes
-    result = run.update(
-        model=figures | {"folder": str(exported.folder)},
+    run.update(
+        model=measure(made, "perplexity after") | sizes | {"folder": str(folder)},
         tokens_seen=steps * tokens_of_step(command) * accelerator.num_processes,
-        seconds=round(time.perf_counter() - began, 1),
-        peak_memory_bytes=peak_memory_bytes(device),
     )
-    told = {
-        "how": command.how,
-        "distill": command.distill,
-        "tokens_seen": result["tokens_seen"],
-        "text": result["source"]["text"],
-        "before": result["before"]["perplexity"],
-        "command": result["command"],
-    }
-    write_recovered_card(Path(command.folder), exported.folder, figures, told)
-    return run.update(status="done")
+    return folder
 
 
 def load_teacher(command: RecoverCommand, loaded: Loaded, machine: MachineConfig) -> Teacher | None:

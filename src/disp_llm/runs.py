@@ -7,13 +7,15 @@ The first size of a run is `masks.safetensors` and `model/`; every other is `mas
 and `model-0.6/`. A stage that finds its file does not run again.
 """
 
+import contextlib
 import json
 import os
 import platform
 import resource
 import sys
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -84,6 +86,23 @@ class Run:
         result = self.result() | values
         write_json(self.result_file, result)
         return result
+
+
+@contextlib.contextmanager
+def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
+    """Adds the seconds that the context lasts to those of earlier attempts, under that name in
+    `result.json`; what an attempt took that was killed outright is not known.
+
+    Args:
+        active: whether this process writes.
+    """
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        if active and run.result():
+            before = run.result().get(name, 0.0)
+            run.update(**{name: round(before + time.perf_counter() - began, 1)})
 
 
 def _suffix(size: str, first: str) -> str:

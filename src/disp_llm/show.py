@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from disp_llm.compare import by_method
 from disp_llm.evaluate import with_error
 
 console = Console(stderr=True, highlight=False)
@@ -136,12 +137,8 @@ def show_comparison(result: dict[str, Any]) -> None:
         table.add_column(f"keep {keep:g}", justify="right")
     table.add_column("tokens", justify="right")
     table.add_column("s", justify="right")
-    for method in dict.fromkeys(row["method"] for row in result["rows"]):
-        rows = {row["keep_asked"]: row for row in result["rows"] if row["method"] == method}
-        good = [row for row in rows.values() if not row["error"]]
-        figures = ("–" if rows[keep]["error"] else with_error(rows[keep]) for keep in keeps)
-        cost = (f"{good[0]['tokens_seen']:,}", f"{good[-1]['seconds']:.0f}") if good else ("", "")
-        table.add_row(method, *figures, *cost)
+    for cells in by_method(result):
+        table.add_row(*cells)
     console.print(table)
     for method, error in dict.fromkeys((r["method"], r["error"]) for r in result["rows"]):
         if error:

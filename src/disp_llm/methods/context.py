@@ -12,6 +12,7 @@ from disp_llm.config import LearnConfig, ScoreConfig
 from disp_llm.learn import Task
 from disp_llm.loop import generator_of
 from disp_llm.mixture import Mixture
+from disp_llm.models import require_positions
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ def calibration_windows(task: Task, config: ScoreConfig) -> Int[Tensor, "B T"]:
     """The same windows for every method of one seed.
 
     Raises:
-        InputError: the text is shorter than a window.
+        InputError: a window is longer than the text or than the model can read.
     """
+    require_positions(task.model, config.calibration_length, "--calibration-length")
     task.corpus.require_length(config.calibration_length, "--calibration-length")
     windows, _ = Mixture(task.corpus).draw(
         config.calibration_sequences, config.calibration_length, generator_of(task.seed, 0)
