@@ -9,7 +9,7 @@ one site.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -235,6 +235,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     return Projected(kept, float((last + following) / 2))
 
 
+@lru_cache(maxsize=4)  # the same at every step of a run
 def _groups(
     layout: Layout, align: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
