@@ -30,11 +30,25 @@ def command_of(variant: dict, experiment: dict) -> str:
     return f"disp-llm {name} {experiment['common']} {variant['flags']}".strip()
 
 
+def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
+    """Whether it is of these flags, with all that the experiment wants to know of its models."""
+    texts = set(experiment.get("texts", {}))
+    return result.get("command") == command_of(variant, experiment) and all(
+        texts <= set(model.get("texts", {})) and ("tasks" in model) >= ("tasks" in experiment)
+        for model in result["models"]
+    )
+
+
 def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     """The variant's result, from its run folder if it has finished there."""
     stated = command_of(variant, experiment)
     arguments = [os.path.expandvars(word) for word in shlex.split(stated)[1:]]
     resume = ["--resume"] if (folder / "config.toml").exists() else []
+    note = folder.with_name(f"{folder.name}.command")  # beside the folder, which must be empty
+    if resume and (not note.exists() or note.read_text() != stated):
+        return {"name": variant["name"], "error": f"{folder} is of other flags; delete it first"}
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(stated)
     done = subprocess.run(
         [sys.executable, "-m", "disp_llm", *arguments, "--output-dir", str(folder), "--json",
          *resume],
@@ -104,13 +118,13 @@ def main() -> None:
         name = variant["name"]
         if arguments.only and name not in arguments.only:
             continue
-        if results.get(name, {}).get("command") == command_of(variant, experiment):
+        if is_whole(results.get(name, {}), variant, experiment):
             continue
         print(f"{arguments.name}: {name}", file=sys.stderr)
         folder = arguments.runs / arguments.name / name.replace(" ", "-")
         made = run_variant(variant, experiment, folder)
         if "error" in made and "command" in results.get(name, {}):
-            print(f"{name} stays as it was: {made['error']} ({folder})", file=sys.stderr)
+            print(f"{name} stays as it was: {made['error']}", file=sys.stderr)
             continue
         results[name] = made
         order = [v["name"] for v in experiment["variant"] if v["name"] in results]

@@ -33,8 +33,10 @@ def figure(model: dict) -> str:
 def table(results: list[dict]) -> list[str]:
     """A row a variant and size."""
     done = [result for result in results if "error" not in result]
-    others = list(done[0]["models"][0].get("texts", {})) if done else []
-    tasks = [task for task in done[0]["models"][0].get("tasks", {}) if task != "average"]
+    models = [model for result in done for model in result["models"]]
+    others = list(dict.fromkeys(name for model in models for name in model.get("texts", {})))
+    tasks = list(dict.fromkeys(name for model in models for name in model.get("tasks", {})))
+    tasks = [name for name in tasks if name != "average"]
     alone = any("keep_by_penalty" in result for result in done)
     columns = [
         "variant", "keep", "of all parameters", "perplexity", *others, *tasks,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SMALL, run_command
+from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from safetensors.torch import load_file
 
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
@@ -39,9 +39,10 @@ def write_original(folder: Path, path: Path) -> None:
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         kind = next((config[h] for part, h in heads.items() if part in name), None)
         if kind is not None:
-            halves = tensor.view(kind, 2, -1, tensor.shape[1])
+            halves = tensor.view(kind, 2, -1, *tensor.shape[1:])
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
+        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(own, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -137,6 +138,38 @@ def test_trained_attention_and_norms_come_along(runs, text_file, tmp_path):
     assert not torch.equal(wanted.state_dict()[q_proj], before.state_dict()[q_proj])
     torch.testing.assert_close(read.state_dict()[q_proj], wanted.state_dict()[q_proj])
     torch.testing.assert_close(read(PROMPT).logits, wanted(PROMPT).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
+    original, run = tmp_path / "biased", tmp_path / "run"
+    tiny_model("llama", mlp_bias=True, attention_bias=True).save_pretrained(original)
+    byte_tokenizer().save_pretrained(original)
+    done = run_command(
+        "prune", original, "--sites", "mlp_mid", "--keep", 0.7, "--text", text_file,
+        "--output-dir", run, *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    write_original(original, tmp_path / "original.gguf")
+    path = tmp_path / "small.gguf"
+    done = write(run / "model", {"original": tmp_path / "original.gguf"}, path, "--dtype", "f32")
+    assert done.returncode == 0, done.stderr
+    state = load_file(run / "model" / "model.safetensors")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    for i, width in enumerate(widths_of(run / "model")):
+        up = state[f"model.layers.{i}.mlp.up_proj.bias"].numpy()
+        assert up.shape == (width,)
+        np.testing.assert_array_equal(tensors[f"blk.{i}.ffn_up.bias"], up)
+        q = state[f"model.layers.{i}.self_attn.q_proj.bias"].view(4, 2, -1)
+        np.testing.assert_array_equal(tensors[f"blk.{i}.attn_q.bias"], q.transpose(1, 2).flatten())
+
+
+def test_a_folder_is_not_replaced_by_a_file(runs, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = write(runs["uniform"], runs, tmp_path / "mine")
+    assert done.returncode == 2
+    assert "is a folder" in done.stderr
+    assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
 def test_biases_that_flap_adds_are_refused(llama_folder, text_file, runs, tmp_path):

@@ -252,13 +252,14 @@ def where_time_goes(run: Callable[[], float], repeats: int = 3) -> dict[str, flo
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(repeats):
             run()
+    # Kernels of a GPU are counted with the operators that launched them, which are the CPU's.
+    events = [e for e in profile.key_averages() if e.device_type == DeviceType.CPU]
+    on_gpu = any(event.self_device_time_total for event in events)
     spent = dict.fromkeys([*PARTS, "the rest"], 0.0)
-    for event in profile.key_averages():
+    for event in events:
         part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "")
-        if not torch.cuda.is_available():
-            spent[part or "the rest"] += event.self_cpu_time_total
-        elif event.device_type == DeviceType.CPU:  # kernels are counted with what launched them
-            spent[part or "the rest"] += event.self_device_time_total
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        spent[part or "the rest"] += own
     total = sum(spent.values())
     return {part: seconds / total for part, seconds in spent.items()}
 

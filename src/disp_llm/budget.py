@@ -169,13 +169,13 @@ class Budget:
     def entry_costs(self) -> Float[Tensor, " N"]:
         """c_i: how much of what is held removing one entry of the dense model saves.
 
-        At least a thousandth of the dearest: a price that was measured as nothing must not make an
+        At least a millionth of the dearest: a price that was measured as nothing must not make an
         entry infinitely worth keeping.
         """
         lengths = torch.tensor(self.layout.lengths, dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():
             (of_site,) = torch.autograd.grad(self.cost(lengths), lengths)
-        return of_site.clamp(min=1e-3 * of_site.max())[self.layout.site_of_entry].float()
+        return of_site.clamp(min=1e-6 * of_site.max())[self.layout.site_of_entry].float()
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,8 @@ def main() -> None:
         _refuse(
             InputError(
                 "out of memory",
-                flag="--length",
-                mend="lower it or --batch, or add --gradient-checkpointing",
+                flag=f"disp-llm {arguments[0]}",
+                mend="shorter windows, a smaller batch or --gradient-checkpointing need less",
             ),
             as_json,
         )
@@ -67,7 +67,8 @@ def _refuse(error: InputError, as_json: bool) -> None:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     """Of a GPU, which has a class of its own (torch is loaded by then), or of the machine."""
-    return type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+    told = ("not enough memory", "can't allocate memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in told)
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
@@ -221,6 +222,7 @@ def run_prune(command: settings.PruneConfig) -> dict[str, Any]:
 def run_export(command: commands.ExportCommand) -> dict[str, Any]:
     """`disp-llm export`"""
     checks.check_shares(command.keep, command.budget)
+    checks.check_shard_size(command.export.max_shard_size)
     from disp_llm.prune import more_sizes
     from disp_llm.runs import stored_config
     from disp_llm.show import progress, show_models

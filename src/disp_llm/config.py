@@ -205,8 +205,9 @@ class ExportConfig:
     """How the smaller model is written."""
 
     align: int = 0
-    """Widths are multiples of this; 0 = what `disp-llm doctor --measure` found best for the model
-    on this machine, or, where it was not run, 1 on a CPU and 64 on a GPU."""
+    """Widths are multiples of this. 0 = for `prune`, what `disp-llm doctor --measure` found best
+    for the model on this machine or, where it was not run, 1 on a CPU and 64 on a GPU; for `export`
+    and --resume, what the run has."""
     max_shard_size: str = "5GB"
     """Largest file of weights."""
 
@@ -386,7 +387,7 @@ def _as_hinted(value: Any, hint: Any) -> Any:
         return Path(value)
     if type(value) is not hint:
         kind = "list" if get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))
-        raise TypeError(f"a {kind}")
+        raise TypeError(f"{'an' if kind == 'int' else 'a'} {kind}")
     return value
 
 

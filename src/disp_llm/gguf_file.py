@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from disp_llm.commands import GgufCommand
@@ -45,8 +46,9 @@ def write_gguf(command: GgufCommand) -> dict[str, Any]:
         writer = gguf.GGUFWriter(temporary, architecture)
         _copy_keys(reader, writer, widths)
         for tensor in reader.tensors:
-            values = weights.get(tensor.name)
-            if values is None:
+            if tensor.name in weights:
+                values = weights[tensor.name].float().numpy()
+            else:
                 values = gguf.dequantize(tensor.data, tensor.tensor_type)
             kind = TYPES[command.dtype if values.ndim > 1 else "f32"]
             packed = gguf.quantize(np.ascontiguousarray(values), kind)
@@ -76,18 +78,19 @@ def _widths(folder: Path) -> list[int]:
     return widths
 
 
-def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, np.ndarray]:
-    """Weights of the folder's blocks and last norm, by llama.cpp's names and in its order of rows.
+def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, torch.Tensor]:
+    """Parameters of the folder's blocks and last norm, by llama.cpp's names and in its order of
+    rows.
 
     Raises:
         InputError: a shape outside the MLPs is not the original's.
     """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, blocks)
     shapes = {tensor.name: tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors}
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
         for own, tensor in load_file(path).items():
-            name = names.get_name(own, try_suffixes=(".weight",)) or own
+            name = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
             if not name.startswith(("blk.", "output_norm.")):
                 continue
             if "ffn_" not in name and shapes.get(name) != tuple(tensor.shape):
@@ -98,11 +101,17 @@ def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, np
                 )
             part = name.split(".")[2] if name.startswith("blk.") else ""
             if part in HEADS_OF:
-                heads = reader.fields[f"{NATIVE}.attention.{HEADS_OF[part]}"].contents()
-                halves = tensor.view(heads, 2, -1, tensor.shape[1])
+                heads = _heads(reader, HEADS_OF[part])
+                halves = tensor.view(heads, 2, -1, *tensor.shape[1:])
                 tensor = halves.transpose(1, 2).reshape(tensor.shape)
-            found[name] = tensor.float().numpy()
+            found[name] = tensor
     return found
+
+
+def _heads(reader: gguf.GGUFReader, key: str) -> int:
+    """Of queries or keys; a file names only the first where both are as many."""
+    fields = (reader.fields.get(f"{NATIVE}.attention.{name}") for name in (key, "head_count"))
+    return next(field.contents() for field in fields if field is not None)
 
 
 def _original(path: Path, blocks: int) -> gguf.GGUFReader:

@@ -152,7 +152,7 @@ def _key(model: PreTrainedModel, *more: object) -> str:
         [
             {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")},
             str(model.dtype),
-            str(next(model.parameters()).device),
+            next(model.parameters()).device.type,
             more,
             hardware(),
             versions(),

@@ -51,13 +51,21 @@ def opening_of(model: PreTrainedModel, family: Family) -> int | None:
     return model.config.get_text_config().bos_token_id if family.opens_with_bos else None
 
 
+STRETCHED = ("linear", "dynamic")
+"""Kinds of rotary positions that reach `factor` times as far as the model was first trained."""
+
+
 def require_positions(model: PreTrainedModel, tokens: int, flag: str) -> None:
     """Refuses windows that are longer than what the model was made for.
 
     Raises:
         InputError: naming the flag.
     """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    scaling = getattr(config, "rope_parameters", None) or {}
+    most = getattr(config, "max_position_embeddings", None)
+    if most and scaling.get("rope_type") in STRETCHED:  # it may be the length before
+        most = int(most * scaling.get("factor", 1))
     if most and tokens > most:
         raise InputError(
             f"{tokens} tokens, and the model has {most} positions",
@@ -202,10 +210,9 @@ def _source(name: str, config: transformers.PreTrainedConfig) -> dict[str, str]:
     path = embedded.model_file() if name == embedded.MODEL else Path(name)
     commit = getattr(config, "_commit_hash", None)
     if commit is None:
-        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-        commit = _fingerprint(
-            [file for file in files if file.exists()] if path.is_dir() else [path]
-        )
+        inside = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+        files = [file for file in (inside if path.is_dir() else [path]) if file.exists()]
+        commit = _fingerprint(files) if files else ""
     return {"model": name, "revision": commit}
 
 

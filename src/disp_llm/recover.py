@@ -89,6 +89,7 @@ def run_stages(
     report("loading models and text", 2, 2, {})
     corpus.require_length(command.length, "--length")
     require_positions(loaded.model, command.length, "--length")
+    require_positions(loaded.model, min(command.evaluation.context, len(eval_stream)), "--context")
     require_length(eval_stream, 2, "--eval-text")
 
     def measure(model: PreTrainedModel, stage: str) -> dict[str, Any]:

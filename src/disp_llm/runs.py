@@ -138,10 +138,14 @@ def require_available(config: PruneConfig | RecoverCommand) -> None:
     """
     run, flag = Run(config.output_dir), "--output-dir"
     if config.resume:
-        old, new = (resolved(c) for c in (stored_config(run.folder, type(config)), config))
-        for key, before, now in _differences(old, new):
+        before = stored_config(run.folder, type(config))
+        if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
+            align = config.export.align or before.export.align
+            config = replace(config, export=replace(config.export, align=align))
+        old, new = resolved(before), resolved(config)
+        for key, had, now in _differences(old, new):
             raise InputError(
-                f"this run has {key} = {before}, not {now}",
+                f"this run has {key} = {had}, not {now}",
                 flag="--resume",
                 mend="leave that flag out, or start a new run in another --output-dir",
             )
