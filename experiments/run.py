@@ -46,7 +46,7 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     resume = ["--resume"] if (folder / "config.toml").exists() else []
     note = folder.with_name(f"{folder.name}.command")  # beside the folder, which must be empty
     if resume and (not note.exists() or note.read_text() != stated):
-        return {"name": variant["name"], "error": f"{folder} is of other flags; delete it first"}
+        return {"name": variant["name"], "error": f"run folder {folder.name} has other flags"}
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(stated)
     done = subprocess.run(
@@ -65,10 +65,7 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     models = [one | measure(one["folder"], experiment) for one in made]
     for model in models:
         del model["folder"]  # a path of the machine that it ran on
-    began_with = measure(found["source"]["model"], experiment)
-    if recovered:
-        kept["dense"] = found.get("teacher", found["before"])
-    kept["before" if recovered else "dense"] |= began_with
+    kept["before" if recovered else "dense"] |= measure(found["source"]["model"], experiment)
     for key in ("model", "text", "eval_text"):  # names of files, not where this machine has them
         kept["source"][key] = ", ".join(_named(p) for p in found["source"][key].split(", "))
     return {"name": variant["name"], **kept, "models": models}

@@ -95,10 +95,11 @@ def section(path: Path) -> list[str]:
     results = json.loads(results_file.read_text())
     done = [result for result in results if "error" not in result]
     lines += [*table(results), "", *dict.fromkeys(dense(result) for result in done)]
-    first = done[0]
+    text = Path(done[0]["source"]["eval_text"]).name
+    began = done[0].get("before") or done[0]["dense"]
     lines += [
-        f"Perplexity is over {first['dense']['tokens']:,} tokens of "
-        f"{Path(first['source']['eval_text']).name}, windows of {first['dense']['window']:,}. "
+        f"Perplexity is over {began['tokens']:,} tokens of {text}, windows of "
+        f"{began['window']:,}. "
         + "; ".join(dict.fromkeys(machine(result) for result in done))
         + "."
     ]
