@@ -39,20 +39,10 @@ def check_prune(config: PruneConfig) -> None:
         "--temperature": config.learn.temperature,
         "--learning-rate": config.learn.learning_rate,
     }
-    for flag, value in positive.items():
-        if not value > 0:
-            raise InputError("too small", flag=flag, mend="give a larger number")
-    if config.learn.scale_rate < 0:
-        raise InputError("is negative", flag="--scale-rate", mend="give 0 or more")
+    _positive(positive)
     check_distill(config.learn.distill)
     check_optimizer(config)
-    natural = {
-        "--steps": config.learn.steps,
-        "--align": config.export.align,
-    }
-    for flag, number in natural.items():
-        if number < 0:
-            raise InputError(f"{number} is negative", flag=flag, mend="give 0 or more")
+    _not_negative({"--steps": config.learn.steps, "--align": config.export.align})
     check_scores(config.scores)
     check_shard_size(config.export.max_shard_size)
     check_text(config.text)
@@ -69,9 +59,13 @@ def check_optimizer(config: PruneConfig) -> None:
     for flag, value in (("--beta1", learn.beta1), ("--beta2", learn.beta2)):
         if not 0 <= value < 1:
             raise InputError(f"{value}", flag=flag, mend="give a number in [0, 1)")
-    for flag, value in (("--weight-decay", learn.weight_decay), ("--penalty", learn.penalty)):
-        if not value >= 0:
-            raise InputError(f"{value}", flag=flag, mend="give 0 or more")
+    _not_negative(
+        {
+            "--scale-rate": learn.scale_rate,
+            "--weight-decay": learn.weight_decay,
+            "--penalty": learn.penalty,
+        }
+    )
     if config.method == "learned" and learn.estimator != "projected" and not learn.penalty:
         raise InputError(
             f"{learn.estimator} draws masks that nothing holds to a size",
@@ -96,13 +90,9 @@ def check_scores(config: ScoreConfig) -> None:
     Raises:
         InputError: naming the flag.
     """
-    for flag, value, least in (
-        ("--calibration-sequences", config.calibration_sequences, 1),
-        ("--calibration-length", config.calibration_length, 2),
-        ("--score-rounds", config.score_rounds, 0),
-    ):
-        if value < least:
-            raise InputError("too small", flag=flag, mend=f"give {least} or more")
+    _at_least(1, "--calibration-sequences", config.calibration_sequences)
+    _at_least(2, "--calibration-length", config.calibration_length)
+    _at_least(0, "--score-rounds", config.score_rounds)
 
 
 def check_distill(share: float) -> None:
@@ -161,17 +151,16 @@ def check_recover(config: RecoverCommand) -> None:
     Raises:
         InputError: naming the flag.
     """
-    for flag, value in (
-        ("--tokens", config.tokens),
-        ("--length", config.length - 1),
-        ("--batch", config.batch),
-        ("--accumulate", config.accumulate),
-        ("--rank", config.rank),
-        ("--checkpoint-every", config.checkpoint_every),
-        ("--learning-rate", config.learning_rate),
-    ):
-        if not value > 0:
-            raise InputError("too small", flag=flag, mend="give a larger number")
+    positive = {
+        "--tokens": config.tokens,
+        "--length": config.length - 1,
+        "--batch": config.batch,
+        "--accumulate": config.accumulate,
+        "--rank": config.rank,
+        "--checkpoint-every": config.checkpoint_every,
+        "--learning-rate": config.learning_rate,
+    }
+    _positive(positive)
     check_distill(config.distill)
     check_shard_size(config.max_shard_size)
     check_text(config.text)
@@ -184,14 +173,10 @@ def check_bench(config: BenchCommand) -> None:
     Raises:
         InputError: naming the flag.
     """
-    for flag, values, least in (
-        ("--lengths", config.lengths, 1),
-        ("--batches", config.batches, 1),
-        ("--context", (config.context,), 1),
-        ("--rounds", (config.rounds,), 2),
-    ):
-        if not values or min(values) < least:
-            raise InputError("too small", flag=flag, mend=f"give {least} or more")
+    _at_least(1, "--lengths", *config.lengths)
+    _at_least(1, "--batches", *config.batches)
+    _at_least(1, "--context", config.context)
+    _at_least(2, "--rounds", config.rounds)
     if config.plot is not None and config.plot.suffix not in (".png", ".svg"):
         raise InputError(f"{config.plot}", flag="--plot", mend="name a .png or .svg file")
 
@@ -242,9 +227,26 @@ def check_compare(config: CompareCommand) -> None:
         InputError: naming the flag.
     """
     check_keep(config.keep)
-    for flag, value in (("--steps", config.steps), ("--rounds", config.rounds)):
-        if value < 0:
-            raise InputError(f"{value} is negative", flag=flag, mend="give 0 or more")
+    _not_negative({"--steps": config.steps, "--rounds": config.rounds})
     check_scores(config.scores)
     check_text(config.text)
     check_evaluation(config.evaluation)
+
+
+def _positive(values: dict[str, float]) -> None:
+    """Values by flag; NaN is refused too, here and below."""
+    for flag, value in values.items():
+        if not value > 0:
+            raise InputError("too small", flag=flag, mend="give a larger number")
+
+
+def _not_negative(values: dict[str, float]) -> None:
+    for flag, value in values.items():
+        if not value >= 0:
+            raise InputError(f"{value} is negative", flag=flag, mend="give 0 or more")
+
+
+def _at_least(least: int, flag: str, *values: int) -> None:
+    """All that one flag was given, which must be something."""
+    if not values or min(values) < least:
+        raise InputError("too small", flag=flag, mend=f"give {least} or more")

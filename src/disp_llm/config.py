@@ -348,6 +348,7 @@ def apply_recipe(config: Any, tables: dict[str, Any], path: str = "") -> Any:
         InputError: a key that no field has, or a value of the wrong type.
     """
     known = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for key, value in tables.items():
         if key not in known:
@@ -361,7 +362,7 @@ def apply_recipe(config: Any, tables: dict[str, Any], path: str = "") -> Any:
             changes[key] = apply_recipe(old, value, f"{path}{key}.")
         else:
             try:
-                changes[key] = _as_hinted(value, get_type_hints(type(config))[key])
+                changes[key] = _as_hinted(value, hints[key])
             except TypeError as error:
                 raise InputError(
                     f"'{path}{key}' is {value!r}", flag="--recipe", mend=f"give {error}"
@@ -400,5 +401,8 @@ def nearest(word: str, words: list[str]) -> str:
 def size_name(settings: BudgetConfig, share: float) -> str:
     """`0.6`, `bytes-0.6` or `latency-prefill-512-0.6`: what a size of a run is called in results
     and file names."""
-    named = {"params": "", "latency": f"latency-{settings.workload}-{settings.workload_length}-"}
-    return f"{named.get(settings.budget, f'{settings.budget}-')}{share:g}"
+    if settings.budget == "params":
+        return f"{share:g}"
+    timed = settings.budget == "latency"
+    work = f"{settings.workload}-{settings.workload_length}-" if timed else ""
+    return f"{settings.budget}-{work}{share:g}"

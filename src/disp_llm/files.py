@@ -30,9 +30,9 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary / path.name
         _open_modes(temporary / path.name)
-        if path.is_dir() and not (temporary / path.name).is_dir():
-            raise InputError("is a folder", flag=str(path), mend="name a file")
         if path.is_dir():  # a folder cannot be replaced in one step, but never be half there
+            if not (temporary / path.name).is_dir():
+                raise InputError("is a folder", flag=str(path), mend="name a file")
             os.replace(path, temporary / f"{path.name}.before")
         os.replace(temporary / path.name, path)
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk

@@ -6,6 +6,7 @@ its parameters are counted on the model itself.
 
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -179,12 +180,7 @@ def make_model(
         session.report(f"{name}: export", 1, 1, {})
         compact = load_model(str(folder), device, loaded.model.dtype)
         errors = logit_errors(loaded.model, compact, session.eval_stream[:CHECK_TOKENS])
-    error = errors.get("max_logit_error", 0.0)
-    if not error <= WRONG:
-        logger.warning(
-            "the logits of %s differ from the masked model's by %.1e of the largest; please report "
-            "it with %s", folder, error, run.result_file,
-        )  # fmt: skip
+    warn_of_error(errors, folder)
     of_compact = session.measure(compact, f"{name}: compact perplexity")
     layout = budget.layout
     counts = layout.counts(masks.kept.long())
@@ -219,6 +215,16 @@ def make_model(
         figures["latency"] = timing
     write_card(folder, figures, run.result())
     return figures
+
+
+def warn_of_error(errors: dict[str, float], folder: Path) -> None:
+    """Says so where an export does something else than the masked model."""
+    error = errors.get("max_logit_error", 0.0)
+    if not error <= WRONG:
+        logger.warning(
+            "the logits of %s differ from the masked model's by %.1e of the largest; please report "
+            "it with its card.json", folder, error,
+        )  # fmt: skip
 
 
 def share_of_heads(masks: Masks) -> float:
