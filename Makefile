@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO_STEPS ?= 120
+DEMO_STEPS ?= 60
 DEMO_DIR ?= runs/demo
 
 .PHONY: setup demo test proof style check size clean tables

@@ -153,7 +153,7 @@ def readme_table() -> list[str]:
         f"standard error (dense {', '.join(originals)}) over the first 16 windows of {window:,} "
         "tokens of the raw test text. All rows are measured on the same windows, so they differ "
         "far less by chance than ± says. Learned on the valid and the first 8.9 % of the train "
-        "text. Masks only: the kept weights are the original's; default: each kept entry has "
+        "text. Masks only: the kept weights are the original's; below them each kept entry has "
         f"learned a scale too. Of *all* parameters {totals} stay. {threads} threads, bfloat16; "
         "seconds are of the whole command. From "
         "[experiments/results/headline.json](experiments/results/headline.json); more in "
@@ -255,7 +255,7 @@ def rivals_table() -> list[str]:
 
 
 IN_README = {
-    "learned": "**disp-llm**, 150 steps",
+    "learned": "**disp-llm**, 150 steps of 512",
     "masks_only": "disp-llm, kept weights as they were",
     "coupled": "disp-llm, heads and intermediate channels only",
     "fisher": "disp-llm, scores without learning",

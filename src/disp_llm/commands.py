@@ -96,6 +96,8 @@ class CompareCommand:
     made again."""
     steps: int = 150
     """Of methods that learn."""
+    length: int = 512
+    """Tokens of their learning windows."""
     rounds: int = 7
     """How often each model is timed, in turn with the original; 0 = not timed."""
     json: bool = False
@@ -151,7 +153,7 @@ class DoctorCommand:
     """Hub id, folder, or smollm2-135m."""
     keep: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""
-    length: int = 512
+    length: int = 1024
     """Tokens of a learning window, for the memory estimate."""
     measure: bool = False
     """Also load the model and time alignments of its widths on this machine; `prune` then uses the

@@ -109,6 +109,7 @@ def compare(command: CompareCommand, report: Report = silent) -> dict[str, Any]:
         "model": command.model,
         "keep": list(command.keep),
         "steps": command.steps,
+        "length": command.length,
     }
     for table in ("text", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(command, table))
@@ -245,7 +246,12 @@ def pruned_rows(
     for keeps in [(keep,) for keep in command.keep] if apart else [command.keep]:
         folder = command.output_dir / name
         folder = folder / f"keep-{keeps[0]:g}" if apart else folder
-        learn = replace(config.learn, steps=command.steps, checkpoint_every=CHECKPOINT_EVERY)
+        learn = replace(
+            config.learn,
+            steps=command.steps,
+            length=command.length,
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
         resume = (folder / "config.toml").exists()
         config = replace(config, keep=keeps, output_dir=folder, learn=learn, resume=resume)
         try:
@@ -279,7 +285,7 @@ def rewritten_rows(
     task = Task(loaded.model, loaded.family, yardstick.corpus, budget, command.keep, 1, seed)
     context = Context(
         command.scores,
-        LearnConfig(steps=command.steps),
+        LearnConfig(steps=command.steps, length=command.length),
         command.output_dir / name,
         Accelerator(cpu=loaded.model.device.type == "cpu"),
         lambda done, total: report("calibrating", done, total, {}),

@@ -130,10 +130,11 @@ class ScoreConfig:
 class LearnConfig:
     """The mask-learning loop; the weights of the model stay frozen."""
 
-    steps: int = 300
+    steps: int = 150
     """Optimiser steps."""
-    length: int = 512
-    """Tokens of a learning window."""
+    length: int = 1024
+    """Tokens of a learning window; at equal tokens, fewer steps of longer windows prune better,
+    above all for text unlike the learning text (docs/experiment-log.md)."""
     batch: int = 1
     """Windows a step and process."""
     accumulate: int = 1
