@@ -133,8 +133,8 @@ class LearnConfig:
     steps: int = 150
     """Optimiser steps."""
     length: int = 1024
-    """Tokens of a learning window; at equal tokens, fewer steps of longer windows prune better,
-    above all for text unlike the learning text (docs/experiment-log.md)."""
+    """Tokens of a learning window. Short ones adapt the masks to the learning text's vocabulary, at
+    the cost of all other text (docs/experiment-log.md)."""
     batch: int = 1
     """Windows a step and process."""
     accumulate: int = 1

@@ -81,8 +81,8 @@ OWN = {
 NO_HEAD_DIM = ("opt", "phi", "gpt_neox")
 ORDER = ("dense", "learned", "fisher", "magnitude", "random")
 ANOTHER_PROCESSOR = 1.03
-"""What rounding otherwise, the training included, may do to Fisher scores against magnitude; the
-four methods lie further apart than this on any one processor (docs/experiment-log.md)."""
+"""What other rounding, that of the training included, may do to Fisher scores against magnitude,
+which these trainings put 4 to 15 % apart (docs/experiment-log.md)."""
 
 
 def speeches() -> tuple[torch.Tensor, torch.Tensor]:
