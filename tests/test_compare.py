@@ -221,7 +221,7 @@ def test_going_on_makes_only_what_is_missing(comparison):
     again = json.loads(done.stdout)["rows"]
     assert [row["method"] for row in again] == [row["method"] for row in before["rows"]]
     assert _without_times(again) == _without_times(before["rows"])
-    for flags in (["--keep", "0.7"], ["--windows", "1"]):
+    for flags in (["--keep", "0.7"], ["--windows", "1"], ["--length", "16"]):
         other = run_command(*command, *flags)
         assert other.returncode == 2
         assert "compares something else" in other.stderr
@@ -240,3 +240,10 @@ def test_a_method_that_fails_leaves_rows_that_say_why(text_file, tmp_path):
     assert "cannot lose whole heads" in flap["error"]
     assert flap["perplexity"] is None
     assert random["error"] is None
+
+
+def test_a_window_of_one_token_is_refused(tmp_path):
+    done = run_command("compare", "smollm2-135m", "--length", 1, "--output-dir", tmp_path / "out")
+    assert done.returncode == 2
+    assert "--length: too small; give 2 or more" in done.stderr
+    assert not (tmp_path / "out").exists()

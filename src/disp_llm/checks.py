@@ -228,6 +228,7 @@ def check_compare(config: CompareCommand) -> None:
     """
     check_keep(config.keep)
     _not_negative({"--steps": config.steps, "--rounds": config.rounds})
+    _at_least(2, "--length", config.length)
     check_scores(config.scores)
     check_text(config.text)
     check_evaluation(config.evaluation)

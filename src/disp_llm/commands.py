@@ -13,6 +13,7 @@ from disp_llm.config import (
     BudgetConfig,
     EvalConfig,
     ExportConfig,
+    LearnConfig,
     MachineConfig,
     MethodName,
     PruneConfig,
@@ -153,7 +154,7 @@ class DoctorCommand:
     """Hub id, folder, or smollm2-135m."""
     keep: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""
-    length: int = 1024
+    length: int = LearnConfig.length
     """Tokens of a learning window, for the memory estimate."""
     measure: bool = False
     """Also load the model and time alignments of its widths on this machine; `prune` then uses the
