@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO_STEPS ?= 60
+DEMO_MINUTES ?= 3.5
 DEMO_DIR ?= runs/demo
 
 .PHONY: setup demo test proof style check size clean tables
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters and prove it
 	rm -rf $(DEMO_DIR)
-	$(BIN)/disp-llm prune smollm2-135m --keep 0.5 --steps $(DEMO_STEPS) --output-dir $(DEMO_DIR)
+	$(BIN)/disp-llm prune smollm2-135m --keep 0.5 --minutes $(DEMO_MINUTES) --output-dir $(DEMO_DIR)
 
 test: setup  ## the whole suite
 	$(BIN)/pytest -q -n 2 --dist loadfile

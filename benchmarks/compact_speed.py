@@ -16,13 +16,15 @@ import statistics
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from disp_llm.bench import Work, side_by_side
-from disp_llm.budget import Budget, project
-from disp_llm.config import SITES
-from disp_llm.export import compact_model
-from disp_llm.families import family_of
-from disp_llm.masks import Choice, Masks, layout_of
-from disp_llm.runs import hardware, versions
+from disp_llm.config.names import SITES
+from disp_llm.evaluation.benchmark import side_by_side
+from disp_llm.evaluation.timing import Workload
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import layout_of
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.models.architectures import family_of
+from disp_llm.runs.provenance import hardware, versions
 
 WIDTHS = {
     "attn_in": (
@@ -65,7 +67,7 @@ def masks_as_learned(layout, keep: float, align: int) -> Masks:
         # Of a uniform sample, `share` lies above 0.
         scores.append(torch.rand(length, generator=generator) - (1 - share))
     joined = torch.cat(scores)
-    return Masks(layout, project(joined, Budget(layout), keep, align).kept, Choice(joined))
+    return Masks(layout, project(joined, Budget(layout), keep, align).kept, Selection(joined))
 
 
 def main() -> None:
@@ -92,8 +94,8 @@ def main() -> None:
     if arguments.compile:
         for model in models:
             model.forward = torch.compile(model.forward, dynamic=True)
-    works = [Work("prefill", arguments.length, 1), Work("decode", arguments.length, 1)]
-    results, comparisons = side_by_side(models, [family, family], works, arguments.rounds)
+    workloads = [Workload("prefill", arguments.length, 1), Workload("decode", arguments.length, 1)]
+    results, comparisons = side_by_side(models, [family, family], workloads, arguments.rounds)
     for row in comparisons:
         row["of_counted"] = row["speedup"] / row["predicted_speedup"]
         row["time_shares"] = [r["time_shares"] for r in results if r["phase"] == row["phase"]]

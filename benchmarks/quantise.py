@@ -23,12 +23,13 @@ from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao.quantization.quantize_.workflows import Int4ChooseQParamsAlgorithm
 
-from disp_llm.bench import Work, in_turn, runner
-from disp_llm.config import EvalConfig, MachineConfig
-from disp_llm.evaluate import perplexity
-from disp_llm.models import load
-from disp_llm.runs import hardware, versions
-from disp_llm.text import read_given, tokenize
+from disp_llm.config.parts import MachineConfig, PerplexityConfig
+from disp_llm.data.reading import read_given
+from disp_llm.data.tokens import tokenize
+from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.models.loading import load
+from disp_llm.runs.provenance import hardware, versions
 
 GROUP = 32
 KINDS = {
@@ -83,7 +84,7 @@ def main() -> None:
         stream = tokenize(given[0], loaded.tokenizer)
         for kind in KINDS:
             model, left_out = quantised(loaded.model, kind)
-            found = perplexity(model, loaded.family, stream, EvalConfig())
+            found = perplexity(model, loaded.family, stream, PerplexityConfig())
             rows.append(
                 {
                     "model": name,
@@ -96,12 +97,12 @@ def main() -> None:
             )
             models.append(model)
             print(json.dumps(rows[-1]), flush=True)
-    work = Work("decode", 128, 1)
+    workload = Workload("decode", 128, 1)
     for mode in ("eager", "compiled"):
         if mode == "compiled":
             for model in models:
                 model.forward = torch.compile(model.forward, dynamic=True)
-        times = in_turn([runner(model, work) for model in models], arguments.rounds)
+        times = in_turn([runner(model, workload) for model in models], arguments.rounds)
         for row, seconds in zip(rows, times, strict=True):
             ratios = [first / own for first, own in zip(times[0], seconds, strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)

@@ -19,14 +19,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from disp_llm.budget import Budget
-from disp_llm.config import LearnConfig, MachineConfig
-from disp_llm.learn import Task, learn
-from disp_llm.loop import generator_of
-from disp_llm.masks import layout_of
-from disp_llm.models import load
-from disp_llm.runs import hardware
-from disp_llm.text import Corpus, random_windows
+from disp_llm.config.learning import LearnConfig
+from disp_llm.config.parts import MachineConfig
+from disp_llm.data.tokens import Corpus, random_windows
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.layout import layout_of
+from disp_llm.models.loading import load
+from disp_llm.runs.provenance import hardware
+from disp_llm.training.learning import learn
+from disp_llm.training.loop import generator_of
+from disp_llm.training.problem import PruningProblem
 
 
 def bare_pass(model, window: torch.Tensor) -> None:
@@ -46,7 +48,9 @@ def main() -> None:
     budget = Budget(layout_of(loaded.model, loaded.family))
     vocabulary = loaded.model.config.vocab_size
     stream = torch.randint(vocabulary, (100_000,), generator=generator_of(0))
-    task = Task(loaded.model, loaded.family, Corpus((stream,)), budget, (0.5,), align=1, seed=0)
+    problem = PruningProblem(
+        loaded.model, loaded.family, Corpus((stream,)), budget, (0.5,), align=1, seed=0
+    )
     start = torch.randn(budget.layout.entries, generator=generator_of(1))
     config = LearnConfig(
         steps=arguments.rounds + 3, length=arguments.length, checkpoint_every=10**6
@@ -71,7 +75,7 @@ def main() -> None:
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        learn(task, start, config, Path(folder), Accelerator(cpu=True), in_turn)
+        learn(problem, start, config, Path(folder), Accelerator(cpu=True), in_turn)
 
     bare, ours = bare[3:], ours[3:]  # the first steps warm caches up
     ratios = sorted(a / b for a, b in zip(ours, bare, strict=True))

@@ -6,15 +6,16 @@ python experiments/picture.py RUN/masks-0.5.safetensors [--model smollm2-135m]
 import argparse
 from pathlib import Path
 
-from disp_llm.config import MachineConfig
-from disp_llm.masks import layout_of, load_masks
-from disp_llm.models import load
-from disp_llm.plots import draw_masks
+from disp_llm.config.parts import MachineConfig
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import load_masks
+from disp_llm.models.loading import load
+from disp_llm.reporting.run_plots import draw_masks
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("masks", type=Path)
 parser.add_argument("--model", default="smollm2-135m")
 parser.add_argument("--to", type=Path, default=Path(__file__).parent.parent / "docs" / "masks.png")
 arguments = parser.parse_args()
-loaded = load(arguments.model, MachineConfig())
-draw_masks(load_masks(arguments.masks, layout_of(loaded.model, loaded.family)), arguments.to)
+dense = PrunableModel.of(load(arguments.model, MachineConfig()))
+draw_masks(load_masks(arguments.masks, dense.layout), arguments.to)

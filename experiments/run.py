@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 KEPT = ("seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
-        "seconds", "peak_memory_bytes", "keep_by_penalty", "curve")  # fmt: skip
+        "seconds", "peak_memory_bytes", "keep_by_penalty", "curve", "steps")  # fmt: skip
 
 
 def command_of(variant: dict, experiment: dict) -> str:

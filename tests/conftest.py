@@ -1,11 +1,20 @@
 """Tiny models of every family, a byte-level tokenizer, text, and commands run as a user runs
 them."""
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+
+# Before anything that reads them when it is imported.
+os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 import pytest
 import torch
@@ -15,14 +24,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
-from disp_llm.budget import Budget
-from disp_llm.config import LearnConfig, ScoreConfig
-from disp_llm.families import family_of
-from disp_llm.learn import Task
-from disp_llm.masks import Choice, Masks, layout_of
-from disp_llm.methods import COUPLED
-from disp_llm.methods.context import Context
-from disp_llm.text import Corpus, tokenize
+from disp_llm.cli.main import main
+from disp_llm.config.parts import MachineConfig, ScoreConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.tokens import Corpus, tokenize
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.methods.parts.block_by_block import visit_blocks
+from disp_llm.methods.parts.coupled import COUPLED
+from disp_llm.models.architectures import family_of
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job, Process
+from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 
@@ -79,6 +93,12 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
     return model.eval().requires_grad_(False)
 
 
+def tiny_prunable(model_type: str, heads: bool = False, **changes) -> PrunableModel:
+    """A tiny model with its row of the table; with `heads`, KV heads are a site."""
+    model = tiny_model(model_type, **changes)
+    return PrunableModel(model, family_of(model.config), heads)
+
+
 def masks_of(kind: str, layout, seed: int = 0) -> Masks:
     """Random (a different width at every site), every entry, or one entry a site."""
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +109,7 @@ def masks_of(kind: str, layout, seed: int = 0) -> Masks:
         kept = torch.full((layout.entries,), kind == "keep-all")
     for part in layout.split(kept):  # a site may not be empty
         part[torch.randint(len(part), (), generator=generator)] = True
-    return Masks(layout, kept, Choice(torch.zeros(layout.entries)))
+    return Masks(layout, kept, Selection(torch.zeros(layout.entries)))
 
 
 def byte_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
@@ -142,10 +162,10 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more
 
 
-def run_command(
+def run_process(
     *arguments: object, env: dict[str, str] | None = None, **options
 ) -> subprocess.CompletedProcess[str]:
-    """`disp-llm ...` in a process of its own."""
+    """`disp-llm ...` in a process of its own, where the process is what is tested."""
     return subprocess.run(
         [sys.executable, "-m", "disp_llm", *map(str, arguments)],
         capture_output=True,
@@ -154,6 +174,33 @@ def run_command(
         env=env or environment(),
         check=False,
         **options,
+    )
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`disp-llm ...` in this process: loading the libraries takes longer than most commands do."""
+    out, err = io.StringIO(), io.StringIO()
+    command = ["disp-llm", *map(str, arguments)]
+    code: object = 0
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+    ):
+        patch.setattr(sys, "argv", command)
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            traceback.print_exc(file=err)
+            code = 1
+        finally:
+            logging.captureWarnings(False)
+            logging.getLogger().handlers.clear()
+    return subprocess.CompletedProcess(
+        command, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue()
     )
 
 
@@ -184,20 +231,34 @@ def smollm2_run(tmp_path_factory) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
-def task_of(model_type: str, text: str, heads: bool = False, **changes) -> Task:
-    """A tiny model with a text to calibrate on; with `heads`, dimensions go where coupled methods
-    drop them."""
+def one_process() -> Process:
+    """This process alone, on the CPU."""
+    return Process(Accelerator(cpu=True), torch.device("cpu"))
+
+
+def problem_of(
+    model_type: str, text: str, folder: Path, heads: bool = False, **changes
+) -> PruningProblem:
+    """A tiny model with a text to calibrate on; with `heads`, dimensions are pruned where coupled
+    methods prune them."""
     model = tiny_model(model_type, **changes)
-    family = family_of(model.config)
-    layout = layout_of(model, family, heads)
-    budget = Budget(layout, sites=COUPLED) if heads else Budget(layout)
+    dense = PrunableModel(model, family_of(model.config), heads)
+    budget = Budget(dense.layout, sites=COUPLED) if heads else Budget(dense.layout)
     corpus = Corpus((tokenize([text], byte_tokenizer()),))
-    return Task(model, family, corpus, budget, (0.6,), align=1, seed=0)
-
-
-@pytest.fixture
-def context(tmp_path) -> Context:
-    """What a method may use beside its task."""
     scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
-    nothing = lambda *progress: None  # noqa: E731
-    return Context(scores, LearnConfig(), tmp_path, Accelerator(cpu=True), nothing, nothing)
+    config = PruneConfig("tiny", scores=scores, machine=MachineConfig(device="cpu"))
+    job = Job(config, Run(folder), one_process())
+    return PruningProblem(dense, corpus, budget, (0.6,), align=1, job=job)
+
+
+def with_config(problem: PruningProblem, **parts) -> PruningProblem:
+    """The same problem with other parts of its configuration."""
+    config = replace(problem.job.config, **parts)
+    return replace(problem, job=replace(problem.job, config=config))
+
+
+def moments_of(problem: PruningProblem, prunable: PrunableModel) -> list[dict[str, torch.Tensor]]:
+    """`Σ x·xᵀ` of what enters each linear layer of every block of a model."""
+    moments = []
+    visit_blocks(problem, prunable, lambda index, block, found: moments.append(found))
+    return moments

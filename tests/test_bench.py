@@ -5,43 +5,46 @@ import struct
 
 import pytest
 import torch
-from conftest import masks_of, run_command, tiny_model
+from conftest import masks_of, run_command, tiny_prunable
 from torch.utils.flop_counter import FlopCounterMode
 
-from disp_llm.bench import Work, compare, count, in_turn, where_time_goes
-from disp_llm.export import compact_model
-from disp_llm.families import family_of
-from disp_llm.masks import layout_of
+from disp_llm.evaluation.benchmark import Counted, compare, count, where_time_goes
+from disp_llm.evaluation.timing import Workload, in_turn
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.prunable import PrunableModel
 
 
-def pruned(model_type: str):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    return compact_model(model, family, masks_of("random", layout_of(model, family))), family
+def pruned(model_type: str) -> PrunableModel:
+    target = tiny_prunable(model_type)
+    compact = compact_model(target, masks_of("random", target.layout))
+    return PrunableModel(compact, target.family)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi", "opt", "gpt2"])
 def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_type):
-    model, family = pruned(model_type)
-    work = Work("prefill", 16, 2)
+    target = pruned(model_type)
+    model = target.model
+    workload = Workload("prefill", 16, 2)
     with FlopCounterMode(display=False) as counter:
         model(torch.ones(2, 16, dtype=torch.long), logits_to_keep=1)
     counted = counter.get_flop_counts()["Global"]
     products = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)  # attention is fused
     linear = sum(counted.get(product, 0) for product in products)
     head = 2 * 2 * model.get_output_embeddings().weight.numel()
-    assert linear == count(model, family, work)["block_flops"] + head
+    assert linear == count(target, workload).block_flops + head
 
 
 def test_decode_reads_weights_once_and_the_cache_of_every_sequence():
-    model, family = pruned("llama")
-    one, four = (count(model, family, Work("decode", 20, batch)) for batch in (1, 4))
+    target = pruned("llama")
+    one, four = (count(target, Workload("decode", 20, batch)) for batch in (1, 4))
     cached = 3 * 2 * (2 * 8) * 20 * 4  # blocks, keys and values, KV width, tokens, bytes
-    assert four["bytes_read"] - one["bytes_read"] == 3 * cached
+    assert four.bytes_read - one.bytes_read == 3 * cached
     linear = sum(
-        layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)
+        layer.weight.numel()
+        for layer in target.model.modules()
+        if isinstance(layer, torch.nn.Linear)
     )
-    assert one["bytes_read"] == 4 * linear + cached
+    assert one.bytes_read == 4 * linear + cached
 
 
 def test_rounds_alternate_who_goes_first():
@@ -62,15 +65,15 @@ def test_rounds_alternate_who_goes_first():
 def test_a_speed_up_is_the_median_of_ratios_within_a_round():
     """A machine that is twice as slow in some rounds changes nothing."""
     disturbed = [[2.0, 4.0, 2.0, 4.0], [1.0, 2.0, 1.0, 2.0]]
-    counted = [{"flops": 30}, {"flops": 10}]
-    found = compare(Work("prefill", 8, 1), disturbed, counted)
-    assert found["speedup"] == 2
-    assert found["speedup_quartiles"] == [2, 2]
-    assert found["predicted_speedup"] == 3
+    counted = [Counted(flops, bytes_read=1, block_flops=1) for flops in (30, 10)]
+    found = compare(Workload("prefill", 8, 1), disturbed, counted)
+    assert found.speedup == 2
+    assert found.speedup_quartiles == [2, 2]
+    assert found.predicted_speedup == 3
 
 
 def test_time_is_shared_out_among_matrix_products_selections_and_the_rest():
-    model, _ = pruned("llama")
+    model = pruned("llama").model
     tokens = torch.ones(1, 16, dtype=torch.long)
     shares = where_time_goes(lambda: float(model(tokens).logits.sum()))
     assert sum(shares.values()) == pytest.approx(1)

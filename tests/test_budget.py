@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_prunable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disp_llm.bench import Work, count
-from disp_llm.budget import Budget, byte_prices, flop_prices, parameter_prices, project
-from disp_llm.config import SITES, InputError
-from disp_llm.export import compact_model, count_parameters, head_weight
-from disp_llm.families import family_of
-from disp_llm.masks import BlockShape, Choice, Layout, Masks, layout_of
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import SITES
+from disp_llm.evaluation.benchmark import count
+from disp_llm.evaluation.timing import Workload
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.costs import byte_costs, flop_costs, parameter_costs
+from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
 
 
 @st.composite
@@ -26,7 +30,7 @@ def layouts(draw) -> Layout:
                 hidden=width,
                 qkv=width,
                 q=width,
-                pieces=st.sampled_from([1, 2]),
+                num_input_projections=st.sampled_from([1, 2]),
                 intermediate=width,
                 biases=st.just((0, 0, 0, 0, 0)),
             ),
@@ -57,7 +61,7 @@ def test_projection_is_within_and_wastes_less_than_a_group(layout, keep, align, 
         return
     counts = layout.counts(kept.long())
     spent = budget.block_parameters(counts)
-    assert spent <= keep * budget.full
+    assert spent <= keep * budget.dense_block_parameters
     assert (counts >= 1).all()
     for width, length in zip(counts.tolist(), layout.lengths, strict=True):
         assert width % align == 0 or width == length
@@ -73,7 +77,7 @@ def test_projection_is_within_and_wastes_less_than_a_group(layout, keep, align, 
                 best, where = float(left.double().mean()), site
         grown[where] += min(align, layout.lengths[where] - int(counts[where]))
         if not ties:
-            assert budget.block_parameters(grown) > keep * budget.full
+            assert budget.block_parameters(grown) > keep * budget.dense_block_parameters
 
 
 @settings(max_examples=50, deadline=None)
@@ -122,45 +126,55 @@ def test_sites_that_are_left_alone_stay_whole(layout, keep, align, sites, seed):
 
 
 def test_block_parameters_by_hand():
-    shape = BlockShape(hidden=10, qkv=14, q=8, pieces=2, intermediate=20, biases=(0, 1, 0, 2, 1))
+    shape = BlockShape(
+        hidden=10, qkv=14, q=8, num_input_projections=2, intermediate=20, biases=(0, 1, 0, 2, 1)
+    )
     budget = Budget(Layout((shape,)))
-    assert budget.full == 10 * 14 + 10 * 8 + 2 * 10 * 20 + 20 * 10
+    assert budget.dense_block_parameters == 10 * 14 + 10 * 8 + 2 * 10 * 20 + 20 * 10
     counts = torch.tensor([3, 4, 5, 6, 7])
     assert int(budget.block_parameters(counts)) == 3 * 14 + 4 * 8 + 2 * 5 * 6 + 6 * 7
-    weights = budget.full - int(budget.block_parameters(counts))
+    weights = budget.dense_block_parameters - int(budget.block_parameters(counts))
     assert budget.removed_parameters(counts) == weights + (10 - 4) + 2 * (20 - 6) + (10 - 7)
     assert budget.flops_per_token(counts) == 2 * int(budget.block_parameters(counts))
 
 
 def test_entry_cost_is_what_removing_it_saves():
-    shape = BlockShape(hidden=6, qkv=9, q=5, pieces=2, intermediate=7, biases=(0, 0, 0, 0, 0))
+    shape = BlockShape(
+        hidden=6, qkv=9, q=5, num_input_projections=2, intermediate=7, biases=(0, 0, 0, 0, 0)
+    )
     budget = Budget(Layout((shape, shape)))
     for entry in range(budget.layout.entries):
         kept = torch.ones(budget.layout.entries, dtype=torch.long)
         kept[entry] = 0
-        saved = budget.full - int(budget.block_parameters(budget.layout.counts(kept)))
+        saved = budget.dense_block_parameters - int(
+            budget.block_parameters(budget.layout.counts(kept))
+        )
         assert saved == budget.entry_costs[entry]
 
 
-def test_a_price_of_nothing_leaves_costs_finite():
+def test_an_entry_that_costs_nothing_leaves_costs_finite():
     layout = Layout((BlockShape(32, 64, 32, 2, 48, (0, 0, 0, 0, 0)),) * 2)
-    prices = parameter_prices(layout)
-    free = replace(prices, attention=torch.zeros_like(prices.attention))
+    costs = parameter_costs(layout)
+    free = replace(costs, attention=torch.zeros_like(costs.attention))
     costs = Budget(layout, free).entry_costs
     assert costs.log().isfinite().all()
     assert float(costs.min() / costs.max()) == pytest.approx(1e-6)
 
 
 def test_keep_one_keeps_everything():
-    shape = BlockShape(hidden=6, qkv=9, q=5, pieces=1, intermediate=7, biases=(0, 0, 0, 0, 0))
+    shape = BlockShape(
+        hidden=6, qkv=9, q=5, num_input_projections=1, intermediate=7, biases=(0, 0, 0, 0, 0)
+    )
     layout = Layout((shape,))
     assert project(torch.randn(layout.entries), Budget(layout), 1.0).kept.all()
 
 
-def test_impossible_keep_names_the_flag():
-    shape = BlockShape(hidden=6, qkv=9, q=5, pieces=1, intermediate=7, biases=(0, 0, 0, 0, 0))
+def test_impossible_keep_names_the_setting():
+    shape = BlockShape(
+        hidden=6, qkv=9, q=5, num_input_projections=1, intermediate=7, biases=(0, 0, 0, 0, 0)
+    )
     layout = Layout((shape,))
-    with pytest.raises(InputError, match="--keep"):
+    with pytest.raises(InputError, match=r"^keep: "):
         project(torch.randn(layout.entries), Budget(layout), 1e-6)
 
 
@@ -174,31 +188,29 @@ def test_count_is_differentiable_and_exact_beyond_float32():
     ones = torch.ones(10, requires_grad=True)
     small = Budget(Layout((BlockShape(2, 3, 4, 2, 2, (0, 0, 0, 0, 0)),)))
     small.keep(small.layout.counts(ones)).backward()
-    torch.testing.assert_close(ones.grad * small.full, small.entry_costs)
+    torch.testing.assert_close(ones.grad * small.dense_block_parameters, small.entry_costs)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gpt2", "qwen2", "gemma2"])
 @pytest.mark.parametrize("kind", ["params", "flops", "bytes"])
 def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    layout = layout_of(model, family)
-    head, parameters = head_weight(model).numel(), count_parameters(model)
-    prices = {
+    target = tiny_prunable(model_type)
+    layout, head, parameters = target.layout, target.head_weight.numel(), target.parameters
+    costs = {
         "params": None,
-        "flops": flop_prices(layout, head),
-        "bytes": byte_prices(layout, parameters, 4),
+        "flops": flop_costs(layout, head),
+        "bytes": byte_costs(layout, parameters, 4),
     }[kind]
-    budget = Budget(layout, prices)
+    budget = Budget(layout, costs)
     scores = scores_for(layout, 0, ties=False)
-    masks = Masks(layout, project(scores, budget, 0.6).kept, Choice(scores))
-    compact = compact_model(model, family, masks)
-    linear = [count(one, family, Work("prefill", 1, 1))["block_flops"] for one in (model, compact)]
+    masks = Masks(layout, project(scores, budget, 0.6).kept, Selection(scores))
+    both = (target, PrunableModel(compact_model(target, masks), target.family))
+    linear = [count(one, Workload("prefill", 1, 1)).block_flops for one in both]
     costs = {
         "params": [operations // 2 for operations in linear],
         "flops": [operations + 2 * head for operations in linear],
-        "bytes": [4 * count_parameters(one) for one in (model, compact)],
+        "bytes": [4 * one.parameters for one in both],
     }[kind]
-    assert int(budget.whole) == costs[0]
+    assert int(budget.dense_cost) == costs[0]
     assert int(budget.cost(layout.counts(masks.kept.long()))) == costs[1]
     assert 0.6 * costs[0] - float(budget.entry_costs.max()) < costs[1] <= 0.6 * costs[0]

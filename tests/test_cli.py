@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,15 +14,13 @@ import pytest
 from conftest import environment, run_command
 
 import disp_llm
-from disp_llm.cli import parse
-from disp_llm.config import (
-    InputError,
-    PruneConfig,
-    apply_recipe,
-    load_recipe,
-    recipe_names,
-    resolved,
-)
+from disp_llm.cli.errors import flag_of, print_error, setting_of, with_flags
+from disp_llm.cli.parsing import parse
+from disp_llm.cli.signals import stop_signals
+from disp_llm.cli.usage import usage_error
+from disp_llm.config.errors import InputError
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names, resolved
 
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
@@ -47,7 +48,7 @@ def test_help_lists_every_command_and_is_shown_for_no_arguments():
 @pytest.mark.parametrize("arguments", [["--help"], ["prune", "--help"], ["prune", "x", "--nope"]])
 def test_help_and_usage_errors_import_neither_torch_nor_transformers(arguments):
     script = (
-        "import sys\nfrom disp_llm.cli import parse\n"
+        "import sys\nfrom disp_llm.cli.parsing import parse\n"
         "try:\n    parse(sys.argv[1:])\nexcept (SystemExit, ValueError):\n    pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'accelerate'} & set(sys.modules)\n"
         "print('heavy:', heavy or 'none')"
@@ -65,6 +66,95 @@ def test_unknown_command_is_one_line():
     assert len(done.stderr.splitlines()) == 1
 
 
+BOX = """
+╭─ Unrecognized options ──────────────────╮
+│ Unrecognized options: --stepz, 5        │
+│ ─────────────────────────────────────── │
+│ Perhaps you meant:                      │
+│     --steps INT                         │
+│         Optimiser steps. (default: 150) │
+╰─────────────────────────────────────────╯
+""".lstrip()
+
+
+def test_a_usage_error_is_the_first_section_of_the_box():
+    error = usage_error(BOX, "disp-llm prune")
+    assert error.what == "Unrecognized options: --stepz, 5"
+    assert error.field == "--stepz"
+    assert error.hint == "perhaps --steps was meant; see disp-llm prune --help"
+    assert usage_error("", "disp-llm").what == "unusable arguments"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prune", "x", "--stepz", "5"], "perhaps --steps was meant"),
+        (["prune"], "disp-llm prune: Missing from disp-llm prune: MODEL"),
+        (["bench", "x"], "--against: Missing from disp-llm bench: --against"),
+        (["eval", "x", "--context", "1"], "--context: 1; give 2 or more tokens"),
+        (["prune", "x", "--keep", "1.5"], "--keep: 1.5 is not a share; give a number in (0, 1]"),
+    ],
+)
+def test_what_is_wrong_with_arguments_is_one_line(arguments, said, capsys):
+    with pytest.raises(InputError) as refused:
+        parse(arguments)
+    print_error(refused.value, arguments[0], as_json=True)
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert len(printed.err.splitlines()) == 1
+    found = json.loads(printed.out)
+    assert found.keys() == {"error", "field", "hint"}
+    assert not found["field"].startswith("-")
+
+
+def test_settings_become_flags_and_everything_else_stays():
+    assert flag_of("eval_text", "prune") == "--eval-text"
+    assert flag_of("folder", "recover") == "FOLDER"
+    assert flag_of("runs", "report") == "RUN"
+    assert flag_of("run", "prune") == "run"  # there it is the name of a folder
+    assert flag_of("/tmp/a_file", "prune") == "/tmp/a_file"
+    assert setting_of("--eval-text") == "eval_text"
+    assert setting_of("run/config.toml") == "run/config.toml"
+    assert (
+        with_flags("leave `eval_text` out or name `model`") == "leave --eval-text out or name MODEL"
+    )
+    shell = "run `disp-llm prune --resume`, or `pip install peft`, or `paper`"
+    assert with_flags(shell) == shell
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_training_asks_it_to_stop(number):
+    before = signal.getsignal(number)
+    with stop_signals() as stop:
+        progress = stop.watching(lambda *told: None)
+        progress("scoring", 1, 1, {})
+        assert signal.getsignal(number) is before  # nothing is trained yet
+        assert not stop()
+        progress("learning masks", 1, 9, {})
+        os.kill(os.getpid(), number)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            signal.sigtimedwait([], 0)  # lets the handler run
+    assert signal.getsignal(number) is before
+
+
+def test_signals_act_at_once_when_training_is_over():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signals() as stop:
+        progress = stop.watching(lambda *told: None)
+        assert not stop()
+        progress("learning masks", 9, 9, {})
+        progress("export", 0, 1, {})
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert not stop()  # the training of the next method
+        progress("learning masks", 9, 9, {})
+        os.kill(os.getpid(), signal.SIGTERM)  # after the last question
+        with pytest.raises(KeyboardInterrupt):
+            progress("export", 0, 1, {})
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_applies(name):
     config = parse(["prune", "x", "--recipe", name])
@@ -74,11 +164,11 @@ def test_every_recipe_applies(name):
 
 def test_recipe_file_with_a_typo_names_the_right_key(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text("[learn]\nlerning_rate = 0.1\n")
+    path.write_text("[training]\nlerning_rate = 0.1\n")
     with pytest.raises(InputError, match="nearest: learning_rate"):
         parse(["prune", "x", "--recipe", str(path)])
-    path.write_text('[learn]\nlearning_rate = "fast"\n')
-    with pytest.raises(InputError, match=r"learn\.learning_rate"):
+    path.write_text('[training]\nlearning_rate = "fast"\n')
+    with pytest.raises(InputError, match=r"training\.learning_rate"):
         parse(["prune", "x", "--recipe", str(path)])
     for line, said in (
         ('[learn]\nstart = "score"', "one of scores, random"),
@@ -105,7 +195,7 @@ def test_a_recipe_stands_on_its_base(tmp_path):
 def test_config_survives_its_file(tmp_path):
     import tomli_w
 
-    from disp_llm.runs import stored_config
+    from disp_llm.runs.settings import stored_config
 
     config = parse(["prune", "x", "--keep", "0.8", "0.5", "--text", "a", "b", "--steps", "9"])
     (tmp_path / "config.toml").write_text(tomli_w.dumps(resolved(config)))

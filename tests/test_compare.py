@@ -1,4 +1,4 @@
-"""Rival methods: each follows its formula, and one command puts them side by side."""
+"""Other methods: each follows its formula, and one command puts them side by side."""
 
 import json
 from dataclasses import replace
@@ -6,60 +6,61 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer, run_command, task_of, tiny_model
+from conftest import byte_tokenizer, problem_of, run_command, tiny_model
 
-from disp_llm.budget import project
-from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
-from disp_llm.compare import VARIANTS
-from disp_llm.export import compact_model, folded
-from disp_llm.families import FAMILIES
-from disp_llm.learn import Task
-from disp_llm.loop import generator_of
-from disp_llm.masks import Masks, blocks_of, masked
-from disp_llm.methods import METHODS
-from disp_llm.methods.activations import input_moments
-from disp_llm.methods.context import calibration_windows
-from disp_llm.mixture import Mixture
-from disp_llm.rewrites import REWRITES
+from disp_llm.config.names import compared_methods
+from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
+from disp_llm.data.mixture import Mixture
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.masks.budget import project
+from disp_llm.masks.masking import masked
+from disp_llm.masks.selection import Masks
+from disp_llm.methods import method_named
+from disp_llm.methods.parts.activations import input_moments
+from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.models.architectures import FAMILIES
+from disp_llm.data.randomness import random_stream
+from disp_llm.training.problem import PruningProblem
 
-WHOLE_HEADS = sorted(name for name, family in FAMILIES.items() if family.whole_heads)
-
-
-def parts_of(task: Task, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    return dict(zip(task.budget.layout.names, task.budget.layout.split(flat), strict=True))
+WITH_HEADS = sorted(name for name, family in FAMILIES.items() if family.supports_head_pruning)
 
 
-def test_moments_are_those_of_what_enters_the_layer(context, text_file):
-    task = task_of("llama", text_file.read_text(), heads=True)
-    windows, _ = Mixture(task.corpus).draw(4, 32, generator_of(task.seed, 0))
+def parts_of(problem: PruningProblem, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    return dict(zip(problem.budget.layout.names, problem.budget.layout.split(flat), strict=True))
+
+
+def test_moments_are_those_of_what_enters_the_layer(tmp_path, text_file):
+    problem = problem_of("llama", text_file.read_text(), tmp_path, heads=True)
+    windows, _ = Mixture(problem.corpus).draw(4, 32, random_stream("calibration", problem.seed))
     seen = []
-    layer = task.model.model.layers[1].mlp.down_proj
+    layer = problem.dense.model.model.layers[1].mlp.down_proj
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    task.model(windows)
+    problem.dense.model(windows)
     handle.remove()
     inputs = seen[0].flatten(0, 1).double()
-    _, found = input_moments(task, context)[1]
+    _, found = input_moments(problem)[1]
     torch.testing.assert_close(found.mean, inputs.mean(0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.variance, inputs.var(0, correction=0), rtol=1e-3, atol=1e-6)
 
 
-def test_flap_ranks_by_fluctuation_and_standardises(context, text_file):
-    task = task_of("llama", text_file.read_text(), heads=True)
-    parts = parts_of(task, METHODS["flap"].choose(task, context).logits)
+def test_flap_ranks_by_fluctuation_and_standardises(tmp_path, text_file):
+    problem = problem_of("llama", text_file.read_text(), tmp_path, heads=True)
+    parts = parts_of(problem, method_named("flap").choose(problem).importance)
     middle = parts["layers.2.mlp_mid"]
     assert float(middle.mean()) == pytest.approx(0, abs=1e-5)
     assert float(middle.std()) == pytest.approx(1, abs=1e-4)
-    _, found = input_moments(task, context)[2]
-    weight = task.model.model.layers[2].mlp.down_proj.weight
+    _, found = input_moments(problem)[2]
+    weight = problem.dense.model.model.layers[2].mlp.down_proj.weight
     fluctuation = found.variance * weight.double().square().sum(0)
     assert torch.equal(middle.argsort(), fluctuation.argsort())
 
 
-def test_flap_squares_the_columns_of_heads(context, text_file):
-    task = task_of("llama", text_file.read_text(), heads=True)
-    heads = parts_of(task, METHODS["flap"].choose(task, context).logits)["layers.2.heads"]
-    found, _ = input_moments(task, context)[2]
-    weight = task.model.model.layers[2].self_attn.o_proj.weight
+def test_flap_squares_the_columns_of_heads(tmp_path, text_file):
+    problem = problem_of("llama", text_file.read_text(), tmp_path, heads=True)
+    heads = parts_of(problem, method_named("flap").choose(problem).importance)["layers.2.heads"]
+    found, _ = input_moments(problem)[2]
+    weight = problem.dense.model.model.layers[2].self_attn.o_proj.weight
     columns = (found.variance * weight.double().square().sum(0)).square()
     standardised = (columns - columns.mean()) / columns.std()
     torch.testing.assert_close(
@@ -67,97 +68,97 @@ def test_flap_squares_the_columns_of_heads(context, text_file):
     )
 
 
-def test_flap_bias_restores_the_mean_output(context, text_file):
+def test_flap_bias_restores_the_mean_output(tmp_path, text_file):
     """A layer whose dropped inputs never vary gives the same output as before."""
-    task = task_of("llama", text_file.read_text(), heads=True)
-    choice = METHODS["flap"].choose(task, context)
-    kept = project(choice.logits, task.budget, 0.6).kept
-    masks = Masks(task.budget.layout, kept, choice)
-    down = task.model.model.layers[0].mlp.down_proj
-    stays = parts_of(task, kept)["layers.0.mlp_mid"]
-    _, found = input_moments(task, context)[0]
+    problem = problem_of("llama", text_file.read_text(), tmp_path, heads=True)
+    selection = method_named("flap").choose(problem)
+    kept = project(selection.importance, problem.budget, 0.6).kept
+    masks = Masks(problem.budget.layout, kept, selection)
+    down = problem.dense.model.model.layers[0].mlp.down_proj
+    kept_channels = parts_of(problem, kept)["layers.0.mlp_mid"]
+    _, found = input_moments(problem)[0]
     wanted = down(found.mean.float())
-    with folded(task.model, task.family, masks):
-        got = down(torch.where(stays, found.mean.float(), 0.0))
+    with fold_into_weights(problem.dense, masks):
+        got = down(torch.where(kept_channels, found.mean.float(), 0.0))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert down.bias is None
 
 
 @pytest.mark.parametrize("method", ["flap", "wanda", "taylor"])
-@pytest.mark.parametrize("model_type", WHOLE_HEADS)
+@pytest.mark.parametrize("model_type", WITH_HEADS)
 def test_exported_equals_masked_for_methods_with_heads_and_biases(
-    context, text_file, model_type, method
+    tmp_path, text_file, model_type, method
 ):
-    task = task_of(model_type, text_file.read_text(), heads=True)
-    choice = METHODS[method].choose(task, context)
-    kept = project(choice.logits, task.budget, 0.6).kept | task.budget.fixed
-    masks = Masks(task.budget.layout, kept, choice)
+    problem = problem_of(model_type, text_file.read_text(), tmp_path, heads=True)
+    selection = method_named(method).choose(problem)
+    kept = project(selection.importance, problem.budget, 0.6).kept | problem.budget.never_pruned
+    masks = Masks(problem.budget.layout, kept, selection)
     tokens = torch.randint(4, 320, (2, 19))
     with (
-        folded(task.model, task.family, masks),
-        masked(task.model, task.family, task.budget.layout) as masking,
+        fold_into_weights(problem.dense, masks),
+        masked(problem.dense) as masking,
     ):
         masking.set(kept.float())
-        wanted = task.model(tokens).logits
-        compact = compact_model(task.model, task.family, masks)
+        wanted = problem.dense.model(tokens).logits
+        compact = compact_model(problem.dense, masks)
     got = compact(tokens).logits
     assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    block = compact.base_model.get_submodule(task.family.blocks)[0]
+    block = compact.base_model.get_submodule(problem.dense.family.blocks)[0]
     if method == "flap":
-        assert linear_at(block, task.family.mlp.writes).bias is not None
+        assert linear_at(block, problem.dense.family.mlp.writes).bias is not None
 
 
-def test_wanda_and_taylor_take_the_same_share_of_every_block(context, text_file):
-    task = replace(task_of("llama", text_file.read_text(), heads=True), keeps=(0.6,))
+def test_wanda_and_taylor_take_the_same_share_of_every_block(tmp_path, text_file):
+    problem = replace(problem_of("llama", text_file.read_text(), tmp_path, heads=True), keeps=(0.6,))
     for method in ("wanda", "taylor"):
-        kept = project(METHODS[method].choose(task, context).logits, task.budget, 0.6).kept
+        kept = project(method_named(method).choose(problem).importance, problem.budget, 0.6).kept
         for site in ("mlp_mid", "heads"):
-            parts = [part for name, part in parts_of(task, kept).items() if site in name]
+            parts = [part for name, part in parts_of(problem, kept).items() if site in name]
             counts = [int(part.sum()) for part in parts]
             assert max(counts) - min(counts) <= 1, (method, site, counts)
 
 
-def test_wanda_sees_what_pruned_blocks_give(context, text_file):
-    task = replace(task_of("llama", text_file.read_text(), heads=True), keeps=(0.5,))
-    layout = task.budget.layout
-    ranks = METHODS["wanda"].choose(task, context).logits
+def test_wanda_sees_what_pruned_blocks_give(tmp_path, text_file):
+    problem = replace(problem_of("llama", text_file.read_text(), tmp_path, heads=True), keeps=(0.5,))
+    layout = problem.budget.layout
+    ranks = method_named("wanda").choose(problem).importance
     first = (ranks >= 1).float()
     for part in layout.split(first)[6:]:  # blocks behind the first are whole
         part.fill_(1.0)
-    down = task.model.model.layers[1].mlp.down_proj
-    windows, seen = calibration_windows(task, context.scores), []
+    down = problem.dense.model.model.layers[1].mlp.down_proj
+    windows, seen = calibration_windows(problem), []
     handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with masked(task.model, task.family, layout) as masking:
+    with masked(problem.dense) as masking:
         for mask in (first, torch.ones_like(first)):
             masking.set(mask)
-            task.model(windows)
+            problem.dense.model(windows)
     handle.remove()
     behind, dense = (
         inputs.flatten(0, 1).double().norm(dim=0) * down.weight.double().abs().sum(0)
         for inputs in seen
     )
-    order = parts_of(task, ranks)["layers.1.mlp_mid"].argsort(descending=True)
+    order = parts_of(problem, ranks)["layers.1.mlp_mid"].argsort(descending=True)
     assert torch.equal(order, behind.argsort(descending=True))
     assert not torch.equal(order, dense.argsort(descending=True))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "gpt2"])
-def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(context, text_file, model_type):
-    task = replace(task_of(model_type, text_file.read_text()), keeps=(0.7,))
-    ranks = parts_of(task, METHODS["taylor"].choose(task, context).logits)["layers.0.mlp_mid"]
-    windows = calibration_windows(task, context.scores)
-    mlp = task.family.mlp
-    block = blocks_of(task.model, task.family)[0]
+def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(tmp_path, text_file, model_type):
+    problem = replace(problem_of(model_type, text_file.read_text(), tmp_path), keeps=(0.7,))
+    ranks = parts_of(problem, method_named("taylor").choose(problem).importance)["layers.0.mlp_mid"]
+    windows = calibration_windows(problem)
+    mlp = problem.dense.family.mlp
+    block = problem.dense.blocks[0]
     layers = [linear_at(block, path) for path in (*mlp.reads, mlp.writes)]
     assert not any(layer.weight.requires_grad for layer in layers)
     assert all(layer.weight.grad is None for layer in layers)
     for layer in layers:
         layer.weight.requires_grad_(True)
     for window in windows:
-        task.model(window[None], labels=window[None]).loss.backward()
+        problem.dense.model(window[None], labels=window[None]).loss.backward()
     changes = [(layer.weight * layer.weight.grad).abs() for layer in layers]
     *reads, write = (
-        change.T if is_turned(layer) else change
+        change.T if is_conv1d(layer) else change
         for layer, change in zip(layers, changes, strict=True)
     )
     wanted = write.sum(0) + sum(read.sum(1).view(mlp.fused, -1).sum(0) for read in reads)
@@ -182,7 +183,7 @@ def comparison(text_file, tmp_path_factory):
 
 def test_every_method_has_a_row_a_size(comparison):
     folder, _, result = comparison
-    names = [*METHODS, *VARIANTS, *REWRITES]
+    names = compared_methods()
     assert {(row["method"], row["keep_asked"]) for row in result["rows"]} == {
         (method, keep) for method in names for keep in (0.8, 0.5)
     }

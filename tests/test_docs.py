@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from disp_llm.cli import parse
+from disp_llm.cli.parsing import parse
 
 ROOT = Path(__file__).parent.parent
-GENERATED = ("reproduce.md", "rivals.md")
+GENERATED = ("reproduce.md", "baselines.md")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -41,20 +41,75 @@ def test_documented_command_parses(page, command):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_linked_and_named_files_exist(page):
     text = page.read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    named = re.findall(r"`((?:docs|src|tests|experiments|benchmarks)/[\w./-]+\.\w+)`", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    named = re.findall(
+        r"`((?:docs|src|tests|experiments|benchmarks|examples)/[\w./-]+\.\w+)`", text
+    )
     for link in links:
         assert (page.parent / link).exists(), link
     for name in named:
         assert "NAME" in name or (ROOT / name).exists(), name
 
 
-def test_readme_lists_every_file_of_the_package():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_sections_exist(page):
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        target = page.parent / link if link else page
+        titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+        anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert anchor in anchors, f"{link}#{anchor}"
+
+
+def test_every_room_of_the_package_is_described():
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    described = re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE)
+    rooms = {path.parent.name for path in (ROOT / "src" / "disp_llm").glob("*/__init__.py")}
+    assert len(described) == len(set(described))
+    assert set(described) == rooms
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = contract["contracts"][0]["layers"]
+    assert described == list(reversed(layers))
+
+
+def test_how_it_works_lists_every_file_of_the_package():
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    tree = page.split("<!-- files -->")[1].split("<!-- /files -->")[0]
+    package = ROOT / "src" / "disp_llm"
+    for path in package.glob("*/**/*.py"):
+        room, *inside = path.relative_to(package).parts
+        listed = f"- `{'/'.join(inside)}`: "
+        assert path.name == "__init__.py" or listed in tree.split(f"**`{room}/`**")[1], path
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+def test_the_readme_compares_five_rows():
     text = (ROOT / "README.md").read_text()
-    files = {path.name for path in (ROOT / "src" / "disp_llm").glob("*.py")} - {
-        "__init__.py", "__main__.py",
-    }  # fmt: skip
-    assert {name for name in files if name not in text} == set()
+    table = text.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 5
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def python_examples() -> list[tuple[str, str]]:
+    return [
+        (page.name, block)
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(("page", "block"), python_examples())
+def test_documented_python_imports_what_exists(page, block):
+    """Rows of a table, which are no statements, and packages that are not ours are left out."""
+    for module, names in re.findall(r"^from (disp_llm[\w.]*) import (.+)$", block, re.MULTILINE):
+        found = __import__(module, fromlist=["x"])
+        for name in names.split(","):
+            assert hasattr(found, name.strip()), f"{module}.{name}"
+    for name in re.findall(r"\bdisp_llm\.(\w+)\(", block):
+        assert callable(getattr(__import__("disp_llm"), name))
 
 
 def test_results_are_of_the_flags_in_the_files():

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from disp_llm.budget import Budget, project
-from disp_llm.estimators import ESTIMATORS, likely
-from disp_llm.masks import BlockShape, Layout
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.training.estimators import ESTIMATORS, Draw, deterministic_mask
 
 N = 6
 DRAWS = 20_000
@@ -41,7 +41,7 @@ def mean_gradient(name: str, logits: torch.Tensor, shift: float = 0.0) -> torch.
     generator, total = noise(), torch.zeros(N)
     for _ in range(DRAWS // 10):
         x = logits.clone().requires_grad_(True)
-        quadratic(ESTIMATORS[name](x, unused, generator, shift, 1.0).mask).backward()
+        quadratic(ESTIMATORS[name](Draw(x, unused, generator, shift, 1.0)).mask).backward()
         total += x.grad
     return total / (DRAWS // 10)
 
@@ -49,7 +49,7 @@ def mean_gradient(name: str, logits: torch.Tensor, shift: float = 0.0) -> torch.
 def test_reinmax_gradient_is_half_the_distance_to_the_sample():
     """The closed form at τ = 1: ½·|B − π0|."""
     x = torch.linspace(-4, 4, 401).requires_grad_(True)
-    sample = ESTIMATORS["reinmax"](x, unused, noise(), 3.0, 1.0)
+    sample = ESTIMATORS["reinmax"](Draw(x, unused, noise(), 3.0, 1.0))
     mask = sample.mask
     assert sample.counted is mask
     assert set(mask.detach().unique().tolist()) <= {0.0, 1.0}
@@ -62,7 +62,7 @@ def test_reinmax_gradient_is_half_the_distance_to_the_sample():
 def test_printed_reinmax_has_the_slopes_of_the_printed_formula():
     """At x = 0, c = 3: 0.477 where the sample is 1 and 0.414 where it is 0."""
     x = torch.zeros(4000, requires_grad=True)
-    mask = ESTIMATORS["reinmax_printed"](x, unused, noise(), 3.0, 1.0).mask
+    mask = ESTIMATORS["reinmax_printed"](Draw(x, unused, noise(), 3.0, 1.0)).mask
     mask.sum().backward()
     ones = mask.detach() == 1
     assert x.grad[ones].mean().item() == pytest.approx(0.477, abs=5e-4)
@@ -71,7 +71,7 @@ def test_printed_reinmax_has_the_slopes_of_the_printed_formula():
 
 def test_probability_of_a_one_is_that_of_the_shifted_sigmoid():
     for name in ("reinmax", "reinmax_printed", "straight_through"):
-        mask = ESTIMATORS[name](torch.zeros(DRAWS), unused, noise(1), 3.0, 1.0).mask
+        mask = ESTIMATORS[name](Draw(torch.zeros(DRAWS), unused, noise(1), 3.0, 1.0)).mask
         assert mask.mean().item() == pytest.approx(0.9526, abs=0.006), name
 
 
@@ -87,10 +87,12 @@ def test_reinmax_mean_gradient_is_close_to_the_exact_one():
 
 
 def test_projected_meets_the_budget_and_has_a_sigmoid_slope():
-    shape = BlockShape(hidden=8, qkv=12, q=8, pieces=2, intermediate=16, biases=(0, 0, 0, 0, 0))
+    shape = BlockShape(
+        hidden=8, qkv=12, q=8, num_input_projections=2, intermediate=16, biases=(0, 0, 0, 0, 0)
+    )
     budget = Budget(Layout((shape, shape)))
     x = torch.randn(budget.layout.entries, generator=noise()).requires_grad_(True)
-    mask = ESTIMATORS["projected"](x, lambda s: project(s, budget, 0.5), noise(), 0.0, 1.0).mask
+    mask = ESTIMATORS["projected"](Draw(x, lambda s: project(s, budget, 0.5), noise(), 0.0, 1.0)).mask
     chosen = project(x.detach(), budget, 0.5)
     assert torch.equal(mask.detach(), chosen.kept.float())  # exactly 0 or 1, no rounding left
     assert budget.keep(budget.layout.counts(mask.detach())) <= 0.5
@@ -103,7 +105,7 @@ def test_projected_meets_the_budget_and_has_a_sigmoid_slope():
 def test_seed_decides_the_sample(name):
     x = torch.zeros(1000)
     first, again, other = (
-        ESTIMATORS[name](x, unused, noise(seed), 0.0, 1.0).mask for seed in (5, 5, 6)
+        ESTIMATORS[name](Draw(x, unused, noise(seed), 0.0, 1.0)).mask for seed in (5, 5, 6)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -112,7 +114,7 @@ def test_seed_decides_the_sample(name):
 def test_released_code_draws_a_soft_mask_and_an_independent_hard_one():
     """One Gumbel: P(soft > ½) = 1 − exp(−e^(x+c)), so masks start all but whole at x = 0, c = 3."""
     x = torch.zeros(DRAWS, requires_grad=True)
-    sample = ESTIMATORS["gumbel_soft"](x, unused, noise(), -0.5, 0.4)
+    sample = ESTIMATORS["gumbel_soft"](Draw(x, unused, noise(), -0.5, 0.4))
     assert set(sample.counted.detach().unique().tolist()) == {0.0, 1.0}
     assert ((sample.mask > 0) & (sample.mask < 1)).float().mean() > 0.99
     expected = 1 - torch.exp(-torch.exp(torch.tensor(-0.5)))
@@ -127,7 +129,7 @@ def test_released_code_draws_a_soft_mask_and_an_independent_hard_one():
 def test_hard_gumbel_keeps_with_the_sigmoid_of_its_logit():
     for value in (-1.0, 0.0, 2.0):
         x = torch.full((DRAWS,), value)
-        mask = ESTIMATORS["gumbel_hard"](x, unused, noise(2), 0.0, 0.4).mask
+        mask = ESTIMATORS["gumbel_hard"](Draw(x, unused, noise(2), 0.0, 0.4)).mask
         assert mask.mean().item() == pytest.approx(torch.sigmoid(x[0]).item(), abs=0.012)
 
 
@@ -137,7 +139,7 @@ def test_policy_gradient_is_unbiased():
     generator, total = noise(), torch.zeros(N)
     for _ in range(DRAWS):
         x = logits.clone().requires_grad_(True)
-        sample = ESTIMATORS["policy_gradient"](x, unused, generator, 0.0, 1.0)
+        sample = ESTIMATORS["policy_gradient"](Draw(x, unused, generator, 0.0, 1.0))
         (quadratic(sample.mask) * sample.log_probability).backward()
         total += x.grad
     exact = exact_gradient(logits)
@@ -149,7 +151,7 @@ def test_likely_entries_are_those_that_are_kept_more_often_than_not():
     for name in ("reinmax", "gumbel_soft", "gumbel_hard"):
         generator, total = noise(), torch.zeros(25)
         for _ in range(4000):
-            total += ESTIMATORS[name](x, unused, generator, 1.0, 0.4).counted
+            total += ESTIMATORS[name](Draw(x, unused, generator, 1.0, 0.4)).counted
         often = total / 4000
         clear = (often - 0.5).abs() > 0.05
-        assert torch.equal(likely(x, name, 1.0)[clear], (often > 0.5)[clear]), name
+        assert torch.equal(deterministic_mask(x, name, 1.0)[clear], (often > 0.5)[clear]), name

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from conftest import byte_tokenizer, tiny_prunable
 
-from disp_llm.config import EvalConfig
-from disp_llm.evaluate import perplexity
-from disp_llm.families import family_of
-from disp_llm.text import tokenize
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.tokens import tokenize
+from disp_llm.evaluation.perplexity import perplexity
 
 
 @pytest.fixture
@@ -18,8 +17,9 @@ def stream(text_file):
 
 
 def test_without_overlap(stream):
-    model = tiny_model("llama")
-    measured = perplexity(model, family_of(model.config), stream, EvalConfig(32, 0, 5))
+    target = tiny_prunable("llama")
+    model = target.model
+    measured = perplexity(target, stream, PerplexityConfig(32, 0, 5))
     losses = [
         float(model(stream[i : i + 32][None], labels=stream[i : i + 32][None]).loss)
         for i in range(0, 160, 32)
@@ -32,9 +32,9 @@ def test_without_overlap(stream):
 
 
 def test_overlap_scores_every_token_once_with_its_longest_context(stream):
-    model = tiny_model("llama")
-    stream = stream[:80]
-    measured = perplexity(model, family_of(model.config), stream, EvalConfig(32, 8, 0))
+    target = tiny_prunable("llama")
+    model, stream = target.model, stream[:80]
+    measured = perplexity(target, stream, PerplexityConfig(32, 8, 0))
     assert measured.tokens == 79  # all but the first
     total = 0.0
     for position in range(1, 80):
@@ -45,6 +45,5 @@ def test_overlap_scores_every_token_once_with_its_longest_context(stream):
 
 
 def test_one_window_has_no_standard_error(stream):
-    model = tiny_model("llama")
-    measured = perplexity(model, family_of(model.config), stream, EvalConfig(32, 0, 1))
+    measured = perplexity(tiny_prunable("llama"), stream, PerplexityConfig(32, 0, 1))
     assert measured.perplexity_stderr is None

@@ -2,40 +2,47 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import task_of, tiny_model
+from conftest import moments_of, problem_of, tiny_model
 from torch import nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.config import InputError
-from disp_llm.families import FAMILIES
-from disp_llm.masks import blocks_of
-from disp_llm.methods.walk import walk
-from disp_llm.rewrites.joint_rank_k import (
+from disp_llm.config.errors import InputError
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.baselines.joint_rank_k import (
     SharedFactor,
     factorise_jointly,
     groups_of,
     joint_basis,
     joint_rank_k,
 )
-from disp_llm.rewrites.low_rank import LowRank, as_linear, rank_of
-from disp_llm.rewrites.mpo import Shape, local_widths, mpo, shape_of, shared_chains
-from disp_llm.rewrites.rewrite import copied, linear_paths, stored_numbers
-from disp_llm.rewrites.svd_llm import factorise, svd_llm, whitened_basis
+from disp_llm.methods.baselines.mpo import Shape, local_widths, mpo, shape_of, shared_chains
+from disp_llm.methods.baselines.svd_llm import factorise, svd_llm, whitened_basis
+from disp_llm.methods.parts.baseline import copied, stored_numbers
+from disp_llm.methods.parts.low_rank import LowRank, as_linear, rank_of
+from disp_llm.models.architectures import FAMILIES
 
 METHODS = [svd_llm, joint_rank_k, mpo]
 UNCUT = 10**6
 """A limit above every bond."""
 
 
-def task_of_any(model_type: str, text_file, **changes):
-    """As `task_of`, for families that cannot lose heads as well."""
-    task = task_of("llama", text_file.read_text())
-    model = tiny_model(model_type, **changes)
-    return replace(task, model=model, family=FAMILIES[model_type])
+@pytest.fixture
+def problem_for(text_file, tmp_path):
+    """Makes the problem of a model type."""
+    return lambda model_type: problem_of(model_type, text_file.read_text(), tmp_path)
+
+
+@pytest.fixture
+def problem(problem_for):
+    return problem_for("llama")
+
+
+def stored_in(model, problem) -> int:
+    """Numbers in the blocks' matrices of a model that a baseline made."""
+    return stored_numbers(PrunableModel(model, problem.dense.family))
 
 
 def weight_of(block: nn.Module, path: str) -> torch.Tensor:
@@ -44,12 +51,6 @@ def weight_of(block: nn.Module, path: str) -> torch.Tensor:
     if isinstance(module, LowRank):
         return module.left.weight.detach() @ module.right.weight.detach()
     return matrix_of(linear_at(block, path))
-
-
-def moments_of(task, context):
-    found = []
-    walk(task.model, task, context, lambda index, block, moments: found.append(moments))
-    return found
 
 
 def truncated(matrix: torch.Tensor, rank: int) -> torch.Tensor:
@@ -65,58 +66,55 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_every_family_runs_within_its_share(context, text_file, model_type, method):
-    task = task_of_any(model_type, text_file)
-    before = {name: p.clone() for name, p in task.model.named_parameters()}
+def test_every_family_runs_within_its_share(problem_for, model_type, method):
+    problem = problem_for(model_type)
+    before = {name: p.clone() for name, p in problem.dense.model.named_parameters()}
     tokens = torch.arange(4, 20)[None]
-    wanted = task.model(tokens).logits
-    make = method(task, context)
+    wanted = problem.dense.model(tokens).logits
+    make = method(problem)
     made = make(0.8)
-    full = stored_numbers(task.model, task.family)
+    full = stored_numbers(problem.dense)
     assert 0.6 * full < made.stored <= 0.8 * full
     if method is mpo:
-        assert made.multiplied == full == stored_numbers(made.model, task.family)
+        assert made.multiplied == full == stored_in(made.model, problem)
     else:
-        assert made.multiplied == made.stored == stored_numbers(made.model, task.family)
+        assert made.multiplied == made.stored == stored_in(made.model, problem)
     got = made.model(tokens).logits
     assert torch.isfinite(got).all()
     assert not torch.allclose(got, wanted, atol=1e-3)
-    assert all(torch.equal(p, before[name]) for name, p in task.model.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in problem.dense.model.named_parameters())
     whole = make(1.0)
     assert whole.stored == whole.multiplied == full
     assert torch.equal(whole.model(tokens).logits, wanted)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_result_has_the_dtype_of_the_model(context, text_file, method):
-    task = task_of("llama", text_file.read_text())
-    task.model.to(torch.bfloat16)
-    made = method(task, context)(0.7)
+def test_the_result_has_the_dtype_of_the_model(problem, method):
+    problem.dense.model.to(torch.bfloat16)
+    made = method(problem)(0.7)
     assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
     assert torch.isfinite(made.model(torch.arange(4, 20)[None]).logits).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_share_without_room_is_refused(context, text_file, method):
-    task = task_of("llama", text_file.read_text())
-    make = method(task, context)
-    with pytest.raises(InputError, match="--keep: "):
+def test_a_share_without_room_is_refused(problem, method):
+    make = method(problem)
+    with pytest.raises(InputError, match="keep: "):
         make(0.01)
 
 
-def test_joint_rank_k_cannot_go_below_what_stays_whole(context, text_file):
-    task = task_of("llama", text_file.read_text())
-    make = joint_rank_k(task, context)  # v, o and down are 0.4 of the tiny blocks
+def test_joint_rank_k_cannot_go_below_what_has_no_joint_factor(problem):
+    make = joint_rank_k(problem)  # v, o and down are 0.4 of the tiny blocks
     with pytest.raises(InputError, match=r"0\.4 of the weights are in layers without a joint"):
         make(0.39)
-    assert make(0.45).stored <= 0.45 * stored_numbers(task.model, task.family)
+    assert make(0.45).stored <= 0.45 * stored_numbers(problem.dense)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.85])
-def test_ranks_are_the_largest_within_the_share(context, text_file, share):
-    task = task_of("llama", text_file.read_text())
-    for index, block in enumerate(blocks_of(svd_llm(task, context)(share).model, task.family)):
-        for path in linear_paths(task.family):
+def test_ranks_are_the_largest_within_the_share(problem, share):
+    made = PrunableModel(svd_llm(problem)(share).model, problem.dense.family)
+    for index, block in enumerate(made.blocks):
+        for path in problem.dense.linear_paths:
             layer = block.get_submodule(path)
             rank, inputs = layer.right.weight.shape
             outputs = len(layer.left.weight)
@@ -126,41 +124,38 @@ def test_ranks_are_the_largest_within_the_share(context, text_file, share):
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "phi3", "qwen2"])
-def test_full_rank_gives_the_same_outputs(context, text_file, model_type):
+def test_full_rank_gives_the_same_outputs(problem_for, model_type):
     """Biases and weights stored the other way round included."""
-    task = task_of_any(model_type, text_file)
+    problem = problem_for(model_type)
     tokens = torch.arange(4, 36)[None]
-    wanted = task.model(tokens).logits
-    whitened, joint = copied(task), copied(task)
-    for block, moments in zip(
-        blocks_of(whitened, task.family), moments_of(task, context), strict=True
-    ):
-        for path in linear_paths(task.family):
+    wanted = problem.dense.model(tokens).logits
+    whitened, joint = copied(problem), copied(problem)
+    for block, moments in zip(whitened.blocks, moments_of(problem, problem.dense), strict=True):
+        for path in problem.dense.linear_paths:
             weight = matrix_of(linear_at(block, path))
             factorise(block, path, whitened_basis(weight, moments[path]), share=2.0)
-    for block in blocks_of(joint, task.family):
-        for paths in groups_of(task.family):
+    for block in joint.blocks:
+        for paths in groups_of(problem.dense.family):
             stacked = torch.cat([weight_of(block, path) for path in paths])
             basis = torch.linalg.svd(stacked, full_matrices=False)[2]
             factorise_jointly(block, paths, basis, share=2.0)
-    for model in (whitened, joint):
-        assert stored_numbers(model, task.family) > stored_numbers(task.model, task.family)
-        got = model(tokens).logits
+    for prunable in (whitened, joint):
+        assert stored_numbers(prunable) > stored_numbers(problem.dense)
+        got = prunable.model(tokens).logits
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("share", [0.4, 0.75])
-def test_svd_llm_loses_the_dropped_singular_values(context, text_file, share):
+def test_svd_llm_loses_the_dropped_singular_values(problem, share):
     """By the symmetric root of `X·Xᵀ` in place of Cholesky's; of the dense inputs in each block."""
-    task = task_of("llama", text_file.read_text())
-    made = svd_llm(task, context)(share).model
+    made = PrunableModel(svd_llm(problem)(share).model, problem.dense.family)
     for block, thin, moments in zip(
-        blocks_of(task.model, task.family),
-        blocks_of(made, task.family),
-        moments_of(task, context),
+        problem.dense.blocks,
+        made.blocks,
+        moments_of(problem, problem.dense),
         strict=True,
     ):
-        for path in linear_paths(task.family):
+        for path in problem.dense.linear_paths:
             weight, moment = weight_of(block, path).double(), moments[path].double()
             rank = thin.get_submodule(path).right.out_features
             values, vectors = torch.linalg.eigh(moment)
@@ -184,16 +179,15 @@ def test_whitening_stands_dependent_inputs():
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
-def test_joint_rank_k_is_the_svd_of_the_stack(context, text_file, share):
-    task = task_of("llama", text_file.read_text())
-    made = joint_rank_k(task, context)(share)
-    full, joint = stored_numbers(task.model, task.family), 0
+def test_joint_rank_k_is_the_svd_of_the_stack(problem, share):
+    made = joint_rank_k(problem)(share)
+    full, joint = stored_numbers(problem.dense), 0
     unit = 0
     pairs = (
         ("self_attn.q_proj", "self_attn.k_proj"),
         ("mlp.gate_proj", "mlp.up_proj"),
     )
-    for block, thin in zip(task.model.model.layers, made.model.model.layers, strict=True):
+    for block, thin in zip(problem.dense.model.model.layers, made.model.model.layers, strict=True):
         for paths in pairs:
             stacked = torch.cat([weight_of(block, path) for path in paths])
             first, second = (thin.get_submodule(path) for path in paths)
@@ -234,14 +228,14 @@ def test_local_widths_multiply_to_the_width_and_peak_in_the_middle(width):
 def test_a_folded_matrix_holds_the_pairs_side_by_side():
     shape = Shape((2, 3, 1, 2, 2), (3, 1, 2, 2, 2))
     matrix = torch.arange(24.0 * 24).view(24, 24)
-    folded = shape.fold(matrix)
-    assert folded.shape == (6, 3, 2, 4, 4)
+    tensor = shape.fold(matrix)
+    assert tensor.shape == (6, 3, 2, 4, 4)
     row, column = (1, 2, 0, 1, 0), (2, 0, 1, 0, 1)
     places = [i * n + j for i, j, n in zip(row, column, shape.columns, strict=True)]
     at_row = sum(i * math.prod(shape.rows[k + 1 :]) for k, i in enumerate(row))
     at_column = sum(j * math.prod(shape.columns[k + 1 :]) for k, j in enumerate(column))
-    assert folded[tuple(places)] == matrix[at_row, at_column]
-    assert torch.equal(shape.unfold(folded), matrix)
+    assert tensor[tuple(places)] == matrix[at_row, at_column]
+    assert torch.equal(shape.unfold(tensor), matrix)
 
 
 @pytest.mark.parametrize("size", [(48, 32), (32, 48), (16, 32), (72, 96)])
@@ -273,27 +267,27 @@ def test_cut_chains_stay_within_the_bounds_of_successive_svds():
     matrix = torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
     matrix += 3 * torch.randn(48, 2) @ torch.randn(2, 32)
     shape = shape_of(matrix)
-    folded = shape.fold(matrix)
+    tensor = shape.fold(matrix)
     for limit in (2, 4, 7):
         bonds = shape.bonds(limit)
         tails = [
-            float(torch.linalg.svdvals(folded.flatten(k).flatten(0, k - 1))[bond:].square().sum())
+            float(torch.linalg.svdvals(tensor.flatten(k).flatten(0, k - 1))[bond:].square().sum())
             for k, bond in enumerate(bonds, start=1)
         ]
         for sweeps in (0, 3):
-            (chain,) = shared_chains([folded], bonds, sweeps)
-            error = float((folded - chain.contracted()).square().sum())
+            (chain,) = shared_chains([tensor], bonds, sweeps)
+            error = float((tensor - chain.contracted()).square().sum())
             assert 0.999 * max(tails) <= error <= 1.001 * sum(tails), (limit, sweeps)
 
 
 def test_every_sweep_fits_a_shared_central_tensor_better():
     weights = torch.randn(3, 48, 32, generator=torch.Generator().manual_seed(0))
     shape = shape_of(weights[0])
-    folded = [shape.fold(weight) for weight in weights]
+    tensors = [shape.fold(weight) for weight in weights]
     errors = []
     for sweeps in range(5):
-        chains = shared_chains(folded, shape.bonds(12), sweeps)
-        pairs = zip(folded, chains, strict=True)
+        chains = shared_chains(tensors, shape.bonds(12), sweeps)
+        pairs = zip(tensors, chains, strict=True)
         errors.append(float(sum((w - chain.contracted()).square().sum() for w, chain in pairs)))
     assert errors == sorted(errors, reverse=True)
     assert errors[4] < 0.99 * errors[1] < errors[0]
@@ -304,53 +298,46 @@ def test_weights_that_differ_by_auxiliary_tensors_alone_share_all():
     generator = torch.Generator().manual_seed(0)
     shape = Shape((2, 2, 3, 2, 2), (2, 2, 2, 2, 1))
     one = torch.randn(shape.areas, generator=generator).flatten(3).flatten(0, 1)  # (16, 6, 8)
-    turns = []
+    rotations = []
     for side in (16, 8):
         skew = 0.05 * torch.randn(side, side, generator=generator)
-        turns.append(torch.matrix_exp(skew - skew.T))
-    other = torch.einsum("amb,ax,by->xmy", one, *turns)
-    folded = [w.reshape(shape.areas) for w in (one, other)]
-    chains = shared_chains(folded, shape.bonds(UNCUT), sweeps=300)
-    for weight, chain in zip(folded, chains, strict=True):
+        rotations.append(torch.matrix_exp(skew - skew.T))
+    other = torch.einsum("amb,ax,by->xmy", one, *rotations)
+    tensors = [w.reshape(shape.areas) for w in (one, other)]
+    chains = shared_chains(tensors, shape.bonds(UNCUT), sweeps=300)
+    for weight, chain in zip(tensors, chains, strict=True):
         assert (weight - chain.contracted()).norm() < 0.01 * weight.norm()
     assert (one - other).norm() > 0.2 * one.norm()
 
 
 @pytest.mark.parametrize(("share", "groups"), [(0.3, 1), (0.6, 2), (0.9, 3)])
-def test_neighbours_share_as_few_central_tensors_as_the_share_asks(
-    context,
-    text_file,
-    share,
-    groups,
-):
+def test_neighbours_share_as_few_central_tensors_as_the_share_asks(problem, share, groups):
     """Auxiliary tensors have orthonormal columns, so that blocks of one central tensor have the
     same singular values on its two sides."""
-    task = task_of("llama", text_file.read_text())
-    made = mpo(task, context)(share)
+    made = mpo(problem)(share)
     path = "mlp.up_proj"
     spectra = []
     for block in made.model.model.layers:
         weight = weight_of(block, path)
-        folded = shape_of(weight).fold(weight)
-        spectra.append(torch.linalg.svdvals(folded.flatten(2).flatten(0, 1)))
+        tensor = shape_of(weight).fold(weight)
+        spectra.append(torch.linalg.svdvals(tensor.flatten(2).flatten(0, 1)))
     same = [torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in itertools.pairwise(spectra)]
     assert same == {1: [True, True], 2: [True, False], 3: [False, False]}[groups]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.75])
-def test_one_more_number_a_bond_would_exceed_the_share(context, text_file, share):
-    task = task_of("llama", text_file.read_text())
-    made = mpo(task, context)(share)
+def test_one_more_number_a_bond_would_exceed_the_share(problem, share):
+    made = mpo(problem)(share)
     shapes = [
-        shape_of(matrix_of(linear_at(task.model.model.layers[0], path)))
-        for path in linear_paths(task.family)
+        shape_of(matrix_of(linear_at(problem.dense.model.model.layers[0], path)))
+        for path in problem.dense.linear_paths
     ]
 
     def stored(limit: int) -> int:
         pairs = [shape.numbers(limit) for shape in shapes]
         return sum(3 * own + math.ceil(3 * share) * common for own, common in pairs)
 
-    allowed = share * stored_numbers(task.model, task.family)
+    allowed = share * stored_numbers(problem.dense)
     limit = max(d for d in range(1, 200) if stored(d) <= allowed)
     assert made.stored == stored(limit)
     assert stored(limit + 1) > allowed

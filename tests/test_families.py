@@ -5,15 +5,19 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import VOCABULARY, masks_of, tiny_config, tiny_model
+from conftest import VOCABULARY, masks_of, tiny_config, tiny_model, tiny_prunable
 
-from disp_llm.budget import Budget
-from disp_llm.config import InputError
-from disp_llm.export import compact_model, count_block_parameters, count_parameters, folded
-from disp_llm.families import FAMILIES, family_of
-from disp_llm.fuse import fuse
-from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import SITES, Choice, layout_of, masked
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import SITES
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.export.fusing import fuse
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.masking import masked
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Compensation, Masks, Selection
+from disp_llm.models.architectures import FAMILIES, family_of
+from disp_llm.training.losses import token_losses
 
 ALL = sorted(FAMILIES)
 
@@ -21,17 +25,16 @@ ALL = sorted(FAMILIES)
 @pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])
 @pytest.mark.parametrize("model_type", ALL)
 def test_exported_equals_masked(model_type, kind):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    layout = layout_of(model, family)
+    target = tiny_prunable(model_type)
+    model, layout = target.model, target.layout
     masks = masks_of(kind, layout)
     tokens = torch.randint(4, VOCABULARY, (2, 19))
 
     dense = model(tokens).logits
-    with masked(model, family, layout) as masking:
+    with masked(target) as masking:
         masking.set(masks.kept.float())
         wanted = model(tokens).logits
-    compact = compact_model(model, family, masks)
+    compact = compact_model(target, masks)
     got = compact(tokens).logits
 
     assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
@@ -41,18 +44,23 @@ def test_exported_equals_masked(model_type, kind):
     else:
         assert (wanted - dense).abs().max() > 0.01 * dense.abs().max()
 
-    counts = layout.counts(masks.kept.long())
-    budget = Budget(layout)
-    assert count_parameters(compact) == count_parameters(model) - budget.removed_parameters(counts)
-    assert count_block_parameters(compact, family) == int(budget.block_parameters(counts))
-    assert count_block_parameters(model, family) == budget.full
+    assert_counted(target, compact, masks)
+    assert target.block_parameters == Budget(layout).dense_block_parameters
+
+
+def assert_counted(target: PrunableModel, compact, masks: Masks) -> None:
+    """The budget's counts are those of the models."""
+    counts = target.layout.counts(masks.kept.long())
+    budget, small = Budget(target.layout), PrunableModel(compact, target.family)
+    assert small.parameters == target.parameters - budget.removed_parameters(counts)
+    assert small.block_parameters == int(budget.block_parameters(counts))
 
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_fused_for_inference_computes_the_same(model_type):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    compact = compact_model(model, family, masks_of("random", layout_of(model, family)))
+    target = tiny_prunable(model_type)
+    model = target.model
+    compact = compact_model(target, masks_of("random", target.layout))
     prompt = torch.randint(4, VOCABULARY, (2, 7))
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     for one in (model, compact):
@@ -79,50 +87,47 @@ def test_a_model_that_is_cast_after_fusing_says_so():
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_scales_are_folded_into_the_weights(model_type):
-    """The model with scaled masks, the folded model with plain ones, and the exported one."""
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    layout = layout_of(model, family, heads=family.whole_heads)
+    """The model with scaled masks, that with scaled weights and plain masks, and the exported one
+    agree."""
+    target = tiny_prunable(model_type, heads=FAMILIES[model_type].supports_head_pruning)
+    model, layout = target.model, target.layout
     scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
-    masks = dataclasses.replace(
-        masks_of("random", layout), choice=Choice(torch.zeros(layout.entries), scales)
-    )
+    selection = Selection(torch.zeros(layout.entries), Compensation(scales))
+    masks = dataclasses.replace(masks_of("random", layout), selection=selection)
     tokens = torch.randint(4, VOCABULARY, (2, 19))
     dense = model(tokens).logits
-    with masked(model, family, layout) as masking:
+    with masked(target) as masking:
         masking.set(masks.kept * scales)
         wanted = model(tokens).logits
-        with folded(model, family, masks):
+        with fold_into_weights(target, masks):
             masking.set(masks.kept.float())
             by_weights = model(tokens).logits
-            compact = compact_model(model, family, masks)
+            compact = compact_model(target, masks)
     limit = 1e-5 * wanted.abs().max()
     assert (by_weights - wanted).abs().max() <= limit
     assert (compact(tokens).logits - by_weights).abs().max() <= limit
     assert torch.equal(model(tokens).logits, dense)  # the original's weights are back
 
 
-@pytest.mark.parametrize("model_type", [name for name in ALL if FAMILIES[name].whole_heads])
+@pytest.mark.parametrize(
+    "model_type", [name for name in ALL if FAMILIES[name].supports_head_pruning]
+)
 def test_whole_heads_can_go(model_type):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    layout = layout_of(model, family, heads=True)
+    target = tiny_prunable(model_type, heads=True)
+    model, layout = target.model, target.layout
     masks = masks_of("random", layout)
     heads = layout.blocks[0].heads
     for name, part in zip(layout.names, layout.split(masks.kept), strict=True):
         if name.endswith("heads"):
             part[:] = torch.arange(heads) != (0 if "layers.0" in name else heads - 1)
     tokens = torch.randint(4, VOCABULARY, (2, 19))
-    with masked(model, family, layout) as masking:
+    with masked(target) as masking:
         masking.set(masks.kept.float())
         wanted = model(tokens).logits
-    compact = compact_model(model, family, masks)
+    compact = compact_model(target, masks)
     got = compact(tokens, use_cache=True)
     assert (got.logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    counts = layout.counts(masks.kept.long())
-    budget = Budget(layout)
-    assert count_parameters(compact) == count_parameters(model) - budget.removed_parameters(counts)
-    assert count_block_parameters(compact, family) == int(budget.block_parameters(counts))
+    assert_counted(target, compact, masks)
     assert got.past_key_values.layers[0].keys.shape[1] == heads - 1
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     cached = compact.generate(tokens[:1], use_cache=True, **options)
@@ -130,16 +135,15 @@ def test_whole_heads_can_go(model_type):
 
 
 def test_families_that_cannot_lose_heads_say_so():
-    model = tiny_model("gpt_neox")
+    target = tiny_prunable("gpt_neox", heads=True)
     with pytest.raises(InputError, match="gpt_neox cannot lose whole heads"):
-        layout_of(model, family_of(model.config), heads=True)
+        _ = target.layout
 
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_cached_generation_equals_uncached(model_type):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    compact = compact_model(model, family, masks_of("random", layout_of(model, family)))
+    target = tiny_prunable(model_type)
+    compact = compact_model(target, masks_of("random", target.layout))
     prompt = torch.randint(4, VOCABULARY, (1, 7))
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     cached = compact.generate(prompt, use_cache=True, **options)
@@ -150,24 +154,22 @@ def test_cached_generation_equals_uncached(model_type):
 @pytest.mark.parametrize("model_type", ALL)
 def test_loss_equals_that_of_transformers(model_type):
     """Scaling and soft-capping of the head are columns of the table: a missing one shows here."""
-    model = tiny_model(model_type)
-    family = family_of(model.config)
+    target = tiny_prunable(model_type)
     tokens = torch.randint(4, VOCABULARY, (2, 19))
-    ours = token_losses(model, head_of(model, family), tokens).mean()
-    assert ours == pytest.approx(float(model(tokens, labels=tokens).loss), rel=1e-5)
+    ours = token_losses(target, tokens).mean()
+    assert ours == pytest.approx(float(target.model(tokens, labels=tokens).loss), rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_every_mask_entry_has_a_gradient(model_type):
     """A site whose hook sits on the wrong module would be exported right and never learned."""
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    layout = layout_of(model, family)
+    target = tiny_prunable(model_type)
+    layout = target.layout
     mask = torch.ones(layout.entries, requires_grad=True)
     tokens = torch.randint(4, VOCABULARY, (2, 19))
-    with masked(model, family, layout) as masking:
+    with masked(target) as masking:
         masking.set(mask)
-        token_losses(model, head_of(model, family), tokens).mean().backward()
+        token_losses(target, tokens).mean().backward()
     for name, part in zip(layout.names, layout.split(mask.grad), strict=True):
         assert (part != 0).float().mean() > (0.2 if name.endswith("mlp_mid") else 0.9), name
 
@@ -175,29 +177,26 @@ def test_every_mask_entry_has_a_gradient(model_type):
 def test_gradient_is_that_of_a_mask_for_each_sequence():
     """A (B, N) mask gives each sequence its own: what Fisher scores in batches rely on."""
     for model_type in ("llama", "opt"):
-        model = tiny_model(model_type)
-        family = family_of(model.config)
-        layout = layout_of(model, family)
-        head = head_of(model, family)
+        target = tiny_prunable(model_type)
+        layout = target.layout
         tokens = torch.randint(4, VOCABULARY, (3, 11))
         together = torch.ones(3, layout.entries, requires_grad=True)
-        with masked(model, family, layout) as masking:
+        with masked(target) as masking:
             masking.set(together)
-            token_losses(model, head, tokens).mean(1).sum().backward()
+            token_losses(target, tokens).mean(1).sum().backward()
             for i in range(3):
                 alone = torch.ones(layout.entries, requires_grad=True)
                 masking.set(alone)
-                token_losses(model, head, tokens[i : i + 1]).mean().backward()
+                token_losses(target, tokens[i : i + 1]).mean().backward()
                 torch.testing.assert_close(together.grad[i], alone.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_masking_leaves_nothing_behind():
-    model = tiny_model("phi")
-    family = family_of(model.config)
-    layout = layout_of(model, family)
+    target = tiny_prunable("phi")
+    model, layout = target.model, target.layout
     tokens = torch.randint(4, VOCABULARY, (1, 9))
     before = model(tokens).logits
-    with masked(model, family, layout) as masking:
+    with masked(target) as masking:
         masking.set(torch.zeros(layout.entries))
         assert not torch.equal(model(tokens).logits, before)
     assert torch.equal(model(tokens).logits, before)
@@ -207,10 +206,9 @@ def test_masking_leaves_nothing_behind():
 @pytest.mark.parametrize("model_type", ALL)
 def test_row_names_every_linear_of_a_block(model_type):
     """A linear layer that no branch names would be neither counted nor cut."""
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    block = model.base_model.get_submodule(family.blocks)[0]
-    named = {p for branch in (family.attention, family.mlp) for p in (*branch.reads, branch.writes)}
+    target = tiny_prunable(model_type)
+    family, block = target.family, target.blocks[0]
+    named = set(target.linear_paths)
     matrices = {
         name.removesuffix(".weight") for name, p in block.named_parameters() if p.dim() == 2
     }
@@ -219,12 +217,12 @@ def test_row_names_every_linear_of_a_block(model_type):
 
 
 def test_layout_of_grouped_queries_and_biases():
-    shape = layout_of(tiny_model("qwen2"), FAMILIES["qwen2"]).blocks[0]
-    assert (shape.hidden, shape.qkv, shape.q, shape.pieces, shape.intermediate) == (
+    shape = tiny_prunable("qwen2").layout.blocks[0]
+    assert (shape.hidden, shape.qkv, shape.q, shape.num_input_projections, shape.intermediate) == (
         32, 32 + 2 * 16, 32, 2, 48,
     )  # fmt: skip
     assert shape.biases == (0, 0, 0, 0, 0)  # q, k and v have biases, which no selection touches
-    assert layout_of(tiny_model("opt"), FAMILIES["opt"]).blocks[0].biases == (0, 1, 0, 1, 1)
+    assert tiny_prunable("opt").layout.blocks[0].biases == (0, 1, 0, 1, 1)
     assert len(SITES) == len(shape.lengths)
 
 

@@ -9,12 +9,18 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import VOCABULARY, byte_tokenizer, environment, masks_of, tiny_model
+from conftest import (
+    VOCABULARY,
+    byte_tokenizer,
+    environment,
+    masks_of,
+    tiny_model,
+    tiny_prunable,
+)
 from safetensors.torch import load_file
 
-from disp_llm.export import compact_model, export
-from disp_llm.families import family_of
-from disp_llm.masks import layout_of
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folders import export_folder
 
 PROMPT = [5, 60, 7, 33, 100, 12]
 
@@ -41,10 +47,8 @@ print(json.dumps({{
 
 
 def folder_of(model_type: str, path: Path, kind: str = "random") -> Path:
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    masks = masks_of(kind, layout_of(model, family))
-    export(model, byte_tokenizer(), family, masks, path, "5GB")
+    target = tiny_prunable(model_type)
+    export_folder(target, byte_tokenizer(), masks_of(kind, target.layout), path, "5GB")
     return path
 
 
@@ -76,9 +80,8 @@ def in_fresh_process(folder: Path, without: bool, modules: Path) -> dict:
 @pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gemma2", "gpt2"])
 def test_fresh_process_with_and_without_the_package(model_type, tmp_path):
     folder = folder_of(model_type, tmp_path / "model")
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    compact = compact_model(model, family, masks_of("random", layout_of(model, family)))
+    target = tiny_prunable(model_type)
+    compact = compact_model(target, masks_of("random", target.layout))
     wanted = compact(torch.tensor([PROMPT])).logits[0]
     tokens = compact.generate(
         torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, pad_token_id=0
@@ -139,15 +142,14 @@ def test_contents(llama):
 
 
 def test_large_models_are_sharded(tmp_path):
-    model = tiny_model("llama")
-    family = family_of(model.config)
-    masks = masks_of("random", layout_of(model, family))
-    export(model, byte_tokenizer(), family, masks, tmp_path / "model", "40KB")
+    target = tiny_prunable("llama")
+    masks = masks_of("random", target.layout)
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "40KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     prompt = torch.tensor([PROMPT])
     torch.testing.assert_close(
-        again(prompt).logits, compact_model(model, family, masks)(prompt).logits, rtol=0, atol=1e-6
+        again(prompt).logits, compact_model(target, masks)(prompt).logits, rtol=0, atol=1e-6
     )
 
 
@@ -166,7 +168,7 @@ def test_linears_stay_plain_under_their_names(llama):
     [
         ("llama", "all-linear"),
         ("llama", ["q_proj", "o_proj", "down_proj"]),
-        ("opt", "all-linear"),  # its MLP is of bare linear layers, which we put into holders
+        ("opt", "all-linear"),  # its MLP is of bare linear layers, which we wrap
         ("phi", ["q_proj", "v_proj", "dense", "fc1", "fc2"]),
     ],
 )

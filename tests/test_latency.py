@@ -1,35 +1,30 @@
-"""Measured prices: the fit finds known ones, the correction arrives, the table is kept."""
+"""Measured costs: the fit finds known ones, the correction arrives, the table is kept."""
+
+import json
 
 import pytest
 import torch
-from conftest import SMALL, tiny_model
+from conftest import SMALL, run_command, tiny_prunable
 from transformers import AutoModelForCausalLM
 
-import disp_llm.prune
-import disp_llm.sizes
-from disp_llm import latency
-from disp_llm.bench import Work
-from disp_llm.budget import Budget, project
-from disp_llm.cli import parse
-from disp_llm.config import InputError
-from disp_llm.families import family_of
-from disp_llm.latency import (
+from disp_llm.config.errors import InputError
+from disp_llm.evaluation import latency
+from disp_llm.evaluation.alignment import best_alignment
+from disp_llm.evaluation.latency import (
     SHAPES,
-    best_alignment,
     corrected,
     features,
     fit,
     masks_of_shape,
     non_negative,
 )
-from disp_llm.masks import layout_of
+from disp_llm.evaluation.timing import Workload
+from disp_llm.masks.budget import Budget, project
 
 
 @pytest.fixture
 def llama():
-    model = tiny_model("llama")
-    family = family_of(model.config)
-    return model, family, layout_of(model, family)
+    return tiny_prunable("llama")
 
 
 def counts_of(layout) -> torch.Tensor:
@@ -39,16 +34,15 @@ def counts_of(layout) -> torch.Tensor:
 
 @pytest.mark.parametrize("model_type", ["llama", "opt", "phi"])
 def test_fit_predicts_the_times_of_known_coefficients(model_type):
-    model = tiny_model(model_type)
-    layout = layout_of(model, family_of(model.config))
+    layout = tiny_prunable(model_type).layout
     counts = counts_of(layout)
     truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4], dtype=torch.float64)
     shares = features(layout, counts) @ truth
-    prices = fit(layout, counts, shares)
-    assert float(prices.fixed) == pytest.approx(0.2, rel=1e-6)
+    costs = fit(layout, counts, shares)
+    assert float(costs.constant_cost) == pytest.approx(0.2, rel=1e-6)
     other = torch.tensor(layout.lengths) // 3 + 1
     wanted = float(features(layout, other[None]) @ truth)
-    assert float(prices.cost(other)) == pytest.approx(wanted, rel=1e-6)
+    assert float(costs.cost(other)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_least_squares_never_pays_for_removal():
@@ -82,7 +76,7 @@ def test_correction_returns_its_nearest_attempt_where_the_target_is_out_of_reach
 def test_correction_stops_where_no_model_is_that_small():
     def measure(share: float) -> float:
         if share < 0.3:
-            raise InputError("less than the smallest model", flag="--target", mend="ask for more")
+            raise InputError("less than the smallest model", field="target", hint="ask for more")
         return 0.5 + share / 2
 
     share, attempts = corrected(0.6, measure)
@@ -92,11 +86,11 @@ def test_correction_stops_where_no_model_is_that_small():
 
 
 def test_projection_spends_measured_prices(llama):
-    _, _, layout = llama
+    layout = llama.layout
     counts = counts_of(layout)
     truth = torch.tensor([0.1, 1e-5, 1e-5, 6e-5, 6e-5, 1e-4], dtype=torch.float64)
-    prices = fit(layout, counts, features(layout, counts) @ truth)
-    budget = Budget(layout, prices)
+    costs = fit(layout, counts, features(layout, counts) @ truth)
+    budget = Budget(layout, costs)
     scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
     full = float(budget.share(torch.tensor(layout.lengths)))
     kept = layout.counts(project(scores, budget, 0.6 * full).kept.long())
@@ -105,21 +99,20 @@ def test_projection_spends_measured_prices(llama):
 
 
 def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
-    model, family, layout = llama
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     measured = []
 
-    def fake(dense, compact, work, rounds=1):
-        measured.append(by_parameters(dense, compact, work))
+    def fake(dense, compact, workload, rounds=1):
+        measured.append(by_parameters(dense, compact, workload))
         return measured[-1]
 
     monkeypatch.setattr(latency, "measured_share", fake)
-    work = Work("decode", 16, 1)
-    first = latency.latency_prices(model, family, layout, work, align=1)
-    again = latency.latency_prices(model, family, layout, work, align=1)
+    workload = Workload("decode", 16, 1)
+    first = latency.latency_costs(llama, workload, align=1)
+    again = latency.latency_costs(llama, workload, align=1)
     assert len(measured) == len(SHAPES)
-    torch.testing.assert_close(first.read, again.read)
-    latency.latency_prices(model, family, layout, Work("prefill", 16, 1), align=1)
+    torch.testing.assert_close(first.mlp_read, again.mlp_read)
+    latency.latency_costs(llama, Workload("prefill", 16, 1), align=1)
     assert len(measured) == 2 * len(SHAPES)
 
 
@@ -132,7 +125,7 @@ def test_alignment_is_coarser_only_where_that_saves_time():
     assert best_alignment(rows) == 8
 
 
-def by_parameters(dense, compact, work, rounds=1) -> float:
+def by_parameters(dense, compact, workload, rounds=1) -> float:
     """A machine whose time is 0.1 of the dense model's, and the rest by parameters squared."""
     of = [sum(p.numel() for p in model.parameters()) for model in (dense, compact)]
     return 0.1 + 0.9 * (of[1] / of[0]) ** 2
@@ -142,15 +135,14 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (latency, disp_llm.sizes):
+    for module in (latency, sizes):
         monkeypatch.setattr(module, "measured_share", by_parameters)
-    config = parse(
-        [
-            *("prune", str(llama_folder), "--budget", "latency", "--target", "0.6", "0.8"),
-            *("--text", str(text_file), "--output-dir", str(tmp_path / "run"), *SMALL),
-        ]
-    )
-    result = disp_llm.prune.prune(config)
+    done = run_command(
+        "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8, "--text", text_file,
+        "--output-dir", tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)
     for target, model in zip((0.6, 0.8), result["models"], strict=True):
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])

@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import SMALL, byte_tokenizer, run_command
+from conftest import SMALL, byte_tokenizer, one_process, run_command
 
-from disp_llm.config import TextConfig
-from disp_llm.mixture import EVERY, RATE, Mixture
-from disp_llm.text import Corpus, load_tokens
+from disp_llm.config.parts import TextConfig
+from disp_llm.data.mixture import EVERY, RATE, Mixture
+from disp_llm.data.tokens import Corpus, load_tokens
 
 STREAMS = (torch.arange(0, 1000), torch.arange(1000, 1400))
 
@@ -33,9 +32,9 @@ def test_shares_follow_the_loss_above_the_dense_models():
     mixture.measure_reference(
         lambda tokens: torch.full((1, 9), dense_losses[int(tokens.min() >= 1000)]), 10, noise()
     )
-    accelerator = Accelerator(cpu=True)
+    process = one_process()
     for _ in range(EVERY):  # both lose, the second twice as much; the first even below the dense
-        mixture.saw(torch.tensor([0, 1, 1]), torch.tensor([2.5, 1.5, 2.5]), accelerator)
+        mixture.record_losses(torch.tensor([0, 1, 1]), torch.tensor([2.5, 1.5, 2.5]), process)
     mixture.update(EVERY - 1)
     assert mixture.weights.tolist() == [0.5, 0.5]  # not yet
     mixture.update(EVERY)
@@ -49,7 +48,7 @@ def test_shares_follow_the_loss_above_the_dense_models():
 
 def test_fixed_shares_stay():
     mixture = Mixture(Corpus(STREAMS, (0.5, 0.5)))
-    mixture.saw(torch.tensor([0, 1]), torch.tensor([1.0, 9.0]), Accelerator(cpu=True))
+    mixture.record_losses(torch.tensor([0, 1]), torch.tensor([1.0, 9.0]), one_process())
     mixture.update(EVERY)
     assert mixture.weights.tolist() == [0.5, 0.5]
 
@@ -58,9 +57,8 @@ def test_files_are_sources_and_each_is_held_out_from(tmp_path):
     for name, letter, count in (("a", "a", 1000), ("b", "b", 500)):
         (tmp_path / name).write_text(letter * count)
     files = (tmp_path / "a", tmp_path / "b")
-    corpus, held_out, sources = load_tokens(
-        TextConfig(text=files, weights=(3, 1)), byte_tokenizer()
-    )
+    texts = load_tokens(TextConfig(text=files, weights=(3, 1)), byte_tokenizer())
+    corpus, held_out, sources = texts.corpus, texts.evaluation, texts.names
     assert [len(stream) for stream in corpus.streams] == [900, 450]
     assert corpus.weights == (0.75, 0.25)
     assert byte_tokenizer().decode(held_out) == "a" * 100 + "b" * 50

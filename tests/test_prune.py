@@ -15,11 +15,11 @@ import tomllib
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, environment, run_command
+from conftest import SMALL, byte_tokenizer, environment, run_command, run_process
 from safetensors.torch import load_file
 
-from disp_llm.masks import SITES
-from disp_llm.runs import Run, clock
+from disp_llm.config.names import SITES
+from disp_llm.runs.folder import Run, clock
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_scales_outlive_a_first_size_of_one(llama_folder, text_file, tmp_path):
     assert of_first == of_last
 
 
-def test_a_choice_for_one_size_is_exported_at_that_size_only(llama_folder, text_file, tmp_path):
+def test_a_selection_for_one_size_is_exported_at_that_size_only(llama_folder, text_file, tmp_path):
     done = run_command(
         "prune", llama_folder, "--method", "wanda", "--keep", 0.7, "--text", text_file,
         "--output-dir", tmp_path / "run", *SMALL,
@@ -344,7 +344,7 @@ def test_bad_flags_are_one_line_and_leave_nothing(
 def test_errors_as_json(llama_folder):
     done = run_command("prune", llama_folder, "--keep", 3, "--json")
     assert done.returncode == 2
-    assert set(json.loads(done.stdout)) == {"error", "flag", "mend"}
+    assert set(json.loads(done.stdout)) == {"error", "field", "hint"}
 
 
 def test_wrong_model_names(tmp_path, text_file):
@@ -416,7 +416,7 @@ def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_pa
 
     folder = tmp_path / "run"
     command = ["prune", llama_folder, "--text", text_file, "--output-dir", folder, *SMALL]
-    done = run_command(*command, preexec_fn=limit)
+    done = run_process(*command, preexec_fn=limit)
     assert_one_line(done, "cannot write", "make room")
     assert not (folder / "model").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

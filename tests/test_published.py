@@ -4,11 +4,10 @@ import pytest
 import torch
 import transformers
 
-from disp_llm.budget import Budget
-from disp_llm.export import count_parameters
-from disp_llm.families import FAMILIES
-from disp_llm.masks import layout_of
-from disp_llm.models import empty_model
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import FAMILIES
+from disp_llm.models.loading import empty_model
 
 SIZES = {
     "LLaMA-2-7B": {},
@@ -25,7 +24,8 @@ SIZES = {
 def build(name: str) -> tuple[int, Budget]:
     """All parameters, and the budget."""
     model = empty_model(transformers.LlamaConfig(**SIZES[name]))
-    return count_parameters(model), Budget(layout_of(model, FAMILIES["llama"]))
+    empty = PrunableModel(model, FAMILIES["llama"])
+    return empty.parameters, Budget(empty.layout)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,10 @@ def test_half_of_all_parameters(name, entries, keep):
     """The released code's p = 0.48 for LLaMA-2-7B is half of the whole model, all included."""
     parameters, budget = build(name)
     assert budget.layout.entries == entries
-    outside = parameters - budget.full
-    assert (parameters / 2 - outside) / budget.full == pytest.approx(keep, abs=5e-5)
+    outside = parameters - budget.dense_block_parameters
+    assert (parameters / 2 - outside) / budget.dense_block_parameters == pytest.approx(
+        keep, abs=5e-5
+    )
 
 
 def test_expected_keep_at_the_start_of_reinmax():

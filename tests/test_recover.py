@@ -15,8 +15,9 @@ from conftest import environment, run_command, tiny_model
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from disp_llm.families import family_of
-from disp_llm.losses import Teacher, head_of, token_losses
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import family_of
+from disp_llm.training.losses import Teacher, token_losses
 
 FEW = "--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split()
 """15 steps of 128 tokens."""
@@ -150,10 +151,11 @@ def test_distillation_is_the_divergence_of_whole_distributions():
     """In chunks and with a gradient, as computed from all logits at once."""
     student, taught = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
     family = family_of(student.config)
+    student_model, taught_model = (PrunableModel(one, family) for one in (student, taught))
     tokens = torch.randint(320, (2, 40), generator=torch.Generator().manual_seed(0))
     weight = student.model.layers[1].mlp.down_proj.weight.requires_grad_(True)
-    teacher = Teacher(taught, head_of(taught, family), 0.3)
-    loss = token_losses(student, head_of(student, family), tokens, teacher)
+    teacher = Teacher(taught_model, 0.3)
+    loss = token_losses(student_model, tokens, teacher)
     (gradient,) = torch.autograd.grad(loss.mean(), weight)
     given = student(tokens).logits[:, :-1].log_softmax(-1)
     wanted = taught(tokens).logits[:, :-1].log_softmax(-1)

@@ -1,19 +1,21 @@
 """Scores: dead entries are found, and the numbers are the ones of the definition."""
 
+from dataclasses import replace
+
+import pytest
 import torch
-from conftest import VOCABULARY, tiny_model
+from conftest import VOCABULARY, problem_of
 
-from disp_llm.budget import Budget, project
-from disp_llm.families import family_of
-from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import layout_of, masked
-from disp_llm.scores import CLAMP, fisher, per_parameter, start_logits
+from disp_llm.masks.budget import project
+from disp_llm.masks.masking import masked
+from disp_llm.methods.parts.scores import CLAMP, fisher_importance, per_parameter, start_logits
+from disp_llm.training.losses import token_losses
+from disp_llm.training.problem import PruningProblem
 
 
-def build(model_type: str = "llama"):
-    model = tiny_model(model_type)
-    family = family_of(model.config)
-    return model, family, Budget(layout_of(model, family))
+@pytest.fixture
+def problem(text_file, tmp_path) -> PruningProblem:
+    return problem_of("llama", text_file.read_text(), tmp_path)
 
 
 def windows(count: int = 6) -> torch.Tensor:
@@ -21,13 +23,16 @@ def windows(count: int = 6) -> torch.Tensor:
     return torch.randint(4, VOCABULARY, (count, 16), generator=generator)
 
 
-def test_one_round_is_the_mean_square_of_each_sequences_gradient():
-    model, family, budget = build()
-    head = head_of(model, family)
+def importance_of(problem: PruningProblem, sequences: torch.Tensor, keep: float, rounds: int):
+    return fisher_importance(replace(problem, keeps=(keep,)), sequences, rounds)
+
+
+def test_one_round_is_the_mean_square_of_each_sequences_gradient(problem):
+    dense, budget = problem.dense, problem.budget
     by_hand = torch.zeros(budget.layout.entries)
     step = 1e-2  # a tenth of it would leave the float32 losses with too few digits that differ
     entries = [0, 40, 70, 100, 150]  # one of each site of the first block
-    with masked(model, family, budget.layout) as masking, torch.no_grad():
+    with masked(dense) as masking, torch.no_grad():
         for window in windows(2):
             for entry in entries:
                 losses = []
@@ -35,17 +40,17 @@ def test_one_round_is_the_mean_square_of_each_sequences_gradient():
                     mask = torch.ones(budget.layout.entries)
                     mask[entry] += sign * step
                     masking.set(mask)
-                    losses.append(token_losses(model, head, window[None]).double().mean())
+                    losses.append(token_losses(dense, window[None]).double().mean())
                 by_hand[entry] += ((losses[0] - losses[1]) / (2 * step)) ** 2 / 2
-    measured = fisher(model, family, budget, windows(2), keep=0.5, rounds=1)
+    measured = importance_of(problem, windows(2), keep=0.5, rounds=1)
     torch.testing.assert_close(measured[entries], by_hand[entries], rtol=2e-2, atol=1e-9)
 
 
-def test_dimensions_that_are_dead_by_construction_score_lowest():
-    model, family, budget = build()
+def test_dimensions_that_are_dead_by_construction_score_lowest(problem):
+    budget = problem.budget
     dead_in, dead_mid, dead_out = [1, 5], [2, 3, 40], [0, 31]
     with torch.no_grad():
-        for block in model.model.layers:
+        for block in problem.dense.model.model.layers:
             for linear in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
                 linear.weight[:, dead_in] = 0
             for linear in (block.mlp.gate_proj, block.mlp.up_proj):
@@ -53,7 +58,7 @@ def test_dimensions_that_are_dead_by_construction_score_lowest():
                 linear.weight[dead_mid] = 0
             for linear in (block.self_attn.o_proj, block.mlp.down_proj):
                 linear.weight[dead_out] = 0
-    importance = fisher(model, family, budget, windows(), keep=0.9, rounds=2)
+    importance = importance_of(problem, windows(), keep=0.9, rounds=2)
     scores = per_parameter(importance, budget)
     kept = project(scores, budget, 0.9).kept
     dead = {"attn_in": dead_in, "attn_out": dead_out, "mlp_in": dead_in, "mlp_mid": dead_mid,
@@ -61,24 +66,24 @@ def test_dimensions_that_are_dead_by_construction_score_lowest():
     for name, score, mask in zip(
         budget.layout.names, budget.layout.split(scores), budget.layout.split(kept), strict=True
     ):
-        gone = dead[name.rsplit(".", 1)[1]]
+        dead_here = dead[name.rsplit(".", 1)[1]]
         alive = torch.ones(len(score), dtype=torch.bool)
-        alive[gone] = False
-        assert score[gone].max() < score[alive].min(), name
-        assert not mask[gone].any(), name
+        alive[dead_here] = False
+        assert score[dead_here].max() < score[alive].min(), name
+        assert not mask[dead_here].any(), name
 
 
-def test_later_rounds_stand_at_smaller_models():
-    """The gradient at masked entries is taken where others are gone: the scores differ."""
-    model, family, budget = build()
-    plain = fisher(model, family, budget, windows(), keep=0.5, rounds=1)
-    rounds = fisher(model, family, budget, windows(), keep=0.5, rounds=3)
+def test_later_rounds_stand_at_smaller_models(problem):
+    """The gradient at masked entries is taken where others are pruned: the scores differ."""
+    budget = problem.budget
+    plain = importance_of(problem, windows(), keep=0.5, rounds=1)
+    rounds = importance_of(problem, windows(), keep=0.5, rounds=3)
     assert not torch.allclose(plain, rounds, rtol=0.1)
     assert torch.isfinite(per_parameter(rounds, budget)).all()
 
 
-def test_start_logits_put_the_threshold_at_zero_within_the_clamp():
-    _, _, budget = build()
+def test_start_logits_put_the_threshold_at_zero_within_the_clamp(problem):
+    budget = problem.budget
     scores = torch.randn(budget.layout.entries, generator=torch.Generator().manual_seed(0)) * 9
     logits = start_logits(scores, budget, 0.5)
     assert logits.abs().max() <= CLAMP

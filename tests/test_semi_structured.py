@@ -4,33 +4,49 @@ import itertools
 
 import pytest
 import torch
-from conftest import task_of
+from conftest import moments_of, problem_of
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.config import InputError
-from disp_llm.families import FAMILIES
-from disp_llm.masks import blocks_of
-from disp_llm.methods.walk import walk
-from disp_llm.rewrites.rewrite import linear_paths, stored_numbers
-from disp_llm.rewrites.semi_structured import dass_2_4, magnitude_2_4, wanda_2_4
-from disp_llm.rewrites.sparsegpt import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
+from disp_llm.config.errors import InputError
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.baselines.dass_2_4 import dass_2_4
+from disp_llm.methods.baselines.magnitude_2_4 import magnitude_2_4
+from disp_llm.methods.baselines.sparsegpt_2_4 import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
+from disp_llm.methods.baselines.wanda_2_4 import wanda_2_4
+from disp_llm.methods.parts.baseline import Maker, stored_numbers
+from disp_llm.models.architectures import FAMILIES
+from disp_llm.training.problem import PruningProblem
 
 METHODS = [magnitude_2_4, wanda_2_4, dass_2_4, sparsegpt_2_4]
 
 
-def matrices(model, family) -> dict[tuple[int, str], torch.Tensor]:
+@pytest.fixture
+def problem_for(text_file, tmp_path):
+    """Makes the problem of a model type."""
+
+    def make(model_type: str, **changes) -> PruningProblem:
+        return problem_of(model_type, text_file.read_text(), tmp_path, **changes)
+
+    return make
+
+
+@pytest.fixture
+def problem(problem_for) -> PruningProblem:
+    return problem_for("llama")
+
+
+def matrices(prunable: PrunableModel) -> dict[tuple[int, str], torch.Tensor]:
     """Every linear layer's weight as (outputs, inputs)."""
     return {
         (index, path): matrix_of(linear_at(block, path))
-        for index, block in enumerate(blocks_of(model, family))
-        for path in linear_paths(family)
+        for index, block in enumerate(prunable.blocks)
+        for path in prunable.linear_paths
     }
 
 
-def moments_of(task, model, context) -> list[dict[str, torch.Tensor]]:
-    found = []
-    walk(model, task, context, lambda index, block, moments: found.append(moments))
-    return found
+def half(problem: PruningProblem, make: Maker) -> PrunableModel:
+    """The model at half the weights."""
+    return PrunableModel(make(0.5).model, problem.dense.family)
 
 
 def correlated(channels: int, seed: int = 0) -> torch.Tensor:
@@ -54,65 +70,63 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_two_of_four_in_every_family(context, text_file, model_type, method):
-    task = task_of(model_type, text_file.read_text())
-    before = {key: weight.clone() for key, weight in matrices(task.model, task.family).items()}
-    made = method(task, context)(0.5)
-    mlp = task.family.mlp
+def test_two_of_four_in_every_family(problem_for, model_type, method):
+    problem = problem_for(model_type)
+    before = {key: weight.clone() for key, weight in matrices(problem.dense).items()}
+    made = half(problem, method(problem))
+    mlp = problem.dense.family.mlp
     across = method is dass_2_4 and len(mlp.reads) * mlp.fused == 2
-    for (index, path), weight in matrices(made.model, task.family).items():
+    for (index, path), weight in matrices(made).items():
         lines = weight.T if across and path in mlp.reads else weight
         assert ((lines.unflatten(-1, (-1, 4)) != 0).sum(-1) == 2).all(), (index, path)
         dense = before[index, path]
-        assert torch.equal(matrices(task.model, task.family)[index, path], dense)
+        assert torch.equal(matrices(problem.dense)[index, path], dense)
         if method is not sparsegpt_2_4:
             assert torch.equal(weight[weight != 0], dense[weight != 0])
     assert torch.isfinite(made.model(torch.arange(4, 20)[None]).logits).all()
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.53125), (torch.bfloat16, 0.5625)])
-def test_stored_counts_two_bits_a_kept_weight(context, text_file, dtype, share):
-    task = task_of("llama", text_file.read_text())
-    task.model.to(dtype)
-    make = magnitude_2_4(task, context)
+def test_stored_counts_two_bits_a_kept_weight(problem, dtype, share):
+    problem.dense.model.to(dtype)
+    make = magnitude_2_4(problem)
     made = make(0.5)
-    dense = stored_numbers(task.model, task.family)
+    dense = stored_numbers(problem.dense)
     assert made.stored == share * dense
     assert made.multiplied == dense / 2
     assert made.model.dtype == dtype
-    nonzero = sum(int((w != 0).sum()) for w in matrices(made.model, task.family).values())
+    nonzero = sum(int((w != 0).sum()) for w in matrices(half(problem, make)).values())
     assert nonzero == made.multiplied
     for other in (0.4, 0.5625, 1.0):
         with pytest.raises(InputError, match="keeps half of the weights"):
             make(other)
 
 
-def test_a_width_without_groups_of_four_is_refused(context, text_file):
-    task = task_of("llama", text_file.read_text(), intermediate_size=50)
+def test_a_width_without_groups_of_four_is_refused(problem_for):
+    problem = problem_for("llama", intermediate_size=50)
     for method in METHODS:
-        with pytest.raises(InputError, match="MODEL: 2:4 takes weights in groups of four"):
-            method(task, context)
+        with pytest.raises(InputError, match="model: 2:4 takes weights in groups of four"):
+            method(problem)
 
 
-def test_magnitude_keeps_the_two_largest(context, text_file):
-    task = task_of("qwen2", text_file.read_text())
-    made = matrices(magnitude_2_4(task, context)(0.5).model, task.family)
-    for key, dense in matrices(task.model, task.family).items():
+def test_magnitude_keeps_the_two_largest(problem_for):
+    problem = problem_for("qwen2")
+    made = matrices(half(problem, magnitude_2_4(problem)))
+    for key, dense in matrices(problem.dense).items():
         assert are_best(made[key] != 0, dense.abs()), key
 
 
-def test_wanda_scores_with_inputs_behind_pruned_blocks(context, text_file):
+def test_wanda_scores_with_inputs_behind_pruned_blocks(problem):
     """Block i's mask follows from a model of which only the blocks before i are pruned."""
-    task = task_of("llama", text_file.read_text())
-    pruned = wanda_2_4(task, context)(0.5).model
-    got, dense = matrices(pruned, task.family), matrices(task.model, task.family)
-    last = len(task.model.model.layers) - 1
-    for path in linear_paths(task.family):
+    pruned = half(problem, wanda_2_4(problem))
+    got, dense = matrices(pruned), matrices(problem.dense)
+    last = len(problem.dense.model.model.layers) - 1
+    for path in problem.dense.linear_paths:
         got[last, path].copy_(dense[last, path])
-    moments = moments_of(task, pruned, context)[last]
-    stale = moments_of(task, task.model, context)[last]
-    again = matrices(wanda_2_4(task, context)(0.5).model, task.family)
-    for path in linear_paths(task.family):
+    moments = moments_of(problem, pruned)[last]
+    stale = moments_of(problem, problem.dense)[last]
+    again = matrices(half(problem, wanda_2_4(problem)))
+    for path in problem.dense.linear_paths:
         kept, weight = again[last, path] != 0, dense[last, path].abs()
         assert are_best(kept, weight * norms(moments[path])), path
         assert not are_best(kept, weight * norms(stale[path])), path
@@ -131,30 +145,31 @@ def are_best(kept: torch.Tensor, scores: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3"])
-def test_dass_weighs_gate_and_up_by_the_channel_they_feed(context, text_file, model_type):
-    task = task_of(model_type, text_file.read_text())
-    made = matrices(dass_2_4(task, context)(0.5).model, task.family)
-    dense = matrices(task.model, task.family)
-    mlp = task.family.mlp
-    moments = moments_of(task, task.model, context)[0]
+def test_dass_weighs_gate_and_up_by_the_channel_they_feed(problem_for, model_type):
+    problem = problem_for(model_type)
+    made = matrices(half(problem, dass_2_4(problem)))
+    dense = matrices(problem.dense)
+    mlp = problem.dense.family.mlp
+    moments = moments_of(problem, problem.dense)[0]
     middle = norms(moments[mlp.writes]) ** 0.5
-    for path in linear_paths(task.family):
+    for path in problem.dense.linear_paths:
         kept, weight = made[0, path] != 0, dense[0, path].abs()
         if path in mlp.reads:
-            pieces = zip(kept.split(48), weight.split(48), strict=True)  # Phi-3 has both in one
-            for stays, piece in pieces:
-                assert are_best(stays.T, piece.T * middle), path
-                assert not are_best(stays.T, piece.T), path
+            # Phi-3 has both in one.
+            projections = zip(kept.split(48), weight.split(48), strict=True)
+            for kept_here, weight_here in projections:
+                assert are_best(kept_here.T, weight_here.T * middle), path
+                assert not are_best(kept_here.T, weight_here.T), path
         else:
             assert are_best(kept, weight * norms(moments[path])), path
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "falcon"])
-def test_dass_is_wanda_without_a_gate(context, text_file, model_type):
-    task = task_of(model_type, text_file.read_text())
-    one, other = (method(task, context)(0.5).model for method in (dass_2_4, wanda_2_4))
-    for key, weight in matrices(one, task.family).items():
-        assert torch.equal(weight, matrices(other, task.family)[key])
+def test_dass_is_wanda_without_a_gate(problem_for, model_type):
+    problem = problem_for(model_type)
+    one, other = (half(problem, method(problem)) for method in (dass_2_4, wanda_2_4))
+    for key, weight in matrices(one).items():
+        assert torch.equal(weight, matrices(other)[key])
 
 
 def test_sparsegpt_follows_exact_solves_column_by_column():
@@ -166,14 +181,14 @@ def test_sparsegpt_follows_exact_solves_column_by_column():
     wanted = weight.double()
     for first in range(0, channels, 4):
         four = range(first, first + 4)
-        prices = torch.stack([wanted[:, j] ** 2 * loss_of(hessian, j) for j in four], -1)
-        order = prices.argsort(-1)
+        costs = torch.stack([wanted[:, j] ** 2 * loss_of(hessian, j) for j in four], -1)
+        order = costs.argsort(-1)
         for place, j in enumerate(four):
-            gone = torch.where((order[:, :2] == place).any(-1), wanted[:, j], 0)
-            wanted[:, j] -= gone
+            lost = torch.where((order[:, :2] == place).any(-1), wanted[:, j], 0)
+            wanted[:, j] -= lost
             if j + 1 < channels:
                 rest = hessian[j + 1 :, j + 1 :]
-                wanted[:, j + 1 :] += gone[:, None] * torch.linalg.solve(rest, hessian[j + 1 :, j])
+                wanted[:, j + 1 :] += lost[:, None] * torch.linalg.solve(rest, hessian[j + 1 :, j])
     got = reconstructed(weight, moment)
     assert torch.equal(got != 0, wanted != 0)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-4)
@@ -187,8 +202,8 @@ def loss_of(hessian: torch.Tensor, column: int) -> torch.Tensor:
     return hessian[column, column] - cross @ solved
 
 
-def test_sparsegpt_is_least_squares_where_only_left_columns_go():
-    """All that is dropped lies to the left of all that is kept: then nothing is approximate."""
+def test_sparsegpt_is_least_squares_where_only_left_columns_are_pruned():
+    """All that is pruned lies to the left of all that is kept: then nothing is approximate."""
     weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
     weight[:, :2] *= 0.01
     moment = correlated(4)
@@ -207,9 +222,9 @@ def test_sparsegpt_is_the_best_of_all_masks_for_inputs_that_are_independent():
     got = reconstructed(weight, moment)
     errors = []
     for pair in itertools.combinations(range(4), 2):
-        gone = torch.zeros_like(weight)
-        gone[:, pair] = weight[:, pair]
-        errors.append(error_of(gone, damped(moment)))
+        lost = torch.zeros_like(weight)
+        lost[:, pair] = weight[:, pair]
+        errors.append(error_of(lost, damped(moment)))
     torch.testing.assert_close(error_of(weight - got, damped(moment)), torch.stack(errors).amin(0))
 
 
@@ -223,15 +238,14 @@ def test_sparsegpt_stands_inputs_that_are_always_zero():
         assert ((got.unflatten(-1, (-1, 4)) != 0).sum(-1) == 2).all()
 
 
-def test_sparsegpt_stays_nearer_than_wanda_and_wanda_than_magnitude(context, text_file):
+def test_sparsegpt_stays_nearer_than_wanda_and_wanda_than_magnitude(problem):
     """Of the first block, whose inputs no pruning has changed; all outputs together."""
-    task = task_of("llama", text_file.read_text())
-    moments = moments_of(task, task.model, context)[0]
-    dense = matrices(task.model, task.family)
-    for path in linear_paths(task.family):
+    moments = moments_of(problem, problem.dense)[0]
+    dense = matrices(problem.dense)
+    for path in problem.dense.linear_paths:
         errors = []
         for method in (sparsegpt_2_4, wanda_2_4, magnitude_2_4):
-            pruned = matrices(method(task, context)(0.5).model, task.family)[0, path]
+            pruned = matrices(half(problem, method(problem)))[0, path]
             errors.append(float(error_of(dense[0, path] - pruned, moments[path]).sum()))
         assert errors == sorted(errors), (path, errors)
         assert errors[0] < 0.9 * errors[1], (path, errors)

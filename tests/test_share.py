@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import transformers
-from conftest import environment, run_command
+from conftest import environment, run_command, run_process
 from huggingface_hub import ModelCard
 from test_folder import python
 
@@ -132,7 +132,7 @@ print(json.dumps(model(torch.tensor([[5, 60, 7, 33]])).logits[0].tolist()))
 def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     folder = small_run[0] / "model"
     arguments = ["push", folder, "me/smaller", "--private", "--license", "mit", "--json"]
-    done = run_command(*arguments, env=with_hub(hub, tmp_path))
+    done = run_process(*arguments, env=with_hub(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["name"] == "me/smaller"
@@ -166,7 +166,7 @@ def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
         name = "me/bad name"
     else:
         folder = small_run[0]
-    done = run_command("push", folder, name, env=with_hub(hub, tmp_path) | more)
+    done = run_process("push", folder, name, env=with_hub(hub, tmp_path) | more)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("disp-llm: ")]
     assert len(lines) == 1
@@ -212,7 +212,7 @@ def test_card_states_what_was_measured(small_run):
 
 
 def test_licence_and_base_of_the_original_are_taken_over(llama_folder, tmp_path):
-    from disp_llm.models import base_and_license
+    from disp_llm.models.source import base_and_license
 
     assert base_and_license(str(llama_folder)) == ("", "")
     folder = tmp_path / "original"

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run_command
 
-from disp_llm.tasks import average, metric_of
+from disp_llm.evaluation.tasks import average, metric_of
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 

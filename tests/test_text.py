@@ -7,15 +7,10 @@ import pytest
 import torch
 from conftest import byte_tokenizer
 
-from disp_llm.config import EvalConfig, InputError, TextConfig
-from disp_llm.text import (
-    HELD_OUT,
-    eval_windows,
-    load_tokens,
-    random_windows,
-    read_documents,
-    tokenize,
-)
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PerplexityConfig, TextConfig
+from disp_llm.data.reading import read_documents
+from disp_llm.data.tokens import HELD_OUT, eval_windows, load_tokens, random_windows, tokenize
 
 
 def test_one_bos_at_the_start_of_the_stream_and_nowhere_else():
@@ -74,7 +69,7 @@ def test_json_lines_end_at_line_feeds_alone(tmp_path):
 
 def test_windows_open_as_the_model_needs_it():
     stream = torch.arange(10, 40)
-    assert eval_windows(stream, EvalConfig(4, 2, 3), 1)[:, 0].tolist() == [1, 1, 1]
+    assert eval_windows(stream, PerplexityConfig(4, 2, 3), 1)[:, 0].tolist() == [1, 1, 1]
     drawn = random_windows(stream, 5, 4, torch.Generator().manual_seed(0), 1)
     plain = random_windows(stream, 5, 4, torch.Generator().manual_seed(0))
     assert drawn[:, 0].tolist() == [1] * 5
@@ -91,7 +86,8 @@ def test_missing_file_is_named(tmp_path):
 
 def test_held_out_part_is_never_learned_from(text_file):
     config = TextConfig(text=(text_file,))
-    corpus, held_out, sources = load_tokens(config, byte_tokenizer())
+    texts = load_tokens(config, byte_tokenizer())
+    corpus, held_out, sources = texts.corpus, texts.evaluation, texts.names
     (stream,) = corpus.streams
     whole = tokenize([text_file.read_text()], byte_tokenizer())
     assert torch.equal(torch.cat([stream, held_out]), whole)
@@ -103,7 +99,8 @@ def test_eval_text_replaces_the_held_out_part(text_file, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("something else")
     config = TextConfig(text=(text_file,), eval_text=(other,))
-    corpus, held_out, _ = load_tokens(config, byte_tokenizer())
+    texts = load_tokens(config, byte_tokenizer())
+    corpus, held_out = texts.corpus, texts.evaluation
     (stream,) = corpus.streams
     assert len(stream) == len(text_file.read_bytes())
     assert len(held_out) == len("something else")
@@ -123,19 +120,19 @@ def test_random_windows_reach_both_ends():
     [(4, 0, 0, [0, 4, 8]), (4, 0, 2, [0, 4]), (6, 3, 0, [0, 3, 6]), (99, 0, 1, [0])],
 )
 def test_eval_windows_are_in_order(context, stride, count, starts):
-    windows = eval_windows(torch.arange(13), EvalConfig(context, stride, count))
+    windows = eval_windows(torch.arange(13), PerplexityConfig(context, stride, count))
     assert windows[:, 0].tolist() == starts
 
 
 def test_fewer_windows_than_asked_for_is_said():
     with pytest.warns(UserWarning, match="3 of 16 windows"):
-        eval_windows(torch.arange(13), EvalConfig(4, 0, 16))
+        eval_windows(torch.arange(13), PerplexityConfig(4, 0, 16))
 
 
 def test_embedded_text_is_read_without_importing_its_package(monkeypatch):
     import sys
 
-    from disp_llm.embedded import speeches
+    from disp_llm.models.embedded import speeches
 
     documents, name = speeches()
     assert sum(map(len, documents)) > 3_000_000

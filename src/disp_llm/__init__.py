@@ -1,21 +1,60 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
+The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `compare`, `bench`,
+`examine` and `export_sizes` (docs/api.md). Each is imported when it is first asked for.
+
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
 before or after, they also know the folders that this package writes.
 """
 
+import importlib
 import importlib.util
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from disp_llm.commands.bench import bench as bench
+    from disp_llm.commands.compare import compare as compare
+    from disp_llm.commands.doctor import examine as examine
+    from disp_llm.commands.evaluate import evaluate as evaluate
+    from disp_llm.commands.export_sizes import export_sizes as export_sizes
+    from disp_llm.commands.prune import prune as prune
+    from disp_llm.commands.recover import recover as recover
+    from disp_llm.config.errors import InputError as InputError
 
 __version__ = version("disp-llm")
+
+_LAZY = {
+    "prune": "commands.prune",
+    "recover": "commands.recover",
+    "evaluate": "commands.evaluate",
+    "compare": "commands.compare",
+    "bench": "commands.bench",
+    "examine": "commands.doctor",
+    "export_sizes": "commands.export_sizes",
+    "InputError": "config.errors",
+}
+"""Where the names of the Python API lie."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"disp_llm.{_LAZY[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
 
 _AUTO = "transformers.models.auto.configuration_auto"
 
 
-class _AnnounceOnImport(MetaPathFinder):
-    """Calls `compact.announce` right after transformers' auto configuration has been imported.
+class _RegisterOnImport(MetaPathFinder):
+    """Calls `compact.register` right after transformers' auto configuration has been imported.
 
     Importing transformers here instead would cost every `disp-llm --help` half a second.
     """
@@ -29,21 +68,21 @@ class _AnnounceOnImport(MetaPathFinder):
         assert spec.loader is not None, fullname
         load = spec.loader.exec_module
 
-        def load_and_announce(module):
+        def load_and_register(module):
             load(module)
-            _announce()
+            _register()
 
-        spec.loader.exec_module = load_and_announce
+        spec.loader.exec_module = load_and_register
         return spec
 
 
-def _announce() -> None:
-    from disp_llm.compact import announce
+def _register() -> None:
+    from disp_llm.compact import register
 
-    announce()
+    register()
 
 
 if _AUTO in sys.modules:
-    _announce()
+    _register()
 else:
-    sys.meta_path.insert(0, _AnnounceOnImport())
+    sys.meta_path.insert(0, _RegisterOnImport())

@@ -1,5 +1,5 @@
 """`python -m disp_llm`, the same as `disp-llm`."""
 
-from disp_llm.cli import main
+from disp_llm.cli.main import main
 
 main()

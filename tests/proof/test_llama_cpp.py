@@ -9,9 +9,9 @@ import transformers
 from conftest import FEW, environment, run_command
 from environments import make_environment
 
-from disp_llm.config import TextConfig
-from disp_llm.embedded import model_file
-from disp_llm.text import load_tokens
+from disp_llm.config.parts import TextConfig
+from disp_llm.data.tokens import load_tokens
+from disp_llm.models.embedded import model_file
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
@@ -66,7 +66,9 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     parted = [i for i in range(len(prompts)) if found[i] != wanted[i]]
     assert len(parted) <= 2
-    for i in parted:  # two tokens that are as likely, to what float32 tells apart across engines
+    for i in (
+        parted
+    ):  # two tokens that are as deterministic_mask, to what float32 tells apart across engines
         same = next(k for k in range(12) if found[i][k] != wanted[i][k])
         logits = model(torch.tensor([prompts[i] + wanted[i][:same]])).logits[0, -1]
         assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.01

@@ -13,8 +13,8 @@ import transformers
 from conftest import FEW, environment, run_command
 from safetensors.torch import load_file
 
-from disp_llm.config import MachineConfig
-from disp_llm.models import load
+from disp_llm.config.parts import MachineConfig
+from disp_llm.models.loading import load
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 

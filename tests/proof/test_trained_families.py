@@ -22,17 +22,19 @@ import transformers
 from accelerate import Accelerator
 from environments import CACHE
 
-from disp_llm.budget import Budget, project
-from disp_llm.config import EvalConfig, LearnConfig, ScoreConfig, TextConfig
-from disp_llm.embedded import model_file
-from disp_llm.evaluate import perplexity
-from disp_llm.families import family_of
-from disp_llm.learn import Task
-from disp_llm.loop import generator_of
-from disp_llm.masks import layout_of, masked
+from disp_llm.config.learning import LearnConfig
+from disp_llm.config.parts import PerplexityConfig, ScoreConfig, TextConfig
+from disp_llm.data.tokens import Corpus, load_tokens, random_windows
+from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import layout_of
+from disp_llm.masks.masking import masked
 from disp_llm.methods import METHODS
-from disp_llm.methods.context import Context
-from disp_llm.text import Corpus, load_tokens, random_windows
+from disp_llm.methods.parts.context import Context
+from disp_llm.models.architectures import family_of
+from disp_llm.models.embedded import model_file
+from disp_llm.training.loop import generator_of
+from disp_llm.training.problem import PruningProblem
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3000)]
 
@@ -133,7 +135,7 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
     model = trained(model_type, stream).eval().requires_grad_(False).to(torch.bfloat16)
     family = family_of(model.config)
     budget = Budget(layout_of(model, family))
-    task = Task(model, family, Corpus((stream,)), budget, (0.5,), align=1, seed=0)
+    problem = PruningProblem(model, family, Corpus((stream,)), budget, (0.5,), align=1, seed=0)
     context = Context(
         ScoreConfig(calibration_length=256),
         LearnConfig(steps=100, length=128, batch=4),
@@ -147,13 +149,15 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
         kept = torch.ones(budget.layout.entries)
         if method != "dense":
             own = replace(context, folder=folder / method)  # scores of learned and Fisher differ
-            choice = METHODS[method].choose(task, own)
-            kept = project(choice.logits, budget, 0.5).kept.float()
-            if choice.scales is not None:
-                kept = kept * choice.scales
+            selection = METHODS[method].choose(problem, own)
+            kept = project(selection.logits, budget, 0.5).kept.float()
+            if selection.scales is not None:
+                kept = kept * selection.scales
         with masked(model, family, budget.layout) as masking:
             masking.set(kept)
-            found[method] = perplexity(model, family, held_out, EvalConfig(256, 0, 40)).perplexity
+            found[method] = perplexity(
+                model, family, held_out, PerplexityConfig(256, 0, 40)
+            ).perplexity
     return found
 
 

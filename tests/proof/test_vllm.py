@@ -20,11 +20,11 @@ import transformers
 from conftest import byte_tokenizer, environment, masks_of, tiny_model
 from environments import CACHE, make_environment
 
-from disp_llm.config import TextConfig
-from disp_llm.export import export
-from disp_llm.families import family_of
-from disp_llm.masks import layout_of
-from disp_llm.text import load_tokens
+from disp_llm.config.parts import TextConfig
+from disp_llm.data.tokens import load_tokens
+from disp_llm.export.folders import export
+from disp_llm.masks.layout import layout_of
+from disp_llm.models.architectures import family_of
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
@@ -130,11 +130,11 @@ def test_server_generates_what_transformers_generates(package, mode, expected, t
                 extra_body=extra, **options,
             )  # fmt: skip
 
-        choices = sorted(complete(prompts).choices, key=lambda choice: choice.index)
-        assert [choice.token_ids for choice in choices] == wanted
+        choices = sorted(complete(prompts).choices, key=lambda selection: selection.index)
+        assert [selection.token_ids for selection in choices] == wanted
         for prompt, tokens in zip(prompts, wanted, strict=True):
             streamed = [chunk.choices[0] for chunk in complete(prompt, stream=True)]
-            assert [t for choice in streamed for t in choice.token_ids or []] == tokens
+            assert [t for selection in streamed for t in selection.token_ids or []] == tokens
     said = (tmp_path / "server.log").read_text()
     assert "Using Transformers modeling backend" in said
 

@@ -1,29 +1,37 @@
-"""What an exported folder carries, and how transformers comes to know it.
+"""What travels with an exported folder, and how transformers comes to know it.
 
-The two other files of this package are copied into every exported folder. `announce` makes
-transformers' auto classes find them here, so that a folder loads without `trust_remote_code`.
+The files `configuration_disp_llm` and `modeling_disp_llm` are copied into every folder. Others use
+`register` (folders then load without `trust_remote_code`), `model_classes` and `config_class`.
 """
 
 import importlib
 
-from disp_llm.families import FAMILIES, PRUNED_PREFIX
+from disp_llm.models.architectures import PRUNED_PREFIX, model_types, on_registration
 
 
-def announce() -> None:
-    """Puts a stand-in for the configuration of every family into transformers' table.
+def register() -> None:
+    """Puts a placeholder for the configuration of every architecture into transformers' table; of
+    one that is registered later too.
 
-    A stand-in gives way to the real class when a folder of its family is first loaded: making all
-    classes at once would import the modelling files of all families, a second and a half.
+    A placeholder gives way to the real class when a folder of its architecture is first loaded:
+    making all classes at once would import the modelling files of all of them, a second and a half.
     """
+    for model_type in model_types():
+        register_type(model_type)
+    if register_type not in on_registration:
+        on_registration.append(register_type)
+
+
+def register_type(model_type: str) -> None:
+    """Puts the placeholder of one architecture there, where transformers has the architecture."""
     auto = importlib.import_module("transformers.models.auto.configuration_auto")
-    for model_type in FAMILIES:
-        native_name = auto.CONFIG_MAPPING_NAMES.get(model_type)
-        if native_name is not None:
-            pruned_type = PRUNED_PREFIX + model_type
-            auto.CONFIG_MAPPING.register(pruned_type, _stand_in(model_type, native_name))
+    native_name = auto.CONFIG_MAPPING_NAMES.get(model_type)
+    pruned_type = PRUNED_PREFIX + model_type
+    if native_name is not None and pruned_type not in auto.CONFIG_MAPPING:
+        auto.CONFIG_MAPPING.register(pruned_type, _placeholder(model_type, native_name))
 
 
-def _stand_in(model_type: str, native_name: str) -> type:
+def _placeholder(model_type: str, native_name: str) -> type:
     def from_dict(cls: type, *args, **kwargs):
         auto = importlib.import_module("transformers.models.auto.configuration_auto")
         native = auto.CONFIG_MAPPING[model_type]

@@ -1,4 +1,4 @@
-"""Configuration of a model whose blocks have widths of their own.
+"""The configuration of a model whose blocks each have widths of their own.
 
 This file and `modeling_disp_llm.py` lie in every exported folder and stand alone on torch and
 transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`, and likewise for
@@ -9,7 +9,7 @@ every architecture: a class is made when it is asked for by name.
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1},
         "mlp": {...},                             # module paths are relative to a block
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
-                                                  # and "heads": KV heads, where some have gone
+                                                  # and "heads": KV heads, where some are pruned
         "biases": True,                           # where the layers that write have gained one
     }
 """

@@ -1,4 +1,4 @@
-"""A transformers model whose blocks read, work in and write dimensions of their own choice.
+"""A transformers model each of whose blocks reads, works in and writes dimensions of its own.
 
 This file and `configuration_disp_llm.py` lie in every exported folder and stand alone on torch and
 transformers. Nothing of transformers is copied: the native classes run, their linear layers are cut
@@ -9,7 +9,7 @@ to the widths of the configuration, and two hooks a branch do the rest (arXiv 24
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
 
 `kept_in` and `kept_out` are int64 buffers of the module that the hook sits on. A branch that keeps
-a whole width has neither buffer nor hook there.
+all dimensions has neither buffer nor hook there.
 
 D residual stream, K kept of it.
 """
@@ -39,8 +39,8 @@ def scatter(module: Any, args: tuple, output):
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
-class Holder(nn.Module):
-    """Stands where a block has a bare linear layer (OPT's MLP), which then is `holder.linear`.
+class LinearWrapper(nn.Module):
+    """Stands where a block has a bare linear layer (OPT's MLP), which is then its `linear`.
 
     The hooks sit on it, and what replaces the layer inside (an adapter, a quantised layer, an
     engine's) sees the narrow side only.
@@ -57,10 +57,10 @@ class Holder(nn.Module):
 def linear_at(block: nn.Module, path: str) -> Any:
     """The linear layer of that name in a dense or a pruned block."""
     module = block.get_submodule(path)
-    return module.linear if isinstance(module, Holder) else module
+    return module.linear if isinstance(module, LinearWrapper) else module
 
 
-def is_turned(linear: Any) -> bool:
+def is_conv1d(linear: Any) -> bool:
     """Whether the weight is stored as (inputs, outputs): transformers' `Conv1D`, used by GPT-2."""
     return not isinstance(linear, nn.Linear)
 
@@ -68,13 +68,13 @@ def is_turned(linear: Any) -> bool:
 def matrix_of(linear: Any) -> torch.Tensor:
     """The weight as (outputs, inputs), however it is stored; a view, which can be written to."""
     weight = linear.weight.detach()
-    return weight.T if is_turned(linear) else weight
+    return weight.T if is_conv1d(linear) else weight
 
 
 def widths_of(linear: Any) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer."""
     rows, columns = linear.weight.shape
-    return (rows, columns) if is_turned(linear) else (columns, rows)
+    return (rows, columns) if is_conv1d(linear) else (columns, rows)
 
 
 def cut(linear: Any, inputs: int, outputs: int) -> None:
@@ -82,19 +82,18 @@ def cut(linear: Any, inputs: int, outputs: int) -> None:
 
     What the weights are does not matter here: the file's are loaded into these shapes.
     """
-    turned = is_turned(linear)
-    rows, columns = (inputs, outputs) if turned else (outputs, inputs)
+    rows, columns = (inputs, outputs) if is_conv1d(linear) else (outputs, inputs)
     linear.weight = nn.Parameter(linear.weight.data[:rows, :columns].clone())
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.data[:outputs].clone())
-    if turned:
+    if is_conv1d(linear):
         linear.nx, linear.nf = inputs, outputs
     else:
         linear.in_features, linear.out_features = inputs, outputs
 
 
-def of_heads(config: Any, width: dict, full: int) -> int:
-    """What is left of a width inside attention: all of it, unless KV heads have been dropped."""
+def width_of_kept_heads(config: Any, width: dict, full: int) -> int:
+    """What is left of a width inside attention: all of it, unless KV heads are pruned."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return full // heads * width["heads"] if "heads" in width else full
 
@@ -112,29 +111,34 @@ def shrink(base: Any, disp: dict) -> None:
             full = widths_of(reads[0])[0]
             kept_in, kept_out = width[f"{site}_in"], width[f"{site}_out"]
             for linear in reads:
-                full_out = widths_of(linear)[1]
-                of_attention = of_heads(base.config, width, full_out)
-                cut(linear, kept_in, of_attention if middle is None else middle * branch["fused"])
+                kept = width_of_kept_heads(base.config, width, widths_of(linear)[1])
+                cut(linear, kept_in, kept if middle is None else middle * branch["fused"])
             if disp.get("biases") and writes.bias is None:
                 writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
-            of_attention = of_heads(base.config, width, widths_of(writes)[0])
-            cut(writes, of_attention if middle is None else middle, kept_out)
-            if kept_in < full:
-                module = _hold(block, branch["gather"])
-                _add_index(module, "kept_in", kept_in)
-                module.register_forward_pre_hook(gather, with_kwargs=True)
-            if kept_out < full:
-                module = _hold(block, branch["scatter"])
-                _add_index(module, "kept_out", kept_out)
-                module.full_width = full
-                module.register_forward_hook(scatter)
+            kept = width_of_kept_heads(base.config, width, widths_of(writes)[0])
+            cut(writes, kept if middle is None else middle, kept_out)
+            _add_hooks(block, branch, (kept_in, kept_out), full)
 
 
-def _hold(block: nn.Module, path: str) -> Any:
-    """The module that a selection sits on; a bare linear layer is put into a holder first."""
+def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int) -> None:
+    """Gather and scatter of a branch, where it does not keep all dimensions of the stream."""
+    kept_in, kept_out = kept
+    if kept_in < full:
+        module = _wrap(block, branch["gather"])
+        _add_index(module, "kept_in", kept_in)
+        module.register_forward_pre_hook(gather, with_kwargs=True)
+    if kept_out < full:
+        module = _wrap(block, branch["scatter"])
+        _add_index(module, "kept_out", kept_out)
+        module.full_width = full
+        module.register_forward_hook(scatter)
+
+
+def _wrap(block: nn.Module, path: str) -> Any:
+    """The module that a gather or scatter sits on; a bare linear layer is wrapped first."""
     module = block.get_submodule(path)
     if next(module.children(), None) is None:
-        module = Holder(module)
+        module = LinearWrapper(module)
         block.set_submodule(path, module)
     return module
 

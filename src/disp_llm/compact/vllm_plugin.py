@@ -1,8 +1,8 @@
-"""vLLM's door: with this package installed, `vllm serve FOLDER` needs no flag.
+"""How vLLM comes to know exported folders: `vllm serve FOLDER` needs no flag.
 
-vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). The
-folder then runs in vLLM's own Transformers backend, which fuses and shards the native layers that
-it finds.
+With this package installed, vLLM calls `register` in each of its processes (entry point group
+`vllm.general_plugins`). The folder then runs in vLLM's own Transformers backend, which fuses and
+shards the native layers that it finds.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import Any
 
 from disp_llm.compact import model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
-from disp_llm.families import FAMILIES
+from disp_llm.models.architectures import model_types
 
 ENGINE = "TransformersForCausalLM"
 
@@ -19,7 +19,7 @@ def register() -> None:
     """Tells vLLM which engine class runs `DispLlamaForCausalLM` and its like."""
     registry = importlib.import_module("vllm").ModelRegistry
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
-    for model_type in FAMILIES:
+    for model_type in model_types():
         native = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
         if native is not None:
             registry.register_model(PREFIX + native, f"{__name__}:{ENGINE}")
@@ -29,12 +29,13 @@ def __getattr__(name: str) -> Any:
     """The engine class, asked for in each process that runs one of our models.
 
     A process that received its configuration from another has not loaded a folder itself, so the
-    auto classes are told of every family first. Processes that run other models never come here.
+    auto classes are told of every architecture first. Processes that run other models never come
+    here.
     """
     if name != ENGINE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     auto = importlib.import_module("transformers.models.auto.configuration_auto")
-    for model_type in FAMILIES:
+    for model_type in model_types():
         if model_type in auto.CONFIG_MAPPING_NAMES:
             model_classes(auto.CONFIG_MAPPING[model_type])
     return getattr(importlib.import_module("vllm.model_executor.models.transformers"), ENGINE)

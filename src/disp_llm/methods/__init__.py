@@ -1,59 +1,72 @@
-"""Every way to choose masks.
+"""Every way to choose masks, one file each: `METHOD` with its name, title, reference and function.
 
-A method gets a `Task` and a `Context` and returns a `Choice`: the logits of all entries, whose
-projection onto the budget is the masks of a size, and what else the export is to do.
+Others use `method_named`, `methods` and `register`; `baselines` holds what does more than drop
+dimensions, `parts` what several methods share. docs/add-a-method.md explains how to add one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+from importlib.metadata import entry_points
 
-from disp_llm.config import HEADS, SITES, MethodName
-from disp_llm.learn import Task
-from disp_llm.masks import Choice
-from disp_llm.methods.context import Context
-from disp_llm.methods.fisher import fisher
-from disp_llm.methods.flap import flap
-from disp_llm.methods.learned import learned
-from disp_llm.methods.magnitude import magnitude
-from disp_llm.methods.random import random
-from disp_llm.methods.sheared import sheared
-from disp_llm.methods.taylor import taylor
-from disp_llm.methods.wanda import wanda
+from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.names import (
+    PLUGINS,
+    compared_methods,
+    mask_methods,
+    own_methods,
+    registered_methods,
+)
+from disp_llm.methods.parts.method import Method
 
-COUPLED = ("mlp_mid", HEADS)
-"""The structures of methods that leave the residual stream alone."""
+_registered: dict[str, Method] = {}
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to choose, and where it drops entries unless --sites says otherwise."""
+def method_named(name: str) -> Method:
+    """The method of that name: ours, of an installed package, or registered in this process.
 
-    choose: Callable[[Task, Context], Choice]
-    sites: tuple[str, ...] = SITES
-    reads_text: bool = True
-    """Whether it takes calibration sequences."""
-    learns: bool = False
-    """Whether it takes steps on learning windows."""
-    one_size: bool = False
-    """Whether what it chooses serves one size only."""
-    every_site: bool = False
-    """Whether it cannot leave one of its sites whole."""
+    Raises:
+        InputError: there is none, or what an installed package offers is no method.
+    """
+    if name in own_methods():
+        return importlib.import_module(f"{__name__}.{name}").METHOD
+    for entry in entry_points(group=PLUGINS, name=name):
+        found = entry.load()
+        if not isinstance(found, Method) or found.name != name:
+            raise InputError(
+                f"the entry point '{name}' ({entry.value}) is no method of that name",
+                field="method",
+                hint="correct that package as docs/add-a-method.md explains, or uninstall it",
+            )
+        return found
+    if name in _registered:
+        return _registered[name]
+    known = list(mask_methods())
+    raise InputError(
+        f"no method '{name}'{nearest(name, known)}",
+        field="method",
+        hint=f"use one of {', '.join(known)}",
+    )
 
 
-METHODS: dict[MethodName, Method] = {
-    "learned": Method(learned, learns=True),
-    "fisher": Method(fisher),
-    "taylor": Method(taylor, COUPLED, one_size=True),
-    "flap": Method(flap, COUPLED),
-    "wanda": Method(wanda, COUPLED, one_size=True),
-    "sheared": Method(
-        sheared,
-        (*SITES, HEADS),
-        reads_text=False,
-        learns=True,
-        one_size=True,
-        every_site=True,
-    ),
-    "magnitude": Method(magnitude, reads_text=False),
-    "random": Method(random, reads_text=False),
-}
+def methods() -> dict[str, Method]:
+    """All methods by name: ours first, then those of installed packages, then registered ones.
+
+    Raises:
+        InputError: what an installed package offers is no method.
+    """
+    return {name: method_named(name) for name in mask_methods()}
+
+
+def register(method: Method) -> None:
+    """Makes a method known by its name in this process; one that was registered under the same name
+    before is replaced.
+
+    Raises:
+        InputError: the name is taken by a method or baseline of this or an installed package.
+    """
+    if method.name in compared_methods() and method.name not in _registered:
+        raise InputError(
+            f"there is a method '{method.name}' already", field="method", hint="use another name"
+        )
+    _registered[method.name] = method
+    if method.name not in registered_methods:
+        registered_methods.append(method.name)

@@ -2,63 +2,68 @@
 
 `log(F_i / c_i)` with `F_i` the mean over calibration sequences of the squared gradient of the loss
 with respect to the mask entry, and `c_i` the block parameters that the entry costs.
+
+N entries of all sites.
 """
 
 from pathlib import Path
 
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disp_llm import scores
-from disp_llm.config import InputError
-from disp_llm.files import write_tensors
-from disp_llm.learn import Task, checkpointed_blocks
-from disp_llm.masks import Choice
-from disp_llm.methods.context import Context, calibration_windows
+from disp_llm.config.errors import InputError
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.method import Method
+from disp_llm.methods.parts.scores import fisher_importance, per_parameter
+from disp_llm.runs.files import write_tensors
+from disp_llm.training.blocks import checkpointed_blocks
+from disp_llm.training.problem import PruningProblem
 
 ROUNDS = 8
 """Rounds of one-shot scores; the start of learning takes one (docs/experiment-log.md)."""
 
 
-def fisher(task: Task, context: Context) -> Choice:
+def fisher(problem: PruningProblem) -> Selection:
     """The scores as they are."""
-    return Choice(fisher_scores(task, context, ROUNDS))
+    return Selection(fisher_scores(problem, ROUNDS))
 
 
-def fisher_scores(task: Task, context: Context, rounds: int) -> Tensor:
-    """Scores (N), in so many rounds unless --score-rounds says otherwise.
+def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
+    """Scores, in so many rounds unless the setting `score_rounds` says otherwise.
 
     They are read from the run folder if an earlier attempt computed them. Processes share the
     calibration sequences.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read, or the file of an
+        earlier attempt is damaged.
     """
-    path = context.folder / "scores.safetensors"
+    path, config = problem.job.run.scores_file, problem.scores
     if path.exists():
         importance = _read(path)
     else:
-        config, accelerator = context.scores, context.accelerator
-        windows = calibration_windows(task, config)
-        device = next(task.model.parameters()).device
-        with checkpointed_blocks(task.model, task.family, context.learn.gradient_checkpointing):
-            importance = scores.fisher(
-                task.model,
-                task.family,
-                task.budget,
-                windows.to(device),
-                min(task.keeps),
-                min(config.score_rounds or rounds, config.calibration_sequences),
-                (accelerator.process_index, accelerator.num_processes),
-                lambda tensor: accelerator.reduce(tensor, reduction="sum"),
-                context.on_sequence,
-            )
-        if accelerator.is_main_process:
+        windows = calibration_windows(problem)
+        rounds = min(config.score_rounds or rounds, config.calibration_sequences)
+        with checkpointed_blocks(problem.dense, problem.training.gradient_checkpointing):
+            importance = fisher_importance(problem, windows, rounds)
+        if problem.job.process.is_main:
             write_tensors(path, {"fisher": importance.cpu()})
-    device = next(task.model.parameters()).device
-    return scores.per_parameter(importance.to(device), task.budget)
+    return per_parameter(importance.to(problem.dense.device), problem.budget)
 
 
 def _read(path: Path) -> Tensor:
     try:
         return load_file(path)["fisher"]
     except (OSError, SafetensorError, KeyError) as error:
-        raise InputError("is damaged", flag=str(path), mend="delete it to score again") from error
+        raise InputError("is damaged", field=str(path), hint="delete it to score again") from error
+
+
+METHOD = Method(
+    name="fisher",
+    title="Fisher scores",
+    reference="this project (docs/how-it-works.md)",
+    choose=fisher,
+)

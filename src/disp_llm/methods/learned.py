@@ -1,30 +1,38 @@
-"""DISP-LLM: Dimension-Independent Structural Pruning for LLMs (arXiv 2410.11988), and our default.
+"""DISP-LLM (arXiv 2410.11988), and our default: logits that are trained through the masked model.
 
-Logits start at the Fisher scores (or at random, as in the paper) and are trained through the masked
-model; which estimator, parametrisation and penalty is the recipe's choice.
+They start at the Fisher scores (or at random, as in the paper). The recipe says which estimator,
+parametrisation and penalty are used, and whether every kept entry learns a scale as well.
 """
 
 import torch
 
-from disp_llm.learn import Task, learn
-from disp_llm.masks import Choice
-from disp_llm.methods.context import Context
+from disp_llm.masks.selection import Selection
 from disp_llm.methods.fisher import fisher_scores
-from disp_llm.scores import start_logits
+from disp_llm.methods.parts.method import Method
+from disp_llm.methods.parts.scores import start_logits
+from disp_llm.training.learning import learn
+from disp_llm.training.pace import planned_steps
+from disp_llm.training.problem import PruningProblem
 
 
-def learned(task: Task, context: Context) -> Choice:
+def learned(problem: PruningProblem) -> Selection:
     """Trained logits and, where the recipe asks for them, scales."""
-    device = next(task.model.parameters()).device
-    start = torch.zeros(task.budget.layout.entries, device=device)
-    if context.learn.start == "scores":
-        middle = (min(task.keeps) + max(task.keeps)) / 2
-        start = start_logits(fisher_scores(task, context, 1), task.budget, middle)
-    return learn(
-        task,
-        start,
-        context.learn,
-        context.folder / "checkpoint",
-        context.accelerator,
-        context.on_step,
-    )
+    start = torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
+    if problem.learn.start == "scores":
+        middle = (min(problem.keeps) + max(problem.keeps)) / 2
+        start = start_logits(fisher_scores(problem, rounds=1), problem.budget, middle)
+
+    def take(problem: PruningProblem, steps: int) -> Selection:
+        return learn(problem, start, steps)
+
+    return take(problem, planned_steps(problem, take))
+
+
+METHOD = Method(
+    name="learned",
+    title="Learned masks",
+    reference="Gao et al., DISP-LLM: Dimension-Independent Structural Pruning for Large Language "
+    "Models (arXiv 2410.11988); our default differs from it (docs/how-it-works.md)",
+    choose=learned,
+    learns=True,
+)

@@ -2,13 +2,23 @@
 
 import torch
 
-from disp_llm.learn import Task
-from disp_llm.loop import generator_of
-from disp_llm.masks import Choice
-from disp_llm.methods.context import Context
+from disp_llm.data.randomness import random_stream
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.method import Method
+from disp_llm.training.problem import PruningProblem
 
 
-def random(task: Task, context: Context) -> Choice:
-    """Scores (N)."""
-    drawn = torch.rand(task.budget.layout.entries, generator=generator_of(task.seed, 1))
-    return Choice(drawn.to(next(task.model.parameters()).device))
+def random(problem: PruningProblem) -> Selection:
+    """Uniform scores."""
+    noise = random_stream("start", problem.seed)
+    drawn = torch.rand(problem.budget.layout.entries, generator=noise)
+    return Selection(drawn.to(problem.dense.device))
+
+
+METHOD = Method(
+    name="random",
+    title="Random",
+    reference="none: what any method must beat",
+    choose=random,
+    reads_text=False,
+)

@@ -1,30 +1,37 @@
-"""Sheared LLaMA: Xia et al., Accelerating Language Model Pre-training via Structured Pruning (arXiv
-2310.06694).
+"""Sheared LLaMA (arXiv 2310.06694): masks that are learned until the model has a given shape.
 
 Targeted structured pruning (section 2.1): hard-concrete masks (arXiv 1712.01312) on the residual
 stream (one for the whole model), on every block's KV heads and on its intermediate channels are
 learned under two multipliers for every width, `λ·(width − target) + φ·(width − target)²`, masks by
 descent and multipliers by ascent, so that the model arrives at a shape that was given: the same in
-every block. As everywhere in a comparison the weights stay frozen; the paper trains them with the
-masks and for 50 B tokens after that.
+every block. As everywhere in a comparison the weights are frozen; the paper trains them with the
+masks, and for 50 B tokens after that.
 
-D residual stream, L blocks, H KV heads, F intermediate, N entries of all sites.
+D residual stream, L blocks, H KV heads, F intermediate, W any of these widths, N entries of all
+sites.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.learn import Task, checkpointed_blocks, compiled_blocks, compiles
-from disp_llm.loop import Pace, generator_of, train
-from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import BlockShape, Choice, masked
-from disp_llm.methods.context import Context
-from disp_llm.mixture import Mixture
+from disp_llm.config.names import HEADS, SITES
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
+from disp_llm.masks.layout import BlockShape
+from disp_llm.masks.masking import masked
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.method import Method
+from disp_llm.training.blocks import compiles, training_blocks
+from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.losses import token_losses
+from disp_llm.training.pace import planned_steps
+from disp_llm.training.problem import PruningProblem
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """β, γ and ζ of the hard-concrete distribution."""
@@ -48,6 +55,12 @@ class Shape:
     heads: int
     intermediate: int
 
+    def as_tensor(self, device: torch.device) -> Float[Tensor, " 3"]:
+        """The three widths in that order."""
+        return torch.tensor(
+            [self.hidden, self.heads, self.intermediate], dtype=torch.float32, device=device
+        )
+
 
 def target_shape(block: BlockShape, share: float) -> Shape:
     """The uniform shape of that share of the block parameters: hidden and heads shrink by its root,
@@ -55,9 +68,10 @@ def target_shape(block: BlockShape, share: float) -> Shape:
     hidden = round(math.sqrt(share) * block.hidden)
     heads = max(round(math.sqrt(share) * block.heads), 1)
     of_attention = block.qkv + block.q
-    budget = share * block.hidden * (of_attention + (block.pieces + 1) * block.intermediate)
+    in_mlp = block.num_input_projections + 1
+    budget = share * block.hidden * (of_attention + in_mlp * block.intermediate)
     rest = budget / hidden - of_attention * heads / block.heads
-    return Shape(hidden, heads, min(int(rest / (block.pieces + 1)), block.intermediate))
+    return Shape(hidden, heads, min(int(rest / in_mlp), block.intermediate))
 
 
 class HardConcrete(nn.Module):
@@ -74,10 +88,12 @@ class HardConcrete(nn.Module):
 
     @property
     def masks(self) -> list[nn.Parameter]:
+        """log α of the stream (1, D), of heads (L, H) and of channels (L, F)."""
         return [self.hidden, self.heads, self.intermediate]
 
     @property
     def multipliers(self) -> list[nn.Parameter]:
+        """λ and φ of every width."""
         return [self.linear, self.quadratic]
 
     def flat(self, parts: list[Tensor]) -> Float[Tensor, " N"]:
@@ -114,57 +130,82 @@ class HardConcrete(nn.Module):
         return (self.linear * gap + self.quadratic * gap.square()).sum()
 
 
-def sheared(task: Task, context: Context) -> Choice:
-    """Logits whose projection is the target shape with the likeliest entries in it."""
-    layout, device = task.budget.layout, task.model.device
-    dense = layout.blocks[0]
-    target = target_shape(dense, min(task.keeps))
+def sheared(problem: PruningProblem) -> Selection:
+    """An importance whose projection is the target shape with the likeliest entries in it."""
+    dense = problem.budget.layout.blocks[0]
+    target = target_shape(dense, min(problem.keeps))
     wide, narrow = (
-        torch.tensor([s.hidden, s.heads, s.intermediate], dtype=torch.float32, device=device)
-        for s in (dense, target)
+        Shape(shape.hidden, shape.heads, shape.intermediate).as_tensor(problem.dense.device)
+        for shape in (dense, target)
     )
-    trained = HardConcrete(len(layout.blocks), dense).to(device)
-    mixture = Mixture(task.corpus).to(device)
-    head, config = head_of(task.model, task.family), context.learn
+
+    def take(problem: PruningProblem, steps: int) -> HardConcrete:
+        def aim_at(step: int) -> Tensor:
+            return wide + (narrow - wide) * min((step + 1) / max(WARM_UP * steps, 1), 1.0)
+
+        return learned_masks(problem, steps, aim_at)
+
+    trained = take(problem, planned_steps(problem, take))
+    with torch.no_grad():
+        wanted = (target.hidden, target.heads, target.intermediate)
+        importance = [
+            _with_most_likely_first(log_alpha, count)
+            for log_alpha, count in zip(trained.masks, wanted, strict=True)
+        ]
+        return Selection(trained.flat(importance))
+
+
+def learned_masks(
+    problem: PruningProblem, steps: int, aim_at: Callable[[int], Float[Tensor, " 3"]]
+) -> HardConcrete:
+    """Masks and multipliers after so many steps; goes on from a checkpoint of the problem's run.
+
+    Args:
+        aim_at: the widths that a step aims at.
+    """
+    layout, dense, process = problem.budget.layout, problem.dense, problem.job.process
+    config = replace(problem.training, schedule="constant", warmup=0.0, clip=0.0)
+    trained = HardConcrete(len(layout.blocks), layout.blocks[0]).to(dense.device)
+    mixture = Mixture(problem.corpus).to(dense.device)
     optimizer = torch.optim.AdamW(
         [{"params": trained.masks}, {"params": trained.multipliers, "maximize": True}],
         lr=RATE,
         weight_decay=0.0,
     )
-    compiling = compiles(config, device)
+    compiled = compiles(config, steps, dense.device)
 
     def backward(step: int) -> dict[str, Any]:
-        noise = generator_of(task.seed, 3, step, context.accelerator.process_index)
-        done = min((step + 1) / max(WARM_UP * config.steps, 1), 1.0)
-        aim = wide + (narrow - wide) * done
-        mean_loss = 0.0
-        for _ in range(config.accumulate):
+        noise = random_stream("steps", problem.seed, step, process.index)
+
+        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
             masking.set(trained.sample(noise))
             tokens, _ = mixture.draw(config.batch, config.length, noise)
-            loss = token_losses(task.model, head, tokens.to(device), compiled=compiling).mean()
-            ((loss + trained.constraint(aim)) / config.accumulate).backward()
-            mean_loss += float(loss.detach()) / config.accumulate
-        return {"loss": mean_loss}
+            loss = token_losses(dense, tokens.to(dense.device), compiled=compiled).mean()
+            return loss + trained.constraint(aim_at(step)), {"loss": loss}
 
-    per_step = config.length * config.batch * config.accumulate
-    pace = Pace(config.steps, "constant", config.checkpoint_every, per_step)
-    with (
-        masked(task.model, task.family, layout) as masking,
-        compiled_blocks(task.model, task.family, compiling),
-        checkpointed_blocks(task.model, task.family, config.gradient_checkpointing),
-    ):
-        folder = context.folder / "checkpoint"
-        train(trained, optimizer, backward, pace, folder, context.accelerator, context.on_step)
-    with torch.no_grad():
-        wanted = (target.hidden, target.heads, target.intermediate)
-        first = [
-            _first(log_alpha, count) for log_alpha, count in zip(trained.masks, wanted, strict=True)
-        ]
-        return Choice(trained.flat(first))
+        return accumulate(config.accumulate, batch_loss)
+
+    with masked(dense) as masking, training_blocks(dense, config, compiled):
+        train(trained, optimizer, backward, Schedule(config, steps), problem.job, "learning masks")
+    return trained
 
 
-def _first(log_alpha: Float[Tensor, "L W"], count: int) -> Float[Tensor, "L W"]:
+def _with_most_likely_first(log_alpha: Float[Tensor, "L W"], count: int) -> Float[Tensor, "L W"]:
     """Probabilities of being kept, with the `count` largest of every row above all others."""
-    likely = torch.sigmoid(log_alpha)
-    best = torch.zeros_like(likely).scatter(1, likely.topk(count, dim=1).indices, 1.0)
-    return likely + best
+    probabilities = torch.sigmoid(log_alpha)
+    best = probabilities.topk(count, dim=1).indices
+    return probabilities + torch.zeros_like(probabilities).scatter(1, best, 1.0)
+
+
+METHOD = Method(
+    name="sheared",
+    title="Sheared LLaMA",
+    reference="Xia et al., Sheared LLaMA: Accelerating Language Model Pre-training via Structured "
+    "Pruning (arXiv 2310.06694)",
+    choose=sheared,
+    sites=(*SITES, HEADS),
+    reads_text=False,
+    learns=True,
+    one_size=True,
+    every_site=True,
+)

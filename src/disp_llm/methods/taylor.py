@@ -1,8 +1,10 @@
-"""LLM-Pruner: Ma et al., On the Structural Pruning of Large Language Models (arXiv 2305.11627).
+"""LLM-Pruner (arXiv 2305.11627): structures by the first-order change of the loss without them.
 
-A weight counts by the first-order change of the loss when it goes, `|w·∂loss/∂w|`, and a coupled
-structure (an intermediate channel, a KV head with its queries) by the sum over its weights (section
-3.2, element-wise). Every block loses the same share, but for those at either end, which stay.
+A weight counts `|w·∂loss/∂w|`, and a coupled structure (an intermediate channel, a KV head with its
+queries) the sum over its weights (section 3.2, element-wise). Every block loses the same share, but
+for those at either end, which lose nothing.
+
+O outputs, I inputs of a layer, K inner dimensions of a branch.
 """
 
 from collections.abc import Iterator
@@ -12,52 +14,52 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import is_turned, linear_at
-from disp_llm.families import Branch
-from disp_llm.learn import Task, checkpointed_blocks
-from disp_llm.losses import head_of, token_losses
-from disp_llm.masks import Choice, blocks_of
-from disp_llm.methods.context import Context, calibration_windows
-from disp_llm.methods.coupled import Sizes, by_head, flat_of, preferred, sizes_of
+from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.coupled import COUPLED, Sizes, by_head, flat_of, sizes_of, top_k
+from disp_llm.methods.parts.method import Method
+from disp_llm.models.architectures import Branch
+from disp_llm.training.blocks import checkpointed_blocks
+from disp_llm.training.losses import token_losses
+from disp_llm.training.problem import PruningProblem
 
 ENDS = 0.1
-"""Share of the blocks at either end that stays whole (the authors' scripts: 4 and 2 of 32)."""
+"""Share of the blocks at either end that loses nothing (the authors' scripts: 4 and 2 of 32)."""
 
 
-def taylor(task: Task, context: Context) -> Choice:
+def taylor(problem: PruningProblem) -> Selection:
     """Ranks of KV heads and intermediate channels within their block, for one size.
 
     Raises:
         InputError: nothing would be left of the blocks between the ends.
     """
-    layout, family = task.budget.layout, task.family
-    sizes = _sizes(task)
-    windows = calibration_windows(task, context.scores)
-    device = next(task.model.parameters()).device
-    head = head_of(task.model, family)
-    blocks = blocks_of(task.model, family)
+    layout, dense = problem.budget.layout, problem.dense
+    sizes = _sizes(problem)
+    windows, progress = calibration_windows(problem), problem.job.count("scoring")
     channels, heads = [], []
     with (
-        checkpointed_blocks(task.model, family, context.learn.gradient_checkpointing),
-        _gradients(blocks, (family.attention, family.mlp)),
+        checkpointed_blocks(dense, problem.training.gradient_checkpointing),
+        _weight_gradients(dense),
     ):
         for done, window in enumerate(windows, start=1):
-            token_losses(task.model, head, window[None].to(device)).mean().backward()
-            context.on_sequence(done, len(windows))
-        for block, shape, stays in zip(blocks, layout.blocks, sizes, strict=True):
-            attention, mlp = (_changes(block, branch) for branch in (family.attention, family.mlp))
+            token_losses(dense, window[None].to(dense.device)).mean().backward()
+            progress(done, len(windows))
+        for block, shape, kept in zip(dense.blocks, layout.blocks, sizes, strict=True):
+            attention, mlp = (_changes(block, branch) for branch in dense.branches)
             of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
-            heads.append(preferred(of_heads, stays.heads))
-            channels.append(preferred(torch.stack(mlp).sum(0), stays.channels))
-    return Choice(flat_of(layout, channels, heads))
+            heads.append(top_k(of_heads, kept.heads))
+            channels.append(top_k(torch.stack(mlp).sum(0), kept.channels))
+    return Selection(flat_of(layout, channels, heads))
 
 
-def _sizes(task: Task) -> list[Sizes]:
-    """Whole blocks at either end, and between them what the budget leaves."""
-    blocks = task.budget.layout.blocks
+def _sizes(problem: PruningProblem) -> list[Sizes]:
+    """Dense blocks at either end, and between them what the budget leaves."""
+    blocks = problem.budget.layout.blocks
     ends = int(ENDS * len(blocks))
     between = len(blocks) - 2 * ends
-    share = (min(task.keeps) * len(blocks) - 2 * ends) / between
+    share = (min(problem.keeps) * len(blocks) - 2 * ends) / between
     return [
         sizes_of(shape, share)
         if ends <= place < ends + between
@@ -67,14 +69,9 @@ def _sizes(task: Task) -> list[Sizes]:
 
 
 @contextmanager
-def _gradients(blocks: nn.ModuleList, branches: tuple[Branch, ...]) -> Iterator[None]:
+def _weight_gradients(dense: PrunableModel) -> Iterator[None]:
     """While the context lasts, the blocks' linear weights gather gradients."""
-    weights = [
-        linear_at(block, path).weight
-        for block in blocks
-        for branch in branches
-        for path in (*branch.reads, branch.writes)
-    ]
+    weights = [linear.weight for linear in dense.linears()]
     for weight in weights:
         weight.requires_grad_(True)
     try:
@@ -86,13 +83,25 @@ def _gradients(blocks: nn.ModuleList, branches: tuple[Branch, ...]) -> Iterator[
 
 
 def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
-    """Σ|w·∂loss/∂w| of what every inner dimension of a branch has in each of its projections."""
+    """`Σ|w·∂loss/∂w|` over the weights that every inner dimension of a branch has in each of its
+    projections."""
 
-    def change(path: str) -> Float[Tensor, "D K"]:
+    def change(path: str) -> Float[Tensor, "O I"]:
         layer = linear_at(block, path)
         product = (layer.weight.detach().float() * layer.weight.grad.float()).abs()
-        return product.T if is_turned(layer) else product
+        return product.T if is_conv1d(layer) else product
 
     rows = [change(path).sum(1) for path in branch.reads]
-    pieces = [piece for row in rows for piece in row.chunk(branch.fused)]
-    return [*pieces, change(branch.writes).sum(0)]
+    projections = [projection for row in rows for projection in row.chunk(branch.fused)]
+    return [*projections, change(branch.writes).sum(0)]
+
+
+METHOD = Method(
+    name="taylor",
+    title="LLM-Pruner",
+    reference="Ma et al., LLM-Pruner: On the Structural Pruning of Large Language Models "
+    "(arXiv 2305.11627)",
+    choose=taylor,
+    sites=COUPLED,
+    one_size=True,
+)

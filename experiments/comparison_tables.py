@@ -1,0 +1,234 @@
+"""Tables that set methods side by side: docs/baselines.md, docs/results.md and README.md."""
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from disp_llm.reporting.comparison import markdown
+
+HERE = Path(__file__).parent
+BASELINES = HERE / "baselines"
+AS_USED = "tokens-12k.json"
+"""The comparison of each method with the text that it is used with."""
+SIZES = ("0.8", "0.7", "0.5")
+"""The sizes that README.md compares."""
+
+
+def figure(model: dict) -> str:
+    """A perplexity with its standard error."""
+    return f"{model['perplexity']:.2f} ± {model['perplexity_stderr']:.2f}"
+
+
+def page_settings() -> dict:
+    """The words around the comparisons, and what README.md takes from them."""
+    return tomllib.loads((BASELINES / "tables.toml").read_text())
+
+
+def compared(name: str) -> dict | None:
+    """A committed comparison, if it has been run."""
+    file = BASELINES / name
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the table and the chart of README.md; sizes are keys as in `SIZES`."""
+
+    name: str
+    tokens: int
+    perplexity: dict[str, float]
+    """Over the first 16 windows of the WikiText-2 test text."""
+    texts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Over other texts, where that was measured."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether this package made it."""
+        return "disp-llm" in self.name
+
+
+def original_perplexity() -> float:
+    """The original's, over the same windows as all rows of README.md."""
+    comparison = compared(AS_USED)
+    assert comparison is not None
+    return comparison["dense"]["perplexity"]
+
+
+def readme_rows() -> list[Row]:
+    """The rows of README.md, in the order of their perplexity at the smallest size."""
+    rows = [_row(told) for told in page_settings()["readme"]["row"]]
+    return sorted(rows, key=lambda row: row.perplexity[SIZES[-1]])
+
+
+def _row(told: dict) -> Row:
+    """A row from the files that `told` names: a variant of an experiment or a method of a
+    comparison. Figures on other texts are the experiment's own, or as `told` gives them."""
+    if "variant" in told:
+        results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
+        result = next(result for result in results if result["name"] == told["variant"])
+        models, tokens = result["models"], result["tokens_seen"]
+    else:
+        comparison = compared(told["comparison"])
+        assert comparison is not None, told
+        models = [
+            row
+            for row in comparison["rows"]
+            if row["method"] == told["method"] and row["perplexity"]
+        ]
+        tokens = models[0]["tokens_seen"]
+    by_size = {f"{model['keep_asked']:g}": model for model in models}
+    texts: dict[str, dict[str, float]] = dict(told.get("texts", {}))
+    for size, model in by_size.items():
+        for text, found in model.get("texts", {}).items():
+            texts.setdefault(text, {})[size] = found["perplexity"]
+    perplexity = {size: by_size[size]["perplexity"] for size in SIZES if size in by_size}
+    return Row(told["name"], tokens, perplexity, texts)
+
+
+def readme_table() -> list[str]:
+    """The table of README.md: equal tokens, and other texts where they have been measured."""
+    told = page_settings()["readme"]
+    ends = (SIZES[0], SIZES[-1])
+    columns = ["perplexity", *(f"keep {size}" for size in SIZES)]
+    columns += [f"{text['name']}, {' / '.join(ends)}" for text in told["text"]]
+    lines = [f"| {' | '.join([*columns, 'tokens'])} |", "|---|" + "---:|" * len(columns)]
+    for row in readme_rows():
+        cells = [row.name, *(_short(row.perplexity, size) for size in SIZES)]
+        for text in told["text"]:
+            found = row.texts.get(text["key"], {})
+            cells.append(" / ".join(_short(found, size) for size in ends) if found else "–")
+        lines.append(f"| {' | '.join([*cells, f'{row.tokens / 1e3:.0f} k'])} |")
+    return [*lines, "", told["note"].strip()]
+
+
+def _short(figures: dict[str, float], size: str) -> str:
+    return f"{figures[size]:.1f}" if size in figures else "–"
+
+
+def results_tables() -> list[str]:
+    """Between the markers of docs/results.md."""
+    return [
+        "## Every setting of one run for all sizes",
+        "",
+        *headline_table(),
+        "",
+        "## Beside other methods, each as it is used",
+        "",
+        *methods_table(),
+    ]
+
+
+def headline_table() -> list[str]:
+    """The experiment "headline": a row for each setting, a column for each size."""
+    results = json.loads((HERE / "results" / "headline.json").read_text())
+    keeps = sorted({m["keep_asked"] for r in results for m in r["models"]}, reverse=True)
+    lines = ["| | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | tokens | seconds |"]
+    lines.append("|---|" + "---:|" * (len(keeps) + 2))
+    for result in results:
+        by_keep = {model["keep_asked"]: figure(model) for model in result["models"]}
+        cells = " | ".join(by_keep.get(keep, "") for keep in keeps)
+        tokens = f"{result['tokens_seen'] / 1e3:.0f} k"
+        lines.append(f"| {result['name']} | {cells} | {tokens} | {result['seconds']:.0f} |")
+    window = results[0]["dense"]["window"]
+    originals = dict.fromkeys(f"{figure(r['dense'])} on {r['hardware']['cpu']}" for r in results)
+    threads = results[0]["hardware"]["threads"]
+    shares = {m["keep_asked"]: m["keep_total"] for r in results for m in r["models"]}
+    totals = ", ".join(f"{shares[keep]:.1%}" for keep in keeps)
+    lines += [
+        "",
+        "SmolLM2-135M-Instruct (the embedded 4 to 6 bit file, unpacked), WikiText-2 perplexity ± "
+        f"standard error (dense {', '.join(originals)}) over the first 16 windows of {window:,} "
+        "tokens of the raw test text. All rows are measured on the same windows, so they differ "
+        "far less by chance than ± says. Learned on the valid and the first 8.9 % of the train "
+        "text. Masks only: the kept weights are the original's; in the rows below them each kept "
+        f"entry has learned a scale too. Of *all* parameters {totals} are kept. {threads} threads, "
+        "bfloat16; seconds are of the whole command. From "
+        "[experiments/results/headline.json](../experiments/results/headline.json); more in "
+        "[reproduce.md](reproduce.md).",
+    ]
+    return lines
+
+
+def methods_table() -> list[str]:
+    """Methods at each size, ours first, with their speed at the smallest."""
+    result = compared(AS_USED)
+    if result is None:
+        return []
+    keeps = result["asked"]["keep"]
+    columns = [
+        "",
+        *(f"keep {keep:g}" for keep in keeps),
+        "tokens",
+        *(f"{phase} at {keeps[-1]:g}" for phase in ("prefill", "decode")),
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    found: dict[str, dict[float, dict]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["method"], {})[row["keep_asked"]] = row
+    for method, name in page_settings()["names"].items():
+        if method not in found:
+            continue
+        rows = [found[method][keep] for keep in keeps]
+        cells = ["" if row["perplexity"] is None else f"{row['perplexity']:,.1f}" for row in rows]
+        smallest = rows[-1]
+        cells.append(f"{smallest['tokens_seen'] / 1e3:.0f} k")
+        cells += [f"×{smallest[f'{phase}_speedup']:.2f}" for phase in ("prefill", "decode")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "The same text, budget and evaluation; each method is written here from its paper, takes "
+        "the tokens that it is used with, and what it stores is counted alike. Prefill of 512 "
+        f"tokens and decode after 512: speed at keep {keeps[-1]:g} as a multiple of the "
+        f"original's, on the CPU ({result['hardware']['cpu']} with AMX). All rows, with "
+        "milliseconds, at equal tokens and in equal time: [baselines.md](baselines.md).",
+        "",
+        "![perplexity against size and time](baselines.png)",
+    ]
+
+
+def baselines_page() -> str:
+    """docs/baselines.md: every comparison, and what other code measured for the same methods."""
+    page = page_settings()
+    lines = ["# Baselines", "", "Generated by `make tables`; do not edit.", ""]
+    lines += [page["introduction"].strip(), ""]
+    lines += ["![perplexity against size and time](baselines.png)"]
+    for comparison in page["comparison"]:
+        lines += ["", f"## {comparison['title']}", "", "```"]
+        lines += [f"disp-llm compare smollm2-135m {comparison['flags']} --text …", "```", ""]
+        result = compared(comparison["file"])
+        if result is None:
+            lines += ["Not run yet."]
+            continue
+        hardware, versions = result["hardware"], result["versions"]
+        software = ", ".join(f"{name} {number}" for name, number in versions.items())
+        lines += [
+            markdown(result).rstrip(),
+            "",
+            f"{hardware['cpu']}, {hardware['threads']} threads; {software}.",
+        ]
+        lines += ["", comparison["finding"].strip()] if "finding" in comparison else []
+    lines += ["", "## Against independent figures", "", *independent(page["independent"])]
+    return "\n".join(lines) + "\n"
+
+
+def independent(told: dict) -> list[str]:
+    """Perplexities of other code beside ours, and the ratio."""
+    result = compared(AS_USED)
+    if result is None:
+        return ["Not run yet."]
+    found = {(row["method"], f"{row['keep_asked']:g}"): row["perplexity"] for row in result["rows"]}
+    lines = ["| method | " + " | ".join(f"keep {size}: other, here" for size in SIZES) + " |"]
+    lines.append("|---|" + "---:|" * len(SIZES))
+    measured = {method for method, _ in found}
+    for method, others in told.items():
+        if method not in measured:
+            continue
+        pairs = [(other, found[method, size]) for size, other in zip(SIZES, others, strict=True)]
+        cells = [
+            f"{other:,.1f}, {own:,.1f} ({own / other - 1:+.0%})" if other else f"–, {own:,.1f}"
+            for other, own in pairs
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, "", told["note"].strip()]

@@ -1,0 +1,62 @@
+"""Errors that a user can correct, told in the words of the command line: settings become flags."""
+
+import dataclasses
+import json
+import re
+import sys
+from typing import Any, get_type_hints
+
+from disp_llm.cli.parsing import COMMANDS
+from disp_llm.config.errors import InputError
+
+POSITIONAL = {"model": "MODEL", "folder": "FOLDER", "run": "RUN", "runs": "RUN", "name": "NAME"}
+"""Settings that are given without a flag, and what help calls them."""
+
+
+def print_error(error: InputError, command: str, as_json: bool) -> None:
+    """Prints one line on standard error and, if asked for, an object on standard output.
+
+    Args:
+        command: the name of the command that was asked for.
+    """
+    what, hint = with_flags(error.what), with_flags(error.hint)
+    if as_json:
+        print(json.dumps({"error": what, "field": setting_of(error.field), "hint": hint}))
+    print(f"disp-llm: {flag_of(error.field, command)}: {what}; {hint}", file=sys.stderr)
+
+
+def flag_of(field: str, command: str) -> str:
+    """What the command line calls a field: `--eval-text`, `MODEL`; files as they are."""
+    if field in POSITIONAL:
+        config = COMMANDS.get(command)
+        return POSITIONAL[field] if config and field in _settings(config) else field
+    return f"--{field.replace('_', '-')}" if field in all_settings() else field
+
+
+def setting_of(field: str) -> str:
+    """The name of the setting where the parser named its flag."""
+    return field.removeprefix("--").replace("-", "_") if field.startswith("--") else field
+
+
+def with_flags(text: str) -> str:
+    """A text whose settings in backticks are flags; other code in backticks stays as it is."""
+
+    def flag(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in POSITIONAL:
+            return POSITIONAL[name]
+        return f"--{name.replace('_', '-')}" if name in all_settings() else found[0]
+
+    return re.sub(r"`(\w+)`", flag, text)
+
+
+def all_settings() -> set[str]:
+    """Names of everything that some command can be asked."""
+    return set().union(*(_settings(config) for config in COMMANDS.values()))
+
+
+def _settings(config: Any) -> set[str]:
+    found: set[str] = set()
+    for name, kind in get_type_hints(config).items():
+        found |= _settings(kind) if dataclasses.is_dataclass(kind) else {name}
+    return found

@@ -1,0 +1,16 @@
+"""`disp-llm eval`."""
+
+from typing import Any
+
+from disp_llm.commands.evaluate import evaluate
+from disp_llm.config.evaluate import EvalConfig
+from disp_llm.reporting.tables import show_evaluation
+from disp_llm.reporting.terminal import progress_bar
+
+
+def run(config: EvalConfig) -> dict[str, Any]:
+    """Measures a model and shows what was found."""
+    with progress_bar(announce=True) as progress:
+        result = evaluate(config.model, config=config, progress=progress)
+    show_evaluation(result)
+    return result

@@ -1,0 +1,17 @@
+"""`disp-llm export`."""
+
+from typing import Any
+
+from disp_llm.cli.parsing import command_line
+from disp_llm.commands.export_sizes import export_sizes
+from disp_llm.config.export import ExportConfig
+from disp_llm.reporting.tables import show_models
+from disp_llm.reporting.terminal import progress_bar
+
+
+def run(config: ExportConfig) -> dict[str, Any]:
+    """Writes other sizes of a run and shows them."""
+    with progress_bar(announce=True) as progress:
+        result = export_sizes(config, progress=progress, command=command_line())
+    show_models(result.figures)
+    return result.figures

@@ -1,0 +1,91 @@
+"""The entry point `disp-llm`: one subcommand a file; exit codes; tables and progress on standard
+error, and with `--json` one object on standard output."""
+
+import importlib
+import json
+import logging
+import os
+import shlex
+import sys
+import warnings
+from typing import Any
+
+from disp_llm.cli.errors import print_error
+from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program
+from disp_llm.config.errors import InputError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+MODULES = {"eval": "evaluate", "save": "share", "push": "share"}
+"""The file of a command where it does not bear the command's name."""
+
+
+def main() -> None:
+    """Entry point: exit code 0, 2 for bad input (one line), 130 for Ctrl-C."""
+    arguments = sys.argv[1:]
+    command, as_json = " ".join(arguments[:1]), "--json" in arguments
+    try:
+        config = parse(arguments)
+        prepare_libraries()
+        result = _run(command, config)
+        if as_json and result:  # of several processes, the first has it
+            print(json.dumps(result, ensure_ascii=False))
+    except InputError as error:
+        print_error(error, command, as_json)
+        sys.exit(USAGE_ERROR)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
+        told = InputError("out of memory", field=program(arguments), hint=hint)
+        print_error(told, command, as_json)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _run(command: str, config: Config) -> dict[str, Any]:
+    """Imports the command, and with it whatever it needs, only now."""
+    module = importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
+    return module.run(config)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is a GPU's, which has a class of its own (torch is loaded by then), or the
+    machine's."""
+    said = ("not enough memory", "can't allocate memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said)
+
+
+def _how_to_resume(arguments: list[str]) -> str:
+    if not arguments or arguments[0] not in RESUMABLE:
+        return ""
+    if not (output_folder(arguments) / "config.toml").exists():
+        return ""
+    again = [argument for argument in arguments if argument != "--resume"]
+    return f"; go on with: disp-llm {shlex.join(again)} --resume"
+
+
+def prepare_libraries() -> None:
+    """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
+    nothing here, and silences other libraries' bars and advice, which would tear our own progress
+    apart."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
+    logging.basicConfig(level=logging.WARNING, format="disp-llm: %(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+    warnings.formatwarning = lambda message, *place, **line: str(message)
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,139 @@
+"""Arguments -> the configuration of a command.
+
+Defaults < recipe, or the settings of the run that is resumed < flags. Nothing heavy is imported
+here, so that help and usage errors come at once.
+"""
+
+import contextlib
+import io
+import operator
+import sys
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from disp_llm.cli.usage import usage_error
+from disp_llm.config.bench import BenchConfig
+from disp_llm.config.compare import CompareConfig
+from disp_llm.config.doctor import DoctorConfig
+from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.export import ExportConfig
+from disp_llm.config.gguf import GgufConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.report import ReportConfig
+from disp_llm.config.share import PushConfig, SaveConfig
+
+Config = (
+    PruneConfig
+    | ExportConfig
+    | RecoverConfig
+    | CompareConfig
+    | ReportConfig
+    | EvalConfig
+    | DoctorConfig
+    | BenchConfig
+    | SaveConfig
+    | PushConfig
+    | GgufConfig
+)
+
+COMMANDS: dict[str, type[Config]] = {
+    "prune": PruneConfig,
+    "export": ExportConfig,
+    "recover": RecoverConfig,
+    "compare": CompareConfig,
+    "report": ReportConfig,
+    "eval": EvalConfig,
+    "doctor": DoctorConfig,
+    "bench": BenchConfig,
+    "save": SaveConfig,
+    "push": PushConfig,
+    "gguf": GgufConfig,
+}
+"""Every command by its name, and what it can be asked."""
+
+RESUMABLE: dict[str, type[PruneConfig] | type[RecoverConfig]] = {
+    "prune": PruneConfig,
+    "recover": RecoverConfig,
+}
+
+
+def parse(arguments: list[str]) -> Config:
+    """The configuration that the arguments ask for, checked.
+
+    Raises:
+        InputError: unknown or malformed arguments, an unknown recipe, no run to resume, or a value
+            that no run can use.
+        SystemExit: with code 0, after `--help`.
+    """
+    subcommands = [
+        Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
+        for name, config in COMMANDS.items()
+    ]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config: Config = tyro.cli(
+                reduce(operator.or_, subcommands),
+                prog="disp-llm",
+                args=arguments or ["--help"],
+                description="Makes Hugging Face decoder LLMs physically smaller.",
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.OmitSubcommandPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise usage_error(complaint.getvalue(), program(arguments)) from None
+    if not isinstance(config, SaveConfig | PushConfig | GgufConfig):  # whose values stand alone
+        config.validate()
+    return config
+
+
+def program(arguments: list[str]) -> str:
+    """`disp-llm prune`, or `disp-llm` where no command is named."""
+    return " ".join(["disp-llm", *(name for name in arguments[:1] if name in COMMANDS)])
+
+
+def command_line() -> str:
+    """How this process was started, for provenance."""
+    return " ".join(sys.argv)
+
+
+def output_folder(arguments: list[str]) -> Path:
+    """The run folder that a resumable command is asked to use."""
+    default = RESUMABLE[arguments[0]].output_dir
+    return Path(value_of("--output-dir", arguments) or default)
+
+
+def value_of(flag: str, arguments: list[str]) -> str | None:
+    """The value of a flag, read before the arguments are parsed."""
+    for place, argument in enumerate(arguments):
+        if argument == flag and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _default(name: str, arguments: list[str]) -> dict[str, Any]:
+    """The configuration that the flags of this command change, as tyro's `default`; nothing where
+    it is the one that the fields themselves give."""
+    if arguments[:1] != [name]:
+        return {}
+    if name in RESUMABLE and "--resume" in arguments:
+        from disp_llm.runs.settings import stored_config
+
+        return {"default": stored_config(output_folder(arguments), RESUMABLE[name])}
+    if name == "prune":
+        plain = PruneConfig(model=tyro.MISSING)
+        recipe = value_of("--recipe", arguments) or plain.recipe
+        return {"default": apply_recipe(plain, load_recipe(recipe))}
+    return {}

@@ -1,0 +1,73 @@
+"""SIGINT and SIGTERM: training ends after the step that it is in, with a checkpoint."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from disp_llm.runs.progress import ProgressCallback
+
+logger = logging.getLogger(__name__)
+
+
+class StopSignals:
+    """Says, when training asks after a step, whether to stop.
+
+    Signals are collected from the first such question until progress is reported of another stage.
+    At any other time there is no checkpoint to write, and a signal acts as it would without this.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._previous: dict[int, Any] = {}
+        self._stage = ""
+
+    def __call__(self) -> bool:
+        """Whether a signal has arrived; a second one interrupts at once."""
+        if not self._previous:
+            self._stage = ""
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._collect)
+        return bool(self._received)
+
+    def _collect(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received.append(number)
+        logger.warning("stopping after this step; a checkpoint will be written")
+
+    def watching(self, progress: ProgressCallback) -> ProgressCallback:
+        """The same callback, which also tells when training is over.
+
+        Raises:
+            KeyboardInterrupt: from the callback, if a signal arrived after the last step.
+        """
+
+        def watched(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+            progress(stage, done, total, figures)
+            if self._previous:
+                self._stage = self._stage or stage
+                if stage != self._stage:
+                    self.release()
+                    if self._received:
+                        raise KeyboardInterrupt
+
+        return watched
+
+    def release(self) -> None:
+        """Gives both signals the handlers that they had before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """While the context lasts, SIGINT and SIGTERM ask training to stop after its step."""
+    stop = StopSignals()
+    try:
+        yield stop
+    finally:
+        stop.release()

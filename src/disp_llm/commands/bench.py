@@ -1,0 +1,107 @@
+"""Speed, memory and load time of a folder against its original."""
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disp_llm.commands.front import Caller
+from disp_llm.config.bench import BenchConfig
+from disp_llm.config.parts import MachineConfig
+from disp_llm.evaluation.benchmark import side_by_side
+from disp_llm.evaluation.timing import Workload, runner
+from disp_llm.export.folders import weight_bytes
+from disp_llm.export.fusing import fuse
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.loading import load
+from disp_llm.reporting.bench_plots import draw_bench
+from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
+from disp_llm.runs.results import BenchComparison, as_json
+
+
+def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
+    """Measures `config.folder` against `config.against`.
+
+    Args:
+        asked: the folder to measure, or all settings at once.
+        options: settings by the names of their flags; `progress`, as `prune` takes it.
+
+    Raises:
+        InputError: a model is unusable.
+    """
+    caller, config = Caller.asking(BenchConfig, asked, options)
+    config.validate()
+    names = [config.against, config.folder]
+    longest = max(config.lengths)
+    alone = [in_own_process(name, config.machine, longest) for name in names]
+    targets = [PrunableModel.of(load(name, config.machine)) for name in names]
+    for target in targets:
+        if config.fuse:
+            fuse(target.model)
+        if config.compile:
+            target.model.forward = torch.compile(target.model.forward, dynamic=True)
+    workloads = [Workload("prefill", length, 1) for length in config.lengths]
+    workloads += [Workload("decode", config.context, batch) for batch in config.batches]
+    with caller.watching() as progress:
+
+        def on_round(name: str, done: int, total: int) -> None:
+            progress(name, done, total, {})
+
+        rows, comparisons = side_by_side(targets, names, workloads, config.rounds, on_round)
+    peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
+    rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
+    result = {
+        "model": config.folder,
+        "against": config.against,
+        "dtype": str(targets[0].dtype).removeprefix("torch."),
+        "compiled": config.compile,
+        "fused": config.fuse,
+        "rounds": config.rounds,
+        "results": [as_json(row) for row in rows],
+        "comparisons": [as_json(comparison) for comparison in comparisons],
+        "speedup": {k: c.speedup for k, c in _by_phase(comparisons).items()},
+        "predicted_speedup": {k: c.predicted_speedup for k, c in _by_phase(comparisons).items()},
+        "loading": [{"model": name} | own for name, own in zip(names, alone, strict=True)],
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    if config.plot is not None:
+        draw_bench(result, config.plot)
+    return result
+
+
+def _by_phase(comparisons: list[BenchComparison]) -> dict[str, BenchComparison]:
+    """One comparison a phase: that of the longest prefill and of the smallest decode batch."""
+    prefill = max((c for c in comparisons if c.phase == "prefill"), key=lambda c: c.length)
+    decode = min((c for c in comparisons if c.phase == "decode"), key=lambda c: c.batch)
+    return {"prefill": prefill, "decode": decode}
+
+
+def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
+    """Load time, peak memory and bytes on disk, from a process that does nothing else.
+
+    Raises:
+        InputError: the model is unusable.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_load_and_run, name, machine, length).result()
+
+
+def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
+    began = time.perf_counter()
+    loaded = load(name, machine)
+    seconds = time.perf_counter() - began
+    runner(loaded.model, Workload("prefill", length, 1))()
+    parameters = PrunableModel.of(loaded).parameters
+    on_disk = weight_bytes(Path(name)) if Path(name).is_dir() else None
+    return {
+        "load_s": seconds,
+        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
+        "parameters": parameters,
+        "weight_bytes": on_disk or parameters * loaded.model.dtype.itemsize,
+    }

@@ -1,0 +1,92 @@
+"""Methods side by side: same model, text, budget, exporter and evaluation, a row a method and size.
+
+    OUTPUT/  compare.json  compare.md  compare.png  METHOD/ (a run folder each, or one a size)
+
+A row that is there is not made again; a method that fails leaves rows that say why.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from disp_llm.commands.comparison_rows import Comparison, row_makers
+from disp_llm.commands.front import Caller
+from disp_llm.commands.reference import Reference
+from disp_llm.config.compare import CompareConfig
+from disp_llm.config.errors import InputError
+from disp_llm.config.recipes import resolved
+from disp_llm.reporting.comparison import markdown
+from disp_llm.reporting.comparison_plots import draw_comparison
+from disp_llm.runs.files import atomic, read_json, write_json
+from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.results import as_json
+
+
+def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]:
+    """Makes the rows that are asked for and not there yet; returns what `compare.json` then holds.
+
+    Args:
+        asked: the model to compare methods on, or all settings at once.
+        options: settings by the names of their flags; `progress`, `stop_requested` and `command`,
+            as `prune` takes them.
+
+    Raises:
+        InputError: the output folder belongs to another comparison.
+        Interrupted: the task was asked to stop; the same settings go on.
+    """
+    caller, config = Caller.asking(CompareConfig, asked, options)
+    config.validate()
+    result = _started(config)
+    with caller.watching() as progress:
+        comparison = Comparison(config, Reference(config), replace(caller, progress=progress))
+        makers = row_makers(comparison)
+        for name, make_rows in makers.items():
+            done = any(row["method"] == name and not row["error"] for row in result["rows"])
+            if done or not {"all", name} & set(config.methods):
+                continue
+            made = [as_json(row) for row in make_rows(comparison, name)]
+            others = [row for row in result["rows"] if row["method"] != name]
+            places = list(makers)
+            result["rows"] = sorted(others + made, key=lambda row: places.index(row["method"]))
+            result |= {"hardware": hardware(), "versions": versions()}
+            if "dense" not in result:
+                dense = comparison.reference.dense_figures(comparison.progress(name))
+                result |= {"dense": dense, "source": comparison.reference.sources}
+            _write(config.output_dir, result)
+    if any(row["error"] is None for row in result["rows"]):
+        draw_comparison(result, config.output_dir / "compare.png")
+    return result
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    write_json(folder / "compare.json", result)
+    with atomic(folder / "compare.md") as temporary:
+        temporary.write_text(markdown(result))
+
+
+def _started(config: CompareConfig) -> dict[str, Any]:
+    """What an earlier attempt has left of the same comparison.
+
+    Raises:
+        InputError: the folder belongs to another one.
+    """
+    path = config.output_dir / "compare.json"
+    asked: dict[str, Any] = {
+        "model": config.model,
+        "keep": list(config.keep),
+        "steps": config.steps,
+        "length": config.length,
+    }
+    for table in ("text", "evaluation", "scores", "machine"):
+        asked[table] = resolved(getattr(config, table))
+    if not path.exists():
+        return {"asked": asked, "rows": []}
+    result = read_json(path, "delete it; every row is made again")
+    for key, now in asked.items():
+        if result["asked"].get(key) != now:
+            raise InputError(
+                f"{path.parent} compares something else ({key}: {result['asked'].get(key)})",
+                field="output_dir",
+                hint="name another folder",
+            )
+    return result

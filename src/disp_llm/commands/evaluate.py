@@ -1,0 +1,108 @@
+"""Perplexity and zero-shot tasks of a model, a folder, or a model in memory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from disp_llm.commands.front import Caller, Inputs, Model, inputs_of, machine_of
+from disp_llm.commands.outcome import RecoverResult
+from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.parts import TextConfig
+from disp_llm.config.recipes import with_settings
+from disp_llm.data.reading import read_given
+from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.tokens import load_tokens, require_length, stream_of, tokenize
+from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.tasks import average, run_tasks
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.results import as_json
+
+
+def evaluate(
+    model: Model | RecoverResult,
+    tokenizer: Any = None,
+    *,
+    text: Any = None,
+    config: EvalConfig | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Perplexity, size and accuracies of a model: what `disp-llm eval --json` prints.
+
+    Args:
+        model: a hub id, a folder, `smollm2-135m`, a model in memory, or what `recover` returned.
+        tokenizer: of a model in memory.
+        text: what to measure on: paths, strings, a `datasets.Dataset` or token ids. Default: the
+            held-out tenth of the embedded speeches.
+        config: all settings at once, in place of those in `options`.
+        options: settings by the names of their flags (`context=2048`, `windows=0`, `tasks=`, ...)
+            and `progress`.
+
+    Raises:
+        InputError: the model or the text is unusable.
+    """
+    caller = Caller.of(options)
+    if isinstance(model, RecoverResult):
+        model = model.figures["model"]["folder"]
+    name, inputs = inputs_of(model, tokenizer)
+    given = None
+    if config is None:
+        config = with_settings(EvalConfig(name), options)
+        config = replace(config, machine=machine_of(inputs, config.machine))
+        found = None if text is None else read_input(text)
+        if isinstance(found, GivenText):
+            given = found
+        elif found is not None:
+            config = replace(config, text=found)
+    config.validate()
+    with caller.watching() as progress, inputs.frozen():
+
+        def on_window(done: int, total: int) -> None:
+            progress("perplexity", done, total, {})
+
+        return _evaluated(config, inputs, given, on_window)
+
+
+def _evaluated(
+    config: EvalConfig, inputs: Inputs, given: GivenText | None, on_window: Any
+) -> dict[str, Any]:
+    loaded = inputs.load(config.model, config.machine)
+    target = PrunableModel.of(loaded)
+    result: dict[str, Any] = {
+        "model": loaded.source["model"],
+        "revision": loaded.source["revision"],
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "parameters": target.parameters,
+        "block_parameters": target.block_parameters,
+    }
+    if given or config.text or config.dataset or not config.tasks:
+        stream, source = evaluation_stream(config, loaded.tokenizer, given)
+        measured = perplexity(target, stream, config.evaluation, on_window)
+        result |= {"text": source} | as_json(measured)
+    if config.tasks:
+        pairs = (pair.partition("=") for pair in config.task_data)
+        files = {name: Path(file) for name, _, file in pairs}
+        result["tasks"] = run_tasks(loaded, config.tasks, files, config.limit)
+        result["average"] = average(result["tasks"])
+    return result
+
+
+def evaluation_stream(
+    config: EvalConfig, tokenizer: Any, given: GivenText | None = None
+) -> tuple[Tensor, str]:
+    """The tokens that are measured on, and where they come from.
+
+    Raises:
+        InputError: the text is unusable or empty.
+    """
+    read = read_given(config.text, config.dataset, config.text_field, "test")
+    if given is not None:
+        stream, source = stream_of(given, tokenizer), given.name
+    elif read:
+        stream, source = tokenize(read[0], tokenizer), read[1]
+    else:
+        texts = load_tokens(TextConfig(), tokenizer)
+        stream, source = texts.evaluation, texts.names["eval_text"]
+    require_length(stream, 2, "text")
+    return stream, source

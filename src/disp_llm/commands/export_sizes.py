@@ -1,0 +1,80 @@
+"""Another size of a run that has learned, without learning again."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.planning import require_one_size
+from disp_llm.commands.prune import open_problem
+from disp_llm.commands.sizes import SizeWriter
+from disp_llm.config.errors import InputError
+from disp_llm.config.export import ExportConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.report import ReportConfig
+from disp_llm.masks.selection import load_masks
+from disp_llm.models.devices import start_process
+from disp_llm.reporting.page import write_page
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job
+from disp_llm.runs.provenance import peak_memory_bytes
+from disp_llm.runs.settings import stored_config
+
+
+def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
+    """Writes sizes of a run that has chosen its logits, without choosing again.
+
+    Args:
+        config: the run, and its new sizes; the budget may be another one than the run learned
+            under.
+        options: `progress` and `command`, as `prune` takes them.
+
+    Raises:
+        InputError: the run has not got that far, or cannot have such sizes.
+    """
+    caller, began = Caller.of(options), time.perf_counter()
+    config.validate()
+    run, stored = Run(config.run), stored_config(config.run)
+    settled = (*stored.learned_shares, *config.shares)
+    require_one_size(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
+    if not run.logits_file.exists():
+        raise InputError(
+            "this run has not finished learning",
+            field=str(run.folder),
+            hint=f"run `disp-llm prune {stored.model} --output-dir {run.folder} --resume` first",
+        )
+    process = start_process(replace(stored.machine, device=config.device))
+    with caller.watching() as progress:
+        settings = _of_this_size(config, stored)
+        job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
+        loaded, problem, texts = open_problem(job, Inputs())
+        measuring = Measuring(texts.evaluation, settings.evaluation, loaded.tokenizer, progress)
+        selection = load_masks(run.logits_file, problem.budget.layout).selection
+        SizeWriter(problem, measuring, stored.first_size).write(selection, config.shares)
+    names = [config.budget.size_name(share) for share in config.shares]
+    result = run.result()
+    figures = result | {
+        "models": [entry for entry in result["models"] if entry["size"] in names],
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_memory_bytes": peak_memory_bytes(process.device),
+    }
+    write_page(ReportConfig((run.folder,)))
+    return PruneResult(run.folder, figures, str(process.device))
+
+
+def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
+    """The settings of the run with those of the new sizes in place of its own."""
+    return replace(
+        stored,
+        keep=config.shares,
+        output_dir=config.run,
+        budget=replace(config.budget, target=config.shares),
+        machine=replace(stored.machine, device=config.device),
+        export=replace(
+            stored.export,
+            align=config.export.align or stored.export.align,
+            max_shard_size=config.export.max_shard_size,
+        ),
+    )

@@ -1,0 +1,172 @@
+"""The front door of every task: who watches it, and what a program hands over in memory.
+
+A task is asked for by settings alone (the command line), or by a model, a tokenizer and text that
+lie in memory (Python); both go the same way from here on.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig, TextConfig
+from disp_llm.config.recipes import with_settings
+from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.tokens import InMemory
+from disp_llm.models.architectures import family_of
+from disp_llm.models.loading import Loaded, family_of_any, load
+from disp_llm.models.source import fingerprint_of
+from disp_llm.reporting.terminal import progress_bar
+from disp_llm.runs.job import never
+from disp_llm.runs.progress import ProgressCallback
+
+Model = str | Path | PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asked for a task."""
+
+    progress: ProgressCallback | None = None
+    """Called as work goes on; None = a bar in terminals and notebooks."""
+    stop_requested: Callable[[], bool] = never
+    """Asked after every step: whether to write a checkpoint and end."""
+    command: str = "disp_llm, from Python"
+    """How the task was asked for, for provenance."""
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "Caller":
+        """Takes its own fields out of the options of a task; settings are left."""
+        return cls(**{f.name: options.pop(f.name) for f in fields(cls) if f.name in options})
+
+    @classmethod
+    def asking(cls, kind: Any, asked: Any, options: dict[str, Any]) -> tuple["Caller", Any]:
+        """The caller, and the settings of a task: as they are, or made from the name of a model and
+        the options.
+
+        Raises:
+            InputError: an option that is no setting.
+        """
+        caller = cls.of(options)
+        if isinstance(asked, kind):
+            return caller, with_settings(asked, options)
+        assert isinstance(asked, str | Path)
+        needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
+        given = {name: options.pop(name) for name in needed[1:] if name in options}
+        if len(given) < len(needed) - 1:
+            raise InputError("is missing", field=needed[-1], hint="give it")
+        return caller, with_settings(kind(**{needed[0]: str(asked)} | given), options)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[ProgressCallback]:
+        """The callback that this task reports to."""
+        with _quiet_libraries():
+            if self.progress is not None:
+                yield self.progress
+            else:
+                with progress_bar() as progress:
+                    yield progress
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """While the context lasts, transformers draws no bars of its own, which would tear ours."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What lies in memory; None where the settings name it."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: Any = None
+    texts: InMemory = InMemory()  # noqa: RUF009  (frozen)
+
+    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
+        """The model in memory, or the one of that name.
+
+        Raises:
+            InputError: no such model, an unknown architecture, or damaged files.
+        """
+        if self.model is None:
+            return load(name, machine, dense_only)
+        config = self.model.config
+        family = family_of(config) if dense_only else family_of_any(config)
+        source = {"model": name, "revision": fingerprint_of(self.model)}
+        return Loaded(self.model, self.tokenizer, family, source, self.model.dtype)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While the context lasts, the model in memory has no dropout and takes no gradients."""
+        if self.model is None:
+            yield
+            return
+        training, trained = (
+            self.model.training,
+            {name for name, p in self.model.named_parameters() if p.requires_grad},
+        )
+        self.model.eval().requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in trained)
+
+
+def inputs_of(model: Model, tokenizer: Any) -> tuple[str, Inputs]:
+    """The name of a model, and what of it lies in memory.
+
+    Raises:
+        InputError: a model in memory without its tokenizer.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return str(model), Inputs()
+    if tokenizer is None:
+        raise InputError(
+            "is missing", field="tokenizer", hint="give the tokenizer of the model in memory"
+        )
+    name = str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
+    return name, Inputs(model, tokenizer)
+
+
+def with_texts(inputs: Inputs, config: TextConfig, **texts: Any) -> tuple[Inputs, TextConfig]:
+    """Text that a program handed over as `text` or `eval_text`: files become settings, the rest
+    stays in memory.
+
+    Raises:
+        InputError: it is no kind of text.
+    """
+    for field, text in texts.items():
+        if text is None:
+            continue
+        found = read_input(text, field)
+        if isinstance(found, GivenText):
+            inputs = replace(inputs, texts=replace(inputs.texts, **{field: found}))
+        else:
+            config = with_settings(config, {field: found})
+    return inputs, config
+
+
+def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
+    """The machine settings; a model in memory stays on its device."""
+    if inputs.model is None or machine.device != "auto":
+        return machine
+    return replace(machine, device=str(inputs.model.device))
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A run folder for who names none; it lasts as long as the result that holds it."""
+    return tempfile.TemporaryDirectory(prefix="disp-llm-", ignore_cleanup_errors=True)

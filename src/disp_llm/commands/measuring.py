@@ -1,0 +1,58 @@
+"""What every model of one task is measured on: perplexity on a text, a sample of its words."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.results import Perplexity
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
+"""Tokens of the prompt, and of the text that shows what a model writes after it."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """One evaluation text, and how it is read."""
+
+    stream: Tensor
+    config: PerplexityConfig
+    tokenizer: Any
+    progress: ProgressCallback
+
+    def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
+        """Perplexity on the evaluation text; `stage` is what progress calls it."""
+
+        def on_window(done: int, total: int) -> None:
+            self.progress(stage, done, total, {})
+
+        return perplexity(target, self.stream, self.config, on_window)
+
+    @property
+    def window(self) -> int:
+        """Tokens of the longest window that is read."""
+        return min(self.config.context, len(self.stream))
+
+    @property
+    def prompt(self) -> str:
+        """The first tokens of the evaluation text."""
+        return self.tokenizer.decode(self.stream[:PROMPT_TOKENS])
+
+    def sample(self, model: PreTrainedModel) -> str:
+        """What a model writes after them, always taking the likeliest token."""
+        prompt = self.stream[:PROMPT_TOKENS][None].to(model.device)
+        generate: Any = model.generate
+        made = generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=SAMPLE_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return self.tokenizer.decode(made[0, prompt.shape[1] :])

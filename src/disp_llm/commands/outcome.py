@@ -1,0 +1,104 @@
+"""What a task hands back: the figures, and what lies in the run folder, ready to use."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.report import ReportConfig
+from disp_llm.models.devices import resolve_device
+from disp_llm.models.loading import load_model
+from disp_llm.reporting.page import write_page
+from disp_llm.runs.folder import Run
+from disp_llm.runs.results import SizeResult, from_json
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A run of `prune`, and the sizes that it or `export_sizes` made."""
+
+    folder: Path
+    figures: dict[str, Any]
+    """What `result.json` holds; empty in processes other than the first."""
+    device: str = "cpu"
+    """Where models are loaded to."""
+    temporary: tempfile.TemporaryDirectory | None = None
+    """Holds a folder that nobody named; it is deleted with this result."""
+
+    @property
+    def sizes(self) -> list[SizeResult]:
+        """The models, with their figures, in the order in which they were asked for."""
+        file = str(Run(self.folder).result_file)
+        return [from_json(SizeResult, entry, file) for entry in self.figures["models"]]
+
+    def size(self, share: float | None = None) -> SizeResult:
+        """The figures of one size; without a share, of the only or first one.
+
+        Raises:
+            InputError: the run has no such size.
+        """
+        sizes = self.sizes
+        found = [s for s in sizes if share is None or abs(s.share_asked - share) < 1e-9]
+        if not found:
+            raise InputError(
+                f"{share} is not among {', '.join(s.size for s in sizes)}",
+                field="keep",
+                hint="ask for one of these, or make it by `disp-llm export`",
+            )
+        return found[0]
+
+    def model(self, share: float | None = None) -> PreTrainedModel:
+        """The smaller model of that size, with weights that can be trained.
+
+        Raises:
+            InputError: the run has no such size.
+        """
+        stored = self.figures["dtype"]
+        return trainable(self.size(share).folder, self.device, stored)
+
+    def masks(self, share: float | None = None) -> dict[str, Tensor]:
+        """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
+        int64.
+
+        Raises:
+            InputError: the run has no such size.
+        """
+        path = Run(self.folder).masks_file(self.size(share).size, self.figures["first_size"])
+        return {k: v for k, v in load_file(path).items() if k.startswith("layers.")}
+
+    def report(self) -> Path:
+        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
+        return Path(write_page(ReportConfig((self.folder,)))["file"])
+
+
+@dataclass(frozen=True)
+class RecoverResult:
+    """A run of `recover`."""
+
+    folder: Path
+    figures: dict[str, Any]
+    """What `result.json` holds; empty in processes other than the first."""
+    device: str = "cpu"
+    temporary: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trained model, with weights that can be trained on."""
+        return trainable(self.figures["model"]["folder"], self.device, self.figures["dtype"])
+
+    def report(self) -> Path:
+        """Writes the page of the run, one HTML file that stands alone, and returns its path."""
+        return Path(write_page(ReportConfig((self.folder,)))["file"])
+
+
+def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:
+    """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""
+    import torch
+
+    model = load_model(folder, resolve_device(device), getattr(torch, dtype))
+    return model.requires_grad_(True)

@@ -1,0 +1,103 @@
+"""What a run of `prune` will do, settled and checked before it does anything."""
+
+import torch
+
+from disp_llm.commands.sizes import timed_workload
+from disp_llm.config.errors import InputError
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.tokens import Texts
+from disp_llm.evaluation.latency import latency_costs
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.costs import byte_costs, flop_costs
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods import method_named
+from disp_llm.models.windows import require_positions
+from disp_llm.runs.job import Job
+from disp_llm.training.problem import PruningProblem
+
+
+def sites_of(config: PruneConfig) -> tuple[str, ...]:
+    """Where entries may be pruned: as asked, or where the method prunes them."""
+    return config.sites or method_named(config.method).sites
+
+
+def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
+    """Counts what the settings name; times compact models first where that is latency."""
+    kind, layout = job.config.budget.budget, dense.layout
+    costs = None
+    if kind == "flops":
+        costs = flop_costs(layout, dense.head_weight.numel())
+    elif kind == "bytes":
+        costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
+    elif kind == "latency":
+        workload = timed_workload(job.config.budget)
+        costs = latency_costs(dense, workload, align, job.count("timing compact models"))
+    return Budget(layout, costs, sites_of(job.config))
+
+
+def refuse_impossible(problem: PruningProblem, texts: Texts) -> None:
+    """Refuses, before any work and before a folder exists, a size below the smallest model and text
+    that is shorter than a window."""
+    config, budget, model = problem.job.config, problem.budget, problem.dense.model
+    require_one_size(config, config.learned_shares)
+    if config.learn.minutes and not method_named(config.method).learns:
+        raise InputError(
+            f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
+        )
+    for share in config.learned_shares:
+        project(torch.zeros(budget.layout.entries), budget, share, problem.align)
+    require_positions(model, min(config.evaluation.context, len(texts.evaluation)), "context")
+    read: dict[str, int] = {}
+    if method_named(config.method).learns:
+        read["length"] = config.training.length
+    if reads_calibration(config):
+        read["calibration_length"] = config.scores.calibration_length
+    for field, tokens in read.items():
+        texts.corpus.require_length(tokens, field)
+        require_positions(model, tokens, field)
+
+
+def require_one_size(config: PruneConfig, shares: tuple[float, ...]) -> None:
+    """Refuses what a method that chooses for one size cannot give.
+
+    Raises:
+        InputError: several sizes, another budget than parameters, or too few sites.
+    """
+    method = method_named(config.method)
+    missing = set(method.sites) - set(config.sites or method.sites)
+    if method.every_site and missing:
+        raise InputError(
+            f"the method {method.name} prunes {', '.join(sorted(missing))} too",
+            field="sites",
+            hint="leave it out",
+        )
+    if method.one_size and len(shares) > 1:
+        raise InputError(
+            f"the method {method.name} chooses for one size at a time",
+            field="keep",
+            hint="give one, and a run for each",
+        )
+    if method.one_size and config.budget.budget != "params":
+        raise InputError(
+            f"the method {method.name} counts parameters", field="budget", hint="give `keep`"
+        )
+
+
+def reads_calibration(config: PruneConfig) -> bool:
+    """Whether the method reads calibration sequences."""
+    if config.method == "learned":
+        return config.learn.start == "scores"
+    return method_named(config.method).reads_text
+
+
+def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:
+    """Tokens that were read to choose the masks: those of the scores, and every process's own."""
+    calibration = config.scores.tokens if reads_calibration(config) else 0
+    learns = method_named(config.method).learns
+    learning = steps * config.training.tokens_per_step * processes if learns else 0
+    return calibration + learning
+
+
+def default_align(device: torch.device) -> int:
+    """Widths that GPU kernels like; a CPU takes any."""
+    return 1 if device.type == "cpu" else 64

@@ -1,0 +1,226 @@
+"""The main job: a model and text -> a run folder with one smaller model a size, each one proven.
+
+Stages, each of which leaves a file and is skipped when a resumed run finds it: dense perplexity,
+scores, mask learning, and for every size masks, export, and the measurement of what was exported.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from disp_llm.commands.front import (
+    Caller,
+    Inputs,
+    Model,
+    inputs_of,
+    machine_of,
+    temporary_folder,
+    with_texts,
+)
+from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.planning import (
+    budget_of,
+    default_align,
+    refuse_impossible,
+    sites_of,
+    tokens_seen,
+)
+from disp_llm.commands.sizes import SizeWriter, masks_of
+from disp_llm.config.names import HEADS
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
+from disp_llm.config.report import ReportConfig
+from disp_llm.data.tokens import Texts, load_tokens, require_length
+from disp_llm.evaluation.alignment import chosen_alignment
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection, load_masks
+from disp_llm.methods import method_named
+from disp_llm.models.devices import start_process, start_tracking
+from disp_llm.models.loading import Loaded
+from disp_llm.models.source import base_and_license
+from disp_llm.reporting.page import write_page
+from disp_llm.reporting.run_plots import draw_curve
+from disp_llm.runs.files import write_json
+from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.job import Job
+from disp_llm.runs.progress import silent
+from disp_llm.runs.provenance import peak_memory_bytes, provenance
+from disp_llm.runs.results import DenseResult, as_json
+from disp_llm.runs.settings import open_run, require_available
+from disp_llm.training.estimators import deterministic_mask
+from disp_llm.training.problem import PruningProblem
+
+
+def prune(
+    model: Model,
+    tokenizer: Any = None,
+    *,
+    text: Any = None,
+    config: PruneConfig | None = None,
+    **options: Any,
+) -> PruneResult:
+    """Makes smaller models of one model, and measures what they lost.
+
+    Args:
+        model: a hub id, a folder, a GGUF file, `smollm2-135m`, or a model in memory, which is left
+            as it was.
+        tokenizer: of a model in memory.
+        text: what to learn from: paths, strings, a `datasets.Dataset` or token ids. Default: the
+            embedded speeches.
+        config: all settings at once, in place of those in `options`.
+        options: settings by the names of their flags (`keep=[0.8, 0.5]`, `steps=75`, `eval_text=`,
+            `output_dir=`, ...), and `progress`, a callback (docs/api.md). Without an `output_dir`
+            the run lies in a temporary folder.
+
+    Raises:
+        InputError: something that the caller can correct.
+        Interrupted: the task was asked to stop while learning; `resume` goes on.
+    """
+    caller = Caller.of(options)
+    name, inputs = inputs_of(model, tokenizer)
+    temporary = None
+    if config is None:
+        if "output_dir" not in options:
+            temporary = temporary_folder()
+            options["output_dir"] = str(Path(temporary.name) / "run")
+        inputs, config = _configured(name, inputs, {"text": text} | options)
+    config.validate()
+    require_available(config)
+    run = Run(config.output_dir)
+    if run.result().get("status") == "done":
+        if not run.page_file.exists():
+            _draw(run, run.result())
+        return PruneResult(run.folder, run.result(), config.machine.device, temporary)
+    process = start_process(config.machine)
+    with caller.watching() as progress, inputs.frozen():
+        job = Job(
+            config,
+            run,
+            process,
+            progress if process.is_main else silent,
+            caller.stop_requested,
+            caller.command,
+        )
+        with clock(run, "seconds", process.is_main):
+            run_stages(job, inputs)
+    if not process.is_main:
+        return PruneResult(run.folder, {})
+    figures = run.update(status="done", peak_memory_bytes=peak_memory_bytes(process.device))
+    _draw(run, figures)
+    return PruneResult(run.folder, figures, str(process.device), temporary)
+
+
+def _configured(name: str, inputs: Inputs, options: dict[str, Any]) -> tuple[Inputs, PruneConfig]:
+    """The settings of a call from Python: defaults < recipe < options."""
+    texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
+    recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
+    config = with_settings(apply_recipe(PruneConfig(name), recipe), options)
+    inputs, named = with_texts(inputs, config.text, **texts)
+    return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
+
+
+def _draw(run: Run, figures: dict[str, Any]) -> None:
+    """The page of a finished run and, where one was measured, its curve."""
+    if "curve" in figures:
+        write_json(run.folder / "curve.json", figures["curve"])
+        draw_curve(figures, run.folder / "curve.png")
+    write_page(ReportConfig((run.folder,)))
+
+
+def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
+    """Everything between an empty folder and a finished run, as far as it is not there."""
+    config, run, process = job.config, job.run, job.process
+    with process.accelerator.main_process_first():  # which measures, where time is the budget
+        loaded, problem, texts = open_problem(job, inputs)
+    refuse_impossible(problem, texts)
+    measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
+    if process.is_main:
+        open_run(replace(config, export=replace(config.export, align=problem.align)))
+    process.wait()
+    start_tracking(process, config.track, run.folder)
+    if process.is_main:
+        if not run.result():
+            run.update(
+                status="running",
+                run=str(run.folder),
+                first_size=config.first_size,
+                dtype=str(loaded.dtype).removeprefix("torch."),
+                **provenance(config.machine.seed, job.command),
+            )
+        base, terms = base_and_license(config.model)
+        source = loaded.source | texts.names | {"base_model": base, "license": terms}
+        run.update(source=source, dense=dense_figures(problem, measuring))
+    process.wait()
+    selection = choose(problem)
+    process.wait()
+    process.accelerator.end_training()  # the others have nothing more to do and may leave
+    if not process.is_main:
+        return
+    steps = run.result().get("steps", config.learn.steps)
+    run.update(tokens_seen=tokens_seen(config, steps, process.count))
+    if config.method == "learned" and config.learn.penalty:
+        run.update(keep_by_penalty=keep_by_penalty(problem, selection))
+    writer = SizeWriter(problem, measuring, config.first_size)
+    writer.write(selection, config.shares)
+    if config.keep_range:
+        writer.measure_curve(selection, config.curve_shares)
+
+
+def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:
+    """Loads model and texts, and settles budget and alignment."""
+    config, device = job.config, job.process.device
+    progress = job.count("loading model and text")
+    progress(0, 2)
+    machine = replace(config.machine, device=str(device))
+    loaded = inputs.load(config.model, machine, dense_only=True)
+    progress(1, 2)
+    texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
+    progress(2, 2)
+    given = config.text.eval_text or config.text.eval_dataset or inputs.texts.eval_text
+    require_length(texts.evaluation, 2, "eval_text" if given else "text")
+    align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
+    dense = PrunableModel.of(loaded, HEADS in sites_of(config))
+    budget = budget_of(job, dense, align)
+    keeps = config.learned_shares
+    return loaded, PruningProblem(dense, texts.corpus, budget, keeps, align, job), texts
+
+
+def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:
+    """The size that learning arrived at by itself, before the cut to the exact budget."""
+    learn, budget = problem.learn, problem.budget
+    likely_kept = deterministic_mask(selection.importance, learn.estimator, learn.shift)
+    kept = likely_kept | budget.never_pruned
+    return float(budget.keep(budget.layout.counts(kept.long())))
+
+
+def dense_figures(problem: PruningProblem, measuring: Measuring) -> dict[str, Any]:
+    """Perplexity and size of the model as it came; measured once a run."""
+    run, dense = problem.job.run, problem.dense
+    found = run.result().get("dense")
+    if found:
+        return found
+    with clock(run, "measuring_dense_s"):
+        measured = measuring.perplexity(dense, "dense perplexity")
+    result = DenseResult(
+        measured=measured,
+        prompt=measuring.prompt,
+        sample=measuring.sample(dense.model),
+        parameters=dense.parameters,
+        block_parameters=problem.budget.dense_block_parameters,
+        bytes=dense.parameters * next(dense.model.parameters()).element_size(),
+    )
+    return as_json(result)
+
+
+def choose(problem: PruningProblem) -> Selection:
+    """The selection: from the masks file if the run has one, else by the method."""
+    job, config = problem.job, problem.job.config
+    path, layout = job.run.logits_file, problem.budget.layout
+    if path.exists():
+        return load_masks(path, layout).selection
+    with clock(job.run, "choosing_s", job.process.is_main):
+        selection = method_named(config.method).choose(problem).on_cpu()
+    if job.process.is_main:
+        masks_of(problem, selection, config.shares[0]).save(path)
+    return selection

@@ -1,0 +1,220 @@
+"""After pruning: the weights that were kept learn to make up for those that were pruned.
+
+A compact (or dense) model and text -> a folder of the same contract. The loss is cross-entropy, the
+divergence from the original model (arXiv 1503.02531), or both.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from disp_llm.commands.front import (
+    Caller,
+    Inputs,
+    Model,
+    inputs_of,
+    machine_of,
+    temporary_folder,
+    with_texts,
+)
+from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.outcome import RecoverResult
+from disp_llm.config.errors import InputError
+from disp_llm.config.recipes import with_settings
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.tokens import Texts, load_tokens, require_length
+from disp_llm.export.card import read_facts, write_recovered_card
+from disp_llm.export.folders import Exported, write_folder
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import start_process, start_tracking
+from disp_llm.models.loading import Loaded
+from disp_llm.models.windows import require_positions
+from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.job import Job
+from disp_llm.runs.progress import silent
+from disp_llm.runs.provenance import peak_memory_bytes, provenance
+from disp_llm.runs.results import as_json
+from disp_llm.runs.settings import open_run, require_available
+from disp_llm.training.losses import Teacher
+from disp_llm.training.weights import add_adapters, train_weights
+
+
+def recover(
+    student: Model,
+    tokenizer: Any = None,
+    *,
+    teacher: Model | None = None,
+    config: RecoverConfig | None = None,
+    **options: Any,
+) -> RecoverResult:
+    """Trains a pruned model, with the original as teacher.
+
+    Args:
+        student: an exported folder, any other model, or one in memory, whose weights are trained in
+            place.
+        tokenizer: of a student in memory.
+        teacher: the original, by name or in memory. Default: the one that the folder's card names.
+        config: all settings at once, in place of those in `options`.
+        options: settings by the names of their flags (`text=`, `tokens=100_000`, `how="lora"`, ...)
+            and `progress`. Without an `output_dir` the run lies in a temporary folder.
+
+    Raises:
+        InputError: something that the caller can correct.
+        Interrupted: the task was asked to stop while training; `resume` goes on.
+    """
+    caller = Caller.of(options)
+    name, inputs = inputs_of(student, tokenizer)
+    taught_name, taught = ("", Inputs()) if teacher is None else inputs_of(teacher, tokenizer)
+    temporary = None
+    if config is None:
+        if "output_dir" not in options:
+            temporary = temporary_folder()
+            options["output_dir"] = str(Path(temporary.name) / "run")
+        texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
+        config = with_settings(RecoverConfig(name, teacher=taught_name), options)
+        inputs, named = with_texts(inputs, config.text, **texts)
+        config = replace(config, text=named, machine=machine_of(inputs, config.machine))
+    config.validate()
+    require_available(config)
+    run = Run(config.output_dir)
+    if run.result().get("status") == "done":
+        return RecoverResult(run.folder, run.result(), config.machine.device, temporary)
+    process = start_process(config.machine)
+    with caller.watching() as progress, inputs.frozen(), taught.frozen():
+        watched = progress if process.is_main else silent
+        job = Job(config, run, process, watched, caller.stop_requested, caller.command)
+        with clock(run, "seconds", process.is_main):
+            run_stages(job, inputs, taught)
+    if not process.is_main:
+        return RecoverResult(run.folder, {})
+    result = run.update(peak_memory_bytes=peak_memory_bytes(process.device))
+    told = {
+        "how": config.how,
+        "distill": config.training.distill,
+        "tokens_seen": result["tokens_seen"],
+        "text": result["source"]["text"],
+        "before": result["before"]["perplexity"],
+        "command": result["command"],
+    }
+    write_recovered_card(Path(config.folder), run.folder / "model", result["model"], told)
+    return RecoverResult(run.folder, run.update(status="done"), str(process.device), temporary)
+
+
+def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
+    """Everything between an empty folder and an exported model, as far as it is not there."""
+    config, run, process = job.config, job.run, job.process
+    loaded, teacher, texts = _load(job, inputs, taught)
+    student = PrunableModel.of(loaded)
+    measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
+    if process.is_main:
+        open_run(config)
+    process.wait()
+    start_tracking(process, config.track, run.folder)
+    if process.is_main and not run.result():
+        run.update(
+            status="running",
+            run=str(run.folder),
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            source=loaded.source | texts.names,
+            before=as_json(measuring.perplexity(student, "perplexity before")),
+            **provenance(config.machine.seed, job.command),
+        )
+        if teacher is not None:
+            found = measuring.perplexity(teacher.target, "perplexity of the teacher")
+            run.update(teacher=as_json(found))
+    process.wait()
+    adapted = None
+    if config.how == "lora":
+        adapted = add_adapters(loaded.model, config.rank, config.machine.seed)
+    steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
+    process.wait()
+    process.accelerator.end_training()
+    if not process.is_main:
+        return
+    made = adapted.merge_and_unload() if adapted is not None else loaded.model
+    model, exported = _export(job, made, loaded)
+    sizes = _sizes(model, exported, read_facts(config.folder).get("dense", {}))
+    after = as_json(measuring.perplexity(model, "perplexity after"))
+    run.update(
+        model=after | sizes | {"folder": str(exported.folder)},
+        tokens_seen=steps * config.training.tokens_per_step * process.count,
+    )
+
+
+def _load(
+    job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
+) -> tuple[Loaded, Teacher | None, Texts]:
+    """Student, teacher and texts.
+
+    Raises:
+        InputError: one of them is unusable.
+    """
+    config = job.config
+    machine = replace(config.machine, device=str(job.process.device))
+    progress = job.count("loading models and text")
+    progress(0, 2)
+    loaded = inputs.load(config.folder, machine)
+    teacher = load_teacher(job, loaded, taught)
+    progress(1, 2)
+    texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
+    progress(2, 2)
+    length, window = config.training.length, min(config.evaluation.context, len(texts.evaluation))
+    texts.corpus.require_length(length, "length")
+    require_positions(loaded.model, length, "length")
+    require_positions(loaded.model, window, "context")
+    require_length(texts.evaluation, 2, "eval_text")
+    return loaded, teacher, texts
+
+
+def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Teacher | None:
+    """The model that is named or in memory, or the original of an exported folder.
+
+    Raises:
+        InputError: there is none, or its vocabulary is another one.
+    """
+    config = job.config
+    if not config.training.distill:
+        return None
+    name = config.teacher or read_facts(config.folder).get("source", {}).get("model")
+    if not name:
+        raise InputError(
+            "is needed to distil, and the folder does not name its original",
+            field="teacher",
+            hint="name a model, or give a `distill` of 0",
+        )
+    machine = replace(config.machine, device=str(job.process.device))
+    teacher = taught.load(name, machine)
+    sizes = [m.get_input_embeddings().num_embeddings for m in (teacher.model, student.model)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{name} has {sizes[0]} tokens, the student {sizes[1]}",
+            field="teacher",
+            hint="name a model of the same vocabulary",
+        )
+    return Teacher(PrunableModel.of(teacher), config.training.distill)
+
+
+def _export(
+    job: Job[RecoverConfig], made: PreTrainedModel, loaded: Loaded
+) -> tuple[PrunableModel, Exported]:
+    """Writes the trained model in the dtype that it came in."""
+    made.requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.data = parameter.data.to(loaded.dtype)
+    folder = job.run.folder / "model"
+    exported = write_folder(made, loaded.tokenizer, folder, job.config.max_shard_size)
+    return PrunableModel(made, loaded.family), exported
+
+
+def _sizes(model: PrunableModel, exported: Exported, dense: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of the result, and as shares of the original's (of its own, if it was not pruned)."""
+    blocks = model.block_parameters
+    return {
+        "keep": blocks / dense.get("block_parameters", blocks),
+        "keep_total": exported.parameters / dense.get("parameters", exported.parameters),
+        "parameters": exported.parameters,
+        "block_parameters": blocks,
+        "bytes": exported.bytes,
+    }

@@ -1,0 +1,49 @@
+"""What `disp-llm bench` can be asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from disp_llm.config.checks import require_at_least
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure speed, memory and load time of a folder against its original, on this machine."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, or any model."""
+    against: str
+    """The model that it is compared with: hub id, folder, or smollm2-135m."""
+    lengths: tuple[int, ...] = (128, 512)
+    """Lengths of the prompts of prefill, in tokens."""
+    batches: tuple[int, ...] = (1, 8)
+    """Numbers of sequences that are decoded together."""
+    context: int = 128
+    """Tokens in the KV cache while decoding."""
+    rounds: int = 12
+    """Number of times that each is timed, in turn."""
+    compile: bool = False
+    """Run both models through torch.compile."""
+    fuse: bool = False
+    """Join q, k, v and gate, up of both models, as `disp_llm.export.fuse` does."""
+    plot: Path | None = None
+    """Draw the result into this .png or .svg file."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def validate(self) -> None:
+        """Refuses work that cannot be timed.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_at_least(1, lengths=self.lengths, batches=self.batches, context=self.context)
+        require_at_least(2, rounds=self.rounds)
+        if self.plot is not None and self.plot.suffix not in (".png", ".svg"):
+            raise InputError(f"{self.plot}", field="plot", hint="name a .png or .svg file")

@@ -1,0 +1,63 @@
+"""Checks of single values, from which every configuration builds its own `validate`.
+
+All raise `InputError` naming the field; NaN passes none of them.
+"""
+
+import re
+
+from disp_llm.config.errors import InputError
+
+
+def require_positive(**values: float) -> None:
+    """Refuses 0 and less."""
+    for field, value in values.items():
+        if not value > 0:
+            raise InputError("too small", field=field, hint="give a larger number")
+
+
+def require_not_negative(**values: float) -> None:
+    """Refuses what is less than 0."""
+    for field, value in values.items():
+        if not value >= 0:
+            raise InputError(f"{value} is negative", field=field, hint="give 0 or more")
+
+
+def require_at_least(least: int, **values: int | tuple[int, ...]) -> None:
+    """Refuses a number, or any number of a list, below `least`; a list must hold one."""
+    for field, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or min(numbers) < least:
+            raise InputError("too small", field=field, hint=f"give {least} or more")
+
+
+def require_share(**values: float) -> None:
+    """Refuses what is not between 0 and 1, both included."""
+    for field, value in values.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{value}", field=field, hint="give a number from 0 to 1")
+
+
+def require_below_one(**values: float) -> None:
+    """Refuses what is not in [0, 1)."""
+    for field, value in values.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{value}", field=field, hint="give a number in [0, 1)")
+
+
+def require_sizes(**values: tuple[float, ...]) -> None:
+    """Refuses a size outside (0, 1], a repeated one, or none at all."""
+    for field, sizes in values.items():
+        for size in sizes:
+            if not 0 < size <= 1:
+                raise InputError(
+                    f"{size} is not a share", field=field, hint="give a number in (0, 1]"
+                )
+        if not sizes or len(set(sizes)) < len(sizes):
+            raise InputError("empty or repeated", field=field, hint="give each size once")
+
+
+def require_file_size(**values: str) -> None:
+    """Refuses what is not the size of a file, such as 5GB."""
+    for field, size in values.items():
+        if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE):
+            raise InputError(f"{size}", field=field, hint="give a size such as 5GB")

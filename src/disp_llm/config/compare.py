@@ -1,0 +1,61 @@
+"""What `disp-llm compare` can be asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from disp_llm.config.checks import require_at_least, require_not_negative, require_sizes
+from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.names import compared_methods
+from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Methods side by side: same model, text, budget, exporter and evaluation."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Hub id, local folder, GGUF file, or smollm2-135m."""
+    methods: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="{all," + ",".join(compared_methods()) + "} ...")
+    ] = ("all",)
+    """The methods to compare; `learned` is ours. Methods that choose masks leave run folders with
+    exported models; baselines that do more than drop dimensions are measured and not written."""
+    keep: tuple[float, ...] = (0.8, 0.7, 0.5)
+    """Share of block parameters that is kept, in (0, 1]."""
+    output_dir: Path = Path("comparison")
+    """The folder of compare.json, compare.md, compare.png and the run folders. Rows that are there
+    are not made again."""
+    steps: int = 150
+    """Optimiser steps of the methods that learn."""
+    length: int = 512
+    """Tokens of their learning windows."""
+    rounds: int = 7
+    """Number of times that each model is timed, in turn with the original; 0 = not timed."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    text: TextConfig = field(default_factory=TextConfig)
+    evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def validate(self) -> None:
+        """Refuses what no comparison can use.
+
+        Raises:
+            InputError: naming the field.
+        """
+        known = ["all", *compared_methods()]
+        for name in set(self.methods) - set(known):
+            raise InputError(
+                f"no method '{name}'{nearest(name, known)}",
+                field="methods",
+                hint=f"use one of {', '.join(known)}",
+            )
+        require_sizes(keep=self.keep)
+        require_not_negative(steps=self.steps, rounds=self.rounds)
+        require_at_least(2, length=self.length)
+        for part in (self.scores, self.text, self.evaluation):
+            part.validate()

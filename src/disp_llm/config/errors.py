@@ -1,0 +1,25 @@
+"""What a user can correct, told in one line: which field, what is wrong with it, what to do."""
+
+import difflib
+import functools
+
+
+class InputError(ValueError):
+    """Something that a user can correct.
+
+    `field` is the name of a setting (`keep`, `text`), or of a file. A hint writes settings in
+    backticks; the command line turns both into flags.
+    """
+
+    def __init__(self, what: str, *, field: str, hint: str):
+        super().__init__(f"{field}: {what}; {hint}")
+        self.what, self.field, self.hint = what, field, hint
+
+    def __reduce__(self):  # crosses process boundaries in one piece
+        return functools.partial(type(self), field=self.field, hint=self.hint), (self.what,)
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """' (nearest: X)' where a known word is near, else nothing."""
+    near = difflib.get_close_matches(word, words, n=1)
+    return f" (nearest: {near[0]})" if near else ""

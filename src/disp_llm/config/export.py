@@ -1,0 +1,39 @@
+"""What `disp-llm export` can be asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from disp_llm.config.parts import BudgetConfig, OutputConfig
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write another size of a run that has learned, without learning again."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    keep: tuple[float, ...] = ()
+    """Share of block parameters that is kept, in (0, 1]."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    export: OutputConfig = field(default_factory=OutputConfig)
+    device: str = "auto"
+    """Device to run on: cpu, cuda, ...; everything else is taken from the run."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The sizes that are to be written, as shares of what the budget limits."""
+        return self.budget.shares(self.keep)
+
+    def validate(self) -> None:
+        """Refuses sizes that no model has.
+
+        Raises:
+            InputError: naming the field.
+        """
+        self.budget.validate(self.keep)
+        self.export.validate()

@@ -1,0 +1,23 @@
+"""What `disp-llm gguf` can be asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class GgufConfig:
+    """Write a folder that was pruned with --sites mlp_mid as a GGUF file for llama.cpp."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model."""
+    original: Path
+    """A GGUF file of the original: vocabulary and embedding are taken from it."""
+    to: Path
+    """The new file."""
+    dtype: Literal["f16", "bf16", "f32"] = "f16"
+    """Data type of the weights; llama.cpp's own tools quantise further."""
+    json: bool = False
+    """Print one JSON object on standard output."""

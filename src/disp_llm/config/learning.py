@@ -1,0 +1,115 @@
+"""How something is trained, masks or weights, and how masks are learned."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from disp_llm.config.checks import (
+    require_below_one,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
+from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training loop, whatever it trains."""
+
+    length: int = 1024
+    """Tokens of a training window. Short windows adapt the model to the vocabulary of the learning
+    text, at the cost of all other text (docs/experiment-log.md)."""
+    batch: int = 1
+    """Windows of one batch, in each process."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged in one step."""
+    learning_rate: float = 0.05
+    """Peak of AdamW's step size."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay (the paper: 0.05)."""
+    schedule: LearningRateSchedule = "cosine"
+    """How the step size goes on from its peak; cosine falls to a tenth at the last step."""
+    warmup: float = 0.0
+    """Share of the steps in which the step size grows to its peak."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 = no limit."""
+    distill: float = 0.0
+    """Share of the loss that is the divergence from the original model instead of cross-entropy. It
+    takes a third more time; the result is worse on text like the learning text, better on other
+    text."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Run the blocks through torch.compile; auto does where there is a C++ compiler and enough
+    steps to win its time back."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one step in each process."""
+        return self.length * self.batch * self.accumulate
+
+    def validate(self) -> None:
+        """Refuses windows without a token to predict, and what AdamW cannot use."""
+        require_positive(
+            length=self.length - 1,
+            batch=self.batch,
+            accumulate=self.accumulate,
+            checkpoint_every=self.checkpoint_every,
+            learning_rate=self.learning_rate,
+        )
+        require_share(distill=self.distill, warmup=self.warmup)
+        require_below_one(beta1=self.beta1, beta2=self.beta2)
+        require_not_negative(weight_decay=self.weight_decay, clip=self.clip)
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """What is learned about the masks; the weights of the model stay frozen."""
+
+    steps: int = 150
+    """Optimiser steps."""
+    minutes: float = 0.0
+    """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
+    measuring leave time for. The pace of the first steps fixes their number, which then belongs to
+    the run."""
+    start: Literal["scores", "random"] = "scores"
+    """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
+    parametrisation: Parametrisation = "logits"
+    """What is trained: the logits themselves, the paper's hypernetwork, or its Linear heads on a
+    fixed input (the paper's "w/o Bi-GRU"); the last two are added to the start."""
+    estimator: Estimator = "projected"
+    """How logits become masks with a gradient."""
+    shift: float = 0.0
+    """The constant c that is added to the logits (the paper: 3)."""
+    temperature: float = 0.5
+    """The temperature τ of the estimator's sigmoid."""
+    constrained: bool = False
+    """Share one mask of the residual stream between all sites of all blocks but mlp_mid (the
+    paper's S1 = S2 = S3 = S5)."""
+    penalty: float = 0.0
+    """The weight λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
+    scale_rate: float = 0.01
+    """Step size of the scale that every kept entry learns beside its mask, which is folded into the
+    weights at export and compensates for what was pruned. 0 = none: the kept weights remain the
+    original's. Not used by policy_gradient."""
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether scales are learned, which takes a gradient through the model."""
+        return self.scale_rate > 0 and self.estimator != "policy_gradient"
+
+    def validate(self) -> None:
+        """Refuses negative rates and a temperature of 0."""
+        require_positive(temperature=self.temperature)
+        require_not_negative(
+            steps=self.steps,
+            minutes=self.minutes,
+            scale_rate=self.scale_rate,
+            penalty=self.penalty,
+        )

@@ -1,0 +1,81 @@
+"""The names that settings choose between: sites, estimators, budgets, methods.
+
+A method is a file of `disp_llm/methods` (or `methods/baselines`) of the same name, an entry point
+of an installed package (group `disp_llm.methods`), or what `disp_llm.methods.register` was given:
+its name is known here without importing it.
+"""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal
+
+Estimator = Literal[
+    "projected",
+    "reinmax",
+    "reinmax_printed",
+    "straight_through",
+    "gumbel_soft",
+    "gumbel_hard",
+    "policy_gradient",
+]
+
+Parametrisation = Literal["logits", "hypernetwork", "heads"]
+
+BudgetKind = Literal["params", "flops", "bytes", "latency"]
+
+Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads"]
+
+SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
+"""S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
+
+HEADS: Site = "heads"
+"""A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
+
+LearningRateSchedule = Literal["cosine", "constant"]
+
+Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+
+VARIANTS = ("masks_only", "coupled", "paper", "policy_gradient")
+"""Other settings of the method `learned`, which `compare` shows as rows of their own."""
+
+METHODS_FOLDER = Path(__file__).parents[1] / "methods"
+
+TABLE_ORDER = (
+    *("learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"),
+    *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
+    *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
+)
+"""In which order tables show methods and baselines; those that are not named here come last."""
+
+PLUGINS = "disp_llm.methods"
+"""The group of entry points through which another package adds methods."""
+
+registered_methods: list[str] = []
+"""Names that `disp_llm.methods.register` was given in this process."""
+
+
+def own_methods() -> tuple[str, ...]:
+    """Names of the methods of this package, that of the paper and of our default first."""
+    return _files(METHODS_FOLDER)
+
+
+def mask_methods() -> tuple[str, ...]:
+    """Names of all methods that choose masks: ours, those of other packages, registered ones."""
+    added = [entry.name for entry in entry_points(group=PLUGINS)]
+    return tuple(dict.fromkeys([*own_methods(), *added, *registered_methods]))
+
+
+def baselines() -> tuple[str, ...]:
+    """Names of the baselines, which do more than drop dimensions."""
+    return _files(METHODS_FOLDER / "baselines")
+
+
+def compared_methods() -> tuple[str, ...]:
+    """Everything that `compare` has a row for."""
+    return (*mask_methods(), *VARIANTS, *baselines())
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    known = [name for name in TABLE_ORDER if name in names]
+    return tuple(dict.fromkeys([*known, *names]))

@@ -1,0 +1,182 @@
+"""Groups of settings that several commands share, as frozen dataclasses; no torch here.
+
+A field's docstring is its `--help`. `validate` refuses, before anything is loaded, what no run can
+use.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from disp_llm.config.checks import (
+    require_at_least,
+    require_file_size,
+    require_not_negative,
+    require_sizes,
+)
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import BudgetKind
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Where the tokens come from."""
+
+    text: tuple[Path, ...] = ()
+    """Text to learn from: .txt, .raw, .jsonl or .parquet files; any other file is read as plain
+    text. Default: the embedded speeches."""
+    text_field: str = "text"
+    """Field of a .jsonl line, or column of a .parquet file, that holds the text."""
+    weights: tuple[float, ...] = ()
+    """How often a window is drawn from each file of --text, relative to the others. Default: the
+    files form one text, so that each counts by its length."""
+    mix: Literal["fixed", "dynamic"] = "fixed"
+    """With --weights: keep them as they are, or draw more often from the file on which the pruned
+    model has lost most (dynamic batch loading, arXiv 2310.06694)."""
+    dataset: str = ""
+    """A hub data set in place of --text, as NAME:CONFIG or NAME:CONFIG:SPLIT, such as
+    wikitext:wikitext-2-raw-v1 (default split: train)."""
+    eval_text: tuple[Path, ...] = ()
+    """Text to measure perplexity on. Default: the last tenth of the learning text, which is then
+    never learned from."""
+    eval_dataset: str = ""
+    """A hub data set in place of --eval-text, as NAME:CONFIG or NAME:CONFIG:SPLIT (default split:
+    test)."""
+
+    def validate(self) -> None:
+        """Refuses text that is named twice, and weights that do not fit the files."""
+        if self.weights and (len(self.weights) != len(self.text) or min(self.weights) <= 0):
+            raise InputError(
+                f"{len(self.weights)} for {len(self.text)} files",
+                field="weights",
+                hint="give one number above 0 for each file of `text`",
+            )
+        if self.mix == "dynamic" and len(self.weights) < 2:
+            raise InputError("has nothing to mix", field="mix", hint="give several `weights`")
+        if self.text and self.dataset:
+            raise InputError(
+                "given together with `text`", field="dataset", hint="choose one of them"
+            )
+        if self.eval_text and self.eval_dataset:
+            raise InputError(
+                "given together with `eval_text`", field="eval_dataset", hint="choose one of them"
+            )
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """How perplexity is measured."""
+
+    context: int = 1024
+    """Tokens of an evaluation window; the first token of a window is not predicted."""
+    stride: int = 0
+    """Tokens from one window to the next; 0 = context, without overlap. A token is scored once."""
+    windows: int = 16
+    """Number of windows from the start of the text; 0 = all of them."""
+
+    def validate(self) -> None:
+        """Refuses windows that score nothing or skip tokens."""
+        if self.context < 2:
+            raise InputError(f"{self.context}", field="context", hint="give 2 or more tokens")
+        if not 0 <= self.stride <= self.context:
+            raise InputError(f"{self.stride}", field="stride", hint="give 0 to `context` tokens")
+        if self.windows < 0:
+            raise InputError(f"{self.windows}", field="windows", hint="give 0 (all) or more")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """The calibration pass that scores every entry of every site."""
+
+    calibration_sequences: int = 24
+    """Number of calibration sequences, each with a backward pass of its own."""
+    calibration_length: int = 512
+    """Tokens of a calibration sequence."""
+    score_rounds: int = 0
+    """Parts of the calibration, each of which runs with the masks that the parts before it propose;
+    1 = the dense model throughout; 0 = what measured best: 8 for --method fisher, 1 as the start of
+    learning."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all calibration sequences together."""
+        return self.calibration_sequences * self.calibration_length
+
+    def validate(self) -> None:
+        """Refuses a calibration without tokens."""
+        require_at_least(1, calibration_sequences=self.calibration_sequences)
+        require_at_least(2, calibration_length=self.calibration_length)
+        require_at_least(0, score_rounds=self.score_rounds)
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What is limited, where it is not the number of block parameters."""
+
+    budget: BudgetKind = "params"
+    """What --keep (params) or --target (the others) is a share of: block parameters, FLOPs of the
+    linear layers for one token, bytes of all weights, or the time of --workload, measured on this
+    machine."""
+    target: tuple[float, ...] = ()
+    """Share of the dense model's FLOPs, bytes or time that is kept, in (0, 1]; in place of --keep.
+    """
+    workload: Literal["prefill", "decode"] = "prefill"
+    """What --budget latency times: a prompt, or one token after as many cached ones."""
+    workload_length: int = 512
+    """Tokens of that prompt or cache."""
+
+    def validate(self, keep: tuple[float, ...]) -> None:
+        """Refuses a budget without its sizes, or sizes of another budget."""
+        if self.budget == "params":
+            if self.target:
+                raise InputError(
+                    "belongs to a `budget` of flops, bytes or latency",
+                    field="target",
+                    hint="add that, or give `keep`",
+                )
+            require_sizes(keep=keep)
+        else:
+            require_sizes(target=self.target)
+        require_at_least(1, workload_length=self.workload_length)
+
+    def shares(self, keep: tuple[float, ...]) -> tuple[float, ...]:
+        """The sizes that are to be written, as shares of what the budget limits."""
+        return keep if self.budget == "params" else self.target
+
+    def size_name(self, share: float) -> str:
+        """`0.6`, `bytes-0.6` or `latency-prefill-512-0.6`: what a size of a run is called in
+        results and file names."""
+        if self.budget == "params":
+            return f"{share:g}"
+        timed = f"{self.workload}-{self.workload_length}-" if self.budget == "latency" else ""
+        return f"{self.budget}-{timed}{share:g}"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """How the smaller model is written."""
+
+    align: int = 0
+    """Widths are multiples of this number. 0 = for `prune`, what `disp-llm doctor --measure` found
+    best for the model on this machine or, where it was not run, 1 on a CPU and 64 on a GPU; for
+    `export` and --resume, what the run has."""
+    max_shard_size: str = "5GB"
+    """Largest size of one file of weights."""
+
+    def validate(self) -> None:
+        """Refuses a negative alignment and what is no size of a file."""
+        require_not_negative(align=self.align)
+        require_file_size(max_shard_size=self.max_shard_size)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where the work is done."""
+
+    device: str = "auto"
+    """Device to run on: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Data type of the frozen weights; auto is bfloat16 where the hardware computes in it, else
+    float32."""
+    seed: int = 0
+    """Seed of every random draw."""

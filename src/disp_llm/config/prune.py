@@ -1,0 +1,137 @@
+"""What `disp-llm prune` can be asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from disp_llm.config.checks import require_at_least, require_sizes
+from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.names import HEADS, SITES, Site, Tracker, mask_methods
+from disp_llm.config.parts import (
+    BudgetConfig,
+    MachineConfig,
+    OutputConfig,
+    PerplexityConfig,
+    ScoreConfig,
+    TextConfig,
+)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
+    keep: tuple[float, ...] = (0.5,)
+    """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
+    keep_range: tuple[float, ...] = ()
+    """LOW HIGH: learn for every keep between them and measure the curve of perplexity against keep,
+    as curve.json and curve.png in the run folder."""
+    curve_points: int = 7
+    """Number of sizes that are measured on that curve."""
+    output_dir: Path = Path("run")
+    """The run folder."""
+    recipe: str = "default"
+    """Name of a shipped recipe, or a TOML file; flags override it."""
+    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(mask_methods()) + "}")] = "learned"
+    """How masks are chosen."""
+    sites: tuple[Site, ...] = ()
+    """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
+    prunes them, the five sites of DISP-LLM or, for flap, taylor and wanda, mlp_mid and heads.
+    mlp_mid alone gives a model that other formats can hold, such as GGUF. `heads`, added to the
+    others, also prunes KV heads with their queries: the KV cache shrinks, but vLLM cannot serve the
+    result."""
+    resume: bool = False
+    """Continue the run in --output-dir."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    track: Tracker = "none"
+    """Also log every step to a tracker, which must be installed."""
+    text: TextConfig = field(default_factory=TextConfig)
+    evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    export: OutputConfig = field(default_factory=OutputConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The sizes that are to be written, as shares of what the budget limits."""
+        return self.budget.shares(self.keep)
+
+    @property
+    def first_size(self) -> str:
+        """Name of the size whose masks file carries the logits of the run."""
+        return self.budget.size_name(self.shares[0])
+
+    @property
+    def learned_shares(self) -> tuple[float, ...]:
+        """The sizes that are learned for: these, and the ends of the range."""
+        return tuple(dict.fromkeys((*self.shares, *self.keep_range)))
+
+    @property
+    def curve_shares(self) -> tuple[float, ...]:
+        """The sizes on the curve, largest first."""
+        if not self.keep_range:
+            return ()
+        low, high = self.keep_range
+        steps = self.curve_points - 1
+        return tuple(round(high - (high - low) * i / steps, 6) for i in range(steps + 1))
+
+    def validate(self) -> None:
+        """Refuses values that no run can use, before anything is loaded.
+
+        Raises:
+            InputError: naming the field.
+        """
+        self.budget.validate(self.keep)
+        self._validate_names()
+        self._validate_range()
+        for part in (self.text, self.evaluation, self.scores, self.learn, self.training):
+            part.validate()
+        self.export.validate()
+        sampled = self.method == "learned" and self.learn.estimator != "projected"
+        if sampled and not self.learn.penalty:
+            raise InputError(
+                f"{self.learn.estimator} draws masks that nothing holds to a size",
+                field="penalty",
+                hint="give one (the paper: 6), or use the `estimator` projected",
+            )
+
+    def _validate_names(self) -> None:
+        known = (*SITES, HEADS)
+        for site in set(self.sites) - set(known):
+            raise InputError(
+                f"no site '{site}'{nearest(site, list(known))}", field="sites", hint=f"use {known}"
+            )
+        if len(set(self.sites)) < len(self.sites):
+            raise InputError("repeated", field="sites", hint="give each site once")
+        methods = list(mask_methods())
+        if self.method not in methods:
+            raise InputError(
+                f"no method '{self.method}'{nearest(self.method, methods)}",
+                field="method",
+                hint=f"use one of {', '.join(methods)}",
+            )
+
+    def _validate_range(self) -> None:
+        if not self.keep_range:
+            return
+        require_sizes(keep_range=self.keep_range)
+        if len(self.keep_range) != 2 or self.keep_range[0] > self.keep_range[1]:
+            raise InputError(
+                f"{self.keep_range} is not a range",
+                field="keep_range",
+                hint="give LOW HIGH, such as 0.4 0.9",
+            )
+        if self.budget.budget != "params":
+            raise InputError(
+                "counts block parameters", field="keep_range", hint="leave `budget` out"
+            )
+        require_at_least(2, curve_points=self.curve_points)

@@ -1,0 +1,162 @@
+"""Recipes: a named table of settings, laid under flags. Defaults < recipe < flags."""
+
+import dataclasses
+import functools
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from disp_llm.config.errors import InputError, nearest
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A configuration as plain TOML values; None never occurs, paths become text."""
+    plain = dataclasses.asdict(config)
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items()}
+        if isinstance(value, tuple | list):
+            return [clean(inner) for inner in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return clean(plain)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    folder = resources.files("disp_llm.config") / "shipped"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The tables of a shipped recipe or of a TOML file, over those of the shipped one that it names
+    as its `base`.
+
+    Raises:
+        InputError: no such recipe or file, or not TOML.
+    """
+    try:
+        if name.endswith(".toml"):
+            return _on_its_base(tomllib.loads(Path(name).read_text()))
+        if name in recipe_names():
+            shipped = resources.files("disp_llm.config") / "shipped" / f"{name}.toml"
+            return _on_its_base(tomllib.loads(shipped.read_text()))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            f"cannot read {name} ({error})", field="recipe", hint="mend the file"
+        ) from error
+    raise InputError(
+        f"no recipe '{name}'" + nearest(name, recipe_names()),
+        field="recipe",
+        hint=f"use one of {', '.join(recipe_names())}, or a file that ends in .toml",
+    )
+
+
+def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
+    base = tables.pop("base", None)
+    if base is None:
+        return tables
+    if base not in recipe_names():
+        raise InputError(
+            f"base '{base}' is no shipped recipe" + nearest(str(base), recipe_names()),
+            field="recipe",
+            hint=f"use one of {', '.join(recipe_names())}",
+        )
+    whole = load_recipe(base)
+    for key, value in tables.items():
+        whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
+    return whole
+
+
+def apply_recipe(config: Any, tables: dict[str, Any], path: str = "", field: str = "recipe") -> Any:
+    """A copy of a configuration with the values of a recipe's tables.
+
+    Args:
+        path: of the tables inside a larger one, for messages.
+        field: what messages name as the source of the values.
+
+    Raises:
+        InputError: a key that no field has, or a value of the wrong type.
+    """
+    known = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for key, value in tables.items():
+        if key not in known:
+            raise InputError(
+                f"unknown key '{path}{key}'" + nearest(key, list(known)),
+                field=field,
+                hint=f"use keys of {', '.join(known)}",
+            )
+        old = known[key]
+        if isinstance(value, dict) and dataclasses.is_dataclass(old):
+            changes[key] = apply_recipe(old, value, f"{path}{key}.", field)
+        else:
+            try:
+                changes[key] = _as_hinted(value, hints[key])
+            except TypeError as error:
+                raise InputError(
+                    f"'{path}{key}' is {value!r}", field=field, hint=f"give {error}"
+                ) from error
+    return dataclasses.replace(config, **changes)
+
+
+def with_settings(config: Any, settings: dict[str, Any]) -> Any:
+    """A copy of a configuration with some settings changed, each by its own name, as flags have it:
+    `with_settings(config, {"steps": 20})` changes `config.learn.steps`.
+
+    Raises:
+        InputError: a setting that no field has, or a value of the wrong type.
+    """
+    tables: dict[str, Any] = {}
+    for name, value in settings.items():
+        path = setting_paths(config).get(name)
+        if path is None:
+            known = list(setting_paths(config))
+            raise InputError(
+                f"no such setting{nearest(name, known)}", field=name, hint="see docs/api.md"
+            )
+        table = tables
+        for group in path[:-1]:
+            table = table.setdefault(group, {})
+        held = functools.reduce(getattr, path, config)
+        several = isinstance(held, tuple) and not isinstance(value, list | tuple)
+        table[path[-1]] = [value] if several else list(value) if isinstance(value, tuple) else value
+    return apply_recipe(config, tables, field="settings")
+
+
+def setting_paths(config: Any) -> dict[str, tuple[str, ...]]:
+    """Where each setting of a configuration lies, by its own name."""
+    paths: dict[str, tuple[str, ...]] = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            inner = setting_paths(value)
+            paths |= {name: (entry.name, *path) for name, path in inner.items()}
+        else:
+            paths[entry.name] = (entry.name,)
+    return paths
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    """A value of a TOML file as a field of that type holds it.
+
+    Raises:
+        TypeError: it is another one; the message says what it should be.
+    """
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        raise TypeError(f"one of {', '.join(get_args(hint))}")
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_as_hinted(item, get_args(hint)[0]) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if type(value) is not hint:
+        kind = "list" if get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))
+        raise TypeError(f"{'an' if kind == 'int' else 'a'} {kind}")
+    return value

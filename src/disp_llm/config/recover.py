@@ -1,0 +1,69 @@
+"""What `disp-llm recover` can be asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from disp_llm.config.checks import require_file_size, require_positive
+from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.names import Tracker
+from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
+
+
+def _weights_defaults() -> TrainingConfig:
+    return TrainingConfig(
+        length=512,
+        batch=4,
+        learning_rate=5e-4,
+        warmup=0.05,
+        clip=1.0,
+        distill=0.5,
+        checkpoint_every=100,
+    )
+
+
+@dataclass(frozen=True)
+class RecoverConfig:
+    """Win quality back: train the weights that pruning kept, with the original as teacher."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model; or any model."""
+    output_dir: Path = Path("recovered")
+    """The new run folder; the model is its model/."""
+    how: Literal["full", "lora"] = "full"
+    """Train all weights of the blocks, or low-rank adapters that are merged at the end."""
+    rank: int = 32
+    """Rank of the LoRA adapters."""
+    teacher: str = ""
+    """Hub id, folder or smollm2-135m. Default: the original that the folder's card names."""
+    tokens: int = 1_000_000
+    """Number of tokens to train on."""
+    max_shard_size: str = "5GB"
+    """Largest size of one file of weights."""
+    resume: bool = False
+    """Continue the run in --output-dir."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    track: Tracker = "none"
+    """Also log every step to a tracker, which must be installed."""
+    training: TrainingConfig = field(default_factory=_weights_defaults)
+    text: TextConfig = field(default_factory=TextConfig)
+    evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def steps(self, processes: int) -> int:
+        """Optimiser steps in which all processes together read the tokens."""
+        return -(-self.tokens // (self.training.tokens_per_step * processes))
+
+    def validate(self) -> None:
+        """Refuses values that no recovery can use, before anything is loaded.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_positive(tokens=self.tokens, rank=self.rank)
+        require_file_size(max_shard_size=self.max_shard_size)
+        for part in (self.training, self.text, self.evaluation):
+            part.validate()

@@ -1,0 +1,30 @@
+"""What `disp-llm report` can be asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from disp_llm.config.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write one self-contained HTML page about one or several runs, finished or not."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """The run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
+    output: Path | None = None
+    """File of the page. Default: report.html in the run folder, or here for several runs."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def validate(self) -> None:
+        """Refuses a page about nothing.
+
+        Raises:
+            InputError: no run is named.
+        """
+        if not self.runs:
+            raise InputError("no run is named", field="runs", hint="name one or more run folders")

@@ -1,0 +1,42 @@
+"""What `disp-llm save` and `disp-llm push` can be asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    """Copy an exported folder to a place of its own, with a card that names it."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model."""
+    to: Path
+    """The new folder."""
+    plain: bool = False
+    """Write the original's own architecture, which any engine loads: possible where blocks differ
+    from the original by one and the same intermediate width (--sites mlp_mid)."""
+    license: str = ""
+    """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """Upload an exported folder to the hub, with its card, in one commit."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """An exported folder, such as run/model."""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """OWNER/NAME on the hub; created where there is none. HF_ENDPOINT names another hub."""
+    private: bool = False
+    """Make the repository private."""
+    license: str = ""
+    """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
+    message: str = "Upload a model pruned by disp-llm"
+    """Message of the commit."""
+    json: bool = False
+    """Print one JSON object on standard output."""

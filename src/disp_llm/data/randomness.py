@@ -1,0 +1,30 @@
+"""Named random streams: what is drawn for one purpose never moves what is drawn for another."""
+
+from typing import Literal
+
+import torch
+
+Stream = Literal["calibration", "start", "sizes", "steps", "reference", "weights"]
+
+STREAMS: dict[Stream, int] = {
+    "calibration": 0,  # which windows are scored
+    "start": 1,  # what a parametrisation begins with
+    "sizes": 2,  # the keep of a step, the same in all processes
+    "steps": 3,  # windows and noise of a step of learning masks
+    "reference": 4,  # windows for the dense model's loss
+    "weights": 5,  # windows of a step of training weights
+}
+"""Numbers of the streams; a number that was given once stays, so that a seed keeps its meaning."""
+
+
+def random_stream(name: Stream, seed: int, *place: int) -> torch.Generator:
+    """The generator of a stream at a place, such as a step and a process."""
+    return generator_of(seed, STREAMS[name], *place)
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator whose stream depends on all of the numbers (their order counts)."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 1) % (2**63 - 25)
+    return torch.Generator().manual_seed(mixed)

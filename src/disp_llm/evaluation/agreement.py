@@ -1,0 +1,64 @@
+"""Whether what was exported computes what the masked model does."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.models.devices import free_memory
+
+logger = logging.getLogger(__name__)
+
+WRONG = 1e-3
+"""A float32 error of logits, relative to the largest, that rounding does not explain."""
+
+
+def warn_of_error(errors: dict[str, float], folder: Path) -> None:
+    """Warns where an export computes something else than the masked model."""
+    error = errors.get("max_logit_error", 0.0)
+    if not error <= WRONG:
+        logger.warning(
+            "the logits of %s differ from the masked model's by %.1e of the largest; please report "
+            "it with its card.json", folder, error,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def logit_errors(
+    dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor
+) -> dict[str, float]:
+    """max|Δlogit| / max|logit| of the compact model against the dense one, which now runs masked.
+
+    It is taken in the dtype of the run and in float32 (weights are cast there and back, which loses
+    nothing). The float32 figure is left out, with a warning, where the memory for it is missing.
+    """
+    device = next(dense.parameters()).device
+    tokens = tokens[None].to(device)
+    dtype = dense.dtype
+    errors = {
+        f"max_logit_error_{str(dtype).removeprefix('torch.')}": _error(dense, compact, tokens)
+    }
+    extra = 2 * sum(model.num_parameters() for model in (dense, compact))
+    if dtype != torch.float32:
+        if extra > free_memory(device):
+            logger.warning("no memory to check the export in float32: only %s was checked", dtype)
+            return errors
+        for model in (dense, compact):
+            _cast(model, torch.float32)
+        errors["max_logit_error_float32"] = _error(dense, compact, tokens)
+        for model in (dense, compact):
+            _cast(model, dtype)
+    return errors | {"max_logit_error": errors["max_logit_error_float32"]}
+
+
+def _error(dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor) -> float:
+    wanted, got = (model(tokens, use_cache=False).logits.float() for model in (dense, compact))
+    return float((wanted - got).abs().max() / wanted.abs().max())
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Casts parameters only: rotary frequencies and the like are float32 buffers and stay so."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

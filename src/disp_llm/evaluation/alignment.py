@@ -1,0 +1,73 @@
+"""Which multiple of widths is fastest on this machine."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from disp_llm.evaluation.latency import MEASURED_AGAIN, cache_folder, measured_share, table_key
+from disp_llm.evaluation.timing import Workload
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.provenance import hardware
+
+ALIGNMENTS = (1, 8, 16, 32, 64)
+"""Multiples that widths may be rounded to, as `doctor --measure` tries them."""
+
+WORTH_IT = 0.01
+"""Share of the time that a coarser alignment must save: it leaves less freedom to choose."""
+
+
+def measured_alignments(
+    target: PrunableModel,
+    workloads: tuple[Workload, ...],
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Times a model of half the block parameters for every alignment and workload.
+
+    Times are shares of the dense model's; the fastest alignment is kept for `chosen_alignment`.
+    Widths differ from site to site as learned ones do; entries are drawn at random.
+
+    Args:
+        on_model: called with (done, total) after every alignment.
+    """
+    layout = target.layout
+    noise = torch.Generator().manual_seed(0)
+    uneven = torch.randn(len(layout.lengths), generator=noise)[layout.site_of_entry] / 2
+    scores = uneven + torch.randn(layout.entries, generator=noise)
+    rows = []
+    for done, align in enumerate(ALIGNMENTS, start=1):
+        masks = Masks(layout, project(scores, Budget(layout), 0.5, align).kept, Selection(scores))
+        compact = compact_model(target, masks)
+        shares = {w.name: measured_share(target.model, compact, w) for w in workloads}
+        rows.append({"align": align, "shares": shares})
+        on_model(done, len(ALIGNMENTS))
+    best = best_alignment(rows)
+    for row in rows:
+        row["best"] = row["align"] == best
+    found = {"align": best, "rows": rows, "hardware": hardware()}
+    write_json(_alignment_file(target.model), found)
+    return rows
+
+
+def best_alignment(rows: list[dict[str, Any]]) -> int:
+    """The fastest alignment on average over workloads, or a finer one that is hardly slower."""
+    means = {row["align"]: statistics.mean(row["shares"].values()) for row in rows}
+    fastest = min(means.values())
+    return min(align for align, mean in means.items() if mean <= fastest * (1 + WORTH_IT))
+
+
+def chosen_alignment(model: PreTrainedModel) -> int | None:
+    """What `doctor --measure` found best for this model on this machine, if it was run."""
+    path = _alignment_file(model)
+    return read_json(path, MEASURED_AGAIN)["align"] if path.exists() else None
+
+
+def _alignment_file(model: PreTrainedModel) -> Path:
+    return cache_folder() / f"align-{table_key(model)}.json"

@@ -1,0 +1,151 @@
+"""Speed of two models in one process and in turn, beside what counting predicts.
+
+A round times one model and then the other, the next round the other way about. A speed-up is the
+median over rounds of the ratio within a round, so that what else the machine does cancels out.
+Beside it stands what the counted operations (prefill) and bytes (decode) predict.
+
+B batch, T tokens.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.autograd import DeviceType
+
+from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.results import BenchComparison, BenchRow
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a workload takes at least, of one model."""
+
+    flops: int
+    """Floating-point operations, two a weight and token."""
+    bytes_read: int
+    """Bytes of weights and of the KV cache, each read once."""
+    block_flops: int
+    """Operations of the linear layers of the blocks alone."""
+
+
+def side_by_side(
+    targets: list[PrunableModel],
+    names: list[str],
+    workloads: list[Workload],
+    rounds: int,
+    on_round: Callable[[str, int, int], None] = lambda *progress: None,
+) -> tuple[list[BenchRow], list[BenchComparison]]:
+    """Times the second model against the first.
+
+    Args:
+        names: what the models are called in the rows.
+        on_round: called with (workload, done, total) after every round.
+
+    Returns:
+        For each workload a row of the first model and one of the second, and for each workload how
+        they compare. The peak memory of a row is 0: only a process of its own can measure it.
+    """
+    rows, comparisons = [], []
+    for workload in workloads:
+        tick = _progress(on_round, workload.name, rounds)
+        times = in_turn([runner(target.model, workload) for target in targets], rounds, tick)
+        counted = [count(target, workload) for target in targets]
+        for name, target, seconds, cost in zip(names, targets, times, counted, strict=True):
+            rows.append(_row(name, target, workload, seconds, cost))
+        comparisons.append(compare(workload, times, counted))
+    return rows, comparisons
+
+
+def _progress(on_round: Callable[[str, int, int], None], name: str, rounds: int) -> Callable:
+    return lambda done: on_round(name, done, rounds)
+
+
+def _row(
+    name: str, target: PrunableModel, workload: Workload, seconds: list[float], cost: Counted
+) -> BenchRow:
+    """The figures of one model under one workload."""
+    tokens = workload.batch * (workload.length if workload.phase == "prefill" else 1)
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return BenchRow(
+        model=name,
+        phase=workload.phase,
+        length=workload.length,
+        batch=workload.batch,
+        median_s=median,
+        spread_s=high - low,
+        tokens_per_s=tokens / median,
+        time_shares=where_time_goes(runner(target.model, workload)),
+        **asdict(cost),
+        peak_memory_bytes=0,
+    )
+
+
+def compare(
+    workload: Workload, times: list[list[float]], counted: list[Counted]
+) -> BenchComparison:
+    """The second model's speed-up over the first, with its quartiles, and the counted one."""
+    ratios = [first / second for first, second in zip(*times, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    key = "flops" if workload.phase == "prefill" else "bytes_read"
+    first, second = (getattr(one, key) for one in counted)
+    return BenchComparison(
+        phase=workload.phase,
+        length=workload.length,
+        batch=workload.batch,
+        speedup=median,
+        speedup_quartiles=[low, high],
+        predicted_speedup=first / second,
+        predicted_from=key,
+    )
+
+
+def count(target: PrunableModel, workload: Workload) -> Counted:
+    """Counts operations and bytes of the linear layers of the blocks, of attention (causal) and of
+    the head, which computes the last position only."""
+    head, blocks = target.head_weight.numel(), target.block_parameters
+    shapes = target.layout.blocks
+    q = sum(shape.q for shape in shapes)
+    cached = sum(shape.qkv - shape.q for shape in shapes)
+    prefill = workload.phase == "prefill"
+    fresh = workload.length if prefill else 1
+    pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1
+    flops = workload.batch * (2 * blocks * fresh + 4 * q * pairs + 2 * head)
+    # A prompt of one token counts the cache as decoding does.
+    from_cache = workload.batch * cached * workload.length if fresh == 1 else 0
+    return Counted(
+        flops=flops,
+        bytes_read=target.dtype.itemsize * (blocks + head + from_cache),
+        block_flops=workload.batch * 2 * blocks * fresh,
+    )
+
+
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn", "aten::linear"),
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "selections": ("aten::index",),
+}
+"""Parts of the operators' time, by what is in their names; whatever fits none is "the rest"."""
+
+
+def where_time_goes(run: Callable[[], float], repeats: int = 3) -> dict[str, float]:
+    """Shares of the operators' own time; fused kernels of a compiled model are in "the rest"."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(repeats):
+            run()
+    # Kernels of a GPU are counted with the operators that launched them, which are the CPU's.
+    events = [e for e in profile.key_averages() if e.device_type == DeviceType.CPU]
+    on_gpu = any(event.self_device_time_total for event in events)
+    spent = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for event in events:
+        part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "")
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        spent[part or "the rest"] += own
+    total = sum(spent.values())
+    return {part: seconds / total for part, seconds in spent.items()}

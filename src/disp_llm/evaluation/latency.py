@@ -1,0 +1,217 @@
+"""Milliseconds as a budget: costs of widths, measured on this machine, and the last correction.
+
+A few compact models of different shapes are timed against the dense one, in turn. Their times, as
+shares of the dense time, are fitted by what budgets can count:
+
+    share ≈ constant + a·Σ|S1|·qkv + b·Σ|S2|·q + c·Σ n·|S3|·|S4| + d·Σ|S4|·|S5| + e·Σ selected
+
+for n projections that read for the MLP, with all coefficients ≥ 0. The fit is kept in the user's
+cache: a table of this machine, model and workload. Masks that were projected with these costs are
+then measured themselves, and the share is corrected until the measured one is what was asked for.
+
+L blocks, M measured shapes.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.costs import CostModel, parameter_costs
+from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.provenance import hardware, versions
+
+SHAPES = (
+    (0.9, 0.9, 0.9, 0.9, 0.9),
+    (0.7, 0.7, 0.7, 0.7, 0.7),
+    (0.5, 0.5, 0.5, 0.5, 0.5),
+    (0.3, 0.3, 0.3, 0.3, 0.3),
+    (0.9, 0.9, 0.4, 0.4, 0.4),
+    (0.3, 0.3, 0.8, 0.8, 0.8),
+    (0.3, 0.9, 0.6, 0.6, 0.6),
+    (0.9, 0.3, 0.6, 0.6, 0.6),
+    (0.6, 0.6, 0.3, 0.6, 0.9),
+    (0.6, 0.6, 0.9, 0.6, 0.3),
+)
+"""Shares of each site's entries that are kept in the compact models that are timed."""
+
+ROUNDS = 9
+"""How often each model is timed; the median counts."""
+
+TOLERANCE = 0.02
+"""How far from the asked share, relative to it, a measured one may be before it is corrected."""
+
+CORRECTIONS = 6
+"""How many shares are tried at most."""
+
+MEASURED_AGAIN = "delete it; it is measured again"
+"""What to do about a table that is damaged."""
+
+
+def cache_folder() -> Path:
+    """Where measured tables are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "latency"
+
+
+def latency_costs(
+    target: PrunableModel,
+    workload: Workload,
+    align: int,
+    on_shape: Callable[[int, int], None] = lambda done, total: None,
+) -> CostModel:
+    """Costs as shares of the dense model's time for a workload, from the cache or measured now.
+
+    Args:
+        on_shape: called with (done, total) after every compact model that is timed.
+
+    Raises:
+        InputError: the table in the cache is damaged.
+    """
+    layout = target.layout
+    key = table_key(target.model, workload.name, workload.length, align)
+    path = cache_folder() / f"{key}.json"
+    if path.exists():
+        rows = read_json(path, MEASURED_AGAIN)["rows"]
+    else:
+        rows = []
+        for done, shape in enumerate(SHAPES, start=1):
+            masks = masks_of_shape(layout, shape, align)
+            share = measured_share(target.model, compact_model(target, masks), workload)
+            rows.append({"counts": masks.counts.tolist(), "share": share})
+            on_shape(done, len(SHAPES))
+        write_json(path, {"workload": workload.name, "hardware": hardware(), "rows": rows})
+    counts = torch.tensor([row["counts"] for row in rows])
+    return fit(layout, counts, torch.tensor([row["share"] for row in rows], dtype=torch.float64))
+
+
+def table_key(model: PreTrainedModel, *more: object) -> str:
+    """Names a table by everything that its times depend on."""
+    described = json.dumps(
+        [
+            {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")},
+            str(model.dtype),
+            next(model.parameters()).device.type,
+            more,
+            hardware(),
+            versions(),
+        ],
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(described.encode()).hexdigest()[:24]
+
+
+def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Masks:
+    """Random masks that keep these shares of the entries of each site."""
+    noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
+    kept = torch.zeros(layout.entries, dtype=torch.bool)
+    for index, part in enumerate(layout.split(noise)):
+        share = (*shape, 1.0)[index % len(layout.sites)]
+        wanted = round(share * len(part) / align) * align
+        best = part.topk(min(max(wanted, align, 1), len(part))).indices
+        layout.split(kept)[index][best] = True
+    return Masks(layout, kept, Selection(noise))
+
+
+def measured_share(
+    dense: PreTrainedModel, compact: PreTrainedModel, workload: Workload, rounds: int = ROUNDS
+) -> float:
+    """The compact model's time as a share of the dense one's: median over rounds of their ratio."""
+    times = in_turn([runner(model, workload) for model in (dense, compact)], rounds)
+    return statistics.median(second / first for first, second in zip(*times, strict=True))
+
+
+def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 6"]:
+    """What the coefficients multiply, for M sets of counts (M, S)."""
+    widths = counts.double().view(len(counts), -1, len(layout.sites))  # (M, L, 5 or 6)
+    s1, s2, s3, s4, s5 = widths[..., :5].unbind(-1)
+    kept_heads = torch.ones_like(s1)
+    if layout.blocks[0].heads:
+        kept_heads = widths[..., 5] / widths.new_tensor([block.heads for block in layout.blocks])
+    per_block = torch.tensor(
+        [(b.qkv, b.q, b.num_input_projections) for b in layout.blocks], dtype=torch.float64
+    )
+    qkv, q, n = per_block.unbind(-1)
+    columns = (
+        s1 * qkv * kept_heads,
+        s2 * q * kept_heads,
+        n * s3 * s4,
+        s4 * s5,
+        s1 + s2 + s3 + s5,
+    )
+    sums = torch.stack([column.sum(-1) for column in columns], -1)
+    return torch.cat([torch.ones(len(counts), 1, dtype=torch.float64), sums], -1)
+
+
+def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
+    """Least squares of relative errors with coefficients ≥ 0."""
+    table = features(layout, counts)
+    scale = table.amax(0)
+    constant, a, b, c, d, e = (non_negative(table / scale / shares[:, None]) / scale).tolist()
+    costs = parameter_costs(layout)
+    selected = torch.tensor([site in STREAM_SITES for site in layout.sites], dtype=torch.float64)
+    return replace(
+        costs,
+        constant_cost=constant,
+        per_entry=e * selected.expand(len(layout.blocks), -1),
+        attention=costs.attention * torch.tensor([a, b], dtype=torch.float64),
+        mlp_read=c * costs.mlp_read,
+        mlp_write=d * costs.mlp_write,
+        dense_cost=1.0,
+    )
+
+
+def non_negative(table: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:
+    """The least-squares solution ≥ 0 of `table @ x = 1`: of all subsets of the few columns, the
+    best whose solution is not negative."""
+    columns = table.shape[1]
+    best, error = torch.zeros(columns, dtype=table.dtype), float("inf")
+    ones = torch.ones(len(table), dtype=table.dtype)
+    for subset in range(1, 2**columns):
+        used = [k for k in range(columns) if subset >> k & 1]
+        solution = torch.linalg.lstsq(table[:, used], ones).solution
+        residual = float((table[:, used] @ solution - ones).square().sum())
+        if (solution >= 0).all() and residual < error:
+            best, error = torch.zeros_like(best), residual
+            best[used] = solution
+    return best
+
+
+def corrected(target: float, measure: Callable[[float], float]) -> tuple[float, list[Any]]:
+    """The share for the projection whose measured share is the target, and all attempts.
+
+    Args:
+        measure: makes and times the model of a share of the costs' budget.
+
+    Raises:
+        InputError: no model is as small as the target.
+    """
+    share, attempts = target, []
+    for _ in range(CORRECTIONS):
+        try:
+            found = measure(share)
+        except InputError:  # no model is that small; the first share is the user's own
+            if not attempts:
+                raise
+            break
+        attempts.append({"share": share, "measured": found})
+        if abs(found / target - 1) <= TOLERANCE:
+            break
+        share = share * target / found
+    nearest = min(attempts, key=lambda attempt: abs(attempt["measured"] - target))
+    return nearest["share"], attempts

@@ -1,0 +1,100 @@
+"""Seconds that models take for a workload, measured in turn.
+
+B batch, T tokens.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+WARM_UP = 2
+"""Runs of each model that are not timed."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a model is timed on."""
+
+    phase: str
+    """prefill: a prompt of `length` tokens; decode: one token after `length` cached ones."""
+    length: int
+    batch: int
+    """Number of sequences."""
+
+    @property
+    def name(self) -> str:
+        """What people read, such as `prefill, 512 tokens`."""
+        of = f"{self.length} tokens" if self.phase == "prefill" else f"batch {self.batch}"
+        return f"{self.phase}, {of}"
+
+
+def in_turn(
+    runs: list[Callable[[], float]],
+    rounds: int,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> list[list[float]]:
+    """Seconds of each of `runs`, one list for each; which one goes first alternates."""
+    for run in runs:
+        for _ in range(WARM_UP):
+            run()
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds):
+        order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
+        for index in order:
+            times[index].append(runs[index]())
+        on_round(turn + 1)
+    return times
+
+
+def runner(model: PreTrainedModel, workload: Workload) -> Callable[[], float]:
+    """A function that runs the workload once and returns its seconds."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.randint(vocabulary, (workload.batch, workload.length), generator=generator).to(
+        device
+    )
+    if workload.phase == "prefill":
+        return lambda: _timed(model, tokens, None)
+    with torch.inference_mode():
+        filled = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+    # Copies of one cache: a step appends to it, and every round is to find the same length.
+    return lambda: _timed(model, tokens[:, -1:], copy.deepcopy(filled))
+
+
+def _timed(model: PreTrainedModel, tokens: Tensor, cache: Any) -> float:
+    with _as_loaded(model), torch.inference_mode():
+        _wait(tokens.device)
+        began = time.perf_counter()
+        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        _wait(tokens.device)
+        return time.perf_counter() - began
+
+
+@contextmanager
+def _as_loaded(model: PreTrainedModel) -> Iterator[None]:
+    """While the context lasts, weights require a gradient, as `from_pretrained` leaves them.
+
+    torch multiplies one row of a longer prompt by a frozen head in a way that first copies the
+    whole head: more than all blocks together take.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,242 @@
+"""The model card of an exported folder: what it is, how it was made, what was measured, and how it
+is loaded in each engine.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from disp_llm.runs.files import atomic, read_json, write_json
+from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+
+FACTS = "card.json"
+"""The file beside the card with the figures behind it, from which a later stage writes it anew."""
+
+TOLD = ("dense", "source", "versions", "tokens_seen", "command", "hardware", "recovered")
+"""Parts of a run's result that the card tells; the folder carries no others."""
+
+UNTOLD = ("folder", "sample")
+"""Figures of an exported model that the card leaves out."""
+
+PLACE = "FOLDER"
+"""Stands in the card for where the model lies, until it is saved or pushed somewhere."""
+
+SERVE = "vllm serve {place}                        # without disp-llm: add --trust-remote-code\n"
+
+TEMPLATE = """---
+{header}
+---
+
+# {base} at keep {keep:.4f}
+
+{base} (revision `{revision}`), made smaller by disp-llm {version}: every block reads, works in and
+writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988)). {trained}
+
+|  | dense | this model | share |
+|---|---:|---:|---:|
+| block parameters (`keep`) | {dense_block:,} | {block:,} | {keep:.2%} |
+| all parameters | {dense_all:,} | {all:,} | {keep_total:.2%} |
+| weight files, bytes | {dense_bytes:,} | {bytes:,} | {keep_bytes:.2%} |
+| perplexity | {dense_ppl} | {ppl} | |
+{budget}
+Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
+{stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. {against}, logits
+differ by at most {error} of the largest one in {checked}. Widths are multiples of {align}.
+{cache}
+
+## Load
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# With disp-llm installed: `import disp_llm` first, and no flag. Without it:
+model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
+```
+
+```
+{serve}lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks arc_easy
+```
+
+LoRA: `peft.LoraConfig(target_modules="all-linear")`, or layers by the names that they have in
+{base}.
+
+## Made by
+
+```
+{command}
+```
+
+{hardware}; {versions}. {terms}
+"""
+
+
+def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
+    """Writes the card, `README.md`, and the figures behind it into an exported folder.
+
+    Args:
+        size: the figures of the exported model.
+        result: what the run's `result.json` holds.
+
+    Raises:
+        InputError: the dense model's figures are incomplete, or the folder cannot be written.
+    """
+    told = {key: result[key] for key in TOLD if key in result}
+    figures = {key: value for key, value in as_json(size).items() if key not in UNTOLD}
+    write_json(folder / FACTS, {"figures": figures, "result": told})
+    dense = from_json(DenseResult, told["dense"], str(folder / FACTS))
+    text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, told))
+    with atomic(folder / "README.md") as temporary:
+        temporary.write_text(text)
+
+
+def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
+    """Values of the template that tell the dense and the exported model apart."""
+    errors = size.logit_errors
+    worst = errors.get("max_logit_error", next(iter(errors.values())))
+    return {
+        "keep": size.keep,
+        "keep_total": size.keep_total,
+        "keep_bytes": size.bytes / dense.bytes,
+        "budget": _budget(size),
+        "dense_block": dense.block_parameters,
+        "dense_all": dense.parameters,
+        "dense_ppl": str(dense.measured),
+        "dense_bytes": dense.bytes,
+        "block": size.block_parameters,
+        "all": size.parameters,
+        "ppl": str(size.measured),
+        "bytes": size.bytes,
+        "tokens": size.measured.tokens,
+        "window": size.measured.window,
+        "stride": size.measured.stride,
+        "error": f"{worst:.1e}",
+        "checked": "float32" if "max_logit_error" in errors else "the dtype of the run",
+        "align": size.align,
+        "cache": _cache(size.kv_cache),
+        "serve": SERVE.format(place=PLACE) if size.kv_cache == 1 else "",
+    }
+
+
+def _of_run(size: SizeResult, told: dict[str, Any]) -> dict[str, Any]:
+    """Values of the template that tell where the model comes from."""
+    source, versions = told["source"], told["versions"]
+    recovered = "recovered" in told
+    return {
+        "header": _header(size, source),
+        "place": PLACE,
+        "base": source["model"],
+        "revision": source["revision"],
+        "version": versions["disp-llm"],
+        "trained": _weights(size) + _trained(told.get("recovered")),
+        "text": source["text"],
+        "tokens_seen": told["tokens_seen"],
+        "eval_text": source["eval_text"],
+        "against": "As exported, before that training and against the masked original"
+        if recovered
+        else "Against the masked original",
+        "command": told["command"],
+        "hardware": told["hardware"]["cpu"],
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "terms": _terms(source),
+    }
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What the run knew that wrote the folder's card; empty where there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder) / FACTS
+    return _facts(path)["result"] if path.is_file() else {}
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return read_json(path, "export the folder again")
+
+
+def write_recovered_card(
+    before: Path, folder: Path, figures: dict[str, Any], recovered: dict[str, Any]
+) -> None:
+    """Writes the card of a folder that was trained after pruning; a dense model has none.
+
+    Args:
+        before: the folder that training began with.
+        figures: perplexity after training with what it was measured over, and sizes.
+        recovered: what was done, as `_trained` tells it.
+    """
+    path = before / FACTS
+    if path.is_file():
+        facts = _facts(path)
+        untold = dict.fromkeys(UNTOLD, "")
+        size = from_json(SizeResult, untold | facts["figures"] | figures, str(path))
+        write_card(folder, size, facts["result"] | {"recovered": recovered})
+
+
+def _weights(size: SizeResult) -> str:
+    """How the kept weights differ from the original's."""
+    told = "The kept weights\nare the original's"
+    if size.scaled:
+        told += ", each row and column times a factor that was learned with the masks"
+    if size.biased:
+        told += ", with biases for the mean of what is pruned"
+    return told + "."
+
+
+def _trained(recovered: dict[str, Any] | None) -> str:
+    """What training after pruning did, if there was any."""
+    if recovered is None:
+        return ""
+    how = {"full": "whole", "lora": "through merged LoRA adapters"}[recovered["how"]]
+    return (
+        f" The blocks were then trained {how}: {recovered['tokens_seen']:,} tokens of "
+        f"{recovered['text']}, {recovered['distill']:.0%} of the loss the divergence from the "
+        f"original, which took perplexity from {recovered['before']:.2f} to the figure below\n"
+        f"(`{recovered['command']}`)."
+    )
+
+
+def _cache(share: float) -> str:
+    if share == 1:
+        return "The KV cache has the original's size."
+    return (
+        f"The KV cache has {share:.1%} of the original's size: whole KV heads are pruned, another "
+        "number in\nevery block, which vLLM cannot serve."
+    )
+
+
+def _header(size: SizeResult, source: dict[str, str]) -> str:
+    """The hub's metadata: licence and base model where they are known, and the perplexity."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    measured = EvalResult(
+        task_type="text-generation",
+        dataset_type="text",
+        dataset_name=source["eval_text"],
+        metric_type="perplexity",
+        metric_value=round(size.measured.perplexity, 4),
+    )
+    data = ModelCardData(
+        base_model=source.get("base_model") or None,
+        license=source.get("license") or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["disp-llm", "structural-pruning"],
+        model_name=f"keep {size.keep:.4f}",
+        eval_results=[measured],
+    )
+    return data.to_yaml().strip()
+
+
+def _budget(size: SizeResult) -> str:
+    """A row for what the budget limited, where that was not block parameters."""
+    if size.latency:
+        return f"| time of {size.latency['work']}, measured | | | {size.share_measured:.2%} |\n"
+    if size.budget == "params":
+        return ""
+    return f"| {size.budget}, counted | | | {size.share_of_budget:.2%} |\n"
+
+
+def _terms(source: dict[str, str]) -> str:
+    known = source.get("license")
+    return f"The licence of {source['model']} applies{f': {known}' if known else ''}."

@@ -1,0 +1,70 @@
+"""Models -> folders, each written whole or not at all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks
+from disp_llm.runs.files import atomic
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What lies in an exported folder."""
+
+    folder: Path
+    parameters: int
+    bytes: int
+    """Size of the weight files."""
+
+
+def export_folder(
+    target: PrunableModel, tokenizer: Any, masks: Masks, folder: Path, max_shard_size: str
+) -> Exported:
+    """Writes the compact model of some masks; a folder of the same name is replaced.
+
+    `save_pretrained` of transformers writes it, so that the code that the folder needs travels
+    with it, also when the model is loaded, tuned and saved again.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    return write_folder(compact_model(target, masks), tokenizer, folder, max_shard_size)
+
+
+def write_folder(
+    compact: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str
+) -> Exported:
+    """Writes a model with its tokenizer, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with atomic(folder) as temporary:
+        compact.save_pretrained(temporary, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(temporary)
+    return Exported(folder, compact.num_parameters(), weight_bytes(folder))
+
+
+def added_biases(target: PrunableModel, masks: Masks) -> int:
+    """Numbers of biases that the compact model has and the dense one has not."""
+    if masks.compensation.mean_inputs is None:
+        return 0
+    counts = masks.counts.view(len(masks.layout.blocks), -1).tolist()
+    sites = [masks.layout.sites.index(site) for site in ("attn_out", "mlp_out")]
+    return sum(
+        count[site]
+        for block, count in zip(target.blocks, counts, strict=True)
+        for branch, site in zip(target.branches, sites, strict=True)
+        if linear_at(block, branch.writes).bias is None
+    )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the safetensors files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,0 +1,165 @@
+"""A folder whose blocks differ in their intermediate width only -> a GGUF file for llama.cpp.
+
+No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid` must
+have left these alone. What llama.cpp knows is Llama's graph with an intermediate width a block,
+under the architecture name `deci`; where all widths are equal it is plain `llama`. Vocabulary,
+rotary settings and the embedding come from a GGUF file of the original model; everything in the
+blocks comes from the folder, whose attention and norms `recover` may have trained.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.gguf import GgufConfig
+from disp_llm.export.plain import intermediate_only
+from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.runs.files import atomic
+
+NATIVE, VARIABLE = "llama", "deci"
+"""The architecture of equal widths, and that of widths that differ."""
+
+HEADS_OF = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+"""Weights whose rows llama.cpp wants in its own order: rotary pairs side by side."""
+
+OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
+"""Keys that are the new file's own."""
+
+TYPES = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+}
+
+
+def write_gguf(config: GgufConfig) -> dict[str, Any]:
+    """Writes the file `config.to`, whole or not at all.
+
+    Raises:
+        InputError: the format cannot hold the folder, or the folder is not of the original's shape.
+    """
+    widths = _widths(config.folder)
+    reader = _original(config.original, len(widths))
+    weights = _weights(config.folder, reader, len(widths))
+    architecture = NATIVE if len(set(widths)) == 1 else VARIABLE
+    with atomic(config.to) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        _copy_keys(reader, writer, widths)
+        for tensor in reader.tensors:
+            if tensor.name in weights:
+                values = weights[tensor.name].float().numpy()
+            else:
+                values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            kind = TYPES[config.dtype if values.ndim > 1 else "f32"]
+            packed = gguf.quantize(np.ascontiguousarray(values), kind)
+            writer.add_tensor(tensor.name, packed, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return {
+        "file": str(config.to),
+        "architecture": architecture,
+        "bytes": config.to.stat().st_size,
+        "intermediate_widths": widths,
+    }
+
+
+def _widths(folder: Path) -> list[int]:
+    """The intermediate width of every block."""
+    stated, widths = intermediate_only(folder, "folder")
+    if stated["model_type"] != PRUNED_PREFIX + NATIVE:
+        raise InputError(
+            f"{stated['model_type'].removeprefix(PRUNED_PREFIX)} models have no such layout in "
+            "llama.cpp",
+            field="folder",
+            hint="serve this one with vLLM or transformers",
+        )
+    return widths
+
+
+def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, torch.Tensor]:
+    """Parameters of the folder's blocks and last norm, under llama.cpp's names and with rows in its
+    order.
+
+    Raises:
+        InputError: a shape outside the MLPs is not the original's.
+    """
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, blocks)
+    shapes = {tensor.name: tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors}
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        for own, tensor in load_file(path).items():
+            name = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
+            if not name.startswith(("blk.", "output_norm.")):
+                continue
+            if "ffn_" not in name and shapes.get(name) != tuple(tensor.shape):
+                raise InputError(
+                    f"{own} of the folder is not of the original's shape",
+                    field="original",
+                    hint="name a GGUF file of the model that was pruned",
+                )
+            part = name.split(".")[2] if name.startswith("blk.") else ""
+            if part in HEADS_OF:
+                heads = _heads(reader, HEADS_OF[part])
+                halves = tensor.view(heads, 2, -1, *tensor.shape[1:])
+                tensor = halves.transpose(1, 2).reshape(tensor.shape)
+            found[name] = tensor
+    return found
+
+
+def _heads(reader: gguf.GGUFReader, key: str) -> int:
+    """Number of heads of queries or keys; a file names only the first where they are equal."""
+    fields = (reader.fields.get(f"{NATIVE}.attention.{name}") for name in (key, "head_count"))
+    return next(field.contents() for field in fields if field is not None)
+
+
+def _original(path: Path, blocks: int) -> gguf.GGUFReader:
+    """The original's file, which must have the folder's architecture and number of blocks.
+
+    Raises:
+        InputError: it cannot be read, or has not.
+    """
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {path} ({error})",
+            field="original",
+            hint="name a GGUF file of the original",
+        ) from error
+    architecture = reader.fields["general.architecture"].contents()
+    stated = reader.fields.get(f"{architecture}.block_count")
+    if architecture != NATIVE or stated is None or stated.contents() != blocks:
+        raise InputError(
+            f"{path} is a {architecture} model of {stated.contents() if stated else 'unknown'} "
+            f"blocks, the folder a llama model of {blocks}",
+            field="original",
+            hint="name a GGUF file of the model that was pruned",
+        )
+    return reader
+
+
+def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[int]) -> None:
+    """Copies the original's keys, under the new architecture's name; those of widths become a list,
+    one a block, where widths differ."""
+    by_block = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in OWN_KEYS:
+            continue
+        prefix, _, rest = field.name.partition(".")
+        value, kind = field.contents(), field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name
+        if prefix == NATIVE and rest in by_block:
+            value = widths if rest == "feed_forward_length" else [value] * len(widths)
+            if writer.arch == NATIVE:
+                value = value[0]
+            else:
+                kind, inner = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+        writer.add_key_value(name, value, kind, inner)

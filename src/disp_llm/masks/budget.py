@@ -1,0 +1,186 @@
+"""What masks cost, and the masks that a budget allows.
+
+`Budget` counts parameters, FLOPs, bytes or milliseconds from the number of ones of each site: all
+are one formula with costs of their own. `project` turns scores into the masks with the best scores
+that stay within a share of the dense model's cost, exactly, with aligned widths.
+
+N entries of all sites, S sites (5 a block, 6 with heads), L blocks, G groups of `align` entries of
+one site.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS, SITES
+from disp_llm.masks.costs import CostModel, parameter_costs
+from disp_llm.masks.layout import Layout
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is limited: block parameters, unless another cost model is given."""
+
+    layout: Layout
+    costs: CostModel | None = None
+    sites: tuple[str, ...] = SITES
+    """Sites whose entries may be pruned; the others keep all of theirs."""
+
+    @cached_property
+    def never_pruned_sites(self) -> Bool[Tensor, " S"]:
+        """Which sites keep all of their entries."""
+        kept = torch.tensor([site not in self.sites for site in self.layout.sites])
+        return kept.repeat(len(self.layout.blocks))
+
+    @cached_property
+    def never_pruned(self) -> Bool[Tensor, " N"]:
+        """Entries that are kept in any case: those of the sites above."""
+        return self.never_pruned_sites[self.layout.site_of_entry]
+
+    @cached_property
+    def _parameters(self) -> CostModel:
+        return parameter_costs(self.layout)
+
+    @cached_property
+    def _limited(self) -> CostModel:
+        return self.costs or self._parameters
+
+    @property
+    def field(self) -> str:
+        """Name of the setting that states the share."""
+        return "keep" if self.costs is None else "target"
+
+    def cost(self, counts: Tensor) -> Tensor:
+        """What a model with so many ones in each of the S sites costs of what is limited."""
+        return self._limited.cost(counts)
+
+    @property
+    def dense_cost(self) -> float:
+        """What the dense model costs of what is limited."""
+        return self._limited.dense_cost
+
+    def share(self, counts: Tensor) -> Tensor:
+        """The same as a share of the dense model's cost."""
+        return self.cost(counts) / self.dense_cost
+
+    def block_parameters(self, counts: Tensor) -> Tensor:
+        """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
+
+        `|S1|·(q + 2kv) + |S2|·q + n·|S3|·|S4| + |S4|·|S5|` for n input projections, summed over
+        blocks; q and kv shrink with the heads, where these are a site.
+        """
+        return self._parameters.cost(counts)
+
+    @cached_property
+    def dense_block_parameters(self) -> int:
+        """T, block parameters of the dense model."""
+        return int(self._parameters.dense_cost)
+
+    def keep(self, counts: Tensor) -> Tensor:
+        """T(s)/T."""
+        return self.block_parameters(counts) / self.dense_block_parameters
+
+    def removed_parameters(self, counts: Int[Tensor, " S"]) -> int:
+        """How many parameters less the cut model has, biases included."""
+        lengths = torch.tensor(self.layout.lengths)
+        biases = torch.tensor([block.biases for block in self.layout.blocks]).flatten()
+        weights = self.dense_block_parameters - int(self.block_parameters(counts))
+        return weights + int(((lengths - counts.cpu()) * biases).sum())
+
+    def flops_per_token(self, counts: Tensor) -> int:
+        """Floating-point operations of the block linears for one token, two a weight."""
+        return 2 * int(self.block_parameters(counts))
+
+    @cached_property
+    def entry_costs(self) -> Float[Tensor, " N"]:
+        """c_i: how much of what is limited removing one entry of the dense model saves.
+
+        At least a millionth of the dearest: a price that was measured as nothing must not make an
+        entry infinitely worth keeping.
+        """
+        lengths = torch.tensor(self.layout.lengths, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            (of_site,) = torch.autograd.grad(self.cost(lengths), lengths)
+        return of_site.clamp(min=1e-6 * of_site.max())[self.layout.site_of_entry].float()
+
+
+@dataclass(frozen=True)
+class Projected:
+    """The masks of a budget."""
+
+    kept: Bool[Tensor, " N"]
+    threshold: float
+    """The score between the last kept and the first dropped group."""
+
+
+def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: int = 1) -> Projected:
+    """The highest-scoring entries whose cost is at most `share` of the dense model's.
+
+    Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
+    One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
+    by position and the waste is less than the next group. Every site keeps its best group, and one
+    that the budget never prunes keeps all.
+
+    Raises:
+        InputError: even the best group of every site is more than the budget.
+    """
+    layout = budget.layout
+    allowed = share * budget.dense_cost
+    site = layout.site_of_entry.to(scores.device)
+    ranked = torch.argsort(scores, descending=True, stable=True)
+    ranked = ranked[torch.argsort(site[ranked], stable=True)]  # by site, best first within a site
+    group, sizes, group_site, first = _groups(layout, align, scores.device)
+    means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
+    means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
+    kept_anyway = first | budget.never_pruned_sites.to(first.device)[group_site]
+    order = torch.argsort(means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True)
+
+    site_in_order, size_in_order = group_site[order], sizes[order].double()
+
+    def cost(groups: int) -> float:
+        counts = size_in_order.new_zeros(len(layout.lengths))
+        counts = counts.index_add(0, site_in_order[:groups], size_in_order[:groups])
+        return float(budget.cost(counts))
+
+    low, high = int(kept_anyway.sum()), len(order)  # cost(low) fits, everything above high does not
+    if cost(low) > allowed:
+        raise InputError(
+            f"{share} is less than the smallest model, {cost(low) / budget.dense_cost:.2g}",
+            field=budget.field,
+            hint="ask for more, for a smaller `align`, or for more `sites`",
+        )
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
+    kept_group = torch.zeros(len(order), dtype=torch.bool, device=scores.device)
+    kept_group[order[:low]] = True
+    kept = torch.zeros(layout.entries, dtype=torch.bool, device=scores.device)
+    kept[ranked] = kept_group[group]
+    last = means[order[low - 1]]
+    following = means[order[low]] if low < len(order) else last - 1e-3
+    return Projected(kept, float((last + following) / 2))
+
+
+@lru_cache(maxsize=4)  # the same at every step of a run
+def _groups(
+    layout: Layout, align: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For entries laid out by site: the group of each, and each group's size, site, being first.
+
+    The last group of a site is smaller where `align` does not divide its length.
+    """
+    group, sizes, sites, first = [], [], [], []
+    for index, length in enumerate(layout.lengths):
+        of = 1 if layout.sites[index % len(layout.sites)] == HEADS else align  # heads are no width
+        count = -(-length // of)
+        group.append(torch.arange(length) // of + sum(len(part) for part in sizes))
+        sizes.append(torch.full((count,), of).clamp(max=length))
+        sizes[-1][-1] = length - of * (count - 1)
+        sites.append(torch.full((count,), index))
+        first.append(torch.arange(count) == 0)
+    joined = [torch.cat(parts).to(device) for parts in (group, sizes, sites, first)]
+    return joined[0], joined[1], joined[2], joined[3]

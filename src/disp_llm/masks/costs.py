@@ -1,0 +1,98 @@
+"""What widths cost: parameters, FLOPs, bytes or time, all by one formula.
+
+S sites (5 a block, 6 with heads), K sites of a block, L blocks.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from disp_llm.masks.layout import Layout
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a model of given widths costs.
+
+    With |S1| to |S5| the widths of a block's sites and h the share of its KV heads that is kept:
+    `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) + mlp_read·|S3|·|S4| +
+    mlp_write·|S4|·|S5|`.
+    """
+
+    constant_cost: float
+    """Of everything that widths do not change."""
+    per_entry: Float[Tensor, "L K"]
+    """Of one entry of each of the K sites of a block, whatever else is kept."""
+    attention: Float[Tensor, "L 2"]
+    """Of one entry of attn_in and of attn_out, with all heads kept."""
+    mlp_read: Float[Tensor, " L"]
+    """Of one pair of an mlp_in and an mlp_mid entry."""
+    mlp_write: Float[Tensor, " L"]
+    """Of one pair of an mlp_mid and an mlp_out entry."""
+    heads: Float[Tensor, " L"]
+    """Number of KV heads, where they are a site."""
+    dense_cost: float = 0.0
+    """Of the dense model, of which a budget is a share."""
+
+    def cost(self, counts: Tensor) -> Tensor:
+        """From the ones of each of the S sites; exact in float64 and differentiable."""
+        widths = counts.double().view(len(self.mlp_read), -1)
+        per_entry, attention, mlp_read, mlp_write, heads = (
+            t.to(counts.device)
+            for t in (self.per_entry, self.attention, self.mlp_read, self.mlp_write, self.heads)
+        )
+        s3, s4, s5 = widths[:, 2:5].unbind(-1)
+        kept_heads = widths[:, 5:] / heads[:, None] if widths.shape[1] > 5 else 1.0
+        in_attention = (attention * widths[:, :2] * kept_heads).sum()
+        in_mlp = (mlp_read * s3 * s4 + mlp_write * s4 * s5).sum()
+        return self.constant_cost + (per_entry * widths).sum() + in_attention + in_mlp
+
+
+def parameter_costs(layout: Layout) -> CostModel:
+    """Block parameters: the weights of the linear layers inside the blocks."""
+
+    def of_blocks(numbers: list) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    costs = CostModel(
+        constant_cost=0.0,
+        per_entry=torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64),
+        attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
+        mlp_read=of_blocks([block.num_input_projections for block in layout.blocks]),
+        mlp_write=of_blocks([1.0] * len(layout.blocks)),
+        heads=of_blocks([block.heads for block in layout.blocks]),
+    )
+    return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
+
+
+def _times(factor: float, costs: CostModel) -> CostModel:
+    names = ("constant_cost", "per_entry", "attention", "mlp_read", "mlp_write", "dense_cost")
+    return replace(costs, **{name: factor * getattr(costs, name) for name in names})
+
+
+def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
+    """Floating-point operations for one token, two a weight, of the linear layers of the blocks and
+    of the head; attention itself, which depends on the length and is not pruned, is left out."""
+    weights = parameter_costs(layout)
+    with_head = replace(
+        weights,
+        constant_cost=float(head_parameters),
+        dense_cost=weights.dense_cost + head_parameters,
+    )
+    return _times(2.0, with_head)
+
+
+def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
+    """Bytes of all weights of the model, biases, embeddings and head included."""
+    weights = parameter_costs(layout)
+    biases = torch.tensor([block.biases for block in layout.blocks], dtype=torch.float64)
+    in_blocks = weights.dense_cost + float((biases.flatten() * torch.tensor(layout.lengths)).sum())
+    all_weights = replace(
+        weights,
+        constant_cost=parameters - in_blocks,
+        per_entry=biases,
+        dense_cost=float(parameters),
+    )
+    return _times(float(itemsize), all_weights)

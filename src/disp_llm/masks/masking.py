@@ -1,0 +1,105 @@
+"""Hooks that make a model run masked (arXiv 2410.11988, Eqs. 2 and 3, the norm before the mask).
+
+B batch, T tokens, N entries of all sites.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.hooks import hooks
+
+
+class Masking:
+    """The masks that a model wrapped by `masked` currently runs with; set them before a forward.
+
+    Each lies on the module that it acts on, so that the hooks are the same function for every
+    block and a compiler translates one block for all.
+    """
+
+    def __init__(self, layout: Layout, places: list[tuple[nn.Module, str, int]]):
+        self._layout, self._places = layout, places
+        self._flat = torch.ones(layout.entries)
+
+    def set(self, flat: Float[Tensor, "*B N"]) -> None:
+        """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
+        batch."""
+        self._flat = flat
+        parts = flat.split(self._layout.lengths, dim=-1)
+        for (module, name, repeats), part in zip(self._places, parts, strict=True):
+            part = part.repeat_interleave(repeats, -1) if repeats > 1 else part
+            setattr(module, name, part.unsqueeze(-2) if flat.dim() > 1 else part)
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While the context lasts, all masks are one: the model is the dense one."""
+        before = self._flat
+        self.set(torch.ones_like(before.detach()))
+        try:
+            yield
+        finally:
+            self.set(before)
+
+
+MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"
+
+
+@contextlib.contextmanager
+def masked(target: PrunableModel) -> Iterator[Masking]:
+    """While the context lasts, every site of the model is multiplied by its mask."""
+    layout = target.layout
+    attention, mlp = target.branches
+    paths = [  # in the order of the sites
+        (attention.gather, MASK_IN),
+        (attention.scatter, MASK_OUT),
+        (mlp.gather, MASK_IN),
+        (mlp.writes, MASK_IN),
+        (mlp.scatter, MASK_OUT),
+        (attention.writes, MASK_IN),
+    ][: len(layout.sites)]
+    places: list[tuple[nn.Module, str, int]] = []
+    for block, shape in zip(target.blocks, layout.blocks, strict=True):
+        for path, name in paths:
+            # A head's mask lies on each of the numbers that it hands to the attention's write.
+            repeats = shape.q // shape.heads if path == attention.writes else 1
+            places.append((block.get_submodule(path), name, repeats))
+    handles = (
+        module.register_forward_pre_hook(_on_input, with_kwargs=True)
+        if name == MASK_IN
+        else module.register_forward_hook(_on_output)
+        for module, name, _ in places
+    )
+    try:
+        with hooks(handles):
+            yield Masking(layout, places)
+    finally:
+        for module, name, _ in places:
+            module.__dict__.pop(name, None)
+
+
+def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (B, T, width) or, as OPT has them in its MLP, (B·T, width)."""
+    mask = mask.to(hidden.dtype)
+    if hidden.dim() == 2 and mask.dim() == 3:
+        mask = mask.expand(-1, hidden.shape[0] // mask.shape[0], -1).flatten(0, 1)
+    return hidden * mask
+
+
+def _on_input(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    mask = module.disp_mask_in
+    if args:
+        return (_multiply(args[0], mask), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": _multiply(kwargs["hidden_states"], mask)}
+
+
+def _on_output(module: Any, args: tuple, output):
+    mask = module.disp_mask_out
+    if isinstance(output, tuple):
+        return (_multiply(output[0], mask), *output[1:])
+    return _multiply(output, mask)

@@ -1,0 +1,124 @@
+"""A causal model as pruning sees it: its blocks, their branches, and the layout of its sites.
+
+D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.masks.layout import Layout, layout_of
+from disp_llm.models.architectures import Branch, Family
+from disp_llm.models.loading import Loaded
+from disp_llm.models.windows import required_bos
+
+
+@dataclass(frozen=True)
+class PrunableModel:
+    """A model with its row of the architecture table; dense, or already pruned."""
+
+    model: PreTrainedModel
+    family: Family
+    prunes_heads: bool = False
+    """Whether KV heads are a site."""
+
+    @classmethod
+    def of(cls, loaded: Loaded, prunes_heads: bool = False) -> "PrunableModel":
+        """What was loaded."""
+        return cls(loaded.model, loaded.family, prunes_heads)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The sites of every block, measured on the model; of a pruned one only the inside of
+        attention is right.
+
+        Raises:
+            InputError: KV heads are to be a site, and the family's attention cannot lose any.
+        """
+        return layout_of(self.blocks, self.model.config, self.family, self.prunes_heads)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The list of blocks."""
+        blocks = self.model.base_model.get_submodule(self.family.blocks)
+        assert isinstance(blocks, nn.ModuleList), self.family.blocks
+        return blocks
+
+    @property
+    def branches(self) -> tuple[Branch, Branch]:
+        """Attention and MLP, in the order in which a block runs them."""
+        return self.family.attention, self.family.mlp
+
+    @property
+    def linear_paths(self) -> tuple[str, ...]:
+        """Paths of the linear layers inside a block, in the order in which they run."""
+        return tuple(path for branch in self.branches for path in (*branch.reads, branch.writes))
+
+    def linears(self) -> Iterator[Any]:
+        """All linear layers inside the blocks."""
+        for block in self.blocks:
+            for path in self.linear_paths:
+                yield linear_at(block, path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return self.model.dtype
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that every window begins with, where the model needs one."""
+        return required_bos(self.model, self.family)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The weight that turns hidden states into logits, (V, D)."""
+        weight = self._output_embeddings.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def _output_embeddings(self) -> Any:
+        output = self.model.get_output_embeddings()
+        assert output is not None, "a causal model without a head"
+        return output
+
+    @cached_property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
+        config, output = self.model.config, self._output_embeddings
+        divisor, softcap = (
+            getattr(config, key) if key else None
+            for key in (self.family.logits_divisor, self.family.logits_softcap)
+        )
+
+        def head(hidden: Tensor) -> Tensor:
+            logits = output(hidden)
+            if divisor is not None:
+                logits = logits / divisor
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            return logits.float()
+
+        return head
+
+    @property
+    def parameters(self) -> int:
+        """Number of all parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def block_parameters(self) -> int:
+        """Number of the weights of the linear layers inside the blocks."""
+        return sum(linear.weight.numel() for linear in self.linears())

@@ -1,0 +1,80 @@
+"""What a baseline declares about itself, and what all baselines use.
+
+A baseline prepares itself once, mostly by running calibration text through the model, and then
+makes a model of any size. That model runs as it is: cut, factorised or rotated layers are real, so
+that perplexity and milliseconds are those of the thing itself.
+
+K inputs of a layer.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.training.problem import PruningProblem
+
+
+@dataclass(frozen=True)
+class BaselineModel:
+    """A model of one size, and what it costs, in numbers of the model's dtype."""
+
+    model: PreTrainedModel
+    """It runs like the original."""
+    stored: int | float
+    """Numbers inside the blocks, in place of the linear layers' weights; an index counts by its
+    bits."""
+    multiplied: int | float
+    """Multiplications inside the blocks for one token; half of the FLOPs."""
+
+
+Maker = Callable[[float], BaselineModel]
+"""The share of block parameters that is stored -> a model. Raises InputError for a share that the
+baseline cannot give."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A way to make a model smaller that does more than drop dimensions."""
+
+    name: str
+    """What `methods` of a comparison calls it: the name of its file."""
+    title: str
+    """What readers know it as."""
+    reference: str
+    """The paper: authors, title, where it can be found."""
+    prepare: Callable[[PruningProblem], Maker]
+    """Does what serves all sizes; what it returns makes one of them."""
+    reads_text: bool = True
+    """Whether it reads calibration sequences."""
+
+
+def copied(problem: PruningProblem) -> PrunableModel:
+    """A copy of the dense model that may be changed in place."""
+    dense = problem.dense
+    return PrunableModel(copy.deepcopy(dense.model), dense.family, dense.prunes_heads)
+
+
+def as_stored(prunable: PrunableModel) -> BaselineModel:
+    """A model each of whose stored numbers is multiplied once a token."""
+    numbers = stored_numbers(prunable)
+    return BaselineModel(prunable.model, numbers, numbers)
+
+
+def stored_numbers(prunable: PrunableModel) -> int:
+    """Numbers in the blocks' matrices, whatever layers hold them; norms and biases do not count."""
+    return sum(p.numel() for p in prunable.blocks.parameters() if p.dim() > 1)
+
+
+def damped(moment: Float[Tensor, "K K"], share: float) -> Float[Tensor, "K K"]:
+    """The matrix in float64, with a share of the mean of its diagonal added to the diagonal: inputs
+    may be dependent, or 0 throughout."""
+    floor = torch.finfo(moment.dtype).tiny
+    moment = moment.double()
+    added = (share * moment.diagonal().mean()).clamp(min=floor)
+    return moment + added * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)

@@ -1,0 +1,115 @@
+"""Calibration text that runs through a model block by block, while each block is changed.
+
+B windows, T tokens of a window, D residual stream, K inputs of a layer.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.models.hooks import hooks
+from disp_llm.training.problem import PruningProblem
+
+SecondMoments = dict[str, Float[Tensor, "K K"]]
+"""For each linear layer, by its path in the block, `Σ x·xᵀ` of what enters it over all calibration
+tokens, in float32. Layers that share an input share the tensor."""
+
+Visit = Callable[[int, nn.Module, SecondMoments], None]
+"""Does something to a block, given its index and what enters its linear layers."""
+
+
+@torch.no_grad()
+def visit_blocks(
+    problem: PruningProblem, prunable: PrunableModel, *visits: Visit, changes: bool = True
+) -> None:
+    """Visits every block of a model, first to last, with what enters its linear layers.
+
+    Args:
+        prunable: the dense model of the problem, or a copy that the visits change.
+        visits: what is done to a block, one after the other; each is given what enters the layers
+            after the visits before it.
+        changes: whether visits change what a block gives; the blocks that follow then see that.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    windows = calibration_windows(problem).to(prunable.device)
+    blocks, progress = prunable.blocks, problem.job.count("scoring")
+    states, arguments = block_inputs(prunable, windows)
+    outputs = states
+    for index, block in enumerate(blocks):
+        for visit in visits:
+            outputs, moments = _run_measured(prunable, index, states, arguments[index])
+            visit(index, block, moments)
+        if changes:
+            outputs = [run_block(block, state, arguments[index]) for state in states]
+        states = outputs
+        progress(index + 1, len(blocks))
+
+
+def run_block(
+    block: nn.Module, hidden: Float[Tensor, "1 T D"], arguments: dict[str, Any]
+) -> Float[Tensor, "1 T D"]:
+    """What leaves a block, or one of its branches.
+
+    Args:
+        hidden: what enters it.
+        arguments: what else it is called with.
+    """
+    out = block(hidden, **arguments)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def block_inputs(
+    prunable: PrunableModel, windows: Int[Tensor, "B T"]
+) -> tuple[list[Float[Tensor, "1 T D"]], list[dict[str, Any]]]:
+    """What enters the first block, a tensor a window, and what else each block is called with."""
+    states: list[Tensor] = []
+    arguments: list[dict[str, Any]] = [{} for _ in prunable.blocks]
+
+    def record(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if index == 0:
+                states.append(args[0] if args else kwargs["hidden_states"])
+            arguments[index] = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+
+        return hook
+
+    with hooks(
+        block.register_forward_pre_hook(record(index), with_kwargs=True)
+        for index, block in enumerate(prunable.blocks)
+    ):
+        for window in windows:
+            prunable.model.base_model(input_ids=window[None], use_cache=False)
+    return states, arguments
+
+
+def _run_measured(
+    prunable: PrunableModel, index: int, states: list[Tensor], arguments: dict[str, Any]
+) -> tuple[list[Tensor], SecondMoments]:
+    """What a block gives for every window, and what entered its linear layers."""
+    block = prunable.blocks[index]
+    moments: SecondMoments = {}
+
+    def add_to(paths: tuple[str, ...]) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            inputs = args[0].flatten(0, -2).float()
+            total = inputs.T @ inputs
+            total = moments[paths[0]] + total if paths[0] in moments else total
+            for path in paths:
+                moments[path] = total
+
+        return hook
+
+    with hooks(
+        block.get_submodule(paths[0]).register_forward_pre_hook(add_to(paths))
+        for branch in prunable.branches
+        for paths in (branch.reads, (branch.writes,))
+    ):
+        outputs = [run_block(block, state, arguments) for state in states]
+    return outputs, moments

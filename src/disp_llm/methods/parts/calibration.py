@@ -1,0 +1,23 @@
+"""The calibration sequences, on which all methods of one seed agree."""
+
+from jaxtyping import Int
+from torch import Tensor
+
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
+from disp_llm.models.windows import require_positions
+from disp_llm.training.problem import PruningProblem
+
+
+def calibration_windows(problem: PruningProblem) -> Int[Tensor, "B T"]:
+    """The same windows for every method of one seed.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    count, length = problem.scores.calibration_sequences, problem.scores.calibration_length
+    require_positions(problem.dense.model, length, "calibration_length")
+    problem.corpus.require_length(length, "calibration_length")
+    noise = random_stream("calibration", problem.seed)
+    windows, _ = Mixture(problem.corpus).draw(count, length, noise)
+    return windows

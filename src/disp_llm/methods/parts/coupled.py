@@ -1,0 +1,69 @@
+"""KV heads and intermediate channels: what is pruned where the residual stream keeps its width.
+
+N entries of all sites, H KV heads, F intermediate, Q inputs of the attention's write.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS
+from disp_llm.masks.layout import BlockShape, Layout
+
+COUPLED = ("mlp_mid", HEADS)
+"""The sites of methods that leave the residual stream alone."""
+
+
+def flat_of(
+    layout: Layout, channels: list[Float[Tensor, " F"]], heads: list[Float[Tensor, " H"]]
+) -> Float[Tensor, " N"]:
+    """Numbers of every block's channels and heads in the order of the flat vector, 1 elsewhere."""
+    parts = []
+    for shape, of_channels, of_heads in zip(layout.blocks, channels, heads, strict=True):
+        stream = of_channels.new_ones(shape.hidden)
+        parts += [stream, stream, stream, of_channels, stream]
+        if shape.heads:
+            parts.append(of_heads.to(stream))
+    return torch.cat(parts).float()
+
+
+def by_head(columns: Float[Tensor, " Q"], heads: int) -> Float[Tensor, " H"]:
+    """The sum of every head's columns; nothing where heads are no site."""
+    return columns.view(heads, -1).sum(1) if heads else columns.new_zeros(0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one block keeps."""
+
+    heads: int
+    channels: int
+
+
+def sizes_of(shape: BlockShape, share: float) -> Sizes:
+    """What a block keeps of a share: it loses as many heads as fit wholly into what is pruned, and
+    the channels that the rest of its budget has no room for.
+
+    Raises:
+        InputError: no channel would be kept.
+    """
+    heads = max(shape.heads - int((1 - share) * shape.heads + 1e-9), min(shape.heads, 1))
+    of_attention = shape.hidden * (shape.qkv + shape.q)
+    of_channel = (shape.num_input_projections + 1) * shape.hidden
+    budget = share * (of_attention + shape.intermediate * of_channel)
+    attention = of_attention * (heads / shape.heads if shape.heads else 1.0)
+    channels = int((budget - attention) / of_channel + 1e-9)
+    if channels < 1:
+        raise InputError("leaves no intermediate channel", field="keep", hint="ask for more")
+    return Sizes(heads, min(channels, shape.intermediate))
+
+
+def top_k(scores: Float[Tensor, " K"], count: int) -> Float[Tensor, " K"]:
+    """Ranks from 1 (best) down to nearly 0, with 1 added for the `count` best: a threshold of 1
+    keeps exactly these."""
+    places = scores.argsort(descending=True, stable=True).argsort()
+    kept = (places < count).double()
+    return 1 - places.double() / max(len(scores), 1) + kept

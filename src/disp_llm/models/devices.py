@@ -1,0 +1,83 @@
+"""Which device, dtype and process work is done on."""
+
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import Tracker
+from disp_llm.config.parts import MachineConfig
+from disp_llm.runs.job import Process
+
+
+def start_process(machine: MachineConfig) -> Process:
+    """This process, alone or one of several under `accelerate launch`, and the device it works on.
+
+    Raises:
+        InputError: no such device here.
+    """
+    accelerator = Accelerator(cpu=machine.device == "cpu" or not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        return Process(accelerator, accelerator.device)
+    return Process(accelerator, resolve_device(machine.device))
+
+
+def start_tracking(process: Process, tracker: Tracker, folder: Path) -> None:
+    """Makes every step be logged to a tracker too, through accelerate.
+
+    Args:
+        folder: where a tracker that writes files writes them.
+
+    Raises:
+        InputError: the tracker is not installed.
+    """
+    if tracker == "none":
+        return
+    accelerator, hint = process.accelerator, f"run `pip install {tracker}`"
+    try:
+        accelerator.project_configuration.set_directories(str(folder))
+        accelerator.log_with = filter_trackers([tracker], str(folder))
+        accelerator.init_trackers("disp-llm")
+    except (ImportError, ValueError) as error:
+        raise InputError(f"cannot log to {tracker} ({error})", field="track", hint=hint) from error
+    if process.is_main and not accelerator.trackers:
+        raise InputError(f"{tracker} is not installed", field="track", hint=hint)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` -> the first GPU, else the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"no device '{name}' here", field="device", hint="use cpu, cuda or auto"
+        ) from error
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` -> bfloat16 where the hardware computes in it, else float32."""
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        name = "bfloat16" if native else "float32"
+    return getattr(torch, name)
+
+
+def _cpu_has_bfloat16() -> bool:
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and "avx512_bf16" in flags.read_text()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,17 @@
+"""Hooks that last as long as a context."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from torch.utils.hooks import RemovableHandle
+
+
+@contextlib.contextmanager
+def hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks that were just registered when the context ends."""
+    registered = list(handles)
+    try:
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()

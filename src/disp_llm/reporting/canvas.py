@@ -1,0 +1,60 @@
+"""What all plots share: empty figures, colours, logarithmic axes, files."""
+
+from pathlib import Path
+from typing import Any
+
+from disp_llm.runs.files import atomic
+
+DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
+"""Colours of the original, of the pruned model, and of what is counted and not measured."""
+
+OTHERS = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
+"""Colours of all further lines."""
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches, drawn without a window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(width: float, height: float, count: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of so many inches, and the axes of its panels, which share a scale of values."""
+    figure = canvas(width, height)
+    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def mark_dense(axes: Any, perplexity: float, highest: float) -> None:
+    """A line at the original's perplexity, on a logarithmic axis that reaches the highest one."""
+    label = f"original, {perplexity:.1f}"
+    axes.axhline(perplexity, color=DENSE, linewidth=1, linestyle="--", label=label)
+    logarithmic(axes, perplexity, highest)
+
+
+def logarithmic(axes: Any, low: float, high: float) -> None:
+    """A logarithmic axis of perplexities with round numbers on it."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
+    ticks = [step * 10**power for power in range(6) for step in steps]
+    axes.set_yticks([tick for tick in ticks if low * 0.8 < tick < high * 1.25])
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the figure, whole or not at all, in the format of the file's suffix.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=160)

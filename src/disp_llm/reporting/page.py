@@ -1,0 +1,44 @@
+"""Runs -> one page that stands alone: no network; light, dark, phone, print and screen reader.
+
+Everything is read from run folders. The template `report.html` holds all markup; `run_data` gives
+the figures and `charts` the geometry.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from disp_llm.config.report import ReportConfig
+from disp_llm.reporting.charts import BOTTOM, HEIGHT, LEFT, WIDTH, learning_chart, quality_chart
+from disp_llm.reporting.run_data import read_run
+from disp_llm.runs.files import atomic
+from disp_llm.runs.folder import Run
+
+
+def write_page(config: ReportConfig) -> dict[str, Any]:
+    """Writes the page; returns where it lies and how large it is.
+
+    Raises:
+        InputError: a folder is no run, or its files are damaged.
+    """
+    config.validate()
+    runs = [read_run(folder) for folder in config.runs]
+    single = Run(config.runs[0]).page_file if len(config.runs) == 1 else Path("report.html")
+    path = config.output or single
+    template = resources.files("disp_llm.reporting") / "report.html"
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        template.read_text()
+    )
+    text = page.render(
+        runs=runs,
+        learning=learning_chart(runs),
+        quality=quality_chart(runs),
+        size=(WIDTH, HEIGHT),
+        left=LEFT,
+        bottom=BOTTOM,
+    )
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return {"file": str(path), "bytes": path.stat().st_size, "runs": len(runs)}

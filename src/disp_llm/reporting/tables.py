@@ -1,0 +1,230 @@
+"""What a command found, as tables and lines on standard error."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from disp_llm.reporting.comparison import by_method
+from disp_llm.reporting.reading import bench_rows, comparison_rows
+from disp_llm.reporting.terminal import console, say
+from disp_llm.runs.folder import Run
+from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json
+
+
+def show_models(figures: dict[str, Any]) -> None:
+    """The dense model and the pruned ones side by side, and where things lie.
+
+    Args:
+        figures: what `result.json` of a run of `prune` holds.
+    """
+    file, source = _result_file(figures), figures["source"]
+    dense = from_json(DenseResult, figures["dense"], file)
+    models = [from_json(SizeResult, entry, file) for entry in figures["models"]]
+    table = _table(
+        ("", "dense", *map(_column_name, models)),
+        title=f"{source['model']}, perplexity on {source['eval_text']}",
+    )
+    _add_figures(table, dense, models)
+    console.print(table)
+    for model in models:
+        say(f"model   {model.folder}")
+    if "keep_by_penalty" in figures:
+        console.print(f"the penalty alone arrived at keep {figures['keep_by_penalty']:.4f}")
+    say(
+        f"run     {figures['run']}  ({figures['tokens_seen']:,} tokens seen, "
+        f"{figures['seconds']:.0f} s, peak {figures['peak_memory_bytes'] / 2**30:.2f} GiB)"
+    )
+
+
+def _column_name(model: SizeResult) -> str:
+    if model.budget == "params":
+        return f"keep {model.size}"
+    return model.size.replace("-", " ")
+
+
+def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> None:
+    def row(name: str, of_dense: str, show: Callable[[SizeResult], str]) -> None:
+        table.add_row(name, of_dense, *map(show, models))
+
+    row("perplexity", str(dense.measured), lambda m: str(m.measured))
+    row("perplexity, masked", "", lambda m: f"{m.perplexity_masked:.2f}")
+    row("block parameters", f"{dense.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
+    row("of the dense ones", "", lambda m: f"{m.keep:.4%}")
+    row("all parameters", f"{dense.parameters:,}", lambda m: f"{m.parameters:,}")
+    row("of the dense ones", "", lambda m: f"{m.keep_total:.4%}")
+    row("weights on disk", _megabytes(dense.bytes), lambda m: _megabytes(m.bytes))
+    for kind in ("flops", "bytes", "latency"):
+        if any(model.budget == kind for model in models):
+            row(
+                f"{kind}, of the dense ones",
+                "",
+                lambda m, kind=kind: f"{m.share_measured:.2%}" if m.budget == kind else "",
+            )
+    checked = {key for model in models for key in model.logit_errors}
+    for key in sorted(checked - {"max_logit_error"}):
+        row(
+            f"export vs masked, {key.removeprefix('max_logit_error_')}",
+            "",
+            lambda m, key=key: (
+                f"{m.logit_errors[key]:.1e}" if key in m.logit_errors else "not checked"
+            ),
+        )
+
+
+def show_recovery(figures: dict[str, Any]) -> None:
+    """Perplexity before and after, and the teacher's where there is one.
+
+    Args:
+        figures: what `result.json` of a run of `recover` holds.
+    """
+    file, source = _result_file(figures), figures["source"]
+    before, after = (from_json(Perplexity, figures[key], file) for key in ("before", "model"))
+    taught = ""
+    if "teacher" in figures:
+        taught = f", teacher {from_json(Perplexity, figures['teacher'], file)}"
+    say(f"{source['model']}, perplexity on {source['eval_text']}: {before} -> {after}{taught}")
+    say(f"model   {figures['model']['folder']}")
+    say(
+        f"run     {figures['run']}  ({figures['tokens_seen']:,} tokens, "
+        f"{figures['seconds']:.0f} s, peak {figures['peak_memory_bytes'] / 2**30:.2f} GiB)"
+    )
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """A row for each method, a column for each size.
+
+    Args:
+        result: what `compare.json` holds.
+    """
+    keeps, rows = result["asked"]["keep"], comparison_rows(result)
+    table = _table(
+        ("method", *(f"keep {keep:g}" for keep in keeps), "tokens", "s"),
+        title=f"{result['asked']['model']}, perplexity",
+    )
+    for cells in by_method(rows, keeps):
+        table.add_row(*cells)
+    console.print(table)
+    for method, error in dict.fromkeys((row.method, row.error) for row in rows):
+        if error:
+            say(f"{method}: {error}")
+    if "dense" in result:
+        console.print(f"dense {from_json(Perplexity, result['dense'], 'compare.json')}")
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """What `eval` measured, and over what."""
+    say(
+        f"{result['model']}: {result['parameters']:,} parameters, "
+        f"{result['block_parameters']:,} in blocks, {result['dtype']}"
+    )
+    if "perplexity" in result:
+        measured = from_json(Perplexity, result, result["model"])
+        say(
+            f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
+            f"window {measured.window}, stride {measured.stride})"
+        )
+    if "tasks" in result:
+        names = ("task", "metric", "accuracy", "standard error", "questions")
+        table = _table(names, left=("task", "metric"))
+        for name, found in result["tasks"].items():
+            value, error = found[found["metric"]], found["stderr"]
+            table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", f"{found['n']:,}")
+        table.add_row("average", "", f"{result['average']:.2%}", "", "")
+        console.print(table)
+
+
+def show_examination(result: dict[str, Any]) -> None:
+    """What `doctor` found."""
+    say(
+        f"{result['model']}: supported ({result['model_type']}, {result['blocks']} blocks, "
+        f"{result['mask_entries']:,} mask entries)"
+    )
+    say("sites of a block: " + ", ".join(f"{name} {n}" for name, n in result["sites"].items()))
+    names = ("keep", "of all parameters", "block parameters", "all parameters", "weights")
+    table = _table((*names, "block GFLOPs a token"), left=())
+    for size in result["sizes"]:
+        table.add_row(
+            f"{size['keep']:g}",
+            f"{size['keep_total']:.1%}",
+            f"{size['block_parameters']:,}",
+            f"{size['parameters']:,}",
+            _megabytes(size["bytes"]),
+            f"{size['gflops_per_token']:.3f}",
+        )
+    console.print(table)
+    needed = result["memory_needed_bytes"]
+    say(
+        f"learning needs about {needed['learning'] / 2**30:.1f} GiB "
+        f"({needed['gradient_checkpointing'] / 2**30:.1f} with gradient checkpointing, "
+        f"{needed['forward_only'] / 2**30:.1f} forward only), {result['device']} has "
+        f"{result['memory_free_bytes'] / 2**30:.1f} GiB free: {result['advice']}"
+    )
+    if "alignments" in result:
+        _show_alignments(result["alignments"])
+
+
+def _show_alignments(alignments: list[dict[str, Any]]) -> None:
+    kinds = list(alignments[0]["shares"])
+    table = _table(
+        ("--align", *kinds, ""),
+        left=(),
+        title="half of the block parameters, time of the dense model",
+    )
+    for row in alignments:
+        shares = (f"{row['shares'][kind]:.1%}" for kind in kinds)
+        table.add_row(str(row["align"]), *shares, "chosen" if row["best"] else "")
+    console.print(table)
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """Both models side by side under every workload."""
+    modes = [mode for mode in ("fused", "compiled") if result[mode]]
+    models = f"{result['model']} against {result['against']}"
+    say(", ".join([models, result["dtype"], *modes, result["hardware"]["cpu"]]))
+    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
+    table = _table(names, left=("work", "time goes to"))
+    for comparison, dense, pruned in bench_rows(result, result["model"]):
+        low, high = comparison.speedup_quartiles
+        shares = pruned.time_shares.items()
+        table.add_row(
+            f"{dense.phase}, "
+            + (f"{dense.length} tokens" if dense.phase == "prefill" else f"batch {dense.batch}"),
+            *(f"{m.median_s * 1e3:.2f} ± {m.spread_s * 5e2:.2f} ms" for m in (dense, pruned)),
+            f"×{comparison.speedup:.2f} ({low:.2f} to {high:.2f})",
+            f"×{comparison.predicted_speedup:.2f}",
+            f"{pruned.tokens_per_s:,.0f}",
+            ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
+        )
+    console.print(table)
+    dense, pruned = result["loading"]
+    for name, key, unit, scale in (
+        ("load time", "load_s", "s", 1),
+        ("peak memory", "peak_memory_bytes", "MB", 1e6),
+        ("weights on disk", "weight_bytes", "MB", 1e6),
+    ):
+        console.print(f"{name}: {dense[key] / scale:,.1f} -> {pruned[key] / scale:,.1f} {unit}")
+
+
+def _result_file(figures: dict[str, Any]) -> str:
+    return str(Run(Path(figures["run"])).result_file)
+
+
+def _table(
+    columns: tuple[str, ...], left: tuple[str, ...] | None = None, title: str | None = None
+) -> Table:
+    """An empty table.
+
+    Args:
+        left: the columns that are aligned to the left. Default: the first one.
+    """
+    table = Table(title=title)
+    for name in columns:
+        is_left = name in (columns[:1] if left is None else left)
+        table.add_column(name, justify="left" if is_left else "right")
+    return table
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,94 @@
+"""Progress bars and lines, on standard error or in a notebook."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from disp_llm.runs.progress import ProgressCallback, silent
+
+console = Console(stderr=True, highlight=False)
+
+
+if not (console.is_terminal or console.is_jupyter):
+    console.width = 120  # a log file has no width of its own
+
+
+def say(line: str) -> None:
+    """Prints one line, which the terminal may wrap but which holds no line break."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def progress_bar(announce: bool = False) -> Iterator[ProgressCallback]:
+    """A bar for each stage, with loss, keep and tokens/s beside it while something is trained.
+
+    Args:
+        announce: where there is neither a terminal nor a notebook, print one line when a stage
+            begins and another at each tenth of it; otherwise nothing is shown there.
+    """
+    if console.is_terminal or _can_redraw_in_notebook():
+        with _bars() as callback:
+            yield callback
+    elif announce or console.is_jupyter:
+        yield _lines()
+    else:
+        yield silent
+
+
+def _can_redraw_in_notebook() -> bool:
+    """Whether this is a notebook in which rich can move a bar; it prints lines in any other."""
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
+
+@contextmanager
+def _bars() -> Iterator[ProgressCallback]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as drawn:
+
+        def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+            if stage not in bars:
+                bars[stage] = drawn.add_task(stage, total=total, figures="")
+            drawn.update(bars[stage], completed=done, total=total, figures=_beside_bar(figures))
+
+        yield draw
+
+
+def _lines() -> ProgressCallback:
+    tenths: dict[str, int] = {}
+
+    def print_line(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+        tenth = done * 10 // total
+        if stage not in tenths or done == total or tenth > tenths[stage]:
+            tenths[stage] = tenth
+            say(f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip())
+
+    return print_line
+
+
+def _beside_bar(figures: dict[str, Any]) -> str:
+    """`loss 3.214  keep 0.5000  812 tokens/s`; nothing for stages that have no loss."""
+    if "loss" not in figures:
+        return ""
+    parts = [f"loss {figures['loss']:.3f}"]
+    if "keep" in figures:
+        parts.append(f"keep {figures['keep']:.4f}")
+    return "  ".join([*parts, f"{figures['tokens_per_s']:.0f} tokens/s"])

@@ -1,0 +1,80 @@
+"""What a long task runs with: its settings, its folder, its processes, and who watches."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from disp_llm.runs.folder import Run
+from disp_llm.runs.progress import ProgressCallback, silent
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process, alone or one of several under `accelerate launch`, and its device."""
+
+    accelerator: Accelerator
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def index(self) -> int:
+        """Number of this process, from 0."""
+        return self.accelerator.process_index
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return self.accelerator.num_processes
+
+    def track(self, figures: dict[str, Any], step: int) -> None:
+        """Hands the numbers of a step to the trackers of the accelerator, if it has any."""
+        numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=step)
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        self.accelerator.wait_for_everyone()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, which call it alike."""
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes, which call it alike."""
+        return self.accelerator.reduce(tensor, reduction="mean")
+
+
+def never() -> bool:
+    """Nobody asks the task to stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class Job(Generic[Config]):
+    """One task of `prune`, `recover` or `compare`."""
+
+    config: Config
+    run: Run
+    process: Process
+    progress: ProgressCallback = silent
+    stop_requested: Callable[[], bool] = never
+    """Asked after every step: whether to write a checkpoint and end."""
+    command: str = "disp_llm"
+    """How the task was asked for, for provenance."""
+    began: float = field(default_factory=time.perf_counter)
+    """When this attempt began, on the clock of `time.perf_counter`."""
+
+    def count(self, stage: str) -> Callable[[int, int], None]:
+        """A callback (done, total) that reports the progress of one stage."""
+        return lambda done, total: self.progress(stage, done, total, {})

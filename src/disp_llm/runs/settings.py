@@ -1,0 +1,99 @@
+"""The settings of a run: stored when it begins, compared when it goes on."""
+
+import os
+import tomllib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, resolved
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.runs.files import atomic
+from disp_llm.runs.folder import Run
+
+Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
+
+
+FREE_TO_CHANGE = ("resume", "json", "output_dir", "track")
+"""Settings that a resumed run may have otherwise than its first attempt."""
+
+
+def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
+    """The configuration of an earlier attempt at a command.
+
+    Raises:
+        InputError: the folder is not a run, or its configuration is damaged.
+    """
+    path = folder / "config.toml"
+    positional = fields(kind)[0].name
+    try:
+        tables = tomllib.loads(path.read_text())
+        return apply_recipe(kind(**{positional: tables.pop(positional)}), tables)
+    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        command = "prune" if kind is PruneConfig else "recover"
+        raise InputError(
+            "is not a run folder" if isinstance(error, FileNotFoundError) else f"damaged ({error})",
+            field=str(folder),
+            hint=f"name the `output_dir` of an earlier `disp-llm {command}`",
+        ) from error
+
+
+def require_available(config: PruneConfig | RecoverConfig) -> None:
+    """Checks, before anything is loaded, that the run folder can be used; creates nothing.
+
+    Raises:
+        InputError: it holds a run and --resume is not given (or the reverse), the settings differ
+            from those of the run that is to go on, or it cannot be written.
+    """
+    run = Run(config.output_dir)
+    if config.resume:
+        before = stored_config(run.folder, type(config))
+        if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
+            align = config.export.align or before.export.align
+            config = replace(config, export=replace(config.export, align=align))
+        old, new = resolved(before), resolved(config)
+        for key, had, now in _differences(old, new):
+            raise InputError(
+                f"this run has {key} = {had}, not {now}",
+                field="resume",
+                hint="leave that setting out, or start a new run in another `output_dir`",
+            )
+    elif run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        raise InputError(
+            f"{run.folder} exists and is not empty",
+            field="output_dir",
+            hint="add `resume` to go on with it, or name another folder",
+        )
+    parent = next(path for path in (run.folder, *run.folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(
+            f"{parent} cannot be written", field="output_dir", hint="name another folder"
+        )
+
+
+def _differences(old: dict, new: dict, path: str = "") -> list[tuple[str, Any, Any]]:
+    found = []
+    for key, value in new.items():
+        if isinstance(value, dict):
+            found += _differences(old[key], value, f"{path}{key}.")
+        elif old[key] != value and key not in FREE_TO_CHANGE:
+            found.append((f"{path}{key}", old[key], value))
+    return found
+
+
+def open_run(config: PruneConfig | RecoverConfig) -> Run:
+    """Creates the folder with its `config.toml`, or opens it to go on.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    run = Run(config.output_dir)
+    if not config.resume:
+        stored = replace(config, resume=False, json=False)
+        with atomic(run.config_file) as temporary:
+            temporary.write_text(tomli_w.dumps(resolved(stored)))
+    return run

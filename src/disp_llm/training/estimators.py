@@ -1,0 +1,163 @@
+"""Logits in, masks with a gradient out.
+
+An estimator returns a `Sample`: the mask that the model runs with, the mask that the penalty
+counts, and, for the one that needs no gradient through the model, the log-probability of the mask.
+
+N entries of all sites.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from disp_llm.masks.budget import Projected
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an estimator draws masks from."""
+
+    logits: Float[Tensor, " N"]
+    project: Callable[[Tensor], Projected]
+    """Scores (N) -> the masks with exactly the budget of the step."""
+    noise: torch.Generator
+    shift: float
+    """The constant c that is added to the logits."""
+    temperature: float
+    """τ."""
+
+    @property
+    def shifted(self) -> Float[Tensor, " N"]:
+        """Logits + c."""
+        return self.logits + self.shift
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Masks of one step. Their forward value is 0 or 1, save for `gumbel_soft`'s `mask`."""
+
+    mask: Float[Tensor, " N"]
+    counted: Float[Tensor, " N"]
+    log_probability: Float[Tensor, ""] | None = None
+    """Given: the loss is a reward, and no gradient flows through the model."""
+
+    def with_ones(self, never_pruned: Bool[Tensor, " N"]) -> "Sample":
+        """The same, with ones for entries that are always kept."""
+        if not never_pruned.any():
+            return self
+        mask, counted = (m.masked_fill(never_pruned, 1.0) for m in (self.mask, self.counted))
+        return replace(self, mask=mask, counted=counted)
+
+
+def projected(draw: Draw) -> Sample:
+    """The exact-budget masks, with the slope of a sigmoid around the threshold.
+
+    `m = 1[x > h] + σ((x−h)/τ) − sg(σ((x−h)/τ))`: deterministic, the budget met at every step.
+    """
+    chosen = draw.project(draw.logits.detach())
+    soft = torch.sigmoid((draw.logits - chosen.threshold) / draw.temperature)
+    mask = chosen.kept.to(soft.dtype) + (soft - soft.detach())
+    return Sample(mask, mask)
+
+
+def straight_through(draw: Draw) -> Sample:
+    """A Bernoulli sample with the slope of its probability (Bengio et al., arXiv 1308.3432)."""
+    probability = torch.sigmoid(draw.shifted / draw.temperature)
+    sample = _bernoulli(probability, draw.noise)
+    mask = sample + (probability - probability.detach())
+    return Sample(mask, mask)
+
+
+def reinmax(draw: Draw) -> Sample:
+    """Binary ReinMax (arXiv 2304.08612; the paper's Algorithm 2 with `logit` in step 4).
+
+    At τ = 1 the gradient is exactly `½·|B − π0|`.
+    """
+    return _reinmax(draw, torch.logit)
+
+
+def reinmax_printed(draw: Draw) -> Sample:
+    """Algorithm 2 as the paper prints it, with `ln π1` where the inverse of the sigmoid belongs."""
+    return _reinmax(draw, torch.log)
+
+
+def _reinmax(draw: Draw, inverse: Callable[[Tensor], Tensor]) -> Sample:
+    x = draw.shifted
+    pi0 = torch.sigmoid(x)
+    sample = _bernoulli(pi0, draw.noise)
+    pi1 = (sample + torch.sigmoid(x / draw.temperature)) / 2
+    pi1 = torch.sigmoid((inverse(pi1) - x).detach() + x)
+    pi2 = 2 * pi1 - pi0 / 2
+    mask = sample + (pi2 - pi2.detach())
+    return Sample(mask, mask)
+
+
+def gumbel_soft(draw: Draw) -> Sample:
+    """What the paper's released code does: soft masks `σ((x + c + g)/τ)` with one standard Gumbel g
+    in the model, and an independent sample, rounded, in the penalty (there c = 3, τ = 0.4)."""
+    soft, again = (
+        torch.sigmoid((draw.shifted + _gumbel(draw.logits, draw.noise)) / draw.temperature)
+        for _ in range(2)
+    )
+    return Sample(soft, _rounded(again))
+
+
+def gumbel_hard(draw: Draw) -> Sample:
+    """Straight-through Gumbel-sigmoid (Jang et al., arXiv 1611.01144): the rounded soft mask, with
+    the soft one's slope. The difference of two Gumbels makes `σ(x + c)` the probability of a
+    one."""
+    both = _gumbel(draw.logits, draw.noise) - _gumbel(draw.logits, draw.noise)
+    mask = _rounded(torch.sigmoid((draw.shifted + both) / draw.temperature))
+    return Sample(mask, mask)
+
+
+def policy_gradient(draw: Draw) -> Sample:
+    """Bernoulli masks whose loss is a reward (REINFORCE; for pruning arXiv 2406.10576): forward
+    passes only, so a model that is too big to back-propagate through can be pruned."""
+    x = draw.shifted / draw.temperature
+    sample = _bernoulli(torch.sigmoid(x), draw.noise)
+    log_probability = -torch.nn.functional.binary_cross_entropy_with_logits(
+        x, sample, reduction="sum"
+    )
+    return Sample(sample, sample, log_probability)
+
+
+def _gumbel(like: Tensor, noise: torch.Generator) -> Tensor:
+    uniform = torch.rand(like.shape, generator=noise, device=noise.device).to(like.device)
+    tiny = torch.finfo(uniform.dtype).tiny
+    return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
+def _rounded(soft: Tensor) -> Tensor:
+    """0 or 1, with the slope of the soft value."""
+    return soft.detach().round() + (soft - soft.detach())
+
+
+def _bernoulli(probability: Tensor, noise: torch.Generator) -> Tensor:
+    """Drawn on the generator's own device, so that a seed means the same everywhere."""
+    uniform = torch.rand(probability.shape, generator=noise, device=noise.device)
+    return (uniform.to(probability.device) < probability).to(probability.dtype).detach()
+
+
+def deterministic_mask(
+    logits: Float[Tensor, " N"], estimator: str, shift: float
+) -> Bool[Tensor, " N"]:
+    """Which entries a sampling estimator keeps more often than not: the deterministic masks before
+    they are cut to the budget. A single Gumbel, as in `gumbel_soft`, has its median off zero."""
+    median = -math.log(math.log(2)) if estimator == "gumbel_soft" else 0.0
+    return logits + shift + median > 0
+
+
+ESTIMATORS: dict[str, Callable[[Draw], Sample]] = {
+    "projected": projected,
+    "reinmax": reinmax,
+    "reinmax_printed": reinmax_printed,
+    "straight_through": straight_through,
+    "gumbel_soft": gumbel_soft,
+    "gumbel_hard": gumbel_hard,
+    "policy_gradient": policy_gradient,
+}

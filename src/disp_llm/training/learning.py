@@ -1,0 +1,172 @@
+"""Mask learning: a frozen model, text and a start -> the importance of every entry, and its scale.
+
+Every step draws its windows, its noise and, for several sizes, its keep from named random streams,
+as the loop wants it.
+
+N entries of all sites, B windows, T tokens of a window.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
+from disp_llm.masks.budget import project
+from disp_llm.masks.masking import Masking, masked
+from disp_llm.masks.selection import Compensation, Selection
+from disp_llm.training.blocks import compiles, training_blocks
+from disp_llm.training.estimators import ESTIMATORS, Draw
+from disp_llm.training.hypernetwork import build
+from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.losses import Teacher, token_losses
+from disp_llm.training.problem import PruningProblem
+
+BASELINE_DECAY = 0.9
+"""Of the moving average that the policy gradient compares a loss with."""
+
+
+class LearningState(nn.Module):
+    """Everything that a step of mask learning changes, and a checkpoint holds."""
+
+    def __init__(self, logits: nn.Module, scales: nn.Parameter | None, mixture: Mixture):
+        super().__init__()
+        self.logits = logits
+        self.register_parameter("scales", scales)
+        self.mixture = mixture
+        self.register_buffer("baseline", torch.tensor(math.nan))
+        """Moving average of the loss, for the policy gradient; NaN before the first step."""
+
+
+def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Selection:
+    """Trains logits from `start`, and a scale for every entry from 1; goes on from a checkpoint of
+    the problem's run.
+
+    Raises:
+        InputError: the text is shorter than a window, or a checkpoint is damaged.
+        Interrupted: the job was asked to stop; the checkpoint holds the last step.
+    """
+    config, device = problem.training, start.device
+    problem.corpus.require_length(config.length, "length")
+    state = _initial_state(problem, start)
+    compiled = compiles(config, steps, device)
+    with masked(problem.dense) as masking, training_blocks(problem.dense, config, compiled):
+        teacher = Teacher(problem.dense, config.distill, masking.lifted) if config.distill else None
+
+        def losses_of(tokens: Tensor) -> Tensor:
+            return token_losses(problem.dense, tokens.to(device), teacher, compiled).mean(-1)
+
+        learner = MaskLearner(problem, state, masking, losses_of)
+        train(
+            state,
+            _optimizer(problem, state),
+            learner.backward,
+            Schedule(config, steps),
+            problem.job,
+            "learning masks",
+        )
+    with torch.no_grad():
+        never_pruned = problem.budget.never_pruned.to(device)
+        scales = None if state.scales is None else state.scales.masked_fill(never_pruned, 1.0)
+        return Selection(state.logits().clone(), Compensation(scales))
+
+
+def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> LearningState:
+    learn, device = problem.learn, start.device
+    logits = build(
+        learn.parametrisation,
+        start.float(),
+        problem.budget.layout,
+        random_stream("start", problem.seed),
+        learn.constrained,
+    )
+    scales = None
+    if learn.learns_scales:
+        scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
+    mixture = Mixture(problem.corpus)
+    with torch.no_grad():
+        mixture.measure_reference(
+            lambda tokens: token_losses(problem.dense, tokens.to(device)),
+            problem.training.length,
+            random_stream("reference", problem.seed),
+        )
+    return LearningState(logits, scales, mixture).to(device)
+
+
+def _optimizer(problem: PruningProblem, state: LearningState) -> torch.optim.Optimizer:
+    """AdamW over logits and, where they are learned, scales."""
+    config = problem.training
+    groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
+    if state.scales is not None:
+        scales = {"params": [state.scales], "lr": problem.learn.scale_rate, "weight_decay": 0.0}
+        groups.append(scales)
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
+
+
+@dataclass(frozen=True)
+class MaskLearner:
+    """Takes the gradient of a step: cross-entropy + λ·|log(T(s)/(keep·T))|."""
+
+    problem: PruningProblem
+    state: LearningState
+    masking: Masking
+    losses_of: Callable[[Int[Tensor, "B T"]], Float[Tensor, " B"]]
+    """Mean loss of every window under the masks that are set."""
+
+    def backward(self, step: int) -> dict[str, Any]:
+        """Accumulates the gradient, and returns the figures of the step."""
+        problem, process = self.problem, self.problem.job.process
+        keep = problem.keep_at(random_stream("sizes", problem.seed, step))
+        noise = random_stream("steps", problem.seed, step, process.index)
+        self.state.mixture.update(step)
+
+        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
+            return self._batch_loss(keep, noise)
+
+        figures = accumulate(problem.training.accumulate, batch_loss)
+        return figures | {"keep_asked": keep} | self.state.mixture.figures()
+
+    def _batch_loss(self, keep: float, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        problem, learn, state = self.problem, self.problem.learn, self.state
+        budget, config = problem.budget, problem.training
+        never_pruned = budget.never_pruned.to(problem.dense.device)
+        projection = functools.partial(project, budget=budget, share=keep, align=problem.align)
+        draw = Draw(state.logits(), projection, noise, learn.shift, learn.temperature)
+        sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
+        mask = sample.mask
+        if state.scales is not None:
+            mask = mask * state.scales.masked_fill(never_pruned, 1.0)
+        self.masking.set(mask)
+        tokens, sources = state.mixture.draw(config.batch, config.length, noise)
+        with torch.set_grad_enabled(sample.log_probability is None):
+            losses = self.losses_of(tokens)  # (B)
+        state.mixture.record_losses(sources, losses, problem.job.process)
+        loss = losses.mean()
+        share = budget.share(budget.layout.counts(sample.counted))
+        total = loss
+        if learn.penalty:
+            total = total + learn.penalty * (share / keep).log().abs()
+        if sample.log_probability is not None:
+            total = self._against_baseline(total) * sample.log_probability
+        return total, {"loss": loss, "keep": share}
+
+    def _against_baseline(self, reward: Tensor) -> Tensor:
+        """The reward less its moving average, over all processes, of the steps before; the average
+        is updated. No gradient."""
+        reward, baseline = reward.detach(), self.state.baseline
+        mean = self.problem.job.process.mean(reward.clone())
+        before = baseline.nan_to_num(float(mean))
+        baseline.copy_(BASELINE_DECAY * before + (1 - BASELINE_DECAY) * mean)
+        return reward - before

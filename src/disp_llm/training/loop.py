@@ -1,0 +1,150 @@
+"""Steps of training, whatever is trained: step size, processes, checkpoints, an early end.
+
+A step that draws what it needs from generators seeded with (seed, step, process) makes a resumed
+run repeat an uninterrupted one bit for bit, and a checkpoint needs no generator state. Processes
+read different text and exchange one vector a step: the gradient of what is trained, with the loss
+and a wish to stop behind it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.learning import TrainingConfig
+from disp_llm.runs.folder import MetricsLog
+from disp_llm.runs.job import Job, Process
+from disp_llm.training.checkpoints import restore, save
+
+
+class Interrupted(KeyboardInterrupt):
+    """The task was asked to stop; a checkpoint has been written."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps, and the step size of each."""
+
+    config: TrainingConfig
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """Share of the peak step size: a warm-up, then constant or a cosine from 1 to a tenth."""
+        warmup = round(self.config.warmup * self.steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.config.schedule == "constant":
+            return 1.0
+        done = (step - warmup) / max(self.steps - warmup, 1)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+
+Figures = dict[str, Any]
+
+
+def accumulate(
+    batches: int, batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]]
+) -> dict[str, float]:
+    """Gradients of the mean over batches of a loss, and the means of what is told beside it.
+
+    Args:
+        batch_loss: of one batch, what is differentiated and the figures to be averaged.
+    """
+    means: dict[str, float] = {}
+    for _ in range(batches):
+        total, figures = batch_loss()
+        (total / batches).backward()
+        for name, value in figures.items():
+            means[name] = means.get(name, 0.0) + float(value.detach()) / batches
+    return means
+
+
+def train(
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    backward: Callable[[int], Figures],
+    schedule: Schedule,
+    job: Job,
+    stage: str,
+) -> None:
+    """Runs the steps that are left after the newest checkpoint of the job's run.
+
+    Args:
+        trained: its parameters that require a gradient are trained and saved.
+        optimizer: the step size of each of its groups is the peak.
+        backward: accumulates the gradient of a step and returns its figures, `loss` among them.
+        stage: what progress calls it.
+
+    Raises:
+        InputError: a checkpoint is damaged, or a loss is not finite.
+        Interrupted: the job was asked to stop; the checkpoint holds the last step.
+    """
+    config, process, folder = schedule.config, job.process, job.run.checkpoint_folder
+    log = MetricsLog(job.run.metrics_file)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    first = restore(folder, trained, optimizer)
+    began = time.perf_counter()
+    for step in range(first, schedule.steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * schedule.rate(step)
+        figures = backward(step)
+        stopping = _exchange(trained, figures, job.stop_requested(), process)
+        _require_finite(figures["loss"], step)
+        if config.clip:
+            norm = nn.utils.clip_grad_norm_(_trained(trained), config.clip)
+            figures["gradient_norm"] = float(norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        tokens = config.tokens_per_step * process.count
+        figures |= {
+            "step": done,
+            "tokens": tokens * done,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "tokens_per_s": tokens * (done - first) / (time.perf_counter() - began),
+        }
+        if process.is_main:
+            log.append(figures)
+            process.track(figures, done)
+            job.progress(stage, done, schedule.steps, figures)
+            if stopping or done % config.checkpoint_every == 0 or done == schedule.steps:
+                save(folder, done, trained, optimizer)
+        if stopping:
+            raise Interrupted
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"step {step + 1} has a loss of {loss}",
+            field="learning_rate",
+            hint="lower it, or try the `dtype` float32",
+        )
+
+
+def _trained(trained: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in trained.parameters() if parameter.requires_grad]
+
+
+def _exchange(trained: nn.Module, figures: Figures, stop: bool, process: Process) -> bool:
+    """Averages gradients and loss over processes; whether any wants to stop."""
+    if process.count == 1:
+        return stop
+    parameters = _trained(trained)
+    for parameter in parameters:
+        gradient = _gradient(parameter)
+        gradient.copy_(process.mean(gradient))
+    told = torch.tensor([figures["loss"], float(stop)], device=parameters[0].device)
+    loss, any_stop = process.mean(told)
+    figures["loss"] = float(loss)
+    return bool(any_stop > 0)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, "a trained parameter took no part in the step"
+    return parameter.grad

@@ -1,0 +1,124 @@
+"""Next-token cross-entropy and distillation without a `tokens × vocabulary` tensor.
+
+The head is frozen, so its gradient towards the hidden states can be taken in the forward
+pass, a chunk of tokens at a time, and kept in place of the logits: the same two matrix products as
+usual, and the memory of one chunk.
+
+B batch, T tokens, D hidden, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from disp_llm.masks.prunable import PrunableModel
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states (..., D) -> logits (..., V)."""
+
+CHUNK = 256
+"""Tokens whose logits exist at one time."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model whose next-token distribution is also to be learned."""
+
+    target: PrunableModel
+    share: float
+    """Of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
+    teaching: Callable[[], AbstractContextManager] = nullcontext
+    """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, loss_of: Callable) -> Tensor:
+        losses, gradients = [], []
+        for first in range(0, len(hidden), CHUNK):
+            place = slice(first, first + CHUNK)
+            with torch.enable_grad():
+                leaf = hidden[place].detach().requires_grad_(ctx.needs_input_grad[0])
+                loss = loss_of(leaf, place)
+                if ctx.needs_input_grad[0]:
+                    gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
+            losses.append(loss.detach())
+        ctx.gradient = torch.cat(gradients) if gradients else None
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient * grad_outputs[0].unsqueeze(-1).to(ctx.gradient.dtype), None
+
+
+def token_losses(
+    target: PrunableModel,
+    tokens: Int[Tensor, "B T"],
+    teacher: Teacher | None = None,
+    compiled: bool = False,
+) -> Float[Tensor, "B T-1"]:
+    """−ln p of each token but the first of every window, in float32; with a teacher, mixed with the
+    divergence from its distribution.
+
+    Args:
+        compiled: whether what follows the blocks runs through torch.compile, which turns some ten
+            passes over the logits into two.
+    """
+    taught = None
+    if teacher is not None:
+        with teacher.teaching(), torch.no_grad():  # masks are set again with their gradient
+            taught = _states(teacher.target, tokens)
+    states = _states(target, tokens)
+    targets = tokens[:, 1:].flatten()
+    of_chunk = _compiled() if compiled else _loss_of_chunk
+
+    def loss_of(hidden: Tensor, place: slice) -> Tensor:
+        if teacher is None or taught is None:
+            return of_chunk(hidden, targets[place], target.head)
+        return of_chunk(
+            hidden,
+            targets[place],
+            target.head,
+            taught[place],
+            teacher.target.head,
+            teacher.share,
+        )
+
+    losses = _ChunkedLoss.apply(states, loss_of)
+    return losses.view(len(tokens), -1)
+
+
+def _loss_of_chunk(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    taught: Tensor | None = None,
+    teacher_head: Head | None = None,
+    share: float = 0.0,
+) -> Tensor:
+    """Of each of some positions, from the final hidden states of student and teacher."""
+    logits = head(hidden)
+    loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+    if taught is None or teacher_head is None:
+        return loss
+    wanted = teacher_head(taught).log_softmax(-1)
+    given = logits.log_softmax(-1)
+    divergence = nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
+    return (1 - share) * loss + share * divergence
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_loss_of_chunk)
+
+
+def _states(target: PrunableModel, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "P D"]:
+    """Final hidden states of all positions that predict a token of their window, P = B·(T − 1)."""
+    base = target.model.base_model
+    hidden = base(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
+    return hidden[:, :-1].flatten(0, 1)

@@ -1,0 +1,96 @@
+"""How many steps fit into the time that a run may take (`minutes` in place of `steps`).
+
+The pace of a few steps, taken aside and thrown away, fixes the number, which is then part of the
+run: an attempt that goes on takes the same steps, bit for bit.
+"""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from disp_llm.runs.folder import Run
+from disp_llm.training.blocks import WORTH_COMPILING, can_compile
+from disp_llm.training.problem import PruningProblem
+
+PROBES = 3
+"""Steps that are timed, after one that warms up."""
+
+FEWEST = 5
+"""Steps that are taken however little time is left."""
+
+
+Take = Callable[[PruningProblem, int], Any]
+"""Runs that many steps of a problem."""
+
+
+def planned_steps(problem: PruningProblem, take: Take) -> int:
+    """The number of steps: as asked, as an earlier attempt fixed it, or what the time allows.
+
+    Args:
+        take: runs that many steps of a problem, to be timed.
+    """
+    minutes, run = problem.learn.minutes, problem.job.run
+    if not minutes:
+        return problem.learn.steps
+    found = run.result().get("steps")
+    if found:
+        return found
+    process = problem.job.process
+    steps = _steps_in(problem, take)
+    if process.count > 1:  # all must take the same number
+        steps = int(process.mean(torch.tensor(float(steps), device=process.device)))
+    if process.is_main:
+        run.update(steps=steps)
+    process.wait()
+    return steps
+
+
+def _steps_in(problem: PruningProblem, take: Take) -> int:
+    eager = _seconds_per_step(problem, take, "no")
+    steps = int(_seconds_left(problem) / eager)
+    auto = problem.training.compile == "auto" and can_compile(problem.dense.device)
+    if problem.training.compile == "yes" or (auto and steps >= WORTH_COMPILING):
+        compiled = _seconds_per_step(problem, take, "yes")
+        steps = max(int(_seconds_left(problem) / compiled), WORTH_COMPILING if auto else 0)
+    return max(steps, FEWEST)
+
+
+def _seconds_left(problem: PruningProblem) -> float:
+    """What the time that was asked for leaves to learning: less what has passed, and what exporting
+    and measuring every size will take, which is counted in measurements of the dense model."""
+    result, config = problem.job.run.result(), problem.job.config
+    passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
+    measured = result.get("measuring_dense_s", 0.0)
+    measurements = MEASUREMENTS_A_SIZE * len(config.shares) + len(config.curve_shares)
+    return 60 * problem.learn.minutes - passed - measured * measurements
+
+
+MEASUREMENTS_A_SIZE = 2.5
+"""The masked and the exported model, and loading and checking the latter."""
+
+
+def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:
+    """The median over a few steps in a run folder of their own."""
+    times: list[float] = []
+
+    def on_step(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+        times.append(time.perf_counter())
+        problem.job.progress("timing steps", done, total, {})
+
+    training = replace(problem.training, compile=compiled)
+    with tempfile.TemporaryDirectory() as folder:
+        job = replace(
+            problem.job,
+            config=replace(problem.job.config, training=training),
+            run=Run(Path(folder)),
+            progress=on_step,
+        )
+        take(replace(problem, job=job), 1 + PROBES)
+    return statistics.median(after - before for before, after in itertools.pairwise(times))

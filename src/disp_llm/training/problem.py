@@ -1,0 +1,57 @@
+"""What is pruned, on which text, under which budget: handed to every method."""
+
+from dataclasses import dataclass
+
+import torch
+
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.parts import ScoreConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.tokens import Corpus
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.job import Job
+
+SMALL_FIRST = 1.5
+"""Exponent of the uniform number that draws a keep: small sizes, which are harder, come more often.
+"""
+
+
+@dataclass(frozen=True)
+class PruningProblem:
+    """A dense model, learning text and a budget, with the job that solves it."""
+
+    dense: PrunableModel
+    corpus: Corpus
+    """Learning tokens."""
+    budget: Budget
+    keeps: tuple[float, ...]
+    """One keep is held at every step; of several, every step draws one between their extremes."""
+    align: int
+    """Widths are multiples of this."""
+    job: Job[PruneConfig]
+
+    @property
+    def scores(self) -> ScoreConfig:
+        """Settings of the calibration."""
+        return self.job.config.scores
+
+    @property
+    def learn(self) -> LearnConfig:
+        """Settings of what is learned about the masks."""
+        return self.job.config.learn
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Settings of the training loop."""
+        return self.job.config.training
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random draw."""
+        return self.job.config.machine.seed
+
+    def keep_at(self, noise: torch.Generator) -> float:
+        """The size that a step holds."""
+        low, high = min(self.keeps), max(self.keeps)
+        return low + (high - low) * float(torch.rand((), generator=noise)) ** SMALL_FIRST

@@ -1,0 +1,120 @@
+"""Training the weights that pruning kept: whole, or through adapters; with a teacher, or without.
+
+Trained weights are float32 and compute in the model's own dtype. Embedding and head stay as they
+are, so that no gradient of a vocabulary is ever held.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
+from disp_llm.data.tokens import Corpus
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.job import Job
+from disp_llm.training.blocks import checkpointed_blocks, compiles
+from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.losses import Teacher, token_losses
+
+
+def train_weights(
+    job: Job[RecoverConfig],
+    student: PrunableModel,
+    teacher: Teacher | None,
+    corpus: Corpus,
+    dtype: torch.dtype,
+) -> int:
+    """Trains in place, from the newest checkpoint on; returns the number of steps.
+
+    Args:
+        dtype: that the model computes in.
+    """
+    config, device, process = job.config.training, student.device, job.process
+    trained = trained_parameters(student.model, job.config.how)
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+    steps, seed = job.config.steps(process.count), job.config.machine.seed
+    mixture = Mixture(corpus).to(device)
+    with torch.no_grad(), computing_in(dtype, device):
+        reference = teacher.target if teacher is not None else student
+        mixture.measure_reference(
+            lambda tokens: token_losses(reference, tokens.to(device)),
+            config.length,
+            random_stream("reference", seed),
+        )
+    compiled = compiles(config, steps, device)
+
+    def backward(step: int) -> dict[str, Any]:
+        noise = random_stream("weights", seed, step, process.index)
+        mixture.update(step)
+
+        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
+            tokens, sources = mixture.draw(config.batch, config.length, noise)
+            with computing_in(dtype, device):
+                losses = token_losses(student, tokens.to(device), teacher, compiled)
+                losses = losses.mean(-1)  # (B)
+            mixture.record_losses(sources, losses, process)
+            return losses.mean(), {"loss": losses.mean()}
+
+        return accumulate(config.accumulate, batch_loss) | mixture.figures()
+
+    state = nn.ModuleDict({"model": student.model, "mixture": mixture})
+    with (
+        checkpointed_blocks(student, config.gradient_checkpointing),
+        torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
+    ):
+        train(state, optimizer, backward, Schedule(config, steps), job, "training")
+    return steps
+
+
+def trained_parameters(model: PreTrainedModel, how: str) -> list[nn.Parameter]:
+    """Makes what is trained float32 and lets it have gradients: the adapters that are there, or
+    everything but embeddings and head."""
+    if how == "full":
+        frozen = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+            for parameter in module.parameters()
+        }
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) not in frozen)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    return trained
+
+
+def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> Any:
+    """Puts LoRA adapters (arXiv 2106.09685) on every linear layer of the blocks, in place.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError(
+            "lora needs peft", field="how", hint="run `pip install 'disp-llm[recover]'`"
+        ) from error
+    settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, settings)
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:
+    """Matrix products in the model's dtype, though the trained weights are float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)

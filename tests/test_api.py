@@ -1,0 +1,214 @@
+"""The library: what the commands do, from Python, with models and text that lie in memory."""
+
+import json
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+import transformers
+from conftest import SMALL, byte_tokenizer, environment, run_command, tiny_model
+
+import disp_llm
+from disp_llm.data.sources import GivenText, read_input
+
+SETTINGS = {
+    "steps": 6,
+    "length": 32,
+    "checkpoint_every": 2,
+    "calibration_sequences": 4,
+    "calibration_length": 32,
+    "context": 32,
+    "windows": 4,
+    "dtype": "float32",
+    "device": "cpu",
+}
+"""The same as the flags of `SMALL`."""
+
+
+def silent(*progress) -> None:
+    """Progress that nobody sees."""
+
+
+@pytest.fixture(scope="module")
+def in_memory(text_file):
+    """A run of a model in memory at two sizes, in a folder that nobody named."""
+    model, tokenizer = tiny_model("llama").train(), byte_tokenizer()
+    model.lm_head.requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    text = [text_file.read_text()]
+    result = disp_llm.prune(
+        model, tokenizer, text=text, keep=[0.8, 0.5], progress=silent, **SETTINGS
+    )
+    return model, before, result
+
+
+def test_a_run_by_function_and_by_command_give_equal_bytes(
+    small_run, llama_folder, text_file, tmp_path
+):
+    result = disp_llm.prune(
+        str(llama_folder), text=text_file, keep=[0.5, 0.8], output_dir=tmp_path / "run",
+        progress=silent, **SETTINGS,
+    )  # fmt: skip
+    for name in ("masks.safetensors", "masks-0.8.safetensors", "model/model.safetensors",
+                 "model-0.8/model.safetensors", "model/config.json"):  # fmt: skip
+        assert (tmp_path / "run" / name).read_bytes() == (small_run[0] / name).read_bytes(), name
+    assert [size.share_asked for size in result.sizes] == [0.5, 0.8]
+    assert result.figures["models"][0]["perplexity"] == small_run[1]["models"][0]["perplexity"]
+    configs = [(folder / "config.toml").read_text() for folder in (tmp_path / "run", small_run[0])]
+    assert configs[0].replace(str(tmp_path / "run"), "X") == configs[1].replace(
+        str(small_run[0]), "X"
+    )
+
+
+def test_the_model_in_memory_is_left_as_it_was(in_memory):
+    model, before, _ = in_memory
+    assert model.training
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_it_learns_what_the_same_model_on_disk_learns(in_memory, small_run):
+    """The tiny Llama on disk is the same model; sizes are asked in the other order."""
+    _, _, result = in_memory
+    wanted = {entry["size"]: entry["perplexity"] for entry in small_run[1]["models"]}
+    assert {s.size: s.measured.perplexity for s in result.sizes} == wanted
+
+
+def test_models_masks_and_report_of_a_result(in_memory):
+    _, _, result = in_memory
+    small = result.model(0.5)
+    assert isinstance(small, transformers.PreTrainedModel)
+    assert all(parameter.requires_grad for parameter in small.parameters())
+    assert sum(p.numel() for p in small.parameters()) == result.size(0.5).parameters
+    masks = result.masks(0.5)
+    assert torch.equal(masks["layers.1.attn_in"], small.model.layers[1].self_attn.kept_in)
+    assert len(result.masks(0.8)["layers.1.attn_in"]) >= len(masks["layers.1.attn_in"])
+    assert "<html" in result.report().read_text()
+    with pytest.raises(disp_llm.InputError, match=r"0\.3 is not among"):
+        result.model(0.3)
+    loss = small(torch.arange(8)[None], labels=torch.arange(8)[None]).loss
+    loss.backward()
+    assert small.model.layers[0].mlp.up_proj.weight.grad is not None
+
+
+def test_recover_and_evaluate_in_memory(in_memory, text_file):
+    model, _, result = in_memory
+    tokenizer, text = byte_tokenizer(), text_file.read_text()
+    small = result.model(0.5)
+    measured = {"context": 32, "windows": 8, "progress": silent}
+    before = disp_llm.evaluate(small, tokenizer, text=[text[-4000:]], **measured)
+    better = disp_llm.recover(
+        small, tokenizer, text=[text[:-4000]], eval_text=[text[-4000:]], teacher=model,
+        tokens=1920, length=32, learning_rate=3e-3, **measured,
+    )  # fmt: skip
+    after = disp_llm.evaluate(better, tokenizer, text=[text[-4000:]], dtype="float32", **measured)
+    assert after["perplexity"] < before["perplexity"]
+    assert better.figures["before"]["perplexity"] == pytest.approx(before["perplexity"])
+    assert isinstance(better.model, transformers.PreTrainedModel)
+
+
+def test_every_kind_of_text_gives_the_same_tokens(text_file):
+    text = text_file.read_text()[:3000]
+    tokenizer = byte_tokenizer()
+    rows = datasets.Dataset.from_dict({"text": [text]})
+    ids = tokenizer(text)["input_ids"]
+    kinds = [
+        text, [text], rows, rows.to_iterable_dataset(), ids, [ids], torch.tensor(ids),
+        (row for row in [text]),
+    ]  # fmt: skip
+    figures = [
+        disp_llm.evaluate(
+            tiny_model("llama"), tokenizer, text=kind, context=32, windows=4, progress=silent
+        )
+        for kind in kinds
+    ]
+    assert len({figure["perplexity"] for figure in figures}) == 1
+    assert all("in memory" in figure["text"] for figure in figures)
+    assert read_input(str(text_file)) == read_input(text_file) == (text_file,)
+    assert isinstance(read_input("two words"), GivenText)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("missing.txt", "no such file"),
+        ([1.5, "a"], "no text"),
+        ([], "empty"),
+        ([{"body": "x"}], "column"),
+        (3, "cannot be read from int"),
+    ],
+)
+def test_what_is_no_text_is_refused(text, said):
+    with pytest.raises(disp_llm.InputError, match=said):
+        disp_llm.evaluate(tiny_model("llama"), byte_tokenizer(), text=text, progress=silent)
+
+
+def test_careless_calls_name_the_setting():
+    model = tiny_model("llama")
+    with pytest.raises(disp_llm.InputError, match="tokenizer"):
+        disp_llm.prune(model, text="some text")
+    with pytest.raises(disp_llm.InputError, match="nearest: steps"):
+        disp_llm.prune(model, byte_tokenizer(), text="some text", stepps=3)
+    with pytest.raises(disp_llm.InputError, match="keep: 1.5 is not a share"):
+        disp_llm.prune(model, byte_tokenizer(), text="some text", keep=1.5)
+
+
+def test_progress_reaches_the_callback_and_a_named_folder_resumes(text_file, tmp_path):
+    seen = []
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+
+    def stop_after_four(stage, done, total, figures) -> None:
+        seen.append((stage, done, total))
+
+    def asked() -> bool:
+        return ("learning masks", 3, 6) in seen
+
+    call = {
+        "text": [text_file.read_text()],
+        "keep": 0.5,
+        "output_dir": tmp_path / "run",
+        **SETTINGS,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        disp_llm.prune(model, tokenizer, progress=stop_after_four, stop_requested=asked, **call)
+    assert ("learning masks", 4, 6) in seen
+    assert ("learning masks", 5, 6) not in seen
+    resumed = disp_llm.prune(model, tokenizer, progress=silent, resume=True, **call)
+    whole = disp_llm.prune(
+        model, tokenizer, progress=silent, **call | {"output_dir": tmp_path / "b"}
+    )
+    assert all(torch.equal(resumed.masks()[k], v) for k, v in whole.masks().items())
+
+
+def test_steps_are_logged_to_a_tracker(llama_folder, text_file, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--track", "tensorboard", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = {path.parent for path in (tmp_path / "run").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    script = (
+        "import sys, disp_llm\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'accelerate', 'tyro'} & set(sys.modules)\n"
+        "print(heavy or 'none', 'prune' in dir(disp_llm))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, timeout=60, env=environment(), check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["none", "True"]

@@ -1,0 +1,189 @@
+"""Baselines that remove blocks or solve weights anew, what runs text through blocks for them, and
+the method that learns a given shape."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import problem_of, with_config
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.names import HEADS, SITES
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import BlockShape
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.baselines.depth import block_influence, depth
+from disp_llm.methods.baselines.greedy import greedy, least_squares, most_similar
+from disp_llm.methods.parts.baseline import copied, stored_numbers
+from disp_llm.methods.parts.block_by_block import visit_blocks
+from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.coupled import Sizes, sizes_of
+from disp_llm.methods.sheared import HardConcrete, sheared, target_shape
+
+
+@pytest.fixture
+def problem(text_file, tmp_path):
+    return problem_of("llama", text_file.read_text(), tmp_path, heads=True)
+
+
+def test_visits_are_given_what_enters_each_layer(problem):
+    windows = calibration_windows(problem)
+    seen = {}
+    block = problem.dense.model.model.layers[1]
+
+    def hook(path):
+        def keep(module, args):
+            seen[path] = args[0].flatten(0, 1).float()
+
+        return block.get_submodule(path).register_forward_pre_hook(keep)
+
+    handles = [hook(path) for path in ("self_attn.v_proj", "mlp.down_proj")]
+    problem.dense.model(windows)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    visit_blocks(
+        problem,
+        copied(problem),
+        lambda i, block, moments: found.setdefault(i, dict(moments)),
+    )
+    assert sorted(found) == list(range(len(problem.dense.model.model.layers)))
+    for path, inputs in seen.items():
+        torch.testing.assert_close(found[1][path], inputs.T @ inputs, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_behind_a_changed_one_see_what_it_gives(problem):
+    def silence(index, block, moments):
+        if index == 0:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        if index == 1:
+            found.update(moments)
+
+    found = {}
+    visit_blocks(problem, copied(problem), silence)
+    windows = calibration_windows(problem)
+    block = problem.dense.model.model.layers[1]
+    inputs = block.input_layernorm(problem.dense.model.model.embed_tokens(windows)).flatten(0, 1)
+    wanted = (inputs.T @ inputs).detach()
+    torch.testing.assert_close(found["self_attn.q_proj"], wanted, rtol=1e-3, atol=1e-4)
+    assert float(problem.dense.model.model.layers[0].mlp.down_proj.weight.abs().sum()) > 0
+
+
+def test_influence_is_one_less_the_cosine_of_a_block_s_ends(problem):
+    windows = calibration_windows(problem)
+    states = problem.dense.model(windows, output_hidden_states=True).hidden_states
+    alike = torch.cosine_similarity(states[0], states[1], dim=-1).mean()
+    assert float(block_influence(problem)[0]) == pytest.approx(float(1 - alike), rel=1e-4)
+
+
+def test_depth_keeps_the_influential_blocks_and_their_order(problem):
+    blocks = len(problem.dense.model.model.layers)
+    made = depth(problem)(2 / blocks)
+    kept = block_influence(problem).topk(2).indices.sort().values.tolist()
+    for place, index in enumerate(kept):
+        own, from_ = made.model.model.layers[place], problem.dense.model.model.layers[index]
+        assert torch.equal(own.mlp.up_proj.weight, from_.mlp.up_proj.weight)
+        assert own.self_attn.layer_idx == place
+    assert made.stored == problem.budget.dense_block_parameters * 2 / blocks
+    assert len(problem.dense.model.model.layers) == blocks
+    prompt = torch.arange(8)[None]
+    cached = made.model.generate(prompt, max_new_tokens=6, do_sample=False)
+    plain = made.model.generate(prompt, max_new_tokens=6, do_sample=False, use_cache=False)
+    assert torch.equal(cached, plain)
+    with pytest.raises(InputError, match="no block"):
+        depth(problem)(0.01)
+
+
+def test_least_squares_is_the_best_fit():
+    torch.manual_seed(0)
+    inputs = torch.randn(400, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    weight = torch.randn(3, 6, dtype=torch.float64)
+    kept = torch.tensor([True, False, True, True, False, True])
+    wanted = torch.linalg.lstsq(inputs[:, kept], inputs @ weight.T).solution.T
+    moment = inputs.T @ inputs * 1e6  # so large that the damping does not count
+    solved = least_squares(weight, moment, kept)
+    error = lambda w: float((inputs @ weight.T - inputs[:, kept] @ w.T).square().sum())  # noqa: E731
+    assert error(solved) <= error(weight[:, kept])
+    assert error(solved) == pytest.approx(error(wanted), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("share", "heads"), [(0.8, 3), (0.67, 3), (0.66, 2), (0.5, 2), (0.3, 1), (0.1, 1)]
+)
+def test_heads_are_pruned_where_the_share_has_room_for_whole_ones(share, heads):
+    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0), heads=3)
+    sizes = sizes_of(block, share)
+    assert sizes.heads == heads
+    stored = 576 * (1536 * heads // 3 + 3 * sizes.channels)
+    whole = 576 * (1536 + 3 * 1536)
+    assert stored <= share * whole < stored + 3 * 576
+
+
+def test_channels_make_up_for_heads_that_are_kept():
+    block = BlockShape(576, 960, 576, 2, 1536, (0, 0, 0, 0, 0))
+    assert sizes_of(block, 0.5) == Sizes(0, 512)
+    with pytest.raises(InputError, match="no intermediate channel"):
+        sizes_of(block, 0.25)
+
+
+def test_heads_are_pruned_by_the_similarity_of_the_output():
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(300, 6).double(), torch.randn(4, 6).double()
+    whole = (inputs @ weight.T).flatten()
+    alike = []
+    for head in range(3):
+        rest = inputs.clone()
+        rest[:, 2 * head : 2 * head + 2] = 0
+        alike.append(float(torch.cosine_similarity(whole, (rest @ weight.T).flatten(), dim=0)))
+    kept = most_similar(weight, inputs.T @ inputs, heads=3, count=2)
+    assert kept.tolist() == [head != alike.index(max(alike)) for head in range(3)]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_greedy_gives_a_smaller_model_within_the_budget(share, problem):
+    made = greedy(problem)(share)
+    shape = problem.budget.layout.blocks[0]
+    channel = 3 * shape.hidden * len(problem.budget.layout.blocks)
+    assert (
+        share * problem.budget.dense_block_parameters - channel
+        < made.stored
+        <= share * problem.budget.dense_block_parameters
+    )
+    assert made.stored == stored_numbers(PrunableModel(made.model, problem.dense.family))
+    assert made.model(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_greedy_at_full_size_is_the_original(problem):
+    made = greedy(problem)(1.0)
+    tokens = torch.arange(16)[None]
+    wanted = problem.dense.model(tokens).logits
+    torch.testing.assert_close(made.model(tokens).logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_hard_concrete_widths_are_what_samples_give_on_average(problem):
+    shape = problem.budget.layout.blocks[0]
+    masks = HardConcrete(len(problem.budget.layout.blocks), shape)
+    torch.nn.init.normal_(masks.intermediate, std=2)
+    noise = torch.Generator().manual_seed(0)
+    flats = torch.stack([(masks.sample(noise) > 0).float() for _ in range(3000)])
+    middle = problem.budget.layout.split(flats.mean(0))[3]
+    wanted = masks.expected_widths()[2][0].detach()
+    assert float(middle.sum()) == pytest.approx(float(wanted), rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_sheared_arrives_at_its_target_shape(share, problem):
+    budget = Budget(problem.budget.layout, sites=(*SITES, HEADS))
+    problem = replace(problem, budget=budget, keeps=(share,))
+    problem = with_config(problem, learn=LearnConfig(steps=6), training=TrainingConfig(length=32))
+    selection = sheared(problem)
+    parts = budget.layout.split(project(selection.importance, budget, share).kept)
+    target = target_shape(budget.layout.blocks[0], share)
+    widths = torch.tensor([int(part.sum()) for part in parts]).view(-1, 6)
+    assert (widths[:, 5] == target.heads).all()
+    # What the budget leaves after the shape goes to the likeliest entries outside it.
+    wanted = torch.tensor([target.hidden] * 3 + [target.intermediate, target.hidden, target.heads])
+    assert (widths - wanted).clamp(max=0).sum() == 0
+    assert (widths - wanted).sum() < 0.02 * budget.layout.entries

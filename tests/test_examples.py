@@ -1,0 +1,44 @@
+"""The scripts of examples/, on a tiny model."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import transformers
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+SMALL = {
+    "steps": 6,
+    "length": 32,
+    "calibration_sequences": 4,
+    "calibration_length": 32,
+    "context": 32,
+    "windows": 4,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def run_in(tmp_path, monkeypatch):
+    """Runs the `main` of an example in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments, **settings):
+        return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](*arguments, **settings)
+
+    return run
+
+
+def test_tune_in_memory(run_in, llama_folder, text_file):
+    figures = run_in("tune_in_memory", str(llama_folder), str(text_file), **SMALL)
+    assert figures["tuned"] < figures["pruned"]
+
+
+def test_prune_and_serve(run_in, llama_folder, text_file, tmp_path):
+    command = run_in("prune_and_serve", str(llama_folder), str(text_file), "served", **SMALL)
+    assert command == "vllm serve served --trust-remote-code"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "served")
+    assert type(model).__name__ == "DispLlamaForCausalLM"
+    assert "vllm serve served" in (tmp_path / "served" / "README.md").read_text()

@@ -1,0 +1,60 @@
+"""The paper's hypernetwork, to the parameter."""
+
+import pytest
+import torch
+
+from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.training.hypernetwork import PARAMETRISATIONS, FreeLogits, Hypernetwork, build
+from disp_llm.data.randomness import generator_of
+
+
+def llama(blocks: int, hidden: int, intermediate: int) -> Layout:
+    shape = BlockShape(hidden, 3 * hidden, hidden, 2, intermediate, (0, 0, 0, 0, 0))
+    return Layout((shape,) * blocks)
+
+
+@pytest.mark.parametrize(
+    ("layout", "entries", "trainable"),
+    [
+        (llama(32, 4096, 11008), 876_544, 112_235_520),
+        (llama(40, 5120, 13824), 1_372_160, 175_674_368),
+    ],
+    ids=["LLaMA-2-7B", "LLaMA-2-13B"],
+)
+def test_published_sizes(layout, entries, trainable):
+    assert layout.entries == entries
+    with torch.device("meta"):
+        network = Hypernetwork(torch.zeros(layout.entries), layout.lengths, generator_of(0))
+    assert sum(p.numel() for p in network.parameters()) == trainable
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETRISATIONS))
+def test_adds_to_its_start_and_trains_every_entry(name):
+    layout = llama(2, 8, 12)
+    start = torch.randn(layout.entries, generator=generator_of(4))
+    trained, again, at_zero = (
+        build(name, begin, layout, generator_of(5), tied=False)
+        for begin in (start, start, 0 * start)
+    )
+    assert torch.equal(trained(), again())  # the seed decides the weights
+    torch.testing.assert_close(trained() - start, at_zero())
+    if isinstance(trained, FreeLogits):
+        assert torch.equal(trained(), start)
+    trained().pow(2).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETRISATIONS))
+def test_tied_sites_share_their_logits(name):
+    layout = llama(3, 8, 12)
+    start = torch.randn(layout.entries, generator=generator_of(4))
+    trained = build(name, start, layout, generator_of(5), tied=True)
+    parts = dict(zip(layout.names, layout.split(trained().detach()), strict=True))
+    shared = [part for site, part in parts.items() if not site.endswith("mlp_mid")]
+    assert all(torch.equal(part, shared[0]) for part in shared)
+    assert not torch.equal(parts["layers.0.mlp_mid"], parts["layers.1.mlp_mid"])
+    if name == "logits":
+        assert sum(p.numel() for p in trained.parameters()) == 8 + 3 * 12
+        wanted = torch.stack([p for n, p in zip(layout.names, layout.split(start), strict=True)
+                              if not n.endswith("mlp_mid")]).mean(0)  # fmt: skip
+        torch.testing.assert_close(shared[0], wanted)
