@@ -5,8 +5,6 @@ vllm serve served --trust-remote-code
 """
 
 import disp_llm
-from disp_llm.config.share import SaveConfig
-from disp_llm.export.sharing import save
 
 
 def main(
@@ -17,7 +15,7 @@ def main(
     size = result.size(0.7)
     print(f"perplexity {size.measured}, {size.keep:.1%} of the block parameters")
 
-    save(SaveConfig(size.folder, folder))  # a copy whose model card names the new place
+    result.save(folder, 0.7)  # a copy whose model card names its new place
     report = result.report()
     print(f"report {report}")
     return f"vllm serve {folder} --trust-remote-code"

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -78,10 +77,11 @@ BOX = """
 
 
 def test_a_usage_error_is_the_first_section_of_the_box():
-    error = usage_error(BOX, "disp-llm prune")
-    assert error.what == "Unrecognized options: --stepz, 5"
-    assert error.field == "--stepz"
-    assert error.hint == "perhaps --steps was meant; see disp-llm prune --help"
+    for box in (BOX, BOX.translate(str.maketrans("╭╮╰╯─│", "++++-|"))):
+        error = usage_error(box, "disp-llm prune")
+        assert error.what == "Unrecognized options: --stepz, 5"
+        assert error.field == "--stepz"
+        assert error.hint == "perhaps --steps was meant; see disp-llm prune --help"
     assert usage_error("", "disp-llm").what == "unusable arguments"
 
 
@@ -131,11 +131,10 @@ def test_a_signal_during_training_asks_it_to_stop(number):
         assert signal.getsignal(number) is before  # nothing is trained yet
         assert not stop()
         progress("learning masks", 1, 9, {})
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-            signal.sigtimedwait([], 0)  # lets the handler run
+            signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
@@ -149,7 +148,7 @@ def test_signals_act_at_once_when_training_is_over():
         assert signal.getsignal(signal.SIGTERM) is before
         assert not stop()  # the training of the next method
         progress("learning masks", 9, 9, {})
-        os.kill(os.getpid(), signal.SIGTERM)  # after the last question
+        signal.raise_signal(signal.SIGTERM)  # after the last question
         with pytest.raises(KeyboardInterrupt):
             progress("export", 0, 1, {})
     assert signal.getsignal(signal.SIGTERM) is before

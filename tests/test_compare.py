@@ -109,7 +109,9 @@ def test_exported_equals_masked_for_methods_with_heads_and_biases(
 
 
 def test_wanda_and_taylor_take_the_same_share_of_every_block(tmp_path, text_file):
-    problem = replace(problem_of("llama", text_file.read_text(), tmp_path, heads=True), keeps=(0.6,))
+    problem = replace(
+        problem_of("llama", text_file.read_text(), tmp_path, heads=True), keeps=(0.6,)
+    )
     for method in ("wanda", "taylor"):
         kept = project(method_named(method).choose(problem).importance, problem.budget, 0.6).kept
         for site in ("mlp_mid", "heads"):
@@ -119,7 +121,9 @@ def test_wanda_and_taylor_take_the_same_share_of_every_block(tmp_path, text_file
 
 
 def test_wanda_sees_what_pruned_blocks_give(tmp_path, text_file):
-    problem = replace(problem_of("llama", text_file.read_text(), tmp_path, heads=True), keeps=(0.5,))
+    problem = replace(
+        problem_of("llama", text_file.read_text(), tmp_path, heads=True), keeps=(0.5,)
+    )
     layout = problem.budget.layout
     ranks = method_named("wanda").choose(problem).importance
     first = (ranks >= 1).float()

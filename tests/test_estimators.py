@@ -92,7 +92,9 @@ def test_projected_meets_the_budget_and_has_a_sigmoid_slope():
     )
     budget = Budget(Layout((shape, shape)))
     x = torch.randn(budget.layout.entries, generator=noise()).requires_grad_(True)
-    mask = ESTIMATORS["projected"](Draw(x, lambda s: project(s, budget, 0.5), noise(), 0.0, 1.0)).mask
+    mask = ESTIMATORS["projected"](
+        Draw(x, lambda s: project(s, budget, 0.5), noise(), 0.0, 1.0)
+    ).mask
     chosen = project(x.detach(), budget, 0.5)
     assert torch.equal(mask.detach(), chosen.kept.float())  # exactly 0 or 1, no rounding left
     assert budget.keep(budget.layout.counts(mask.detach())) <= 0.5

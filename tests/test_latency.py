@@ -7,6 +7,7 @@ import torch
 from conftest import SMALL, run_command, tiny_prunable
 from transformers import AutoModelForCausalLM
 
+from disp_llm.commands import sizes
 from disp_llm.config.errors import InputError
 from disp_llm.evaluation import latency
 from disp_llm.evaluation.alignment import best_alignment

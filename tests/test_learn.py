@@ -90,9 +90,7 @@ def test_resumed_equals_uninterrupted(problem, tmp_path, parametrisation, estima
 def test_a_stop_that_is_asked_for_writes_a_checkpoint(problem, tmp_path):
     seen = []
     with pytest.raises(Interrupted):
-        learned(
-            problem, tmp_path, on_step=seen.append, stop_requested=lambda: len(seen) >= 4
-        )
+        learned(problem, tmp_path, on_step=seen.append, stop_requested=lambda: len(seen) >= 4)
     assert checkpoints(tmp_path / "checkpoint")[-1].name == "step-0000005.safetensors"
     assert threading.active_count() >= 1
 

@@ -50,6 +50,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
 
+
 _AUTO = "transformers.models.auto.configuration_auto"
 
 

@@ -1,6 +1,7 @@
 """The parser's framed complaint about arguments -> one line.
 
-tyro has no stable interface to its errors but what it prints, a box of sections:
+tyro has no stable interface to its errors but what it prints, a box of sections (of +, - and |
+where the output is not Unicode):
 
     ╭─ Unrecognized options ──────────────────╮
     │ Unrecognized options: --stepz, 5        │
@@ -15,8 +16,8 @@ from itertools import groupby
 
 from disp_llm.config.errors import InputError
 
-FRAME = "│╭╰─╮╯ "
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+RULE = re.compile(r"[─╰╯+-]*")
 FLAG = re.compile(r"--[a-z][a-z-]*")
 
 
@@ -39,5 +40,6 @@ def usage_error(box: str, program: str) -> InputError:
 
 def _sections(box: str) -> list[list[str]]:
     """The lines between the rules of a box, without its frame and title."""
-    _, *lines = [line.strip(FRAME) for line in COLOUR.sub("", box).splitlines()] or [""]
-    return [list(section) for is_text, section in groupby(lines, key=bool) if is_text]
+    lines = [line.strip("│| ") for line in COLOUR.sub("", box).splitlines()[1:]]
+    grouped = groupby(lines, key=lambda line: not RULE.fullmatch(line))
+    return [list(section) for is_text, section in grouped if is_text]

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.report import ReportConfig
+from disp_llm.config.share import SaveConfig
+from disp_llm.export.sharing import save
 from disp_llm.models.devices import resolve_device
 from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_page
@@ -70,6 +72,15 @@ class PruneResult:
         """
         path = Run(self.folder).masks_file(self.size(share).size, self.figures["first_size"])
         return {k: v for k, v in load_file(path).items() if k.startswith("layers.")}
+
+    def save(self, folder: str | Path, share: float | None = None) -> Path:
+        """Copies the model folder of that size, with a card that names its new place.
+
+        Raises:
+            InputError: the run has no such size, or the place is taken or cannot be written.
+        """
+        found = save(SaveConfig(Path(self.size(share).folder), Path(folder)))
+        return Path(found["folder"])
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
