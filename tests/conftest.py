@@ -262,3 +262,12 @@ def moments_of(problem: PruningProblem, prunable: PrunableModel) -> list[dict[st
     moments = []
     visit_blocks(problem, prunable, lambda index, block, found: moments.append(found))
     return moments
+
+
+@pytest.fixture
+def no_registered_methods(monkeypatch):
+    """What a test registers is forgotten after it."""
+    registered: list[str] = []
+    monkeypatch.setattr("disp_llm.methods._registered", {})
+    monkeypatch.setattr("disp_llm.methods.registered_methods", registered)
+    monkeypatch.setattr("disp_llm.config.names.registered_methods", registered)

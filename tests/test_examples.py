@@ -42,3 +42,10 @@ def test_prune_and_serve(run_in, llama_folder, text_file, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "served")
     assert type(model).__name__ == "DispLlamaForCausalLM"
     assert "vllm serve served" in (tmp_path / "served" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("no_registered_methods")
+def test_add_a_method(run_in, llama_folder, text_file, tmp_path):
+    perplexity = run_in("add_a_method", str(llama_folder), str(text_file), **SMALL)
+    assert perplexity > 1
+    assert 'method = "mine"' in (tmp_path / "run-mine" / "config.toml").read_text()

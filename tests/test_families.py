@@ -2,21 +2,37 @@
 can."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import VOCABULARY, masks_of, tiny_config, tiny_model, tiny_prunable
+from conftest import (
+    VOCABULARY,
+    byte_tokenizer,
+    masks_of,
+    tiny_config,
+    tiny_model,
+    tiny_prunable,
+)
+from test_folder import PROMPT, in_fresh_process, python
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
 from disp_llm.export.cutting import compact_model
+from disp_llm.export.folders import export_folder
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.export.fusing import fuse
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Compensation, Masks, Selection
-from disp_llm.models.architectures import FAMILIES, family_of
+from disp_llm.models.architectures import (
+    FAMILIES,
+    family_of,
+    model_types,
+    register_architecture,
+)
 from disp_llm.training.losses import token_losses
 
 ALL = sorted(FAMILIES)
@@ -238,3 +254,93 @@ def test_unknown_architecture_names_the_known_and_the_page():
 def test_post_norm_opt_is_refused():
     with pytest.raises(InputError, match="OPT-350m"):
         family_of(tiny_config("opt", do_layer_norm_before=False))
+
+
+OTHER_ROWS = """
+from disp_llm.models.architectures import Branch, Family
+
+attention = Branch(
+    reads=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    writes="self_attn.o_proj", gather="self_attn", scatter="self_attn",
+)
+gated = Branch(
+    reads=("mlp.gate_proj", "mlp.up_proj"), writes="mlp.down_proj", gather="mlp", scatter="mlp"
+)
+olmo = Family("layers", attention, gated)
+not_a_row = {"blocks": "layers"}
+"""
+
+
+@pytest.fixture
+def other_package(tmp_path, monkeypatch):
+    """Installs a package that adds this row under `olmo`, which has none of ours."""
+
+    def install(row: str) -> None:
+        site = tmp_path / "site"
+        facts = site / "other_rows-1.0.dist-info"
+        facts.mkdir(parents=True)
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: other-rows\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[disp_llm.architectures]\nolmo = {row}\n")
+        (site / "other_rows.py").write_text(OTHER_ROWS)
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.setenv("PYTHONPATH", str(site))
+
+    assert "olmo" not in FAMILIES
+    yield install
+    sys.modules.pop("other_rows", None)
+
+
+def exported_olmo(folder: Path) -> torch.Tensor:
+    """Exports a tiny OLMo with random masks; its logits, which are those of the masked model."""
+    target = tiny_prunable("olmo")
+    masks = masks_of("random", target.layout)
+    tokens = torch.tensor([PROMPT])
+    with masked(target) as masking:
+        masking.set(masks.kept.float())
+        wanted = target.model(tokens).logits
+    compact = compact_model(target, masks)
+    assert (compact(tokens).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert_counted(target, compact, masks)
+    export_folder(target, byte_tokenizer(), masks, folder, "5GB")
+    return wanted[0]
+
+
+def test_another_package_adds_a_row_by_an_entry_point(other_package, tmp_path):
+    with pytest.raises(InputError, match="'olmo' is not known"):
+        family_of(tiny_config("olmo"))
+    other_package("other_rows:olmo")
+    assert "olmo" in model_types()
+    assert "other_rows" not in sys.modules  # it is imported when the row is needed
+    wanted = exported_olmo(tmp_path / "model")
+    for without in (False, True):
+        found = in_fresh_process(tmp_path / "model", without, tmp_path / "modules")
+        torch.testing.assert_close(torch.tensor(found["logits"]), wanted, rtol=0, atol=1e-5)
+        assert found["class"] == "DispOlmoForCausalLM"
+        assert found["module"].startswith("transformers_modules" if without else "disp_llm.")
+
+
+def test_a_program_registers_a_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "olmo", FAMILIES["olmo2"])
+    monkeypatch.delitem(FAMILIES, "olmo")  # what the test registers is gone after it
+    register_architecture("olmo", FAMILIES["olmo2"])
+    wanted = exported_olmo(tmp_path / "model")
+    script = (
+        "import disp_llm, sys, torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "from disp_llm.models.architectures import FAMILIES, register_architecture\n"
+        "register_architecture('olmo', FAMILIES['olmo2'])\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "assert type(model).__module__.startswith('disp_llm.')\n"
+        f"torch.save(model(torch.tensor([{PROMPT}])).logits[0], sys.argv[2])"
+    )
+    done = python(script, tmp_path / "model", tmp_path / "logits.pt")
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["other_rows:not_a_row", "other_rows:missing", "nowhere:olmo"])
+def test_a_row_that_cannot_be_loaded_names_its_package(other_package, row):
+    other_package(row)
+    with pytest.raises(InputError, match=f"the row of 'olmo', {row}, (is no Family|cannot be)"):
+        family_of(tiny_config("olmo"))

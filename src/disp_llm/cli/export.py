@@ -5,8 +5,9 @@ from typing import Any
 from disp_llm.cli.parsing import command_line
 from disp_llm.commands.export_sizes import export_sizes
 from disp_llm.config.export import ExportConfig
-from disp_llm.reporting.tables import show_models
+from disp_llm.reporting.tables import show_models, show_page
 from disp_llm.reporting.terminal import progress_bar
+from disp_llm.runs.folder import Run
 
 
 def run(config: ExportConfig) -> dict[str, Any]:
@@ -14,4 +15,5 @@ def run(config: ExportConfig) -> dict[str, Any]:
     with progress_bar(announce=True) as progress:
         result = export_sizes(config, progress=progress, command=command_line())
     show_models(result.figures)
+    show_page(Run(result.folder).page_file)
     return result.figures

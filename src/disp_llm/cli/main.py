@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import Any
 
-from disp_llm.cli.errors import print_error
+from disp_llm.cli.errors import print_error, with_flags
 from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program
 from disp_llm.config.errors import InputError
 
@@ -71,6 +71,14 @@ def _how_to_resume(arguments: list[str]) -> str:
     return f"; go on with: disp-llm {shlex.join(again)} --resume"
 
 
+class LineFormatter(logging.Formatter):
+    """Warnings in the words of the command line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`disp-llm: ...`, with flags in place of settings."""
+        return f"disp-llm: {with_flags(super().format(record))}"
+
+
 def prepare_libraries() -> None:
     """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
     nothing here, and silences other libraries' bars and advice, which would tear our own progress
@@ -79,7 +87,9 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
-    logging.basicConfig(level=logging.WARNING, format="disp-llm: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
     warnings.formatwarning = lambda message, *place, **line: str(message)

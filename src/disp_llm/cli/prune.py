@@ -6,8 +6,9 @@ from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
 from disp_llm.commands.prune import prune
 from disp_llm.config.prune import PruneConfig
-from disp_llm.reporting.tables import show_models
+from disp_llm.reporting.tables import show_models, show_page
 from disp_llm.reporting.terminal import progress_bar
+from disp_llm.runs.folder import Run
 
 
 def run(config: PruneConfig) -> dict[str, Any]:
@@ -22,4 +23,5 @@ def run(config: PruneConfig) -> dict[str, Any]:
         )
     if result.figures:  # of several processes, the first has them
         show_models(result.figures)
+        show_page(Run(result.folder).page_file)
     return result.figures

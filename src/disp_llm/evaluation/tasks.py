@@ -95,7 +95,7 @@ def _on_local_file(manager: Any, name: str, path: Path) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if not path.is_file():
-        raise InputError("no such file", field=f"task_data {name}={path}", hint="name a file")
+        raise InputError(f"there is no file {path}", field="task_data", hint="name a file")
     config = dict(load_yaml(manager.task_index[name].yaml_path, resolve_func=True))
     for key in ("training_split", "validation_split", "fewshot_split", "dataset_name"):
         config.pop(key, None)

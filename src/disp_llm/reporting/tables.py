@@ -207,6 +207,11 @@ def show_bench(result: dict[str, Any]) -> None:
         console.print(f"{name}: {dense[key] / scale:,.1f} -> {pruned[key] / scale:,.1f} {unit}")
 
 
+def show_page(file: Path) -> None:
+    """Where the page of a run lies."""
+    say(f"page    {file}  ({file.stat().st_size / 1e3:,.0f} kB)")
+
+
 def _result_file(figures: dict[str, Any]) -> str:
     return str(Run(Path(figures["run"])).result_file)
 

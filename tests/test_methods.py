@@ -1,0 +1,127 @@
+"""The registry of methods: what it finds, in which order, and how others add to it."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import problem_of, with_config
+
+from disp_llm.config.compare import CompareConfig
+from disp_llm.config.errors import InputError
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.masks.selection import Selection
+from disp_llm.methods import method_named, methods, register
+from disp_llm.methods.baselines import baseline_named, baselines
+from disp_llm.methods.parts.method import Method
+
+pytestmark = pytest.mark.usefixtures("no_registered_methods")
+
+PAGE = Path(__file__).parents[1] / "docs" / "add-a-method.md"
+OURS = ["learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"]
+BASELINES = [
+    *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
+    *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
+]
+
+
+@pytest.fixture
+def problem(text_file, tmp_path):
+    found = problem_of("llama", text_file.read_text(), tmp_path, heads=True)
+    return with_config(found, learn=LearnConfig(steps=2), training=TrainingConfig(length=24))
+
+
+def test_ours_come_in_the_order_of_the_table():
+    assert list(methods()) == OURS
+    assert list(baselines()) == BASELINES
+
+
+def test_a_file_holds_what_it_is_named_after():
+    for name, found in (methods() | baselines()).items():
+        assert found.name == name
+        assert found.title
+        assert re.search(r"arXiv \d{4}\.\d{5}|this project|none", found.reference), name
+    assert baseline_named("depth") is baselines()["depth"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_method_gives_every_entry_a_finite_importance(problem, name):
+    found = method_named(name).choose(problem)
+    assert found.importance.shape == (problem.budget.layout.entries,)
+    assert torch.isfinite(found.importance).all()
+
+
+def constant(problem) -> Selection:
+    return Selection(torch.ones(problem.budget.layout.entries))
+
+
+def test_a_registered_method_is_known_by_its_name():
+    with pytest.raises(InputError, match=r"^method: no method 'mine'"):
+        method_named("mine")
+    mine = Method("mine", "Mine", "nowhere", constant)
+    register(mine)
+    assert method_named("mine") is mine
+    assert list(methods()) == [*OURS, "mine"]
+    PruneConfig("MODEL", method="mine").validate()
+    CompareConfig("MODEL", methods=("mine",)).validate()
+    again = Method("mine", "Mine again", "nowhere", constant)
+    register(again)
+    assert method_named("mine") is again
+    assert list(methods()) == [*OURS, "mine"]
+
+
+@pytest.mark.parametrize("name", ["learned", "depth", "masks_only"])
+def test_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(InputError, match=f"there is a method '{name}' already"):
+        register(Method(name, "Mine", "nowhere", constant))
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Installs a package that is not ours: one module, and entry points of our group."""
+
+    def install(source: str, entry_points: str) -> None:
+        site = tmp_path / "site"
+        shutil.rmtree(site, ignore_errors=True)
+        information = site / "not_ours-1.0.dist-info"
+        information.mkdir(parents=True)
+        (site / "not_ours.py").write_text(source)
+        (information / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: not-ours\nVersion: 1.0\n"
+        )
+        (information / "entry_points.txt").write_text(f"[disp_llm.methods]\n{entry_points}\n")
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.delitem(sys.modules, "not_ours", raising=False)
+
+    return install
+
+
+def test_the_documented_method_works_from_a_package_that_is_not_ours(installed, problem):
+    source = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+    installed(source, "first_order = not_ours:METHOD")
+    assert list(methods()) == [*OURS, "first_order"]
+    PruneConfig("MODEL", method="first_order").validate()
+    found = method_named("first_order")
+    assert found.title == "First-order scores"
+    importance = found.choose(problem).importance
+    assert importance.shape == (problem.budget.layout.entries,)
+    assert importance.min() >= 0
+    assert importance.std() > 0
+    with pytest.raises(InputError, match="there is a method 'first_order' already"):
+        register(Method("first_order", "Mine", "nowhere", constant))
+
+
+@pytest.mark.parametrize("entry_points", ["broken = not_ours:NAME", "other = not_ours:METHOD"])
+def test_an_entry_point_that_is_no_method_of_its_name_is_refused(installed, entry_points):
+    source = """
+from disp_llm.methods.parts.method import Method
+NAME = "broken"
+METHOD = Method("mine", "Mine", "nowhere", lambda problem: None)
+"""
+    installed(source, entry_points)
+    name = entry_points.split()[0]
+    with pytest.raises(InputError, match=f"the entry point '{name}' .* is no method of that name"):
+        method_named(name)
