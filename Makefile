@@ -26,7 +26,7 @@ test: setup  ## the whole suite
 proof: setup  ## slow proofs on the real model
 	$(BIN)/pytest -q -m proof
 
-style: setup  ## format and mend what a tool can mend
+style: setup  ## format, and fix what a tool can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

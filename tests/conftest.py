@@ -224,7 +224,7 @@ FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --
 def smollm2_run(tmp_path_factory) -> tuple[Path, dict]:
     """A short run of the embedded model at two sizes, for proofs, and what it printed."""
     folder = tmp_path_factory.mktemp("smollm2") / "run"
-    done = run_command(
+    done = run_process(
         "prune", "smollm2-135m", "--keep", 0.5, 1.0, "--output-dir", folder, "--json", *FEW
     )
     assert done.returncode == 0, done.stderr

@@ -152,7 +152,7 @@ def test_careless_calls_name_the_setting():
         disp_llm.prune(model, text="some text")
     with pytest.raises(disp_llm.InputError, match="nearest: steps"):
         disp_llm.prune(model, byte_tokenizer(), text="some text", stepps=3)
-    with pytest.raises(disp_llm.InputError, match="keep: 1.5 is not a share"):
+    with pytest.raises(disp_llm.InputError, match=r"keep: 1\.5 is not a share"):
         disp_llm.prune(model, byte_tokenizer(), text="some text", keep=1.5)
 
 

@@ -20,6 +20,7 @@ from disp_llm.cli.usage import usage_error
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names, resolved
+from disp_llm.reporting.terminal import progress_bar
 
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
@@ -152,6 +153,17 @@ def test_signals_act_at_once_when_training_is_over():
         with pytest.raises(KeyboardInterrupt):
             progress("export", 0, 1, {})
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("plain_lines", [True, False])
+def test_progress_outside_a_terminal_is_a_line_each_tenth_or_nothing(capsys, plain_lines):
+    with progress_bar(plain_lines) as progress:
+        for done in range(1, 41):
+            progress("learning masks", done, 40, {"loss": 2.5, "keep": 0.5, "tokens_per_s": 800.4})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (11 if plain_lines else 0)  # the first step, then each tenth
+    if plain_lines:
+        assert lines[-1] == "learning masks 40/40 loss 2.500  keep 0.5000  800 tokens/s"
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -8,9 +8,10 @@ import torch
 import transformers
 from conftest import byte_tokenizer, problem_of, run_command, tiny_model
 
-from disp_llm.config.names import compared_methods
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
+from disp_llm.config.names import compared_methods
 from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import project
@@ -20,7 +21,6 @@ from disp_llm.methods import method_named
 from disp_llm.methods.parts.activations import input_moments
 from disp_llm.methods.parts.calibration import calibration_windows
 from disp_llm.models.architectures import FAMILIES
-from disp_llm.data.randomness import random_stream
 from disp_llm.training.problem import PruningProblem
 
 WITH_HEADS = sorted(name for name, family in FAMILIES.items() if family.supports_head_pruning)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from disp_llm.data.randomness import generator_of
 from disp_llm.masks.layout import BlockShape, Layout
 from disp_llm.training.hypernetwork import PARAMETRISATIONS, FreeLogits, Hypernetwork, build
-from disp_llm.data.randomness import generator_of
 
 
 def llama(blocks: int, hidden: int, intermediate: int) -> Layout:

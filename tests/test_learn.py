@@ -1,4 +1,4 @@
-"""Learning masks: it learns, resumes bit for bit, holds the budget, and ends when it is asked to."""
+"""Learning masks: it learns, resumes bit for bit, holds the budget, ends when it is asked to."""
 
 import dataclasses
 import math

@@ -1,7 +1,7 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
-The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `compare`, `bench`,
-`examine` and `export_sizes` (docs/api.md). Each is imported when it is first asked for.
+The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `compare`,
+`bench`, `examine` and `export_sizes` (docs/api.md). Each is imported when it is first asked for.
 
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
 before or after, they also know the folders that this package writes.

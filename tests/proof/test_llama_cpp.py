@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 import transformers
-from conftest import FEW, environment, run_command
+from conftest import FEW, environment, run_process
 from environments import make_environment
 
 from disp_llm.config.parts import TextConfig
@@ -35,19 +35,19 @@ with open(sys.argv[3], "w") as file:
 
 
 def test_deci_file_generates_the_same_tokens(tmp_path):
-    done = run_command(
+    done = run_process(
         "prune", "smollm2-135m", "--sites", "mlp_mid", "--keep", 0.8,
         "--output-dir", tmp_path / "run", *FEW,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder, path = tmp_path / "run" / "model", tmp_path / "small.gguf"
-    done = run_command(
+    done = run_process(
         "gguf", folder, "--original", model_file(), "--to", path, "--dtype", "f32", "--json"
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["architecture"] == "deci"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    _, held_out, _ = load_tokens(TextConfig(), tokenizer)
+    held_out = load_tokens(TextConfig(), tokenizer).evaluation
     prompts = [held_out[1000 * i :][:12].tolist() for i in range(10)]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None

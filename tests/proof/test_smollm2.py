@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 import transformers
-from conftest import FEW, environment, run_command
+from conftest import FEW, environment, run_process
 from safetensors.torch import load_file
 
 from disp_llm.config.parts import MachineConfig
@@ -69,7 +69,7 @@ def test_kill_9_at_a_random_step_and_resume(smollm2_run, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = run_command(*arguments, "--resume")
+    done = run_process(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(f / "masks.safetensors") for f in (tmp_path / "run", folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs), f"killed at step {step}"

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,18 +22,20 @@ import transformers
 from accelerate import Accelerator
 from environments import CACHE
 
-from disp_llm.config.learning import LearnConfig
+from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.parts import PerplexityConfig, ScoreConfig, TextConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.randomness import generator_of
 from disp_llm.data.tokens import Corpus, load_tokens, random_windows
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import layout_of
 from disp_llm.masks.masking import masked
-from disp_llm.methods import METHODS
-from disp_llm.methods.parts.context import Context
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods import method_named
 from disp_llm.models.architectures import family_of
 from disp_llm.models.embedded import model_file
-from disp_llm.training.loop import generator_of
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job, Process
 from disp_llm.training.problem import PruningProblem
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(3000)]
@@ -91,8 +93,8 @@ def speeches() -> tuple[torch.Tensor, torch.Tensor]:
     """(learning, held-out) tokens, renumbered by frequency; rarer ones become number 0."""
     path = model_file()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    corpus, held_out, _ = load_tokens(TextConfig(), tokenizer)
-    (stream,) = corpus.streams
+    texts = load_tokens(TextConfig(), tokenizer)
+    (stream,), held_out = texts.corpus.streams, texts.evaluation
     frequent = torch.bincount(stream, minlength=len(tokenizer)).argsort(descending=True)
     number = torch.zeros(len(tokenizer), dtype=torch.long)
     number[frequent[: VOCABULARY - 1]] = torch.arange(1, VOCABULARY)
@@ -133,31 +135,29 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
     torch.set_num_threads(1)  # as many models at once as there are cores
     stream, held_out = speeches()
     model = trained(model_type, stream).eval().requires_grad_(False).to(torch.bfloat16)
-    family = family_of(model.config)
-    budget = Budget(layout_of(model, family))
-    problem = PruningProblem(model, family, Corpus((stream,)), budget, (0.5,), align=1, seed=0)
-    context = Context(
-        ScoreConfig(calibration_length=256),
-        LearnConfig(steps=100, length=128, batch=4),
-        folder,
-        Accelerator(cpu=True),
-        lambda done, total: None,
-        lambda metrics: None,
+    dense = PrunableModel(model, family_of(model.config))
+    budget = Budget(dense.layout)
+    config = PruneConfig(
+        model_type,
+        scores=ScoreConfig(calibration_length=256),
+        learn=LearnConfig(steps=100),
+        training=TrainingConfig(length=128, batch=4),
     )
+    process = Process(Accelerator(cpu=True), torch.device("cpu"))
     found = {}
     for method in ORDER:
         kept = torch.ones(budget.layout.entries)
         if method != "dense":
-            own = replace(context, folder=folder / method)  # scores of learned and Fisher differ
-            selection = METHODS[method].choose(problem, own)
-            kept = project(selection.logits, budget, 0.5).kept.float()
-            if selection.scales is not None:
-                kept = kept * selection.scales
-        with masked(model, family, budget.layout) as masking:
+            job = Job(config, Run(folder / method), process)  # scores of learned and Fisher differ
+            problem = PruningProblem(dense, Corpus((stream,)), budget, (0.5,), align=1, job=job)
+            selection = method_named(method).choose(problem)
+            kept = project(selection.importance, budget, 0.5).kept.float()
+            if selection.compensation.scales is not None:
+                kept = kept * selection.compensation.scales
+        with masked(dense) as masking:
             masking.set(kept)
-            found[method] = perplexity(
-                model, family, held_out, PerplexityConfig(256, 0, 40)
-            ).perplexity
+            windows = PerplexityConfig(256, 0, 40)
+            found[method] = perplexity(dense, held_out, windows).perplexity
     return found
 
 

@@ -22,8 +22,8 @@ from environments import CACHE, make_environment
 
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.tokens import load_tokens
-from disp_llm.export.folders import export
-from disp_llm.masks.layout import layout_of
+from disp_llm.export.folders import export_folder
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
@@ -108,7 +108,7 @@ def expected(smollm2_run) -> tuple[Path, list[list[int]], list[list[int]]]:
     """(folder, 20 prompts of held-out text, their greedy continuations in transformers)."""
     folder = smollm2_run[0] / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    _, held_out, _ = load_tokens(TextConfig(), tokenizer)
+    held_out = load_tokens(TextConfig(), tokenizer).evaluation
     prompts = [held_out[1000 * i :][: 8 + 3 * i].tolist() for i in range(PROMPTS)]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return folder, prompts, greedy(model, prompts, NEW_TOKENS)
@@ -166,10 +166,10 @@ def test_every_topology_runs(model_type, package, tmp_path, request):
     if model_type == "opt":
         wide |= {"word_embed_proj_dim": 128}
     dense = tiny_model(model_type, **wide)
-    family = family_of(dense.config)
-    masks = masks_of("random", layout_of(dense, family))
+    target = PrunableModel(dense, family_of(dense.config))
+    masks = masks_of("random", target.layout)
     folder = tmp_path / "model"
-    export(dense, byte_tokenizer(), family, masks, folder, "5GB")
+    export_folder(target, byte_tokenizer(), masks, folder, "5GB")
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(4, 300, (PROMPTS, 10), generator=generator).tolist()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)

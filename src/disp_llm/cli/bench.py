@@ -10,7 +10,7 @@ from disp_llm.reporting.terminal import progress_bar
 
 def run(config: BenchConfig) -> dict[str, Any]:
     """Times two models and shows them side by side."""
-    with progress_bar(announce=True) as progress:
+    with progress_bar(plain_lines=True) as progress:
         result = bench(config, progress=progress)
     show_bench(result)
     return result

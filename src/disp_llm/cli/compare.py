@@ -12,7 +12,7 @@ from disp_llm.reporting.terminal import progress_bar
 
 def run(config: CompareConfig) -> dict[str, Any]:
     """Compares methods and shows a table of them."""
-    with stop_signals() as stop, progress_bar(announce=True) as progress:
+    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
         result = compare(
             config, progress=stop.watching(progress), stop_requested=stop, command=command_line()
         )

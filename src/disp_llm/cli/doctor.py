@@ -10,7 +10,7 @@ from disp_llm.reporting.terminal import progress_bar
 
 def run(config: DoctorConfig) -> dict[str, Any]:
     """Examines a model and shows what pruning it would mean."""
-    with progress_bar(announce=True) as progress:
+    with progress_bar(plain_lines=True) as progress:
         result = examine(config, progress=progress)
     show_examination(result)
     return result

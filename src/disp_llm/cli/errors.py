@@ -1,4 +1,4 @@
-"""Errors that a user can correct, told in the words of the command line: settings become flags."""
+"""Errors that a user can correct, in the words of the command line: settings become flags."""
 
 import dataclasses
 import json

@@ -10,7 +10,7 @@ from disp_llm.reporting.terminal import progress_bar
 
 def run(config: EvalConfig) -> dict[str, Any]:
     """Measures a model and shows what was found."""
-    with progress_bar(announce=True) as progress:
+    with progress_bar(plain_lines=True) as progress:
         result = evaluate(config.model, config=config, progress=progress)
     show_evaluation(result)
     return result

@@ -12,7 +12,7 @@ from disp_llm.runs.folder import Run
 
 def run(config: ExportConfig) -> dict[str, Any]:
     """Writes other sizes of a run and shows them."""
-    with progress_bar(announce=True) as progress:
+    with progress_bar(plain_lines=True) as progress:
         result = export_sizes(config, progress=progress, command=command_line())
     show_models(result.figures)
     show_page(Run(result.folder).page_file)

@@ -38,8 +38,8 @@ def main() -> None:
         if not _is_out_of_memory(error):
             raise
         hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
-        told = InputError("out of memory", field=program(arguments), hint=hint)
-        print_error(told, command, as_json)
+        refused = InputError("out of memory", field=program(arguments), hint=hint)
+        print_error(refused, command, as_json)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)

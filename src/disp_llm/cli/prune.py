@@ -13,7 +13,7 @@ from disp_llm.runs.folder import Run
 
 def run(config: PruneConfig) -> dict[str, Any]:
     """Makes smaller models of a model and shows them beside it."""
-    with stop_signals() as stop, progress_bar(announce=True) as progress:
+    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
         result = prune(
             config.model,
             config=config,

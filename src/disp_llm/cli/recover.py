@@ -12,7 +12,7 @@ from disp_llm.reporting.terminal import progress_bar
 
 def run(config: RecoverConfig) -> dict[str, Any]:
     """Trains a pruned model and shows what that won back."""
-    with stop_signals() as stop, progress_bar(announce=True) as progress:
+    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
         result = recover(
             config.folder,
             config=config,

@@ -20,11 +20,13 @@ from disp_llm.config.recipes import with_settings
 from disp_llm.data.sources import GivenText, read_input
 from disp_llm.data.tokens import InMemory
 from disp_llm.models.architectures import family_of
+from disp_llm.models.devices import start_process
 from disp_llm.models.loading import Loaded, family_of_any, load
 from disp_llm.models.source import fingerprint_of
 from disp_llm.reporting.terminal import progress_bar
-from disp_llm.runs.job import never
-from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job, never
+from disp_llm.runs.progress import ProgressCallback, silent
 
 Model = str | Path | PreTrainedModel
 
@@ -167,6 +169,29 @@ def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
     return replace(machine, device=str(inputs.model.device))
 
 
-def temporary_folder() -> tempfile.TemporaryDirectory:
-    """A run folder for who names none; it lasts as long as the result that holds it."""
-    return tempfile.TemporaryDirectory(prefix="disp-llm-", ignore_cleanup_errors=True)
+def with_folder(options: dict[str, Any]) -> tempfile.TemporaryDirectory | None:
+    """Puts a temporary run folder into the options of who names none; it lasts as long as the
+    result that holds it."""
+    if "output_dir" in options:
+        return None
+    temporary = tempfile.TemporaryDirectory(prefix="disp-llm-", ignore_cleanup_errors=True)
+    options["output_dir"] = str(Path(temporary.name) / "run")
+    return temporary
+
+
+@contextlib.contextmanager
+def job_of(caller: Caller, config: Any, *inputs: Inputs) -> Iterator[Job]:
+    """The job of a caller; while it lasts, what lies in memory is frozen."""
+    process = start_process(config.machine)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(caller.watching())
+        for part in inputs:
+            stack.enter_context(part.frozen())
+        yield Job(
+            config,
+            Run(config.output_dir),
+            process,
+            progress if process.is_main else silent,
+            caller.stop_requested,
+            caller.command,
+        )

@@ -5,7 +5,6 @@ scores, mask learning, and for every size masks, export, and the measurement of 
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.front import (
@@ -13,8 +12,9 @@ from disp_llm.commands.front import (
     Inputs,
     Model,
     inputs_of,
+    job_of,
     machine_of,
-    temporary_folder,
+    with_folder,
     with_texts,
 )
 from disp_llm.commands.measuring import Measuring
@@ -36,7 +36,7 @@ from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
-from disp_llm.models.devices import start_process, start_tracking
+from disp_llm.models.devices import start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.reporting.page import write_page
@@ -44,7 +44,6 @@ from disp_llm.reporting.run_plots import draw_curve
 from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
-from disp_llm.runs.progress import silent
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
 from disp_llm.runs.results import DenseResult, as_json
 from disp_llm.runs.settings import open_run, require_available
@@ -81,9 +80,7 @@ def prune(
     name, inputs = inputs_of(model, tokenizer)
     temporary = None
     if config is None:
-        if "output_dir" not in options:
-            temporary = temporary_folder()
-            options["output_dir"] = str(Path(temporary.name) / "run")
+        temporary = with_folder(options)
         inputs, config = _configured(name, inputs, {"text": text} | options)
     config.validate()
     require_available(config)
@@ -92,18 +89,9 @@ def prune(
         if not run.page_file.exists():
             _draw(run, run.result())
         return PruneResult(run.folder, run.result(), config.machine.device, temporary)
-    process = start_process(config.machine)
-    with caller.watching() as progress, inputs.frozen():
-        job = Job(
-            config,
-            run,
-            process,
-            progress if process.is_main else silent,
-            caller.stop_requested,
-            caller.command,
-        )
-        with clock(run, "seconds", process.is_main):
-            run_stages(job, inputs)
+    with job_of(caller, config, inputs) as job, clock(run, "seconds", job.process.is_main):
+        run_stages(job, inputs)
+    process = job.process
     if not process.is_main:
         return PruneResult(run.folder, {})
     figures = run.update(status="done", peak_memory_bytes=peak_memory_bytes(process.device))

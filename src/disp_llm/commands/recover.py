@@ -15,8 +15,9 @@ from disp_llm.commands.front import (
     Inputs,
     Model,
     inputs_of,
+    job_of,
     machine_of,
-    temporary_folder,
+    with_folder,
     with_texts,
 )
 from disp_llm.commands.measuring import Measuring
@@ -28,12 +29,11 @@ from disp_llm.data.tokens import Texts, load_tokens, require_length
 from disp_llm.export.card import read_facts, write_recovered_card
 from disp_llm.export.folders import Exported, write_folder
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import start_process, start_tracking
+from disp_llm.models.devices import start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
-from disp_llm.runs.progress import silent
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
 from disp_llm.runs.results import as_json
 from disp_llm.runs.settings import open_run, require_available
@@ -69,28 +69,34 @@ def recover(
     taught_name, taught = ("", Inputs()) if teacher is None else inputs_of(teacher, tokenizer)
     temporary = None
     if config is None:
-        if "output_dir" not in options:
-            temporary = temporary_folder()
-            options["output_dir"] = str(Path(temporary.name) / "run")
-        texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
-        config = with_settings(RecoverConfig(name, teacher=taught_name), options)
-        inputs, named = with_texts(inputs, config.text, **texts)
-        config = replace(config, text=named, machine=machine_of(inputs, config.machine))
+        temporary = with_folder(options)
+        inputs, config = _configured(RecoverConfig(name, teacher=taught_name), inputs, options)
     config.validate()
     require_available(config)
     run = Run(config.output_dir)
     if run.result().get("status") == "done":
         return RecoverResult(run.folder, run.result(), config.machine.device, temporary)
-    process = start_process(config.machine)
-    with caller.watching() as progress, inputs.frozen(), taught.frozen():
-        watched = progress if process.is_main else silent
-        job = Job(config, run, process, watched, caller.stop_requested, caller.command)
-        with clock(run, "seconds", process.is_main):
-            run_stages(job, inputs, taught)
+    with job_of(caller, config, inputs, taught) as job, clock(run, "seconds", job.process.is_main):
+        run_stages(job, inputs, taught)
+    process = job.process
     if not process.is_main:
         return RecoverResult(run.folder, {})
-    result = run.update(peak_memory_bytes=peak_memory_bytes(process.device))
-    told = {
+    _write_card(config, run.update(peak_memory_bytes=peak_memory_bytes(process.device)))
+    return RecoverResult(run.folder, run.update(status="done"), str(process.device), temporary)
+
+
+def _configured(
+    config: RecoverConfig, inputs: Inputs, options: dict[str, Any]
+) -> tuple[Inputs, RecoverConfig]:
+    """The settings of a call from Python."""
+    texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
+    config = with_settings(config, options)
+    inputs, named = with_texts(inputs, config.text, **texts)
+    return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
+
+
+def _write_card(config: RecoverConfig, result: dict[str, Any]) -> None:
+    training = {
         "how": config.how,
         "distill": config.training.distill,
         "tokens_seen": result["tokens_seen"],
@@ -98,8 +104,8 @@ def recover(
         "before": result["before"]["perplexity"],
         "command": result["command"],
     }
-    write_recovered_card(Path(config.folder), run.folder / "model", result["model"], told)
-    return RecoverResult(run.folder, run.update(status="done"), str(process.device), temporary)
+    folder = config.output_dir / "model"
+    write_recovered_card(Path(config.folder), folder, result["model"], training)
 
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:

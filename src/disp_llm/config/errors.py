@@ -1,4 +1,4 @@
-"""What a user can correct, told in one line: which field, what is wrong with it, what to do."""
+"""What a user can correct, in one line: which field, what is wrong with it, what to do."""
 
 import difflib
 import functools

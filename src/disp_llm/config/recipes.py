@@ -45,7 +45,7 @@ def load_recipe(name: str) -> dict[str, Any]:
             return _on_its_base(tomllib.loads(shipped.read_text()))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(
-            f"cannot read {name} ({error})", field="recipe", hint="mend the file"
+            f"cannot read {name} ({error})", field="recipe", hint="correct the file"
         ) from error
     raise InputError(
         f"no recipe '{name}'" + nearest(name, recipe_names()),

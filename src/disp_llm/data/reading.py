@@ -36,7 +36,7 @@ def read_documents(paths: Iterable[Path], column: str, field: str = "text") -> l
 
 
 class _Unusable(Exception):
-    """What is wrong with a file, told without its name."""
+    """What is wrong with a file, without its name."""
 
     def __init__(self, what: str, hint: str):
         super().__init__(what)

@@ -22,19 +22,19 @@ class CostModel:
     """
 
     constant_cost: float
-    """Of everything that widths do not change."""
+    """Cost of everything that widths do not change."""
     per_entry: Float[Tensor, "L K"]
-    """Of one entry of each of the K sites of a block, whatever else is kept."""
+    """Cost of one entry of each of the K sites of a block, whatever else is kept."""
     attention: Float[Tensor, "L 2"]
-    """Of one entry of attn_in and of attn_out, with all heads kept."""
+    """Cost of one entry of attn_in and of attn_out, with all heads kept."""
     mlp_read: Float[Tensor, " L"]
-    """Of one pair of an mlp_in and an mlp_mid entry."""
+    """Cost of one pair of an mlp_in and an mlp_mid entry."""
     mlp_write: Float[Tensor, " L"]
-    """Of one pair of an mlp_mid and an mlp_out entry."""
+    """Cost of one pair of an mlp_mid and an mlp_out entry."""
     heads: Float[Tensor, " L"]
     """Number of KV heads, where they are a site."""
     dense_cost: float = 0.0
-    """Of the dense model, of which a budget is a share."""
+    """Cost of the dense model; a budget is a share of it."""
 
     def cost(self, counts: Tensor) -> Tensor:
         """From the ones of each of the S sites; exact in float64 and differentiable."""

@@ -186,7 +186,8 @@ def learned_masks(
         return accumulate(config.accumulate, batch_loss)
 
     with masked(dense) as masking, training_blocks(dense, config, compiled):
-        train(trained, optimizer, backward, Schedule(config, steps), problem.job, "learning masks")
+        schedule = Schedule(config, steps, "learning masks")
+        train(trained, optimizer, backward, schedule, problem.job)
     return trained
 
 

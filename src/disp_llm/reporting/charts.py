@@ -28,10 +28,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture; `told` says it in words."""
+    """One picture; `description` says it in words."""
 
     title: str
-    told: str
+    description: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...] = ()
@@ -51,9 +51,11 @@ def learning_chart(runs: list[RunData]) -> Chart | None:
             series[run.name] = points
     if not series:
         return None
-    told = "; ".join(f"{name}: from {p[0][1]:.2f} to {p[-1][1]:.2f}" for name, p in series.items())
+    description = "; ".join(
+        f"{name}: from {line[0][1]:.2f} to {line[-1][1]:.2f}" for name, line in series.items()
+    )
     title = "Loss while masks or weights are learned"
-    return _drawn(Chart(title, told, "tokens", "loss, smoothed"), series)
+    return _drawn(Chart(title, description, "tokens", "loss, smoothed"), series)
 
 
 def quality_chart(runs: list[RunData]) -> Chart | None:
@@ -69,11 +71,11 @@ def quality_chart(runs: list[RunData]) -> Chart | None:
             series[run.name] = sorted(points.items())
     if not series:
         return None
-    told = "; ".join(
+    description = "; ".join(
         f"{name}: " + ", ".join(f"{y:.1f} at keep {x:.2f}" for x, y in points)
         for name, points in series.items()
     )
-    empty = Chart("Quality against size", told, "keep", "perplexity, logarithmic")
+    empty = Chart("Quality against size", description, "keep", "perplexity, logarithmic")
     return _drawn(empty, series, log=True, marks=True)
 
 

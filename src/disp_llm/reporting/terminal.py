@@ -30,17 +30,17 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress_bar(announce: bool = False) -> Iterator[ProgressCallback]:
+def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
     """A bar for each stage, with loss, keep and tokens/s beside it while something is trained.
 
     Args:
-        announce: where there is neither a terminal nor a notebook, print one line when a stage
+        plain_lines: where there is neither a terminal nor a notebook, print one line when a stage
             begins and another at each tenth of it; otherwise nothing is shown there.
     """
     if console.is_terminal or _can_redraw_in_notebook():
         with _bars() as callback:
             yield callback
-    elif announce or console.is_jupyter:
+    elif plain_lines or console.is_jupyter:
         yield _lines()
     else:
         yield silent

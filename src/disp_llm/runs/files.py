@@ -66,7 +66,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     """An object that was written here, or by hand.
 
     Raises:
-        InputError: it cannot be read, or is something else; `mend` says what to do.
+        InputError: it cannot be read, or is something else; `hint` says what to do.
     """
     try:
         value = json.loads(path.read_text())

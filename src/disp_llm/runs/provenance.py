@@ -23,7 +23,7 @@ def provenance(seed: int, command: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide what comes out."""
+    """Versions of the libraries that decide what comes out."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 

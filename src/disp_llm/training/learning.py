@@ -29,7 +29,7 @@ from disp_llm.training.losses import Teacher, token_losses
 from disp_llm.training.problem import PruningProblem
 
 BASELINE_DECAY = 0.9
-"""Of the moving average that the policy gradient compares a loss with."""
+"""Decay of the moving average that the policy gradient compares a loss with."""
 
 
 class LearningState(nn.Module):
@@ -67,9 +67,8 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
             state,
             _optimizer(problem, state),
             learner.backward,
-            Schedule(config, steps),
+            Schedule(config, steps, "learning masks"),
             problem.job,
-            "learning masks",
         )
     with torch.no_grad():
         never_pruned = problem.budget.never_pruned.to(device)

@@ -32,6 +32,8 @@ class Schedule:
 
     config: TrainingConfig
     steps: int
+    stage: str
+    """What progress calls the training."""
 
     def rate(self, step: int) -> float:
         """Share of the peak step size: a warm-up, then constant or a cosine from 1 to a tenth."""
@@ -50,7 +52,7 @@ Figures = dict[str, Any]
 def accumulate(
     batches: int, batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]]
 ) -> dict[str, float]:
-    """Gradients of the mean over batches of a loss, and the means of what is told beside it.
+    """Gradients of the mean over batches of a loss, and the means of the figures beside it.
 
     Args:
         batch_loss: of one batch, what is differentiated and the figures to be averaged.
@@ -70,7 +72,6 @@ def train(
     backward: Callable[[int], Figures],
     schedule: Schedule,
     job: Job,
-    stage: str,
 ) -> None:
     """Runs the steps that are left after the newest checkpoint of the job's run.
 
@@ -78,22 +79,20 @@ def train(
         trained: its parameters that require a gradient are trained and saved.
         optimizer: the step size of each of its groups is the peak.
         backward: accumulates the gradient of a step and returns its figures, `loss` among them.
-        stage: what progress calls it.
 
     Raises:
         InputError: a checkpoint is damaged, or a loss is not finite.
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
-    config, process, folder = schedule.config, job.process, job.run.checkpoint_folder
-    log = MetricsLog(job.run.metrics_file)
+    config, folder = schedule.config, job.run.checkpoint_folder
+    reporter = StepReporter(schedule, job, MetricsLog(job.run.metrics_file), time.perf_counter())
     peaks = [group["lr"] for group in optimizer.param_groups]
     first = restore(folder, trained, optimizer)
-    began = time.perf_counter()
     for step in range(first, schedule.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule.rate(step)
         figures = backward(step)
-        stopping = _exchange(trained, figures, job.stop_requested(), process)
+        stopping = _exchange(trained, figures, job.stop_requested(), job.process)
         _require_finite(figures["loss"], step)
         if config.clip:
             norm = nn.utils.clip_grad_norm_(_trained(trained), config.clip)
@@ -101,21 +100,41 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         done = step + 1
-        tokens = config.tokens_per_step * process.count
-        figures |= {
-            "step": done,
-            "tokens": tokens * done,
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "tokens_per_s": tokens * (done - first) / (time.perf_counter() - began),
-        }
-        if process.is_main:
-            log.append(figures)
-            process.track(figures, done)
-            job.progress(stage, done, schedule.steps, figures)
+        if job.process.is_main:
+            reporter.report(figures, optimizer.param_groups[0]["lr"], done, done - first)
             if stopping or done % config.checkpoint_every == 0 or done == schedule.steps:
                 save(folder, done, trained, optimizer)
         if stopping:
             raise Interrupted
+
+
+@dataclass(frozen=True)
+class StepReporter:
+    """Says what a step did: to the log, to trackers, and to who watches."""
+
+    schedule: Schedule
+    job: Job
+    log: MetricsLog
+    began: float
+
+    def report(self, figures: Figures, rate: float, done: int, taken: int) -> None:
+        """Hands on the figures of a step.
+
+        Args:
+            done: steps of the run.
+            taken: steps of this attempt.
+        """
+        process = self.job.process
+        tokens = self.schedule.config.tokens_per_step * process.count
+        figures |= {
+            "step": done,
+            "tokens": tokens * done,
+            "learning_rate": rate,
+            "tokens_per_s": tokens * taken / (time.perf_counter() - self.began),
+        }
+        self.log.append(figures)
+        process.track(figures, done)
+        self.job.progress(self.schedule.stage, done, self.schedule.steps, figures)
 
 
 def _require_finite(loss: float, step: int) -> None:
@@ -139,8 +158,8 @@ def _exchange(trained: nn.Module, figures: Figures, stop: bool, process: Process
     for parameter in parameters:
         gradient = _gradient(parameter)
         gradient.copy_(process.mean(gradient))
-    told = torch.tensor([figures["loss"], float(stop)], device=parameters[0].device)
-    loss, any_stop = process.mean(told)
+    exchanged = torch.tensor([figures["loss"], float(stop)], device=parameters[0].device)
+    loss, any_stop = process.mean(exchanged)
     figures["loss"] = float(loss)
     return bool(any_stop > 0)
 

@@ -31,7 +31,7 @@ class Teacher:
 
     target: PrunableModel
     share: float
-    """Of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
+    """Share of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
     teaching: Callable[[], AbstractContextManager] = nullcontext
     """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
 
@@ -80,14 +80,8 @@ def token_losses(
     def loss_of(hidden: Tensor, place: slice) -> Tensor:
         if teacher is None or taught is None:
             return of_chunk(hidden, targets[place], target.head)
-        return of_chunk(
-            hidden,
-            targets[place],
-            target.head,
-            taught[place],
-            teacher.target.head,
-            teacher.share,
-        )
+        lesson = (taught[place], teacher.target.head, teacher.share)
+        return of_chunk(hidden, targets[place], target.head, lesson)
 
     losses = _ChunkedLoss.apply(states, loss_of)
     return losses.view(len(tokens), -1)
@@ -97,15 +91,18 @@ def _loss_of_chunk(
     hidden: Tensor,
     targets: Tensor,
     head: Head,
-    taught: Tensor | None = None,
-    teacher_head: Head | None = None,
-    share: float = 0.0,
+    lesson: tuple[Tensor, Head, float] | None = None,
 ) -> Tensor:
-    """Of each of some positions, from the final hidden states of student and teacher."""
+    """The loss of each of some positions, from the student's final hidden states.
+
+    Args:
+        lesson: the teacher's final hidden states, its head, and its share of the loss.
+    """
     logits = head(hidden)
     loss = nn.functional.cross_entropy(logits, targets, reduction="none")
-    if taught is None or teacher_head is None:
+    if lesson is None:
         return loss
+    taught, teacher_head, share = lesson
     wanted = teacher_head(taught).log_softmax(-1)
     given = logits.log_softmax(-1)
     divergence = nn.functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)

@@ -44,14 +44,9 @@ def train_weights(
         weight_decay=config.weight_decay,
     )
     steps, seed = job.config.steps(process.count), job.config.machine.seed
-    mixture = Mixture(corpus).to(device)
-    with torch.no_grad(), computing_in(dtype, device):
-        reference = teacher.target if teacher is not None else student
-        mixture.measure_reference(
-            lambda tokens: token_losses(reference, tokens.to(device)),
-            config.length,
-            random_stream("reference", seed),
-        )
+    reference = teacher.target if teacher is not None else student
+    with computing_in(dtype, device):
+        mixture = _mixture(corpus, reference, config.length, seed)
     compiled = compiles(config, steps, device)
 
     def backward(step: int) -> dict[str, Any]:
@@ -73,8 +68,20 @@ def train_weights(
         checkpointed_blocks(student, config.gradient_checkpointing),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
-        train(state, optimizer, backward, Schedule(config, steps), job, "training")
+        train(state, optimizer, backward, Schedule(config, steps, "training"), job)
     return steps
+
+
+@torch.no_grad()
+def _mixture(corpus: Corpus, reference: PrunableModel, length: int, seed: int) -> Mixture:
+    """Draws windows; where its weights follow losses, against those of the reference model."""
+    mixture = Mixture(corpus).to(reference.device)
+
+    def losses(tokens: Tensor) -> Tensor:
+        return token_losses(reference, tokens.to(reference.device))
+
+    mixture.measure_reference(losses, length, random_stream("reference", seed))
+    return mixture
 
 
 def trained_parameters(model: PreTrainedModel, how: str) -> list[nn.Parameter]:
