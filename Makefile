@@ -18,7 +18,8 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters and prove it
 	rm -rf $(DEMO_DIR)
-	$(BIN)/disp-llm prune smollm2-135m --keep 0.5 --minutes $(DEMO_MINUTES) --output-dir $(DEMO_DIR)
+	$(BIN)/disp-llm prune smollm2-135m --keep 0.5 --minutes $(DEMO_MINUTES) \
+		--calibration-sequences 16 --windows 8 --output-dir $(DEMO_DIR)
 
 test: setup  ## the whole suite
 	$(BIN)/pytest -q -n 2 --dist loadfile
@@ -45,5 +46,5 @@ clean:
 experiments/%: setup  ## run experiments/NAME.toml, as far as it has not been run
 	$(BIN)/python experiments/run.py $*
 
-tables: setup  ## docs/reproduce.md and the README's table, from experiments/results
+tables: setup  ## every generated table and chart of README.md and docs/, from committed results
 	$(BIN)/python experiments/tables.py

@@ -12,6 +12,7 @@ prefill, bytes for decode.
 import argparse
 import json
 import statistics
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,10 +22,11 @@ from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import layout_of
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.results import BenchComparison, BenchRow, as_json
 
 WIDTHS = {
     "attn_in": (
@@ -70,7 +72,18 @@ def masks_as_learned(layout, keep: float, align: int) -> Masks:
     return Masks(layout, project(joined, Budget(layout), keep, align).kept, Selection(joined))
 
 
+def with_counted(found: BenchComparison, rows: list[BenchRow]) -> dict[str, Any]:
+    """A comparison with what it reaches of the counted speed-up, and the rows behind it."""
+    both = [row for row in rows if row.phase == found.phase]
+    return as_json(found) | {
+        "of_counted": found.speedup / found.predicted_speedup,
+        "time_shares": [row.time_shares for row in both],
+        "median_s": [row.median_s for row in both],
+    }
+
+
 def main() -> None:
+    """Prints both models' times, and how they compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--align", type=int, default=1)
@@ -84,22 +97,18 @@ def main() -> None:
         num_attention_heads=32, num_key_value_heads=8, vocab_size=32000,
     )  # fmt: skip
     torch.manual_seed(0)
-    dense = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    family = family_of(config)
-    layout = layout_of(dense, family)
-    compact = compact_model(
-        dense, family, masks_as_learned(layout, arguments.keep, arguments.align)
-    )
-    models = [dense, compact]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    dense = PrunableModel(model, family_of(config))
+    masks = masks_as_learned(dense.layout, arguments.keep, arguments.align)
+    compact = PrunableModel(compact_model(dense, masks), dense.family)
+    targets = [dense, compact]
     if arguments.compile:
-        for model in models:
-            model.forward = torch.compile(model.forward, dynamic=True)
+        for target in targets:
+            target.model.forward = torch.compile(target.model.forward, dynamic=True)
     workloads = [Workload("prefill", arguments.length, 1), Workload("decode", arguments.length, 1)]
-    results, comparisons = side_by_side(models, [family, family], workloads, arguments.rounds)
-    for row in comparisons:
-        row["of_counted"] = row["speedup"] / row["predicted_speedup"]
-        row["time_shares"] = [r["time_shares"] for r in results if r["phase"] == row["phase"]]
-        row["median_s"] = [r["median_s"] for r in results if r["phase"] == row["phase"]]
+    names = ["dense", "compact"]
+    results, compared = side_by_side(targets, names, workloads, arguments.rounds)
+    comparisons = [with_counted(found, results) for found in compared]
     print(
         json.dumps(
             {
@@ -107,7 +116,7 @@ def main() -> None:
                 "align": arguments.align,
                 "compiled": arguments.compile,
                 "mean_widths": [
-                    statistics.mean(compact.config.disp_llm["widths"][site]) for site in SITES
+                    statistics.mean(compact.model.config.disp_llm["widths"][site]) for site in SITES
                 ],
                 "comparisons": comparisons,
                 "hardware": hardware(),

@@ -28,6 +28,7 @@ from disp_llm.data.reading import read_given
 from disp_llm.data.tokens import tokenize
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load
 from disp_llm.runs.provenance import hardware, versions
 
@@ -69,6 +70,7 @@ def quantised(model, kind: str):
 
 
 def main() -> None:
+    """Measures all six models and writes `results/quantise.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dense")
     parser.add_argument("pruned")
@@ -84,7 +86,7 @@ def main() -> None:
         stream = tokenize(given[0], loaded.tokenizer)
         for kind in KINDS:
             model, left_out = quantised(loaded.model, kind)
-            found = perplexity(model, loaded.family, stream, PerplexityConfig())
+            found = perplexity(PrunableModel(model, loaded.family), stream, PerplexityConfig())
             rows.append(
                 {
                     "model": name,

@@ -17,48 +17,44 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from disp_llm.config.learning import LearnConfig
+from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import MachineConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.randomness import generator_of
 from disp_llm.data.tokens import Corpus, random_windows
 from disp_llm.masks.budget import Budget
-from disp_llm.masks.layout import layout_of
-from disp_llm.models.loading import load
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import start_process
+from disp_llm.models.loading import Loaded, load
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job
 from disp_llm.runs.provenance import hardware
 from disp_llm.training.learning import learn
-from disp_llm.training.loop import generator_of
 from disp_llm.training.problem import PruningProblem
+
+WARM_UP = 3
+"""Rounds whose times do not count: they warm caches up."""
 
 
 def bare_pass(model, window: torch.Tensor) -> None:
+    """One forward and backward pass of the dense model."""
     embedded = model.get_input_embeddings()(window[None]).requires_grad_(True)
     model(inputs_embeds=embedded, labels=window[None], use_cache=False).loss.backward()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--dtype", default="auto")
-    arguments = parser.parse_args()
-
-    loaded = load(arguments.model, MachineConfig(dtype=arguments.dtype))
-    budget = Budget(layout_of(loaded.model, loaded.family))
+def measured(loaded: Loaded, config: PruneConfig, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of bare passes and of learning steps, in turn."""
+    dense = PrunableModel.of(loaded)
+    budget = Budget(dense.layout)
     vocabulary = loaded.model.config.vocab_size
     stream = torch.randint(vocabulary, (100_000,), generator=generator_of(0))
-    problem = PruningProblem(
-        loaded.model, loaded.family, Corpus((stream,)), budget, (0.5,), align=1, seed=0
-    )
     start = torch.randn(budget.layout.entries, generator=generator_of(1))
-    config = LearnConfig(
-        steps=arguments.rounds + 3, length=arguments.length, checkpoint_every=10**6
-    )
-    windows = random_windows(stream, arguments.rounds + 3, arguments.length, generator_of(2))
+    steps = rounds + WARM_UP
+    windows = random_windows(stream, steps, config.training.length, generator_of(2))
     bare, ours, began = [], [], 0.0
 
-    def in_turn(metrics: dict) -> None:
+    def in_turn(stage: str, done: int, total: int, figures: dict) -> None:
         """Called after each step of ours: notes its time, then takes the bare pass's turn."""
         nonlocal began
         ours.append(time.perf_counter() - began)
@@ -67,17 +63,34 @@ def main() -> None:
         for module, _, _ in hooks:
             module._forward_hooks, module._forward_pre_hooks = {}, {}
         began = time.perf_counter()
-        bare_pass(loaded.model, windows[metrics["step"] - 1])
+        bare_pass(loaded.model, windows[done - 1])
         bare.append(time.perf_counter() - began)
         for module, forward, pre in hooks:
             module._forward_hooks, module._forward_pre_hooks = forward, pre
         began = time.perf_counter()
 
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        learn(problem, start, config, Path(folder), Accelerator(cpu=True), in_turn)
+        job = Job(config, Run(Path(folder)), start_process(config.machine), in_turn)
+        problem = PruningProblem(dense, Corpus((stream,)), budget, (0.5,), align=1, job=job)
+        began = time.perf_counter()
+        learn(problem, start, steps)
+    return bare[WARM_UP:], ours[WARM_UP:]
 
-    bare, ours = bare[3:], ours[3:]  # the first steps warm caches up
+
+def main() -> None:
+    """Prints the times, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--dtype", default="auto")
+    arguments = parser.parse_args()
+
+    machine = MachineConfig(dtype=arguments.dtype, device="cpu")
+    loaded = load(arguments.model, machine)
+    training = TrainingConfig(length=arguments.length, checkpoint_every=10**6)
+    config = PruneConfig(arguments.model, training=training, machine=machine)
+    bare, ours = measured(loaded, config, arguments.rounds)
     ratios = sorted(a / b for a, b in zip(ours, bare, strict=True))
     quarter = len(ratios) // 4
     print(

@@ -51,6 +51,7 @@ class LinearWrapper(nn.Module):
         self.linear = linear
 
     def forward(self, hidden):
+        """What the layer does; the hooks gather before it and scatter after it."""
         return self.linear(hidden)
 
 

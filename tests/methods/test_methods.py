@@ -20,7 +20,7 @@ from disp_llm.methods.parts.method import Method
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
-PAGE = Path(__file__).parents[1] / "docs" / "add-a-method.md"
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 OURS = ["learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"]
 BASELINES = [
     *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
