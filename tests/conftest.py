@@ -16,6 +16,7 @@ from pathlib import Path
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
+import fresh
 import pytest
 import torch
 import transformers
@@ -162,19 +163,13 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more
 
 
-def run_process(
-    *arguments: object, env: dict[str, str] | None = None, **options
-) -> subprocess.CompletedProcess[str]:
-    """`disp-llm ...` in a process of its own, where the process is what is tested."""
-    return subprocess.run(
-        [sys.executable, "-m", "disp_llm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=env or environment(),
-        check=False,
-        **options,
-    )
+def run_process(*arguments: object, before: str = "") -> subprocess.CompletedProcess[str]:
+    """`disp-llm ...` in a process of its own, where the process is what is tested.
+
+    Args:
+        before: lines of Python that the process begins with.
+    """
+    return fresh.start_command(*arguments, before=before).wait()
 
 
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:

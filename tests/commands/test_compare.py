@@ -178,7 +178,7 @@ def comparison(text_file, tmp_path_factory):
     command = [
         "compare", model, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
         "--output-dir", folder, "--context", 32, "--windows", 4, "--dtype", "float32",
-        "--rounds", 2, "--json",
+        "--rounds", 2, "--calibration-sequences", 4, "--calibration-length", 64, "--json",
     ]  # fmt: skip
     done = run_command(*command)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ use."""
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import sys
 import time
 import tomllib
 
+import fresh
 import pytest
 import torch
 import transformers
@@ -139,21 +139,19 @@ STEPS = 300
 LONG = [*SMALL[2:], "--steps", str(STEPS), "--checkpoint-every", "7", "--compile", "no"]
 
 
-def start_run(folder, llama_folder, text_file) -> subprocess.Popen[str]:
-    command = ["prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG]
-    return subprocess.Popen(
-        [sys.executable, "-m", "disp_llm", *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
+def start_run(folder, llama_folder, text_file) -> fresh.Child:
+    return fresh.start_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG
+    )
 
 
-def wait_for_step(folder, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(folder, step: int, process: fresh.Child) -> None:
     metrics = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
-        assert process.poll() is None, process.stderr.read()
+        assert process.alive(), process.err.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def resume(folder, llama_folder, text_file) -> subprocess.CompletedProcess[str]:
@@ -165,9 +163,8 @@ def resume(folder, llama_folder, text_file) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, llama_folder, text_file):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start_run(folder, llama_folder, text_file)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    done = start_run(folder, llama_folder, text_file).wait()
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -178,8 +175,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     folder = tmp_path / "run"
     process = start_run(folder, llama_folder, text_file)
     wait_for_step(folder, step, process)
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert not (folder / "masks.safetensors").exists()
     done = resume(folder, llama_folder, text_file)
     assert done.returncode == 0, done.stderr
@@ -195,8 +192,9 @@ def test_interrupted_run_says_how_to_go_on(number, llama_folder, text_file, tmp_
     process = start_run(folder, llama_folder, text_file)
     wait_for_step(folder, 10, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    done = process.wait()
+    errors = done.stderr
+    assert done.returncode == 130
     assert "--resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     newest = sorted((folder / "checkpoint").iterdir())[-1]
@@ -209,8 +207,8 @@ def test_damaged_checkpoint_is_one_line(llama_folder, text_file, tmp_path):
     folder = tmp_path / "run"
     process = start_run(folder, llama_folder, text_file)
     wait_for_step(folder, 10, process)
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     newest = sorted((folder / "checkpoint").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:200])
     done = resume(folder, llama_folder, text_file)
@@ -411,13 +409,14 @@ def test_unwritable_folder(llama_folder, text_file, tmp_path):
 def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_path):
     """A limit on the size of files stands for a full disk: checkpoints fit, the model does not."""
 
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
+    limit = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+    )
     folder = tmp_path / "run"
     command = ["prune", llama_folder, "--text", text_file, "--output-dir", folder, *SMALL]
-    done = run_process(*command, preexec_fn=limit)
+    done = run_process(*command, before=limit)
     assert_one_line(done, "cannot write", "make room")
     assert not (folder / "model").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -2,16 +2,14 @@
 folder like any other."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
+import fresh
 import pytest
 import torch
 import transformers
-from conftest import environment, run_command, tiny_model
+from conftest import run_command, tiny_model
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -97,19 +95,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     command = ["recover", small_run[0] / "model", *flags]
     whole = run_command(*command, "--output-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    arguments = [sys.executable, "-m", "disp_llm", *command, "--output-dir", tmp_path / "cut"]
-    running = subprocess.Popen(
-        list(map(str, arguments)), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    running = fresh.start_command(*command, "--output-dir", tmp_path / "cut")
     metrics = tmp_path / "cut" / "metrics.jsonl"
     for _ in range(6000):
         if metrics.exists() and metrics.read_text().count("\n") >= 3:
             break
         time.sleep(0.01)
-    os.kill(running.pid, signal.SIGTERM)
-    _, complaint = running.communicate(timeout=60)
-    assert running.returncode == 130, complaint
-    assert "--resume" in complaint
+    running.send_signal(signal.SIGTERM)
+    done = running.wait()
+    assert done.returncode == 130, done.stderr
+    assert "--resume" in done.stderr
     resumed = run_command("recover", "--resume", "--output-dir", tmp_path / "cut")
     assert resumed.returncode == 0, resumed.stderr
     assert metrics.read_text().count("\n") == 15

@@ -1,10 +1,9 @@
 """An exported folder is a Hugging Face folder: it reloads, generates, tunes and saves anywhere."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import peft
 import pytest
 import torch
@@ -12,7 +11,6 @@ import transformers
 from conftest import (
     VOCABULARY,
     byte_tokenizer,
-    environment,
     masks_of,
     tiny_model,
     tiny_prunable,
@@ -21,29 +19,6 @@ from safetensors.torch import load_file
 
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
-
-PROMPT = [5, 60, 7, 33, 100, 12]
-
-SCRIPT = """
-import json, sys
-if {without}:
-    sys.modules["disp_llm"] = None  # as if it were not installed
-else:
-    import disp_llm
-import torch
-from transformers import AutoModel, AutoModelForCausalLM
-arguments = {{"trust_remote_code": True}} if {without} else {{}}
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], **arguments)
-prompt = torch.tensor([json.loads(sys.argv[2])])
-logits = model(prompt).logits
-tokens = model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
-base = AutoModel.from_pretrained(sys.argv[1], **arguments)
-print(json.dumps({{
-    "class": type(model).__name__, "module": type(model).__module__, "base": type(base).__name__,
-    "logits": logits[0].tolist(), "tokens": tokens[0].tolist(), "cached": model.config.use_cache,
-    "hidden_differ": float((base(prompt)[0] - model.base_model(prompt)[0]).abs().max()),
-}}))
-"""
 
 
 def folder_of(model_type: str, path: Path, kind: str = "random") -> Path:
@@ -57,37 +32,17 @@ def llama(tmp_path_factory) -> Path:
     return folder_of("llama", tmp_path_factory.mktemp("folder") / "model")
 
 
-def python(script: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment(**more),
-        check=False,
-    )
-
-
-def in_fresh_process(folder: Path, without: bool, modules: Path) -> dict:
-    done = python(
-        SCRIPT.format(without=without), folder, json.dumps(PROMPT), HF_MODULES_CACHE=str(modules)
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gemma2", "gpt2"])
 def test_fresh_process_with_and_without_the_package(model_type, tmp_path):
     folder = folder_of(model_type, tmp_path / "model")
     target = tiny_prunable(model_type)
     compact = compact_model(target, masks_of("random", target.layout))
-    wanted = compact(torch.tensor([PROMPT])).logits[0]
+    wanted = compact(torch.tensor([fresh.PROMPT])).logits[0]
     tokens = compact.generate(
-        torch.tensor([PROMPT]), max_new_tokens=8, do_sample=False, pad_token_id=0
+        torch.tensor([fresh.PROMPT]), max_new_tokens=8, do_sample=False, pad_token_id=0
     )
     for without in (False, True):
-        found = in_fresh_process(folder, without, tmp_path / "modules")
+        found = fresh.load_and_generate(folder, without)
         torch.testing.assert_close(torch.tensor(found["logits"]), wanted, rtol=0, atol=1e-5)
         assert found["tokens"] == tokens[0].tolist()
         assert found["cached"]
@@ -103,7 +58,7 @@ def test_without_flag_and_package_it_is_refused_rather_than_loaded_wrong(llama, 
         "from transformers import AutoModelForCausalLM\n"
         "AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)"
     )
-    done = python(script, llama)
+    done = fresh.run(script, llama)
     assert done.returncode != 0
     assert "trust_remote_code" in done.stderr or "disp_llama" in done.stderr
 
@@ -116,7 +71,7 @@ def test_import_order_does_not_matter(llama, order):
         "assert type(AutoConfig.from_pretrained(sys.argv[1])).__name__ == 'DispLlamaConfig'\n"
         "AutoModelForCausalLM.from_pretrained(sys.argv[1])"
     )
-    done = python(script, llama)
+    done = fresh.run(script, llama)
     assert done.returncode == 0, done.stderr
 
 
@@ -147,7 +102,7 @@ def test_large_models_are_sharded(tmp_path):
     export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "40KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    prompt = torch.tensor([PROMPT])
+    prompt = torch.tensor([fresh.PROMPT])
     torch.testing.assert_close(
         again(prompt).logits, compact_model(target, masks)(prompt).logits, rtol=0, atol=1e-6
     )
@@ -194,7 +149,7 @@ def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):
     merged.save_pretrained(tmp_path / "merged")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(again(tokens).logits, merged(tokens).logits, rtol=0, atol=1e-5)
-    alone = in_fresh_process(tmp_path / "merged", without=True, modules=tmp_path / "modules")
+    alone = fresh.load_and_generate(tmp_path / "merged", without=True)
     assert alone["module"].startswith("transformers_modules")
 
 
@@ -238,7 +193,7 @@ def test_trainer_tunes_the_whole_model(llama, tmp_path):
 
 def test_compiled_equals_eager(llama):
     model = transformers.AutoModelForCausalLM.from_pretrained(llama)
-    prompt = torch.tensor([PROMPT])
+    prompt = torch.tensor([fresh.PROMPT])
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(
         compiled(prompt, use_cache=False).logits, model(prompt).logits, rtol=1e-5, atol=1e-5

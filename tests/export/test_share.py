@@ -7,12 +7,12 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import fresh
 import pytest
 import torch
 import transformers
-from conftest import environment, run_command, run_process
+from conftest import environment, run_command
 from huggingface_hub import ModelCard
-from test_folder import python
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -120,6 +120,11 @@ def with_hub(hub, tmp_path, **more: str) -> dict[str, str]:
     return environment(HF_TOKEN="secret", HF_HOME=str(tmp_path / "home"), **settings | more)
 
 
+def push(*arguments: object, **env: str):
+    """`disp-llm push` in a new interpreter: the hub's address is read when its library is."""
+    return fresh.python(fresh.COMMAND, *arguments, **env)
+
+
 FROM_HUB = """
 import json, sys, torch, disp_llm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -132,7 +137,7 @@ print(json.dumps(model(torch.tensor([[5, 60, 7, 33]])).logits[0].tolist()))
 def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     folder = small_run[0] / "model"
     arguments = ["push", folder, "me/smaller", "--private", "--license", "mit", "--json"]
-    done = run_process(*arguments, env=with_hub(hub, tmp_path))
+    done = push(*arguments, **with_hub(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["name"] == "me/smaller"
@@ -146,7 +151,7 @@ def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     assert card.data.license == "mit"
     assert 'from_pretrained("me/smaller"' in card.text
     assert "vllm serve me/smaller" in card.text
-    loaded = python(FROM_HUB, "me/smaller", **with_hub(hub, tmp_path))
+    loaded = fresh.python(FROM_HUB, "me/smaller", **with_hub(hub, tmp_path))
     assert loaded.returncode == 0, loaded.stderr
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     wanted = model(torch.tensor([[5, 60, 7, 33]])).logits[0]
@@ -166,7 +171,7 @@ def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
         name = "me/bad name"
     else:
         folder = small_run[0]
-    done = run_process("push", folder, name, env=with_hub(hub, tmp_path) | more)
+    done = push("push", folder, name, **with_hub(hub, tmp_path) | more)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("disp-llm: ")]
     assert len(lines) == 1

@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from conftest import (
@@ -15,7 +16,7 @@ from conftest import (
     tiny_model,
     tiny_prunable,
 )
-from test_folder import PROMPT, in_fresh_process, python
+from fresh import PROMPT
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
@@ -313,7 +314,7 @@ def test_another_package_adds_a_row_by_an_entry_point(other_package, tmp_path):
     assert "other_rows" not in sys.modules  # it is imported when the row is needed
     wanted = exported_olmo(tmp_path / "model")
     for without in (False, True):
-        found = in_fresh_process(tmp_path / "model", without, tmp_path / "modules")
+        found = fresh.load_and_generate(tmp_path / "model", without)
         torch.testing.assert_close(torch.tensor(found["logits"]), wanted, rtol=0, atol=1e-5)
         assert found["class"] == "DispOlmoForCausalLM"
         assert found["module"].startswith("transformers_modules" if without else "disp_llm.")
@@ -333,7 +334,7 @@ def test_a_program_registers_a_row(tmp_path, monkeypatch):
         "assert type(model).__module__.startswith('disp_llm.')\n"
         f"torch.save(model(torch.tensor([{PROMPT}])).logits[0], sys.argv[2])"
     )
-    done = python(script, tmp_path / "model", tmp_path / "logits.pt")
+    done = fresh.run(script, tmp_path / "model", tmp_path / "logits.pt")
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "logits.pt")
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

@@ -156,7 +156,7 @@ def test_learning_lowers_the_loss_of_the_exact_masks(problem, tmp_path):
             masking.set(kept if scales is None else kept * scales)
             return float(token_losses(problem.dense, tokens).mean())
 
-    training = TrainingConfig(length=64)
+    training = TrainingConfig(length=64, compile="no")
     plain = learned(
         problem,
         tmp_path / "masks",

@@ -3,7 +3,8 @@
 The paper reports acc for WinoGrande and acc_norm for the rest, and their average.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def run_tasks(
             field="tasks",
             hint="run `pip install 'disp-llm[eval]'`",
         ) from error
-    manager = TaskManager()
+    manager = _task_manager(TaskManager)
     wanted = _known_tasks(names, data, manager.all_tasks)
     adapter = HFLM(
         pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=BATCH
@@ -70,6 +71,12 @@ def run_tasks(
             hint="check the network, or give local files as `task_data` NAME=FILE",
         ) from error
     return {name: _figures(name, results) for name in wanted}
+
+
+@cache
+def _task_manager(kind: Callable[[], Any]) -> Any:
+    """lm-eval's index of its tasks, which takes seconds to make."""
+    return kind()
 
 
 def _known_tasks(names: Iterable[str], data: dict[str, Path], known: list[str]) -> list[str]:
