@@ -135,7 +135,7 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
     assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
 
 
-STEPS = 300
+STEPS = 160
 LONG = [*SMALL[2:], "--steps", str(STEPS), "--checkpoint-every", "7", "--compile", "no"]
 
 
@@ -182,7 +182,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert done.returncode == 0, done.stderr
     ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    steps = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, STEPS + 1))  # no step twice, none missing
 
 
@@ -511,7 +513,9 @@ def test_a_range_of_sizes_gives_a_curve(llama_folder, text_file, tmp_path):
     assert all(point["keep"] <= point["keep_asked"] for point in curve)
     assert json.loads((run / "curve.json").read_text()) == curve
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
-    asked = [json.loads(line)["keep_asked"] for line in (run / "metrics.jsonl").open()]
+    asked = [
+        json.loads(line)["keep_asked"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     assert min(asked) < 0.6 < max(asked)
 
 

@@ -113,6 +113,7 @@ def hub():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+    server.server_close()
 
 
 def with_hub(hub, tmp_path, **more: str) -> dict[str, str]:

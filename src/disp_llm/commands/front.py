@@ -5,7 +5,9 @@ lie in memory (Python); both go the same way from here on.
 """
 
 import contextlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -169,13 +171,21 @@ def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
     return replace(machine, device=str(inputs.model.device))
 
 
-def with_folder(options: dict[str, Any]) -> tempfile.TemporaryDirectory | None:
+class TemporaryFolder:
+    """A folder that is deleted with the object that stands for it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def with_folder(options: dict[str, Any]) -> TemporaryFolder | None:
     """Puts a temporary run folder into the options of who names none; it lasts as long as the
     result that holds it."""
     if "output_dir" in options:
         return None
-    temporary = tempfile.TemporaryDirectory(prefix="disp-llm-", ignore_cleanup_errors=True)
-    options["output_dir"] = str(Path(temporary.name) / "run")
+    temporary = TemporaryFolder()
+    options["output_dir"] = temporary.path / "run"
     return temporary
 
 

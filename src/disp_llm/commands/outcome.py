@@ -1,6 +1,5 @@
 """What a task hands back: the figures, and what lies in the run folder, ready to use."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class PruneResult:
     """What `result.json` holds; empty in processes other than the first."""
     device: str = "cpu"
     """Where models are loaded to."""
-    temporary: tempfile.TemporaryDirectory | None = None
+    temporary: Any = None
     """Holds a folder that nobody named; it is deleted with this result."""
 
     @property
@@ -95,7 +94,7 @@ class RecoverResult:
     figures: dict[str, Any]
     """What `result.json` holds; empty in processes other than the first."""
     device: str = "cpu"
-    temporary: tempfile.TemporaryDirectory | None = None
+    temporary: Any = None
 
     @property
     def model(self) -> PreTrainedModel:

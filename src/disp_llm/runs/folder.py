@@ -99,11 +99,21 @@ def _suffix(size: str, first: str) -> str:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, a line a step; going on from a step drops the lines after it."""
+    """`metrics.jsonl`, a line a step; going on from a step drops the lines after it.
+
+    A context manager, which closes the file.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         self._file: TextIO | None = None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Writes the line of a step."""

@@ -45,6 +45,10 @@ class Schedule:
         done = (step - warmup) / max(self.steps - warmup, 1)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint follows so many steps."""
+        return done % self.config.checkpoint_every == 0 or done == self.steps
+
 
 Figures = dict[str, Any]
 
@@ -84,28 +88,27 @@ def train(
         InputError: a checkpoint is damaged, or a loss is not finite.
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
-    config, folder = schedule.config, job.run.checkpoint_folder
-    reporter = StepReporter(schedule, job, MetricsLog(job.run.metrics_file), time.perf_counter())
     peaks = [group["lr"] for group in optimizer.param_groups]
-    first = restore(folder, trained, optimizer)
-    for step in range(first, schedule.steps):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * schedule.rate(step)
-        figures = backward(step)
-        stopping = _exchange(trained, figures, job.stop_requested(), job.process)
-        _require_finite(figures["loss"], step)
-        if config.clip:
-            norm = nn.utils.clip_grad_norm_(_trained(trained), config.clip)
-            figures["gradient_norm"] = float(norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        done = step + 1
-        if job.process.is_main:
-            reporter.report(figures, optimizer.param_groups[0]["lr"], done, done - first)
-            if stopping or done % config.checkpoint_every == 0 or done == schedule.steps:
-                save(folder, done, trained, optimizer)
-        if stopping:
-            raise Interrupted
+    first = restore(job.run.checkpoint_folder, trained, optimizer)
+    with MetricsLog(job.run.metrics_file) as log:
+        reporter = StepReporter(schedule, job, log, first, time.perf_counter())
+        for step in range(first, schedule.steps):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * schedule.rate(step)
+            figures = backward(step)
+            stopping = _exchange(trained, figures, job.stop_requested(), job.process)
+            _require_finite(figures["loss"], step)
+            if schedule.config.clip:
+                norm = nn.utils.clip_grad_norm_(_trained(trained), schedule.config.clip)
+                figures["gradient_norm"] = float(norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if job.process.is_main:
+                reporter.report(figures, optimizer.param_groups[0]["lr"], step + 1)
+                if stopping or schedule.saves(step + 1):
+                    save(job.run.checkpoint_folder, step + 1, trained, optimizer)
+            if stopping:
+                raise Interrupted
 
 
 @dataclass(frozen=True)
@@ -115,22 +118,19 @@ class StepReporter:
     schedule: Schedule
     job: Job
     log: MetricsLog
+    first: int
+    """Steps of earlier attempts."""
     began: float
 
-    def report(self, figures: Figures, rate: float, done: int, taken: int) -> None:
-        """Hands on the figures of a step.
-
-        Args:
-            done: steps of the run.
-            taken: steps of this attempt.
-        """
+    def report(self, figures: Figures, rate: float, done: int) -> None:
+        """Hands on the figures of a step, the `done`-th of the run."""
         process = self.job.process
         tokens = self.schedule.config.tokens_per_step * process.count
         figures |= {
             "step": done,
             "tokens": tokens * done,
             "learning_rate": rate,
-            "tokens_per_s": tokens * taken / (time.perf_counter() - self.began),
+            "tokens_per_s": tokens * (done - self.first) / (time.perf_counter() - self.began),
         }
         self.log.append(figures)
         process.track(figures, done)
