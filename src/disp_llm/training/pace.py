@@ -72,8 +72,8 @@ def _seconds_left(problem: PruningProblem) -> float:
     return 60 * problem.learn.minutes - passed - measured * measurements
 
 
-MEASUREMENTS_A_SIZE = 2.5
-"""The masked and the exported model, and loading and checking the latter."""
+MEASUREMENTS_A_SIZE = 5
+"""The masked and the exported model, writing, loading and checking the latter, and its sample."""
 
 
 def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:
