@@ -14,8 +14,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import Selection
-from disp_llm.methods import method_named, methods, register
-from disp_llm.methods.baselines import baseline_named, baselines
+from disp_llm.methods import all_methods, method_named, register
+from disp_llm.methods.baselines import all_baselines, baseline_named
 from disp_llm.methods.parts.method import Method
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
@@ -35,16 +35,16 @@ def problem(text_file, tmp_path):
 
 
 def test_ours_come_in_the_order_of_the_table():
-    assert list(methods()) == OURS
-    assert list(baselines()) == BASELINES
+    assert list(all_methods()) == OURS
+    assert list(all_baselines()) == BASELINES
 
 
 def test_a_file_holds_what_it_is_named_after():
-    for name, found in (methods() | baselines()).items():
+    for name, found in (all_methods() | all_baselines()).items():
         assert found.name == name
         assert found.title
         assert re.search(r"arXiv \d{4}\.\d{5}|this project|none", found.reference), name
-    assert baseline_named("depth") is baselines()["depth"]
+    assert baseline_named("depth") is all_baselines()["depth"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -64,13 +64,13 @@ def test_a_registered_method_is_known_by_its_name():
     mine = Method("mine", "Mine", "nowhere", constant)
     register(mine)
     assert method_named("mine") is mine
-    assert list(methods()) == [*OURS, "mine"]
+    assert list(all_methods()) == [*OURS, "mine"]
     PruneConfig("MODEL", method="mine").validate()
     CompareConfig("MODEL", methods=("mine",)).validate()
     again = Method("mine", "Mine again", "nowhere", constant)
     register(again)
     assert method_named("mine") is again
-    assert list(methods()) == [*OURS, "mine"]
+    assert list(all_methods()) == [*OURS, "mine"]
 
 
 @pytest.mark.parametrize("name", ["learned", "depth", "masks_only"])
@@ -102,7 +102,7 @@ def installed(tmp_path, monkeypatch):
 def test_the_documented_method_works_from_a_package_that_is_not_ours(installed, problem):
     source = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     installed(source, "first_order = not_ours:METHOD")
-    assert list(methods()) == [*OURS, "first_order"]
+    assert list(all_methods()) == [*OURS, "first_order"]
     PruneConfig("MODEL", method="first_order").validate()
     found = method_named("first_order")
     assert found.title == "First-order scores"

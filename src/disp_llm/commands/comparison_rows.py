@@ -17,8 +17,8 @@ from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods import methods
-from disp_llm.methods.baselines import baselines
+from disp_llm.methods import all_methods
+from disp_llm.methods.baselines import all_baselines
 from disp_llm.methods.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_llm.models.devices import start_process
 from disp_llm.models.loading import load_model
@@ -85,13 +85,13 @@ def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     """How the rows of every method are made, in the order of the table."""
     common = comparison.settings()
     makers: dict[str, RowMaker] = {}
-    for name, method in methods().items():
+    for name, method in all_methods().items():
         config = replace(common, method=name)
         makers[name] = partial(pruned_rows, settings=config, one_size=method.one_size)
     for name, variant in VARIANTS.items():
         config = comparison.with_steps(variant.change(common))
         makers[name] = partial(pruned_rows, settings=config, one_size=variant.one_size)
-    for name, baseline in baselines().items():
+    for name, baseline in all_baselines().items():
         makers[name] = partial(baseline_rows, baseline=baseline)
     return makers
 

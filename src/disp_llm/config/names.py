@@ -65,14 +65,14 @@ def mask_methods() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own_methods(), *added, *registered_methods]))
 
 
-def baselines() -> tuple[str, ...]:
+def baseline_names() -> tuple[str, ...]:
     """Names of the baselines, which do more than drop dimensions."""
     return _files(METHODS_FOLDER / "baselines")
 
 
 def compared_methods() -> tuple[str, ...]:
     """Everything that `compare` has a row for."""
-    return (*mask_methods(), *VARIANTS, *baselines())
+    return (*mask_methods(), *VARIANTS, *baseline_names())
 
 
 def _files(folder: Path) -> tuple[str, ...]:

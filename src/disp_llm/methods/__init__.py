@@ -1,6 +1,6 @@
 """Every way to choose masks, one file each: `METHOD` with its name, title, reference and function.
 
-Others use `method_named`, `methods` and `register`; `baselines` holds what does more than drop
+Others use `method_named`, `all_methods` and `register`; `baselines` holds what does more than drop
 dimensions, `parts` what several methods share. docs/add-a-method.md explains how to add one.
 """
 
@@ -47,7 +47,7 @@ def method_named(name: str) -> Method:
     )
 
 
-def methods() -> dict[str, Method]:
+def all_methods() -> dict[str, Method]:
     """All methods by name: ours first, then those of installed packages, then registered ones.
 
     Raises:

@@ -15,6 +15,6 @@ def baseline_named(name: str) -> Baseline:
     return importlib.import_module(f"{__name__}.{name}").BASELINE
 
 
-def baselines() -> dict[str, Baseline]:
+def all_baselines() -> dict[str, Baseline]:
     """All baselines by name."""
-    return {name: baseline_named(name) for name in names.baselines()}
+    return {name: baseline_named(name) for name in names.baseline_names()}
