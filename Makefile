@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO_MINUTES ?= 3
+DEMO_MINUTES ?= 3.5
 DEMO_DIR ?= runs/demo
 
 .PHONY: setup demo test proof style check size clean tables
