@@ -201,6 +201,16 @@ def test_steps_are_logged_to_a_tracker(llama_folder, text_file, tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
 
 
+def test_a_tracker_that_is_not_installed_is_refused_first(llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--track", "wandb", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--track: wandb is not installed; run `pip install wandb`" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_importing_the_package_imports_nothing_heavy():
     script = (
         "import sys, disp_llm\n"

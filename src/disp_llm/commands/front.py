@@ -22,7 +22,7 @@ from disp_llm.config.recipes import with_settings
 from disp_llm.data.sources import GivenText, read_input
 from disp_llm.data.tokens import InMemory
 from disp_llm.models.architectures import family_of
-from disp_llm.models.devices import start_process
+from disp_llm.models.devices import require_tracker, start_process
 from disp_llm.models.loading import Loaded, family_of_any, load
 from disp_llm.models.source import fingerprint_of
 from disp_llm.reporting.terminal import progress_bar
@@ -191,7 +191,12 @@ def with_folder(options: dict[str, Any]) -> TemporaryFolder | None:
 
 @contextlib.contextmanager
 def job_of(caller: Caller, config: Any, *inputs: Inputs) -> Iterator[Job]:
-    """The job of a caller; while it lasts, what lies in memory is frozen."""
+    """The job of a caller; while it lasts, what lies in memory is frozen.
+
+    Raises:
+        InputError: no such device here, or a tracker that is not installed.
+    """
+    require_tracker(config.track)
     process = start_process(config.machine)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(caller.watching())

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
+from accelerate.tracking import filter_trackers, get_available_trackers
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Tracker
@@ -25,26 +25,29 @@ def start_process(machine: MachineConfig) -> Process:
     return Process(accelerator, resolve_device(machine.device))
 
 
+def require_tracker(tracker: Tracker) -> None:
+    """Refuses a tracker that is not installed, before anything else is done.
+
+    Raises:
+        InputError: naming it.
+    """
+    if tracker != "none" and tracker not in {str(found) for found in get_available_trackers()}:
+        raise InputError(
+            f"{tracker} is not installed", field="track", hint=f"run `pip install {tracker}`"
+        )
+
+
 def start_tracking(process: Process, tracker: Tracker, folder: Path) -> None:
     """Makes every step be logged to a tracker too, through accelerate.
 
     Args:
         folder: where a tracker that writes files writes them.
-
-    Raises:
-        InputError: the tracker is not installed.
     """
-    if tracker == "none":
-        return
-    accelerator, hint = process.accelerator, f"run `pip install {tracker}`"
-    try:
+    if tracker != "none":
+        accelerator = process.accelerator
         accelerator.project_configuration.set_directories(str(folder))
         accelerator.log_with = filter_trackers([tracker], str(folder))
         accelerator.init_trackers("disp-llm")
-    except (ImportError, ValueError) as error:
-        raise InputError(f"cannot log to {tracker} ({error})", field="track", hint=hint) from error
-    if process.is_main and not accelerator.trackers:
-        raise InputError(f"{tracker} is not installed", field="track", hint=hint)
 
 
 def resolve_device(name: str) -> torch.device:
