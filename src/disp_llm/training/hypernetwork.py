@@ -102,7 +102,8 @@ def shared_entries(layout: Layout) -> tuple[list[int], Int[Tensor, " N"]]:
         for site, length in zip(layout.sites, block.lengths, strict=True):
             own = site in ("mlp_mid", HEADS)
             index.append(torch.arange(length) + (sum(lengths) if own else 0))
-            lengths += [length] * own
+            if own:
+                lengths.append(length)
     return lengths, torch.cat(index)
 
 
