@@ -158,6 +158,19 @@ SMALL = """
 """.split()
 """Flags of a run that takes a second."""
 
+SETTINGS = {
+    "steps": 6,
+    "length": 32,
+    "checkpoint_every": 2,
+    "calibration_sequences": 4,
+    "calibration_length": 32,
+    "context": 32,
+    "windows": 4,
+    "dtype": "float32",
+    "device": "cpu",
+}
+"""The same as the flags of `SMALL`."""
+
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more

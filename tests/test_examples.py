@@ -5,19 +5,9 @@ from pathlib import Path
 
 import pytest
 import transformers
+from conftest import SETTINGS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-
-SMALL = {
-    "steps": 6,
-    "length": 32,
-    "calibration_sequences": 4,
-    "calibration_length": 32,
-    "context": 32,
-    "windows": 4,
-    "dtype": "float32",
-    "device": "cpu",
-}
 
 
 @pytest.fixture
@@ -32,12 +22,12 @@ def run_in(tmp_path, monkeypatch):
 
 
 def test_tune_in_memory(run_in, llama_folder, text_file):
-    figures = run_in("tune_in_memory", str(llama_folder), str(text_file), **SMALL)
+    figures = run_in("tune_in_memory", str(llama_folder), str(text_file), **SETTINGS)
     assert figures["tuned"] < figures["pruned"]
 
 
 def test_prune_and_serve(run_in, llama_folder, text_file, tmp_path):
-    command = run_in("prune_and_serve", str(llama_folder), str(text_file), "served", **SMALL)
+    command = run_in("prune_and_serve", str(llama_folder), str(text_file), "served", **SETTINGS)
     assert command == "vllm serve served --trust-remote-code"
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "served")
     assert type(model).__name__ == "DispLlamaForCausalLM"
@@ -46,6 +36,6 @@ def test_prune_and_serve(run_in, llama_folder, text_file, tmp_path):
 
 @pytest.mark.usefixtures("no_registered_methods")
 def test_add_a_method(run_in, llama_folder, text_file, tmp_path):
-    perplexity = run_in("add_a_method", str(llama_folder), str(text_file), **SMALL)
+    perplexity = run_in("add_a_method", str(llama_folder), str(text_file), **SETTINGS)
     assert perplexity > 1
     assert 'method = "mine"' in (tmp_path / "run-mine" / "config.toml").read_text()

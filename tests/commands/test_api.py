@@ -8,23 +8,12 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, environment, run_command, tiny_model
+from conftest import SETTINGS, SMALL, byte_tokenizer, environment, run_command, tiny_model
 
 import disp_llm
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import with_settings
 from disp_llm.data.sources import GivenText, read_input
-
-SETTINGS = {
-    "steps": 6,
-    "length": 32,
-    "checkpoint_every": 2,
-    "calibration_sequences": 4,
-    "calibration_length": 32,
-    "context": 32,
-    "windows": 4,
-    "dtype": "float32",
-    "device": "cpu",
-}
-"""The same as the flags of `SMALL`."""
 
 
 def silent(*progress) -> None:
@@ -154,6 +143,19 @@ def test_careless_calls_name_the_setting():
         disp_llm.prune(model, byte_tokenizer(), text="some text", stepps=3)
     with pytest.raises(disp_llm.InputError, match=r"keep: 1\.5 is not a share"):
         disp_llm.prune(model, byte_tokenizer(), text="some text", keep=1.5)
+
+
+def test_options_change_the_settings_that_are_given_at_once(text_file, tmp_path):
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    settings = with_settings(PruneConfig("tiny"), SETTINGS | {"keep": 0.8})
+    result = disp_llm.prune(
+        model, tokenizer, text=[text_file.read_text()], config=settings, keep=0.5,
+        output_dir=tmp_path / "run", progress=silent,
+    )  # fmt: skip
+    assert [size.share_asked for size in result.sizes] == [0.5]
+    assert "in memory" in result.figures["source"]["text"]
+    assert result.folder == tmp_path / "run"
+    assert result.figures["tokens_seen"] == 10 * 32
 
 
 def test_progress_reaches_the_callback_and_a_named_folder_resumes(text_file, tmp_path):

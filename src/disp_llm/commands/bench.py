@@ -17,6 +17,7 @@ from disp_llm.evaluation.timing import Workload, runner
 from disp_llm.export.folders import weight_bytes
 from disp_llm.export.fusing import fuse
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load
 from disp_llm.reporting.bench_plots import draw_bench
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
@@ -57,7 +58,7 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     result = {
         "model": config.folder,
         "against": config.against,
-        "dtype": str(targets[0].dtype).removeprefix("torch."),
+        "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
         "fused": config.fuse,
         "rounds": config.rounds,

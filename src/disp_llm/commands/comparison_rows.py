@@ -185,7 +185,7 @@ def _measured(comparison: Comparison, name: str, keep: float, made: BaselineMode
     reference, progress = comparison.reference, comparison.progress(name)
     target = PrunableModel(made.model, reference.dense.family)
     measured = reference.measuring(progress).perplexity(target, "perplexity")
-    dense = Budget(reference.dense.layout).dense_block_parameters
+    dense = reference.dense.block_parameters
     outside = target.parameters - stored_numbers(target)
     return ComparisonRow(
         method=name,

@@ -17,6 +17,7 @@ from disp_llm.data.tokens import load_tokens, require_length, stream_of, tokeniz
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name
 from disp_llm.runs.results import as_json
 
 
@@ -35,7 +36,7 @@ def evaluate(
         tokenizer: of a model in memory.
         text: what to measure on: paths, strings, a `datasets.Dataset` or token ids. Default: the
             held-out tenth of the embedded speeches.
-        config: all settings at once, in place of those in `options`.
+        config: all settings at once, which `options` change.
         options: settings by the names of their flags (`context=2048`, `windows=0`, `tasks=`, ...)
             and `progress`.
 
@@ -46,22 +47,19 @@ def evaluate(
     if isinstance(model, RecoverResult):
         model = model.figures["model"]["folder"]
     name, inputs = inputs_of(model, tokenizer)
-    given = None
-    if config is None:
-        config = with_settings(EvalConfig(name), options)
-        config = replace(config, machine=machine_of(inputs, config.machine))
-        found = None if text is None else read_input(text)
-        if isinstance(found, GivenText):
-            given = found
-        elif found is not None:
-            config = replace(config, text=found)
-    config.validate()
+    settings: EvalConfig = with_settings(config or EvalConfig(name), options)
+    settings = replace(settings, machine=machine_of(inputs, settings.machine))
+    found = None if text is None else read_input(text)
+    given = found if isinstance(found, GivenText) else None
+    if isinstance(found, tuple):
+        settings = replace(settings, text=found)
+    settings.validate()
     with caller.watching() as progress, inputs.frozen():
 
         def on_window(done: int, total: int) -> None:
             progress("perplexity", done, total, {})
 
-        return _evaluated(config, inputs, given, on_window)
+        return _evaluated(settings, inputs, given, on_window)
 
 
 def _evaluated(
@@ -72,7 +70,7 @@ def _evaluated(
     result: dict[str, Any] = {
         "model": loaded.source["model"],
         "revision": loaded.source["revision"],
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": dtype_name(target.dtype),
         "parameters": target.parameters,
         "block_parameters": target.block_parameters,
     }

@@ -13,10 +13,9 @@ from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.report import ReportConfig
 from disp_llm.masks.selection import load_masks
 from disp_llm.models.devices import start_process
-from disp_llm.reporting.page import write_page
+from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.provenance import peak_memory_bytes
@@ -60,7 +59,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         "seconds": round(time.perf_counter() - began, 1),
         "peak_memory_bytes": peak_memory_bytes(process.device),
     }
-    write_page(ReportConfig((run.folder,)))
+    write_run_page(run.folder)
     return PruneResult(run.folder, figures, str(process.device))
 
 

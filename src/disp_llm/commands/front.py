@@ -146,13 +146,25 @@ def inputs_of(model: Model, tokenizer: Any) -> tuple[str, Inputs]:
     return name, Inputs(model, tokenizer)
 
 
-def with_texts(inputs: Inputs, config: TextConfig, **texts: Any) -> tuple[Inputs, TextConfig]:
-    """Text that a program handed over as `text` or `eval_text`: files become settings, the rest
-    stays in memory.
+def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[Inputs, Any]:
+    """The settings of a call from Python, and what of its texts lies in memory.
+
+    Args:
+        config: what the options change.
 
     Raises:
-        InputError: it is no kind of text.
+        InputError: an option that is no setting, or something that is no text.
     """
+    texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
+    config = with_settings(config, options)
+    inputs, named = _with_texts(inputs, config.text, texts)
+    return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
+
+
+def _with_texts(
+    inputs: Inputs, config: TextConfig, texts: dict[str, Any]
+) -> tuple[Inputs, TextConfig]:
+    """Texts by their setting: files become settings, the rest stays in memory."""
     for field, text in texts.items():
         if text is None:
             continue

@@ -35,11 +35,6 @@ class Measuring:
         return perplexity(target, self.stream, self.config, on_window)
 
     @property
-    def window(self) -> int:
-        """Tokens of the longest window that is read."""
-        return min(self.config.context, len(self.stream))
-
-    @property
     def prompt(self) -> str:
         """The first tokens of the evaluation text."""
         return self.tokenizer.decode(self.stream[:PROMPT_TOKENS])

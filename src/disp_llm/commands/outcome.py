@@ -9,12 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.report import ReportConfig
 from disp_llm.config.share import SaveConfig
 from disp_llm.export.sharing import save
-from disp_llm.models.devices import resolve_device
+from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
-from disp_llm.reporting.page import write_page
+from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import SizeResult, from_json
 
@@ -83,7 +82,7 @@ class PruneResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return Path(write_page(ReportConfig((self.folder,)))["file"])
+        return write_run_page(self.folder)
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,10 @@ class RecoverResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return Path(write_page(ReportConfig((self.folder,)))["file"])
+        return write_run_page(self.folder)
 
 
 def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:
     """A model folder as `from_pretrained` gives it: ready for a Trainer, PEFT or `generate`."""
-    import torch
-
-    model = load_model(folder, resolve_device(device), getattr(torch, dtype))
-    return model.requires_grad_(True)
+    found = resolve_device(device)
+    return load_model(folder, found, resolve_dtype(dtype, found)).requires_grad_(True)

@@ -46,7 +46,8 @@ def refuse_impossible(problem: PruningProblem, texts: Texts) -> None:
         )
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
-    require_positions(model, min(config.evaluation.context, len(texts.evaluation)), "context")
+    window = config.evaluation.longest_window(len(texts.evaluation))
+    require_positions(model, window, "context")
     read: dict[str, int] = {}
     if method_named(config.method).learns:
         read["length"] = config.training.length

@@ -13,9 +13,8 @@ from disp_llm.commands.front import (
     Model,
     inputs_of,
     job_of,
-    machine_of,
     with_folder,
-    with_texts,
+    with_options,
 )
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
@@ -29,17 +28,16 @@ from disp_llm.commands.planning import (
 from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, load_recipe, with_settings
-from disp_llm.config.report import ReportConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.tokens import Texts, load_tokens, require_length
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
-from disp_llm.models.devices import start_tracking
+from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
-from disp_llm.reporting.page import write_page
+from disp_llm.reporting.page import write_run_page
 from disp_llm.reporting.run_plots import draw_curve
 from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
@@ -67,7 +65,7 @@ def prune(
         tokenizer: of a model in memory.
         text: what to learn from: paths, strings, a `datasets.Dataset` or token ids. Default: the
             embedded speeches.
-        config: all settings at once, in place of those in `options`.
+        config: all settings at once, which `options` change. Default: the recipe's.
         options: settings by the names of their flags (`keep=[0.8, 0.5]`, `steps=75`, `eval_text=`,
             `output_dir=`, ...), and `progress`, a callback (docs/api.md). Without an `output_dir`
             the run lies in a temporary folder.
@@ -81,7 +79,9 @@ def prune(
     temporary = None
     if config is None:
         temporary = with_folder(options)
-        inputs, config = _configured(name, inputs, {"text": text} | options)
+        recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
+        config = apply_recipe(PruneConfig(name), recipe)
+    inputs, config = with_options(inputs, config, {"text": text} | options)
     config.validate()
     require_available(config)
     run = Run(config.output_dir)
@@ -99,21 +99,12 @@ def prune(
     return PruneResult(run.folder, figures, str(process.device), temporary)
 
 
-def _configured(name: str, inputs: Inputs, options: dict[str, Any]) -> tuple[Inputs, PruneConfig]:
-    """The settings of a call from Python: defaults < recipe < options."""
-    texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
-    recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
-    config = with_settings(apply_recipe(PruneConfig(name), recipe), options)
-    inputs, named = with_texts(inputs, config.text, **texts)
-    return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
-
-
 def _draw(run: Run, figures: dict[str, Any]) -> None:
     """The page of a finished run and, where one was measured, its curve."""
     if "curve" in figures:
         write_json(run.folder / "curve.json", figures["curve"])
         draw_curve(figures, run.folder / "curve.png")
-    write_page(ReportConfig((run.folder,)))
+    write_run_page(run.folder)
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
@@ -133,7 +124,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
                 status="running",
                 run=str(run.folder),
                 first_size=config.first_size,
-                dtype=str(loaded.dtype).removeprefix("torch."),
+                dtype=dtype_name(loaded.dtype),
                 **provenance(config.machine.seed, job.command),
             )
         base, terms = base_and_license(config.model)

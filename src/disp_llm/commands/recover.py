@@ -16,20 +16,18 @@ from disp_llm.commands.front import (
     Model,
     inputs_of,
     job_of,
-    machine_of,
     with_folder,
-    with_texts,
+    with_options,
 )
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
-from disp_llm.config.recipes import with_settings
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Texts, load_tokens, require_length
 from disp_llm.export.card import read_facts, write_recovered_card
-from disp_llm.export.folders import Exported, write_folder
+from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import start_tracking
+from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.folder import Run, clock
@@ -56,7 +54,7 @@ def recover(
             place.
         tokenizer: of a student in memory.
         teacher: the original, by name or in memory. Default: the one that the folder's card names.
-        config: all settings at once, in place of those in `options`.
+        config: all settings at once, which `options` change.
         options: settings by the names of their flags (`text=`, `tokens=100_000`, `how="lora"`, ...)
             and `progress`. Without an `output_dir` the run lies in a temporary folder.
 
@@ -66,11 +64,14 @@ def recover(
     """
     caller = Caller.of(options)
     name, inputs = inputs_of(student, tokenizer)
-    taught_name, taught = ("", Inputs()) if teacher is None else inputs_of(teacher, tokenizer)
+    taught = Inputs()
+    if teacher is not None:
+        options["teacher"], taught = inputs_of(teacher, tokenizer)
     temporary = None
     if config is None:
         temporary = with_folder(options)
-        inputs, config = _configured(RecoverConfig(name, teacher=taught_name), inputs, options)
+        config = RecoverConfig(name)
+    inputs, config = with_options(inputs, config, options)
     config.validate()
     require_available(config)
     run = Run(config.output_dir)
@@ -83,16 +84,6 @@ def recover(
         return RecoverResult(run.folder, {})
     _write_card(config, run.update(peak_memory_bytes=peak_memory_bytes(process.device)))
     return RecoverResult(run.folder, run.update(status="done"), str(process.device), temporary)
-
-
-def _configured(
-    config: RecoverConfig, inputs: Inputs, options: dict[str, Any]
-) -> tuple[Inputs, RecoverConfig]:
-    """The settings of a call from Python."""
-    texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
-    config = with_settings(config, options)
-    inputs, named = with_texts(inputs, config.text, **texts)
-    return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
 
 
 def _write_card(config: RecoverConfig, result: dict[str, Any]) -> None:
@@ -122,7 +113,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         run.update(
             status="running",
             run=str(run.folder),
-            dtype=str(loaded.dtype).removeprefix("torch."),
+            dtype=dtype_name(loaded.dtype),
             source=loaded.source | texts.names,
             before=as_json(measuring.perplexity(student, "perplexity before")),
             **provenance(config.machine.seed, job.command),
@@ -140,11 +131,11 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     if not process.is_main:
         return
     made = adapted.merge_and_unload() if adapted is not None else loaded.model
-    model, exported = _export(job, made, loaded)
-    sizes = _sizes(model, exported, read_facts(config.folder).get("dense", {}))
+    model, folder = _export(job, made, loaded)
+    sizes = _sizes(model, folder, read_facts(config.folder).get("dense", {}))
     after = as_json(measuring.perplexity(model, "perplexity after"))
     run.update(
-        model=after | sizes | {"folder": str(exported.folder)},
+        model=after | sizes | {"folder": str(folder)},
         tokens_seen=steps * config.training.tokens_per_step * process.count,
     )
 
@@ -166,7 +157,8 @@ def _load(
     progress(1, 2)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
     progress(2, 2)
-    length, window = config.training.length, min(config.evaluation.context, len(texts.evaluation))
+    length = config.training.length
+    window = config.evaluation.longest_window(len(texts.evaluation))
     texts.corpus.require_length(length, "length")
     require_positions(loaded.model, length, "length")
     require_positions(loaded.model, window, "context")
@@ -204,23 +196,23 @@ def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Te
 
 def _export(
     job: Job[RecoverConfig], made: PreTrainedModel, loaded: Loaded
-) -> tuple[PrunableModel, Exported]:
-    """Writes the trained model in the dtype that it came in."""
+) -> tuple[PrunableModel, Path]:
+    """Writes the trained model in the dtype that it came in; the model, and its folder."""
     made.requires_grad_(False)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(loaded.dtype)
     folder = job.run.folder / "model"
-    exported = write_folder(made, loaded.tokenizer, folder, job.config.max_shard_size)
-    return PrunableModel(made, loaded.family), exported
+    write_folder(made, loaded.tokenizer, folder, job.config.max_shard_size)
+    return PrunableModel(made, loaded.family), folder
 
 
-def _sizes(model: PrunableModel, exported: Exported, dense: dict[str, Any]) -> dict[str, Any]:
+def _sizes(model: PrunableModel, folder: Path, dense: dict[str, Any]) -> dict[str, Any]:
     """Sizes of the result, and as shares of the original's (of its own, if it was not pruned)."""
-    blocks = model.block_parameters
+    blocks, parameters = model.block_parameters, model.parameters
     return {
         "keep": blocks / dense.get("block_parameters", blocks),
-        "keep_total": exported.parameters / dense.get("parameters", exported.parameters),
-        "parameters": exported.parameters,
+        "keep_total": parameters / dense.get("parameters", parameters),
+        "parameters": parameters,
         "block_parameters": blocks,
-        "bytes": exported.bytes,
+        "bytes": weight_bytes(folder),
     }

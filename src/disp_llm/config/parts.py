@@ -74,6 +74,10 @@ class PerplexityConfig:
     windows: int = 16
     """Number of windows from the start of the text; 0 = all of them."""
 
+    def longest_window(self, tokens: int) -> int:
+        """Tokens of a window of a text of so many, which may be shorter than one."""
+        return min(self.context, tokens)
+
     def validate(self) -> None:
         """Refuses windows that score nothing or skip tokens."""
         if self.context < 2:

@@ -169,7 +169,7 @@ def eval_windows(
     stream: Int[Tensor, " N"], config: PerplexityConfig, bos_token_id: int | None = None
 ) -> Int[Tensor, "B T"]:
     """Windows in order from the start; a stream shorter than one window gives what it has."""
-    context = min(config.context, len(stream))
+    context = config.longest_window(len(stream))
     stride = min(config.stride or context, context)
     windows = stream.unfold(0, context, stride)
     if config.windows and len(windows) < config.windows:

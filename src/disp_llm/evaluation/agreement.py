@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disp_llm.models.devices import free_memory
+from disp_llm.models.devices import dtype_name, free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,7 @@ def logit_errors(
     device = next(dense.parameters()).device
     tokens = tokens[None].to(device)
     dtype = dense.dtype
-    errors = {
-        f"max_logit_error_{str(dtype).removeprefix('torch.')}": _error(dense, compact, tokens)
-    }
+    errors = {f"max_logit_error_{dtype_name(dtype)}": _error(dense, compact, tokens)}
     extra = 2 * sum(model.num_parameters() for model in (dense, compact))
     if dtype != torch.float32:
         if extra > free_memory(device):

@@ -1,6 +1,5 @@
 """Models -> folders, each written whole or not at all."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,9 @@ from disp_llm.masks.selection import Masks
 from disp_llm.runs.files import atomic
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What lies in an exported folder."""
-
-    folder: Path
-    parameters: int
-    bytes: int
-    """Size of the weight files."""
-
-
 def export_folder(
     target: PrunableModel, tokenizer: Any, masks: Masks, folder: Path, max_shard_size: str
-) -> Exported:
+) -> None:
     """Writes the compact model of some masks; a folder of the same name is replaced.
 
     `save_pretrained` of transformers writes it, so that the code that the folder needs travels
@@ -34,12 +23,12 @@ def export_folder(
     Raises:
         InputError: it cannot be written.
     """
-    return write_folder(compact_model(target, masks), tokenizer, folder, max_shard_size)
+    write_folder(compact_model(target, masks), tokenizer, folder, max_shard_size)
 
 
 def write_folder(
     compact: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str
-) -> Exported:
+) -> None:
     """Writes a model with its tokenizer, whole or not at all.
 
     Raises:
@@ -48,7 +37,6 @@ def write_folder(
     with atomic(folder) as temporary:
         compact.save_pretrained(temporary, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(temporary)
-    return Exported(folder, compact.num_parameters(), weight_bytes(folder))
 
 
 def added_biases(target: PrunableModel, masks: Masks) -> int:

@@ -74,6 +74,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`, as settings and results call a data type."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _cpu_has_bfloat16() -> bool:
     flags = Path("/proc/cpuinfo")
     return flags.exists() and "avx512_bf16" in flags.read_text()

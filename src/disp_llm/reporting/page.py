@@ -17,6 +17,15 @@ from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 
 
+def write_run_page(folder: Path) -> Path:
+    """Writes the page of one run into its folder, and returns its path.
+
+    Raises:
+        InputError: the folder is no run, or its files are damaged.
+    """
+    return Path(write_page(ReportConfig((folder,)))["file"])
+
+
 def write_page(config: ReportConfig) -> dict[str, Any]:
     """Writes the page; returns where it lies and how large it is.
 
