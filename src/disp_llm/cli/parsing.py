@@ -26,6 +26,7 @@ from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.report import ReportConfig
 from disp_llm.config.share import PushConfig, SaveConfig
+from disp_llm.config.verify import VerifyConfig
 
 Config = (
     PruneConfig
@@ -39,6 +40,7 @@ Config = (
     | SaveConfig
     | PushConfig
     | GgufConfig
+    | VerifyConfig
 )
 
 COMMANDS: dict[str, type[Config]] = {
@@ -53,6 +55,7 @@ COMMANDS: dict[str, type[Config]] = {
     "save": SaveConfig,
     "push": PushConfig,
     "gguf": GgufConfig,
+    "verify": VerifyConfig,
 }
 """Every command by its name, and what it can be asked."""
 
@@ -70,6 +73,7 @@ def parse(arguments: list[str]) -> Config:
             that no run can use.
         SystemExit: with code 0, after `--help`.
     """
+    arguments = _with_resume_value(arguments)
     subcommands = [
         Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
         for name, config in COMMANDS.items()
@@ -92,9 +96,20 @@ def parse(arguments: list[str]) -> Config:
         if stop.code in (0, None):
             raise
         raise usage_error(complaint.getvalue(), program(arguments)) from None
-    if not isinstance(config, SaveConfig | PushConfig | GgufConfig):  # whose values stand alone
+    if not isinstance(
+        config, SaveConfig | PushConfig | GgufConfig | VerifyConfig
+    ):  # whose values stand alone
         config.validate()
     return config
+
+
+def _with_resume_value(arguments: list[str]) -> list[str]:
+    """The arguments with the value that a bare `--resume` stands for."""
+    spelt: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        bare = argument == "--resume" and following not in ("auto", "True", "False")
+        spelt += [argument, "True"] if bare else [argument]
+    return spelt
 
 
 def program(arguments: list[str]) -> str:
@@ -128,7 +143,7 @@ def _default(name: str, arguments: list[str]) -> dict[str, Any]:
     it is the one that the fields themselves give."""
     if arguments[:1] != [name]:
         return {}
-    if name in RESUMABLE and "--resume" in arguments:
+    if name in RESUMABLE and _goes_on(arguments):
         from disp_llm.runs.settings import stored_config
 
         return {"default": stored_config(output_folder(arguments), RESUMABLE[name])}
@@ -137,3 +152,11 @@ def _default(name: str, arguments: list[str]) -> dict[str, Any]:
         recipe = value_of("--recipe", arguments) or plain.recipe
         return {"default": apply_recipe(plain, load_recipe(recipe))}
     return {}
+
+
+def _goes_on(arguments: list[str]) -> bool:
+    """Whether a run is resumed, whose settings the flags change."""
+    resume = value_of("--resume", arguments)
+    return resume == "True" or (
+        resume == "auto" and (output_folder(arguments) / "config.toml").exists()
+    )

@@ -82,7 +82,7 @@ class PruneResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(self.folder)
+        return write_run_page(Run(self.folder))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RecoverResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(self.folder)
+        return write_run_page(Run(self.folder))
 
 
 def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:

@@ -151,6 +151,16 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return _facts(path)["result"] if path.is_file() else {}
 
 
+def figures_of(folder: Path) -> dict[str, Any] | None:
+    """The figures of the model that the card of an exported folder tells; None without a card.
+
+    Raises:
+        InputError: the figures behind the card are damaged.
+    """
+    path = folder / FACTS
+    return _facts(path)["figures"] if path.is_file() else None
+
+
 def _facts(path: Path) -> dict[str, Any]:
     return read_json(path, "export the folder again")
 

@@ -42,7 +42,7 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
         earlier attempt is damaged.
     """
     path, config = problem.job.run.scores_file, problem.scores
-    if path.exists():
+    if problem.job.run.has(path):
         importance = _read(path)
     else:
         windows = calibration_windows(problem)
@@ -51,6 +51,7 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
             importance = fisher_importance(problem, windows, rounds)
         if problem.job.process.is_main:
             write_tensors(path, {"fisher": importance.cpu()})
+            problem.job.run.update(path)
     return per_parameter(importance.to(problem.dense.device), problem.budget)
 
 

@@ -17,23 +17,23 @@ from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 
 
-def write_run_page(folder: Path) -> Path:
+def write_run_page(run: Run) -> Path:
     """Writes the page of one run into its folder, and returns its path.
 
     Raises:
-        InputError: the folder is no run, or its files are damaged.
+        InputError: the folder is no run, or its files are damaged or not what they were.
     """
-    return Path(write_page(ReportConfig((folder,)))["file"])
+    return Path(write_page(ReportConfig((run.folder,), anyway=run.anyway))["file"])
 
 
 def write_page(config: ReportConfig) -> dict[str, Any]:
     """Writes the page; returns where it lies and how large it is.
 
     Raises:
-        InputError: a folder is no run, or its files are damaged.
+        InputError: a folder is no run, or its files are damaged or not what they were.
     """
     config.validate()
-    runs = [read_run(folder) for folder in config.runs]
+    runs = [read_run(Run(folder, config.anyway)) for folder in config.runs]
     single = Run(config.runs[0]).page_file if len(config.runs) == 1 else Path("report.html")
     path = config.output or single
     template = resources.files("disp_llm.reporting") / "report.html"

@@ -86,17 +86,17 @@ class RunData:
     bench: BenchData | None
 
 
-def read_run(folder: Path) -> RunData:
+def read_run(run: Run) -> RunData:
     """What the page shows of one run.
 
     Raises:
-        InputError: the folder is no run, or a file is damaged.
+        InputError: the folder is no run, or a file is damaged or not what it was.
     """
-    run = Run(folder)
     settings, figures, file = _settings(run), run.result(), str(run.result_file)
+    run.require_whole()
     recovers = "folder" in settings
     return RunData(
-        name=folder.resolve().name,
+        name=run.folder.resolve().name,
         model=settings["folder" if recovers else "model"],
         command="recover" if recovers else "prune",
         status=figures.get("status", "not begun"),
@@ -107,7 +107,7 @@ def read_run(folder: Path) -> RunData:
         recovery=_recovery(figures, file) if recovers else None,
         metrics=_metrics(run.metrics_file),
         settings=list(_flat(settings)),
-        bench=_bench(folder / "bench.json"),
+        bench=_bench(run.folder / "bench.json"),
     )
 
 

@@ -91,6 +91,8 @@ def train(
     peaks = [group["lr"] for group in optimizer.param_groups]
     first = restore(job.run.checkpoint_folder, trained, optimizer)
     with MetricsLog(job.run.metrics_file) as log:
+        if job.process.is_main and first < schedule.steps:
+            log.go_on_from(first, None)
         reporter = StepReporter(schedule, job, log, first, time.perf_counter())
         for step in range(first, schedule.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
