@@ -35,5 +35,6 @@ class ExportConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         self.budget.validate(self.keep)
         self.export.validate()
