@@ -17,6 +17,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
+from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
 from disp_llm.runs.files import atomic, read_json, write_json
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.results import as_json
@@ -41,7 +42,7 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
         comparison = Comparison(config, Reference(config), replace(caller, progress=progress))
         makers = row_makers(comparison)
         for name, make_rows in makers.items():
-            done = any(row["method"] == name and not row["error"] for row in result["rows"])
+            done = any(row["method"] == name and not row.get("error") for row in result["rows"])
             if done or not {"all", name} & set(config.methods):
                 continue
             made = [as_json(row) for row in make_rows(comparison, name)]
@@ -53,7 +54,7 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
                 dense = comparison.reference.dense_figures(comparison.progress(name))
                 result |= {"dense": dense, "source": comparison.reference.sources}
             _write(config.output_dir, result)
-    if any(row["error"] is None for row in result["rows"]):
+    if any(row.get("error") is None for row in result["rows"]):
         draw_comparison(result, config.output_dir / "compare.png")
     return result
 
@@ -81,7 +82,8 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         asked[table] = resolved(getattr(config, table))
     if not path.exists():
         return {"asked": asked, "rows": []}
-    result = read_json(path, "delete it; every row is made again")
+    result = read_json(path, ROWS_AGAIN)
+    comparison_figures(result, str(path))
     for key, now in asked.items():
         if result["asked"].get(key) != now:
             raise InputError(

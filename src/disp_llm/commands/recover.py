@@ -30,6 +30,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
+from disp_llm.runs.figures import run_figures
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
@@ -109,7 +110,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         open_run(config)
     process.wait()
     start_tracking(process, config.track, run.folder)
-    if process.is_main and not run.result():
+    before = run.result() if process.is_main else {}
+    if before:
+        run_figures(before, str(run.result_file))
+    if process.is_main and not {"before", "source"} <= before.keys():
         run.update(
             status="running",
             run=str(run.folder),

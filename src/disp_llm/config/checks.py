@@ -96,7 +96,7 @@ def _require_path(field: str, path: Path) -> None:
     except ValueError as error:
         said = str(error)
     except OSError as error:  # all others are for who reads or writes it
-        said = os.strerror(error.errno) if error.errno == errno.ENAMETOOLONG else ""
+        said = "too long" if error.errno == errno.ENAMETOOLONG else ""
     if said:
         what = f"no file can be called {str(path)[:40]!r}… ({said})"
         raise InputError(what, field=field, hint="give another name")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.checks import require_paths
 from disp_llm.config.parts import BudgetConfig, OutputConfig
 
 

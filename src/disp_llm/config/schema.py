@@ -1,5 +1,5 @@
-"""Plain values, as JSON and TOML files hold them -> values of a declared type, or one line that says
-what is wrong."""
+"""Plain values, as JSON and TOML files hold them -> values of a declared type, or one line that
+says what is wrong."""
 
 import sys
 from pathlib import Path

@@ -7,6 +7,9 @@ from disp_llm.config.schema import Amount
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.results import BenchComparison, BenchRow, ComparisonRow, Perplexity, from_json
 
+ROWS_AGAIN = "delete it; every row is made again"
+"""What to do about a damaged `compare.json`."""
+
 BENCH_AGAIN = "write it again by `disp-llm bench … --json`, or delete it"
 """What to do about a damaged `bench.json`."""
 
@@ -42,7 +45,7 @@ def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFig
     Raises:
         InputError: a value is missing, or is of another type; `file` says where.
     """
-    return from_json(ComparisonFigures, result, file, "delete it; every row is made again")
+    return from_json(ComparisonFigures, result, file, ROWS_AGAIN)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
+import msgspec
 from msgspec import Meta
 
 from disp_llm.config.errors import InputError
@@ -18,6 +19,10 @@ Result = TypeVar("Result")
 
 MEASURED_AGAIN = "delete it; figures are measured again"
 """What to do about a damaged file of figures."""
+
+
+Phase = Literal["prefill", "decode"]
+"""What is timed: a prompt, or one token after as many cached ones."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,14 @@ class SizeResult:
     """Width of every site of the first block in the dense model."""
     sample: str
     folder: str
-    latency: Timing = field(default_factory=dict)
-    """Where time is the budget, else empty."""
+    latency: dict[str, Any] = field(default_factory=dict)
+    """A `Timing` where time is the budget, else empty."""
 
     def __post_init__(self) -> None:
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
+        if self.latency:
+            msgspec.convert(self.latency, Timing)
 
     @property
     def share_measured(self) -> float:
@@ -152,7 +159,7 @@ class BenchRow:
     """One model under one workload."""
 
     model: str
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     length: Size
     batch: Size
     median_s: Positive
@@ -171,7 +178,7 @@ class BenchRow:
 class BenchComparison:
     """The second model's speed-up over the first under one workload."""
 
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     length: Size
     batch: Size
     speedup: Positive
