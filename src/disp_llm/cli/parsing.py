@@ -96,10 +96,7 @@ def parse(arguments: list[str]) -> Config:
         if stop.code in (0, None):
             raise
         raise usage_error(complaint.getvalue(), program(arguments)) from None
-    if not isinstance(
-        config, SaveConfig | PushConfig | GgufConfig | VerifyConfig
-    ):  # whose values stand alone
-        config.validate()
+    config.validate()
     return config
 
 

@@ -17,6 +17,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
+from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.lock import locked
@@ -43,7 +44,7 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
         result = _started(config)
         with caller.watching() as progress:
             _add_rows(config, replace(caller, progress=progress), result)
-        if any(row["error"] is None for row in result["rows"]):
+        if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
     return result
 
@@ -53,7 +54,7 @@ def _add_rows(config: CompareConfig, caller: Caller, result: dict[str, Any]) -> 
     comparison = Comparison(config, Reference(config), caller)
     makers = row_makers(comparison)
     for name, make_rows in makers.items():
-        done = any(row["method"] == name and not row["error"] for row in result["rows"])
+        done = any(row["method"] == name and not row.get("error") for row in result["rows"])
         if done or not {"all", name} & set(config.methods):
             continue
         if "source" in result and not config.anyway:
@@ -93,8 +94,8 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         asked[table] = resolved(getattr(config, table))
     if not path.exists():
         return {"asked": asked, "rows": []}
-    hint = "put it back, or delete it: every row is made again"
-    result = read_checked_json(path, hint, config.anyway)
+    result = read_checked_json(path, ROWS_AGAIN, config.anyway)
+    comparison_figures(result, str(path))
     for key, now in asked.items():
         if result["asked"].get(key) != now:
             raise InputError(

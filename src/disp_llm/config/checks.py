@@ -3,7 +3,12 @@
 All raise `InputError` naming the field; NaN passes none of them.
 """
 
+import dataclasses
+import errno
+import os
 import re
+from pathlib import Path
+from typing import Any
 
 from disp_llm.config.errors import InputError
 
@@ -45,7 +50,7 @@ def require_below_one(**values: float) -> None:
 
 
 def require_sizes(**values: tuple[float, ...]) -> None:
-    """Refuses a size outside (0, 1], a repeated one, or none at all."""
+    """Refuses a size outside (0, 1], a repeated one, two of one name, or none at all."""
     for field, sizes in values.items():
         for size in sizes:
             if not 0 < size <= 1:
@@ -54,6 +59,15 @@ def require_sizes(**values: tuple[float, ...]) -> None:
                 )
         if not sizes or len(set(sizes)) < len(sizes):
             raise InputError("empty or repeated", field=field, hint="give each size once")
+        named: dict[str, float] = {}
+        for size in sizes:  # results and files know a size by this name
+            other = named.setdefault(f"{size:g}", size)
+            if other != size:
+                raise InputError(
+                    f"{other} and {size} are both called {size:g}",
+                    field=field,
+                    hint="give sizes that differ in their first six digits",
+                )
 
 
 def require_file_size(**values: str) -> None:
@@ -61,3 +75,28 @@ def require_file_size(**values: str) -> None:
     for field, size in values.items():
         if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE):
             raise InputError(f"{size}", field=field, hint="give a size such as 5GB")
+
+
+def require_paths(config: Any) -> None:
+    """Refuses, in all settings of a configuration, names that no file can have: too long, or with a
+    null byte."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            require_paths(value)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                _require_path(entry.name, path)
+
+
+def _require_path(field: str, path: Path) -> None:
+    said = ""
+    try:
+        os.lstat(path)
+    except ValueError as error:
+        said = str(error)
+    except OSError as error:  # all others are for who reads or writes it
+        said = "too long" if error.errno == errno.ENAMETOOLONG else ""
+    if said:
+        what = f"no file can be called {str(path)[:40]!r}… ({said})"
+        raise InputError(what, field=field, hint="give another name")

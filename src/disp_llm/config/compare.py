@@ -6,7 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_not_negative, require_sizes
+from disp_llm.config.checks import (
+    require_at_least,
+    require_not_negative,
+    require_paths,
+    require_sizes,
+)
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import compared_methods
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
@@ -49,6 +54,7 @@ class CompareConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         known = ["all", *compared_methods()]
         for name in set(self.methods) - set(known):
             raise InputError(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_not_negative
+from disp_llm.config.checks import require_not_negative, require_paths
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 
 
@@ -40,5 +40,6 @@ class EvalConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         self.evaluation.validate()
         require_not_negative(limit=self.limit)

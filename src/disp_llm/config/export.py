@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.checks import require_paths
 from disp_llm.config.parts import BudgetConfig, OutputConfig
 
 
@@ -39,5 +40,6 @@ class ExportConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         self.budget.validate(self.keep)
         self.export.validate()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_sizes
+from disp_llm.config.checks import require_at_least, require_paths, require_sizes
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS, SITES, Resume, Site, Tracker, mask_methods
@@ -92,6 +92,7 @@ class PruneConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         self.budget.validate(self.keep)
         self._validate_names()
         self._validate_range()

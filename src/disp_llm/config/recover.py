@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from disp_llm.config.checks import require_file_size, require_positive
+from disp_llm.config.checks import require_file_size, require_paths, require_positive
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
@@ -65,6 +65,7 @@ class RecoverConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         require_positive(tokens=self.tokens, rank=self.rank)
         require_file_size(max_shard_size=self.max_shard_size)
         for part in (self.training, self.text, self.evaluation):

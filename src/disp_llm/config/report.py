@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.checks import require_paths
 from disp_llm.config.errors import InputError
 
 
@@ -28,5 +29,6 @@ class ReportConfig:
         Raises:
             InputError: no run is named.
         """
+        require_paths(self)
         if not self.runs:
             raise InputError("no run is named", field="runs", hint="name one or more run folders")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.checks import require_paths
+
 
 @dataclass(frozen=True)
 class SaveConfig:
@@ -22,6 +24,14 @@ class SaveConfig:
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     json: bool = False
     """Print one JSON object on standard output."""
+
+    def validate(self) -> None:
+        """Refuses names that no file can have.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_paths(self)
 
 
 @dataclass(frozen=True)
@@ -40,3 +50,11 @@ class PushConfig:
     """Message of the commit."""
     json: bool = False
     """Print one JSON object on standard output."""
+
+    def validate(self) -> None:
+        """Refuses names that no file can have.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_paths(self)

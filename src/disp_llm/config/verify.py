@@ -15,3 +15,6 @@ class VerifyConfig:
     """The folder of a `prune`, `recover` or `compare`, or an exported folder such as run/model."""
     json: bool = False
     """Print one JSON object on standard output."""
+
+    def validate(self) -> None:
+        """Its values stand alone."""

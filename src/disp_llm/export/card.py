@@ -2,9 +2,12 @@
 is loaded in each engine.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from disp_llm.config.schema import Amount, Count, Positive
+from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import atomic, read_json, write_json
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
 
@@ -161,8 +164,48 @@ def figures_of(folder: Path) -> dict[str, Any] | None:
     return _facts(path)["figures"] if path.is_file() else None
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """What training after pruning did."""
+
+    how: Literal["full", "lora"]
+    distill: Amount
+    tokens_seen: Count
+    text: str
+    before: Positive
+    command: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the card tells of a run's result."""
+
+    dense: DenseResult
+    source: Source
+    versions: dict[str, str]
+    tokens_seen: Count
+    command: str
+    hardware: Hardware
+    recovered: Recovered | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that `card.json` holds; of the figures, those that the card leaves out are not there."""
+
+    figures: SizeResult
+    result: Told
+
+
 def _facts(path: Path) -> dict[str, Any]:
-    return read_json(path, "export the folder again")
+    """The file's values, checked."""
+    hint = "export the folder again"
+    values = read_json(path, hint)
+    figures = values.get("figures")
+    if isinstance(figures, dict):
+        figures = dict.fromkeys(UNTOLD, "") | figures
+    from_json(Facts, values | {"figures": figures}, str(path), hint)
+    return values
 
 
 def write_recovered_card(

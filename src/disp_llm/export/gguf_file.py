@@ -13,13 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
-from disp_llm.export.plain import intermediate_only
+from disp_llm.export.plain import EXPORT_AGAIN, intermediate_only
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.runs.files import atomic
+from disp_llm.runs.tensors import read_tensors
 
 NATIVE, VARIABLE = "llama", "deci"
 """The architecture of equal widths, and that of widths that differ."""
@@ -43,6 +43,7 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
     Raises:
         InputError: the format cannot hold the folder, or the folder is not of the original's shape.
     """
+    config.validate()
     widths = _widths(config.folder)
     reader = _original(config.original, len(widths))
     weights = _weights(config.folder, reader, len(widths))
@@ -94,7 +95,7 @@ def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, to
     shapes = {tensor.name: tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors}
     found: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
-        for own, tensor in load_file(path).items():
+        for own, tensor in read_tensors(path, EXPORT_AGAIN).tensors.items():
             name = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
             if not name.startswith(("blk.", "output_norm.")):
                 continue

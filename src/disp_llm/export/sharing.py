@@ -19,6 +19,7 @@ def save(config: SaveConfig) -> dict[str, Any]:
         InputError: not an exported folder, or the place is taken or cannot be written; with
             `plain`, also widths that the original's architecture cannot have.
     """
+    config.validate()
     require_exported(config.folder)
     plain = plain_config(config.folder) if config.plain else None
     if config.to.exists():
