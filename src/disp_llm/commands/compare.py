@@ -15,6 +15,8 @@ from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
+from disp_llm.models.loading import load_config
+from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
 from disp_llm.runs.files import atomic, read_json, write_json
@@ -37,6 +39,8 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
     caller, config = Caller.asking(CompareConfig, asked, options)
     config.validate()
     result = _started(config)
+    described = load_config(config.model)
+    config = within_positions(config, CompareConfig(config.model), described)
     with caller.watching() as progress:
         comparison = Comparison(config, Reference(config), replace(caller, progress=progress))
         makers = row_makers(comparison)

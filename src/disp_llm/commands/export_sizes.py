@@ -49,7 +49,8 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         loaded, problem, texts = open_problem(job, Inputs())
-        measuring = Measuring(texts.evaluation, settings.evaluation, loaded.tokenizer, progress)
+        evaluation = problem.job.config.evaluation
+        measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, progress)
         selection = load_masks(run.logits_file, problem.budget.layout).selection
         SizeWriter(problem, measuring, stored.first_size).write(selection, config.shares)
     names = [config.budget.size_name(share) for share in config.shares]

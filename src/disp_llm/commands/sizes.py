@@ -25,6 +25,7 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.loading import load_model
+from disp_llm.models.windows import fitting
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
 from disp_llm.training.problem import PruningProblem
 
@@ -131,7 +132,8 @@ class SizeWriter:
             export_folder(dense, measuring.tokenizer, masks, folder, shard)
             job.progress(f"{name}: export", 1, 1, {})
             model = load_model(str(folder), dense.device, dense.dtype)
-            errors = logit_errors(dense.model, model, measuring.stream[:CHECK_TOKENS])
+            tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+            errors = logit_errors(dense.model, model, tokens)
         warn_of_error(errors, folder)
         compact = PrunableModel(model, dense.family)
         self._require_counted(compact, masks)

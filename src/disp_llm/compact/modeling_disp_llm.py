@@ -14,6 +14,7 @@ all dimensions has neither buffer nor hook there.
 D residual stream, K kept of it.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -162,21 +163,20 @@ def _add_index(module: nn.Module, name: str, width: int) -> None:
     module.register_buffer(name, torch.arange(width))  # the file has which ones
 
 
-def require_indices(model: nn.Module) -> None:
-    """Refuses indices that select nothing in the stream, which would be computed with in silence.
-
-    Those that a file lacks are whatever the memory held before.
+def require_indices(model: nn.Module, missing: Container[str]) -> None:
+    """Refuses indices that a file lacks, which are then whatever the memory held before, and those
+    that are no selection of the stream.
 
     Raises:
         ValueError: naming them.
     """
     for name, kept in model.named_buffers():
         path, _, buffer = name.rpartition(".")
-        if buffer in ("kept_in", "kept_out") and not kept.is_meta:
+        if buffer in ("kept_in", "kept_out"):
             full: Any = model.get_submodule(path).full_width
-            ascending = bool((kept.diff() > 0).all())
-            if kept.dtype != torch.int64 or not (ascending and 0 <= kept[0] and kept[-1] < full):
-                raise ValueError(f"{name} is not a sorted selection of {full} dimensions")
+            whole = name not in missing and kept.dtype == torch.int64
+            if not (whole and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < full):
+                raise ValueError(f"{name} is missing, or no sorted selection of {full} dimensions")
 
 
 def pruned_model(native_name: str) -> type:
@@ -189,10 +189,12 @@ def pruned_model(native_name: str) -> type:
             native.__init__(self, config, *args, **kwargs)
             shrink(self.base_model, config.disp_llm)
 
-        def from_pretrained(cls, *args, **kwargs):
-            loaded = super(made, cls).from_pretrained(*args, **kwargs)
-            require_indices(loaded[0] if isinstance(loaded, tuple) else loaded)
-            return loaded
+        def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
+            loaded, report = super(made, cls).from_pretrained(
+                *args, output_loading_info=True, **kwargs
+            )
+            require_indices(loaded, report["missing_keys"])
+            return (loaded, report) if output_loading_info else loaded
 
         members = {
             "__module__": __name__,

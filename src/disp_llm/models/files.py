@@ -75,6 +75,12 @@ def require_readable(path: Path) -> None:
     pickled = [file.name for file in weights if file.suffix in PICKLED]
     if pickled and not any(file.suffix == ".safetensors" for file in weights):
         raise pickled_weights(str(path), f" ({first_of(pickled)})")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(
+            f"'{path}' has no config.json",
+            field="model",
+            hint=f"name a model folder, or {AGAIN}",
+        )
     read = {file.name: _object(file) for file in files_of(path) if file.suffix == ".json"}
     if INDEX in read:
         index = as_type(read[INDEX], Index, field=str(path / INDEX), hint=AGAIN)
@@ -97,12 +103,18 @@ def _object(file: Path) -> dict[str, Any]:
     """The JSON object of a file.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or NaN, with which a model would compute.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_nan)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"is not JSON ({error})", field=str(file), hint=AGAIN) from error
     if not isinstance(found, dict):
         raise InputError("holds no JSON object", field=str(file), hint=AGAIN)
     return found
+
+
+def _no_nan(constant: str) -> float:
+    if constant == "NaN":
+        raise ValueError("NaN in place of a number")
+    return float(constant)

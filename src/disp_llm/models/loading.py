@@ -23,7 +23,7 @@ from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.source import source_of
-from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
+from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,13 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     require_readable(_path(name))
     with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
+        borrowed = "/" in str(config._attn_implementation)
+    if borrowed:  # code of the hub, which transformers would fetch and run
+        raise InputError(
+            f"'{name}' asks for attention of {config._attn_implementation}, which is never run",
+            field="model",
+            hint="take attn_implementation out of its config.json",
+        )
     if str(config.model_type).startswith(PRUNED_PREFIX):
         require_widths(config, str(_path(name) / "config.json"), AGAIN)
     return config
@@ -123,7 +130,14 @@ def _whole_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrai
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that the report names them, and we refuse them
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"'{name}' is an adapter on another model",
+            field="model",
+            hint="merge it first, by `merge_and_unload` of PEFT",
+        )
     require_whole(name, report)
+    require_stored_types(name, model, _path(name))
     require_finite(name, model)
     if packed:  # unpacked, so no longer quantised
         model.config.__dict__.pop("quantization_config", None)
@@ -190,9 +204,13 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
     if "use_safetensors" in said:
         return pickled_weights(name)
     lines = [line for line in said.splitlines() if line.strip()]
-    why = lines[0].strip(" .:") if lines else type(error).__name__
-    hint = f"{AGAIN}: its files are damaged"
-    if not _path(name).exists():
-        hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
+    why = lines[0].strip(" .:") if lines else ""
+    if not isinstance(
+        error, OSError | ValueError | RuntimeError | ImportError
+    ):  # as in KeyError: 3
+        why = f"{type(error).__name__}: {why}"
     near = "" if _path(name).exists() else nearest(name, [embedded.MODEL])
+    hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
+    if _path(name).exists():
+        hint = f"name another model, or {AGAIN} if its files are damaged"
     return InputError(f"cannot load {part}'{name}'{near} ({why})", field="model", hint=hint)

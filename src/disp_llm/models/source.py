@@ -33,7 +33,9 @@ def _commit(model: Path) -> str:
     if model.suffix == ".gguf":
         place, file = model.parent, model.name
     found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file)
-    return Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else ""
+    return (
+        Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else ""
+    )
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
@@ -41,7 +43,7 @@ def fingerprint_of(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -6,9 +6,11 @@ transformers fills what a file lacks with random numbers and goes on; nothing he
 import re
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +21,12 @@ AGAIN = "copy or download the model again"
 CONSTANTS = re.compile(r"(inv_freq|masked_bias|position_ids)$")
 """What older versions of transformers wrote beside the weights: numbers that every model computes.
 """
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the types that weights which are not quantised have."""
+
+STORED = {torch.int64: ("I64",), torch.bool: ("BOOL",)}
+"""The same of what a model does not compute with, but selects by."""
 
 SHOWN = 3
 """How many names a message gives."""
@@ -69,6 +77,34 @@ def require_finite(name: str, model: PreTrainedModel) -> None:
             f"'{name}' has weights that are not finite numbers: {first_of(damaged)}",
             field="model",
             hint=f"{AGAIN}, or train it again from where it was sound",
+        )
+
+
+def require_stored_types(name: str, model: PreTrainedModel, folder: Path) -> None:
+    """Refuses weights that are stored as whole numbers, and indices that are not.
+
+    transformers casts both to what the model computes in, without a word. A quantised model stores
+    its weights as it likes.
+
+    Raises:
+        InputError: naming the tensors.
+    """
+    if getattr(model.config, "quantization_config", None):
+        return
+    state, damaged = model.state_dict(), []
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118  (it is no dictionary)
+                # The head-less model, as GPT-2 is published, has no prefix.
+                loaded = state.get(key, state.get(f"{model.base_model_prefix}.{key}"))
+                stored = opened.get_slice(key).get_dtype()
+                if loaded is not None and stored not in STORED.get(loaded.dtype, FLOATS):
+                    damaged.append(f"{key} ({stored})")
+    if damaged:
+        raise InputError(
+            f"'{name}' stores weights in another kind of number: {first_of(damaged)}",
+            field="model",
+            hint=AGAIN,
         )
 
 

@@ -34,7 +34,7 @@ def positions_of(described: PreTrainedConfig) -> int | None:
     most = getattr(config, "max_position_embeddings", None)
     if most and scaling.get("rope_type") in STRETCHED:  # it may be the length before
         most = int(most * scaling.get("factor", 1))
-    return most or None
+    return most if most and most > 0 else None
 
 
 def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
