@@ -6,6 +6,7 @@ here, so that help and usage errors come at once.
 
 import contextlib
 import io
+import itertools
 import operator
 import sys
 from functools import reduce
@@ -103,7 +104,7 @@ def parse(arguments: list[str]) -> Config:
 def _with_resume_value(arguments: list[str]) -> list[str]:
     """The arguments with the value that a bare `--resume` stands for."""
     spelt: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         bare = argument == "--resume" and following not in ("auto", "True", "False")
         spelt += [argument, "True"] if bare else [argument]
     return spelt

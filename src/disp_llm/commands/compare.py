@@ -15,6 +15,8 @@ from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
+from disp_llm.models.loading import load_config
+from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
 from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
@@ -42,6 +44,8 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
     config = located(config)
     with locked(config.output_dir):
         result = _started(config)
+        described = load_config(config.model)
+        config = within_positions(config, CompareConfig(config.model), described)
         with caller.watching() as progress:
             _add_rows(config, replace(caller, progress=progress), result)
         if any(row.get("error") is None for row in result["rows"]):

@@ -18,6 +18,7 @@ from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
+from disp_llm.models.windows import within_positions
 from disp_llm.runs.results import as_json
 
 
@@ -76,6 +77,7 @@ def _evaluated(
     }
     if given or config.text or config.dataset or not config.tasks:
         stream, source = evaluation_stream(config, loaded.tokenizer, given)
+        config = within_positions(config, EvalConfig(config.model), loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
         result |= {"text": source} | as_json(measured)
     if config.tasks:

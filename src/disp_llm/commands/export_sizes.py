@@ -52,7 +52,8 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         loaded, problem, texts = open_problem(job, Inputs())
         run.require_same_source(loaded.source | texts.names)
-        measuring = Measuring(texts.evaluation, settings.evaluation, loaded.tokenizer, progress)
+        evaluation = problem.job.config.evaluation
+        measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, progress)
         selection = load_masks(run.logits_file, problem.budget.layout).selection
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
         writer = SizeWriter(problem, measuring, stored.first_size, suffix, config.force)

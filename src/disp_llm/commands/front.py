@@ -30,6 +30,7 @@ from disp_llm.models.devices import require_tracker, start_process
 from disp_llm.models.embedded import MODEL
 from disp_llm.models.loading import Loaded, family_of_any, load
 from disp_llm.models.source import fingerprint_of
+from disp_llm.models.wholeness import require_finite
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, never
@@ -115,6 +116,7 @@ class Inputs:
             return load(name, machine, dense_only)
         config = self.model.config
         family = family_of(config) if dense_only else family_of_any(config)
+        require_finite(name, self.model)
         source = {"model": name, "revision": fingerprint_of(self.model)}
         return Loaded(self.model, self.tokenizer, family, source, self.model.dtype)
 

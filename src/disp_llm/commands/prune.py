@@ -26,6 +26,7 @@ from disp_llm.commands.planning import (
     refuse_impossible,
     sites_of,
     tokens_seen,
+    usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
@@ -39,6 +40,7 @@ from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
+from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
 from disp_llm.reporting.run_plots import draw_curve
 from disp_llm.runs.files import write_json
@@ -125,14 +127,15 @@ def _finish(run: Run, **last: Any) -> dict[str, Any]:
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
-    config, run, process = job.config, job.run, job.process
+    asked, run, process = job.config, job.run, job.process
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         loaded, problem, texts = open_problem(job, inputs)
     refuse_impossible(problem, texts)
     run.require_same_source(loaded.source | texts.names)
+    config = problem.job.config
     measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
     if process.is_main:
-        open_run(replace(config, export=replace(config.export, align=problem.align)))
+        open_run(replace(asked, export=replace(asked.export, align=problem.align)))
     process.wait()
     start_tracking(process, config.track, run.folder)
     if process.is_main:
@@ -167,12 +170,15 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
 
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:
-    """Loads model and texts, and settles budget and alignment."""
+    """Loads model and texts, and settles budget, alignment and the length of windows: the job of
+    the problem has settings that the model can follow."""
     config, device = job.config, job.process.device
     progress = job.count("loading model and text")
     progress(0, 2)
     machine = replace(config.machine, device=str(device))
     loaded = inputs.load(config.model, machine, dense_only=True)
+    config = within_positions(config, usual_settings(config), loaded.model.config)
+    job = replace(job, config=config)
     progress(1, 2)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
     progress(2, 2)

@@ -31,7 +31,7 @@ from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.windows import require_positions
+from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock, require_same_source
@@ -110,12 +110,13 @@ def _in_its_folder(
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    config, run, process = job.config, job.run, job.process
-    loaded, teacher, texts = _load(job, inputs, taught)
+    asked, run, process = job.config, job.run, job.process
+    job, loaded, teacher, texts = _load(job, inputs, taught)
+    config = job.config
     student = PrunableModel.of(loaded)
     measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
     if process.is_main:
-        open_run(config)
+        open_run(asked)
     process.wait()
     start_tracking(process, config.track, run.folder)
     source = loaded.source | texts.names
@@ -155,8 +156,8 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
 
 def _load(
     job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
-) -> tuple[Loaded, Teacher | None, Texts]:
-    """Student, teacher and texts.
+) -> tuple[Job[RecoverConfig], Loaded, Teacher | None, Texts]:
+    """Student, teacher and texts, and the job with windows that both models can read.
 
     Raises:
         InputError: one of them is unusable.
@@ -170,13 +171,17 @@ def _load(
     progress(1, 2)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
     progress(2, 2)
+    models = [loaded.model, *([teacher.target.model] if teacher else [])]
+    usual = RecoverConfig(config.folder)
+    config = within_positions(config, usual, *(model.config for model in models))
     length = config.training.length
     window = config.evaluation.longest_window(len(texts.evaluation))
     texts.corpus.require_length(length, "length")
-    require_positions(loaded.model, length, "length")
-    require_positions(loaded.model, window, "context")
+    for model in models:
+        require_positions(model, length, "length")
+        require_positions(model, window, "context")
     require_length(texts.evaluation, 2, "eval_text")
-    return loaded, teacher, texts
+    return replace(job, config=config), loaded, teacher, texts
 
 
 def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Teacher | None:

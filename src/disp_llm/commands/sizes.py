@@ -27,6 +27,7 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.loading import load_model
+from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
 from disp_llm.runs.sums import write_sums
@@ -165,7 +166,8 @@ class SizeWriter:
                 write_folder(compact, measuring.tokenizer, written, shard)
                 job.progress(f"{name}: export", 1, 1, {})
                 model = load_model(str(written), dense.device, dense.dtype)
-                errors = logit_errors(dense.model, model, measuring.stream[:CHECK_TOKENS])
+                tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+                errors = logit_errors(dense.model, model, tokens)
             warn_of_error(errors, folder)
             loaded = PrunableModel(model, dense.family)
             self._require_counted(loaded, masks)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from disp_llm.config.errors import InputError
 
@@ -152,3 +154,13 @@ def write_tensors(
     """Writes a safetensors file; tensors must be contiguous."""
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, data types, shapes and numbers of tensors in the machine's memory."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
