@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.data.formats import documents_in
-from disp_llm.data.rows import Unusable
+from disp_llm.data.rows import Unusable, said_by
 
 KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
 """What a folder may hold. A file that is named itself may have any suffix."""
@@ -50,10 +50,10 @@ def documents_of(path: Path, column: str) -> list[str]:
         with opener(path) as file:
             documents = documents_in(file, kind, column)
     except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise Unusable(f"is damaged ({error})", "make or fetch it again") from error
+        raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
     except OSError as error:
         if error.errno is None:  # of a decompressor, not of the system
-            raise Unusable(f"is damaged ({error})", "make or fetch it again") from error
+            raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
         raise
     if all(not document or document.isspace() for document in documents):
         raise _empty()

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from disp_llm.data.rows import Unusable, no_column, text_of
+from disp_llm.data.rows import Unusable, no_column, said_by, text_of
 
 LONGEST_CELL = 2**31 - 1
 """Characters of a cell of a .csv file; Python's own limit is 131,072."""
@@ -65,7 +65,7 @@ def _json(content: str, column: str) -> list[str]:
         found = json.loads(content) if content.strip() else []
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
-            raise Unusable(f"is no whole JSON array ({error})", "mend it") from error
+            raise Unusable(f"is no whole JSON array ({said_by(error)})", "mend it") from error
         return _jsonl(content, column)
     rows = found if isinstance(found, list) else [found]
     return [text_of(row, column, "row", number, True) for number, row in enumerate(rows, start=1)]
@@ -93,7 +93,9 @@ def _csv(content: str, column: str) -> list[str]:
                     documents.append(row[place])
                 line = rows.line_num + 1
         except csv.Error as error:
-            raise Unusable(f"has no whole row in line {line} ({error})", "mend it") from error
+            raise Unusable(
+                f"has no whole row in line {line} ({said_by(error)})", "mend it"
+            ) from error
     if any(documents) and all(_is_number(document) for document in documents):
         raise Unusable(f"has no text but numbers as '{column}'", "name the right `text_field`")
     return documents
@@ -124,7 +126,7 @@ def _parquet(file: Any, column: str) -> list[str]:
     seekable = file if isinstance(file, io.BufferedReader) else io.BytesIO(file.read())
     documents: list[str] = []
     try:
-        table = pyarrow.parquet.ParquetFile(seekable)
+        table = pyarrow.parquet.ParquetFile(seekable, page_checksum_verification=True)
         columns = table.schema_arrow.names
         if columns.count(column) != 1:
             raise Unusable(*no_column(column, columns))
@@ -133,6 +135,6 @@ def _parquet(file: Any, column: str) -> list[str]:
                 row, number = {column: value}, len(documents) + 1
                 documents.append(text_of(row, column, "row", number))
     except pa.ArrowException as error:
-        what = (str(error).splitlines() or ["?"])[0]
-        raise Unusable(f"is no whole Parquet file ({what})", "make or fetch it again") from error
+        what = f"is no whole Parquet file ({said_by(error)})"
+        raise Unusable(what, "make or fetch it again") from error
     return documents

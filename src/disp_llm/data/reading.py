@@ -8,7 +8,7 @@ from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.files import documents_of, files_under
-from disp_llm.data.rows import Unusable, no_column, text_of
+from disp_llm.data.rows import Unusable, no_column, said_by, text_of
 from disp_llm.data.sources import GivenText
 
 DATASET = {"text": "dataset", "eval_text": "eval_dataset"}
@@ -74,9 +74,8 @@ def read_dataset(name: str, column: str, default_split: str, field: str = "datas
     except Unusable as error:
         raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
-        first = (str(e.__cause__ or e).splitlines() or [type(e).__name__])[0]
         raise InputError(
-            f"cannot load {name} ({first})",
+            f"cannot load {name} ({said_by(e.__cause__ or e)})",
             field=field,
             hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
             "or name files",
