@@ -32,7 +32,7 @@ from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.tokens import Texts, load_tokens, require_length
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
@@ -182,8 +182,6 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, Pruning
     progress(1, 2)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
     progress(2, 2)
-    given = config.text.eval_text or config.text.eval_dataset or inputs.texts.eval_text
-    require_length(texts.evaluation, 2, "eval_text" if given else "text")
     align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
     dense = PrunableModel.of(loaded, HEADS in sites_of(config))
     budget = budget_of(job, dense, align)

@@ -25,7 +25,7 @@ from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.tokens import Texts, load_tokens, require_length
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import read_facts, write_recovered_card
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
@@ -180,7 +180,6 @@ def _load(
     for model in models:
         require_positions(model, length, "length")
         require_positions(model, window, "context")
-    require_length(texts.evaluation, 2, "eval_text")
     return replace(job, config=config), loaded, teacher, texts
 
 
