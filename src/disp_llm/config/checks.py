@@ -3,9 +3,14 @@
 All raise `InputError` naming the field; NaN passes none of them.
 """
 
+import os
 import re
+from pathlib import Path
 
 from disp_llm.config.errors import InputError
+
+LONGEST_NAME = 200
+"""Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
 
 
 def require_positive(**values: float) -> None:
@@ -61,3 +66,20 @@ def require_file_size(**values: str) -> None:
     for field, size in values.items():
         if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE):
             raise InputError(f"{size}", field=field, hint="give a size such as 5GB")
+
+
+def require_new(**places: Path) -> None:
+    """Refuses a place where something lies, or where nothing can be written."""
+    for field, path in places.items():
+        if os.path.lexists(path):
+            what = "is a folder" if path.is_dir() else "exists"
+            raise InputError(f"{path} {what}", field=field, hint="give another name")
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise InputError(
+                f"a name of more than {LONGEST_NAME} bytes", field=field, hint="give a shorter one"
+            )
+        above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+        if not above.is_dir():
+            raise InputError(f"{above} is a file", field=field, hint="name a place in a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{above} cannot be written", field=field, hint="name another place")

@@ -8,6 +8,7 @@ import numpy as np
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection import Masks
 from disp_llm.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, mark_dense, panels, save
+from disp_llm.runs.naming import name_of
 from disp_llm.runs.results import Perplexity, from_json
 
 
@@ -40,7 +41,7 @@ def draw_curve(figures: dict[str, Any], path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("keep: share of block parameters")
     axes.set_ylabel("perplexity")
-    axes.set_title(figures["source"]["model"], fontsize=9)
+    axes.set_title(name_of(figures["source"]["model"]), fontsize=9)
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     save(figure, path)
 
