@@ -94,7 +94,7 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
     """What others may know of a run: no path, and nothing of the text that it read."""
     told = {key: result[key] for key in TOLD if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
-    told |= {"source": named(told["source"]), "command": without_paths(told["command"])}
+    told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
     base = result["source"].get("base_model", "")
     if base != name_of(base):  # a path names no repository of the hub
         told["source"]["base_model"] = ""
