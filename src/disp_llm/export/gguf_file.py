@@ -49,8 +49,8 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
         InputError: the format cannot hold the folder, the folder is not of the original's shape, or
             something lies at `config.to`.
     """
-    widths = _widths(config.folder)
     config.validate()
+    widths = _widths(config.folder)
     reader = _original(config.original, len(widths))
     weights = _weights(config.folder, reader, len(widths))
     architecture = NATIVE if len(set(widths)) == 1 else VARIABLE

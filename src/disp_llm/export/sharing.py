@@ -36,8 +36,8 @@ def save(config: SaveConfig) -> dict[str, Any]:
             place is taken, lies inside the folder, or cannot be written; with `plain`, also widths
             that the original's architecture cannot have.
     """
-    require_exported(config.folder)
     config.validate()
+    require_exported(config.folder)
     files, left_out = _files(config.folder)
     contents: Contents = {**files}
     contents[CARD] = _card(config.folder, config.license, config.to.name)
