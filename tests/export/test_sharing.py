@@ -150,7 +150,8 @@ def test_a_damaged_folder_is_not_shared(damaged, folder, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_settings_of_the_original_say_nothing_of_its_maker(tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_settings_of_the_original_say_nothing_of_its_maker(tmp_path, old):
     """Paths and code of others, which transformers carries along from what it has loaded."""
     original, exported = tmp_path / "original", tmp_path / "exported"
     tiny_model("llama").save_pretrained(original)
@@ -158,7 +159,8 @@ def test_settings_of_the_original_say_nothing_of_its_maker(tmp_path):
     place, code = "/home/SECRET/llama", {"AutoModel": "SECRET/repository--modeling.Model"}
     edit(original / "config.json", _name_or_path=place, cache_dir=place, auto_map=code)
     edit(original / "generation_config.json", assistant=place)
-    tokens = {"AutoTokenizer": ["tokenization_SECRET.Tokens", None]}
+    tokens = ["tokenization_SECRET.Tokens", None]
+    tokens = tokens if old else {"AutoTokenizer": tokens}
     edit(original / "tokenizer_config.json", name_or_path=place, files=place, auto_map=tokens)
     model = transformers.AutoModelForCausalLM.from_pretrained(original)
     tokenizer = transformers.AutoTokenizer.from_pretrained(original)

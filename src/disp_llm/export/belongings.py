@@ -41,7 +41,8 @@ def strip_foreign(folder: Path) -> None:
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             kept = {key: value for key, value in found.items() if not is_place(value)}
-            classes = kept.pop("auto_map", {}).items()
+            code = kept.pop("auto_map", None)
+            classes = code.items() if isinstance(code, dict) else ()  # old tokenizers have a list
             own = {name: stated for name, stated in classes if not _foreign(stated)}
             kept |= {"auto_map": own} if own else {}
             if kept != found:
