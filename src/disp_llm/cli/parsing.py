@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import operator
+import shlex
 import sys
 from functools import reduce
 from pathlib import Path
@@ -28,6 +29,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.report import ReportConfig
 from disp_llm.config.share import PushConfig, SaveConfig
 from disp_llm.config.verify import VerifyConfig
+from disp_llm.runs.naming import HUB_NAME
 
 Config = (
     PruneConfig
@@ -116,8 +118,13 @@ def program(arguments: list[str]) -> str:
 
 
 def command_line() -> str:
-    """How this process was started, for provenance."""
-    return " ".join(sys.argv)
+    """How this process was started, for provenance: a line that a shell takes, in which what lies
+    here cannot be mistaken for a name on the hub (`./org/name`)."""
+
+    def said(word: str) -> str:
+        return f"./{word}" if HUB_NAME.fullmatch(word) and Path(word).exists() else word
+
+    return shlex.join(["disp-llm", *map(said, sys.argv[1:])])
 
 
 def output_folder(arguments: list[str]) -> Path:

@@ -28,6 +28,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import read_facts, write_recovered_card
 from disp_llm.export.folders import weight_bytes, write_folder
+from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
@@ -192,7 +193,7 @@ def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Te
     config = job.config
     if not config.training.distill:
         return None
-    name = config.teacher or read_facts(config.folder).get("source", {}).get("model")
+    name = config.teacher or original_of(Path(config.folder))
     if not name:
         raise InputError(
             "is needed to distil, and the folder does not name its original",

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.export.belongings import strip_foreign
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
@@ -36,6 +37,7 @@ def write_folder(
     """
     compact.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
+    strip_foreign(folder)
 
 
 def added_biases(target: PrunableModel, masks: Masks) -> int:
