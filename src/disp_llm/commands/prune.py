@@ -5,6 +5,7 @@ scores, mask learning, and for every size masks, export, and the measurement of 
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.front import (
@@ -107,22 +108,19 @@ def _in_its_folder(
     process = job.process
     if not process.is_main:
         return PruneResult(run.folder, {})
-    figures = _finish(run, peak_memory_bytes=peak_memory_bytes(process.device))
+    figures = run.finish(*_draw(run), peak_memory_bytes=peak_memory_bytes(process.device))
     write_run_page(run)
     return PruneResult(run.folder, figures, str(process.device), temporary)
 
 
-def _finish(run: Run, **last: Any) -> dict[str, Any]:
-    """Draws the curve, if one was measured, and closes the run: done means that every file is on
-    the disk as it was written."""
-    figures, written = run.result(), [run.metrics_file] if run.metrics_file.exists() else []
-    if "curve" in figures:
-        write_json(run.folder / "curve.json", figures["curve"])
-        draw_curve(figures, run.folder / "curve.png")
-        written += [run.folder / "curve.json", run.folder / "curve.png"]
-    run.update(*written, **last)
-    run.require_whole()
-    return run.update(status="done")
+def _draw(run: Run) -> list[Path]:
+    """Draws the curve, where one was measured; the files."""
+    figures, files = run.result(), [run.folder / "curve.json", run.folder / "curve.png"]
+    if "curve" not in figures:
+        return []
+    write_json(files[0], figures["curve"])
+    draw_curve(figures, files[1])
+    return files
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:

@@ -104,9 +104,8 @@ def _in_its_folder(
     process = job.process
     if not process.is_main:
         return RecoverResult(run.folder, {})
-    run.update(run.metrics_file, peak_memory_bytes=peak_memory_bytes(process.device))
-    run.require_whole()
-    return RecoverResult(run.folder, run.update(status="done"), str(process.device), temporary)
+    figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
+    return RecoverResult(run.folder, figures, str(process.device), temporary)
 
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:

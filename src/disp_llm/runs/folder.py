@@ -172,6 +172,27 @@ class Run:
         if not self.anyway:
             require_same_source(self.result().get("source", {}), source, self.folder)
 
+    def finish(self, *written: Path, **last: Any) -> dict[str, Any]:
+        """Closes the run: done means that every file is on the disk as it was written. Files that
+        were deleted since and that nothing reads any more are taken off the record.
+
+        Args:
+            written: files to be recorded beside the log.
+            last: values to be added to `result.json`.
+
+        Raises:
+            InputError: a file is not what it was.
+        """
+        if not self.scores_file.exists():
+            self.forget(self.scores_file)
+        if self.metrics_file.exists():
+            written = (*written, self.metrics_file)
+        else:
+            self.forget(self.metrics_file)
+        self.update(*written, **last)
+        self.require_whole()
+        return self.update(status="done")
+
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
