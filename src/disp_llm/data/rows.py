@@ -40,7 +40,7 @@ def text_of(row: Any, column: str, unit: str, number: int, strings: bool = False
     elif not isinstance(row, Mapping):
         raise Unusable(
             f"has no text but {kind_of(row)} in {unit} {number}",
-            f"give {'strings or ' if strings else ''}rows with a column `{column}`",
+            f"give {'strings or ' if strings else ''}rows with a column '{column}'",
         )
     elif column not in row:
         raise Unusable(*no_column(column, list(row), f" in {unit} {number}"))

@@ -169,7 +169,8 @@ def _documents(rows: Iterable[Any], field: str) -> list[str]:
         try:
             documents.append(text_of(row, "text", "row", number, strings=True))
         except Unusable as error:
-            raise InputError(error.what, field=field, hint=error.hint) from error
+            hint = "give whole texts: strings, or rows with a column 'text'"
+            raise InputError(error.what, field=field, hint=hint) from error
         characters += len(documents[-1])
         if characters > CHARACTERS and not isinstance(rows, Sized):
             warnings.warn(
