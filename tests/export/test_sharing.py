@@ -14,6 +14,7 @@ from disp_llm.export.folders import export_folder
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
+from disp_llm.reporting import comparison_plots, run_plots
 from disp_llm.runs.files import write_json
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
 
@@ -212,8 +213,8 @@ def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
         done = run_command("report", *flags)
         assert done.returncode == 0, done.stderr
     shared = [*run.glob("model/*"), *recovered.glob("model/*"), tmp_path / "both.html"]
-    shared += [run / "report.html", recovered / "report.html", *run.glob("*.png")]
-    shared += [secret_places["comparison"] / name for name in ("compare.md", "compare.png")]
+    shared += [run / "report.html", recovered / "report.html"]
+    shared += [secret_places["comparison"] / "compare.md"]
     assert {"card.json", "README.md", "config.json"} <= {path.name for path in shared}
     for path in shared:
         content = path.read_bytes()
@@ -221,6 +222,18 @@ def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
         assert str(Path.home()).encode() not in content, path
     for path in (*run.glob("model/*"), *recovered.glob("model/*")):
         assert b"PRIVATE" not in path.read_bytes(), path  # the text itself
+
+
+def test_plots_name_the_model(secret_places, tmp_path, monkeypatch):
+    figures = []
+    for module, draw, file in (
+        (comparison_plots, comparison_plots.draw_comparison, "comparison/compare.json"),
+        (run_plots, run_plots.draw_curve, "run/result.json"),
+    ):
+        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+        draw(json.loads((secret_places["run"].parent / file).read_text()), tmp_path / "a.png")
+    titles = [figures[0].get_suptitle(), figures[1].axes[0].get_title()]
+    assert titles == ["llama", "llama"]
 
 
 def test_what_is_shared_still_says_what_it_is(secret_places):
