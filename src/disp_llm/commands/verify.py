@@ -24,7 +24,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import Branch
 from disp_llm.models.loading import empty_model, family_of_any, load_config
 from disp_llm.runs.files import read_checked_json
-from disp_llm.runs.folder import Run
+from disp_llm.runs.folder import MADE_AGAIN, Run
 from disp_llm.runs.settings import stored_config
 from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, Problem, folder_problems, read_sums
 
@@ -153,6 +153,8 @@ def _cut_by(run: Run, size: str, first: str) -> Iterator[Problem | int]:
     hint = "delete the folder: `resume` exports it again"
     with _opened(path) as masks:
         for site, kept in weights.kept():
+            if site not in masks.keys():  # noqa: SIM118
+                raise InputError(f"lacks {site}", field=str(path), hint=MADE_AGAIN)
             mask = masks.get_tensor(site)
             same = torch.equal(mask, kept) if isinstance(kept, Tensor) else len(mask) == kept
             if not same:
@@ -193,6 +195,8 @@ class Weights:
         return found
 
     def _tensor(self, name: str) -> Tensor:
+        if name not in self._files:
+            raise InputError(f"lacks {name}", field=str(self.folder), hint=CHANGED_FOLDER)
         with _opened(self._files[name]) as file:
             return file.get_tensor(name)
 

@@ -27,7 +27,8 @@ class Hardware(TypedDict):
 
     cpu: str
     threads: Size
-    system: str
+    system: NotRequired[str]
+    """The operating system; no card tells it."""
     gpus: NotRequired[list[str]]
 
 
