@@ -91,7 +91,7 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
-    model = _whole_model(name, device, dtype)
+    model = _whole_model(name, config, device, dtype)
     return Loaded(model, tokenizer, family, source_of(name), dtype)
 
 
@@ -112,11 +112,12 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTraine
     Raises:
         InputError: it cannot be loaded, or is not whole.
     """
-    load_config(name)
-    return _whole_model(name, device, dtype)
+    return _whole_model(name, load_config(name), device, dtype)
 
 
-def _whole_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _whole_model(
+    name: str, config: transformers.PreTrainedConfig, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
     """A model whose configuration has been checked: all of its weights, each a finite number."""
     arguments = _arguments(name)
     packed = "gguf_file" in arguments
@@ -137,7 +138,8 @@ def _whole_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrai
             hint="merge it first, by `merge_and_unload` of PEFT",
         )
     require_whole(name, report)
-    require_stored_types(name, model, _path(name))
+    if not getattr(config, "quantization_config", None):
+        require_stored_types(name, model, _path(name))
     require_finite(name, model)
     if packed:  # unpacked, so no longer quantised
         model.config.__dict__.pop("quantization_config", None)
