@@ -22,7 +22,7 @@ from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
 from disp_llm.models.pruned import require_widths
-from disp_llm.models.source import source_of
+from disp_llm.models.source import commit_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
 
@@ -81,18 +81,19 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
         InputError: no such model, an unknown architecture, or damaged files.
     """
     config = load_config(name)
+    place = _of_one_commit(name)
     family = family_of(config) if dense_only else family_of_any(config)
     if dense_only:
         _refuse_quantised(name, config)
     device = resolve_device(machine.device)
     with _one_line(name, "the tokenizer of "):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
-    model = _whole_model(name, config, device, dtype)
-    return Loaded(model, tokenizer, family, source_of(name), dtype)
+    model = _whole_model(name, config, place, device, dtype)
+    return Loaded(model, tokenizer, family, source_of(name, place["revision"]), dtype)
 
 
 def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:
@@ -112,20 +113,24 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTraine
     Raises:
         InputError: it cannot be loaded, or is not whole.
     """
-    return _whole_model(name, load_config(name), device, dtype)
+    config = load_config(name)
+    return _whole_model(name, config, _of_one_commit(name), device, dtype)
 
 
 def _whole_model(
-    name: str, config: transformers.PreTrainedConfig, device: torch.device, dtype: torch.dtype
+    name: str,
+    config: transformers.PreTrainedConfig,
+    place: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> PreTrainedModel:
     """A model whose configuration has been checked: all of its weights, each a finite number."""
-    arguments = _arguments(name)
-    packed = "gguf_file" in arguments
-    if packed and GGUF_CONFIG is not None:
-        arguments["quantization_config"] = GGUF_CONFIG(dequantize=True)
+    packed = "gguf_file" in place
+    unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
     with _one_line(name):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **arguments,
+            **place,
+            **unpack,
             dtype=dtype,
             use_safetensors=None if packed else True,
             output_loading_info=True,
@@ -174,6 +179,13 @@ def _arguments(name: str) -> dict[str, Any]:
     if path.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     return {**where, "trust_remote_code": False}
+
+
+def _of_one_commit(name: str) -> dict[str, Any]:
+    """The same, of the commit that the configuration was just read from: weights and tokenizer of
+    another one, or of a conversion that somebody has proposed, are another model. A local model has
+    none."""
+    return _arguments(name) | {"revision": commit_of(_path(name))}
 
 
 @contextlib.contextmanager
