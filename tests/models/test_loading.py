@@ -235,7 +235,7 @@ NOT_WHOLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights garbage": (lambda f: (f / WEIGHTS).write_bytes(os.urandom(999)), "header"),
     "config cut short": (lambda f: cut_short(f / "config.json"), "FOLDER/config.json: is not JSON"),
-    "config gone": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "config gone": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
     "config of nothing": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
     "tokenizer cut short": (lambda f: cut_short(f / "tokenizer.json"), "tokenizer.json: is not"),

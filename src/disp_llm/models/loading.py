@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
 
+SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
+"""Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
+"""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -219,9 +223,7 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
         return pickled_weights(name)
     lines = [line for line in said.splitlines() if line.strip()]
     why = lines[0].strip(" .:") if lines else ""
-    if not isinstance(
-        error, OSError | ValueError | RuntimeError | ImportError
-    ):  # as in KeyError: 3
+    if not isinstance(error, SELF_EXPLAINING):
         why = f"{type(error).__name__}: {why}"
     near = "" if _path(name).exists() else nearest(name, [embedded.MODEL])
     hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
