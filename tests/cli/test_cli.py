@@ -184,8 +184,8 @@ def test_recipe_file_with_a_typo_names_the_right_key(tmp_path):
     for line, said in (
         ('[learn]\nstart = "score"', "one of scores, random"),
         ('[learn]\nestimator = "projectd"', "projected"),
-        ('keep = ["a"]', "a float"),
-        ("[text]\ntext = [3]", "a Path"),
+        ('keep = ["a"]', r"keep\[0\]: expected float, got str"),
+        ("[text]\ntext = [3]", r"text\.text\[0\]: expected a path, got int"),
     ):
         path.write_text(line)
         with pytest.raises(InputError, match=said):

@@ -32,7 +32,7 @@ def own_run(small_run, tmp_path):
 
 def test_run_folder_is_complete(small_run, llama_folder):
     folder, printed = small_run
-    result = json.loads((folder / "result.json").read_text())
+    result = Run(folder).result()
     assert printed == result
     assert result["status"] == "done"
     assert {"versions", "hardware", "seed", "command", "seconds", "source"} <= set(result)
@@ -229,7 +229,7 @@ def test_resume_of_a_finished_run_changes_nothing(own_run, llama_folder):
     before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
     done = run_command("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((own_run / "result.json").read_text())
+    assert json.loads(done.stdout) == Run(own_run).result()
     assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*")} == before
 
 

@@ -15,11 +15,17 @@ from safetensors.torch import load_file, save_file
 from disp_llm.config.errors import InputError
 from disp_llm.models.loading import load_model
 
+from disp_llm.runs.sums import folder_problems, write_sums
+
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
 
 
-def write_original(folder: Path, path: Path) -> None:
-    """The tiny Llama as llama.cpp's converter writes it: names, and rows of q and k by rotation."""
+def write_original(folder: Path, path: Path, **about: str) -> None:
+    """The tiny Llama as llama.cpp's converter writes it: names, and rows of q and k by rotation.
+
+    Args:
+        about: more keys, with two underscores for a dot.
+    """
     config = json.loads((folder / "config.json").read_text())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     writer = gguf.GGUFWriter(path, "llama")
@@ -38,6 +44,8 @@ def write_original(folder: Path, path: Path) -> None:
     writer.add_token_list(tokens + [f"<{i}>" for i in range(len(tokens), config["vocab_size"])])
     writer.add_token_types([1] * config["vocab_size"])
     writer.add_token_merges([])
+    for key, value in about.items():
+        writer.add_string(key.replace("__", "."), value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
@@ -186,6 +194,24 @@ def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
         np.testing.assert_array_equal(tensors[f"blk.{i}.attn_q.bias"], q.transpose(1, 2).flatten())
 
 
+def test_a_file_says_nothing_of_where_it_was_made(runs, llama_folder, tmp_path):
+    """llama.cpp's own quantiser writes down from which files of whom it has quantised."""
+    kept = {"general__name": "Tiny", "general__url": "https://example.org/a/b"}
+    left_out = {
+        "quantize__imatrix__file": "/home/SECRET/imatrix.dat",
+        "general__source": "/home/SECRET/llama",
+    }
+    original, path = tmp_path / "original.gguf", tmp_path / "small.gguf"
+    write_original(llama_folder, original, **kept, **left_out)
+    done = write(runs["variable"], {"original": original}, path)
+    assert done.returncode == 0, done.stderr
+    assert b"SECRET" not in path.read_bytes()
+    assert str(tmp_path).encode() not in path.read_bytes()
+    fields = gguf.GGUFReader(path).fields
+    for key, value in kept.items():
+        assert fields[key.replace("__", ".")].contents() == value
+
+
 def test_a_folder_is_not_replaced_by_a_file(runs, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -223,8 +249,10 @@ def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
 
 
 def test_plain_folder_is_the_native_architecture(runs, tmp_path):
+    write_sums(runs["uniform"])
     done = run_command("save", runs["uniform"], "--to", tmp_path / "plain", "--plain")
     assert done.returncode == 0, done.stderr
+    assert not folder_problems(tmp_path / "plain")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(model) is transformers.LlamaForCausalLM
     assert model.config.intermediate_size == 24

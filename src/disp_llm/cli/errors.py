@@ -20,9 +20,9 @@ def print_error(error: InputError, command: str, as_json: bool) -> None:
         command: the name of the command that was asked for.
     """
     what, hint = with_flags(error.what), with_flags(error.hint)
+    print(f"disp-llm: {flag_of(error.field, command)}: {what}; {hint}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": what, "field": setting_of(error.field), "hint": hint}))
-    print(f"disp-llm: {flag_of(error.field, command)}: {what}; {hint}", file=sys.stderr)
 
 
 def flag_of(field: str, command: str) -> str:

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 from disp_llm.cli.errors import print_error, with_flags
 from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program
@@ -26,27 +26,48 @@ def main() -> None:
     arguments = sys.argv[1:]
     command, as_json = " ".join(arguments[:1]), "--json" in arguments
     try:
-        config = parse(arguments)
-        prepare_libraries()
-        result = _run(command, config)
-        if as_json and result:  # of several processes, the first has it
-            print(json.dumps(result, ensure_ascii=False))
+        try:
+            config = parse(arguments)
+            prepare_libraries()
+            result = _run(command, config)
+            if as_json and result:  # of several processes, the first has it
+                print(json.dumps(result, ensure_ascii=False))
+            if result.get("ok") is False:  # `verify` has found something
+                sys.exit(USAGE_ERROR)
+        finally:
+            sys.stdout.flush()  # at the interpreter's end it would be too late to say what failed
     except InputError as error:
-        print_error(error, command, as_json)
-        sys.exit(USAGE_ERROR)
+        _refuse(error, command, as_json)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
         hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
-        refused = InputError("out of memory", field=program(arguments), hint=hint)
-        print_error(refused, command, as_json)
-        sys.exit(USAGE_ERROR)
+        _refuse(InputError("out of memory", field=program(arguments), hint=hint), command, as_json)
     except KeyboardInterrupt:
         print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:  # a full disk behind standard output has no name
+        said, where = error.strerror or str(error), str(error.filename or program(arguments))
+        hint = "make room, or name a file that can be read and written"
+        _refuse(InputError(f"{said}", field=where, hint=hint), command, as_json)
+
+
+def _refuse(error: InputError, command: str, as_json: bool) -> NoReturn:
+    """Says what is wrong and ends the process, also where standard output cannot be written."""
+    try:
+        print_error(error, command, as_json)
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    sys.exit(USAGE_ERROR)
+
+
+def _drop_output() -> None:
+    """What standard output still holds goes nowhere, so that nothing fails when it is closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(command: str, config: Config) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def pruned_rows(
         folder = asked.output_dir / name
         folder = folder / f"keep-{keeps[0]:g}" if one_size else folder
         resume = (folder / "config.toml").exists()
-        config = replace(settings, keep=keeps, output_dir=folder, resume=resume)
+        config = replace(
+            settings, keep=keeps, output_dir=folder, resume=resume, anyway=asked.anyway
+        )
         try:
             result = prune(
                 config.model,
@@ -137,7 +139,7 @@ def pruned_rows(
                 parameters=size.parameters,
                 flops=size.keep,
                 tokens_seen=result.figures["tokens_seen"],
-                seconds=result.figures["choosing_s"],
+                seconds=result.figures.get("choosing_s"),
                 speed=comparison.reference.speed(compact, comparison.progress(name)),
             )
             rows.append(row)
@@ -159,11 +161,11 @@ def baseline_rows(comparison: Comparison, name: str, baseline: Baseline) -> list
         began = time.perf_counter()
         try:
             made = make(keep)
+            seconds = preparing + time.perf_counter() - began
+            row = _measured(comparison, name, keep, made)
         except FAILURES as error:
             rows.append(failed(name, keep, error))
             continue
-        seconds = preparing + time.perf_counter() - began
-        row = _measured(comparison, name, keep, made)
         tokens = config.scores.tokens if baseline.reads_text else 0
         rows.append(replace(row, tokens_seen=tokens, seconds=round(seconds, 1)))
     return rows

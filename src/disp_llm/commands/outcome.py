@@ -4,18 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.share import SaveConfig
 from disp_llm.export.sharing import save
+from disp_llm.masks.selection import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_run_page
+from disp_llm.runs.figures import run_figures
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import SizeResult, from_json
+from disp_llm.runs.results import SizeResult
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class PruneResult:
     @property
     def sizes(self) -> list[SizeResult]:
         """The models, with their figures, in the order in which they were asked for."""
-        file = str(Run(self.folder).result_file)
-        return [from_json(SizeResult, entry, file) for entry in self.figures["models"]]
+        return run_figures(self.figures, str(Run(self.folder).result_file)).models
 
     def size(self, share: float | None = None) -> SizeResult:
         """The figures of one size; without a share, of the only or first one.
@@ -59,7 +59,7 @@ class PruneResult:
             InputError: the run has no such size.
         """
         stored = self.figures["dtype"]
-        return trainable(self.size(share).folder, self.device, stored)
+        return trainable(str(self._model_folder(share)), self.device, stored)
 
     def masks(self, share: float | None = None) -> dict[str, Tensor]:
         """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
@@ -68,8 +68,14 @@ class PruneResult:
         Raises:
             InputError: the run has no such size.
         """
-        path = Run(self.folder).masks_file(self.size(share).size, self.figures["first_size"])
-        return {k: v for k, v in load_file(path).items() if k.startswith("layers.")}
+        size = self.size(share)
+        path = Run(self.folder).masks_file(size.size, self.figures["first_size"])
+        kept = kept_by_site(path, size.widths_full)
+        return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
+
+    def _model_folder(self, share: float | None) -> Path:
+        """Where the model of a size lies, wherever the run has been moved."""
+        return Run(self.folder).model_folder(self.size(share).size, self.figures["first_size"])
 
     def save(self, folder: str | Path, share: float | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place.
@@ -77,12 +83,12 @@ class PruneResult:
         Raises:
             InputError: the run has no such size, or the place is taken or cannot be written.
         """
-        found = save(SaveConfig(Path(self.size(share).folder), Path(folder)))
+        found = save(SaveConfig(self._model_folder(share), Path(folder)))
         return Path(found["folder"])
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(self.folder)
+        return write_run_page(Run(self.folder))
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,11 @@ class RecoverResult:
     @property
     def model(self) -> PreTrainedModel:
         """The trained model, with weights that can be trained on."""
-        return trainable(self.figures["model"]["folder"], self.device, self.figures["dtype"])
+        return trainable(str(self.folder / "model"), self.device, self.figures["dtype"])
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(self.folder)
+        return write_run_page(Run(self.folder))
 
 
 def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:

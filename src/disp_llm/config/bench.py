@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least
+from disp_llm.config.checks import require_at_least, require_paths
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 
@@ -43,6 +43,7 @@ class BenchConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         require_at_least(1, lengths=self.lengths, batches=self.batches, context=self.context)
         require_at_least(2, rounds=self.rounds)
         if self.plot is not None and self.plot.suffix not in (".png", ".svg"):

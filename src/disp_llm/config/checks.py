@@ -3,9 +3,17 @@
 All raise `InputError` naming the field; NaN passes none of them.
 """
 
+import dataclasses
+import errno
+import os
 import re
+from pathlib import Path
+from typing import Any
 
 from disp_llm.config.errors import InputError
+
+LONGEST_NAME = 200
+"""Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
 
 
 def require_positive(**values: float) -> None:
@@ -45,7 +53,7 @@ def require_below_one(**values: float) -> None:
 
 
 def require_sizes(**values: tuple[float, ...]) -> None:
-    """Refuses a size outside (0, 1], a repeated one, or none at all."""
+    """Refuses a size outside (0, 1], a repeated one, two of one name, or none at all."""
     for field, sizes in values.items():
         for size in sizes:
             if not 0 < size <= 1:
@@ -54,6 +62,15 @@ def require_sizes(**values: tuple[float, ...]) -> None:
                 )
         if not sizes or len(set(sizes)) < len(sizes):
             raise InputError("empty or repeated", field=field, hint="give each size once")
+        named: dict[str, float] = {}
+        for size in sizes:  # results and files know a size by this name
+            other = named.setdefault(f"{size:g}", size)
+            if other != size:
+                raise InputError(
+                    f"{other} and {size} are both called {size:g}",
+                    field=field,
+                    hint="give sizes that differ in their first six digits",
+                )
 
 
 def require_file_size(**values: str) -> None:
@@ -61,3 +78,45 @@ def require_file_size(**values: str) -> None:
     for field, size in values.items():
         if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", size, re.IGNORECASE):
             raise InputError(f"{size}", field=field, hint="give a size such as 5GB")
+
+
+def require_paths(config: Any) -> None:
+    """Refuses, in all settings of a configuration, names that no file can have: too long, or with a
+    null byte."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            require_paths(value)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                _require_path(entry.name, path)
+
+
+def _require_path(field: str, path: Path) -> None:
+    said = ""
+    try:
+        os.lstat(path)
+    except ValueError as error:
+        said = str(error)
+    except OSError as error:  # all others are for who reads or writes it
+        said = "too long" if error.errno == errno.ENAMETOOLONG else ""
+    if said:
+        what = f"no file can be called {str(path)[:40]!r}… ({said})"
+        raise InputError(what, field=field, hint="give another name")
+
+
+def require_new(**places: Path) -> None:
+    """Refuses a place where something lies, or where nothing can be written."""
+    for field, path in places.items():
+        if os.path.lexists(path):
+            what = "is a folder" if path.is_dir() else "exists"
+            raise InputError(f"{path} {what}", field=field, hint="give another name")
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise InputError(
+                f"a name of more than {LONGEST_NAME} bytes", field=field, hint="give a shorter one"
+            )
+        above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+        if not above.is_dir():
+            raise InputError(f"{above} is a file", field=field, hint="name a place in a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{above} cannot be written", field=field, hint="name another place")

@@ -6,7 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_not_negative, require_sizes
+from disp_llm.config.checks import (
+    require_at_least,
+    require_not_negative,
+    require_paths,
+    require_sizes,
+)
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import compared_methods
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
@@ -34,6 +39,8 @@ class CompareConfig:
     """Tokens of their learning windows."""
     rounds: int = 7
     """Number of times that each model is timed, in turn with the original; 0 = not timed."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the comparison is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -47,6 +54,7 @@ class CompareConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         known = ["all", *compared_methods()]
         for name in set(self.methods) - set(known):
             raise InputError(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_sizes
+from disp_llm.config.checks import require_at_least, require_paths, require_sizes
 from disp_llm.config.learning import TrainingConfig
 
 
@@ -33,5 +33,6 @@ class DoctorConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         require_sizes(keep=self.keep)
         require_at_least(2, length=self.length)

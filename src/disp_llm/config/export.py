@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.checks import require_paths
 from disp_llm.config.parts import BudgetConfig, OutputConfig
 
 
@@ -17,6 +18,10 @@ class ExportConfig:
     """The run folder."""
     keep: tuple[float, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
+    force: bool = False
+    """Replace a folder that lies where a new size goes and that this run has not written."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the run is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -35,5 +40,6 @@ class ExportConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         self.budget.validate(self.keep)
         self.export.validate()

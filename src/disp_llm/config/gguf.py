@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from disp_llm.config.checks import require_new, require_paths
+
 
 @dataclass(frozen=True)
 class GgufConfig:
@@ -21,3 +23,12 @@ class GgufConfig:
     """Data type of the weights; llama.cpp's own tools quantise further."""
     json: bool = False
     """Print one JSON object on standard output."""
+
+    def validate(self) -> None:
+        """Refuses a place that is taken or cannot be written.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_paths(self)
+        require_new(to=self.to)

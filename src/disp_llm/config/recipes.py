@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.schema import as_type
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -37,21 +38,32 @@ def load_recipe(name: str) -> dict[str, Any]:
     Raises:
         InputError: no such recipe or file, or not TOML.
     """
-    try:
-        if name.endswith(".toml"):
-            return _on_its_base(tomllib.loads(Path(name).read_text()))
-        if name in recipe_names():
-            shipped = resources.files("disp_llm.config") / "shipped" / f"{name}.toml"
-            return _on_its_base(tomllib.loads(shipped.read_text()))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            f"cannot read {name} ({error})", field="recipe", hint="correct the file"
-        ) from error
+    if name.endswith(".toml"):
+        return _on_its_base(read_toml(Path(name), "recipe", "correct the file"))
+    if name in recipe_names():
+        shipped = resources.files("disp_llm.config") / "shipped" / f"{name}.toml"
+        return _on_its_base(tomllib.loads(shipped.read_text()))
     raise InputError(
         f"no recipe '{name}'" + nearest(name, recipe_names()),
         field="recipe",
         hint=f"use one of {', '.join(recipe_names())}, or a file that ends in .toml",
     )
+
+
+def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        field: what messages name: the setting that named the file, or the file.
+
+    Raises:
+        InputError: it cannot be read, or is not TOML; `hint` says what to do.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also of wrong bytes and huge nesting
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path} ({said})", field=field, hint=hint) from error
 
 
 def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +78,9 @@ def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
         )
     whole = load_recipe(base)
     for key, value in tables.items():
-        whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
+        below = whole.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        whole[key] = below | value if both else value
     return whole
 
 
@@ -94,12 +108,9 @@ def apply_recipe(config: Any, tables: dict[str, Any], path: str = "", field: str
         if isinstance(value, dict) and dataclasses.is_dataclass(old):
             changes[key] = apply_recipe(old, value, f"{path}{key}.", field)
         else:
-            try:
-                changes[key] = _as_hinted(value, hints[key])
-            except TypeError as error:
-                raise InputError(
-                    f"'{path}{key}' is {value!r}", field=field, hint=f"give {error}"
-                ) from error
+            choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+            hint = f"use one of {', '.join(choices)}" if choices else "correct it"
+            changes[key] = as_type(value, hints[key], field=field, hint=hint, place=path + key)
     return dataclasses.replace(config, **changes)
 
 
@@ -138,25 +149,3 @@ def setting_paths(config: Any) -> dict[str, tuple[str, ...]]:
         else:
             paths[entry.name] = (entry.name,)
     return paths
-
-
-def _as_hinted(value: Any, hint: Any) -> Any:
-    """A value of a TOML file as a field of that type holds it.
-
-    Raises:
-        TypeError: it is another one; the message says what it should be.
-    """
-    if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        raise TypeError(f"one of {', '.join(get_args(hint))}")
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_as_hinted(item, get_args(hint)[0]) for item in value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is Path and isinstance(value, str | Path):
-        return Path(value)
-    if type(value) is not hint:
-        kind = "list" if get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))
-        raise TypeError(f"{'an' if kind == 'int' else 'a'} {kind}")
-    return value

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from disp_llm.config.checks import require_file_size, require_positive
+from disp_llm.config.checks import require_file_size, require_paths, require_positive
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.config.names import Tracker
+from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
 
 
@@ -42,8 +42,10 @@ class RecoverConfig:
     """Number of tokens to train on."""
     max_shard_size: str = "5GB"
     """Largest size of one file of weights."""
-    resume: bool = False
-    """Continue the run in --output-dir."""
+    resume: Resume = False
+    """Continue the run in --output-dir; `auto` begins one where there is none."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the run is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     track: Tracker = "none"
@@ -63,6 +65,7 @@ class RecoverConfig:
         Raises:
             InputError: naming the field.
         """
+        require_paths(self)
         require_positive(tokens=self.tokens, rank=self.rank)
         require_file_size(max_shard_size=self.max_shard_size)
         for part in (self.training, self.text, self.evaluation):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.checks import require_paths
 from disp_llm.config.errors import InputError
 
 
@@ -17,6 +18,8 @@ class ReportConfig:
     """The run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
+    anyway: bool = False
+    """Show files of a run that are not what they were."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -26,5 +29,6 @@ class ReportConfig:
         Raises:
             InputError: no run is named.
         """
+        require_paths(self)
         if not self.runs:
             raise InputError("no run is named", field="runs", hint="name one or more run folders")

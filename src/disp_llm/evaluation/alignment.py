@@ -2,19 +2,19 @@
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from disp_llm.evaluation.latency import MEASURED_AGAIN, cache_folder, measured_share, table_key
+from disp_llm.evaluation.cache import cached, keep
+from disp_llm.evaluation.latency import measured_share, table_key
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.provenance import hardware
 
 ALIGNMENTS = (1, 8, 16, 32, 64)
@@ -22,6 +22,14 @@ ALIGNMENTS = (1, 8, 16, 32, 64)
 
 WORTH_IT = 0.01
 """Share of the time that a coarser alignment must save: it leaves less freedom to choose."""
+
+
+@dataclass(frozen=True)
+class AlignmentTable:
+    """What is read of the table of a model."""
+
+    align: Literal[1, 8, 16, 32, 64]
+    """One of `ALIGNMENTS`."""
 
 
 def measured_alignments(
@@ -51,8 +59,7 @@ def measured_alignments(
     best = best_alignment(rows)
     for row in rows:
         row["best"] = row["align"] == best
-    found = {"align": best, "rows": rows, "hardware": hardware()}
-    write_json(_alignment_file(target.model), found)
+    keep(_table_of(target.model), {"align": best, "rows": rows, "hardware": hardware()})
     return rows
 
 
@@ -65,9 +72,9 @@ def best_alignment(rows: list[dict[str, Any]]) -> int:
 
 def chosen_alignment(model: PreTrainedModel) -> int | None:
     """What `doctor --measure` found best for this model on this machine, if it was run."""
-    path = _alignment_file(model)
-    return read_json(path, MEASURED_AGAIN)["align"] if path.exists() else None
+    found: AlignmentTable | None = cached(_table_of(model), AlignmentTable)
+    return found.align if found else None
 
 
-def _alignment_file(model: PreTrainedModel) -> Path:
-    return cache_folder() / f"align-{table_key(model)}.json"
+def _table_of(model: PreTrainedModel) -> str:
+    return f"align-{table_key(model)}.json"

@@ -14,27 +14,30 @@ L blocks, M measured shapes.
 
 import hashlib
 import json
-import os
+import logging
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.schema import Positive, Size
+from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep
 from disp_llm.evaluation.timing import Workload, in_turn, runner
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.costs import CostModel, parameter_costs
 from disp_llm.masks.layout import STREAM_SITES, Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.provenance import hardware, versions
+
+logger = logging.getLogger(__name__)
 
 SHAPES = (
     (0.9, 0.9, 0.9, 0.9, 0.9),
@@ -59,13 +62,22 @@ TOLERANCE = 0.02
 CORRECTIONS = 6
 """How many shares are tried at most."""
 
-MEASURED_AGAIN = "delete it; it is measured again"
-"""What to do about a table that is damaged."""
+
+@dataclass(frozen=True)
+class TimedShape:
+    """One compact model that was timed."""
+
+    counts: list[Size]
+    """Widths of all sites."""
+    share: Positive
+    """Its time as a share of the dense model's."""
 
 
-def cache_folder() -> Path:
-    """Where measured tables are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "latency"
+@dataclass(frozen=True)
+class LatencyTable:
+    """All shapes of a model under a workload."""
+
+    rows: Annotated[list[TimedShape], Meta(min_length=len(SHAPES), max_length=len(SHAPES))]
 
 
 def latency_costs(
@@ -78,25 +90,31 @@ def latency_costs(
 
     Args:
         on_shape: called with (done, total) after every compact model that is timed.
-
-    Raises:
-        InputError: the table in the cache is damaged.
     """
     layout = target.layout
-    key = table_key(target.model, workload.name, workload.length, align)
-    path = cache_folder() / f"{key}.json"
-    if path.exists():
-        rows = read_json(path, MEASURED_AGAIN)["rows"]
-    else:
+    name = f"{table_key(target.model, workload.name, workload.length, align)}.json"
+    found: LatencyTable | None = cached(name, LatencyTable)
+    rows = found.rows if found else []
+    if not all(_fits(row, layout) for row in rows):
+        logger.warning("%s: is of another model; %s", cache_folder() / name, IGNORED)
         rows = []
+    if not rows:
         for done, shape in enumerate(SHAPES, start=1):
             masks = masks_of_shape(layout, shape, align)
             share = measured_share(target.model, compact_model(target, masks), workload)
-            rows.append({"counts": masks.counts.tolist(), "share": share})
+            rows.append(TimedShape(masks.counts.tolist(), share))
             on_shape(done, len(SHAPES))
-        write_json(path, {"workload": workload.name, "hardware": hardware(), "rows": rows})
-    counts = torch.tensor([row["counts"] for row in rows])
-    return fit(layout, counts, torch.tensor([row["share"] for row in rows], dtype=torch.float64))
+        told = {"workload": workload.name, "hardware": hardware()}
+        keep(name, told | {"rows": [asdict(row) for row in rows]})
+    counts = torch.tensor([row.counts for row in rows])
+    return fit(layout, counts, torch.tensor([row.share for row in rows], dtype=torch.float64))
+
+
+def _fits(row: TimedShape, layout: Layout) -> bool:
+    """Whether these are widths that the model can have."""
+    lengths = layout.lengths
+    pairs = zip(row.counts, lengths, strict=False)
+    return len(row.counts) == len(lengths) and all(count <= length for count, length in pairs)
 
 
 def table_key(model: PreTrainedModel, *more: object) -> str:

@@ -7,18 +7,23 @@ B windows, T tokens of a window.
 """
 
 import math
+import sys
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.results import Perplexity
 from disp_llm.training.losses import token_losses
+
+LARGEST = math.log(sys.float_info.max)
+"""Nats a token beyond which a perplexity is no finite number."""
 
 
 @torch.no_grad()
@@ -37,7 +42,8 @@ def perplexity(
         on_window: called with (done, total) after every window.
 
     Raises:
-        InputError: a window is longer than what the model was made for.
+        InputError: a window is longer than what the model was made for, or the loss is no number
+            of which there is a perplexity.
     """
     windows = eval_windows(stream, config, target.bos_token_id)  # (B, T)
     require_positions(target.model, windows.shape[1], "context")
@@ -52,6 +58,10 @@ def perplexity(
         on_window(done, len(windows))
     mean = sum(sums) / sum(counts)
     means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts)
+    if not mean < LARGEST:
+        raise InputError(
+            f"its loss on the text is {mean:g}", field="model", hint="try the `dtype` float32"
+        )
     value, error = math.exp(mean), None
     if len(means) > 1:
         error = value * float(means.std()) / math.sqrt(len(means))

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.models.windows import fitting
+from disp_llm.runs.results import Phase
 
 WARM_UP = 2
 """Runs of each model that are not timed."""
@@ -24,7 +25,7 @@ WARM_UP = 2
 class Workload:
     """What a model is timed on."""
 
-    phase: str
+    phase: Phase
     """prefill: a prompt of `length` tokens; decode: one token after `length` cached ones."""
     length: int
     batch: int

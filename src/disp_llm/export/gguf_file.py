@@ -13,13 +13,14 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
-from disp_llm.export.plain import intermediate_only
+from disp_llm.export.belongings import is_place
+from disp_llm.export.plain import EXPORT_AGAIN, intermediate_only
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.runs.files import atomic
+from disp_llm.runs.tensors import read_tensors
 
 NATIVE, VARIABLE = "llama", "deci"
 """The architecture of equal widths, and that of widths that differ."""
@@ -29,6 +30,10 @@ HEADS_OF = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 
 OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 """Keys that are the new file's own."""
+
+ABOUT, QUANTISING = "general.", "quantize."
+"""How keys begin that say what a model is; and how the original's weights were quantised, from
+which files of whom: not the new one's."""
 
 TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -41,8 +46,10 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
     """Writes the file `config.to`, whole or not at all.
 
     Raises:
-        InputError: the format cannot hold the folder, or the folder is not of the original's shape.
+        InputError: the format cannot hold the folder, the folder is not of the original's shape, or
+            something lies at `config.to`.
     """
+    config.validate()
     widths = _widths(config.folder)
     reader = _original(config.original, len(widths))
     weights = _weights(config.folder, reader, len(widths))
@@ -94,7 +101,7 @@ def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, to
     shapes = {tensor.name: tuple(reversed(tensor.shape.tolist())) for tensor in reader.tensors}
     found: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
-        for own, tensor in load_file(path).items():
+        for own, tensor in read_tensors(path, EXPORT_AGAIN).tensors.items():
             name = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
             if not name.startswith(("blk.", "output_norm.")):
                 continue
@@ -146,14 +153,16 @@ def _original(path: Path, blocks: int) -> gguf.GGUFReader:
 
 
 def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[int]) -> None:
-    """Copies the original's keys, under the new architecture's name; those of widths become a list,
-    one a block, where widths differ."""
+    """Copies the original's keys, under the new architecture's name and without somebody's paths;
+    those of widths become a list, one a block, where widths differ."""
     by_block = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in OWN_KEYS:
+        if field.name.startswith(("GGUF.", QUANTISING)) or field.name in OWN_KEYS:
             continue
         prefix, _, rest = field.name.partition(".")
         value, kind = field.contents(), field.types[0]
+        if field.name.startswith(ABOUT) and is_place(value):
+            continue
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name
         if prefix == NATIVE and rest in by_block:

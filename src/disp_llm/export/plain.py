@@ -1,38 +1,67 @@
 """What other formats can hold: folders in which nothing but the intermediate width is cut."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS, SITES
+from disp_llm.config.schema import Count, Size, as_type
 from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.runs.files import read_json
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
 """What configurations call the width inside an MLP."""
 
+EXPORT_AGAIN = "delete the folder and export it again"
+"""What to do about a damaged configuration."""
+
 STREAM = ("hidden_size", "n_embd")
 """What configurations call the width of the residual stream."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What `disp_llm` of an exported folder's configuration says of its blocks."""
+
+    widths: dict[str, Annotated[list[Count], Meta(min_length=1)]]
+    """Of every site, block by block."""
+    biases: bool = False
+
+    def __post_init__(self) -> None:
+        if not set(SITES) <= self.widths.keys():
+            raise ValueError("has not the widths of all sites")
+        if len({len(blocks) for blocks in self.widths.values()}) > 1:
+            raise ValueError("has not a width of every site for every block")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is read of an exported folder's `config.json`."""
+
+    model_type: str
+    architectures: list[str]
+    disp_llm: Cut
 
 
 def require_exported(folder: Path) -> None:
     """Refuses what is not an exported folder with its card.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not, or its configuration is damaged.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        exported = "disp_llm" in config and (folder / "README.md").is_file()
-    except (OSError, ValueError):
-        exported = False
-    if not exported:
+    stated = folder / "config.json"
+    config = read_json(stated, EXPORT_AGAIN) if stated.is_file() else {}
+    if "disp_llm" not in config or not (folder / "README.md").is_file():
         raise InputError(
             f"{folder} is not an exported folder",
             field="folder",
             hint="name a model folder of a run, such as run/model",
         )
+    as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
 
 
 def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], list[int]]:
@@ -45,9 +74,9 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], list[in
         InputError: it is not an exported folder, or something else is cut.
     """
     require_exported(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", EXPORT_AGAIN)
     widths = config["disp_llm"]["widths"]
-    full = next(config[name] for name in STREAM if name in config)
+    full = _number_of(STREAM, config, folder)[1]
     cut = [site for site in SITES if site != "mlp_mid" and min(widths[site]) < full]
     cut += [site for site in widths if site == HEADS]
     if cut or config["disp_llm"].get("biases"):
@@ -59,6 +88,16 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], list[in
             hint="prune with `sites` mlp_mid, and with another method if it was flap",
         )
     return config, widths["mlp_mid"]
+
+
+def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> tuple[str, int]:
+    """The first of these names that the configuration has, and its number."""
+    found = {name: config[name] for name in names if config.get(name) is not None}
+    field = str(folder / "config.json")
+    if not found:
+        raise InputError(f"has none of {', '.join(names)}", field=field, hint=EXPORT_AGAIN)
+    name, value = next(iter(found.items()))
+    return name, as_type(value, Size, field=field, hint=EXPORT_AGAIN, place=name)
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
@@ -74,7 +113,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
             field="plain",
             hint="prune with `sites` mlp_mid to the smallest size of a large `align`",
         )
-    name = next(name for name in INTERMEDIATE if config.get(name) is not None)
+    name, _ = _number_of(INTERMEDIATE, config, folder)
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
         "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],

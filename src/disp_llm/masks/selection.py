@@ -5,17 +5,21 @@ The file is the one hand-over between choosing and exporting.
 N entries of all sites, M inputs of all layers that write.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout
 from disp_llm.runs.files import write_tensors
+from disp_llm.runs.tensors import TensorFile, read_tensors
+
+MADE_AGAIN = "delete it and result.json, then run `disp-llm prune … --resume`, which makes it again"
+"""What to do about a damaged masks file: learning goes on from its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,16 @@ class Masks:
 
     def save(self, path: Path) -> None:
         """Writes kept indices under `layers.3.attn_in`, logits under `logits.layers.3.attn_in` and
-        scales, where there are any, under `scales.layers.3.attn_in`."""
+        scales, where there are any, under `scales.layers.3.attn_in`.
+
+        Raises:
+            InputError: the method gave numbers that are not finite, or the file cannot be written.
+        """
         own = self.selection
+        if not own.importance.isfinite().all():
+            raise InputError(
+                "gave numbers that are not finite", field="method", hint="try the `dtype` float32"
+            )
         tensors = self.indices()
         if own.compensation.mean_inputs is not None:
             tensors["means"] = own.compensation.mean_inputs.float()
@@ -95,28 +107,53 @@ def load_masks(path: Path, layout: Layout) -> Masks:
     Raises:
         InputError: missing, damaged, or made for another model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            found, names = set(file.keys()), layout.names
-            known = {"means", *(f"{kind}.{n}" for kind in ("logits", "scales") for n in names)}
-            if found - known != set(names):
-                raise InputError("made for another model", field=str(path), hint="name its own run")
+    file = read_tensors(path, MADE_AGAIN)
+    kept = _kept(file, dict(zip(layout.names, layout.lengths, strict=True)))
 
-            def flat(kind: str) -> Tensor:
-                return torch.cat([file.get_tensor(f"{kind}.{name}") for name in names])
+    def flat(kind: str) -> Tensor:
+        parts = zip(layout.names, layout.lengths, strict=True)
+        return torch.cat([file.like(f"{kind}.{name}", (length,)) for name, length in parts])
 
-            kept = []
-            for name, length in zip(names, layout.lengths, strict=True):
-                part = torch.zeros(length, dtype=torch.bool)
-                part[file.get_tensor(name)] = True
-                kept.append(part)
-            compensation = Compensation(
-                flat("scales") if f"scales.{names[0]}" in found else None,
-                file.get_tensor("means") if "means" in found else None,
-            )
-            selection = Selection(flat("logits"), compensation)
-    except (OSError, SafetensorError, IndexError) as error:
-        raise InputError(
-            f"cannot be read ({error})", field=str(path), hint="run `disp-llm prune --resume` again"
-        ) from error
-    return Masks(layout, torch.cat(kept), selection)
+    inputs = sum(block.q + block.intermediate for block in layout.blocks)
+    compensation = Compensation(
+        flat("scales") if any(name.startswith("scales.") for name in file.tensors) else None,
+        file.like("means", (inputs,)) if "means" in file.tensors else None,
+    )
+    masks = [
+        torch.zeros(length, dtype=torch.bool).index_fill(0, kept[name], True)
+        for name, length in zip(layout.names, layout.lengths, strict=True)
+    ]
+    return Masks(layout, torch.cat(masks), Selection(flat("logits"), compensation))
+
+
+def kept_by_site(path: Path, widths: dict[str, int]) -> dict[str, list[Int[Tensor, " K"]]]:
+    """The kept indices of every site, block by block, where no model is at hand.
+
+    Args:
+        widths: of every site of the first block.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    file = read_tensors(path, MADE_AGAIN)
+    blocks = range(sum(name.startswith("layers.") for name in file.tensors) // len(widths))
+    lengths = {  # all that is known of a site inside a block is the first block's width
+        f"layers.{i}.{site}": width if site in STREAM_SITES else sys.maxsize
+        for i in blocks
+        for site, width in widths.items()
+    }
+    kept = _kept(file, lengths)
+    return {site: [kept[f"layers.{i}.{site}"] for i in blocks] for site in widths}
+
+
+def _kept(file: TensorFile, lengths: dict[str, int]) -> dict[str, Int[Tensor, " K"]]:
+    """The kept indices under these names, each sorted, without repetition and below its length."""
+    found = {name: part for name, part in file.tensors.items() if name.startswith("layers.")}
+    same = bool(found) and found.keys() == lengths.keys()
+    file.require(same, "its sites are not those of this model")
+    for name, part in found.items():
+        file.like(name, (part.numel(),), torch.int64)
+        ends = torch.tensor([-1]), torch.tensor([lengths[name]])
+        rising = bool((torch.cat([ends[0], part, ends[1]]).diff() > 0).all())
+        file.require(rising, f"{name} does not rise from 0 to below {lengths[name]}")
+    return found

@@ -6,19 +6,15 @@ with respect to the mask entry, and `c_i` the block parameters that the entry co
 N entries of all sites.
 """
 
-from pathlib import Path
-
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from disp_llm.config.errors import InputError
 from disp_llm.masks.selection import Selection
 from disp_llm.methods.parts.calibration import calibration_windows
 from disp_llm.methods.parts.method import Method
 from disp_llm.methods.parts.scores import fisher_importance, per_parameter
 from disp_llm.runs.files import write_tensors
+from disp_llm.runs.tensors import read_tensors
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.problem import PruningProblem
 
@@ -42,8 +38,10 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
         earlier attempt is damaged.
     """
     path, config = problem.job.run.scores_file, problem.scores
-    if path.exists():
-        importance = _read(path)
+    if problem.job.run.has(path):
+        file = read_tensors(path, "delete it to score again")
+        importance = file.like("fisher", (problem.budget.layout.entries,))
+        file.require(bool((importance >= 0).all()), "a mean of squares is negative")
     else:
         windows = calibration_windows(problem)
         rounds = min(config.score_rounds or rounds, config.calibration_sequences)
@@ -51,14 +49,8 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
             importance = fisher_importance(problem, windows, rounds)
         if problem.job.process.is_main:
             write_tensors(path, {"fisher": importance.cpu()})
+            problem.job.run.update(path)
     return per_parameter(importance.to(problem.dense.device), problem.budget)
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        return load_file(path)["fisher"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError("is damaged", field=str(path), hint="delete it to score again") from error
 
 
 METHOD = Method(

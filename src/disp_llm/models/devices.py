@@ -1,5 +1,6 @@
 """Which device, dtype and process work is done on."""
 
+import os
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import Tracker
 from disp_llm.config.parts import MachineConfig
 from disp_llm.runs.job import Process
+from disp_llm.runs.provenance import cpu_facts
 
 
 def start_process(machine: MachineConfig) -> Process:
@@ -80,12 +82,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _cpu_has_bfloat16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    return flags.exists() and "avx512_bf16" in flags.read_text()
+    """Where the system does not tell, no."""
+    return "avx512_bf16" in cpu_facts().get("flags", "").split()
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that can still be taken on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    try:
+        return psutil.virtual_memory().available
+    except OSError:  # a Linux without /proc
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.schema import as_type
 from disp_llm.models.wholeness import AGAIN, first_of
+from disp_llm.runs.sums import CHANGED_FOLDER, read_sums, sha256_of
 
 READ = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -48,17 +48,23 @@ def files_of(path: Path) -> list[Path]:
 
 def fingerprint(path: Path) -> str:
     """SHA-256 over the names and the whole content of the files of a local model; empty where there
-    is none."""
-    files = files_of(path)
-    with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(_digest, files))
-    lines = [f"{digest} {file.name}\n" for digest, file in zip(digests, files, strict=True)]
-    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" if files else ""
+    is none.
+
+    Raises:
+        InputError: the folder has sums of its files, and one is not as they say.
+    """
+    digests = {file.name: digest for file, digest in sha256_of(files_of(path)).items()}
+    for name, written in (read_sums(path) if path.is_dir() else {}).items():
+        if _is_read(name) and digests.get(name) != written:
+            what = "is not the file that was written" if name in digests else "is missing"
+            raise InputError(what, field=str(path / name), hint=CHANGED_FOLDER)
+    lines = [f"{digest} {name}\n" for name, digest in digests.items()]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" if digests else ""
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_read(name: str) -> bool:
+    """Whether a file of that name is part of what `files_of` finds."""
+    return name in (*READ, INDEX) or (name.endswith(".safetensors") and "/" not in name)
 
 
 def require_readable(path: Path) -> None:

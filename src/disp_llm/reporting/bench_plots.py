@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.reporting.canvas import COUNTED, DENSE, PRUNED, panels, save
-from disp_llm.reporting.reading import bench_rows
+from disp_llm.reporting.reading import bench_figures
 from disp_llm.runs.results import BenchComparison
 
 
@@ -17,7 +17,8 @@ def draw_bench(result: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    compared = [comparison for comparison, _, _ in bench_rows(result, "the benchmark")]
+    found = bench_figures(result, "the benchmark")
+    compared = found.comparisons
     figure, (axes,) = panels(1.6 + 1.5 * len(compared), 3.8)
     places = range(len(compared))
     measured = [one.speedup for one in compared]
@@ -36,7 +37,7 @@ def draw_bench(result: dict[str, Any], path: Path) -> None:
         axes.annotate(f"×{value:.2f}", (place - 0.2, 0.04), ha="center", color="white", fontsize=8)
     axes.set_xticks(list(places), [_label(one) for one in compared])
     axes.set_ylabel("speed-up over the original")
-    axes.set_title(f"{result['dtype']}, {result['hardware']['cpu']}", fontsize=9)
+    axes.set_title(f"{found.dtype}, {found.hardware['cpu']}", fontsize=9)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=2, fontsize=8)
     save(figure, path)
 

@@ -45,8 +45,8 @@ def learning_chart(runs: list[RunData]) -> Chart | None:
     for run in runs:
         mean, points = None, []
         for step in run.metrics:
-            mean = step["loss"] if mean is None else SMOOTH * mean + (1 - SMOOTH) * step["loss"]
-            points.append((step["tokens"], mean))
+            mean = step.loss if mean is None else SMOOTH * mean + (1 - SMOOTH) * step.loss
+            points.append((step.tokens, mean))
         if len(points) > 1:
             series[run.name] = points
     if not series:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from disp_llm.reporting.reading import comparison_rows
-from disp_llm.runs.results import ComparisonRow, Perplexity, from_json
+from disp_llm.reporting.reading import comparison_figures
+from disp_llm.runs.naming import names_in, without_paths_in_message
+from disp_llm.runs.results import ComparisonRow
 
 PHASES = ("prefill", "decode")
 """What is timed of every model."""
@@ -16,10 +17,15 @@ def by_method(rows: list[ComparisonRow], keeps: list[float]) -> list[tuple[str, 
     for method in dict.fromkeys(row.method for row in rows):
         sizes = {row.keep_asked: row for row in rows if row.method == method}
         measured = [row for row in sizes.values() if row.perplexity]
-        tokens = " / ".join(dict.fromkeys(f"{row.tokens_seen:,}" for row in measured))
-        seconds = " / ".join(dict.fromkeys(f"{row.seconds:.0f}" for row in measured))
-        found.append((method, *(str(sizes[keep]) for keep in keeps), tokens, seconds))
+        tokens = " / ".join(dict.fromkeys(f"{row.tokens_seen or 0:,}" for row in measured))
+        seconds = " / ".join(dict.fromkeys(_seconds(row) for row in measured))
+        found.append((method, *(str(sizes.get(keep, "–")) for keep in keeps), tokens, seconds))
     return found
+
+
+def _seconds(row: ComparisonRow) -> str:
+    """What an attempt took of which no figures are left is not known."""
+    return "–" if row.seconds is None else f"{row.seconds:.0f}"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -29,17 +35,17 @@ def markdown(result: dict[str, Any]) -> str:
     Args:
         result: what `compare.json` holds.
     """
-    keeps, rows = result["asked"]["keep"], comparison_rows(result)
+    found = comparison_figures(result)
+    keeps, rows = found.asked.keep, found.rows
     lines = ["| method | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | tokens | s |"]
     lines.append("|---|" + "---:|" * (len(keeps) + 2))
     lines += [f"| {' | '.join(cells)} |" for cells in by_method(rows, keeps)]
-    if "dense" in result:
-        dense = from_json(Perplexity, result["dense"], "compare.json")
-        lines += ["", f"Dense: {dense}, {result['source']['eval_text']}."]
+    if found.dense and found.source:
+        lines += ["", f"Dense: {found.dense}, {names_in(found.source['eval_text'])}."]
     failed: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.error:
-            failed.setdefault(row.error, {})[row.method] = None
+            failed.setdefault(without_paths_in_message(row.error), {})[row.method] = None
     if failed:
         lines += ["", *(f"- {', '.join(methods)}: {error}" for error, methods in failed.items())]
     if any(row.speed for row in rows):

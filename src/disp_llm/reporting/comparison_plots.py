@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.reporting.canvas import OTHERS, PRUNED, mark_dense, panels, save
-from disp_llm.reporting.reading import comparison_rows
-from disp_llm.runs.results import ComparisonRow, Perplexity, from_json
+from disp_llm.reporting.reading import comparison_figures
+from disp_llm.runs.naming import name_of
+from disp_llm.runs.results import ComparisonRow
 
 MARKERS = "os^vDP*"
 """One fewer than the colours, so that no two methods look alike."""
@@ -28,8 +29,9 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    dense = from_json(Perplexity, result["dense"], "compare.json").perplexity
-    made = [row for row in comparison_rows(result) if row.error is None]
+    found = comparison_figures(result)
+    assert found.dense is not None
+    dense, made = found.dense.perplexity, [row for row in found.rows if row.error is None]
     drawn = [row for row in made if _value(row) <= CEILING * dense]
     last = {row.method: _value(row) for row in sorted(drawn, key=lambda r: -(r.keep or 0))}
     beyond = {row.method: None for row in made if row.method not in last}
@@ -41,7 +43,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(label)
     axes[0].set_ylabel("perplexity")
     worse = f"; above {CEILING} times the original: {', '.join(beyond)}" if beyond else ""
-    figure.suptitle(f"{result['asked']['model']}{worse}", fontsize=9)
+    figure.suptitle(f"{name_of(found.asked.model)}{worse}", fontsize=9)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     save(figure, path)
 

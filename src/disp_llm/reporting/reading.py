@@ -1,28 +1,92 @@
-"""JSON objects that commands have written -> the typed results in them."""
+"""JSON objects that commands have written -> the typed results in them: one schema a file."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from disp_llm.runs.results import BenchComparison, BenchRow, ComparisonRow, from_json
+from disp_llm.config.schema import Amount
+from disp_llm.runs.figures import Hardware, Source
+from disp_llm.runs.results import BenchComparison, BenchRow, ComparisonRow, Perplexity, from_json
+
+ROWS_AGAIN = "delete it; every row is made again"
+"""What to do about a damaged `compare.json`."""
+
+BENCH_AGAIN = "write it again by `disp-llm bench … --json`, or delete it"
+"""What to do about a damaged `bench.json`."""
 
 
-def comparison_rows(result: dict[str, Any], file: str = "compare.json") -> list[ComparisonRow]:
-    """The rows of what `compare.json` holds.
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison was asked for."""
+
+    model: str
+    keep: list[Amount]
+
+
+@dataclass(frozen=True)
+class ComparisonFigures:
+    """All that `compare.json` holds; a row for every method and size that there is yet."""
+
+    asked: Asked
+    rows: list[ComparisonRow]
+    dense: Perplexity | None = None
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows and (self.dense is None or self.source is None):
+            raise ValueError("has rows and no dense model or source")
+        for row in self.rows:
+            if row.keep_asked not in self.asked.keep:
+                raise ValueError(f"has a row of keep {row.keep_asked}, which was not asked for")
+
+
+def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
+    """What `compare.json` holds.
 
     Raises:
-        InputError: a value is missing; `file` says where.
+        InputError: a value is missing, or is of another type; `file` says where.
     """
-    return [from_json(ComparisonRow, row, file) for row in result["rows"]]
+    return from_json(ComparisonFigures, result, file, ROWS_AGAIN)
 
 
-def bench_rows(
-    result: dict[str, Any], file: str
-) -> list[tuple[BenchComparison, BenchRow, BenchRow]]:
-    """For every workload how the models compare, and the figures of the original and the pruned
-    one.
+@dataclass(frozen=True)
+class Loading:
+    """Load time and memory of a model in a process of its own."""
+
+    load_s: Amount
+    peak_memory_bytes: Amount
+    weight_bytes: Amount
+
+
+@dataclass(frozen=True)
+class BenchFigures:
+    """All that `disp-llm bench --json` prints."""
+
+    model: str
+    against: str
+    dtype: str
+    fused: bool
+    compiled: bool
+    hardware: Hardware
+    results: list[BenchRow]
+    """Two for every workload: the original's and the pruned model's."""
+    comparisons: list[BenchComparison]
+    loading: list[Loading]
+
+    def __post_init__(self) -> None:
+        if len(self.results) != 2 * len(self.comparisons) or len(self.loading) != 2:
+            raise ValueError("has not two models for every comparison")
+
+    @property
+    def rows(self) -> list[tuple[BenchComparison, BenchRow, BenchRow]]:
+        """For every workload how the models compare, and the figures of the original and the pruned
+        one."""
+        return list(zip(self.comparisons, self.results[::2], self.results[1::2], strict=True))
+
+
+def bench_figures(result: Any, file: str) -> BenchFigures:
+    """What `disp-llm bench --json` prints.
 
     Raises:
-        InputError: a figure is missing; `file` says where.
+        InputError: a value is missing, or is of another type; `file` says where.
     """
-    rows = [from_json(BenchRow, row, file) for row in result["results"]]
-    comparisons = [from_json(BenchComparison, row, file) for row in result["comparisons"]]
-    return list(zip(comparisons, rows[::2], rows[1::2], strict=True))
+    return from_json(BenchFigures, result, file, BENCH_AGAIN)

@@ -3,28 +3,24 @@
 import base64
 import io
 import json
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.recipes import read_toml
+from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
-from disp_llm.reporting.reading import bench_rows
+from disp_llm.masks.selection import kept_by_site
+from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
+from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import (
-    BenchComparison,
-    BenchRow,
-    DenseResult,
-    Perplexity,
-    SizeResult,
-    from_json,
-)
+from disp_llm.runs.results import BenchComparison, BenchRow, DenseResult, Perplexity, SizeResult
 
 KEPT_COLOR = (11, 110, 153)
 """Of a kept dimension, as in the plots."""
@@ -65,6 +61,15 @@ class BenchData:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What the page shows of a line of `metrics.jsonl`."""
+
+    step: Size
+    tokens: Size
+    loss: Amount
+
+
+@dataclass(frozen=True)
 class RunData:
     """What the page shows of one run."""
 
@@ -73,41 +78,42 @@ class RunData:
     command: str
     """Which one made the run: `prune` or `recover`."""
     status: str
-    figures: dict[str, Any]
-    """What `result.json` holds."""
+    figures: RunFigures | None
+    """What `result.json` holds; None before there is one."""
     dense: DenseResult | None
     sizes: list[SizeData]
     curve: list[tuple[float, float]]
     """Keep and perplexity of every point, where a curve was measured."""
     recovery: Recovery | None
-    metrics: list[dict[str, Any]]
+    metrics: list[Step]
     """The lines of `metrics.jsonl`."""
     settings: list[tuple[str, Any]]
     bench: BenchData | None
 
 
-def read_run(folder: Path) -> RunData:
+def read_run(run: Run) -> RunData:
     """What the page shows of one run.
 
     Raises:
-        InputError: the folder is no run, or a file is damaged.
+        InputError: the folder is no run, or a file is damaged or not what it was.
     """
-    run = Run(folder)
-    settings, figures, file = _settings(run), run.result(), str(run.result_file)
+    settings, stored = _settings(run), run.result()
+    run.require_whole()
     recovers = "folder" in settings
+    found = run_figures(stored, str(run.result_file)) if stored else None
     return RunData(
-        name=folder.resolve().name,
-        model=settings["folder" if recovers else "model"],
+        name=run.folder.resolve().name,
+        model=str(settings.get("folder" if recovers else "model")),
         command="recover" if recovers else "prune",
-        status=figures.get("status", "not begun"),
-        figures=figures,
-        dense=from_json(DenseResult, figures["dense"], file) if "dense" in figures else None,
-        sizes=_sizes(run, [from_json(SizeResult, m, file) for m in figures.get("models", [])]),
-        curve=[(point["keep"], point["perplexity"]) for point in figures.get("curve", [])],
-        recovery=_recovery(figures, file) if recovers else None,
+        status=found.status if found else "not begun",
+        figures=found,
+        dense=found.dense if found else None,
+        sizes=_sizes(run, found.models) if found else [],
+        curve=[(point.keep, point.measured.perplexity) for point in found.curve] if found else [],
+        recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
         settings=list(_flat(settings)),
-        bench=_bench(folder / "bench.json"),
+        bench=_bench(run.folder / "bench.json"),
     )
 
 
@@ -118,34 +124,22 @@ def _settings(run: Run) -> dict[str, Any]:
             field="runs",
             hint="name the `output_dir` of a `disp-llm prune` or `disp-llm recover`",
         )
-    try:
-        return tomllib.loads(run.config_file.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            f"damaged ({error})", field=str(run.config_file), hint="report another run"
-        ) from error
+    return read_toml(run.config_file, str(run.config_file), "report another run")
 
 
-def _recovery(figures: dict[str, Any], file: str) -> Recovery | None:
+def _recovery(found: RunFigures) -> Recovery | None:
     """None until the model has been trained."""
-    if "model" not in figures:
+    if found.before is None or found.model is None:
         return None
-    found = {key: figures[key] for key in ("before", "model", "teacher") if key in figures}
-    measured = {key: from_json(Perplexity, values, file) for key, values in found.items()}
-    return Recovery(
-        measured["before"], measured["model"], measured.get("teacher"), figures["model"].get("keep")
-    )
+    return Recovery(found.before, found.model.measured, found.teacher, found.model.keep)
 
 
 def _bench(path: Path) -> BenchData | None:
     """What `disp-llm bench --json` printed there, if anything."""
-    hint = "write it again by `disp-llm bench … --json`, or delete it"
     if not path.exists():
         return None
-    found = read_json(path, hint)
-    if "comparisons" not in found:
-        raise InputError("holds no comparison", field=str(path), hint=hint)
-    return BenchData(found["hardware"]["cpu"], bench_rows(found, str(path)))
+    found = bench_figures(read_json(path, BENCH_AGAIN), str(path))
+    return BenchData(found.hardware["cpu"], found.rows)
 
 
 def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
@@ -154,33 +148,16 @@ def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
 
 
 def _size(masks_file: Path, figures: SizeResult) -> SizeData:
-    kept = _kept_indices(masks_file)
-    blocks = 1 + max(int(name.split(".")[1]) for name in kept)
-
-    def of_site(site: str) -> list[np.ndarray]:
-        return [kept[f"layers.{i}.{site}"] for i in range(blocks)]
-
-    there = {name.split(".")[2] for name in kept}
     full = figures.widths_full
+    kept = kept_by_site(masks_file, full)
     return SizeData(
         figures,
-        widths={site: [len(part) for part in of_site(site)] for site in full if site in there},
-        stream={site: _bitmap(of_site(site), full[site]) for site in STREAM_SITES},
+        widths={site: [len(part) for part in parts] for site, parts in kept.items()},
+        stream={site: _bitmap(kept[site], full[site]) for site in STREAM_SITES},
     )
 
 
-def _kept_indices(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="np") as file:
-            names = [name for name in file.keys() if name.startswith("layers.")]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot be read ({error})", field=str(path), hint="export the size again"
-        ) from error
-
-
-def _bitmap(rows: list[np.ndarray], width: int) -> str:
+def _bitmap(rows: list[Tensor], width: int) -> str:
     """A row for each block, a column for each dimension of the residual stream; pruned ones are
     transparent."""
     from matplotlib.image import imsave
@@ -188,20 +165,32 @@ def _bitmap(rows: list[np.ndarray], width: int) -> str:
     pixels = np.zeros((len(rows), width, 4), dtype=np.uint8)
     pixels[..., :3] = KEPT_COLOR
     for place, kept in enumerate(rows):
-        pixels[place, kept, 3] = 255
+        pixels[place, kept.numpy(), 3] = 255
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log; the last may have been cut off by a kill."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+def _metrics(path: Path) -> list[Step]:
+    """Lines of a log; the last may have been cut off by a kill.
+
+    Raises:
+        InputError: another line is damaged.
+    """
+    field, hint = str(path), "delete it; the page is then without the curve of the loss"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({error})", field=field, hint=hint) from error
+    found: list[Step] = []
+    for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not line.endswith("\n"):
+                break
+            raise InputError(f"line {number} is damaged", field=field, hint=hint) from error
+        found.append(as_type(values, Step, field=field, hint=hint, place=f"line {number}"))
     return found
 
 

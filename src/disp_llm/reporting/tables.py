@@ -7,8 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from disp_llm.reporting.comparison import by_method
-from disp_llm.reporting.reading import bench_rows, comparison_rows
+from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.terminal import console, say
+from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json
 
@@ -19,9 +20,10 @@ def show_models(figures: dict[str, Any]) -> None:
     Args:
         figures: what `result.json` of a run of `prune` holds.
     """
-    file, source = _result_file(figures), figures["source"]
-    dense = from_json(DenseResult, figures["dense"], file)
-    models = [from_json(SizeResult, entry, file) for entry in figures["models"]]
+    found = run_figures(figures, _result_file(figures))
+    dense, models, source = found.dense, found.models, found.source
+    assert dense is not None
+    assert source is not None
     table = _table(
         ("", "dense", *map(_column_name, models)),
         title=f"{source['model']}, perplexity on {source['eval_text']}",
@@ -30,12 +32,9 @@ def show_models(figures: dict[str, Any]) -> None:
     console.print(table)
     for model in models:
         say(f"model   {model.folder}")
-    if "keep_by_penalty" in figures:
-        console.print(f"the penalty alone arrived at keep {figures['keep_by_penalty']:.4f}")
-    say(
-        f"run     {figures['run']}  ({figures['tokens_seen']:,} tokens seen, "
-        f"{figures['seconds']:.0f} s, peak {figures['peak_memory_bytes'] / 2**30:.2f} GiB)"
-    )
+    if found.keep_by_penalty is not None:
+        console.print(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
+    say(f"run     {_cost(found)}")
 
 
 def _column_name(model: SizeResult) -> str:
@@ -79,16 +78,21 @@ def show_recovery(figures: dict[str, Any]) -> None:
     Args:
         figures: what `result.json` of a run of `recover` holds.
     """
-    file, source = _result_file(figures), figures["source"]
-    before, after = (from_json(Perplexity, figures[key], file) for key in ("before", "model"))
-    taught = ""
-    if "teacher" in figures:
-        taught = f", teacher {from_json(Perplexity, figures['teacher'], file)}"
-    say(f"{source['model']}, perplexity on {source['eval_text']}: {before} -> {after}{taught}")
-    say(f"model   {figures['model']['folder']}")
-    say(
-        f"run     {figures['run']}  ({figures['tokens_seen']:,} tokens, "
-        f"{figures['seconds']:.0f} s, peak {figures['peak_memory_bytes'] / 2**30:.2f} GiB)"
+    found = run_figures(figures, _result_file(figures))
+    model, source = found.model, found.source
+    assert model is not None
+    assert source is not None
+    measured = f"{found.before} -> {model.measured}"
+    taught = f", teacher {found.teacher}" if found.teacher else ""
+    say(f"{source['model']}, perplexity on {source['eval_text']}: {measured}{taught}")
+    say(f"model   {model.folder}")
+    say(f"run     {_cost(found)}")
+
+
+def _cost(found: RunFigures) -> str:
+    return (
+        f"{found.run}  ({found.tokens_seen:,} tokens seen, {found.seconds:.0f} s, "
+        f"peak {found.peak_memory_bytes / 2**30:.2f} GiB)"
     )
 
 
@@ -98,10 +102,11 @@ def show_comparison(result: dict[str, Any]) -> None:
     Args:
         result: what `compare.json` holds.
     """
-    keeps, rows = result["asked"]["keep"], comparison_rows(result)
+    found = comparison_figures(result)
+    keeps, rows = found.asked.keep, found.rows
     table = _table(
         ("method", *(f"keep {keep:g}" for keep in keeps), "tokens", "s"),
-        title=f"{result['asked']['model']}, perplexity",
+        title=f"{found.asked.model}, perplexity",
     )
     for cells in by_method(rows, keeps):
         table.add_row(*cells)
@@ -109,8 +114,8 @@ def show_comparison(result: dict[str, Any]) -> None:
     for method, error in dict.fromkeys((row.method, row.error) for row in rows):
         if error:
             say(f"{method}: {error}")
-    if "dense" in result:
-        console.print(f"dense {from_json(Perplexity, result['dense'], 'compare.json')}")
+    if found.dense:
+        console.print(f"dense {found.dense}")
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
@@ -180,12 +185,13 @@ def _show_alignments(alignments: list[dict[str, Any]]) -> None:
 
 def show_bench(result: dict[str, Any]) -> None:
     """Both models side by side under every workload."""
-    modes = [mode for mode in ("fused", "compiled") if result[mode]]
-    models = f"{result['model']} against {result['against']}"
-    say(", ".join([models, result["dtype"], *modes, result["hardware"]["cpu"]]))
+    found = bench_figures(result, "the benchmark")
+    modes = [mode for mode in ("fused", "compiled") if getattr(found, mode)]
+    models = f"{found.model} against {found.against}"
+    say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
     names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
     table = _table(names, left=("work", "time goes to"))
-    for comparison, dense, pruned in bench_rows(result, result["model"]):
+    for comparison, dense, pruned in found.rows:
         low, high = comparison.speedup_quartiles
         shares = pruned.time_shares.items()
         table.add_row(
@@ -198,13 +204,14 @@ def show_bench(result: dict[str, Any]) -> None:
             ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
         )
     console.print(table)
-    dense, pruned = result["loading"]
+    loads = found.loading
     for name, key, unit, scale in (
         ("load time", "load_s", "s", 1),
         ("peak memory", "peak_memory_bytes", "MB", 1e6),
         ("weights on disk", "weight_bytes", "MB", 1e6),
     ):
-        console.print(f"{name}: {dense[key] / scale:,.1f} -> {pruned[key] / scale:,.1f} {unit}")
+        dense, pruned = (getattr(load, key) / scale for load in loads)
+        console.print(f"{name}: {dense:,.1f} -> {pruned:,.1f} {unit}")
 
 
 def show_page(file: Path) -> None:
@@ -213,7 +220,7 @@ def show_page(file: Path) -> None:
 
 
 def _result_file(figures: dict[str, Any]) -> str:
-    return str(Run(Path(figures["run"])).result_file)
+    return str(Run(Path(str(figures.get("run", "run")))).result_file)
 
 
 def _table(

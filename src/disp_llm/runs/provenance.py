@@ -11,6 +11,8 @@ import torch
 
 LIBRARIES = ("disp-llm", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
 
+CPU_INFO = Path("/proc/cpuinfo")
+
 
 def provenance(seed: int, command: str) -> dict[str, Any]:
     """Versions, hardware and seed of this process, and how it was asked for."""
@@ -39,11 +41,19 @@ def hardware() -> dict[str, Any]:
     return info
 
 
+def cpu_facts() -> dict[str, str]:
+    """What Linux tells of the first processor (`model name`, `flags`, ...); empty elsewhere, and
+    where `/proc` is not there or not readable."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except (OSError, ValueError):
+        return {}
+    pairs = (line.partition(":") for line in reversed(lines))  # so that the first one stays
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,29 +1,41 @@
 """Figures with what they were measured over, as `result.json` and `compare.json` hold them.
 
 `as_json` writes a result as one flat object, a `Perplexity` inside it spread out; `from_json` reads
-it back.
+it back, and checks every value.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import SITES, BudgetKind
+from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 
 Result = TypeVar("Result")
+
+MEASURED_AGAIN = "delete it; figures are measured again"
+"""What to do about a damaged file of figures."""
+
+
+Phase = Literal["prefill", "decode"]
+"""What is timed: a prompt, or one token after as many cached ones."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """A perplexity with what it was measured over."""
 
-    perplexity: float
-    perplexity_stderr: float | None
+    perplexity: Positive
+    perplexity_stderr: Amount | None
     """None for a single window."""
-    tokens: int
+    tokens: Size
     """Tokens scored: all but the first of the text or of each window, and no token twice."""
-    window: int
-    stride: int
+    window: Size
+    stride: Size
 
     def __str__(self) -> str:
         return with_error(self.perplexity, self.perplexity_stderr)
@@ -44,9 +56,17 @@ class DenseResult:
     """The first tokens of the evaluation text."""
     sample: str
     """What the model writes after them."""
-    parameters: int
-    block_parameters: int
-    bytes: int
+    parameters: Size
+    block_parameters: Size
+    bytes: Size
+
+
+class Timing(TypedDict):
+    """What was timed, the measured share of the dense model's time, and all attempts."""
+
+    work: str
+    measured_share: Positive
+    attempts: list[dict[str, Amount]]
 
 
 @dataclass(frozen=True)
@@ -55,35 +75,41 @@ class SizeResult:
 
     size: str
     """Its name in the run."""
-    budget: str
-    share_asked: float
+    budget: BudgetKind
+    share_asked: Amount
     """`keep_asked` where the budget is block parameters, else `target`."""
-    keep: float
+    keep: Amount
     """Share of block parameters that is kept."""
-    keep_total: float
+    keep_total: Amount
     """Share of all parameters that is kept."""
     measured: Perplexity
-    perplexity_masked: float
-    logit_errors: dict[str, float]
+    perplexity_masked: Positive
+    logit_errors: Annotated[dict[str, Amount], Meta(min_length=1)]
     """`max_logit_error` and the same by data type: max|Δlogit| / max|logit| against the masked
     model."""
-    parameters: int
-    block_parameters: int
-    bytes: int
-    share_of_budget: float
-    align: int
-    kv_cache: float
+    parameters: Size
+    block_parameters: Size
+    bytes: Size
+    share_of_budget: Amount
+    align: Size
+    kv_cache: Amount
     """Size of the KV cache as a share of the original's."""
     scaled: bool
     """Whether scales are folded into the weights."""
     biased: bool
     """Whether layers have gained biases."""
-    widths_full: dict[str, int]
+    widths_full: dict[str, Size]
     """Width of every site of the first block in the dense model."""
     sample: str
     folder: str
     latency: dict[str, Any] = field(default_factory=dict)
-    """What was timed, the measured share and the attempts, where time is the budget."""
+    """A `Timing` where time is the budget, else empty."""
+
+    def __post_init__(self) -> None:
+        if not set(SITES) <= self.widths_full.keys():
+            raise ValueError("has not the widths of all sites")
+        if self.latency:
+            msgspec.convert(self.latency, Timing)
 
     @property
     def share_measured(self) -> float:
@@ -91,25 +117,36 @@ class SizeResult:
         return self.latency["measured_share"] if self.latency else self.share_of_budget
 
 
+SPEEDS = {"prefill_ms", "prefill_speedup", "decode_ms", "decode_speedup"}
+"""What timing a model gives."""
+
+
 @dataclass(frozen=True)
 class ComparisonRow:
     """One method at one size; a row that failed has an error and no figures."""
 
     method: str
-    keep_asked: float
-    perplexity: float | None = None
-    perplexity_stderr: float | None = None
-    keep: float | None = None
-    block_parameters: int | None = None
-    parameters: int | None = None
-    flops: float | None = None
+    keep_asked: Amount
+    perplexity: Positive | None = None
+    perplexity_stderr: Amount | None = None
+    keep: Amount | None = None
+    block_parameters: Count | None = None
+    parameters: Size | None = None
+    flops: Amount | None = None
     """Multiplications inside the blocks as a share of the dense model's."""
-    tokens_seen: int | None = None
-    seconds: float | None = None
+    tokens_seen: Count | None = None
+    seconds: Amount | None = None
     """Time to choose or to make the model, without evaluation."""
     error: str | None = None
-    speed: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, Positive] = field(default_factory=dict)
     """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
+
+    def __post_init__(self) -> None:
+        figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
+        if self.error is None and None in figures:
+            raise ValueError("has neither all figures nor an error")
+        if self.speed and self.speed.keys() != SPEEDS:
+            raise ValueError(f"has not all of {', '.join(sorted(SPEEDS))}")
 
     def __str__(self) -> str:
         if self.perplexity is None:
@@ -122,31 +159,31 @@ class BenchRow:
     """One model under one workload."""
 
     model: str
-    phase: str
-    length: int
-    batch: int
-    median_s: float
-    spread_s: float
+    phase: Phase
+    length: Size
+    batch: Size
+    median_s: Positive
+    spread_s: Amount
     """Between the quartiles."""
-    tokens_per_s: float
-    time_shares: dict[str, float]
+    tokens_per_s: Positive
+    time_shares: dict[str, Amount]
     """Where the operators' time goes."""
-    flops: int
-    block_flops: int
-    bytes_read: int
-    peak_memory_bytes: int
+    flops: Count
+    block_flops: Count
+    bytes_read: Count
+    peak_memory_bytes: Count
 
 
 @dataclass(frozen=True)
 class BenchComparison:
     """The second model's speed-up over the first under one workload."""
 
-    phase: str
-    length: int
-    batch: int
-    speedup: float
-    speedup_quartiles: list[float]
-    predicted_speedup: float
+    phase: Phase
+    length: Size
+    batch: Size
+    speedup: Positive
+    speedup_quartiles: Annotated[list[Amount], Meta(min_length=2, max_length=2)]
+    predicted_speedup: Positive
     predicted_from: str
     """What was counted for the prediction: `flops` or `bytes_read`."""
 
@@ -171,28 +208,36 @@ SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""
 
 
-def from_json(kind: type[Result], values: dict[str, Any], file: str) -> Result:
-    """The result that `as_json` wrote; keys that it does not know are ignored.
+def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_AGAIN) -> Result:
+    """The result that `as_json` wrote, or a larger one that holds such; keys that it does not know
+    are ignored.
 
     Raises:
-        InputError: a value is missing; `file` says where.
+        InputError: a value is missing, or is of another type; `file` says where.
     """
-    assert dataclasses.is_dataclass(kind), kind
-    found: dict[str, Any] = {}
-    for entry in dataclasses.fields(kind):
-        if entry.name == "measured":
-            found["measured"] = from_json(Perplexity, values, file)
-        elif entry.name in SPREAD:
-            found[entry.name] = {
-                k: v for k, v in values.items() if k.startswith(SPREAD[entry.name])
-            }
-        elif entry.name == "share_asked":
-            found["share_asked"] = values.get("keep_asked", values.get("target"))
-        elif entry.name in values:
-            found[entry.name] = values[entry.name]
-        elif dataclasses.MISSING is entry.default and dataclasses.MISSING is entry.default_factory:
-            raise InputError(
-                f"has no '{entry.name}'", field=file, hint="delete it; figures are measured again"
-            )
-    made: Any = kind
-    return made(**found)
+    try:
+        return as_type(_nested(kind, values), kind, field=file, hint=hint)
+    except InputError as error:
+        what = error.what.replace("measured.", "")  # the file holds these one level higher
+        raise InputError(what, field=file, hint=hint) from error
+
+
+def _nested(kind: Any, values: Any) -> Any:
+    """What lies flat in a file, in the groups that the kind declares."""
+    if isinstance(values, list):
+        return [_nested(part, value) for value in values for part in get_args(kind)[:1]]
+    kind = next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)
+    if kind is None or not isinstance(values, dict):
+        return values
+    found = dict(values)
+    for name, declared in get_type_hints(kind).items():
+        if name == "measured":
+            found[name] = values
+        elif name in SPREAD:
+            found[name] = {k: v for k, v in values.items() if k.startswith(SPREAD[name])}
+        elif name == "share_asked":
+            asked = [values[key] for key in ("keep_asked", "target") if key in values]
+            found |= {name: asked[0]} if asked else {}
+        elif name in values:
+            found[name] = _nested(declared, values[name])
+    return found

@@ -3,22 +3,37 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from disp_llm.config.errors import InputError
-from disp_llm.runs.files import write_tensors
+from disp_llm.runs.files import tensors_sha256, write_tensors
+from disp_llm.runs.tensors import TensorFile, read_tensors
 
 KEPT_CHECKPOINTS = 2
 
+TRAINED = "trained."
+"""How the names of tensors begin that are not the optimiser's."""
 
-def save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes a checkpoint and drops all but the newest two."""
-    tensors = {f"trained.{name}": value for name, value in _state(trained).items()}
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of every parameter."""
+
+
+def save(
+    folder: Path,
+    facts: dict[str, str],
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Writes a checkpoint and drops all but the newest two.
+
+    Args:
+        facts: the `step`, and what else has to be the same when it is restored.
+    """
+    tensors = {TRAINED + name: value for name, value in _state(trained).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_tensors(_path(folder, step), tensors, {"step": str(step)})
+    path = _path(folder, int(facts["step"]))
+    write_tensors(path, tensors, facts | {"sha256": tensors_sha256(tensors)})
     for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
         old.unlink()
 
@@ -30,40 +45,57 @@ def _state(trained: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in trained.state_dict().items() if name not in frozen}
 
 
-def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the newest checkpoint, if there is one, and returns the step to go on with.
+def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Loads the newest checkpoint, if there is one, and returns its facts.
+
+    Nothing is changed before the whole file has been checked.
 
     Raises:
         InputError: it is damaged or belongs to another configuration.
     """
     found = checkpoints(folder)
     if not found:
-        return 0
-    path = found[-1]
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            step = int(file.metadata()["step"])
-        own = {
-            k.removeprefix("trained."): v for k, v in tensors.items() if k.startswith("trained.")
-        }
-        if own.keys() != _state(trained).keys():
-            raise KeyError("other tensors than those that are trained")
-        trained.load_state_dict(own, strict=False)
-        template = optimizer.state_dict()
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict(template | {"state": state})
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"damaged or of another configuration ({str(error).splitlines()[0]})",
-            field=str(path),
-            hint="delete this file to go on from the checkpoint before it",
-        ) from error
-    return step
+        return {}
+    file = read_tensors(found[-1], "delete this file to go on from the checkpoint before it")
+    step = file.metadata.get("step", "")
+    named = step.isdecimal() and found[-1] == _path(folder, int(step))
+    file.require(named, "its step is not the one that its name says")
+    written = file.metadata.get("sha256") == tensors_sha256(file.tensors)
+    file.require(written, "its numbers are not those that were written")
+    own, moments = _trained_of(file, trained), _moments_of(file, optimizer)
+    trained.load_state_dict(own, strict=False)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return file.metadata
+
+
+def _trained_of(file: TensorFile, trained: nn.Module) -> dict[str, Tensor]:
+    """What is trained: every tensor as it is now in name, shape and data type, and as finite."""
+    now = _state(trained)
+    names = {name for name in file.tensors if name.startswith(TRAINED)}
+    same = names == {TRAINED + name for name in now}
+    file.require(same, "other tensors than those that are trained")
+    return {
+        name: file.like(
+            TRAINED + name, tuple(value.shape), value.dtype, finite=bool(value.isfinite().all())
+        )
+        for name, value in now.items()
+    }
+
+
+def _moments_of(file: TensorFile, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's state: moments are of the shape of their parameter; `step` is one number."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    found: dict[int, dict[str, Tensor]] = {}
+    for name in file.tensors.keys() - {name for name in file.tensors if name.startswith(TRAINED)}:
+        prefix, index, key = (*name.split("."), "", "")[:3]
+        known = prefix == "optimizer" and index.isdecimal() and int(index) < len(parameters)
+        file.require(known and key in MOMENTS, f"{name} belongs to nothing")
+        parameter = parameters[int(index)]
+        like = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
+        found.setdefault(int(index), {})[key] = file.like(name, *like)
+    complete = all(state.keys() == set(MOMENTS) for state in found.values())
+    file.require(complete, "the optimiser's state is not complete")
+    return found
 
 
 def checkpoints(folder: Path) -> list[Path]:

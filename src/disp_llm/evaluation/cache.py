@@ -1,0 +1,46 @@
+"""Tables of times that were measured on this machine, in the user's cache.
+
+A cache is a convenience: a table that is damaged is measured again, and one that cannot be written
+is measured another time; a warning says so.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.schema import as_type
+from disp_llm.runs.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where measured tables are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disp-llm" / "latency"
+
+
+IGNORED = "what was measured is not used"
+"""What comes of a damaged table."""
+
+
+def cached(name: str, kind: Any) -> Any:
+    """The table of that name as the type that is declared for it; None where there is none that
+    can be used."""
+    path = cache_folder() / name
+    try:
+        if not path.is_file():
+            return None
+        return as_type(read_json(path, IGNORED), kind, field=str(path), hint=IGNORED)
+    except (InputError, OSError) as error:
+        logger.warning("%s", error)
+        return None
+
+
+def keep(name: str, table: dict[str, Any]) -> None:
+    """Writes a table under that name, if the cache can be written."""
+    try:
+        write_json(cache_folder() / name, table)
+    except InputError as error:
+        logger.warning("%s: %s; what was measured is not kept", error.field, error.what)

@@ -1,0 +1,101 @@
+"""All that `result.json` of a run holds: one schema, whatever command made the run and however far
+it has come."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NotRequired, TypedDict
+
+from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json
+
+
+class Source(TypedDict):
+    """What a model was made of."""
+
+    model: str
+    revision: str
+    text: str
+    eval_text: str
+    text_sha256: NotRequired[str]
+    eval_text_sha256: NotRequired[str]
+    base_model: NotRequired[str]
+    license: NotRequired[str]
+    teacher_revision: NotRequired[str]
+
+
+class Hardware(TypedDict):
+    """What figures were measured on."""
+
+    cpu: str
+    threads: Size
+    system: str
+    gpus: NotRequired[list[str]]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One size on the curve of a run."""
+
+    keep_asked: Amount
+    keep: Amount
+    measured: Perplexity
+
+
+@dataclass(frozen=True)
+class TrainedResult:
+    """The model that `recover` exported."""
+
+    measured: Perplexity
+    keep: Positive
+    keep_total: Positive
+    parameters: Size
+    block_parameters: Size
+    bytes: Size
+    folder: str
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """All that `result.json` of a run holds, as far as the run has come."""
+
+    status: Literal["running", "done"]
+    run: str
+    dtype: str
+    command: str
+    seed: int
+    versions: dict[str, str]
+    hardware: Hardware
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
+    source: Source | None = None
+    first_size: str = ""
+    dense: DenseResult | None = None
+    models: list[SizeResult] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
+    before: Perplexity | None = None
+    """This one, `teacher` and `model` are those of `recover`."""
+    teacher: Perplexity | None = None
+    model: TrainedResult | None = None
+    steps: Size | None = None
+    """Optimiser steps, where time fixed them."""
+    keep_by_penalty: Amount | None = None
+    tokens_seen: Count = 0
+    choosing_s: Amount = 0.0
+    measuring_dense_s: Amount = 0.0
+    seconds: Amount = 0.0
+    peak_memory_bytes: Count = 0
+
+    def __post_init__(self) -> None:
+        """A run that is done has everything."""
+        needed = ("dense", "models") if self.before is None else ("before", "model")
+        for name in ("source", *needed) if self.status == "done" else ():
+            if not getattr(self, name):
+                raise ValueError(f"is done and has no {name}")
+
+
+def run_figures(values: dict[str, Any], file: str) -> RunFigures:
+    """The figures of a run.
+
+    Raises:
+        InputError: a value is missing, or is of another type; `file` says where.
+    """
+    return from_json(RunFigures, values, file)
