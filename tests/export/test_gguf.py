@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
 from disp_llm.models.loading import load_model
-
 from disp_llm.runs.sums import folder_problems, write_sums
 
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
