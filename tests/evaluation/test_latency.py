@@ -140,7 +140,8 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
         monkeypatch.setattr(module, "measured_share", by_parameters)
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
-        "--workload-length", 100, "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
+        "--workload-length", 100, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
