@@ -1,6 +1,7 @@
 """Models of which only intermediate widths were cut: GGUF files, and the plain architecture."""
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -9,8 +10,10 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from disp_llm.config.errors import InputError
+from disp_llm.models.loading import load_model
 from disp_llm.runs.sums import folder_problems, write_sums
 
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
@@ -91,6 +94,25 @@ def test_uniform_widths_are_plain_llama_for_every_reader(runs, tmp_path):
     read = read_back(path)
     wanted = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
     torch.testing.assert_close(read(PROMPT).logits, wanted(PROMPT).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_by_name(llama_folder, tmp_path):
+    folder, gone = tmp_path / "folder", "model.layers.1.mlp.up_proj.weight"
+    shutil.copytree(llama_folder, folder)
+    write_original(folder, tmp_path / "whole.gguf")
+    model = load_model(str(tmp_path / "whole.gguf"), torch.device("cpu"), torch.float32)
+    assert gone in model.state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(gone)
+    save_file(tensors, folder / "model.safetensors")
+    write_original(folder, tmp_path / "less.gguf")
+    with pytest.raises(InputError, match=f"lacks weights: {gone}"):
+        load_model(str(tmp_path / "less.gguf"), torch.device("cpu"), torch.float32)
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    for size in (0, 4, 1000, len(whole) - 1000, len(whole) - 1):
+        (tmp_path / "short.gguf").write_bytes(whole[:size])
+        with pytest.raises(InputError, match="cannot load"):
+            load_model(str(tmp_path / "short.gguf"), torch.device("cpu"), torch.float32)
 
 
 def read_back(path: Path) -> transformers.PreTrainedModel:

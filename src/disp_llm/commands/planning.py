@@ -39,6 +39,7 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
     elif kind == "bytes":
         costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
     elif kind == "latency":
+        # Not shortened where the default is too long: the name of a size tells the length.
         decoded = job.config.budget.workload == "decode"  # one token more than are cached
         longest = job.config.budget.workload_length + decoded
         require_positions(dense.model, longest, "workload_length")

@@ -14,7 +14,6 @@ all dimensions has neither buffer nor hook there.
 D residual stream, K kept of it.
 """
 
-from collections.abc import Container
 from typing import Any
 
 import torch
@@ -163,7 +162,7 @@ def _add_index(module: nn.Module, name: str, width: int) -> None:
     module.register_buffer(name, torch.arange(width))  # the file has which ones
 
 
-def require_indices(model: nn.Module, missing: Container[str]) -> None:
+def require_indices(model: nn.Module, missing: set[str]) -> None:
     """Refuses indices that a file lacks, which are then whatever the memory held before, and those
     that are no selection of the stream.
 

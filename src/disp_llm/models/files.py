@@ -83,7 +83,7 @@ def require_readable(path: Path) -> None:
         raise pickled_weights(str(path), f" ({first_of(pickled)})")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
-            f"'{path}' has no config.json",
+            f"cannot load '{path}' (it has no config.json)",
             field="model",
             hint=f"name a model folder, or {AGAIN}",
         )

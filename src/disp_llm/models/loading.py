@@ -22,7 +22,7 @@ from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
 from disp_llm.models.pruned import require_widths
-from disp_llm.models.source import source_of
+from disp_llm.models.source import commit_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
 
@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
+
+SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
+"""Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,19 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
         InputError: no such model, an unknown architecture, or damaged files.
     """
     config = load_config(name)
+    place = _of_one_commit(name)
     family = family_of(config) if dense_only else family_of_any(config)
     if dense_only:
         _refuse_quantised(name, config)
     device = resolve_device(machine.device)
     with _one_line(name, "the tokenizer of "):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
-    model = _whole_model(name, device, dtype)
-    return Loaded(model, tokenizer, family, source_of(name), dtype)
+    model = _whole_model(name, config, place, device, dtype)
+    return Loaded(model, tokenizer, family, source_of(name, place["revision"]), dtype)
 
 
 def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:
@@ -112,19 +117,24 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTraine
     Raises:
         InputError: it cannot be loaded, or is not whole.
     """
-    load_config(name)
-    return _whole_model(name, device, dtype)
+    config = load_config(name)
+    return _whole_model(name, config, _of_one_commit(name), device, dtype)
 
 
-def _whole_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _whole_model(
+    name: str,
+    config: transformers.PreTrainedConfig,
+    place: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
     """A model whose configuration has been checked: all of its weights, each a finite number."""
-    arguments = _arguments(name)
-    packed = "gguf_file" in arguments
-    if packed and GGUF_CONFIG is not None:
-        arguments["quantization_config"] = GGUF_CONFIG(dequantize=True)
+    packed = "gguf_file" in place
+    unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
     with _one_line(name):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **arguments,
+            **place,
+            **unpack,
             dtype=dtype,
             use_safetensors=None if packed else True,
             output_loading_info=True,
@@ -137,7 +147,8 @@ def _whole_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrai
             hint="merge it first, by `merge_and_unload` of PEFT",
         )
     require_whole(name, report)
-    require_stored_types(name, model, _path(name))
+    if not getattr(config, "quantization_config", None):
+        require_stored_types(name, model, _path(name))
     require_finite(name, model)
     if packed:  # unpacked, so no longer quantised
         model.config.__dict__.pop("quantization_config", None)
@@ -174,6 +185,13 @@ def _arguments(name: str) -> dict[str, Any]:
     return {**where, "trust_remote_code": False}
 
 
+def _of_one_commit(name: str) -> dict[str, Any]:
+    """The same, of the commit that the configuration was just read from: weights and tokenizer of
+    another one, or of a conversion that somebody has proposed, are another model. A local model has
+    none."""
+    return _arguments(name) | {"revision": commit_of(_path(name))}
+
+
 @contextlib.contextmanager
 def _one_line(name: str, part: str = "") -> Iterator[None]:
     """Turns whatever transformers raises while it reads a model into one line.
@@ -205,9 +223,7 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
         return pickled_weights(name)
     lines = [line for line in said.splitlines() if line.strip()]
     why = lines[0].strip(" .:") if lines else ""
-    if not isinstance(
-        error, OSError | ValueError | RuntimeError | ImportError
-    ):  # as in KeyError: 3
+    if not isinstance(error, SELF_EXPLAINING):
         why = f"{type(error).__name__}: {why}"
     near = "" if _path(name).exists() else nearest(name, [embedded.MODEL])
     hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"

@@ -17,24 +17,27 @@ HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, Safetens
 """What is raised for a name or a network that is not right."""
 
 
-def source_of(name: str) -> dict[str, str]:
-    """Name and revision of a model that has been loaded: the commit of the hub that the cache
-    holds, or a hash of everything that is read of a local model."""
+def source_of(name: str, commit: str | None) -> dict[str, str]:
+    """Name and revision of a model: its commit on the hub, or a hash of everything that is read of
+    a local one."""
     path = embedded.model_file() if name == embedded.MODEL else Path(name)
-    return {"model": name, "revision": fingerprint(path) if path.exists() else _commit(path)}
+    return {"model": name, "revision": commit or fingerprint(path)}
 
 
-def _commit(model: Path) -> str:
-    """The commit that a model of the hub was last loaded from; empty where the cache lacks it.
+def commit_of(model: Path) -> str | None:
+    """The commit that a model of the hub was last loaded from; None of a local one, and where the
+    cache does not have it.
 
-    A cached file lies in a folder `snapshots/COMMIT`, which transformers no longer tells.
+    A cached file lies in a folder `snapshots/COMMIT`; transformers no longer tells which.
     """
+    if model.exists():
+        return None
     place, file = model, "config.json"
     if model.suffix == ".gguf":
         place, file = model.parent, model.name
     found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file)
     return (
-        Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else ""
+        Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else None
     )
 
 

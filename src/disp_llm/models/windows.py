@@ -75,8 +75,8 @@ def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -
     shortened: dict[str, int] = {}
     made = _shortened(config, usual, most, shortened)
     if shortened:
-        was = ", ".join(f"`{name}` from {tokens}" for name, tokens in shortened.items())
-        logger.warning("the model has %d positions: shortened to that are %s", most, was)
+        were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
+        logger.warning("the model has %d positions, to which were shortened: %s", most, were)
     return made
 
 
