@@ -26,7 +26,15 @@ FAST = settings(
     phases=(Phase.generate,),  # a fault is as small as it can be
 )
 
-VOLATILE = {"run", "seconds", "choosing_s", "measuring_dense_s", "peak_memory_bytes", "command", "bytes"}
+VOLATILE = {
+    "run",
+    "seconds",
+    "choosing_s",
+    "measuring_dense_s",
+    "peak_memory_bytes",
+    "command",
+    "bytes",
+}
 """What two equal commands may give differently: times, where a run began, the bytes of a page."""
 
 
