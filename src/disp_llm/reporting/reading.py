@@ -1,6 +1,6 @@
 """JSON objects that commands have written -> the typed results in them: one schema a file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from disp_llm.config.schema import Amount
@@ -30,6 +30,8 @@ class ComparisonFigures:
     rows: list[ComparisonRow]
     dense: Perplexity | None = None
     source: Source | None = None
+    hardware: Hardware | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rows and (self.dense is None or self.source is None):

@@ -91,8 +91,8 @@ def show_recovery(figures: dict[str, Any]) -> None:
 
 def _cost(found: RunFigures) -> str:
     return (
-        f"{found.run}  ({found.tokens_seen:,} tokens seen, {found.seconds:.0f} s, "
-        f"peak {found.peak_memory_bytes / 2**30:.2f} GiB)"
+        f"{found.run}  ({found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s, "
+        f"peak {(found.peak_memory_bytes or 0) / 2**30:.2f} GiB)"
     )
 
 

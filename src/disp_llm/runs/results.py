@@ -143,7 +143,7 @@ class ComparisonRow:
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
-        if self.error is None and None in figures:
+        if self.error is None and None in (*figures, self.tokens_seen):
             raise ValueError("has neither all figures nor an error")
         if self.speed and self.speed.keys() != SPEEDS:
             raise ValueError(f"has not all of {', '.join(sorted(SPEEDS))}")
