@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from disp_llm.config.schema import Amount
+from disp_llm.config.schema import Amount, Count
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.results import BenchComparison, BenchRow, ComparisonRow, Perplexity, from_json
 
@@ -55,8 +55,8 @@ class Loading:
     """Load time and memory of a model in a process of its own."""
 
     load_s: Amount
-    peak_memory_bytes: Amount
-    weight_bytes: Amount
+    peak_memory_bytes: Count
+    weight_bytes: Count
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,7 @@ def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_A
         return as_type(_nested(kind, values), kind, field=file, hint=hint)
     except InputError as error:
         what = error.what.replace("measured.", "")  # the file holds these one level higher
+        what = what.replace("share_asked", "keep_asked")
         raise InputError(what, field=file, hint=hint) from error
 
 
