@@ -13,6 +13,7 @@ from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
 
 LONG = "n" * 300
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 BAD, FINE = ["prune", "m", "--keep", "4", "--json"], ["report", "run", "--json"]
 
 
@@ -37,6 +38,7 @@ def run_into(monkeypatch, capsys):
     return run
 
 
+@full_disk
 @pytest.mark.parametrize("line_by_line", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -63,6 +65,7 @@ def test_a_standard_output_that_is_closed_takes_nothing(run_into):
     assert run_into(FINE, None) == (0, [])
 
 
+@full_disk
 def test_help_on_a_full_disk_is_one_line():
     """In a process of its own, whose end writes what is left."""
     with open("/dev/full", "w") as full:
