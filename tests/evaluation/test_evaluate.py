@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_prunable
 
+from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import tokenize
 from disp_llm.evaluation.perplexity import perplexity
@@ -47,3 +48,13 @@ def test_overlap_scores_every_token_once_with_its_longest_context(stream):
 def test_one_window_has_no_standard_error(stream):
     measured = perplexity(tiny_prunable("llama"), stream, PerplexityConfig(32, 0, 1))
     assert measured.perplexity_stderr is None
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 1e6])
+def test_a_loss_without_a_perplexity_is_refused(stream, weight):
+    """A file of figures would hold NaN or Infinity, which no JSON has."""
+    target = tiny_prunable("llama")
+    with torch.no_grad():
+        target.model.get_output_embeddings().weight.mul_(weight)
+    with pytest.raises(InputError, match="its loss on the text is"):
+        perplexity(target, stream, PerplexityConfig(32, 0, 2))

@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 from conftest import SMALL, run_command, tiny_prunable
+from damage import BYTES
 from transformers import AutoModelForCausalLM
 
 from disp_llm.commands import sizes
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation import latency
-from disp_llm.evaluation.alignment import best_alignment
+from disp_llm.evaluation import alignment, latency
+from disp_llm.evaluation.alignment import best_alignment, chosen_alignment, measured_alignments
+from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.latency import (
     SHAPES,
     corrected,
@@ -115,6 +117,67 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
     torch.testing.assert_close(first.mlp_read, again.mlp_read)
     latency.latency_costs(llama, Workload("prefill", 16, 1), align=1)
     assert len(measured) == 2 * len(SHAPES)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The user's cache, and machines that are measured at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for module in (latency, alignment):
+        monkeypatch.setattr(module, "compact_model", lambda target, masks: masks)
+        monkeypatch.setattr(module, "measured_share", by_entries)
+    monkeypatch.setattr(alignment, "ALIGNMENTS", (1, 8))  # of which the tiny model has both
+    return cache_folder()
+
+
+WORK = Workload("decode", 16, 1)
+
+
+def by_entries(dense, masks, workload) -> float:
+    """A machine whose time is 0.1 of the dense model's, and the rest by what is kept."""
+    return 0.1 + 0.9 * float(masks.kept.float().mean())
+
+
+def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog):
+    wanted = latency.latency_costs(llama, WORK, align=1)
+    (path,) = cache.iterdir()
+    stored = path.read_bytes()
+    damaged = [damage(stored) for damage in BYTES.values()]
+    first, *others = json.loads(stored)["rows"]
+    changed = [{"counts": [1]}, {"counts": [99] * 15}, {"share": "x"}, {"share": 0.0}]
+    shapes = [[first | change, *others] for change in changed] + [others, [first, first, *others]]
+    damaged += [json.dumps({"rows": rows}).encode() for rows in shapes]
+    for content in damaged:
+        caplog.clear()
+        path.write_bytes(content)
+        found = latency.latency_costs(llama, WORK, align=1)
+        torch.testing.assert_close(found.mlp_read, wanted.mlp_read)
+        assert [str(path) in record.getMessage() for record in caplog.records] == [True], content
+        assert path.read_bytes() == stored  # the next run has it
+
+
+def test_a_damaged_alignment_is_not_used(llama, cache, caplog):
+    rows = measured_alignments(llama, (WORK,))
+    best = next(row["align"] for row in rows if row["best"])
+    assert chosen_alignment(llama.model) == best
+    (path,) = cache.iterdir()
+    for align in (7, 0, "8", None, [8], True, 8.0):
+        caplog.clear()
+        path.write_text(json.dumps({"align": align}))
+        assert chosen_alignment(llama.model) is None
+        assert len(caplog.records) == 1
+    path.write_text('{"align": 8}')
+    assert chosen_alignment(llama.model) == 8
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, monkeypatch):
+    (cache.parents[1] / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1] / "file"))  # below which nothing lies
+    assert latency.latency_costs(llama, WORK, align=1) is not None
+    assert len(measured_alignments(llama, (WORK,))) == 2
+    assert len(caplog.records) == 2
+    assert all("what was measured is not kept" in r.getMessage() for r in caplog.records)
+    assert chosen_alignment(llama.model) is None
 
 
 def test_alignment_is_coarser_only_where_that_saves_time():

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import VOCABULARY, problem_of
+from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
+from disp_llm.methods.fisher import fisher_scores
 from disp_llm.methods.parts.scores import CLAMP, fisher_importance, per_parameter, start_logits
 from disp_llm.training.losses import token_losses
 from disp_llm.training.problem import PruningProblem
@@ -89,3 +91,26 @@ def test_start_logits_put_the_threshold_at_zero_within_the_clamp(problem):
     assert logits.abs().max() <= CLAMP
     assert abs(project(logits, budget, 0.5).threshold) < 0.05
     assert torch.equal(project(logits, budget, 0.5).kept, project(scores, budget, 0.5).kept)
+
+
+SCORES = {
+    "are missing": {"fisher": None, "other": torch.zeros(3)},
+    "of another model": {"fisher": torch.zeros(3)},
+    "of another dtype": {"fisher": torch.zeros(528, dtype=torch.float64)},
+    "not finite": {"fisher": torch.full((528,), torch.inf)},
+    "negative": {"fisher": torch.full((528,), -1.0)},
+}
+
+
+@pytest.mark.parametrize("what", [*SCORES, *BYTES])
+def test_damaged_scores_are_one_line_and_made_again_without_the_file(problem, what):
+    assert problem.budget.layout.entries == 528
+    whole = fisher_scores(problem, 1)
+    path = problem.job.run.scores_file
+    if what in BYTES:
+        path.write_bytes(BYTES[what](path.read_bytes()))
+    else:
+        rewrite(path, **SCORES[what])
+    assert names(outcome(lambda: fisher_scores(problem, 1)), path)
+    path.unlink()
+    assert torch.equal(fisher_scores(problem, 1), whole)

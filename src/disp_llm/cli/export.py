@@ -14,6 +14,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
     """Writes other sizes of a run and shows them."""
     with progress_bar(plain_lines=True) as progress:
         result = export_sizes(config, progress=progress, command=command_line())
-    show_models(result.figures)
-    show_page(Run(result.folder).page_file)
+    made = Run(result.folder)
+    show_models(result.figures, made.result_file)
+    show_page(made.page_file)
     return result.figures

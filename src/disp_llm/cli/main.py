@@ -31,11 +31,11 @@ def main() -> None:
             prepare_libraries()
             result = _run(command, config)
             if as_json and result:  # of several processes, the first has it
-                print(json.dumps(result, ensure_ascii=False))
+                _write(json.dumps(result, ensure_ascii=False) + "\n")
             if result.get("ok") is False:  # `verify` has found something
                 sys.exit(USAGE_ERROR)
         finally:
-            sys.stdout.flush()  # at the interpreter's end it would be too late to say what failed
+            _write("")  # at the interpreter's end it would be too late to say what failed
     except InputError as error:
         _refuse(error, command, as_json)
     except RuntimeError as error:
@@ -49,18 +49,40 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         _drop_output()
         sys.exit(1)
-    except OSError as error:  # a full disk behind standard output has no name
+    except OSError as error:  # a file that nobody expected to be missing or out of reach
         said, where = error.strerror or str(error), str(error.filename or program(arguments))
         hint = "make room, or name a file that can be read and written"
-        _refuse(InputError(f"{said}", field=where, hint=hint), command, as_json)
+        _refuse(InputError(said, field=where, hint=hint), command, as_json)
+
+
+def _write(text: str) -> None:
+    """Writes to standard output, and with it what that still holds.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk.
+        BrokenPipeError: nobody reads it any more.
+    """
+    try:
+        if sys.stdout is not None:  # None where the shell has closed it
+            if text:
+                sys.stdout.write(text)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror})",
+            field="standard output",
+            hint="make room, or write to another file",
+        ) from error
 
 
 def _refuse(error: InputError, command: str, as_json: bool) -> NoReturn:
     """Says what is wrong and ends the process, also where standard output cannot be written."""
     try:
         print_error(error, command, as_json)
-        sys.stdout.flush()
-    except OSError:
+        _write("")
+    except (OSError, InputError):
         _drop_output()
     sys.exit(USAGE_ERROR)
 

@@ -22,6 +22,7 @@ def run(config: PruneConfig) -> dict[str, Any]:
             command=command_line(),
         )
     if result.figures:  # of several processes, the first has them
-        show_models(result.figures)
-        show_page(Run(result.folder).page_file)
+        made = Run(result.folder)
+        show_models(result.figures, made.result_file)
+        show_page(made.page_file)
     return result.figures

@@ -8,6 +8,7 @@ from disp_llm.commands.recover import recover
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.reporting.tables import show_recovery
 from disp_llm.reporting.terminal import progress_bar
+from disp_llm.runs.folder import Run
 
 
 def run(config: RecoverConfig) -> dict[str, Any]:
@@ -21,5 +22,5 @@ def run(config: RecoverConfig) -> dict[str, Any]:
             command=command_line(),
         )
     if result.figures:  # of several processes, the first has them
-        show_recovery(result.figures)
+        show_recovery(result.figures, Run(result.folder).result_file)
     return result.figures

@@ -162,12 +162,9 @@ def baseline_rows(comparison: Comparison, name: str, baseline: Baseline) -> list
         try:
             made = make(keep)
             seconds = preparing + time.perf_counter() - began
-            row = _measured(comparison, name, keep, made)
+            rows.append(_measured(comparison, baseline, keep, made, seconds))
         except FAILURES as error:
             rows.append(failed(name, keep, error))
-            continue
-        tokens = config.scores.tokens if baseline.reads_text else 0
-        rows.append(replace(row, tokens_seen=tokens, seconds=round(seconds, 1)))
     return rows
 
 
@@ -182,9 +179,12 @@ def _problem(comparison: Comparison, name: str) -> PruningProblem:
     return PruningProblem(reference.dense, reference.texts.corpus, budget, keeps, 1, job)
 
 
-def _measured(comparison: Comparison, name: str, keep: float, made: BaselineModel) -> ComparisonRow:
-    """The figures of a baseline's model."""
-    reference, progress = comparison.reference, comparison.progress(name)
+def _measured(
+    comparison: Comparison, baseline: Baseline, keep: float, made: BaselineModel, seconds: float
+) -> ComparisonRow:
+    """The figures of a baseline's model, which took so many seconds to make."""
+    name, reference = baseline.name, comparison.reference
+    progress = comparison.progress(name)
     target = PrunableModel(made.model, reference.dense.family)
     measured = reference.measuring(progress).perplexity(target, "perplexity")
     dense = reference.dense.block_parameters
@@ -198,5 +198,7 @@ def _measured(comparison: Comparison, name: str, keep: float, made: BaselineMode
         block_parameters=round(made.stored),
         parameters=round(outside + made.stored),
         flops=made.multiplied / dense,
+        tokens_seen=comparison.config.scores.tokens if baseline.reads_text else 0,
+        seconds=round(seconds, 1),
         speed=reference.speed(made.model, progress),
     )

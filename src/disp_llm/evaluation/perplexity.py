@@ -7,7 +7,6 @@ B windows, T tokens of a window.
 """
 
 import math
-import sys
 from collections.abc import Callable
 
 import torch
@@ -22,8 +21,8 @@ from disp_llm.models.windows import require_positions
 from disp_llm.runs.results import Perplexity
 from disp_llm.training.losses import token_losses
 
-LARGEST = math.log(sys.float_info.max)
-"""Nats a token beyond which a perplexity is no finite number."""
+LARGEST = 700.0
+"""Nats a token beyond which a perplexity, or its standard error, is no finite number."""
 
 
 @torch.no_grad()

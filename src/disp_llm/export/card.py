@@ -208,6 +208,10 @@ class Told:
     hardware: Hardware
     recovered: Recovered | None = None
 
+    def __post_init__(self) -> None:
+        if "disp-llm" not in self.versions:
+            raise ValueError("has no version of disp-llm")
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -17,7 +17,7 @@ def by_method(rows: list[ComparisonRow], keeps: list[float]) -> list[tuple[str, 
     for method in dict.fromkeys(row.method for row in rows):
         sizes = {row.keep_asked: row for row in rows if row.method == method}
         measured = [row for row in sizes.values() if row.perplexity]
-        tokens = " / ".join(dict.fromkeys(f"{row.tokens_seen or 0:,}" for row in measured))
+        tokens = " / ".join(dict.fromkeys(f"{row.tokens_seen:,}" for row in measured))
         seconds = " / ".join(dict.fromkeys(_seconds(row) for row in measured))
         found.append((method, *(str(sizes.get(keep, "–")) for keep in keeps), tokens, seconds))
     return found

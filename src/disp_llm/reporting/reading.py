@@ -1,9 +1,9 @@
 """JSON objects that commands have written -> the typed results in them: one schema a file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from disp_llm.config.schema import Amount
+from disp_llm.config.schema import Amount, Count
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.results import BenchComparison, BenchRow, ComparisonRow, Perplexity, from_json
 
@@ -30,6 +30,8 @@ class ComparisonFigures:
     rows: list[ComparisonRow]
     dense: Perplexity | None = None
     source: Source | None = None
+    hardware: Hardware | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rows and (self.dense is None or self.source is None):
@@ -53,8 +55,8 @@ class Loading:
     """Load time and memory of a model in a process of its own."""
 
     load_s: Amount
-    peak_memory_bytes: Amount
-    weight_bytes: Amount
+    peak_memory_bytes: Count
+    weight_bytes: Count
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.recipes import read_toml
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import read_toml, resolved
+from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection import kept_by_site
@@ -21,6 +23,7 @@ from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import BenchComparison, BenchRow, DenseResult, Perplexity, SizeResult
+from disp_llm.runs.settings import stored_config
 
 KEPT_COLOR = (11, 110, 153)
 """Of a kept dimension, as in the plots."""
@@ -99,11 +102,11 @@ def read_run(run: Run) -> RunData:
     """
     settings, stored = _settings(run), run.result()
     run.require_whole()
-    recovers = "folder" in settings
+    recovers = isinstance(settings, RecoverConfig)
     found = run_figures(stored, str(run.result_file)) if stored else None
     return RunData(
         name=run.folder.resolve().name,
-        model=str(settings.get("folder" if recovers else "model")),
+        model=settings.folder if isinstance(settings, RecoverConfig) else settings.model,
         command="recover" if recovers else "prune",
         status=found.status if found else "not begun",
         figures=found,
@@ -112,19 +115,20 @@ def read_run(run: Run) -> RunData:
         curve=[(point.keep, point.measured.perplexity) for point in found.curve] if found else [],
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
-        settings=list(_flat(settings)),
+        settings=list(_flat(resolved(settings))),
         bench=_bench(run.folder / "bench.json"),
     )
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> PruneConfig | RecoverConfig:
     if not run.config_file.exists():
         raise InputError(
             f"{run.folder} is not a run folder",
             field="runs",
             hint="name the `output_dir` of a `disp-llm prune` or `disp-llm recover`",
         )
-    return read_toml(run.config_file, str(run.config_file), "report another run")
+    tables = read_toml(run.config_file, str(run.config_file), "report another run")
+    return stored_config(run.folder, RecoverConfig if "folder" in tables else PruneConfig)
 
 
 def _recovery(found: RunFigures) -> Recovery | None:

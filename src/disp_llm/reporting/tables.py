@@ -10,17 +10,17 @@ from disp_llm.reporting.comparison import by_method
 from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.figures import RunFigures, run_figures
-from disp_llm.runs.folder import Run
 from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json
 
 
-def show_models(figures: dict[str, Any]) -> None:
+def show_models(figures: dict[str, Any], file: Path) -> None:
     """The dense model and the pruned ones side by side, and where things lie.
 
     Args:
         figures: what `result.json` of a run of `prune` holds.
+        file: where that lies.
     """
-    found = run_figures(figures, _result_file(figures))
+    found = run_figures(figures, str(file))
     dense, models, source = found.dense, found.models, found.source
     assert dense is not None
     assert source is not None
@@ -72,13 +72,14 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
         )
 
 
-def show_recovery(figures: dict[str, Any]) -> None:
+def show_recovery(figures: dict[str, Any], file: Path) -> None:
     """Perplexity before and after, and the teacher's where there is one.
 
     Args:
         figures: what `result.json` of a run of `recover` holds.
+        file: where that lies.
     """
-    found = run_figures(figures, _result_file(figures))
+    found = run_figures(figures, str(file))
     model, source = found.model, found.source
     assert model is not None
     assert source is not None
@@ -91,8 +92,8 @@ def show_recovery(figures: dict[str, Any]) -> None:
 
 def _cost(found: RunFigures) -> str:
     return (
-        f"{found.run}  ({found.tokens_seen:,} tokens seen, {found.seconds:.0f} s, "
-        f"peak {found.peak_memory_bytes / 2**30:.2f} GiB)"
+        f"{found.run}  ({found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s, "
+        f"peak {(found.peak_memory_bytes or 0) / 2**30:.2f} GiB)"
     )
 
 
@@ -217,10 +218,6 @@ def show_bench(result: dict[str, Any]) -> None:
 def show_page(file: Path) -> None:
     """Where the page of a run lies."""
     say(f"page    {file}  ({file.stat().st_size / 1e3:,.0f} kB)")
-
-
-def _result_file(figures: dict[str, Any]) -> str:
-    return str(Run(Path(str(figures.get("run", "run")))).result_file)
 
 
 def _table(

@@ -79,17 +79,21 @@ class RunFigures:
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None
-    tokens_seen: Count = 0
-    choosing_s: Amount = 0.0
-    measuring_dense_s: Amount = 0.0
-    seconds: Amount = 0.0
-    peak_memory_bytes: Count = 0
+    tokens_seen: Count | None = None
+    choosing_s: Amount | None = None
+    measuring_dense_s: Amount | None = None
+    seconds: Amount | None = None
+    peak_memory_bytes: Count | None = None
 
     def __post_init__(self) -> None:
         """A run that is done has everything."""
-        needed = ("dense", "models") if self.before is None else ("before", "model")
-        for name in ("source", *needed) if self.status == "done" else ():
-            if not getattr(self, name):
+        if "disp-llm" not in self.versions:
+            raise ValueError("has no version of disp-llm")
+        pruned = ("first_size", "dense", "models")
+        needed = ("source", "tokens_seen", "seconds", "peak_memory_bytes")
+        needed += pruned if self.before is None else ("model",)
+        for name in needed if self.status == "done" else ():
+            if getattr(self, name) in (None, "", []):
                 raise ValueError(f"is done and has no {name}")
 
 

@@ -143,7 +143,7 @@ class ComparisonRow:
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
-        if self.error is None and None in figures:
+        if self.error is None and None in (*figures, self.tokens_seen):
             raise ValueError("has neither all figures nor an error")
         if self.speed and self.speed.keys() != SPEEDS:
             raise ValueError(f"has not all of {', '.join(sorted(SPEEDS))}")
@@ -219,6 +219,7 @@ def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_A
         return as_type(_nested(kind, values), kind, field=file, hint=hint)
     except InputError as error:
         what = error.what.replace("measured.", "")  # the file holds these one level higher
+        what = what.replace("share_asked", "keep_asked")
         raise InputError(what, field=file, hint=hint) from error
 
 

@@ -1,0 +1,109 @@
+"""Where a command writes: a full disk, a reader that has gone, a name that no file can have."""
+
+import os
+import subprocess
+import sys
+from contextlib import redirect_stdout
+
+import pytest
+from conftest import environment, run_command
+
+from disp_llm.cli.main import main
+from disp_llm.cli.parsing import parse
+from disp_llm.config.errors import InputError
+
+LONG = "n" * 300
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+BAD, FINE = ["prune", "m", "--keep", "4", "--json"], ["report", "run", "--json"]
+
+
+@pytest.fixture
+def run_into(monkeypatch, capsys):
+    """`disp-llm ...` whose standard output is what is given; its exit code and what it said."""
+
+    def run(arguments, output) -> tuple[object, list[str]]:
+        monkeypatch.setattr("disp_llm.cli.report.run", lambda config: {"text": "t" * 10_000})
+        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["disp-llm", *arguments])
+        code: object = 0
+        with redirect_stdout(output):
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code
+        if output is not None:
+            output.close()  # as the interpreter does at its end: nothing fails any more
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@full_disk
+@pytest.mark.parametrize("line_by_line", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(FINE, "standard output: cannot be written (No space left on device)"), (BAD, "--keep: 4.0")],
+)
+def test_a_full_disk_is_one_line(run_into, arguments, said, line_by_line):
+    full = open("/dev/full", "w", buffering=1 if line_by_line else -1)  # noqa: SIM115
+    code, lines = run_into(arguments, full)
+    assert code == 2
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [(FINE, 1), (BAD, 2)])
+def test_a_reader_that_has_gone_is_no_error(run_into, arguments, expected):
+    read, write = os.pipe()
+    os.close(read)
+    code, lines = run_into(arguments, os.fdopen(write, "w"))
+    assert code == expected
+    assert len(lines) == (1 if arguments is BAD else 0)
+
+
+def test_a_standard_output_that_is_closed_takes_nothing(run_into):
+    assert run_into(FINE, None) == (0, [])
+
+
+@full_disk
+def test_help_on_a_full_disk_is_one_line():
+    """In a process of its own, whose end writes what is left."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "disp_llm", "--help"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment(),
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "m", "--output-dir", LONG],
+        ["recover", "m", "--output-dir", LONG],
+        ["compare", "m", "--output-dir", LONG],
+        ["export", LONG, "--keep", "0.5"],
+        ["save", "f", "--to", LONG],
+        ["push", LONG, "a/b"],
+        ["report", "run", "--output", LONG],
+        ["gguf", "f", "--original", "o", "--to", LONG],
+        ["bench", "m", "--against", "m", "--plot", f"{LONG}.png"],
+        ["eval", "m", "--text", LONG],
+    ],
+)
+def test_a_long_name_is_one_line(arguments):
+    with pytest.raises(InputError, match="no file can be called"):
+        parse(arguments)
+
+
+def test_a_file_out_of_reach_is_one_line(monkeypatch):
+    def denied(config):
+        raise PermissionError(13, "Permission denied", "secret.json")
+
+    monkeypatch.setattr("disp_llm.cli.report.run", denied)
+    done = run_command("report", "run", "--json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("disp-llm: secret.json: Permission denied; ")
+    assert '"field": "secret.json"' in done.stdout

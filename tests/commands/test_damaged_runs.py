@@ -1,0 +1,92 @@
+"""Commands that meet a damaged file: one line before anything is loaded, and a hint that works."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from conftest import SMALL, run_command
+from damage import names, outcome
+
+from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.prune import prune
+from disp_llm.runs.settings import stored_config
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A finished run of one's own."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_run[0], folder)
+    return folder
+
+
+def refused(done, path) -> bool:
+    """Exit code 2 and one line that names the file."""
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("disp-llm: ")]
+    return done.returncode == 2 and len(complaints) == 1 and str(path) in complaints[0]
+
+
+@pytest.mark.parametrize("name", ["masks.safetensors", "masks-0.8.safetensors"])
+def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
+    path = run / name
+    whole, figures = path.read_bytes(), json.loads((run / "result.json").read_text())
+    path.write_bytes(whole[:100])
+    done = run_command("report", run)
+    assert refused(done, path)
+    share = 0.8 if "0.8" in name else 0.5
+    assert names(outcome(lambda: PruneResult(run, figures).masks(share)), path)
+    assert "delete it and result.json, then run `disp-llm prune … --resume`" in done.stderr
+    path.unlink()
+    (run / "result.json").unlink()
+    assert run_command("prune", llama_folder, "--output-dir", run, "--resume").returncode == 0
+    assert path.read_bytes() == whole
+    again = json.loads((run / "result.json").read_text())
+    assert [m["perplexity"] for m in again["models"]] == [
+        m["perplexity"] for m in figures["models"]
+    ]
+    assert run_command("report", run).returncode == 0
+
+
+def test_figures_of_a_finished_run_are_checked_when_they_are_asked_for(run, llama_folder):
+    path = run / "result.json"
+    path.write_text(path.read_text().replace('"perplexity": ', '"perplexity": "about" , "x": '))
+    asked = run_command("prune", llama_folder, "--output-dir", run, "--resume", "--json")
+    assert refused(asked, path)
+    config = replace(stored_config(run), output_dir=run, resume=True)
+    found = outcome(lambda: prune(llama_folder, config=config).sizes)
+    assert names(found, path)
+    assert "perplexity: expected float, got str" in found.what
+
+
+@pytest.mark.parametrize("key", ["command", "source", "before", "versions"])
+def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
+    """What is refused is refused before training, and what can be measured again is."""
+    folder = tmp_path / "recovered"
+    command = [
+        "recover", run / "model", "--output-dir", folder, "--tokens", 64, "--length", 32,
+        "--context", 32, "--windows", 2, "--text", text_file, "--device", "cpu",
+        "--dtype", "float32",
+    ]  # fmt: skip
+    assert run_command(*command).returncode == 0
+    path = folder / "result.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"status": "running", key: 5}))
+    assert refused(run_command(*command, "--resume"), path)
+    path.write_text(
+        json.dumps({k: v for k, v in whole.items() if k != key} | {"status": "running"})
+    )
+    done = run_command(*command, "--resume")
+    if key in ("command", "versions"):
+        assert refused(done, path)
+    else:
+        assert done.returncode == 0, done.stderr
+        assert json.loads(path.read_text())[key] == whole[key]
+
+
+def test_compare_does_not_go_on_from_a_damaged_file(tmp_path):
+    path = tmp_path / "compare.json"
+    path.write_text('{"asked": {"model": "m", "keep": [0.5]}, "rows": [{"method": "flap"}]}')
+    done = run_command("compare", "m", "--output-dir", tmp_path, *SMALL[:4])
+    assert refused(done, path)
+    assert "rows[0]: object missing required field keep_asked" in done.stderr

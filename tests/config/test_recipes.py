@@ -1,0 +1,103 @@
+"""Recipes and settings: every value has its declared type, every name and size is one that files
+can have."""
+
+from pathlib import Path
+
+import pytest
+from damage import BYTES, NESTED, outcome
+
+from disp_llm.config.checks import require_paths, require_sizes
+from disp_llm.config.errors import InputError
+from disp_llm.config.gguf import GgufConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe, resolved, with_settings
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.report import ReportConfig
+
+OTHERS = ("x", 3, 0.5, True, [], ["x", 3], {}, {"x": 1})
+LONG = Path("n" * 300)
+
+
+def tables_of(config: object) -> list[tuple[str, ...]]:
+    """The places of all settings of a configuration."""
+    found: list[tuple[str, ...]] = []
+    for name, value in resolved(config).items():
+        found += [(name, key) for key in value] if isinstance(value, dict) else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("config", [PruneConfig("m"), RecoverConfig("m")])
+def test_a_setting_takes_its_own_type_only(config):
+    """What is accepted is what then lies in the configuration, a whole number for a float too."""
+    for place in tables_of(config):
+        for value in OTHERS:
+            tables: dict = {place[-1]: value}
+            tables = {place[0]: tables} if len(place) > 1 else tables
+            found = outcome(lambda tables=tables: apply_recipe(config, tables))
+            if isinstance(found, InputError):
+                assert place[0] in found.what
+                assert found.hint
+                continue
+            held = resolved(found)
+            for key in place:
+                held = held[key]
+            empty_group = value == {} and held == resolved(config)[place[0]]
+            assert held == value or empty_group, place
+            assert type(held) is type(value) or (type(held), type(value)) == (float, int), place
+
+
+@pytest.mark.parametrize("how", [*BYTES, "nested"])
+def test_a_damaged_recipe_is_one_line(tmp_path, how):
+    path = tmp_path / "mine.toml"
+    damaged = (
+        b"x = " + NESTED if how == "nested" else BYTES[how](b"[learn]\nsteps = 7\ntemperature = 1")
+    )
+    path.write_bytes(damaged)
+    found = outcome(lambda: load_recipe(str(path)))
+    if how == "emptied":
+        assert found == {}
+    else:
+        assert isinstance(found, InputError)
+        assert str(path) in found.what
+        assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize("text", ['base = "paper"\nkeep = 3', 'base = "paper"\nlearn = 3'])
+def test_a_value_of_another_kind_over_a_base_is_one_line(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    found = outcome(lambda: apply_recipe(PruneConfig("m"), load_recipe(str(path))))
+    assert "expected" in found.what
+
+
+@pytest.mark.parametrize("sizes", [(0.5, 0.5000001), (0.6, 0.3, 0.29999999)])
+def test_sizes_of_one_name_are_refused(sizes):
+    for field in ("keep", "keep_range", "target"):
+        with pytest.raises(InputError, match="are both called") as refused:
+            require_sizes(**{field: sizes})
+        assert refused.value.field == field
+    require_sizes(keep=(0.5, 0.500001))
+
+
+@pytest.mark.parametrize("path", [LONG, Path("a\0b"), LONG / "inside"])
+@pytest.mark.parametrize(
+    ("config_of", "field"),
+    [
+        (lambda path: PruneConfig("m", output_dir=path), "output_dir"),
+        (lambda path: with_settings(PruneConfig("m"), {"eval_text": path}), "eval_text"),
+        (lambda path: GgufConfig(Path("f"), Path("o"), path), "to"),
+        (lambda path: ReportConfig((Path("run"), path)), "runs"),
+        (lambda path: ReportConfig((Path("run"),), output=path), "output"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(config_of, field, path):
+    with pytest.raises(InputError, match="no file can be called") as refused:
+        config_of(path).validate()
+    assert refused.value.field == field
+    assert len(str(refused.value)) < 150
+
+
+def test_other_troubles_with_a_path_are_for_who_reads_it(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "missing", tmp_path / "file" / "inside"):
+        require_paths(ReportConfig((path,)))

@@ -1,0 +1,55 @@
+"""What a machine offers, also where the system does not tell."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import run_command
+
+from disp_llm.models.devices import free_memory, resolve_dtype
+from disp_llm.runs import provenance
+
+CPU = torch.device("cpu")
+FLAGS = "processor : 0\nmodel name : {}\nflags : {}\n\nprocessor : 1\nmodel name : b\nflags : x\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fpu avx512_bf16 avx512_vnni", torch.bfloat16),
+        ("fpu avx512_bf16x", torch.float32),
+        ("", torch.float32),
+    ],
+)
+def test_bfloat16_is_used_where_the_processor_computes_in_it(monkeypatch, tmp_path, flags, dtype):
+    told = tmp_path / "cpuinfo"
+    told.write_text(FLAGS.format("One 2: 3 GHz", flags))
+    monkeypatch.setattr(provenance, "CPU_INFO", told)
+    assert resolve_dtype("auto", CPU) == dtype
+    assert provenance.hardware()["cpu"] == "One 2: 3 GHz"
+
+
+@pytest.fixture
+def no_proc(monkeypatch):
+    """A system without `/proc`, as macOS is, or a Linux that hides it."""
+    monkeypatch.setattr(provenance, "CPU_INFO", Path("/nowhere/cpuinfo"))
+    monkeypatch.setattr(psutil, "PROCFS_PATH", "/nowhere")
+    with pytest.raises(FileNotFoundError):
+        psutil.virtual_memory()
+
+
+def test_doctor_needs_no_proc(no_proc, llama_folder):
+    assert resolve_dtype("auto", CPU) == torch.float32
+    assert provenance.hardware()["cpu"]
+    assert free_memory(CPU) > 0
+    done = run_command("doctor", llama_folder, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "GiB free" in done.stderr or "fits" in done.stderr
+
+
+def test_what_cannot_be_read_of_the_processor_is_not_there(monkeypatch, tmp_path):
+    for unreadable in (tmp_path, tmp_path / "binary"):
+        (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+        monkeypatch.setattr(provenance, "CPU_INFO", unreadable)
+        assert provenance.cpu_facts() == {}

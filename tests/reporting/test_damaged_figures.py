@@ -1,0 +1,176 @@
+"""Files of figures: whatever is wrong in one is a line that names it, or changes nothing."""
+
+import json
+import shutil
+
+import pytest
+from conftest import run_command
+from damage import BYTES, NESTED, names, outcome, wrongly_read
+
+from disp_llm.evaluation.benchmark import Counted, compare
+from disp_llm.evaluation.timing import Workload
+from disp_llm.reporting.reading import bench_figures, comparison_figures
+from disp_llm.reporting.run_data import read_run
+from disp_llm.runs.figures import run_figures
+from disp_llm.runs.files import read_json
+from disp_llm.runs.results import (
+    BenchRow,
+    ComparisonRow,
+    Perplexity,
+    SizeResult,
+    as_json,
+    from_json,
+)
+
+FREE = (
+    "perplexity_stderr",
+    "seconds",
+    "choosing_s",
+    "measuring_dense_s",
+    "curve",
+    "keep_by_penalty",
+)
+MEASURED = as_json(Perplexity(12.5, 0.5, 93, 32, 32))
+
+
+def read_by(kind, path):
+    return lambda: kind(read_json(path, "delete it"), str(path))
+
+
+def test_result_of_prune(small_run, tmp_path):
+    result = json.loads((small_run[0] / "result.json").read_text())
+    path = tmp_path / "result.json"
+    result["models"] = result["models"][:1]
+    result["models"][0]["latency"] = {"work": "prefill", "measured_share": 0.5, "attempts": []}
+    result["curve"] = [{"keep_asked": 0.5, "keep": 0.5} | MEASURED]
+    path.write_text(json.dumps(result))
+    free = (*FREE, "base_model", "license", "latency", "max_logit_error", "max_logit_error_float32")
+    wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
+    assert wrong == ["curve.0 dropped"]  # a curve may have fewer points
+    assert refused > 300
+
+
+def test_result_of_recover(small_run, tmp_path):
+    result = json.loads((small_run[0] / "result.json").read_text())
+    for key in ("dense", "models", "first_size"):
+        result.pop(key)
+    sizes = {"keep": 0.5, "keep_total": 0.6, "parameters": 9, "block_parameters": 8, "bytes": 36}
+    result |= {"before": MEASURED, "teacher": MEASURED}
+    result["model"] = MEASURED | sizes | {"folder": "run/model"}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    free = (*FREE, "base_model", "license", "teacher", "measuring_dense_s")
+    wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
+    assert not wrong
+    assert refused > 200
+
+
+def test_comparison(tmp_path):
+    speed = {"prefill_ms": 9.0, "prefill_speedup": 1.5, "decode_ms": 2.0, "decode_speedup": 1.2}
+    row = ComparisonRow("learned", 0.5, 12.5, 0.5, 0.5, 80, 90, 0.5, 960, 1.5, speed=speed)
+    failed = ComparisonRow("flap", 0.5, error="cannot")
+    result = {
+        "asked": {"model": "m", "keep": [0.5], "steps": 3},
+        "rows": [as_json(row), as_json(failed)],
+        "dense": MEASURED | {"parameters": 99, "block_parameters": 88},
+        "source": {"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
+        "hardware": {"cpu": "c", "threads": 1, "system": "s"},
+        "versions": {"torch": "2"},
+    }
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps(result))
+    free = (*FREE, "hardware", "versions", "torch")
+    wrong, refused = wrongly_read(path, read_by(comparison_figures, path), free)
+    # A row that failed needs no figures, and another one may have failed.
+    may = {"rows.0.error = 'x'", "rows.0 dropped", "rows.1 dropped", "rows = []"}
+    assert {how for how in wrong if not how.startswith("rows.1.")} <= may
+    assert refused > 200
+
+
+def bench_result() -> dict:
+    workload = Workload("prefill", 16, 1)
+    counted = [Counted(flops, bytes_read=1, block_flops=1) for flops in (30, 10)]
+    compared = compare(workload, [[2.0, 2.1], [1.0, 1.1]], counted)
+    row = BenchRow("m", "prefill", 16, 1, 0.5, 0.1, 32.0, {"attention": 1.0}, 30, 20, 10, 99)
+    loading = {"model": "m", "load_s": 1.0, "peak_memory_bytes": 99, "weight_bytes": 9}
+    return {
+        "model": "m", "against": "a", "dtype": "float32", "compiled": False, "fused": False,
+        "results": [as_json(row)] * 2, "comparisons": [as_json(compared)],
+        "loading": [loading] * 2, "hardware": {"cpu": "c", "threads": 1, "system": "s"},
+    }  # fmt: skip
+
+
+def test_benchmark(tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(bench_result()))
+    wrong, refused = wrongly_read(path, read_by(bench_figures, path), ("attention",))
+    assert not wrong
+    assert refused > 200
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A run folder of one's own."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_run[0], folder)
+    return folder
+
+
+def test_the_page_reads_the_benchmark_beside_a_run(run):
+    (run / "bench.json").write_text(json.dumps(bench_result()))
+    assert read_run(run).bench.rows[0][0].speedup == pytest.approx(2, rel=0.1)
+    (run / "bench.json").write_text(json.dumps(bench_result() | {"results": []}))
+    found = outcome(lambda: read_run(run))
+    assert names(found, run / "bench.json")
+    assert "two models" in found.what
+
+
+def lines(*steps: str) -> str:
+    return "".join(f"{step}\n" for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda one, two: lines(one, two[:9], two), "line 2 is damaged"),
+        (lambda one, two: lines(one, "[" * 99_999, two), "line 2 is damaged"),
+        (lambda one, two: lines(one, two[:9]), "line 2 is damaged"),  # whole, with its line break
+        (lambda one, two: lines(one, "null"), "line 2: expected object, got null"),
+        (lambda one, two: lines(one, '{"step": 2}'), "line 2: object missing required field"),
+        (lambda one, two: lines(one, two.replace('"step": 2', '"step": "2"')), "line 2.step: "),
+        (lambda one, two: lines(one, '{"step": 2, "tokens": 9, "loss": NaN}'), "line 2.loss: "),
+        (lambda one, two: lines(one) + two[:9], None),  # a kill within the last line
+        (lambda one, two: "", None),
+    ],
+)
+def test_log_of_steps(run, damage, said):
+    path = run / "metrics.jsonl"
+    path.write_text(damage(*path.read_text().splitlines()[:2]))
+    found = outcome(lambda: read_run(run))
+    if said is None:
+        assert len(found.metrics) < 2
+    else:
+        assert names(found, path)
+        assert said in found.what
+    path.write_bytes(b"\xff\n")
+    assert names(outcome(lambda: read_run(run)), path)
+
+
+@pytest.mark.parametrize("how", [*BYTES, "nested"])
+@pytest.mark.parametrize("name", ["config.toml", "masks.safetensors", "masks-0.8.safetensors"])
+def test_other_files_of_a_page(run, name, how):
+    path = run / name
+    path.write_bytes(NESTED if how == "nested" else BYTES[how](path.read_bytes()))
+    done = run_command("report", run)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert str(run) in done.stderr
+
+
+def test_a_value_is_named_by_its_place_in_the_file(small_run):
+    """Not by that in our own classes, which group what lies flat there."""
+    size = small_run[1]["models"][0]
+    found = outcome(lambda: from_json(SizeResult, size | {"perplexity": "low"}, "f"))
+    assert found.what == "perplexity: expected float, got str"
+    found = outcome(lambda: from_json(SizeResult, size | {"keep_asked": "half"}, "f"))
+    assert found.what == "keep_asked: expected float, got str"
