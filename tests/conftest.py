@@ -16,12 +16,16 @@ from pathlib import Path
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
+# Before our own modules: what these would import while jaxtyping checks them would be compiled
+# anew, 1,600 files of it, since jaxtyping looks for compiled files of its own.
+import beartype  # noqa: F401
 import fresh
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
