@@ -30,6 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_llm.cli.main import main
+from disp_llm.commands import measuring
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
@@ -44,6 +45,7 @@ from disp_llm.runs.job import Job, Process
 from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
+measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 
 VOCABULARY = 320
 SHAPE = {

@@ -4,6 +4,7 @@ Everything is read from run folders. The template `report.html` holds all markup
 the figures and `charts` the geometry.
 """
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,7 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
     runs = [read_run(folder) for folder in config.runs]
     single = Run(config.runs[0]).page_file if len(config.runs) == 1 else Path("report.html")
     path = config.output or single
-    template = resources.files("disp_llm.reporting") / "report.html"
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        template.read_text()
-    )
-    text = page.render(
+    text = _template().render(
         runs=runs,
         learning=learning_chart(runs),
         quality=quality_chart(runs),
@@ -51,3 +48,11 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return {"file": str(path), "bytes": path.stat().st_size, "runs": len(runs)}
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once, since `compare` writes a page for every run of its own."""
+    source = (resources.files("disp_llm.reporting") / "report.html").read_text()
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source)
