@@ -5,6 +5,7 @@ the figures and `charts` the geometry. Whatever was named by its path is shown b
 text says is shown as text, and nothing on the page can run or be fetched.
 """
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,7 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
     runs = [read_run(Run(folder, config.anyway)) for folder in config.runs]
     single = Run(config.runs[0]).page_file if len(config.runs) == 1 else Path("report.html")
     path = config.output or single
-    template = resources.files("disp_llm.reporting") / "report.html"
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "name_of": name_of,
-        "named": named,
-        "without_paths": without_paths,
-        "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),
-    }
-    text = environment.from_string(template.read_text(encoding="utf-8")).render(
+    text = _template().render(
         runs=runs,
         learning=learning_chart(runs),
         quality=quality_chart(runs),
@@ -57,3 +50,17 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return {"file": str(path), "bytes": path.stat().st_size, "runs": len(runs)}
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once, since `compare` writes a page for every run of its own."""
+    source = resources.files("disp_llm.reporting") / "report.html"
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "name_of": name_of,
+        "named": named,
+        "without_paths": without_paths,
+        "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),
+    }
+    return environment.from_string(source.read_text(encoding="utf-8"))
