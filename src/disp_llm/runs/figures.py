@@ -27,8 +27,7 @@ class Hardware(TypedDict):
 
     cpu: str
     threads: Size
-    system: NotRequired[str]
-    """The operating system; no card tells it."""
+    system: str
     gpus: NotRequired[list[str]]
 
 
