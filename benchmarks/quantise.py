@@ -25,7 +25,7 @@ from torchao.quantization.quantize_.workflows import Int4ChooseQParamsAlgorithm
 
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 from disp_llm.data.reading import read_given
-from disp_llm.data.tokens import tokenize
+from disp_llm.data.tokens import stream_of
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.timing import Workload, in_turn, runner
 from disp_llm.masks.prunable import PrunableModel
@@ -83,7 +83,7 @@ def main() -> None:
     for name, path in (("dense", arguments.dense), ("pruned", arguments.pruned)):
         loaded = load(path, machine)
         given = read_given((arguments.text,), "", "text", "test")
-        stream = tokenize(given[0], loaded.tokenizer)
+        stream = stream_of(given, loaded.tokenizer)
         for kind in KINDS:
             model, left_out = quantised(loaded.model, kind)
             found = perplexity(PrunableModel(model, loaded.family), stream, PerplexityConfig())

@@ -16,16 +16,21 @@ from pathlib import Path
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
+# Before our own modules: what these would import while jaxtyping checks them would be compiled
+# anew, 1,600 files of it, since jaxtyping looks for compiled files of its own.
+import beartype  # noqa: F401
 import fresh
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_llm.cli.main import main
+from disp_llm.commands import measuring
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
@@ -40,6 +45,7 @@ from disp_llm.runs.job import Job, Process
 from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
+measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 
 VOCABULARY = 320
 SHAPE = {

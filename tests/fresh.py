@@ -18,7 +18,9 @@ from typing import Any
 PARENT = """
 import json, os, sys, traceback
 import accelerate, torch, transformers
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast
+)
 
 torch.set_num_threads(1)
 assert "disp_llm" not in sys.modules

@@ -1,7 +1,8 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
 The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `compare`,
-`bench`, `examine` and `export_sizes` (docs/api.md). Each is imported when it is first asked for.
+`bench`, `examine`, `export_sizes` and `verify` (docs/api.md). Each is imported when it is first
+asked for.
 
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
 before or after, they also know the folders that this package writes.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from disp_llm.commands.export_sizes import export_sizes as export_sizes
     from disp_llm.commands.prune import prune as prune
     from disp_llm.commands.recover import recover as recover
+    from disp_llm.commands.verify import verify as verify
     from disp_llm.config.errors import InputError as InputError
 
 __version__ = version("disp-llm")
@@ -34,6 +36,7 @@ _LAZY = {
     "bench": "commands.bench",
     "examine": "commands.doctor",
     "export_sizes": "commands.export_sizes",
+    "verify": "commands.verify",
     "InputError": "config.errors",
 }
 """Where the names of the Python API lie."""

@@ -8,6 +8,7 @@ import torch
 import transformers
 from conftest import byte_tokenizer, problem_of, run_command, tiny_model
 
+from disp_llm.commands import reference
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.config.names import compared_methods
 from disp_llm.data.mixture import Mixture
@@ -171,18 +172,23 @@ def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(tmp_path, text
 
 @pytest.fixture(scope="module")
 def comparison(text_file, tmp_path_factory):
+    """Every method at two sizes: 17 runs, so of two blocks, and timed on 16 tokens."""
     root = tmp_path_factory.mktemp("compare")
     model, folder = root / "llama", root / "all"
-    tiny_model("llama", max_position_embeddings=512).save_pretrained(model)
+    tiny_model("llama", num_hidden_layers=2).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
     command = [
         "compare", model, "--keep", 0.8, 0.5, "--steps", 4, "--text", text_file,
-        "--output-dir", folder, "--context", 32, "--windows", 4, "--dtype", "float32",
-        "--rounds", 2, "--calibration-sequences", 4, "--calibration-length", 64, "--json",
+        "--output-dir", folder, "--context", 32, "--windows", 4, "--length", 64,
+        "--rounds", 2, "--calibration-sequences", 4, "--calibration-length", 64,
+        "--dtype", "float32", "--json",
     ]  # fmt: skip
-    done = run_command(*command)
-    assert done.returncode == 0, done.stderr
-    return folder, command, json.loads(done.stdout)
+    short = {phase: replace(one, length=16) for phase, one in reference.WORKLOADS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "WORKLOADS", short)
+        done = run_command(*command)
+        assert done.returncode == 0, done.stderr
+        yield folder, command, json.loads(done.stdout)
 
 
 def test_every_method_has_a_row_a_size(comparison):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def own_run(small_run, tmp_path):
 
 def test_run_folder_is_complete(small_run, llama_folder):
     folder, printed = small_run
-    result = json.loads((folder / "result.json").read_text())
+    result = Run(folder).result()
     assert printed == result
     assert result["status"] == "done"
     assert {"versions", "hardware", "seed", "command", "seconds", "source"} <= set(result)
@@ -135,48 +136,66 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
     assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
 
 
-STEPS = 160
+STEPS = 20
 LONG = [*SMALL[2:], "--steps", str(STEPS), "--checkpoint-every", "7", "--compile", "no"]
 
+AT_STEP = """
+import os
+from disp_llm.runs.folder import MetricsLog
 
-def start_run(folder, llama_folder, text_file) -> fresh.Child:
-    return fresh.start_command(
-        "prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG
-    )
+append = MetricsLog.append
+
+def append_and_signal(log, figures):
+    append(log, figures)
+    if figures["step"] == {step}:
+        os.kill(os.getpid(), {number})
+
+MetricsLog.append = append_and_signal
+"""
+"""A process that gets a signal as soon as it has logged a step."""
 
 
-def wait_for_step(folder, step: int, process: fresh.Child) -> None:
-    metrics = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
-        assert process.alive(), process.err.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def long_run(folder, llama_folder, text_file) -> list[object]:
+    return ["prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG]
 
 
-def resume(folder, llama_folder, text_file) -> subprocess.CompletedProcess[str]:
-    return run_command(
-        "prune", llama_folder, "--text", text_file, "--output-dir", folder, *LONG, "--resume"
-    )
+def signalled_run(step: int, number: int, *inputs) -> subprocess.CompletedProcess[str]:
+    before = AT_STEP.format(step=step, number=int(number))
+    return run_process(*long_run(*inputs), before=before)
+
+
+def resume(*inputs) -> subprocess.CompletedProcess[str]:
+    return run_command(*long_run(*inputs), "--resume")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, llama_folder, text_file):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = start_run(folder, llama_folder, text_file).wait()
+    done = run_command(*long_run(folder, llama_folder, text_file))
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("step", [3, 60])
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, llama_folder, text_file):
+    """A run that was killed with two checkpoints written."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    done = signalled_run(17, signal.SIGKILL, folder, llama_folder, text_file)
+    assert done.returncode == -signal.SIGKILL
+    return folder
+
+
+@pytest.mark.parametrize("step", [3, 7, 17])
 def test_killed_and_resumed_equals_uninterrupted(
-    step, uninterrupted, llama_folder, text_file, tmp_path
+    step, uninterrupted, killed, llama_folder, text_file, tmp_path
 ):
+    """Killed before the first checkpoint, when it is due, and after the second."""
     folder = tmp_path / "run"
-    process = start_run(folder, llama_folder, text_file)
-    wait_for_step(folder, step, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait().returncode == -signal.SIGKILL
+    if step == 17:
+        shutil.copytree(killed, folder)
+    else:
+        done = signalled_run(step, signal.SIGKILL, folder, llama_folder, text_file)
+        assert done.returncode == -signal.SIGKILL
     assert not (folder / "masks.safetensors").exists()
     done = resume(folder, llama_folder, text_file)
     assert done.returncode == 0, done.stderr
@@ -191,26 +210,21 @@ def test_killed_and_resumed_equals_uninterrupted(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_says_how_to_go_on(number, llama_folder, text_file, tmp_path):
     folder = tmp_path / "run"
-    process = start_run(folder, llama_folder, text_file)
-    wait_for_step(folder, 10, process)
-    process.send_signal(number)
-    done = process.wait()
+    done = signalled_run(10, number, folder, llama_folder, text_file)
     errors = done.stderr
     assert done.returncode == 130
     assert "--resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     newest = sorted((folder / "checkpoint").iterdir())[-1]
     done_steps = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert done_steps < STEPS
     assert newest.name == f"step-{done_steps:07d}.safetensors"
     assert resume(folder, llama_folder, text_file).returncode == 0
 
 
-def test_damaged_checkpoint_is_one_line(llama_folder, text_file, tmp_path):
+def test_damaged_checkpoint_is_one_line(killed, llama_folder, text_file, tmp_path):
     folder = tmp_path / "run"
-    process = start_run(folder, llama_folder, text_file)
-    wait_for_step(folder, 10, process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait().returncode == -signal.SIGKILL
+    shutil.copytree(killed, folder)
     newest = sorted((folder / "checkpoint").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:200])
     done = resume(folder, llama_folder, text_file)
@@ -229,7 +243,7 @@ def test_resume_of_a_finished_run_changes_nothing(own_run, llama_folder):
     before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
     done = run_command("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((own_run / "result.json").read_text())
+    assert json.loads(done.stdout) == Run(own_run).result()
     assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*")} == before
 
 
@@ -427,20 +441,49 @@ def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_pa
     assert "learning" not in again.stderr
 
 
-def test_two_processes_learn_the_same_masks_everywhere(llama_folder, text_file, tmp_path):
-    """Two CPU processes under torchrun (`accelerate launch` starts several on GPUs only): different
-    text, one set of masks, one folder."""
-    folder = tmp_path / "run"
+def by_torchrun(*arguments: object) -> str:
+    """Standard output of two processes under torchrun (`accelerate launch` starts several on GPUs
+    only)."""
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-            "-m", "disp_llm", "prune", str(llama_folder),
-            "--text", str(text_file), "--output-dir", str(folder), "--json", *SMALL,
+            "-m", "disp_llm", *map(str, arguments),
         ],
         capture_output=True, text=True, timeout=240, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done.stdout
+
+
+def as_torchrun_does(*arguments: object) -> str:
+    """Standard output of two fresh processes with the environment that torchrun gives to its own,
+    whose three interpreters take fifteen seconds to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    module = 'import runpy; runpy.run_module("disp_llm", run_name="__main__")'
+    both = [
+        fresh.Child(
+            module, ["disp-llm", *map(str, arguments)], env | {"RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
+    ]
+    done = [one.wait() for one in both]
+    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    return "".join(one.stdout for one in done)
+
+
+@pytest.mark.parametrize(
+    "start", [as_torchrun_does, pytest.param(by_torchrun, marks=pytest.mark.proof)]
+)
+def test_two_processes_learn_the_same_masks_everywhere(start, llama_folder, text_file, tmp_path):
+    """Two processes on the CPU: different text, one set of masks, one folder."""
+    folder = tmp_path / "run"
+    printed = start(
+        "prune", llama_folder, "--text", text_file, "--output-dir", folder, "--json", *SMALL
+    )
+    results = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     (result,) = [found for found in results if found]
     assert result["tokens_seen"] == 2 * 6 * 32 + 4 * 32
     assert result["models"][0]["max_logit_error"] <= 1e-5

@@ -35,7 +35,7 @@ def recovered(small_run, text_file, tmp_path_factory):
     return folder, recover(small_run[0] / "model", *flags)
 
 
-def test_perplexity_falls_and_the_folder_has_it(recovered):
+def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
     folder, result = recovered
     assert result == json.loads((folder / "result.json").read_text())
     assert result["status"] == "done"
@@ -46,7 +46,7 @@ def test_perplexity_falls_and_the_folder_has_it(recovered):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 16))
     evaluated = run_command(
-        "eval", folder / "model", "--text", result["source"]["eval_text"].split(" of ")[-1],
+        "eval", folder / "model", "--text", text_file,
         "--context", 32, "--dtype", "float32", "--json",
     )  # fmt: skip
     assert json.loads(evaluated.stdout)["parameters"] == result["model"]["parameters"]

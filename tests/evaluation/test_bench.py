@@ -1,8 +1,10 @@
 """Timing in turn, counting by the profiler's own count, and `bench` as a user runs it."""
 
 import json
+import pickle
 import struct
 
+import fresh
 import pytest
 import torch
 from conftest import masks_of, run_command, tiny_prunable
@@ -81,6 +83,29 @@ def test_time_is_shared_out_among_matrix_products_selections_and_the_rest():
     assert shares["selections"] > 0
 
 
+IN_FRESH_PROCESS = """
+import json, pickle, sys
+from disp_llm.commands.bench import _load_and_run
+print(json.dumps(_load_and_run(*pickle.load(open(sys.argv[1], "rb")))))
+"""
+
+
+@pytest.fixture
+def fresh_processes(tmp_path, monkeypatch):
+    """A fresh process for each model in place of a new interpreter, which takes six seconds to
+    start; that a model which is not there is refused is what a new one finds below."""
+
+    def in_fresh_process(*asked) -> dict:
+        path = tmp_path / "asked"
+        path.write_bytes(pickle.dumps(asked))
+        done = fresh.run(IN_FRESH_PROCESS, path)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    monkeypatch.setattr("disp_llm.commands.bench.in_own_process", in_fresh_process)
+
+
+@pytest.mark.usefixtures("fresh_processes")
 def test_bench_measures_both_and_draws(small_run, llama_folder, tmp_path):
     _, result = small_run
     folder = next(m["folder"] for m in result["models"] if m["keep_asked"] == 0.5)

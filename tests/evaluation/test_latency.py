@@ -202,8 +202,9 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     for module in (latency, sizes):
         monkeypatch.setattr(module, "measured_share", by_parameters)
     done = run_command(
-        "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8, "--text", text_file,
-        "--output-dir", tmp_path / "run", "--json", *SMALL,
+        "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
+        "--workload-length", 100, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -211,6 +212,6 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     for target, model in zip((0.6, 0.8), result["models"], strict=True):
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])
         assert model["target"] == target
-        assert model["size"] == f"latency-prefill-512-{target}"
+        assert model["size"] == f"latency-prefill-100-{target}"
         assert model["latency"]["measured_share"] == by_parameters(dense, compact, None)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)

@@ -1,6 +1,7 @@
 """Models of which only intermediate widths were cut: GGUF files, and the plain architecture."""
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -10,13 +11,21 @@ import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from damage import BYTES
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from disp_llm.config.errors import InputError
+from disp_llm.models.loading import load_model
+from disp_llm.runs.sums import folder_problems, write_sums
 
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
 
 
-def write_original(folder: Path, path: Path) -> None:
-    """The tiny Llama as llama.cpp's converter writes it: names, and rows of q and k by rotation."""
+def write_original(folder: Path, path: Path, **about: str) -> None:
+    """The tiny Llama as llama.cpp's converter writes it: names, and rows of q and k by rotation.
+
+    Args:
+        about: more keys, with two underscores for a dot.
+    """
     config = json.loads((folder / "config.json").read_text())
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     writer = gguf.GGUFWriter(path, "llama")
@@ -35,6 +44,8 @@ def write_original(folder: Path, path: Path) -> None:
     writer.add_token_list(tokens + [f"<{i}>" for i in range(len(tokens), config["vocab_size"])])
     writer.add_token_types([1] * config["vocab_size"])
     writer.add_token_merges([])
+    for key, value in about.items():
+        writer.add_string(key.replace("__", "."), value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
@@ -84,6 +95,25 @@ def test_uniform_widths_are_plain_llama_for_every_reader(runs, tmp_path):
     read = read_back(path)
     wanted = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
     torch.testing.assert_close(read(PROMPT).logits, wanted(PROMPT).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_by_name(llama_folder, tmp_path):
+    folder, gone = tmp_path / "folder", "model.layers.1.mlp.up_proj.weight"
+    shutil.copytree(llama_folder, folder)
+    write_original(folder, tmp_path / "whole.gguf")
+    model = load_model(str(tmp_path / "whole.gguf"), torch.device("cpu"), torch.float32)
+    assert gone in model.state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(gone)
+    save_file(tensors, folder / "model.safetensors")
+    write_original(folder, tmp_path / "less.gguf")
+    with pytest.raises(InputError, match=f"lacks weights: {gone}"):
+        load_model(str(tmp_path / "less.gguf"), torch.device("cpu"), torch.float32)
+    whole = (tmp_path / "whole.gguf").read_bytes()
+    for size in (0, 4, 1000, len(whole) - 1000, len(whole) - 1):
+        (tmp_path / "short.gguf").write_bytes(whole[:size])
+        with pytest.raises(InputError, match="cannot load"):
+            load_model(str(tmp_path / "short.gguf"), torch.device("cpu"), torch.float32)
 
 
 def read_back(path: Path) -> transformers.PreTrainedModel:
@@ -164,6 +194,24 @@ def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
         np.testing.assert_array_equal(tensors[f"blk.{i}.attn_q.bias"], q.transpose(1, 2).flatten())
 
 
+def test_a_file_says_nothing_of_where_it_was_made(runs, llama_folder, tmp_path):
+    """llama.cpp's own quantiser writes down from which files of whom it has quantised."""
+    kept = {"general__name": "Tiny", "general__url": "https://example.org/a/b"}
+    left_out = {
+        "quantize__imatrix__file": "/home/SECRET/imatrix.dat",
+        "general__source": "/home/SECRET/llama",
+    }
+    original, path = tmp_path / "original.gguf", tmp_path / "small.gguf"
+    write_original(llama_folder, original, **kept, **left_out)
+    done = write(runs["variable"], {"original": original}, path)
+    assert done.returncode == 0, done.stderr
+    assert b"SECRET" not in path.read_bytes()
+    assert str(tmp_path).encode() not in path.read_bytes()
+    fields = gguf.GGUFReader(path).fields
+    for key, value in kept.items():
+        assert fields[key.replace("__", ".")].contents() == value
+
+
 def test_a_folder_is_not_replaced_by_a_file(runs, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -201,8 +249,10 @@ def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
 
 
 def test_plain_folder_is_the_native_architecture(runs, tmp_path):
+    write_sums(runs["uniform"])
     done = run_command("save", runs["uniform"], "--to", tmp_path / "plain", "--plain")
     assert done.returncode == 0, done.stderr
+    assert not folder_problems(tmp_path / "plain")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(model) is transformers.LlamaForCausalLM
     assert model.config.intermediate_size == 24

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,6 +14,9 @@ import torch
 import transformers
 from conftest import environment, run_command
 from huggingface_hub import ModelCard
+
+from disp_llm.export.belongings import TEMPLATES
+from disp_llm.runs.sums import write_sums
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -161,6 +165,42 @@ def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     )
 
 
+def test_only_what_belongs_in_a_model_folder_arrives(small_run, hub, tmp_path):
+    folder, secret = tmp_path / "model", tmp_path / "id_rsa"
+    shutil.copytree(small_run[0] / "model", folder)
+    secret.write_text("SECRET")
+    (folder / TEMPLATES).mkdir()
+    (folder / TEMPLATES / "tools.jinja").write_text("{{ messages }}")
+    (folder / "LICENSE.txt").write_text("MIT")
+    write_sums(folder)
+    own = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    (folder / "key").symlink_to(secret)
+    strange = [
+        *(".env", ".git/config", "notes.ipynb", "notes.md", "train.log", "pytorch_model.bin"),
+        *("optimizer.pt", "training_args.bin", "masks.safetensors", "modeling_other.py"),
+        *("evil_disp_llm.py", ".config.json", "LICENSES/key", "checkpoint-20/config.json"),
+        *(f"{TEMPLATES}/.env", f"{TEMPLATES}/key.txt"),
+    ]
+    for name in strange:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("SECRET")
+    done = push("push", folder, "me/smaller", "--json", **with_hub(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    files = hub.store["repositories"]["me/smaller"]
+    assert set(files) == own
+    assert not any(b"SECRET" in content for content in files.values())
+    sums = dict(line.split("  ")[::-1] for line in files["SHA256SUMS"].decode().splitlines())
+    found = {name: hashlib.sha256(files[name]).hexdigest() for name in own - {"SHA256SUMS"}}
+    assert sums == found
+    (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
+    top = {
+        name.partition("/")[0] + "/" * ("/" in name) for name in strange if TEMPLATES not in name
+    }
+    left_out = top | {name for name in strange if TEMPLATES in name} | {"key"}
+    assert set(json.loads(done.stdout)["left_out"]) == left_out
+    assert all(name in line for name in left_out)
+
+
 @pytest.mark.parametrize("trouble", ["token", "network", "name", "folder"])
 def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
     folder, name, more = small_run[0] / "model", "me/smaller", {}
@@ -186,7 +226,8 @@ def test_save_copies_and_names_the_place(small_run, tmp_path):
     assert done.returncode == 0, done.stderr
     card = ModelCard((place / "README.md").read_text())
     assert card.data.license == "mit"
-    assert f'from_pretrained("{place}"' in card.text
+    assert 'from_pretrained("smaller"' in card.text
+    assert str(tmp_path) not in card.text
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (place / name).read_bytes() == (folder / name).read_bytes()
     again = run_command("save", folder, "--to", place)

@@ -5,10 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from html.parser import HTMLParser
 
 import pytest
+import tomli_w
 from conftest import run_command
+
+from disp_llm.runs.naming import without_paths
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "img", "br"}
@@ -20,9 +24,11 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.words, self.fetched, self.unnamed = [], [], [], []
+        self.attributes = set()
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
+        self.attributes |= set(found)
         if tag not in VOID:
             self.open.append(tag)
         self.fetched += [found[key] for key in ("src", "href") if key in found]
@@ -70,7 +76,7 @@ def test_a_finished_run(small_run, tmp_path):
         assert f"{model['block_parameters']:,}" in words
     pictures = [link for link in reader.fetched if link.startswith("data:image/png;base64,")]
     assert len(pictures) == 8  # four sites of the stream at two sizes
-    assert result["command"] in words
+    assert without_paths(result["command"]) in words
     text = (folder / "report.html").read_text()
     bars = re.findall(r"<title>block (\d): (\d+)</title>", text)
     widths = json.loads((folder / "model" / "config.json").read_text())["disp_llm"]["widths"]
@@ -99,16 +105,38 @@ def test_several_runs_are_compared(small_run, tmp_path):
     assert words.count("Widths at keep") == 4
 
 
-def test_text_of_a_model_is_shown_as_text(small_run, tmp_path):
-    """Whatever a model writes or a user names cannot become markup."""
-    folder = tmp_path / "run"
-    shutil.copytree(small_run[0], folder)
+def test_whatever_text_says_is_shown_as_text(small_run, tmp_path):
+    """What a model writes, a text begins with or a folder is called cannot become markup."""
+    markup = """<img src=x onerror=alert(1)> " ' </title><script>alert(2)"""
+    folder, other = tmp_path / markup.replace("/", ""), tmp_path / "other"
+    for place in (folder, other):
+        shutil.copytree(small_run[0], place)
     result = json.loads((folder / "result.json").read_text())
-    result["models"][0]["sample"] = "<script>alert(1)</script>"
+    for written in (result["dense"], *result["models"]):
+        written |= {"sample": markup, "prompt": markup}
+    result["source"] |= {"text": markup, "eval_text": markup, markup: markup}
+    result |= {"command": markup, "status": markup}
+    result["hardware"]["cpu"] = result["versions"]["torch"] = markup
     (folder / "result.json").write_text(json.dumps(result))
+    settings = tomllib.loads((folder / "config.toml").read_text())
+    settings["model"] = markup
+    (folder / "config.toml").write_text(tomli_w.dumps(settings))
+    page_of(other)
     page_of(folder)
-    assert "<script" not in (folder / "report.html").read_text()
-    assert "&lt;script&gt;" in (folder / "report.html").read_text()
+    page_of(other, folder, output=tmp_path / "both.html")
+    plain, _ = read(other / "report.html")
+    for page, images in ((folder / "report.html", 8), (tmp_path / "both.html", 16)):
+        reader, words = read(page)
+        assert "<script" not in page.read_text()
+        assert len(reader.fetched) == images
+        assert reader.attributes <= plain.attributes
+        assert "alert(2)" in words
+
+
+def test_nothing_on_the_page_may_run_or_be_fetched(small_run):
+    page = (small_run[0] / "report.html").read_text()
+    assert """content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">""" in page
+    assert "<script" not in page
 
 
 @pytest.mark.parametrize("what", ["nothing", "damaged"])

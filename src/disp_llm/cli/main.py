@@ -32,6 +32,8 @@ def main() -> None:
             result = _run(command, config)
             if as_json and result:  # of several processes, the first has it
                 _write(json.dumps(result, ensure_ascii=False) + "\n")
+            if result.get("ok") is False:  # `verify` has found something
+                sys.exit(USAGE_ERROR)
         finally:
             _write("")  # at the interpreter's end it would be too late to say what failed
     except InputError as error:

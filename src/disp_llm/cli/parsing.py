@@ -6,7 +6,9 @@ here, so that help and usage errors come at once.
 
 import contextlib
 import io
+import itertools
 import operator
+import shlex
 import sys
 from functools import reduce
 from pathlib import Path
@@ -26,6 +28,8 @@ from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.report import ReportConfig
 from disp_llm.config.share import PushConfig, SaveConfig
+from disp_llm.config.verify import VerifyConfig
+from disp_llm.runs.naming import HUB_NAME
 
 Config = (
     PruneConfig
@@ -39,6 +43,7 @@ Config = (
     | SaveConfig
     | PushConfig
     | GgufConfig
+    | VerifyConfig
 )
 
 COMMANDS: dict[str, type[Config]] = {
@@ -53,6 +58,7 @@ COMMANDS: dict[str, type[Config]] = {
     "save": SaveConfig,
     "push": PushConfig,
     "gguf": GgufConfig,
+    "verify": VerifyConfig,
 }
 """Every command by its name, and what it can be asked."""
 
@@ -70,6 +76,7 @@ def parse(arguments: list[str]) -> Config:
             that no run can use.
         SystemExit: with code 0, after `--help`.
     """
+    arguments = _with_resume_value(arguments)
     subcommands = [
         Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
         for name, config in COMMANDS.items()
@@ -96,14 +103,28 @@ def parse(arguments: list[str]) -> Config:
     return config
 
 
+def _with_resume_value(arguments: list[str]) -> list[str]:
+    """The arguments with the value that a bare `--resume` stands for."""
+    spelt: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        bare = argument == "--resume" and following not in ("auto", "True", "False")
+        spelt += [argument, "True"] if bare else [argument]
+    return spelt
+
+
 def program(arguments: list[str]) -> str:
     """`disp-llm prune`, or `disp-llm` where no command is named."""
     return " ".join(["disp-llm", *(name for name in arguments[:1] if name in COMMANDS)])
 
 
 def command_line() -> str:
-    """How this process was started, for provenance."""
-    return " ".join(sys.argv)
+    """How this process was started, for provenance: a line that a shell takes, in which what lies
+    here cannot be mistaken for a name on the hub (`./org/name`)."""
+
+    def said(word: str) -> str:
+        return f"./{word}" if HUB_NAME.fullmatch(word) and Path(word).exists() else word
+
+    return shlex.join(["disp-llm", *map(said, sys.argv[1:])])
 
 
 def output_folder(arguments: list[str]) -> Path:
@@ -127,7 +148,7 @@ def _default(name: str, arguments: list[str]) -> dict[str, Any]:
     it is the one that the fields themselves give."""
     if arguments[:1] != [name]:
         return {}
-    if name in RESUMABLE and "--resume" in arguments:
+    if name in RESUMABLE and _goes_on(arguments):
         from disp_llm.runs.settings import stored_config
 
         return {"default": stored_config(output_folder(arguments), RESUMABLE[name])}
@@ -136,3 +157,11 @@ def _default(name: str, arguments: list[str]) -> dict[str, Any]:
         recipe = value_of("--recipe", arguments) or plain.recipe
         return {"default": apply_recipe(plain, load_recipe(recipe))}
     return {}
+
+
+def _goes_on(arguments: list[str]) -> bool:
+    """Whether a run is resumed, whose settings the flags change."""
+    resume = value_of("--resume", arguments)
+    return resume == "True" or (
+        resume == "auto" and (output_folder(arguments) / "config.toml").exists()
+    )

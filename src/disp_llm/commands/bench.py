@@ -1,5 +1,6 @@
 """Speed, memory and load time of a folder against its original."""
 
+import logging
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -13,15 +14,17 @@ from disp_llm.commands.front import Caller
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side
-from disp_llm.evaluation.timing import Workload, runner
+from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.export.folders import weight_bytes
 from disp_llm.export.fusing import fuse
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import load
+from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
+from disp_llm.models.loading import family_of_any, load, load_model
 from disp_llm.reporting.bench_plots import draw_bench
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
 from disp_llm.runs.results import BenchComparison, as_json
+
+logger = logging.getLogger(__name__)
 
 
 def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -45,8 +48,15 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
             fuse(target.model)
         if config.compile:
             target.model.forward = torch.compile(target.model.forward, dynamic=True)
-    workloads = [Workload("prefill", length, 1) for length in config.lengths]
-    workloads += [Workload("decode", config.context, batch) for batch in config.batches]
+    wanted = [Workload("prefill", length, 1) for length in config.lengths]
+    wanted += [Workload("decode", config.context, batch) for batch in config.batches]
+    workloads = [fitted(workload, *(target.model for target in targets)) for workload in wanted]
+    if workloads != wanted:
+        most = max(workload.length for workload in workloads)
+        logger.warning(
+            "the models read no more than %d tokens and one: nothing longer is timed", most
+        )
+        workloads = list(dict.fromkeys(workloads))
     with caller.watching() as progress:
 
         def on_round(name: str, done: int, total: int) -> None:
@@ -83,7 +93,8 @@ def _by_phase(comparisons: list[BenchComparison]) -> dict[str, BenchComparison]:
 
 
 def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
-    """Load time, peak memory and bytes on disk, from a process that does nothing else.
+    """Load time of configuration and weights, peak memory and bytes on disk, from a process that
+    does nothing else.
 
     Raises:
         InputError: the model is unusable.
@@ -94,15 +105,16 @@ def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, 
 
 
 def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
+    device = resolve_device(machine.device)
     began = time.perf_counter()
-    loaded = load(name, machine)
+    model = load_model(name, device, resolve_dtype(machine.dtype, device))
     seconds = time.perf_counter() - began
-    runner(loaded.model, Workload("prefill", length, 1))()
-    parameters = PrunableModel.of(loaded).parameters
+    runner(model, fitted(Workload("prefill", length, 1), model))()
+    parameters = PrunableModel(model, family_of_any(model.config)).parameters
     on_disk = weight_bytes(Path(name)) if Path(name).is_dir() else None
     return {
         "load_s": seconds,
-        "peak_memory_bytes": peak_memory_bytes(loaded.model.device),
+        "peak_memory_bytes": peak_memory_bytes(model.device),
         "parameters": parameters,
-        "weight_bytes": on_disk or parameters * loaded.model.dtype.itemsize,
+        "weight_bytes": on_disk or parameters * model.dtype.itemsize,
     }

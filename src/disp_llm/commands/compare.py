@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.comparison_rows import Comparison, row_makers
-from disp_llm.commands.front import Caller
+from disp_llm.commands.front import Caller, located
 from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
+from disp_llm.models.loading import load_config
+from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
 from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
-from disp_llm.runs.files import atomic, read_json, write_json
+from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
+from disp_llm.runs.folder import require_same_source
+from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.results import as_json
 
@@ -37,30 +41,42 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
     """
     caller, config = Caller.asking(CompareConfig, asked, options)
     config.validate()
-    result = _started(config)
-    with caller.watching() as progress:
-        comparison = Comparison(config, Reference(config), replace(caller, progress=progress))
-        makers = row_makers(comparison)
-        for name, make_rows in makers.items():
-            done = any(row["method"] == name and not row.get("error") for row in result["rows"])
-            if done or not {"all", name} & set(config.methods):
-                continue
-            made = [as_json(row) for row in make_rows(comparison, name)]
-            others = [row for row in result["rows"] if row["method"] != name]
-            places = list(makers)
-            result["rows"] = sorted(others + made, key=lambda row: places.index(row["method"]))
-            result |= {"hardware": hardware(), "versions": versions()}
-            if "dense" not in result:
-                dense = comparison.reference.dense_figures(comparison.progress(name))
-                result |= {"dense": dense, "source": comparison.reference.sources}
-            _write(config.output_dir, result)
-    if any(row.get("error") is None for row in result["rows"]):
-        draw_comparison(result, config.output_dir / "compare.png")
+    config = located(config)
+    with locked(config.output_dir):
+        result = _started(config)
+        described = load_config(config.model)
+        config = within_positions(config, CompareConfig(config.model), described)
+        with caller.watching() as progress:
+            _add_rows(config, replace(caller, progress=progress), result)
+        if any(row.get("error") is None for row in result["rows"]):
+            draw_comparison(result, config.output_dir / "compare.png")
     return result
 
 
+def _add_rows(config: CompareConfig, caller: Caller, result: dict[str, Any]) -> None:
+    """Makes the rows that are not there yet, and writes them down as they come."""
+    comparison = Comparison(config, Reference(config), caller)
+    makers = row_makers(comparison)
+    for name, make_rows in makers.items():
+        done = any(row["method"] == name and not row.get("error") for row in result["rows"])
+        if done or not {"all", name} & set(config.methods):
+            continue
+        if "source" in result and not config.anyway:
+            sources = comparison.reference.sources
+            require_same_source(result["source"], sources, config.output_dir)
+        made = [as_json(row) for row in make_rows(comparison, name)]
+        others = [row for row in result["rows"] if row["method"] != name]
+        places = list(makers)
+        result["rows"] = sorted(others + made, key=lambda row: places.index(row["method"]))
+        result |= {"hardware": hardware(), "versions": versions()}
+        if "dense" not in result:
+            dense = comparison.reference.dense_figures(comparison.progress(name))
+            result |= {"dense": dense, "source": comparison.reference.sources}
+        _write(config.output_dir, result)
+
+
 def _write(folder: Path, result: dict[str, Any]) -> None:
-    write_json(folder / "compare.json", result)
+    write_checked_json(folder / "compare.json", result)
     with atomic(folder / "compare.md") as temporary:
         temporary.write_text(markdown(result))
 
@@ -82,7 +98,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         asked[table] = resolved(getattr(config, table))
     if not path.exists():
         return {"asked": asked, "rows": []}
-    result = read_json(path, ROWS_AGAIN)
+    result = read_checked_json(path, ROWS_AGAIN, config.anyway)
     comparison_figures(result, str(path))
     for key, now in asked.items():
         if result["asked"].get(key) != now:

@@ -112,7 +112,9 @@ def pruned_rows(
         folder = asked.output_dir / name
         folder = folder / f"keep-{keeps[0]:g}" if one_size else folder
         resume = (folder / "config.toml").exists()
-        config = replace(settings, keep=keeps, output_dir=folder, resume=resume)
+        config = replace(
+            settings, keep=keeps, output_dir=folder, resume=resume, anyway=asked.anyway
+        )
         try:
             result = prune(
                 config.model,

@@ -12,7 +12,7 @@ from disp_llm.commands.front import Caller
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.alignment import measured_alignments
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.timing import Workload, fitted
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
@@ -122,7 +122,8 @@ def measure_alignments(config: DoctorConfig, progress: ProgressCallback) -> list
         InputError: the model is unusable.
     """
     loaded = load(config.model, MachineConfig(device=config.device), dense_only=True)
-    workloads = (Workload("prefill", 512, 1), Workload("decode", 128, 1))
+    usual = (Workload("prefill", 512, 1), Workload("decode", 128, 1))
+    workloads = tuple(fitted(workload, loaded.model) for workload in usual)
 
     def on_model(done: int, total: int) -> None:
         progress("timing alignments", done, total, {})

@@ -13,11 +13,12 @@ from disp_llm.config.parts import TextConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.data.reading import read_given
 from disp_llm.data.sources import GivenText, read_input
-from disp_llm.data.tokens import load_tokens, require_length, stream_of, tokenize
+from disp_llm.data.tokens import load_tokens, require_length, stream_of
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
+from disp_llm.models.windows import within_positions
 from disp_llm.runs.results import as_json
 
 
@@ -75,9 +76,10 @@ def _evaluated(
         "block_parameters": target.block_parameters,
     }
     if given or config.text or config.dataset or not config.tasks:
-        stream, source = evaluation_stream(config, loaded.tokenizer, given)
+        stream, names = evaluation_stream(config, loaded.tokenizer, given)
+        config = within_positions(config, EvalConfig(config.model), loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
-        result |= {"text": source} | as_json(measured)
+        result |= names | as_json(measured)
     if config.tasks:
         pairs = (pair.partition("=") for pair in config.task_data)
         files = {name: Path(file) for name, _, file in pairs}
@@ -88,19 +90,17 @@ def _evaluated(
 
 def evaluation_stream(
     config: EvalConfig, tokenizer: Any, given: GivenText | None = None
-) -> tuple[Tensor, str]:
-    """The tokens that are measured on, and where they come from.
+) -> tuple[Tensor, dict[str, str]]:
+    """The tokens that are measured on, and where they come from: `text` and `text_sha256`.
 
     Raises:
-        InputError: the text is unusable or empty.
+        InputError: the text is unusable, empty, or too short to predict anything.
     """
-    read = read_given(config.text, config.dataset, config.text_field, "test")
-    if given is not None:
-        stream, source = stream_of(given, tokenizer), given.name
-    elif read:
-        stream, source = tokenize(read[0], tokenizer), read[1]
-    else:
+    text = given or read_given(config.text, config.dataset, config.text_field, "test")
+    if text is None:
         texts = load_tokens(TextConfig(), tokenizer)
-        stream, source = texts.evaluation, texts.names["eval_text"]
-    require_length(stream, 2, "text")
-    return stream, source
+        source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
+        return texts.evaluation, {"text": source, "text_sha256": digest}
+    stream = stream_of(text, tokenizer)
+    require_length(stream, 2, text.field, text.name)
+    return stream, {"text": text.name, "text_sha256": text.sha256}

@@ -18,6 +18,7 @@ from disp_llm.models.devices import start_process
 from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
+from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import stored_config
 
@@ -35,31 +36,36 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
     """
     caller, began = Caller.of(options), time.perf_counter()
     config.validate()
-    run, stored = Run(config.run), stored_config(config.run)
+    stored = stored_config(config.run)
     settled = (*stored.learned_shares, *config.shares)
     require_one_size(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
-    if not run.logits_file.exists():
-        raise InputError(
-            "this run has not finished learning",
-            field=str(run.folder),
-            hint=f"run `disp-llm prune {stored.model} --output-dir {run.folder} --resume` first",
-        )
-    process = start_process(replace(stored.machine, device=config.device))
-    with caller.watching() as progress:
+    with locked(config.run), caller.watching() as progress:
+        run = Run(config.run, config.anyway)
+        if not run.has(run.config_file) or not run.has(run.logits_file):
+            raise InputError(
+                "this run has not finished learning",
+                field=str(run.folder),
+                hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
+            )
+        process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         loaded, problem, texts = open_problem(job, Inputs())
-        measuring = Measuring(texts.evaluation, settings.evaluation, loaded.tokenizer, progress)
+        run.require_same_source(loaded.source | texts.names)
+        evaluation = problem.job.config.evaluation
+        measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, progress)
         selection = load_masks(run.logits_file, problem.budget.layout).selection
-        SizeWriter(problem, measuring, stored.first_size).write(selection, config.shares)
-    names = [config.budget.size_name(share) for share in config.shares]
-    result = run.result()
-    figures = result | {
-        "models": [entry for entry in result["models"] if entry["size"] in names],
-        "seconds": round(time.perf_counter() - began, 1),
-        "peak_memory_bytes": peak_memory_bytes(process.device),
-    }
-    write_run_page(run.folder)
+        suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
+        writer = SizeWriter(problem, measuring, stored.first_size, suffix, config.force)
+        writer.write(selection, config.shares)
+        result = run.result()
+        names = [writer.name(share) for share in config.shares]
+        figures = result | {
+            "models": [entry for entry in result["models"] if entry["size"] in names],
+            "seconds": round(time.perf_counter() - began, 1),
+            "peak_memory_bytes": peak_memory_bytes(process.device),
+        }
+        write_run_page(run)
     return PruneResult(run.folder, figures, str(process.device))
 
 

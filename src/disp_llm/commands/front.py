@@ -5,32 +5,40 @@ lie in memory (Python); both go the same way from here on.
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import transformers
 from transformers import PreTrainedModel
 
+from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig, TextConfig
+from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
+from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import GivenText, read_input
 from disp_llm.data.tokens import InMemory
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import require_tracker, start_process
+from disp_llm.models.embedded import MODEL
 from disp_llm.models.loading import Loaded, family_of_any, load
 from disp_llm.models.source import fingerprint_of
+from disp_llm.models.wholeness import require_finite
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, never
 from disp_llm.runs.progress import ProgressCallback, silent
 
 Model = str | Path | PreTrainedModel
+
+Located = TypeVar("Located", bound=PruneConfig | RecoverConfig | CompareConfig)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class Inputs:
             return load(name, machine, dense_only)
         config = self.model.config
         family = family_of(config) if dense_only else family_of_any(config)
+        require_finite(name, self.model)
         source = {"model": name, "revision": fingerprint_of(self.model)}
         return Loaded(self.model, self.tokenizer, family, source, self.model.dtype)
 
@@ -176,6 +185,25 @@ def _with_texts(
     return inputs, config
 
 
+def located(config: Located) -> Located:
+    """The same settings with local models and texts by their absolute paths, so that a run can go
+    on from any folder."""
+    names: dict[str, Any] = {}
+    for name in LOCAL_NAMES:
+        value = getattr(config, name, "")
+        if value != MODEL and value and Path(value).exists():
+            names[name] = os.path.abspath(value)
+    text, eval_text = (
+        tuple(path.absolute() for path in paths)
+        for paths in (config.text.text, config.text.eval_text)
+    )
+    return replace(config, **names, text=replace(config.text, text=text, eval_text=eval_text))
+
+
+LOCAL_NAMES = ("model", "folder", "teacher")
+"""Settings that name a model of the hub or a local one."""
+
+
 def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
     """The machine settings; a model in memory stays on its device."""
     if inputs.model is None or machine.device != "auto":
@@ -216,7 +244,7 @@ def job_of(caller: Caller, config: Any, *inputs: Inputs) -> Iterator[Job]:
             stack.enter_context(part.frozen())
         yield Job(
             config,
-            Run(config.output_dir),
+            Run(config.output_dir, config.anyway),
             process,
             progress if process.is_main else silent,
             caller.stop_requested,

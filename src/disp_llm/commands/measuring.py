@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.windows import fitting
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import Perplexity
 
@@ -41,12 +42,13 @@ class Measuring:
 
     def sample(self, model: PreTrainedModel) -> str:
         """What a model writes after them, always taking the likeliest token."""
-        prompt = self.stream[:PROMPT_TOKENS][None].to(model.device)
+        prompt = self.stream[: fitting(model, PROMPT_TOKENS)][None].to(model.device)
+        room = fitting(model, PROMPT_TOKENS + SAMPLE_TOKENS) - prompt.shape[1]
         generate: Any = model.generate
         made = generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            max_new_tokens=SAMPLE_TOKENS,
+            max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
             do_sample=False,
             pad_token_id=0,
         )

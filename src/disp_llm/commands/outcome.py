@@ -59,7 +59,7 @@ class PruneResult:
             InputError: the run has no such size.
         """
         stored = self.figures["dtype"]
-        return trainable(self.size(share).folder, self.device, stored)
+        return trainable(str(self._model_folder(share)), self.device, stored)
 
     def masks(self, share: float | None = None) -> dict[str, Tensor]:
         """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
@@ -73,18 +73,22 @@ class PruneResult:
         kept = kept_by_site(path, size.widths_full)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
+    def _model_folder(self, share: float | None) -> Path:
+        """Where the model of a size lies, wherever the run has been moved."""
+        return Run(self.folder).model_folder(self.size(share).size, self.figures["first_size"])
+
     def save(self, folder: str | Path, share: float | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place.
 
         Raises:
             InputError: the run has no such size, or the place is taken or cannot be written.
         """
-        found = save(SaveConfig(Path(self.size(share).folder), Path(folder)))
+        found = save(SaveConfig(self._model_folder(share), Path(folder)))
         return Path(found["folder"])
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(self.folder)
+        return write_run_page(Run(self.folder))
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class RecoverResult:
     @property
     def model(self) -> PreTrainedModel:
         """The trained model, with weights that can be trained on."""
-        return trainable(self.figures["model"]["folder"], self.device, self.figures["dtype"])
+        return trainable(str(self.folder / "model"), self.device, self.figures["dtype"])
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(self.folder)
+        return write_run_page(Run(self.folder))
 
 
 def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:

@@ -5,6 +5,7 @@ import torch
 from disp_llm.commands.sizes import timed_workload
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Texts
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
@@ -21,6 +22,14 @@ def sites_of(config: PruneConfig) -> tuple[str, ...]:
     return config.sites or method_named(config.method).sites
 
 
+def usual_settings(config: PruneConfig) -> PruneConfig:
+    """The settings that nobody asked for: defaults, under those of the recipe where it is one of
+    ours."""
+    usual = PruneConfig(config.model)
+    shipped = config.recipe in recipe_names()
+    return apply_recipe(usual, load_recipe(config.recipe)) if shipped else usual
+
+
 def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
     """Counts what the settings name; times compact models first where that is latency."""
     kind, layout = job.config.budget.budget, dense.layout
@@ -30,6 +39,10 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
     elif kind == "bytes":
         costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
     elif kind == "latency":
+        # Not shortened where the default is too long: the name of a size tells the length.
+        decoded = job.config.budget.workload == "decode"  # one token more than are cached
+        longest = job.config.budget.workload_length + decoded
+        require_positions(dense.model, longest, "workload_length")
         workload = timed_workload(job.config.budget)
         costs = latency_costs(dense, workload, align, job.count("timing compact models"))
     return Budget(layout, costs, sites_of(job.config))

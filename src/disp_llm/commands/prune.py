@@ -5,14 +5,17 @@ scores, mask learning, and for every size masks, export, and the measurement of 
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.front import (
     Caller,
     Inputs,
     Model,
+    TemporaryFolder,
     inputs_of,
     job_of,
+    located,
     with_folder,
     with_options,
 )
@@ -24,12 +27,13 @@ from disp_llm.commands.planning import (
     refuse_impossible,
     sites_of,
     tokens_seen,
+    usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.tokens import Texts, load_tokens, require_length
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
@@ -37,14 +41,16 @@ from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
+from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
 from disp_llm.reporting.run_plots import draw_curve
 from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
+from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
 from disp_llm.runs.results import DenseResult, as_json
-from disp_llm.runs.settings import open_run, require_available
+from disp_llm.runs.settings import available, open_run
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
@@ -83,44 +89,57 @@ def prune(
         config = apply_recipe(PruneConfig(name), recipe)
     inputs, config = with_options(inputs, config, {"text": text} | options)
     config.validate()
-    require_available(config)
-    run = Run(config.output_dir)
-    if run.result().get("status") == "done":
+    with locked(config.output_dir):
+        return _in_its_folder(caller, available(located(config)), inputs, temporary)
+
+
+def _in_its_folder(
+    caller: Caller, config: PruneConfig, inputs: Inputs, temporary: TemporaryFolder | None
+) -> PruneResult:
+    """Everything, in a folder that is locked and fits the settings."""
+    run = Run(config.output_dir, config.anyway)
+    if run.is_done:
+        run.require_whole()
         if not run.page_file.exists():
-            _draw(run, run.result())
+            write_run_page(run)
         return PruneResult(run.folder, run.result(), config.machine.device, temporary)
     with job_of(caller, config, inputs) as job, clock(run, "seconds", job.process.is_main):
         run_stages(job, inputs)
     process = job.process
     if not process.is_main:
         return PruneResult(run.folder, {})
-    figures = run.update(status="done", peak_memory_bytes=peak_memory_bytes(process.device))
-    _draw(run, figures)
+    figures = run.finish(*_draw(run), peak_memory_bytes=peak_memory_bytes(process.device))
+    write_run_page(run)
     return PruneResult(run.folder, figures, str(process.device), temporary)
 
 
-def _draw(run: Run, figures: dict[str, Any]) -> None:
-    """The page of a finished run and, where one was measured, its curve."""
-    if "curve" in figures:
-        write_json(run.folder / "curve.json", figures["curve"])
-        draw_curve(figures, run.folder / "curve.png")
-    write_run_page(run.folder)
+def _draw(run: Run) -> list[Path]:
+    """Draws the curve, where one was measured; the files."""
+    figures, files = run.result(), [run.folder / "curve.json", run.folder / "curve.png"]
+    if "curve" not in figures:
+        return []
+    write_json(files[0], figures["curve"])
+    draw_curve(figures, files[1])
+    return files
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
-    config, run, process = job.config, job.run, job.process
+    asked, run, process = job.config, job.run, job.process
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         loaded, problem, texts = open_problem(job, inputs)
     refuse_impossible(problem, texts)
+    run.require_same_source(loaded.source | texts.names)
+    config = problem.job.config
     measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
     if process.is_main:
-        open_run(replace(config, export=replace(config.export, align=problem.align)))
+        open_run(replace(asked, export=replace(asked.export, align=problem.align)))
     process.wait()
     start_tracking(process, config.track, run.folder)
     if process.is_main:
         if not run.result():
             run.update(
+                run.config_file,
                 status="running",
                 run=str(run.folder),
                 first_size=config.first_size,
@@ -129,7 +148,9 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
             )
         base, terms = base_and_license(config.model)
         source = loaded.source | texts.names | {"base_model": base, "license": terms}
-        run.update(source=source, dense=dense_figures(problem, measuring))
+        if "source" not in run.result() or config.anyway:
+            run.update(source=source)
+        run.update(dense=dense_figures(problem, measuring))
     process.wait()
     selection = choose(problem)
     process.wait()
@@ -147,17 +168,18 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
 
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:
-    """Loads model and texts, and settles budget and alignment."""
+    """Loads model and texts, and settles budget, alignment and the length of windows: the job of
+    the problem has settings that the model can follow."""
     config, device = job.config, job.process.device
     progress = job.count("loading model and text")
     progress(0, 2)
     machine = replace(config.machine, device=str(device))
     loaded = inputs.load(config.model, machine, dense_only=True)
+    config = within_positions(config, usual_settings(config), loaded.model.config)
+    job = replace(job, config=config)
     progress(1, 2)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
     progress(2, 2)
-    given = config.text.eval_text or config.text.eval_dataset or inputs.texts.eval_text
-    require_length(texts.evaluation, 2, "eval_text" if given else "text")
     align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
     dense = PrunableModel.of(loaded, HEADS in sites_of(config))
     budget = budget_of(job, dense, align)
@@ -196,10 +218,11 @@ def choose(problem: PruningProblem) -> Selection:
     """The selection: from the masks file if the run has one, else by the method."""
     job, config = problem.job, problem.job.config
     path, layout = job.run.logits_file, problem.budget.layout
-    if path.exists():
+    if job.run.has(path):
         return load_masks(path, layout).selection
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
         masks_of(problem, selection, config.shares[0]).save(path)
+        job.run.update(path)
     return selection

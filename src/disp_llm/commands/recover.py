@@ -14,8 +14,10 @@ from disp_llm.commands.front import (
     Caller,
     Inputs,
     Model,
+    TemporaryFolder,
     inputs_of,
     job_of,
+    located,
     with_folder,
     with_options,
 )
@@ -23,19 +25,23 @@ from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.tokens import Texts, load_tokens, require_length
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import read_facts, write_recovered_card
 from disp_llm.export.folders import weight_bytes, write_folder
+from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.windows import require_positions
+from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.figures import run_figures
-from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.files import atomic
+from disp_llm.runs.folder import Run, clock, require_same_source
 from disp_llm.runs.job import Job
+from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
 from disp_llm.runs.results import as_json
-from disp_llm.runs.settings import open_run, require_available
+from disp_llm.runs.settings import available, open_run
+from disp_llm.runs.sums import write_sums
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 
@@ -74,51 +80,59 @@ def recover(
         config = RecoverConfig(name)
     inputs, config = with_options(inputs, config, options)
     config.validate()
-    require_available(config)
-    run = Run(config.output_dir)
-    if run.result().get("status") == "done":
+    with locked(config.output_dir):
+        return _in_its_folder(caller, available(located(config)), (inputs, taught), temporary)
+
+
+def _in_its_folder(
+    caller: Caller,
+    config: RecoverConfig,
+    inputs: tuple[Inputs, Inputs],
+    temporary: TemporaryFolder | None,
+) -> RecoverResult:
+    """Everything, in a folder that is locked and fits the settings.
+
+    Args:
+        inputs: what of the student and of the teacher lies in memory.
+    """
+    run = Run(config.output_dir, config.anyway)
+    if run.is_done:
+        run.require_whole()
         return RecoverResult(run.folder, run.result(), config.machine.device, temporary)
-    with job_of(caller, config, inputs, taught) as job, clock(run, "seconds", job.process.is_main):
-        run_stages(job, inputs, taught)
+    with job_of(caller, config, *inputs) as job, clock(run, "seconds", job.process.is_main):
+        run_stages(job, *inputs)
     process = job.process
     if not process.is_main:
         return RecoverResult(run.folder, {})
-    _write_card(config, run.update(peak_memory_bytes=peak_memory_bytes(process.device)))
-    return RecoverResult(run.folder, run.update(status="done"), str(process.device), temporary)
-
-
-def _write_card(config: RecoverConfig, result: dict[str, Any]) -> None:
-    training = {
-        "how": config.how,
-        "distill": config.training.distill,
-        "tokens_seen": result["tokens_seen"],
-        "text": result["source"]["text"],
-        "before": result["before"]["perplexity"],
-        "command": result["command"],
-    }
-    folder = config.output_dir / "model"
-    write_recovered_card(Path(config.folder), folder, result["model"], training)
+    figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
+    return RecoverResult(run.folder, figures, str(process.device), temporary)
 
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    config, run, process = job.config, job.run, job.process
-    loaded, teacher, texts = _load(job, inputs, taught)
+    asked, run, process = job.config, job.run, job.process
+    job, loaded, teacher, texts = _load(job, inputs, taught)
+    config = job.config
     student = PrunableModel.of(loaded)
     measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
     if process.is_main:
-        open_run(config)
+        open_run(asked)
     process.wait()
     start_tracking(process, config.track, run.folder)
+    source = loaded.source | texts.names
+    if teacher is not None:
+        source["teacher_revision"] = teacher.revision
+    run.require_same_source(source)
     before = run.result() if process.is_main else {}
     if before:
         run_figures(before, str(run.result_file))
     if process.is_main and not {"before", "source"} <= before.keys():
         run.update(
+            run.config_file,
             status="running",
             run=str(run.folder),
             dtype=dtype_name(loaded.dtype),
-            source=loaded.source | texts.names,
+            source=source,
             before=as_json(measuring.perplexity(student, "perplexity before")),
             **provenance(config.machine.seed, job.command),
         )
@@ -134,20 +148,16 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     process.accelerator.end_training()
     if not process.is_main:
         return
-    made = adapted.merge_and_unload() if adapted is not None else loaded.model
-    model, folder = _export(job, made, loaded)
-    sizes = _sizes(model, folder, read_facts(config.folder).get("dense", {}))
-    after = as_json(measuring.perplexity(model, "perplexity after"))
-    run.update(
-        model=after | sizes | {"folder": str(folder)},
-        tokens_seen=steps * config.training.tokens_per_step * process.count,
-    )
+    if not run.has(run.folder / "model"):
+        made = adapted.merge_and_unload() if adapted is not None else loaded.model
+        tokens = steps * config.training.tokens_per_step * process.count
+        _export(job, made, loaded, measuring, tokens)
 
 
 def _load(
     job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
-) -> tuple[Loaded, Teacher | None, Texts]:
-    """Student, teacher and texts.
+) -> tuple[Job[RecoverConfig], Loaded, Teacher | None, Texts]:
+    """Student, teacher and texts, and the job with windows that both models can read.
 
     Raises:
         InputError: one of them is unusable.
@@ -161,13 +171,16 @@ def _load(
     progress(1, 2)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
     progress(2, 2)
+    models = [loaded.model, *([teacher.target.model] if teacher else [])]
+    usual = RecoverConfig(config.folder)
+    config = within_positions(config, usual, *(model.config for model in models))
     length = config.training.length
     window = config.evaluation.longest_window(len(texts.evaluation))
     texts.corpus.require_length(length, "length")
-    require_positions(loaded.model, length, "length")
-    require_positions(loaded.model, window, "context")
-    require_length(texts.evaluation, 2, "eval_text")
-    return loaded, teacher, texts
+    for model in models:
+        require_positions(model, length, "length")
+        require_positions(model, window, "context")
+    return replace(job, config=config), loaded, teacher, texts
 
 
 def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Teacher | None:
@@ -179,7 +192,7 @@ def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Te
     config = job.config
     if not config.training.distill:
         return None
-    name = config.teacher or read_facts(config.folder).get("source", {}).get("model")
+    name = config.teacher or original_of(Path(config.folder))
     if not name:
         raise InputError(
             "is needed to distil, and the folder does not name its original",
@@ -195,19 +208,52 @@ def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Te
             field="teacher",
             hint="name a model of the same vocabulary",
         )
-    return Teacher(PrunableModel.of(teacher), config.training.distill)
+    if not config.teacher and not config.anyway:
+        told = read_facts(config.folder)["source"]
+        require_same_source(told, teacher.source, Path(config.folder))
+    revision = teacher.source["revision"]
+    return Teacher(PrunableModel.of(teacher), config.training.distill, revision=revision)
 
 
 def _export(
-    job: Job[RecoverConfig], made: PreTrainedModel, loaded: Loaded
-) -> tuple[PrunableModel, Path]:
-    """Writes the trained model in the dtype that it came in; the model, and its folder."""
+    job: Job[RecoverConfig],
+    made: PreTrainedModel,
+    loaded: Loaded,
+    measuring: Measuring,
+    tokens: int,
+) -> None:
+    """Writes the trained model, in the dtype that it came in, with its figures and its card.
+
+    Args:
+        tokens: how many it was trained on.
+    """
+    config, run = job.config, job.run
     made.requires_grad_(False)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(loaded.dtype)
-    folder = job.run.folder / "model"
-    write_folder(made, loaded.tokenizer, folder, job.config.max_shard_size)
-    return PrunableModel(made, loaded.family), folder
+    model = PrunableModel(made, loaded.family)
+    after = as_json(measuring.perplexity(model, "perplexity after"))
+    folder = run.folder / "model"
+    with atomic(folder) as written:
+        write_folder(made, loaded.tokenizer, written, config.max_shard_size)
+        figures = after | _sizes(model, written, read_facts(config.folder).get("dense", {}))
+        write_recovered_card(
+            Path(config.folder), written, figures, _training(config, run.result(), tokens)
+        )
+        write_sums(written)
+    run.update(folder, model=figures | {"folder": str(folder)}, tokens_seen=tokens)
+
+
+def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """What the card tells of the training."""
+    return {
+        "how": config.how,
+        "distill": config.training.distill,
+        "tokens_seen": tokens,
+        "text": result["source"]["text"],
+        "before": result["before"]["perplexity"],
+        "command": result["command"],
+    }
 
 
 def _sizes(model: PrunableModel, folder: Path, dense: dict[str, Any]) -> dict[str, Any]:

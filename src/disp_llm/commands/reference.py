@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.compare import CompareConfig
 from disp_llm.data.tokens import Texts, load_tokens
-from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.evaluation.timing import Workload, fitted, in_turn, runner
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.baseline import stored_numbers
 from disp_llm.models.loading import Loaded, load
@@ -18,7 +18,7 @@ from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
 
 WORKLOADS = {"prefill": Workload("prefill", 512, 1), "decode": Workload("decode", 512, 1)}
-"""What is timed."""
+"""What is timed, as far as the model can read."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Reference:
         rounds = self.config.rounds
         if not rounds:
             return figures
-        for phase, workload in WORKLOADS.items():
+        for phase, usual in WORKLOADS.items():
+            workload = fitted(usual, model)
 
             def on_round(done: int, phase: str = phase) -> None:
                 progress(f"timing {phase}", done, rounds, {})

@@ -6,26 +6,31 @@ its parameters are counted on the model itself.
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from disp_llm.commands.measuring import Measuring
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
 from disp_llm.evaluation.timing import Workload
-from disp_llm.export.card import write_card
+from disp_llm.export.card import figures_of, write_card
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import added_biases, export_folder, weight_bytes
+from disp_llm.export.folders import added_biases, weight_bytes, write_folder
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.loading import load_model
+from disp_llm.models.windows import fitting
+from disp_llm.runs.files import atomic
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+from disp_llm.runs.sums import write_sums
 from disp_llm.training.problem import PruningProblem
 
 logger = logging.getLogger(__name__)
@@ -60,25 +65,52 @@ class SizeWriter:
     measuring: Measuring
     first_size: str
     """Name of the run's first size, whose files have no suffix."""
+    suffix: str = ""
+    """Added to the names of sizes that differ from the run's own in more than their share."""
+    force: bool = False
+    """Whether a folder that this run has not written is replaced."""
 
     def write(self, selection: Selection, shares: tuple[float, ...]) -> list[SizeResult]:
-        """Exports and measures every size that the run does not have yet; all that it then has."""
+        """Exports and measures every size that the run does not have yet; all that it then has.
+
+        Raises:
+            InputError: a file of an earlier size has changed, or a folder is in the way.
+        """
         run, settings = self.problem.job.run, self.problem.job.config.budget
-        stored = run.result().get("models", [])
-        found = {entry["size"]: entry for entry in stored}
+        found = {entry["size"]: entry for entry in run.result().get("models", [])}
         for share in shares:
-            size = settings.size_name(share)
-            folder = run.model_folder(size, self.first_size)
-            if found.get(size, {}).get("align") == self.problem.align and folder.is_dir():
+            size = self.name(share)
+            files = self.files(size)
+            if size in found and all(run.has(path) for path in files):
                 continue
+            self._require_free(size, files[1])
             if settings.budget == "latency":
                 masks, timing = self._masks_in_time(selection, share)
             else:
                 masks, timing = masks_of(self.problem, selection, share), {}
             found[size] = as_json(self._write_one(masks, share, timing))
-            run.update(models=list(found.values()))
+            run.update(*files, models=list(found.values()))
         file = str(run.result_file)
         return [from_json(SizeResult, entry, file) for entry in found.values()]
+
+    def name(self, share: float) -> str:
+        """What a size is called in results and file names."""
+        return self.problem.job.config.budget.size_name(share) + self.suffix
+
+    def files(self, size: str) -> tuple[Path, Path]:
+        """Masks file and folder of a size."""
+        run = self.problem.job.run
+        return run.masks_file(size, self.first_size), run.model_folder(size, self.first_size)
+
+    def _require_free(self, size: str, folder: Path) -> None:
+        """Refuses to replace what this run has not written."""
+        written = (figures_of(folder) or {}).get("size")  # by an attempt that was killed then
+        if folder.exists() and not self.force and written != size:
+            raise InputError(
+                f"{folder} exists and holds something else",
+                field="keep",
+                hint="move it away, or add `force` to replace it",
+            )
 
     def measure_curve(self, selection: Selection, shares: tuple[float, ...]) -> None:
         """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
@@ -118,50 +150,66 @@ class SizeWriter:
     def _write_one(self, masks: Masks, share: float, timing: dict[str, Any]) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
         job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
-        settings = job.config.budget
-        size = settings.size_name(share)
-        name = f"keep {share:g}" if settings.budget == "params" else f"{settings.budget} {share:g}"
-        masks.save(job.run.masks_file(size, self.first_size))
-        folder = job.run.model_folder(size, self.first_size)
-        with fold_into_weights(dense, masks), masked(dense) as masking:
-            masking.set(masks.kept.float().to(dense.device))
-            of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
-            job.progress(f"{name}: export", 0, 1, {})
-            shard = job.config.export.max_shard_size
-            export_folder(dense, measuring.tokenizer, masks, folder, shard)
-            job.progress(f"{name}: export", 1, 1, {})
-            model = load_model(str(folder), dense.device, dense.dtype)
-            errors = logit_errors(dense.model, model, measuring.stream[:CHECK_TOKENS])
-        warn_of_error(errors, folder)
-        compact = PrunableModel(model, dense.family)
-        self._require_counted(compact, masks)
-        measured = measuring.perplexity(compact, f"{name}: compact perplexity")
-        original = from_json(DenseResult, job.run.result()["dense"], str(job.run.result_file))
-        layout = masks.layout
-        result = SizeResult(
+        budget, share_name = job.config.budget.budget, f"{share:g}{self.suffix}"
+        name = f"keep {share_name}" if budget == "params" else f"{budget} {share_name}"
+        masks_file, folder = self.files(self.name(share))
+        if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
+            job.run.forget(masks_file)
+            masks.save(masks_file)
+        with atomic(folder) as written:
+            with fold_into_weights(dense, masks), masked(dense) as masking:
+                masking.set(masks.kept.float().to(dense.device))
+                of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
+                job.progress(f"{name}: export", 0, 1, {})
+                compact = compact_model(dense, masks)
+                shard = job.config.export.max_shard_size
+                write_folder(compact, measuring.tokenizer, written, shard)
+                job.progress(f"{name}: export", 1, 1, {})
+                model = load_model(str(written), dense.device, dense.dtype)
+                tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+                errors = logit_errors(dense.model, model, tokens)
+            warn_of_error(errors, folder)
+            loaded = PrunableModel(model, dense.family)
+            self._require_counted(loaded, masks)
+            result = self._result(
+                loaded,
+                masks,
+                share,
+                measured=measuring.perplexity(loaded, f"{name}: compact perplexity"),
+                perplexity_masked=of_masked.perplexity,
+                logit_errors=errors,
+                bytes=weight_bytes(written),
+                latency=timing,
+            )
+            write_card(written, result, job.run.result())
+            write_sums(written)
+        return result
+
+    def _result(
+        self, compact: PrunableModel, masks: Masks, share: float, **measured: Any
+    ) -> SizeResult:
+        """The figures of a size: those that follow from the model and its masks, and those that
+        were measured."""
+        run, layout, size = self.problem.job.run, masks.layout, self.name(share)
+        original = from_json(DenseResult, run.result()["dense"], str(run.result_file))
+        return SizeResult(
             size=size,
-            budget=settings.budget,
+            budget=self.problem.job.config.budget.budget,
             share_asked=share,
             keep=compact.block_parameters / original.block_parameters,
             keep_total=compact.parameters / original.parameters,
-            measured=measured,
-            perplexity_masked=of_masked.perplexity,
-            logit_errors=errors,
             parameters=compact.parameters,
             block_parameters=compact.block_parameters,
-            bytes=weight_bytes(folder),
             share_of_budget=float(self.problem.budget.share(masks.counts)),
             align=self.problem.align,
             kv_cache=share_of_heads(masks),
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             widths_full=dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
-            sample=measuring.sample(model),
-            folder=str(folder),
-            latency=timing,
+            sample=self.measuring.sample(compact.model),
+            folder=str(self.files(size)[1]),
+            **measured,
         )
-        write_card(folder, result, job.run.result())
-        return result
 
     def _require_counted(self, compact: PrunableModel, masks: Masks) -> None:
         """Holds the predicted number of parameters against the counted one."""

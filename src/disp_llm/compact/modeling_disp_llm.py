@@ -82,7 +82,13 @@ def cut(linear: Any, inputs: int, outputs: int) -> None:
     """Shrinks a linear layer in place to its first inputs and outputs; its class and name stay.
 
     What the weights are does not matter here: the file's are loaded into these shapes.
+
+    Raises:
+        ValueError: it has not as many.
     """
+    full = widths_of(linear)
+    if not (0 < inputs <= full[0] and 0 < outputs <= full[1]):
+        raise ValueError(f"{full} inputs and outputs cannot be cut to {(inputs, outputs)}")
     rows, columns = (inputs, outputs) if is_conv1d(linear) else (outputs, inputs)
     linear.weight = nn.Parameter(linear.weight.data[:rows, :columns].clone())
     if linear.bias is not None:
@@ -100,8 +106,15 @@ def width_of_kept_heads(config: Any, width: dict, full: int) -> int:
 
 
 def shrink(base: Any, disp: dict) -> None:
-    """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks."""
-    for i, block in enumerate(base.get_submodule(disp["blocks"])):
+    """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks.
+
+    Raises:
+        ValueError: a width that the model does not have, or one too few or too many.
+    """
+    blocks = list(base.get_submodule(disp["blocks"]))
+    if any(len(of_blocks) != len(blocks) for of_blocks in disp["widths"].values()):
+        raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
+    for i, block in enumerate(blocks):
         width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
         for branch, site, middle in (
             (disp["attention"], "attn", None),
@@ -127,6 +140,7 @@ def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int)
     if kept_in < full:
         module = _wrap(block, branch["gather"])
         _add_index(module, "kept_in", kept_in)
+        module.full_width = full
         module.register_forward_pre_hook(gather, with_kwargs=True)
     if kept_out < full:
         module = _wrap(block, branch["scatter"])
@@ -148,6 +162,22 @@ def _add_index(module: nn.Module, name: str, width: int) -> None:
     module.register_buffer(name, torch.arange(width))  # the file has which ones
 
 
+def require_indices(model: nn.Module, missing: set[str]) -> None:
+    """Refuses indices that a file lacks, which are then whatever the memory held before, and those
+    that are no selection of the stream.
+
+    Raises:
+        ValueError: naming them.
+    """
+    for name, kept in model.named_buffers():
+        path, _, buffer = name.rpartition(".")
+        if buffer in ("kept_in", "kept_out"):
+            full: Any = model.get_submodule(path).full_width
+            whole = name not in missing and kept.dtype == torch.int64
+            if not (whole and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < full):
+                raise ValueError(f"{name} is missing, or no sorted selection of {full} dimensions")
+
+
 def pruned_model(native_name: str) -> type:
     """`LlamaForCausalLM` -> `DispLlamaForCausalLM`, a subclass that cuts itself, made once."""
     name = PREFIX + native_name
@@ -158,10 +188,18 @@ def pruned_model(native_name: str) -> type:
             native.__init__(self, config, *args, **kwargs)
             shrink(self.base_model, config.disp_llm)
 
+        def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
+            loaded, report = super(made, cls).from_pretrained(
+                *args, output_loading_info=True, **kwargs
+            )
+            require_indices(loaded, report["missing_keys"])
+            return (loaded, report) if output_loading_info else loaded
+
         members = {
             "__module__": __name__,
             "__doc__": f"{native_name} with the widths of its configuration.",
             "__init__": __init__,
+            "from_pretrained": classmethod(from_pretrained),
             "config_class": pruned_config(native.config_class.__name__),
         }
         made: Any = type(name, (native,), members)

@@ -12,6 +12,9 @@ from typing import Any
 
 from disp_llm.config.errors import InputError
 
+LONGEST_NAME = 200
+"""Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
+
 
 def require_positive(**values: float) -> None:
     """Refuses 0 and less."""
@@ -100,3 +103,20 @@ def _require_path(field: str, path: Path) -> None:
     if said:
         what = f"no file can be called {str(path)[:40]!r}… ({said})"
         raise InputError(what, field=field, hint="give another name")
+
+
+def require_new(**places: Path) -> None:
+    """Refuses a place where something lies, or where nothing can be written."""
+    for field, path in places.items():
+        if os.path.lexists(path):
+            what = "is a folder" if path.is_dir() else "exists"
+            raise InputError(f"{path} {what}", field=field, hint="give another name")
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise InputError(
+                f"a name of more than {LONGEST_NAME} bytes", field=field, hint="give a shorter one"
+            )
+        above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+        if not above.is_dir():
+            raise InputError(f"{above} is a file", field=field, hint="name a place in a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{above} cannot be written", field=field, hint="name another place")

@@ -39,6 +39,8 @@ class CompareConfig:
     """Tokens of their learning windows."""
     rounds: int = 7
     """Number of times that each model is timed, in turn with the original; 0 = not timed."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the comparison is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from disp_llm.config.checks import require_not_negative, require_paths
+from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 
 
@@ -17,9 +18,11 @@ class EvalConfig:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, folder, GGUF file, or smollm2-135m."""
     text: tuple[Path, ...] = ()
-    """Text to measure on. Default: the embedded speeches' held-out tenth."""
+    """Text to measure on: files or folders, as `prune` reads them. Default: the embedded speeches'
+    held-out tenth."""
     text_field: str = "text"
-    """Field of a .jsonl line, or column of a .parquet file, that holds the text."""
+    """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
+    text."""
     dataset: str = ""
     """A hub data set in place of --text, as NAME:CONFIG:SPLIT (default split: test)."""
     tasks: tuple[str, ...] = ()
@@ -35,11 +38,15 @@ class EvalConfig:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def validate(self) -> None:
-        """Refuses windows that score nothing.
+        """Refuses windows that score nothing, and text that is named twice.
 
         Raises:
             InputError: naming the field.
         """
         require_paths(self)
         self.evaluation.validate()
+        if self.text and self.dataset:
+            raise InputError(
+                "given together with `text`", field="dataset", hint="choose one of them"
+            )
         require_not_negative(limit=self.limit)

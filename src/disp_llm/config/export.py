@@ -18,6 +18,10 @@ class ExportConfig:
     """The run folder."""
     keep: tuple[float, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
+    force: bool = False
+    """Replace a folder that lies where a new size goes and that this run has not written."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the run is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)

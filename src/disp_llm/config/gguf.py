@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from disp_llm.config.checks import require_paths
+from disp_llm.config.checks import require_new, require_paths
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ class GgufConfig:
     """Print one JSON object on standard output."""
 
     def validate(self) -> None:
-        """Refuses names that no file can have.
+        """Refuses a place that is taken or cannot be written.
 
         Raises:
             InputError: naming the field.
         """
         require_paths(self)
+        require_new(to=self.to)

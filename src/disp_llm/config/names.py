@@ -7,7 +7,9 @@ its name is known here without importing it.
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 Estimator = Literal[
     "projected",
@@ -34,6 +36,9 @@ HEADS: Site = "heads"
 LearningRateSchedule = Literal["cosine", "constant"]
 
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+
+Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
+"""Whether to go on with a run; "auto" = if there is one."""
 
 VARIANTS = ("masks_only", "coupled", "paper", "policy_gradient")
 """Other settings of the method `learned`, which `compare` shows as rows of their own."""

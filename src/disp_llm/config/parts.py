@@ -23,13 +23,15 @@ class TextConfig:
     """Where the tokens come from."""
 
     text: tuple[Path, ...] = ()
-    """Text to learn from: .txt, .raw, .jsonl or .parquet files; any other file is read as plain
-    text. Default: the embedded speeches."""
+    """Text to learn from: .txt, .raw, .md, .jsonl, .json, .csv or .parquet files, also compressed
+    (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. Default: the
+    embedded speeches."""
     text_field: str = "text"
-    """Field of a .jsonl line, or column of a .parquet file, that holds the text."""
+    """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
+    text."""
     weights: tuple[float, ...] = ()
-    """How often a window is drawn from each file of --text, relative to the others. Default: the
-    files form one text, so that each counts by its length."""
+    """How often a window is drawn from each file or folder of --text, relative to the others.
+    Default: they form one text, so that each counts by its length."""
     mix: Literal["fixed", "dynamic"] = "fixed"
     """With --weights: keep them as they are, or draw more often from the file on which the pruned
     model has lost most (dynamic batch loading, arXiv 2310.06694)."""

@@ -9,7 +9,7 @@ import tyro
 from disp_llm.config.checks import require_at_least, require_paths, require_sizes
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import HEADS, SITES, Site, Tracker, mask_methods
+from disp_llm.config.names import HEADS, SITES, Resume, Site, Tracker, mask_methods
 from disp_llm.config.parts import (
     BudgetConfig,
     MachineConfig,
@@ -45,8 +45,10 @@ class PruneConfig:
     mlp_mid alone gives a model that other formats can hold, such as GGUF. `heads`, added to the
     others, also prunes KV heads with their queries: the KV cache shrinks, but vLLM cannot serve the
     result."""
-    resume: bool = False
-    """Continue the run in --output-dir."""
+    resume: Resume = False
+    """Continue the run in --output-dir; `auto` begins one where there is none."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the run is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     track: Tracker = "none"

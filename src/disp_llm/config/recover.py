@@ -8,7 +8,7 @@ import tyro
 
 from disp_llm.config.checks import require_file_size, require_paths, require_positive
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.config.names import Tracker
+from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
 
 
@@ -42,8 +42,10 @@ class RecoverConfig:
     """Number of tokens to train on."""
     max_shard_size: str = "5GB"
     """Largest size of one file of weights."""
-    resume: bool = False
-    """Continue the run in --output-dir."""
+    resume: Resume = False
+    """Continue the run in --output-dir; `auto` begins one where there is none."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the run is not what it was."""
     json: bool = False
     """Print one JSON object on standard output."""
     track: Tracker = "none"

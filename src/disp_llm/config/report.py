@@ -18,6 +18,8 @@ class ReportConfig:
     """The run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
+    anyway: bool = False
+    """Show files of a run that are not what they were."""
     json: bool = False
     """Print one JSON object on standard output."""
 

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_paths
+from disp_llm.config.checks import require_new, require_paths
+from disp_llm.config.errors import InputError
 
 
 @dataclass(frozen=True)
 class SaveConfig:
-    """Copy an exported folder to a place of its own, with a card that names it."""
+    """Copy what belongs in an exported folder to a place of its own, with a card that names it."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model."""
@@ -26,17 +27,24 @@ class SaveConfig:
     """Print one JSON object on standard output."""
 
     def validate(self) -> None:
-        """Refuses names that no file can have.
+        """Refuses a place that is taken, lies in the folder itself, or cannot be written.
 
         Raises:
             InputError: naming the field.
         """
         require_paths(self)
+        require_new(to=self.to)
+        if self.to.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(
+                f"{self.to} lies inside the folder that is copied",
+                field="to",
+                hint="name a place outside of it",
+            )
 
 
 @dataclass(frozen=True)
 class PushConfig:
-    """Upload an exported folder to the hub, with its card, in one commit."""
+    """Upload what belongs in an exported folder to the hub, with its card, in one commit."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model."""

@@ -1,115 +1,115 @@
-"""Files and hub data sets -> documents."""
+"""Files, folders and hub data sets -> documents."""
 
-import json
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from disp_llm.config.errors import InputError
+from disp_llm.data.files import documents_of, files_under
+from disp_llm.data.rows import Unusable, no_column, said_by, text_of
+from disp_llm.data.sources import GivenText
+
+DATASET = {"text": "dataset", "eval_text": "eval_dataset"}
+"""The setting of a hub data set beside that of files."""
 
 
 def read_documents(paths: Iterable[Path], column: str, field: str = "text") -> list[str]:
-    """The documents of text files: one a .txt or .raw file, one a line of .jsonl or row of
-    .parquet.
+    """The documents of text files, and of those in folders, in order.
 
     Args:
-        column: of a .parquet file, or key of a .jsonl line, that holds the text.
+        column: of a table (.jsonl, .json, .csv, .parquet) that holds the text.
         field: the setting that the files were named in, for messages.
 
     Raises:
-        InputError: a file is missing, not text, or lacks the field.
+        InputError: a file is missing, damaged, empty, not text, or lacks the column; a folder
+            holds something else.
     """
     documents: list[str] = []
     for path in paths:
-        try:
-            documents += _documents(path, column)
-        except OSError as error:
-            raise InputError(
-                f"{path}: {error.strerror or error}", field=field, hint="name a readable file"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} is not UTF-8 text", field=field, hint="name a text file, or convert it"
-            ) from error
-        except _Unusable as error:
-            raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
+        with _naming(path, field):
+            files = files_under(path)
+        for file in files:
+            with _naming(file, field):
+                documents += documents_of(file, column)
     return documents
 
 
-class _Unusable(Exception):
-    """What is wrong with a file, without its name."""
-
-    def __init__(self, what: str, hint: str):
-        super().__init__(what)
-        self.what, self.hint = what, hint
-
-
-def _documents(path: Path, column: str) -> list[str]:
-    if path.suffix == ".parquet":
-        return _parquet(path, column)
-    content = path.read_text(encoding="utf-8")
-    if "\0" in content:
-        raise _Unusable("is binary, not text", "name a text file")
-    return _jsonl(content, column) if path.suffix == ".jsonl" else [content]
-
-
-def _jsonl(content: str, column: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            try:
-                documents.append(str(json.loads(line)[column]))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise _Unusable(
-                    f"has no JSON object with '{column}' in line {number}",
-                    "name the right `text_field`",
-                ) from error
-    return documents
-
-
-def _parquet(path: Path, column: str) -> list[str]:
-    import datasets
-
+@contextlib.contextmanager
+def _naming(path: Path, field: str) -> Iterator[None]:
+    """Says of which file of which setting an error is."""
     try:
-        table = datasets.Dataset.from_parquet(str(path), columns=[column])
-    except (ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
-        raise _Unusable(
-            f"has no column '{column}' that can be read", "name the right `text_field`"
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror or error}", field=field, hint="name a readable file"
         ) from error
-    return [str(row) for row in table[column]]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text", field=field, hint="name a text file, or convert it"
+        ) from error
+    except Unusable as error:
+        raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
 
 
-def read_dataset(name: str, column: str, default_split: str) -> list[str]:
+def read_dataset(name: str, column: str, default_split: str, field: str = "dataset") -> list[str]:
     """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
 
     Raises:
-        InputError: not found, not reachable, or without the column.
+        InputError: not found, not reachable, without the column, or with something else than text
+            in it.
     """
     import datasets
 
     repository, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     try:
-        rows = datasets.load_dataset(repository, config or None, split=split or default_split)
-        return [str(row) for row in rows[column]]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        rows: Any = datasets.load_dataset(repository, config or None, split=split or default_split)
+        if column not in rows.column_names:
+            raise Unusable(*no_column(column, rows.column_names))
+        batches = rows.select_columns([column]).iter(1000)
+        values = (value for batch in batches for value in batch[column])
+        return [text_of({column: v}, column, "row", i) for i, v in enumerate(values, start=1)]
+    except Unusable as error:
+        raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
         raise InputError(
-            f"cannot load {name} ({first})",
-            field="dataset",
-            hint="check NAME:CONFIG:SPLIT, `text_field` and the network, or name files in `text`",
-        ) from error
+            f"cannot load {name} ({said_by(e.__cause__ or e)})",
+            field=field,
+            hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
+            "or name files",
+        ) from e
 
 
 def read_given(
     paths: Sequence[Path], dataset: str, column: str, split: str, field: str = "text"
-) -> tuple[list[str], str] | None:
-    """Documents of a hub data set or of files, and what to call them; None where neither is named.
+) -> GivenText | None:
+    """The text of a hub data set or of files; None where neither is named.
+
+    Args:
+        split: of a data set that names none.
+        field: the setting of the files.
 
     Raises:
         InputError: a file or the data set is unusable.
     """
     if dataset:
-        return read_dataset(dataset, column, split), dataset
+        documents = read_dataset(dataset, column, split, DATASET[field])
+        return GivenText(documents, field=DATASET[field], named=_dataset_name(dataset))
     if paths:
-        return read_documents(paths, column, field), ", ".join(str(path) for path in paths)
+        named = ", ".join(_base_name(path) for path in paths)
+        return GivenText(read_documents(paths, column, field), field=field, named=named)
     return None
+
+
+def _base_name(path: Path) -> str:
+    """What results, which are shared, call a file or a folder: where it lies is not said."""
+    name = os.path.basename(os.path.abspath(path))
+    return f"{name}/" if path.is_dir() else name
+
+
+def _dataset_name(name: str) -> str:
+    repository, colon, rest = name.partition(":")
+    local = Path(repository)
+    return f"{_base_name(local)}{colon}{rest}" if local.exists() else name

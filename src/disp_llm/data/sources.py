@@ -1,8 +1,11 @@
-"""What a program may hand over as text -> documents or token ids, with a name for provenance."""
+"""What a program may hand over as text -> documents or token ids, known by their content."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.data.files import KINDS, kind_of_file
+from disp_llm.data.rows import Unusable, text_of
 
 CHARACTERS = 50_000_000
 """Most that is read of an iterable without a length, which may have no end."""
@@ -18,26 +23,56 @@ CHARACTERS = 50_000_000
 
 @dataclass(frozen=True)
 class GivenText:
-    """Text that was handed over in memory: documents, or ids of a tokenizer."""
+    """Text that was read, or handed over in memory: documents, or ids of a tokenizer.
+
+    Raises:
+        InputError: it is empty.
+    """
 
     documents: list[str] | None = None
     tokens: Int[Tensor, " N"] | None = None
+    field: str = "text"
+    """The setting that it was given in."""
+    named: str = ""
+    """What the files or the data set are called; "" = it lay in memory."""
+
+    def __post_init__(self) -> None:
+        documents = self.documents or ()
+        if self.tokens is None and all(not text or text.isspace() for text in documents):
+            raise InputError("is empty", field=self.field, hint="give some text")
+        if self.tokens is not None and not len(self.tokens):
+            raise InputError("is empty", field=self.field, hint="give some token ids")
 
     @property
     def name(self) -> str:
         """What results call it."""
+        tokens, documents = self.tokens, self.documents or ()
+        found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
+        return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the documents, each with its length in front (8 bytes, little-endian), or of
+        the ids (8 bytes each)."""
         digest = hashlib.sha256()
-        if self.documents is not None:
-            for document in self.documents:
-                digest.update(document.encode())
-            return f"{len(self.documents):,} documents in memory (sha256:{digest.hexdigest()[:12]})"
-        assert self.tokens is not None
-        digest.update(self.tokens.numpy().tobytes())
-        return f"{len(self.tokens):,} token ids in memory (sha256:{digest.hexdigest()[:12]})"
+        for document in self.documents or ():
+            content = document.encode()
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        if self.tokens is not None:
+            digest.update(self.tokens.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def joint_sha256(texts: Sequence[GivenText]) -> str:
+    """The hash of several sources in their order; of a single one, its own."""
+    if len(texts) == 1:
+        return texts[0].sha256
+    return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
 
 
 def read_input(text: Any, field: str = "text") -> tuple[Path, ...] | GivenText:
-    """Files, or text in memory.
+    """Files and folders, or text in memory.
 
     Args:
         text: one path or several; strings; a `datasets.Dataset`, or any iterable of strings or of
@@ -50,61 +85,98 @@ def read_input(text: Any, field: str = "text") -> tuple[Path, ...] | GivenText:
     if isinstance(text, Path):
         return (text,)
     if isinstance(text, str):
-        if _is_file(text):
-            return (Path(text),)
-        if not any(character.isspace() for character in text.strip()):
-            raise InputError(f"no such file: {text}", field=field, hint="name a file, or give text")
-        return GivenText(documents=[text])
+        return _files_among([text], field) or GivenText(_documents([text], field), field=field)
     if isinstance(text, Tensor):
-        return GivenText(tokens=text.detach().cpu().flatten().long())
-    if isinstance(text, Sequence) and text and all(isinstance(part, Path) for part in text):
-        return tuple(text)
-    if isinstance(text, Sequence) and text and all(isinstance(part, str) for part in text):
-        if all(_is_file(part) for part in text):
-            return tuple(Path(part) for part in text)
-        return GivenText(documents=list(text))
-    if isinstance(text, Sequence) and text and isinstance(text[0], int | Sequence):
-        return GivenText(tokens=_tokens(text, field))
+        return GivenText(tokens=_whole_numbers(text, field), field=field)
+    if isinstance(text, _NO_TEXT) or type(text).__name__ == "DataFrame":
+        raise _unreadable(text, field)
+    if isinstance(text, Sequence) and text and all(isinstance(part, str | Path) for part in text):
+        return _files_among(text, field) or GivenText(_documents(text, field), field=field)
+    if isinstance(text, Sequence) and text and isinstance(text[0], int | list | tuple):
+        return GivenText(tokens=_tokens(text, field), field=field)
     if isinstance(text, Iterable):
-        return GivenText(documents=_documents(text, field))
-    raise InputError(
+        return GivenText(_documents(text, field), field=field)
+    raise _unreadable(text, field)
+
+
+_NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
+"""What can be iterated over, but gives names of columns or splits, numbers, or parts of texts."""
+
+
+def _unreadable(text: Any, field: str) -> InputError:
+    return InputError(
         f"cannot be read from {type(text).__name__}",
         field=field,
         hint="give paths, strings, a datasets.Dataset or token ids",
     )
 
 
-def _is_file(text: str) -> bool:
+def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
+    """All of them as paths where they name files or folders; none where they are texts.
+
+    Raises:
+        InputError: one is missing.
+    """
+    named = [isinstance(part, Path) or _exists(part) for part in parts]
+    if all(named):
+        return tuple(Path(part) for part in parts)
+    must = any(isinstance(part, Path) for part in parts)
+    for part, is_named in zip(map(str, parts), named, strict=True):
+        known = kind_of_file(Path(part))[0] in KINDS
+        word = len(part.split()) == 1
+        beside = any(named) and (must or known or word)
+        if not is_named and (beside or (word and (known or len(parts) == 1))):
+            raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
+    return ()
+
+
+def _exists(text: str) -> bool:
     try:
-        return Path(text).is_file()
+        return bool(text) and Path(text).exists()
     except (OSError, ValueError):  # longer than a name may be, or with a null character
         return False
 
 
 def _tokens(ids: Sequence[Any], field: str) -> Int[Tensor, " N"]:
     rows = ids if isinstance(ids[0], Sequence) else [ids]
+    tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
+    if any(type(token) is not int for token in tokens):
+        raise _no_ids(field)
     try:
-        return torch.tensor([token for row in rows for token in row], dtype=torch.long)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            "holds something else than token ids", field=field, hint="give whole numbers"
-        ) from error
+        return _whole_numbers(torch.tensor(tokens, dtype=torch.long), field)
+    except (OverflowError, RuntimeError, ValueError) as error:  # more than 64 bits
+        raise _no_ids(field) from error
+
+
+def _whole_numbers(ids: Tensor, field: str) -> Int[Tensor, " N"]:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise _no_ids(field)
+    whole = ids.detach().cpu().flatten().long()
+    if (whole < 0).any():
+        raise _no_ids(field)
+    return whole
+
+
+def _no_ids(field: str) -> InputError:
+    return InputError(
+        "holds something else than token ids", field=field, hint="give whole numbers from 0 on"
+    )
 
 
 def _documents(rows: Iterable[Any], field: str) -> list[str]:
     documents, characters = [], 0
     for number, row in enumerate(rows, start=1):
-        document = row.get("text") if isinstance(row, Mapping) else row
-        if not isinstance(document, str):
-            raise InputError(
-                f"row {number} has no text",
-                field=field,
-                hint="give strings, or rows with a column `text`",
+        try:
+            documents.append(text_of(row, "text", "row", number, strings=True))
+        except Unusable as error:
+            hint = "give whole texts: strings, or rows with a column 'text'"
+            raise InputError(error.what, field=field, hint=hint) from error
+        characters += len(documents[-1])
+        if characters > CHARACTERS and not isinstance(rows, Sized):
+            warnings.warn(
+                f"{field}: {number:,} rows of {CHARACTERS:,} characters were read; the rest is "
+                "left out, since what is given has no length",
+                stacklevel=2,
             )
-        documents.append(document)
-        characters += len(document)
-        if characters > CHARACTERS:
             break
-    if not documents:
-        raise InputError("is empty", field=field, hint="give some text")
     return documents

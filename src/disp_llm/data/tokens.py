@@ -17,8 +17,8 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.data.reading import read_documents, read_given
-from disp_llm.data.sources import GivenText
-from disp_llm.models.embedded import speeches
+from disp_llm.data.sources import GivenText, joint_sha256
+from disp_llm.models.embedded import speech_files
 
 SEPARATOR = "\n\n"
 """Between documents; the usual perplexity text of WikiText joins its rows with it too."""
@@ -49,11 +49,17 @@ class Corpus:
     """Whether the weights are to follow the losses."""
     bos_token_id: int | None = None
     """A token that takes the place of the first of every window; None = none does."""
+    field: str = "text"
+    """The setting that the text was given in."""
+    names: tuple[str, ...] = ()
+    """What the sources are called."""
 
-    def require_length(self, tokens: int, field: str) -> None:
-        """Refuses a source that cannot fill one window."""
-        for stream in self.streams:
-            require_length(stream, tokens, field)
+    def require_length(self, tokens: int, setting: str) -> None:
+        """Refuses a source that cannot fill one window, whose length that setting says."""
+        for i, stream in enumerate(self.streams):
+            name = self.names[i] if self.names else "the text"
+            hint = f"give more text or a smaller `{setting}`"
+            require_length(stream, tokens, self.field, name, hint)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class Texts:
     corpus: Corpus
     evaluation: Int[Tensor, " N"]
     names: dict[str, str]
-    """Where they came from: `text` and `eval_text`."""
+    """Where they came from, `text` and `eval_text`, without the folders that they lie in; and the
+    SHA-256 of what was read, `text_sha256` and `eval_text_sha256`: of the documents (`GivenText`),
+    and of the ids where they are given or held out."""
 
 
 @dataclass(frozen=True)
@@ -88,60 +96,81 @@ def load_tokens(
     Raises:
         InputError: a file or data set is unusable.
     """
-    streams, source = _learning_streams(config, tokenizer, in_memory.text)
-    held_out = _evaluation_stream(config, tokenizer, in_memory.eval_text)
-    if held_out is not None:
-        evaluation, eval_source = held_out
-    else:
+    sources = _learning_texts(config, in_memory.text)
+    held_out = in_memory.eval_text or read_given(
+        config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text"
+    )
+    streams = [stream_of(source, tokenizer) for source in sources]
+    name = ", ".join(source.name for source in sources)
+    if held_out is None:
         cuts = [int(len(stream) * (1 - HELD_OUT)) for stream in streams]
-        evaluation = torch.cat([s[cut:] for s, cut in zip(streams, cuts, strict=True)])
+        last = torch.cat([s[cut:] for s, cut in zip(streams, cuts, strict=True)])
         streams = [stream[:cut] for stream, cut in zip(streams, cuts, strict=True)]
-        eval_source = f"the last {HELD_OUT:.0%} of {source}"
+        held_out = GivenText(None, last, sources[0].field, f"the last {HELD_OUT:.0%} of {name}")
+    evaluation = stream_of(held_out, tokenizer)
+    require_length(evaluation, 2, held_out.field, held_out.name)
     total = sum(config.weights) or 1.0
-    shares = tuple(weight / total for weight in config.weights) or (1.0,)
-    corpus = Corpus(tuple(streams), shares, config.mix == "dynamic", bos_token_id)
-    return Texts(corpus, evaluation, {"text": source, "eval_text": eval_source})
+    corpus = Corpus(
+        streams=tuple(streams),
+        weights=tuple(weight / total for weight in config.weights) or (1.0,),
+        dynamic=config.mix == "dynamic",
+        bos_token_id=bos_token_id,
+        field=sources[0].field,
+        names=tuple(source.name for source in sources),
+    )
+    hashes = {"text_sha256": joint_sha256(sources), "eval_text_sha256": held_out.sha256}
+    return Texts(corpus, evaluation, {"text": name, "eval_text": held_out.name} | hashes)
 
 
-def _learning_streams(
-    config: TextConfig, tokenizer, given: GivenText | None
-) -> tuple[list[Tensor], str]:
-    """One stream a source, and what to call them together."""
+def _learning_texts(config: TextConfig, given: GivenText | None) -> list[GivenText]:
+    """One text a source."""
     if given is not None:
-        return [stream_of(given, tokenizer)], given.name
-    if config.weights:
-        sources = [read_documents([path], config.text_field) for path in config.text]
-        name = ", ".join(str(path) for path in config.text)
-        return [tokenize(documents, tokenizer) for documents in sources], name
-    read = read_given(config.text, config.dataset, config.text_field, "train")
-    documents, name = read or speeches()
-    return [tokenize(documents, tokenizer)], name
+        return [given]
+    groups = [(path,) for path in config.text] if config.weights else [config.text]
+    found = [read_given(paths, config.dataset, config.text_field, "train") for paths in groups]
+    return [text or embedded_text() for text in found]
 
 
-def _evaluation_stream(
-    config: TextConfig, tokenizer, given: GivenText | None
-) -> tuple[Tensor, str] | None:
-    if given is not None:
-        return stream_of(given, tokenizer), given.name
-    read = read_given(config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text")
-    return None if read is None else (tokenize(read[0], tokenizer), read[1])
+def embedded_text() -> GivenText:
+    """The embedded speeches.
+
+    Raises:
+        InputError: their package is not installed, or damaged.
+    """
+    files, name = speech_files()
+    return GivenText(read_documents(files, "text"), named=name)
 
 
 def stream_of(given: GivenText, tokenizer) -> Int[Tensor, " N"]:
-    """The tokens of text in memory."""
-    if given.tokens is not None:
-        return given.tokens
-    assert given.documents is not None
-    return tokenize(given.documents, tokenizer)
+    """The tokens of a text.
+
+    Raises:
+        InputError: ids that the tokenizer does not have.
+    """
+    if given.documents is not None:
+        return tokenize(given.documents, tokenizer)
+    assert given.tokens is not None
+    largest = int(given.tokens.max())
+    if largest >= len(tokenizer):
+        raise InputError(
+            f"holds the token id {largest}, and the tokenizer has {len(tokenizer)}",
+            field=given.field,
+            hint="give ids of the tokenizer of this model",
+        )
+    return given.tokens
 
 
-def require_length(stream: Tensor, tokens: int, field: str) -> None:
+def require_length(
+    stream: Tensor,
+    tokens: int,
+    field: str,
+    name: str = "the text",
+    hint: str = "give more text",
+) -> None:
     """Refuses a stream that cannot fill one window."""
     if len(stream) < tokens:
         raise InputError(
-            f"the text has {len(stream)} tokens and a window takes {tokens}",
-            field=field,
-            hint="give more text or shorter windows",
+            f"{name} has {len(stream)} tokens and a window takes {tokens}", field=field, hint=hint
         )
 
 

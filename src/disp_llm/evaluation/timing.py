@@ -7,13 +7,14 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from disp_llm.models.windows import fitting
 from disp_llm.runs.results import Phase
 
 WARM_UP = 2
@@ -35,6 +36,12 @@ class Workload:
         """What people read, such as `prefill, 512 tokens`."""
         of = f"{self.length} tokens" if self.phase == "prefill" else f"batch {self.batch}"
         return f"{self.phase}, {of}"
+
+
+def fitted(workload: Workload, *models: PreTrainedModel) -> Workload:
+    """The workload, or one of as many tokens as all the models can read, one of them decoded."""
+    longest = min(fitting(model, workload.length + 1) for model in models) - 1
+    return replace(workload, length=longest)
 
 
 def in_turn(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import atomic, read_json, write_json
+from disp_llm.runs.naming import name_of, named, names_in, without_paths
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
 
 FACTS = "card.json"
@@ -17,8 +18,9 @@ FACTS = "card.json"
 TOLD = ("dense", "source", "versions", "tokens_seen", "command", "hardware", "recovered")
 """Parts of a run's result that the card tells; the folder carries no others."""
 
-UNTOLD = ("folder", "sample")
-"""Figures of an exported model that the card leaves out."""
+UNTOLD = ("folder", "sample", "prompt", "system")
+"""What it leaves out of these and of the figures: where things lie, what the text says, and the
+operating system."""
 
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is saved or pushed somewhere."""
@@ -83,13 +85,31 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     Raises:
         InputError: the dense model's figures are incomplete, or the folder cannot be written.
     """
-    told = {key: result[key] for key in TOLD if key in result}
-    figures = {key: value for key, value in as_json(size).items() if key not in UNTOLD}
-    write_json(folder / FACTS, {"figures": figures, "result": told})
-    dense = from_json(DenseResult, told["dense"], str(folder / FACTS))
+    told = _told(result)
+    write_json(folder / FACTS, {"figures": _without(as_json(size)), "result": told})
+    dense = from_json(DenseResult, dict.fromkeys(UNTOLD, "") | told["dense"], str(folder / FACTS))
     text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, told))
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """What others may know of a run: no path, and nothing of the text that it read."""
+    told = {key: result[key] for key in TOLD if key in result}
+    told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
+    told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
+    base = result["source"].get("base_model", "")
+    if base != name_of(base):  # a path names no repository of the hub
+        told["source"]["base_model"] = ""
+    if "recovered" in told:
+        did = told["recovered"]
+        said = {"text": names_in(did["text"]), "command": without_paths(did["command"])}
+        told["recovered"] = did | said
+    return told
+
+
+def _without(figures: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if key not in UNTOLD}
 
 
 def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
@@ -152,6 +172,16 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / FACTS
     return _facts(path)["result"] if path.is_file() else {}
+
+
+def figures_of(folder: Path) -> dict[str, Any] | None:
+    """The figures of the model that the card of an exported folder tells; None without a card.
+
+    Raises:
+        InputError: the figures behind the card are damaged.
+    """
+    path = folder / FACTS
+    return _facts(path)["figures"] if path.is_file() else None
 
 
 @dataclass(frozen=True)

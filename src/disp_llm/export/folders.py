@@ -1,4 +1,4 @@
-"""Models -> folders, each written whole or not at all."""
+"""Models -> folders, and what is in them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,37 +6,38 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.export.belongings import strip_foreign
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.runs.files import atomic
+from disp_llm.runs.sums import write_sums
 
 
 def export_folder(
     target: PrunableModel, tokenizer: Any, masks: Masks, folder: Path, max_shard_size: str
 ) -> None:
-    """Writes the compact model of some masks; a folder of the same name is replaced.
-
-    `save_pretrained` of transformers writes it, so that the code that the folder needs travels
-    with it, also when the model is loaded, tuned and saved again.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    write_folder(compact_model(target, masks), tokenizer, folder, max_shard_size)
-
-
-def write_folder(
-    compact: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str
-) -> None:
-    """Writes a model with its tokenizer, whole or not at all.
+    """Writes the compact model of some masks, without a card; a folder of that name is replaced.
 
     Raises:
         InputError: it cannot be written.
     """
     with atomic(folder) as temporary:
-        compact.save_pretrained(temporary, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(temporary)
+        write_folder(compact_model(target, masks), tokenizer, temporary, max_shard_size)
+        write_sums(temporary)
+
+
+def write_folder(
+    compact: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str
+) -> None:
+    """Writes a model with its tokenizer.
+
+    `save_pretrained` of transformers writes it, so that the code that the folder needs travels
+    with it, also when the model is loaded, tuned and saved again.
+    """
+    compact.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+    strip_foreign(folder)
 
 
 def added_biases(target: PrunableModel, masks: Masks) -> int:

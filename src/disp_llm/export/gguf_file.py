@@ -16,6 +16,7 @@ import torch
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
+from disp_llm.export.belongings import is_place
 from disp_llm.export.plain import EXPORT_AGAIN, intermediate_only
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.runs.files import atomic
@@ -30,6 +31,10 @@ HEADS_OF = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 OWN_KEYS = ("general.architecture", "general.file_type", "general.quantization_version")
 """Keys that are the new file's own."""
 
+ABOUT, QUANTISING = "general.", "quantize."
+"""How keys begin that say what a model is; and how the original's weights were quantised, from
+which files of whom: not the new one's."""
+
 TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
     "f16": gguf.GGMLQuantizationType.F16,
@@ -41,7 +46,8 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
     """Writes the file `config.to`, whole or not at all.
 
     Raises:
-        InputError: the format cannot hold the folder, or the folder is not of the original's shape.
+        InputError: the format cannot hold the folder, the folder is not of the original's shape, or
+            something lies at `config.to`.
     """
     config.validate()
     widths = _widths(config.folder)
@@ -148,14 +154,16 @@ def _original(path: Path, blocks: int) -> gguf.GGUFReader:
 
 
 def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[int]) -> None:
-    """Copies the original's keys, under the new architecture's name; those of widths become a list,
-    one a block, where widths differ."""
+    """Copies the original's keys, under the new architecture's name and without somebody's paths;
+    those of widths become a list, one a block, where widths differ."""
     by_block = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in OWN_KEYS:
+        if field.name.startswith(("GGUF.", QUANTISING)) or field.name in OWN_KEYS:
             continue
         prefix, _, rest = field.name.partition(".")
         value, kind = field.contents(), field.types[0]
+        if field.name.startswith(ABOUT) and is_place(value):
+            continue
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name
         if prefix == NATIVE and rest in by_block:

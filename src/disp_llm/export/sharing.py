@@ -1,57 +1,79 @@
-"""An exported folder, with its card, to a place of its own or to the hub."""
+"""An exported folder, with its card, to a place of its own or to the hub.
 
+Only files that belong in a model folder go along; what is left out is named in one line.
+"""
+
+import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from disp_llm.config.errors import InputError
 from disp_llm.config.share import PushConfig, SaveConfig
+from disp_llm.export.belongings import CODE, belongings
 from disp_llm.export.card import PLACE
 from disp_llm.export.plain import plain_config, require_exported
 from disp_llm.runs.files import atomic
+from disp_llm.runs.sums import SUMS, folder_problems, read_sums, sha256
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+
+Contents = dict[str, Path | bytes]
+"""What a folder will hold elsewhere: a file as it is, or other bytes in its place."""
 
 
 def save(config: SaveConfig) -> dict[str, Any]:
-    """Copies a folder; the card then names the place.
+    """Copies a folder; the card then names the place, by its last part.
 
     Raises:
-        InputError: not an exported folder, or the place is taken or cannot be written; with
-            `plain`, also widths that the original's architecture cannot have.
+        InputError: not an exported folder, or one with damaged files, links or code of others; the
+            place is taken, lies inside the folder, or cannot be written; with `plain`, also widths
+            that the original's architecture cannot have.
     """
     config.validate()
     require_exported(config.folder)
-    plain = plain_config(config.folder) if config.plain else None
-    if config.to.exists():
-        raise InputError(f"{config.to} exists", field="to", hint="name a new folder")
-    card = _card(config.folder, str(config.to), config.license)
+    files, left_out = _files(config.folder)
+    contents: Contents = {**files}
+    contents[CARD] = _card(config.folder, config.license, config.to.name)
+    if config.plain:
+        plain = plain_config(config.folder)
+        contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
+        contents = {name: content for name, content in contents.items() if name not in CODE}
     with atomic(config.to) as temporary:
-        shutil.copytree(config.folder, temporary)
-        (temporary / "README.md").write_text(card)
-        if plain is not None:
-            (temporary / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
-            for path in temporary.glob("*_disp_llm.py"):
-                path.unlink()
-    return {"folder": str(config.to), "bytes": _bytes(config.to)}
+        for name, content in _with_sums(config.folder, contents).items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, temporary / name)
+            else:
+                (temporary / name).write_bytes(content)
+    size = sum(path.stat().st_size for path in config.to.rglob("*") if path.is_file())
+    return {"folder": str(config.to), "bytes": size, "left_out": left_out}
 
 
 def push(config: PushConfig) -> dict[str, Any]:
     """Uploads a folder to a repository of the hub, which is made where there is none.
 
     Raises:
-        InputError: not an exported folder; no such account, or no right to write; or the hub cannot
-            be reached.
+        InputError: not an exported folder, or one with damaged files, links or code of others; no
+            such account, or no right to write; or the hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     require_exported(config.folder)
+    files, left_out = _files(config.folder)
+    _card(config.folder, config.license, config.name)  # is whole, before a repository is made
     api = HfApi()
     try:
         made = api.create_repo(config.name, private=config.private, exist_ok=True)
-        files = [path for path in config.folder.iterdir() if path.is_file()]
-        card = _card(config.folder, made.repo_id, config.license)
-        contents = {path.name: path for path in files} | {"README.md": card.encode()}
+        card = _card(config.folder, config.license, made.repo_id)
+        contents = _with_sums(config.folder, files | {CARD: card})
         commit = api.create_commit(
             made.repo_id,
             [CommitOperationAdd(name, content) for name, content in contents.items()],
@@ -65,19 +87,53 @@ def push(config: PushConfig) -> dict[str, Any]:
             field="name",
             hint="check the name, the network and `hf auth login`",
         ) from error
-    return {"name": made.repo_id, "url": str(made), "commit": commit.oid}
+    return {"name": made.repo_id, "url": str(made), "commit": commit.oid, "left_out": left_out}
 
 
-def _card(folder: Path, place: str, license: str) -> str:
-    """The folder's card that names the place, and a licence if one is given."""
+def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files that go along, by name, and the names of the others, of which a line warns.
+
+    Raises:
+        InputError: a file is damaged, a link, or code of others.
+    """
+    for problem in folder_problems(folder, but=(CARD,)):  # cards are edited by hand
+        raise problem.error
+    files, left_out = belongings(folder)
+    if left_out:
+        names = ", ".join(name if name.isprintable() else ascii(name) for name in left_out)
+        logger.warning("left out, as no part of a model folder: %s", names)
+    return files, left_out
+
+
+def _card(folder: Path, license: str, place: str) -> bytes:
+    """The folder's card that names the place, and a licence if one is given.
+
+    Raises:
+        InputError: it is damaged.
+    """
     from huggingface_hub import ModelCard
 
-    card = ModelCard((folder / "README.md").read_text())
+    path = folder / CARD
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise InputError(
+            "is damaged", field=str(path), hint="correct its head, or export the folder again"
+        ) from error
     if license:
         card.data.__dict__["license"] = license
     card.text = card.text.replace(PLACE, place)
-    return str(card)
+    return str(card).encode()
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _with_sums(folder: Path, contents: Contents) -> Contents:
+    """The same contents with their own sums, where the folder has sums."""
+    if SUMS not in contents:
+        return contents
+    known, lines = read_sums(folder), []
+    for name, content in sorted(contents.items()):
+        if isinstance(content, bytes):
+            lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+        elif name != SUMS:
+            lines.append(f"{known.get(name) or sha256(content)}  {name}\n")
+    return contents | {SUMS: "".join(lines).encode()}

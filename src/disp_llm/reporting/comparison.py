@@ -3,6 +3,7 @@
 from typing import Any
 
 from disp_llm.reporting.reading import comparison_figures
+from disp_llm.runs.naming import names_in, without_paths_in_message
 from disp_llm.runs.results import ComparisonRow
 
 PHASES = ("prefill", "decode")
@@ -40,11 +41,11 @@ def markdown(result: dict[str, Any]) -> str:
     lines.append("|---|" + "---:|" * (len(keeps) + 2))
     lines += [f"| {' | '.join(cells)} |" for cells in by_method(rows, keeps)]
     if found.dense and found.source:
-        lines += ["", f"Dense: {found.dense}, {found.source['eval_text']}."]
+        lines += ["", f"Dense: {found.dense}, {names_in(found.source['eval_text'])}."]
     failed: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.error:
-            failed.setdefault(row.error, {})[row.method] = None
+            failed.setdefault(without_paths_in_message(row.error), {})[row.method] = None
     if failed:
         lines += ["", *(f"- {', '.join(methods)}: {error}" for error, methods in failed.items())]
     if any(row.speed for row in rows):

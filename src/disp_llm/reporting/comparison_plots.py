@@ -6,6 +6,7 @@ from typing import Any
 
 from disp_llm.reporting.canvas import OTHERS, PRUNED, mark_dense, panels, save
 from disp_llm.reporting.reading import comparison_figures
+from disp_llm.runs.naming import name_of
 from disp_llm.runs.results import ComparisonRow
 
 MARKERS = "os^vDP*"
@@ -42,7 +43,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel(label)
     axes[0].set_ylabel("perplexity")
     worse = f"; above {CEILING} times the original: {', '.join(beyond)}" if beyond else ""
-    figure.suptitle(f"{found.asked.model}{worse}", fontsize=9)
+    figure.suptitle(f"{name_of(found.asked.model)}{worse}", fontsize=9)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     save(figure, path)
 

@@ -1,9 +1,11 @@
 """Runs -> one page that stands alone: no network; light, dark, phone, print and screen reader.
 
 Everything is read from run folders. The template `report.html` holds all markup; `run_data` gives
-the figures and `charts` the geometry.
+the figures and `charts` the geometry. Whatever was named by its path is shown by its name; whatever
+text says is shown as text, and nothing on the page can run or be fetched.
 """
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,32 +17,29 @@ from disp_llm.reporting.charts import BOTTOM, HEIGHT, LEFT, WIDTH, learning_char
 from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
+from disp_llm.runs.naming import name_of, named, shown, without_paths
 
 
-def write_run_page(folder: Path) -> Path:
+def write_run_page(run: Run) -> Path:
     """Writes the page of one run into its folder, and returns its path.
 
     Raises:
-        InputError: the folder is no run, or its files are damaged.
+        InputError: the folder is no run, or its files are damaged or not what they were.
     """
-    return Path(write_page(ReportConfig((folder,)))["file"])
+    return Path(write_page(ReportConfig((run.folder,), anyway=run.anyway))["file"])
 
 
 def write_page(config: ReportConfig) -> dict[str, Any]:
     """Writes the page; returns where it lies and how large it is.
 
     Raises:
-        InputError: a folder is no run, or its files are damaged.
+        InputError: a folder is no run, or its files are damaged or not what they were.
     """
     config.validate()
-    runs = [read_run(folder) for folder in config.runs]
+    runs = [read_run(Run(folder, config.anyway)) for folder in config.runs]
     single = Run(config.runs[0]).page_file if len(config.runs) == 1 else Path("report.html")
     path = config.output or single
-    template = resources.files("disp_llm.reporting") / "report.html"
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        template.read_text()
-    )
-    text = page.render(
+    text = _template().render(
         runs=runs,
         learning=learning_chart(runs),
         quality=quality_chart(runs),
@@ -51,3 +50,17 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return {"file": str(path), "bytes": path.stat().st_size, "runs": len(runs)}
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once, since `compare` writes a page for every run of its own."""
+    source = resources.files("disp_llm.reporting") / "report.html"
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "name_of": name_of,
+        "named": named,
+        "without_paths": without_paths,
+        "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),
+    }
+    return environment.from_string(source.read_text(encoding="utf-8"))

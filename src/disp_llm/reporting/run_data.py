@@ -94,18 +94,18 @@ class RunData:
     bench: BenchData | None
 
 
-def read_run(folder: Path) -> RunData:
+def read_run(run: Run) -> RunData:
     """What the page shows of one run.
 
     Raises:
-        InputError: the folder is no run, or a file is damaged.
+        InputError: the folder is no run, or a file is damaged or not what it was.
     """
-    run = Run(folder)
     settings, stored = _settings(run), run.result()
+    run.require_whole()
     recovers = isinstance(settings, RecoverConfig)
     found = run_figures(stored, str(run.result_file)) if stored else None
     return RunData(
-        name=folder.resolve().name,
+        name=run.folder.resolve().name,
         model=settings.folder if isinstance(settings, RecoverConfig) else settings.model,
         command="recover" if recovers else "prune",
         status=found.status if found else "not begun",
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> RunData:
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
         settings=list(_flat(resolved(settings))),
-        bench=_bench(folder / "bench.json"),
+        bench=_bench(run.folder / "bench.json"),
     )
 
 

@@ -9,6 +9,7 @@ from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection import Masks
 from disp_llm.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, mark_dense, panels, save
 from disp_llm.runs.figures import run_figures
+from disp_llm.runs.naming import name_of
 
 
 def draw_curve(figures: dict[str, Any], path: Path) -> None:
@@ -43,7 +44,7 @@ def draw_curve(figures: dict[str, Any], path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("keep: share of block parameters")
     axes.set_ylabel("perplexity")
-    axes.set_title(found.source["model"], fontsize=9)
+    axes.set_title(name_of(found.source["model"]), fontsize=9)
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     save(figure, path)
 

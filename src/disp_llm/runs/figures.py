@@ -15,8 +15,11 @@ class Source(TypedDict):
     revision: str
     text: str
     eval_text: str
+    text_sha256: NotRequired[str]
+    eval_text_sha256: NotRequired[str]
     base_model: NotRequired[str]
     license: NotRequired[str]
+    teacher_revision: NotRequired[str]
 
 
 class Hardware(TypedDict):
@@ -24,7 +27,8 @@ class Hardware(TypedDict):
 
     cpu: str
     threads: Size
-    system: str
+    system: NotRequired[str]
+    """The operating system; no card tells it."""
     gpus: NotRequired[list[str]]
 
 
@@ -61,6 +65,8 @@ class RunFigures:
     seed: int
     versions: dict[str, str]
     hardware: Hardware
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
     source: Source | None = None
     first_size: str = ""
     dense: DenseResult | None = None

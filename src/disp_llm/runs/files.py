@@ -1,6 +1,7 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -9,15 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from disp_llm.config.errors import InputError
+
+TEMPORARY = ".tmp"
+"""Ending of temporary folders; a kill leaves them behind, and `sweep` removes them."""
+
+CHECKSUM = "checksum"
+"""Key of a JSON file that says what all the others were when it was written."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is there at the end takes the place of `path`.
+    """Yields a temporary path beside `path`; what is there at the end takes the place of `path`,
+    once it is on the disk.
 
     Works for files and folders. On an error nothing stays behind.
 
@@ -27,14 +37,17 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        temporary = Path(made)
         yield temporary / path.name
         _open_modes(temporary / path.name)
+        _flush(temporary / path.name)
         if path.is_dir():  # a folder cannot be replaced in one step, but never be half there
             if not (temporary / path.name).is_dir():
                 raise InputError("is a folder", field=str(path), hint="name a file")
             os.replace(path, temporary / f"{path.name}.before")
         os.replace(temporary / path.name, path)
+        _flush_entry(path.parent)
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
         raise InputError(
             f"cannot write ({getattr(error, 'strerror', None) or error})",
@@ -56,10 +69,68 @@ def _open_modes(path: Path) -> None:
             file.chmod(0o666 & ~mask)
 
 
+def _flush(path: Path) -> None:
+    """Waits until a file, or a folder with all that it holds, is on the disk: a name must never
+    appear there before its content."""
+    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _flush_entry(entry)
+
+
+def _flush_entry(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # which cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes have left half written in a folder."""
+    for path in leftovers(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary folders in a folder that nobody is writing to."""
+    return [path for path in folder.glob(f".*{TEMPORARY}") if path.is_dir()]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with an indent of two."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def write_checked_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object that says itself whether it was changed afterwards."""
+    write_json(path, value | {CHECKSUM: _checksum(value)})
+
+
+def read_checked_json(path: Path, hint: str, anyway: bool = False) -> dict[str, Any]:
+    """An object that `write_checked_json` wrote, without its checksum.
+
+    Args:
+        anyway: whether one that was changed is taken all the same.
+
+    Raises:
+        InputError: it cannot be read, or was changed; `hint` says what to do.
+    """
+    value = read_json(path, hint)
+    stated = value.pop(CHECKSUM, None)
+    if not anyway and stated != _checksum(value):
+        raise InputError("was changed after it was written", field=str(path), hint=hint)
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    """Hash of an object, however it is laid out."""
+    said = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(said.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
@@ -69,8 +140,8 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         InputError: it cannot be read, or is something else; `hint` says what to do.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError("is damaged", field=str(path), hint=hint) from error
     if not isinstance(value, dict):
         raise InputError("holds no object", field=str(path), hint=hint)
@@ -83,3 +154,13 @@ def write_tensors(
     """Writes a safetensors file; tensors must be contiguous."""
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, data types, shapes and numbers of tensors in the machine's memory."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

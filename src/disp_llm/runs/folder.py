@@ -4,26 +4,42 @@
           masks.safetensors  model/  result.json
 
 The first size of a run is `masks.safetensors` and `model/`; every other is `masks-0.6.safetensors`
-and `model-0.6/`. A stage that finds its file does not run again.
+and `model-0.6/`. `result.json` holds the hashes of all files that a stage hands to the next, in the
+same write as the figures that belong to them: a stage whose files are recorded does not run again,
+and a file that has changed since is refused.
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from disp_llm.config.errors import InputError
-from disp_llm.runs.files import atomic, read_json, write_json
+from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
+from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
+
+MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
+"""What to do about a file of a run that is not what it was."""
+
+NOT_MADE_AGAIN = {
+    "config.toml": "put it back; `anyway` takes what it says now",
+    "metrics.jsonl": "put it back; `anyway` goes on without",
+}
+"""The same for files that no later attempt writes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run folder."""
+    """One run folder: its paths, its figures, and whether its files are still what they were."""
 
     folder: Path
+    anyway: bool = False
+    """Whether files that have changed are used all the same."""
 
     @property
     def config_file(self) -> Path:
@@ -64,17 +80,150 @@ class Run:
         """What has been measured so far; empty before anything has.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged or was changed.
         """
         if not self.result_file.exists():
             return {}
-        return read_json(self.result_file, "delete it; figures are measured again")
+        hint = "put it back, or delete it: `resume` measures again"
+        return read_checked_json(self.result_file, hint, self.anyway)
 
-    def update(self, **values: Any) -> dict[str, Any]:
-        """Adds values to `result.json`."""
+    def update(self, *written: Path, **values: Any) -> dict[str, Any]:
+        """Adds values to `result.json`, and with them the hashes of files that were written.
+
+        Args:
+            written: files of this run, or exported folders, which carry the sums of theirs.
+        """
         result = self.result() | values
-        write_json(self.result_file, result)
+        files = [path / SUMS if path.is_dir() else path for path in written]
+        hashes = {self._name(path): sha256(path) for path in files}
+        if hashes:
+            result["files"] = result.get("files", {}) | hashes
+        write_checked_json(self.result_file, result)
         return result
+
+    def forget(self, path: Path) -> None:
+        """Takes a file that is about to be replaced off the record."""
+        result = self.result()
+        if result.get("files", {}).pop(self._name(path), None):
+            write_checked_json(self.result_file, result)
+
+    def has(self, path: Path) -> bool:
+        """Whether an earlier attempt has finished a file or an exported folder of this run.
+
+        Raises:
+            InputError: it has changed since.
+        """
+        file = path / SUMS if path.is_dir() else path
+        if self._name(file) not in self.result().get("files", {}) or not path.exists():
+            return False
+        for problem in [] if self.anyway else self.problems(path):
+            raise problem.error
+        return True
+
+    def problems(self, *paths: Path) -> list[Problem]:
+        """What is not as it was recorded: of some files and exported folders, or of all that are
+        recorded.
+
+        Raises:
+            InputError: `result.json` is damaged.
+        """
+        files = self.result().get("files", {})
+        names = [self._name(path / SUMS if path.is_dir() else path) for path in paths] or files
+        found: list[Problem] = []
+        for name in names:
+            if name in files:
+                hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
+                found += changed_files(self.folder, {name: files[name]}, hint)
+                folder = (self.folder / name).parent
+                if folder != self.folder and (folder / SUMS).exists():
+                    hint = f"put it back, or delete {folder.name}: `resume` makes it again"
+                    found += [replace(one, hint=hint) for one in folder_problems(folder)]
+        return found
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has finished and nothing of it was deleted.
+
+        Raises:
+            InputError: `result.json` is damaged.
+        """
+        result = self.result()
+        there = [(self.folder / name).exists() for name in result.get("files", {})]
+        return result.get("status") == "done" and all(there)
+
+    def require_whole(self) -> None:
+        """Refuses a run that is not what it was when it was written.
+
+        Raises:
+            InputError: naming the file.
+        """
+        for problem in [] if self.anyway else self.problems():
+            raise problem.error
+
+    def require_same_source(self, source: dict[str, str]) -> None:
+        """Refuses a model or text that is not the one that the run began with.
+
+        Args:
+            source: what the model and the texts are now.
+
+        Raises:
+            InputError: naming the setting and both hashes.
+        """
+        if not self.anyway:
+            require_same_source(self.result().get("source", {}), source, self.folder)
+
+    def finish(self, *written: Path, **last: Any) -> dict[str, Any]:
+        """Closes the run: done means that every file is on the disk as it was written. Files that
+        were deleted since and that nothing reads any more are taken off the record.
+
+        Args:
+            written: files to be recorded beside the log.
+            last: values to be added to `result.json`.
+
+        Raises:
+            InputError: a file is not what it was.
+        """
+        if not self.scores_file.exists():
+            self.forget(self.scores_file)
+        if self.metrics_file.exists():
+            written = (*written, self.metrics_file)
+        else:
+            self.forget(self.metrics_file)
+        self.update(*written, **last)
+        self.require_whole()
+        return self.update(status="done")
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def require_same_source(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
+    """Refuses a model or text that is not the one that something was made of.
+
+    Args:
+        before: what is recorded of the model and the texts, as far as anything is.
+        folder: what was made of them.
+
+    Raises:
+        InputError: naming the setting and both hashes.
+    """
+    for field, key in SOURCES.items():
+        if key in before and key in now and before[key] != now[key]:
+            raise InputError(
+                f"is not what {folder} was made of ({before[key]}, now {now[key]})",
+                field=field,
+                hint="bring back what it was, or begin in a new `output_dir`; "
+                "`anyway` goes on all the same",
+            )
+
+
+SOURCES = {
+    "model": "revision",
+    "text": "text_sha256",
+    "eval_text": "eval_text_sha256",
+    "teacher": "teacher_revision",
+}
+"""The setting that names each thing that a run is made of, and where results keep its hash."""
 
 
 @contextlib.contextmanager
@@ -107,6 +256,7 @@ class MetricsLog:
     def __init__(self, path: Path):
         self._path = path
         self._file: TextIO | None = None
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -115,19 +265,52 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
 
+    def go_on_from(self, step: int, digest: str | None) -> None:
+        """Keeps the lines of so many steps, before the first is appended.
+
+        Args:
+            digest: of those lines, as the checkpoint has it; None = it has none.
+
+        Raises:
+            InputError: the lines are not those that were written, or the file cannot be written.
+        """
+        lines = _lines(self._path)[:step]
+        self._digest.update(b"".join(lines))
+        if digest not in (None, self._digest.hexdigest()):
+            raise InputError(
+                "is not the file that was written",
+                field=str(self._path),
+                hint="put it back, or delete the folder checkpoint to learn again",
+            )
+        with atomic(self._path) as temporary:
+            temporary.write_bytes(b"".join(lines))
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
+
+    def settle(self) -> str:
+        """Waits until all lines so far are on the disk; their SHA-256."""
+        assert self._file is not None, "go_on_from comes first"
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
+
     def append(self, metrics: dict[str, Any]) -> None:
         """Writes the line of a step."""
-        if self._file is None:
-            lines = self._path.read_text().splitlines(True) if self._path.exists() else []
-            before = metrics["step"] - 1
-            with atomic(self._path) as temporary:
-                temporary.write_text("".join(lines[:before]))
-            self._file = self._path.open("a", buffering=1)
+        line = json.dumps(metrics) + "\n"
+        self._digest.update(line.encode())
+        assert self._file is not None, "go_on_from comes first"
         try:
-            self._file.write(json.dumps(metrics) + "\n")
+            self._file.write(line)
         except OSError as error:
             raise InputError(
                 f"cannot write ({error.strerror})",
                 field=str(self._path),
                 hint="make room, then go on with `resume`",
             ) from error
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", field=str(path), hint="make it readable"
+        ) from error

@@ -14,11 +14,12 @@ from disp_llm.config.recipes import apply_recipe, resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
+from disp_llm.runs.lock import is_empty
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
 
-FREE_TO_CHANGE = ("resume", "json", "output_dir", "track")
+FREE_TO_CHANGE = ("resume", "anyway", "json", "output_dir", "track")
 """Settings that a resumed run may have otherwise than its first attempt."""
 
 
@@ -31,9 +32,9 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
     path = folder / "config.toml"
     positional = fields(kind)[0].name
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
         return apply_recipe(kind(**{positional: tables.pop(positional)}), tables)
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         command = "prune" if kind is PruneConfig else "recover"
         raise InputError(
             "is not a run folder" if isinstance(error, FileNotFoundError) else f"damaged ({error})",
@@ -42,27 +43,22 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
         ) from error
 
 
-def require_available(config: PruneConfig | RecoverConfig) -> None:
+def available(config: Stored) -> Stored:
     """Checks, before anything is loaded, that the run folder can be used; creates nothing.
 
+    Returns:
+        The settings, with a `resume` of "auto" decided.
+
     Raises:
-        InputError: it holds a run and --resume is not given (or the reverse), the settings differ
+        InputError: it holds a run and `resume` is not given (or the reverse), the settings differ
             from those of the run that is to go on, or it cannot be written.
     """
-    run = Run(config.output_dir)
+    run = Run(config.output_dir, config.anyway)
+    if config.resume == "auto":
+        config = replace(config, resume=run.config_file.exists())
     if config.resume:
-        before = stored_config(run.folder, type(config))
-        if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
-            align = config.export.align or before.export.align
-            config = replace(config, export=replace(config.export, align=align))
-        old, new = resolved(before), resolved(config)
-        for key, had, now in _differences(old, new):
-            raise InputError(
-                f"this run has {key} = {had}, not {now}",
-                field="resume",
-                hint="leave that setting out, or start a new run in another `output_dir`",
-            )
-    elif run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        _require_same_settings(run, config)
+    elif run.folder.exists() and not (run.folder.is_dir() and is_empty(run.folder)):
         raise InputError(
             f"{run.folder} exists and is not empty",
             field="output_dir",
@@ -72,6 +68,21 @@ def require_available(config: PruneConfig | RecoverConfig) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(
             f"{parent} cannot be written", field="output_dir", hint="name another folder"
+        )
+    return config
+
+
+def _require_same_settings(run: Run, config: PruneConfig | RecoverConfig) -> None:
+    before = stored_config(run.folder, type(config))
+    run.has(run.config_file)
+    if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
+        align = config.export.align or before.export.align
+        config = replace(config, export=replace(config.export, align=align))
+    for key, had, now in _differences(resolved(before), resolved(config)):
+        raise InputError(
+            f"this run has {key} = {had}, not {now}",
+            field="resume",
+            hint="leave that setting out, or start a new run in another `output_dir`",
         )
 
 
@@ -91,9 +102,9 @@ def open_run(config: PruneConfig | RecoverConfig) -> Run:
     Raises:
         InputError: it cannot be written.
     """
-    run = Run(config.output_dir)
+    run = Run(config.output_dir, config.anyway)
     if not config.resume:
-        stored = replace(config, resume=False, json=False)
+        stored = replace(config, resume=False, anyway=False, json=False)
         with atomic(run.config_file) as temporary:
-            temporary.write_text(tomli_w.dumps(resolved(stored)))
+            temporary.write_text(tomli_w.dumps(resolved(stored)), encoding="utf-8")
     return run

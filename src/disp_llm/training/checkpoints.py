@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from disp_llm.runs.files import write_tensors
+from disp_llm.runs.files import tensors_sha256, write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
 KEPT_CHECKPOINTS = 2
@@ -17,14 +17,23 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of every parameter."""
 
 
-def save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes a checkpoint and drops all but the newest two."""
+def save(
+    folder: Path,
+    facts: dict[str, str],
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Writes a checkpoint and drops all but the newest two.
+
+    Args:
+        facts: the `step`, and what else has to be the same when it is restored.
+    """
     tensors = {TRAINED + name: value for name, value in _state(trained).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    facts = {"step": str(step), "tensors": str(len(tensors))}
-    write_tensors(_path(folder, step), tensors, facts)
+    path = _path(folder, int(facts["step"]))
+    write_tensors(path, tensors, facts | {"sha256": tensors_sha256(tensors)})
     for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
         old.unlink()
 
@@ -36,8 +45,8 @@ def _state(trained: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in trained.state_dict().items() if name not in frozen}
 
 
-def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the newest checkpoint, if there is one, and returns the step to go on with.
+def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Loads the newest checkpoint, if there is one, and returns its facts.
 
     Nothing is changed before the whole file has been checked.
 
@@ -46,17 +55,17 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) 
     """
     found = checkpoints(folder)
     if not found:
-        return 0
+        return {}
     file = read_tensors(found[-1], "delete this file to go on from the checkpoint before it")
     step = file.metadata.get("step", "")
     named = step.isdecimal() and found[-1] == _path(folder, int(step))
     file.require(named, "its step is not the one that its name says")
-    whole = file.metadata.get("tensors") == str(len(file.tensors))
-    file.require(whole, "tensors are missing")
+    written = file.metadata.get("sha256") == tensors_sha256(file.tensors)
+    file.require(written, "its numbers are not those that were written")
     own, moments = _trained_of(file, trained), _moments_of(file, optimizer)
     trained.load_state_dict(own, strict=False)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    return int(step)
+    return file.metadata
 
 
 def _trained_of(file: TensorFile, trained: nn.Module) -> dict[str, Tensor]:

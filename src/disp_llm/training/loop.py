@@ -19,6 +19,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.runs.folder import MetricsLog
 from disp_llm.runs.job import Job, Process
+from disp_llm.runs.sums import sha256
 from disp_llm.training.checkpoints import restore, save
 
 
@@ -89,8 +90,11 @@ def train(
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
     peaks = [group["lr"] for group in optimizer.param_groups]
-    first = restore(job.run.checkpoint_folder, trained, optimizer)
+    facts = restore(job.run.checkpoint_folder, trained, optimizer)
+    first = _first_step(facts, job)
     with MetricsLog(job.run.metrics_file) as log:
+        if job.process.is_main and first < schedule.steps:
+            log.go_on_from(first, facts.get("metrics"))
         reporter = StepReporter(schedule, job, log, first, time.perf_counter())
         for step in range(first, schedule.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -106,9 +110,30 @@ def train(
             if job.process.is_main:
                 reporter.report(figures, optimizer.param_groups[0]["lr"], step + 1)
                 if stopping or schedule.saves(step + 1):
-                    save(job.run.checkpoint_folder, step + 1, trained, optimizer)
+                    facts = {"step": str(step + 1), "metrics": log.settle(), "run": _run(job)}
+                    save(job.run.checkpoint_folder, facts, trained, optimizer)
             if stopping:
                 raise Interrupted
+
+
+def _first_step(facts: dict[str, str], job: Job) -> int:
+    """The step to go on with after a checkpoint of these facts; none is the beginning.
+
+    Raises:
+        InputError: it is of another run.
+    """
+    if facts and facts.get("run") != _run(job) and not job.run.anyway:
+        raise InputError(
+            "is of another run",
+            field=str(job.run.checkpoint_folder),
+            hint="delete it to learn from the beginning",
+        )
+    return int(facts.get("step", 0))
+
+
+def _run(job: Job) -> str:
+    """What a checkpoint belongs to: a run of these settings."""
+    return sha256(job.run.config_file) if job.run.config_file.exists() else ""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Teacher:
     """Share of the loss: `(1 − share)·cross-entropy + share·KL(teacher ‖ student)`."""
     teaching: Callable[[], AbstractContextManager] = nullcontext
     """Makes the model what it teaches as, while it runs: a masked model teaches without masks."""
+    revision: str = ""
+    """Commit or hash of the model, where it is one of its own."""
 
 
 class _ChunkedLoss(torch.autograd.Function):

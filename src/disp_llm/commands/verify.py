@@ -1,0 +1,238 @@
+"""Whether a folder is what it was when it was written, from its files alone: nothing is loaded.
+
+Files are held against their hashes, the masks of a run against the models that were cut by them,
+and the shapes and counts in every exported folder against its configuration and its card.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import SITES
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.verify import VerifyConfig
+from disp_llm.export.card import FACTS, figures_of
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import Branch
+from disp_llm.models.loading import empty_model, family_of_any, load_config
+from disp_llm.runs.files import read_checked_json
+from disp_llm.runs.folder import MADE_AGAIN, Run
+from disp_llm.runs.settings import stored_config
+from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, Problem, folder_problems, read_sums
+
+COMPARISON = "compare.json"
+
+
+def verify(asked: VerifyConfig | str | Path) -> dict[str, Any]:
+    """Checks a run, a comparison or an exported folder.
+
+    Returns:
+        `ok`, `kind`, how many `files` were held against their hashes, and `problems`, each with
+        `file`, `what` and `hint`.
+
+    Raises:
+        InputError: the folder is none of these.
+    """
+    folder = asked.folder if isinstance(asked, VerifyConfig) else Path(asked)
+    kinds: dict[str, tuple[str, Callable[[Path], Iterator[Problem | int]]]] = {
+        "config.toml": ("run", _run),
+        COMPARISON: ("comparison", _comparison),
+        "config.json": ("exported folder", _exported),
+    }
+    kind, check = next((kinds[name] for name in kinds if (folder / name).is_file()), ("", None))
+    if check is None:
+        raise InputError(
+            f"{folder} is no run, comparison or model folder",
+            field="folder",
+            hint="name an `output_dir`, or a model folder inside it",
+        )
+    files, problems = 0, []
+    for found in check(folder):
+        if isinstance(found, Problem):
+            problems.append(asdict(found))
+        else:
+            files += found
+    return {"ok": not problems, "kind": kind, "files": files, "problems": problems}
+
+
+def _collected(check: Callable[..., Iterator[Problem | int]], *inputs: Any) -> Iterator[Any]:
+    """What a check finds; a file that stops it is a problem too."""
+    try:
+        yield from check(*inputs)
+    except InputError as error:
+        yield Problem(error.field, error.what, error.hint)
+
+
+def _comparison(folder: Path) -> Iterator[Problem | int]:
+    """`compare.json` and the run folders of its methods."""
+
+    def table(folder: Path) -> Iterator[int]:
+        read_checked_json(folder / COMPARISON, "delete it: every row is made again")
+        yield 1
+
+    yield from _collected(table, folder)
+    for config_file in sorted(folder.rglob("config.toml")):
+        yield from _run(config_file.parent)
+
+
+def _run(folder: Path) -> Iterator[Problem | int]:
+    """The recorded files of a run, and its models."""
+    yield from _collected(_recorded, Run(folder))
+
+
+def _recorded(run: Run) -> Iterator[Problem | int]:
+    result = run.result()
+    kind: Any = PruneConfig if "model" not in result else RecoverConfig
+    stored_config(run.folder, kind)
+    files = result.get("files", {})
+    yield len(files)
+    yield from run.problems()
+    for name in files:
+        if Path(name).name == SUMS:
+            yield from _collected(_exported_of_run, (run.folder / name).parent)
+    for entry in result.get("models", []):
+        yield from _collected(_cut_by, run, entry["size"], result["first_size"])
+
+
+def _exported_of_run(folder: Path) -> Iterator[Problem | int]:
+    yield len(read_sums(folder))
+    yield from _shapes(folder)
+
+
+def _exported(folder: Path) -> Iterator[Problem | int]:
+    """An exported folder that may lie anywhere."""
+    yield from _collected(_sums_of, folder)
+    yield from _collected(_shapes, folder)
+
+
+def _sums_of(folder: Path) -> Iterator[Problem | int]:
+    sums = read_sums(folder)
+    if not sums:
+        hint = "nothing tells what it held when it was written; save or export it again"
+        yield Problem(str(folder / SUMS), "is missing", hint)
+    yield len(sums)
+    yield from folder_problems(folder)
+
+
+def _shapes(folder: Path) -> Iterator[Problem | int]:
+    """Shapes of the weights against the configuration, and counts against the card."""
+    weights = Weights(folder)
+    model = weights.expected.model
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    for name, tensor in model.state_dict().items():
+        shape = weights.shapes.get(name)
+        if shape is None and name in tied:
+            continue
+        if shape != tuple(tensor.shape):
+            what = (
+                "lacks" if shape is None else f"holds {shape} in place of {tuple(tensor.shape)} for"
+            )
+            yield Problem(str(folder), f"{what} {name}", CHANGED_FOLDER)
+    figures = figures_of(folder)
+    counted = {
+        "parameters": weights.expected.parameters,
+        "block_parameters": weights.expected.block_parameters,
+    }
+    for key, count in counted.items():
+        if figures is not None and figures.get(key) != count:
+            what = f"states {figures.get(key)} {key}, and the weights have {count}"
+            yield Problem(str(folder / FACTS), what, CHANGED_FOLDER)
+
+
+def _cut_by(run: Run, size: str, first: str) -> Iterator[Problem | int]:
+    """The masks of a size against the model that was cut by them."""
+    path, weights = run.masks_file(size, first), Weights(run.model_folder(size, first))
+    hint = "delete the folder: `resume` exports it again"
+    with _opened(path) as masks:
+        for site, kept in weights.kept():
+            if site not in masks.keys():  # noqa: SIM118
+                raise InputError(f"lacks {site}", field=str(path), hint=MADE_AGAIN)
+            mask = masks.get_tensor(site)
+            same = torch.equal(mask, kept) if isinstance(kept, Tensor) else len(mask) == kept
+            if not same:
+                what = f"was not cut by {path.name} ({site})"
+                yield Problem(str(weights.folder), what, hint)
+                return
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a model folder, read as far as a question needs it."""
+
+    folder: Path
+
+    @cached_property
+    def expected(self) -> PrunableModel:
+        """The model that the configuration describes, without weights."""
+        config = load_config(str(self.folder))
+        return PrunableModel(empty_model(config), family_of_any(config))
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """Which file holds each tensor."""
+        found = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with _opened(path) as file:
+                found |= dict.fromkeys(file.keys(), path)
+        return found
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, by name."""
+        found = {}
+        for path in set(self._files.values()):
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118
+                    found[name] = tuple(file.get_slice(name).get_shape())
+        return found
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._files:
+            raise InputError(f"lacks {name}", field=str(self.folder), hint=CHANGED_FOLDER)
+        with _opened(self._files[name]) as file:
+            return file.get_tensor(name)
+
+    def kept(self) -> Iterator[tuple[str, Tensor | int]]:
+        """For every site (`layers.3.attn_in`) the kept dimensions, or how many where the folder
+        does not say which."""
+        target, names = self.expected, {}
+        for name, module in target.model.named_modules():
+            names[module] = name
+        stream = target.model.config.get_text_config().hidden_size
+        for i, block in enumerate(target.blocks):
+
+            def indices(path: str, buffer: str, block: Any = block) -> Tensor:
+                module = block.get_submodule(path)
+                if not hasattr(module, buffer):
+                    return torch.arange(stream)
+                return self._tensor(f"{names[module]}.{buffer}")
+
+            branches: tuple[Branch, Branch] = target.branches
+            for branch, prefix in zip(branches, ("attn", "mlp"), strict=True):
+                yield f"layers.{i}.{prefix}_in", indices(branch.gather, "kept_in")
+                yield f"layers.{i}.{prefix}_out", indices(branch.scatter, "kept_out")
+            widths = getattr(target.model.config, "disp_llm", {}).get("widths", {})
+            for site in set(widths) - {site for site in SITES if site != "mlp_mid"}:
+                yield f"layers.{i}.{site}", widths[site][i]
+
+
+def _opened(path: Path) -> Any:
+    """A safetensors file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"cannot be read ({error})", field=str(path), hint="copy or export the folder again"
+        ) from error

@@ -1,0 +1,20 @@
+"""What `disp-llm verify` can be asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check that a run, a comparison or an exported folder is what it was when it was written."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """The folder of a `prune`, `recover` or `compare`, or an exported folder such as run/model."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+
+    def validate(self) -> None:
+        """Its values stand alone."""

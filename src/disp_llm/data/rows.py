@@ -1,0 +1,83 @@
+"""A row of a table -> its text; what is no text is refused by its place, not learned as a word."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LISTED = 8
+"""Most columns that a message names."""
+
+
+LONGEST_MESSAGE = 200
+"""Characters that are quoted of another library's message."""
+
+
+class Unusable(Exception):
+    """What is wrong with a text and what to do, without the name of the file or setting."""
+
+    def __init__(self, what: str, hint: str):
+        super().__init__(what)
+        self.what, self.hint = what, hint
+
+
+def said_by(error: BaseException) -> str:
+    """The message of a library, which may quote line ends and damaged bytes, in one line."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(printable.split())[:LONGEST_MESSAGE] or type(error).__name__
+
+
+def text_of(row: Any, column: str, unit: str, number: int, strings: bool = False) -> str:
+    """The text in a column of a row.
+
+    Args:
+        unit: what `number` counts, such as "line".
+        strings: whether a row may be a text itself.
+
+    Raises:
+        Unusable: there is no such column, or something else than text in it.
+    """
+    if strings and isinstance(row, str):
+        value = row
+    elif not isinstance(row, Mapping):
+        raise Unusable(
+            f"has no text but {kind_of(row)} in {unit} {number}",
+            f"give {'strings or ' if strings else ''}rows with a column '{column}'",
+        )
+    elif column not in row:
+        raise Unusable(*no_column(column, list(row), f" in {unit} {number}"))
+    else:
+        value = row[column]
+    if not isinstance(value, str):
+        raise Unusable(
+            f"has no text but {kind_of(value)} as '{column}' in {unit} {number}",
+            "leave such rows out, or name the right `text_field`",
+        )
+    if not value.isascii():
+        _require_whole_characters(value, f"in {unit} {number}")
+    return value
+
+
+def no_column(column: str, columns: list[Any], place: str = "") -> tuple[str, str]:
+    """What is wrong with a table that lacks the column, and what to do."""
+    listed = ", ".join(f"'{name}'" for name in columns[:LISTED])
+    more = ", …" if len(columns) > LISTED else ""
+    has = f", but {listed}{more}" if columns else ""
+    return f"has no column '{column}'{place}{has}", "name the right `text_field`"
+
+
+def kind_of(value: Any) -> str:
+    """What people call a value of JSON, or its Python type."""
+    names = {
+        type(None): "null", bool: "true or false", int: "a number", float: "a number",
+        str: "a string", list: "a list", tuple: "a list", dict: "an object",
+    }  # fmt: skip
+    return names.get(type(value), type(value).__name__)
+
+
+def _require_whole_characters(text: str, place: str) -> None:
+    """Refuses halves of surrogate pairs, which JSON can escape and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unusable(
+            f"has half a character (a lone surrogate) {place}", "mend or leave out that text"
+        ) from error

@@ -1,0 +1,115 @@
+"""What belongs in a model folder: which files, and whose code."""
+
+import json
+import re
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.runs.files import read_json
+
+CODE = ("configuration_disp_llm.py", "modeling_disp_llm.py")
+"""The code that travels with a folder: files of `disp_llm.compact`."""
+
+BELONGS = (
+    *("config.json", "generation_config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "*.model"),
+    *("chat_template.jinja", "chat_template.json"),
+    *("README.md", "card.json", "SHA256SUMS", "LICENSE*", "NOTICE*"),
+    *CODE,
+)
+"""Names of the files of a model folder, as patterns."""
+
+TEMPLATES = "additional_chat_templates"
+"""The one folder that may lie in it, of .jinja files."""
+
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""Files that transformers writes from what it has loaded, whoever wrote that."""
+
+ABSOLUTE = re.compile(r"~?(/[^/\n{}]+){2,}/?|[A-Za-z]:\\[^\n{}]*")
+"""A path that begins at the root or at a home folder; no token of a vocabulary looks like it."""
+
+
+def strip_foreign(folder: Path) -> None:
+    """Takes out of the settings of a new folder what those of the original carried along: where
+    somebody's files lay, and code of others that `trust_remote_code=True` would run."""
+    for path in (folder / name for name in SETTINGS):
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            kept = {key: value for key, value in found.items() if not is_place(value)}
+            code = kept.pop("auto_map", None)
+            classes = code.items() if isinstance(code, dict) else ()  # old tokenizers have a list
+            own = {name: stated for name, stated in classes if not _foreign(stated)}
+            kept |= {"auto_map": own} if own else {}
+            if kept != found:
+                said = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
+                path.write_text(said + "\n", encoding="utf-8")
+
+
+def belongings(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder that belong there, by name, and the names of everything else.
+
+    Raises:
+        InputError: one of them is a link or cannot be read, or code that is not ours would go along
+            or be asked for.
+    """
+    files: dict[str, Path] = {}
+    left_out: list[str] = []
+    for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
+        name = path.relative_to(folder).as_posix()
+        belongs = _belongs(name)
+        if belongs and (path.is_symlink() or (path.parent.is_symlink() and path.parent != folder)):
+            raise InputError(
+                "is a link, and what it points to may be no part of the model",
+                field=str(path),
+                hint="put the file itself in its place, or delete it",
+            )
+        if belongs and path.is_file():
+            files[name] = path
+        elif name != TEMPLATES or path.is_symlink() or not path.is_dir():
+            left_out.append(f"{name}/" if path.is_dir() else name)
+    _require_own_code(files)
+    return files, left_out
+
+
+def _belongs(name: str) -> bool:
+    folder, _, inside = name.rpartition("/")
+    if folder:
+        return folder == TEMPLATES and fnmatchcase(inside, "[!.]*.jinja")
+    return any(fnmatchcase(name, pattern) for pattern in BELONGS) and not name.startswith(".")
+
+
+def _require_own_code(files: dict[str, Path]) -> None:
+    """Refuses code other than what this package ships, and settings that ask for other code."""
+    for name in CODE:
+        shipped = resources.files("disp_llm.compact") / name
+        if name in files and files[name].read_bytes() != shipped.read_bytes():
+            raise InputError(
+                "is not the code that this version of disp-llm writes into folders",
+                field=str(files[name]),
+                hint="export the folder again",
+            )
+    for path in (files[name] for name in SETTINGS if name in files):
+        stated = read_json(path, "export the folder again").get("auto_map", {})
+        for name, classes in stated.items() if isinstance(stated, dict) else [("auto_map", stated)]:
+            if _foreign(classes):
+                raise InputError(
+                    f"names code that is not ours ({name}: {classes})",
+                    field=str(path),
+                    hint="take that out of its auto_map, or export the folder again",
+                )
+
+
+def _foreign(stated: Any) -> bool:
+    """Whether what an `auto_map` names is something else than a class of our code."""
+    module = stated.partition(".")[0] if isinstance(stated, str) else ""
+    return f"{module}.py" not in CODE
+
+
+def is_place(value: Any) -> bool:
+    """Whether a value is a path on somebody's machine."""
+    return isinstance(value, str) and bool(ABSOLUTE.fullmatch(value))

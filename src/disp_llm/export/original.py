@@ -1,0 +1,61 @@
+"""The model that an exported folder was made from, where it can be loaded from.
+
+A card names a local original by its last part only; where that lies is known to the run.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.export.card import read_facts
+from disp_llm.models import embedded
+from disp_llm.runs.folder import Run
+from disp_llm.runs.naming import is_on_hub, name_of
+
+OF_FILES = "sha256:"
+"""How a revision begins that is a hash; the hub's are commits."""
+
+
+def original_of(folder: Path) -> str:
+    """Name or path of the original of an exported folder: the local model that its run was given,
+    or the name on the hub that its card gives; empty where nobody knows.
+
+    Raises:
+        InputError: the card or the settings of the run are damaged.
+    """
+    source = read_facts(folder).get("source", {})
+    name = source.get("model", "")
+    if not name:
+        return ""
+    local = _original_of_run(folder.absolute().parent)
+    if local and name_of(local) == name and Path(local).exists():
+        return local
+    of_hub = is_on_hub(name) or not source.get("revision", "").startswith(OF_FILES)
+    return name if of_hub or name == embedded.MODEL else ""
+
+
+def _original_of_run(folder: Path) -> str:
+    """What a run of `prune` was given as its model, or the one whose folder a run of `recover` has
+    trained; empty where there is no such run."""
+    seen: set[Path] = set()
+    while folder not in seen and Run(folder).config_file.is_file():
+        seen.add(folder)
+        settings = _settings(Run(folder).config_file)
+        if "model" in settings:
+            return str(settings["model"])
+        if "folder" not in settings:
+            return ""
+        folder = Path(str(settings["folder"])).absolute().parent
+    return ""
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"is damaged ({error})",
+            field=str(path),
+            hint="name the original as the `teacher`",
+        ) from error

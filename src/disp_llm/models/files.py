@@ -1,0 +1,126 @@
+"""The files of a local model: which of them are the model, and which are refused unread."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.schema import as_type
+from disp_llm.models.wholeness import AGAIN, first_of
+from disp_llm.runs.sums import CHANGED_FOLDER, read_sums, sha256_of
+
+READ = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.json"),
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja"),
+)
+"""What transformers reads of a folder besides its weights."""
+
+INDEX = "model.safetensors.index.json"
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Kinds of files that can hold weights, and run whatever code lies in them when they are opened."""
+
+CONVERT = (
+    "where you trust it, convert it by `AutoModelForCausalLM.from_pretrained(MODEL)"
+    ".save_pretrained(FOLDER)`, which writes safetensors, and name that folder"
+)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a folder of several files of weights says of them."""
+
+    weight_map: dict[str, str]
+    """The file of every weight."""
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a local model consists of, sorted; a GGUF file is one. None of a place that
+    does not exist."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    named = [path / name for name in (*READ, INDEX)]
+    return sorted([*(file for file in named if file.is_file()), *path.glob("*.safetensors")])
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the names and the whole content of the files of a local model; empty where there
+    is none.
+
+    Raises:
+        InputError: the folder has sums of its files, and one is not as they say.
+    """
+    digests = {file.name: digest for file, digest in sha256_of(files_of(path)).items()}
+    for name, written in (read_sums(path) if path.is_dir() else {}).items():
+        if _is_read(name) and digests.get(name) != written:
+            what = "is not the file that was written" if name in digests else "is missing"
+            raise InputError(what, field=str(path / name), hint=CHANGED_FOLDER)
+    lines = [f"{digest} {name}\n" for name, digest in digests.items()]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" if digests else ""
+
+
+def _is_read(name: str) -> bool:
+    """Whether a file of that name is part of what `files_of` finds."""
+    return name in (*READ, INDEX) or (name.endswith(".safetensors") and "/" not in name)
+
+
+def require_readable(path: Path) -> None:
+    """Refuses a local model with pickled weights, a damaged JSON file, or fewer files of weights
+    than its index names.
+
+    transformers would open pickled weights, and says nothing of some files that it cannot read. A
+    place that does not exist passes: it may be the name of a model on the hub.
+
+    Raises:
+        InputError: naming the file.
+    """
+    weights = [file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
+    pickled = [file.name for file in weights if file.suffix in PICKLED]
+    if pickled and not any(file.suffix == ".safetensors" for file in weights):
+        raise pickled_weights(str(path), f" ({first_of(pickled)})")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(
+            f"cannot load '{path}' (it has no config.json)",
+            field="model",
+            hint=f"name a model folder, or {AGAIN}",
+        )
+    read = {file.name: _object(file) for file in files_of(path) if file.suffix == ".json"}
+    if INDEX in read:
+        index = as_type(read[INDEX], Index, field=str(path / INDEX), hint=AGAIN)
+        shards = set(index.weight_map.values())
+        absent = shards - {file.name for file in weights if file.suffix == ".safetensors"}
+        if absent:
+            raise InputError(f"lacks {first_of(absent)}", field=str(path), hint=AGAIN)
+
+
+def pickled_weights(name: str, which: str = "") -> InputError:
+    """What is said of weights that could run code."""
+    return InputError(
+        f"'{name}' has pickled weights{which}, which can run any code when they are opened",
+        field="model",
+        hint=CONVERT,
+    )
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        InputError: it holds something else, or NaN, with which a model would compute.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_nan)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"is not JSON ({error})", field=str(file), hint=AGAIN) from error
+    if not isinstance(found, dict):
+        raise InputError("holds no JSON object", field=str(file), hint=AGAIN)
+    return found
+
+
+def _no_nan(constant: str) -> float:
+    if constant == "NaN":
+        raise ValueError("NaN in place of a number")
+    return float(constant)

@@ -1,0 +1,129 @@
+"""Whether a model that was loaded is the whole model: every weight, of the right shape, and finite.
+
+transformers fills what a file lacks with random numbers and goes on; nothing here does.
+"""
+
+import re
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+
+AGAIN = "copy or download the model again"
+
+CONSTANTS = re.compile(r"(inv_freq|masked_bias|position_ids)$")
+"""What older versions of transformers wrote beside the weights: numbers that every model computes.
+"""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the types that weights which are not quantised have."""
+
+STORED = {torch.int64: ("I64",), torch.bool: ("BOOL",)}
+"""The same of what a model does not compute with, but selects by."""
+
+SHOWN = 3
+"""How many names a message gives."""
+
+
+def require_whole(name: str, report: dict[str, Any]) -> None:
+    """Refuses a model whose weights are not those that its configuration describes.
+
+    What a family leaves out on purpose (a tied head, buffers that are computed) is no longer in
+    the report.
+
+    Args:
+        report: what `from_pretrained` says of its loading (`output_loading_info`).
+
+    Raises:
+        InputError: naming weights that are missing, of another shape, or too many.
+    """
+    mismatched = [
+        f"{key} ({_shape(found)}, not {_shape(wanted)})"
+        for key, found, wanted in report["mismatched_keys"]
+    ]
+    unexpected = [key for key in report["unexpected_keys"] if not CONSTANTS.search(key)]
+    for keys, what in (
+        (mismatched, "has weights of other shapes than its config.json says"),
+        (report["missing_keys"], "lacks weights"),
+        (unexpected, "has weights that its config.json does not describe"),
+    ):
+        if keys:
+            raise InputError(
+                f"'{name}' {what}: {first_of(keys)}",
+                field="model",
+                hint=f"{AGAIN}: these files are not whole, or not of one model",
+            )
+
+
+def require_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuses a model with a weight or a buffer that is not a finite number throughout.
+
+    Nothing is copied: the smallest and the largest number of each tensor are NaN where any is.
+
+    Raises:
+        InputError: naming the tensors.
+    """
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    damaged = [key for key, tensor in tensors if not _is_finite(tensor)]
+    if damaged:
+        raise InputError(
+            f"'{name}' has weights that are not finite numbers: {first_of(damaged)}",
+            field="model",
+            hint=f"{AGAIN}, or train it again from where it was sound",
+        )
+
+
+def require_stored_types(name: str, model: PreTrainedModel, folder: Path) -> None:
+    """Refuses weights that are stored as whole numbers, and indices that are not.
+
+    transformers casts both to what the model computes in, without a word.
+
+    Args:
+        model: one that is not quantised.
+
+    Raises:
+        InputError: naming the tensors.
+    """
+    state, damaged = model.state_dict(), []
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118  (it is no dictionary)
+                # The head-less model, as GPT-2 is published, has no prefix.
+                loaded = state.get(key, state.get(f"{model.base_model_prefix}.{key}"))
+                stored = opened.get_slice(key).get_dtype()
+                if loaded is not None and stored not in STORED.get(loaded.dtype, FLOATS):
+                    damaged.append(f"{key} ({stored})")
+    if damaged:
+        raise InputError(
+            f"'{name}' stores weights in another kind of number: {first_of(damaged)}",
+            field="model",
+            hint=AGAIN,
+        )
+
+
+def first_of(names: Iterable[str]) -> str:
+    """`a, b, c and 4 more`."""
+    listed = sorted(names)
+    more = len(listed) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(size: Iterable[int]) -> str:
+    return "×".join(map(str, size))
+
+
+@torch.no_grad()
+def _is_finite(tensor: Tensor) -> bool:
+    packed = type(tensor.data) is not Tensor  # a quantised tensor of another package
+    if packed or not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.itemsize == 1:  # torch compares no float8
+        tensor = tensor.float()
+    return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())

@@ -1,0 +1,298 @@
+"""What leaves the machine holds only what belongs there, and says nothing of where it was made."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tomli_w
+import transformers
+from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_model
+from huggingface_hub import ModelCard
+
+from disp_llm.export.folders import export_folder
+from disp_llm.export.original import original_of
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import family_of
+from disp_llm.reporting import comparison_plots, run_plots
+from disp_llm.runs.files import write_json
+from disp_llm.runs.sums import SUMS, folder_problems, write_sums
+
+
+@pytest.fixture
+def folder(small_run, tmp_path) -> Path:
+    """A copy of an exported folder."""
+    return shutil.copytree(small_run[0] / "model", tmp_path / "model")
+
+
+def tree(root: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+    }
+
+
+def refused(done) -> str:
+    """The one line that a command was refused with."""
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+INSIDE = {
+    "model/copy": "lies inside the folder",
+    "new/../model/deep/copy": "lies inside the folder",
+}
+PLACES = {
+    ".": "is a folder",
+    "model": "is a folder",
+    "taken": "exists",
+    "taken/copy": "is a file",
+    "taken/new/copy": "is a file",
+    "dangling": "exists",
+    "new/" + "x" * 300: "more than 200 bytes",
+    "new/" + "ü" * 101: "more than 200 bytes",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "why"),
+    [
+        *(("save", place, why) for place, why in (INSIDE | PLACES).items()),
+        *(("gguf", place, why) for place, why in PLACES.items()),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line_and_nothing_is_written(
+    command, place, why, folder, tmp_path
+):
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = tree(tmp_path)
+    flags = ("--original", "none.gguf") if command == "gguf" else ()
+    line = refused(run_command(command, folder, *flags, "--to", tmp_path / place))
+    assert line.startswith("disp-llm: --to: ")
+    assert why in line
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "vocab.txt", "NOTICE"])
+@pytest.mark.parametrize("to", ["outside", ".env"])
+def test_a_link_in_the_place_of_a_file_is_refused(name, to, folder, tmp_path):
+    secret = tmp_path / to if to == "outside" else folder / to
+    secret.write_text("SECRET")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    assert f"{name}: is a link" in refused(run_command("save", folder, "--to", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_in_the_place_of_the_folder_of_templates_is_refused(folder, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.jinja").write_text("SECRET")
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "secret")
+    assert "is a link" in refused(run_command("save", folder, "--to", tmp_path / "new"))
+
+
+def test_what_is_left_out_is_named_and_stays(folder, tmp_path, caplog):
+    (folder / ".env").write_text("SECRET")
+    (folder / "notes\n.md").write_text("SECRET")
+    done = run_command("save", folder, "--to", tmp_path / "new", "--json")
+    assert done.returncode == 0, done.stderr
+    assert caplog.messages == [r"left out, as no part of a model folder: .env, 'notes\n.md'"]
+    assert json.loads(done.stdout)["left_out"] == [".env", "notes\n.md"]
+    assert tree(tmp_path / "new").keys() == tree(folder).keys() - {".env", "notes\n.md"}
+
+
+FOREIGN_CODE = {
+    "modeling_disp_llm.py": "is not the code that this version",
+    "configuration_disp_llm.py": "is not the code that this version",
+    "config.json": "names code that is not ours (AutoModel: a/b--modeling_disp_llm.M)",
+    "tokenizer_config.json": "names code that is not ours (AutoTokenizer: ['tokens.T', None])",
+}
+
+
+@pytest.mark.parametrize(("name", "why"), FOREIGN_CODE.items())
+def test_code_of_others_is_refused(name, why, folder, tmp_path):
+    if name.endswith(".py"):
+        (folder / name).write_text((folder / name).read_text() + "\nimport os\n")
+    elif name == "config.json":
+        own = json.loads((folder / name).read_text())["auto_map"]
+        edit(folder / name, auto_map=own | {"AutoModel": "a/b--modeling_disp_llm.M"})
+    else:
+        edit(folder / name, auto_map={"AutoTokenizer": ["tokens.T", None]})
+    line = refused(run_command("save", folder, "--to", tmp_path / "new"))
+    assert f"{name}: {why}" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_sums_are_those_of_the_copy(folder, tmp_path):
+    write_sums(folder)
+    card, copy = folder / "README.md", tmp_path / "copy"
+    card.write_text(card.read_text() + "\nMore about it.\n")  # cards are edited by hand
+    done = run_command("save", folder, "--to", copy)
+    assert done.returncode == 0, done.stderr
+    assert not folder_problems(copy)
+    assert (copy / SUMS).read_text().count("\n") == len(list(copy.iterdir())) - 1
+    assert "More about it." in (copy / "README.md").read_text()
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "README.md"])
+def test_a_damaged_folder_is_not_shared(damaged, folder, tmp_path):
+    write_sums(folder)
+    if damaged == "README.md":
+        (folder / damaged).write_text("---\nlicense: [\n---\n# A model\n")
+    else:
+        edit(folder / damaged, bos_token_id=7)
+    assert damaged in refused(run_command("save", folder, "--to", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_settings_of_the_original_say_nothing_of_its_maker(tmp_path, old):
+    """Paths and code of others, which transformers carries along from what it has loaded."""
+    original, exported = tmp_path / "original", tmp_path / "exported"
+    tiny_model("llama").save_pretrained(original)
+    byte_tokenizer().save_pretrained(original)
+    place, code = "/home/SECRET/llama", {"AutoModel": "SECRET/repository--modeling.Model"}
+    edit(original / "config.json", _name_or_path=place, cache_dir=place, auto_map=code)
+    edit(original / "generation_config.json", assistant=place)
+    tokens = ["tokenization_SECRET.Tokens", None]
+    tokens = tokens if old else {"AutoTokenizer": tokens}
+    edit(original / "tokenizer_config.json", name_or_path=place, files=place, auto_map=tokens)
+    model = transformers.AutoModelForCausalLM.from_pretrained(original)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(original)
+    target = PrunableModel(model.requires_grad_(False), family_of(model.config))
+    export_folder(target, tokenizer, masks_of("random", target.layout), exported, "5GB")
+    assert not [name for name, content in tree(exported).items() if b"SECRET" in (content or b"")]
+    config = json.loads((exported / "config.json").read_text())
+    assert config["auto_map"]["AutoConfig"] == "configuration_disp_llm.DispLlamaConfig"
+    transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
+    """A run, its recovery and a comparison, with everything in folders of telling names."""
+    root = tmp_path_factory.mktemp("places")
+    places = {name: root / f"SECRET {name}" for name in ("models", "texts", "runs", "recipes")}
+    for place in places.values():
+        place.mkdir()
+    model = shutil.copytree(llama_folder, places["models"] / "llama")
+    edit(model / "config.json", _name_or_path=str(model))
+    (model / "README.md").write_text(f"---\nbase_model: {model}\nlicense: mit\n---\n# A model\n")
+    text, more = places["texts"] / "text.txt", places["texts"] / "more.txt"
+    content = text_file.read_text()
+    text.write_text("PRIVATE words. " + content)
+    more.write_text("PRIVATE words. " + content)
+    recipe = places["recipes"] / "own.toml"
+    recipe.write_text("[learn]\nsteps = 6\n")
+    texts = ("--text", text, more, "--eval-text", text)
+    commands = {
+        "run": ("prune", model, "--recipe", recipe, "--keep-range", 0.5, 0.8, *SMALL),
+        "recovered": (
+            *("recover", places["runs"] / "run" / "model", "--tokens", 128, "--length", 32),
+            *("--context", 32, "--windows", 4, "--dtype", "float32"),
+        ),
+        "comparison": (
+            *("compare", model, "--methods", "magnitude", "--keep", 0.7, "--rounds", 0),
+            *("--context", 32, "--windows", 4, "--dtype", "float32"),
+        ),
+    }
+    for name, command in commands.items():
+        done = run_command(*command, *texts, "--output-dir", places["runs"] / name)
+        assert done.returncode == 0, done.stderr
+    return {name: places["runs"] / name for name in commands}
+
+
+def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
+    run, recovered = secret_places["run"], secret_places["recovered"]
+    for flags in ((recovered,), (run, recovered, "--output", tmp_path / "both.html")):
+        done = run_command("report", *flags)
+        assert done.returncode == 0, done.stderr
+    shared = [*run.glob("model/*"), *recovered.glob("model/*"), tmp_path / "both.html"]
+    shared += [run / "report.html", recovered / "report.html"]
+    shared += [secret_places["comparison"] / "compare.md"]
+    assert {"card.json", "README.md", "config.json"} <= {path.name for path in shared}
+    for path in shared:
+        content = path.read_bytes()
+        assert b"SECRET" not in content, path
+        assert str(Path.home()).encode() not in content, path
+    for path in (*run.glob("model/*"), *recovered.glob("model/*")):
+        assert b"PRIVATE" not in path.read_bytes(), path  # the text itself
+
+
+def test_plots_name_the_model(secret_places, tmp_path, monkeypatch):
+    figures = []
+    for module, draw, file in (
+        (comparison_plots, comparison_plots.draw_comparison, "comparison/compare.json"),
+        (run_plots, run_plots.draw_curve, "run/result.json"),
+    ):
+        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+        draw(json.loads((secret_places["run"].parent / file).read_text()), tmp_path / "a.png")
+    titles = [figures[0].get_suptitle(), figures[1].axes[0].get_title()]
+    assert titles == ["llama", "llama"]
+
+
+def test_what_is_shared_still_says_what_it_is(secret_places):
+    run, recovered = secret_places["run"], secret_places["recovered"]
+    card = ModelCard((run / "model" / "README.md").read_text())
+    assert "# llama at keep" in card.text
+    assert "Masks were chosen on text.txt, more.txt" in card.text
+    assert "disp-llm prune llama --recipe own.toml --keep-range 0.5 0.8" in card.text
+    assert card.data.license == "mit"
+    assert card.data.base_model is None
+    facts = json.loads((recovered / "model" / "card.json").read_text())["result"]
+    assert facts["source"]["model"] == "llama"
+    assert facts["recovered"]["command"].startswith("disp-llm recover model --tokens 128")
+    assert facts["hardware"]["cpu"]
+    page = (run / "report.html").read_text()
+    assert "<td>[&#39;text.txt&#39;, &#39;more.txt&#39;]</td>" in page
+    assert "<h1>llama, made smaller</h1>" in page
+
+
+def test_the_teacher_is_found_through_the_run(secret_places, tmp_path):
+    """A card has only the last part of a local original's path."""
+    run, recovered = secret_places["run"], secret_places["recovered"]
+    assert json.loads((recovered / "result.json").read_text())["teacher"]["perplexity"] > 0
+    assert Path(original_of(run / "model")).name == "llama"
+    assert original_of(recovered / "model") == original_of(run / "model")
+    alone = tmp_path / "alone"
+    assert run_command("save", run / "model", "--to", alone).returncode == 0
+    assert original_of(alone) == ""
+    flags = ("--dtype", "float32", "--output-dir", tmp_path / "run")
+    done = run_command("recover", alone, "--tokens", 128, *flags)
+    assert done.returncode == 2
+    assert "--teacher: is needed to distil" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+ORIGINALS = {
+    "a name on the hub": ("org/name", "0" * 40, None, "org/name"),
+    "a bare name on the hub": ("gpt2", "0" * 40, None, "gpt2"),
+    "the embedded model": ("smollm2-135m", "sha256:0", None, "smollm2-135m"),
+    "a local folder": ("llama", "sha256:0", {"model": "PLACE/llama"}, "PLACE/llama"),
+    "a local folder that is gone": ("llama", "sha256:0", {"model": "PLACE/gone/llama"}, ""),
+    "the run of another model": ("llama", "sha256:0", {"model": "PLACE/other"}, ""),
+    "something else's config.toml": ("llama", "sha256:0", {"name": "mine"}, ""),
+    "a recovery of itself": ("llama", "sha256:0", {"folder": "PLACE/run/model"}, ""),
+    "a model in memory": ("llama in memory", "sha256:0", {"model": "llama in memory"}, ""),
+    "no card": (None, "", None, ""),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "settings", "found"), ORIGINALS.values(), ids=ORIGINALS
+)
+def test_original_of(name, revision, settings, found, tmp_path):
+    for folder in ("llama", "other", "run/model"):
+        (tmp_path / folder).mkdir(parents=True)
+    if name is not None:
+        facts = {"source": {"model": name, "revision": revision}}
+        write_json(tmp_path / "run" / "model" / "card.json", {"figures": {}, "result": facts})
+    if settings is not None:
+        placed = {key: value.replace("PLACE", str(tmp_path)) for key, value in settings.items()}
+        (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(placed))
+    assert original_of(tmp_path / "run" / "model") == found.replace("PLACE", str(tmp_path))

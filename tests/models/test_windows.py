@@ -1,0 +1,184 @@
+"""A model of few positions is read in windows that it has, unless longer ones were asked for."""
+
+import json
+import logging
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, run_command, tiny_config, tiny_model
+
+from disp_llm.commands.planning import usual_settings
+from disp_llm.config.bench import BenchConfig
+from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.evaluation.timing import Workload, fitted
+from disp_llm.models.windows import positions_of, within_positions
+
+FEW = tiny_config("gpt2")
+FLAGS = ("--windows", 2, "--dtype", "float32", "--device", "cpu", "--json")
+LEARNS = ("--steps", 2, "--calibration-sequences", 2)
+
+
+def windows(config) -> tuple[int, ...]:
+    return config.evaluation.context, config.training.length, config.scores.calibration_length
+
+
+def test_default_windows_are_shortened_and_all_others_are_left(caplog):
+    config = PruneConfig("x")
+    assert windows(config) == (1024, 1024, 512)
+    assert windows(within_positions(config, PruneConfig("x"), FEW)) == (128, 128, 128)
+    assert caplog.messages == [
+        "the model has 128 positions, to which were shortened: `context` 1024, "
+        "`calibration_length` 512, `length` 1024"
+    ]
+    asked = replace(config, evaluation=PerplexityConfig(2048), training=TrainingConfig(64))
+    assert windows(within_positions(asked, PruneConfig("x"), FEW)) == (2048, 64, 128)
+    assert windows(within_positions(config, PruneConfig("x"), tiny_config("llama"), FEW)) == (
+        128, 128, 128,
+    )  # fmt: skip
+
+
+def test_what_fits_is_left_without_a_word(caplog):
+    for config in (EvalConfig("x", evaluation=PerplexityConfig(128)), RecoverConfig("x")):
+        described = FEW if isinstance(config, EvalConfig) else tiny_config("gpt2", n_positions=1024)
+        assert within_positions(config, type(config)("x"), described) == config
+    assert not caplog.messages
+
+
+def test_a_shipped_recipe_is_not_asked_for_and_a_file_is(tmp_path):
+    paper = apply_recipe(PruneConfig("x", recipe="paper"), load_recipe("paper"))
+    assert windows(paper)[1] == 2048
+    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 128, 128)
+    own = tmp_path / "own.toml"
+    own.write_text('base = "paper"\n')
+    paper = replace(paper, recipe=str(own))
+    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 2048, 128)
+
+
+def test_positions_that_are_none_limit_nothing():
+    described = tiny_config("llama")
+    for stated in (0, -1):
+        described.max_position_embeddings = stated
+        assert positions_of(described) is None
+        config = BenchConfig("x", "y")
+        assert within_positions(config, config, described) is config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model of 128 learned positions: none follows them, so no longer window can be read."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tiny_model("gpt2").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def succeeded(*arguments: object) -> tuple[dict, list[str]]:
+    """What a command printed, and its warnings about positions."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("disp_llm.models.windows").addHandler(handler)
+    try:
+        done = run_command(*arguments)
+    finally:
+        logging.getLogger("disp_llm.models.windows").removeHandler(handler)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), said
+
+
+@pytest.fixture(scope="module")
+def run(folder, text_file, tmp_path_factory) -> tuple[Path, dict, list[str]]:
+    place = tmp_path_factory.mktemp("few") / "run"
+    result, said = succeeded(
+        "prune", folder, "--text", text_file, "--output-dir", place, *LEARNS, *FLAGS
+    )
+    return place, result, said
+
+
+def test_prune_reads_as_much_as_there_is(run, folder, text_file):
+    place, result, said = run
+    assert said == [
+        "the model has 128 positions, to which were shortened: `context` 1024, "
+        "`calibration_length` 512, `length` 1024"
+    ]
+    assert result["dense"]["window"] == result["models"][0]["window"] == 128
+    assert result["tokens_seen"] == 2 * 128 + 2 * 128
+    stored = tomllib.loads((place / "config.toml").read_text())
+    assert stored["training"]["length"] == stored["evaluation"]["context"] == 1024
+    again, _ = succeeded(
+        "prune", folder, "--text", text_file, "--output-dir", place, "--resume", *LEARNS, *FLAGS
+    )
+    assert again["models"] == result["models"]
+
+
+def test_export_goes_on_from_it(run):
+    made, said = succeeded("export", run[0], "--keep", 0.8, "--json")
+    assert len(said) == 1
+    assert made["models"][0]["window"] == 128
+    assert made["models"][0]["max_logit_error"] < 1e-4
+
+
+def test_recover_and_eval_read_as_much(run, folder, text_file, tmp_path):
+    place, result, _ = run
+    trained, said = succeeded(
+        "recover", place / "model", "--text", text_file, "--output-dir", tmp_path / "recovered",
+        "--tokens", 1024, *FLAGS,
+    )  # fmt: skip
+    assert len(said) == 1
+    assert "`length` 512" in said[0]
+    assert trained["tokens_seen"] == 1024
+    assert trained["model"]["window"] == 128
+    stored = tomllib.loads((tmp_path / "recovered" / "config.toml").read_text())
+    assert stored["training"]["length"] == 512
+    measured, said = succeeded("eval", folder, "--text", text_file, *FLAGS)
+    assert len(said) == 1
+    assert measured["window"] == 128
+    assert measured["perplexity"] == pytest.approx(result["dense"]["perplexity"], rel=0.1)
+
+
+def test_compare_reads_as_much(folder, text_file, tmp_path):
+    compared, said = succeeded(
+        "compare", folder, "--methods", "magnitude", "fisher", "--keep", 0.5, "--text", text_file,
+        "--rounds", 1, "--output-dir", tmp_path / "compared", "--calibration-sequences", 2, *FLAGS,
+    )  # fmt: skip
+    assert len(said) == 1
+    assert [row["error"] for row in compared["rows"]] == [None, None]
+    assert compared["asked"]["length"] == 512
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_what_is_timed_is_read_too(phase):
+    model = tiny_model("opt")
+    workload = fitted(Workload(phase, 512, 2), tiny_model("llama"), model)
+    assert workload == Workload(phase, 127, 2)  # and one that is decoded
+    model(torch.ones(1, workload.length + 1, dtype=torch.int64))
+    assert fitted(Workload(phase, 100, 2), model).length == 100
+
+
+@pytest.mark.parametrize("flag", ["--context", "--length", "--calibration-length"])
+def test_what_was_asked_for_is_refused_and_not_shortened(folder, text_file, tmp_path, flag):
+    done = run_command(
+        "prune", folder, "--text", text_file, "--output-dir", tmp_path / "run", flag, 200
+    )
+    assert done.returncode == 2
+    assert f"disp-llm: {flag}: 200 tokens, and the model has 128 positions; give at most 128" in (
+        done.stderr
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_latency_budget_is_timed_on_what_the_model_reads(folder, text_file, tmp_path):
+    done = run_command(
+        "prune", folder, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--budget", "latency", "--target", 0.7, "--workload", "decode", *FLAGS,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--workload-length: 513 tokens, and the model has 128 positions" in done.stderr
