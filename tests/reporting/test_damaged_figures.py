@@ -24,14 +24,17 @@ from disp_llm.runs.results import (
 )
 
 FREE = (
+    "system",
+    "files",
+    "text_sha256",
+    "eval_text_sha256",
+    "teacher_revision",
     "perplexity_stderr",
     "seconds",
     "choosing_s",
     "measuring_dense_s",
     "curve",
     "keep_by_penalty",
-    "text_sha256",
-    "eval_text_sha256",
 )
 MEASURED = as_json(Perplexity(12.5, 0.5, 93, 32, 32))
 
@@ -41,23 +44,23 @@ def read_by(kind, path):
 
 
 def test_result_of_prune(small_run, tmp_path):
-    result = Run(small_run[0]).result()
-    result.pop("files")  # empty is where every run begins
+    result = json.loads((small_run[0] / "result.json").read_text())
     path = tmp_path / "result.json"
+    result.pop("files")
     result["models"] = result["models"][:1]
     result["models"][0]["latency"] = {"work": "prefill", "measured_share": 0.5, "attempts": []}
     result["curve"] = [{"keep_asked": 0.5, "keep": 0.5} | MEASURED]
     path.write_text(json.dumps(result))
-    free = (*FREE, "base_model", "license", "latency", "max_logit_error", "max_logit_error_float32")
+    free = (*FREE, "base_model", "license", "latency", "prompt", "sample")
+    free += ("max_logit_error", "max_logit_error_float32")
     wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
     assert wrong == ["curve.0 dropped"]  # a curve may have fewer points
     assert refused > 300
 
 
 def test_result_of_recover(small_run, tmp_path):
-    result = Run(small_run[0]).result()
-    result.pop("files")  # empty is where every run begins
-    for key in ("dense", "models", "first_size"):
+    result = json.loads((small_run[0] / "result.json").read_text())
+    for key in ("dense", "models", "first_size", "files"):
         result.pop(key)
     sizes = {"keep": 0.5, "keep_total": 0.6, "parameters": 9, "block_parameters": 8, "bytes": 36}
     result |= {"before": MEASURED, "teacher": MEASURED}
@@ -108,7 +111,7 @@ def bench_result() -> dict:
 def test_benchmark(tmp_path):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(bench_result()))
-    wrong, refused = wrongly_read(path, read_by(bench_figures, path), ("attention",))
+    wrong, refused = wrongly_read(path, read_by(bench_figures, path), ("attention", "system"))
     assert not wrong
     assert refused > 200
 
@@ -123,9 +126,9 @@ def run(small_run, tmp_path):
 
 def test_the_page_reads_the_benchmark_beside_a_run(run):
     (run / "bench.json").write_text(json.dumps(bench_result()))
-    assert read_run(Run(run, anyway=True)).bench.rows[0][0].speedup == pytest.approx(2, rel=0.1)
+    assert read_run(Run(run)).bench.rows[0][0].speedup == pytest.approx(2, rel=0.1)
     (run / "bench.json").write_text(json.dumps(bench_result() | {"results": []}))
-    found = outcome(lambda: read_run(Run(run, anyway=True)))
+    found = outcome(lambda: read_run(Run(run)))
     assert names(found, run / "bench.json")
     assert "two models" in found.what
 
