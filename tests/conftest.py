@@ -11,10 +11,12 @@ import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # Before our own modules: what these would import while jaxtyping checks them would be compiled
 # anew, 1,600 files of it, since jaxtyping looks for compiled files of its own.
@@ -258,11 +260,17 @@ def problem_of(
     model = tiny_model(model_type, **changes)
     dense = PrunableModel(model, family_of(model.config), heads)
     budget = Budget(dense.layout, sites=COUPLED) if heads else Budget(dense.layout)
-    corpus = Corpus((tokenize([text], byte_tokenizer()),))
+    corpus = Corpus((_tokens(text).clone(),))
     scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
     config = PruneConfig("tiny", scores=scores, machine=MachineConfig(device="cpu"))
     job = Job(config, Run(folder), one_process())
     return PruningProblem(dense, corpus, budget, (0.6,), align=1, job=job)
+
+
+@cache
+def _tokens(text: str) -> torch.Tensor:
+    """Once, since it takes longer than making the model does."""
+    return tokenize([text], byte_tokenizer())
 
 
 def with_config(problem: PruningProblem, **parts) -> PruningProblem:

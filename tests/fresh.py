@@ -53,6 +53,14 @@ for line in sys.stdin:
     os._exit(code)
 """
 
+HUB_AGAIN = """
+import importlib, huggingface_hub
+importlib.reload(huggingface_hub.constants)
+huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
+"""
+"""Lines that read the hub's address and cache from the environment, as its library does when it is
+imported."""
+
 COMMAND = "from disp_llm.cli.main import main; main()"
 """The script of `disp-llm`."""
 

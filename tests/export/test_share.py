@@ -126,8 +126,8 @@ def with_hub(hub, tmp_path, **more: str) -> dict[str, str]:
 
 
 def push(*arguments: object, **env: str):
-    """`disp-llm push` in a new interpreter: the hub's address is read when its library is."""
-    return fresh.python(fresh.COMMAND, *arguments, **env)
+    """`disp-llm push` in a process that finds the hub at another address."""
+    return fresh.start_command(*arguments, before=fresh.HUB_AGAIN, **env).wait()
 
 
 FROM_HUB = """
@@ -142,7 +142,7 @@ print(json.dumps(model(torch.tensor([[5, 60, 7, 33]])).logits[0].tolist()))
 def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     folder = small_run[0] / "model"
     arguments = ["push", folder, "me/smaller", "--private", "--license", "mit", "--json"]
-    done = push(*arguments, **with_hub(hub, tmp_path))
+    done = fresh.python(fresh.COMMAND, *arguments, **with_hub(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["name"] == "me/smaller"
@@ -156,7 +156,7 @@ def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
     assert card.data.license == "mit"
     assert 'from_pretrained("me/smaller"' in card.text
     assert "vllm serve me/smaller" in card.text
-    loaded = fresh.python(FROM_HUB, "me/smaller", **with_hub(hub, tmp_path))
+    loaded = fresh.run(fresh.HUB_AGAIN + FROM_HUB, "me/smaller", **with_hub(hub, tmp_path))
     assert loaded.returncode == 0, loaded.stderr
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     wanted = model(torch.tensor([[5, 60, 7, 33]])).logits[0]
