@@ -81,7 +81,10 @@ def test_comparison(tmp_path):
         "asked": {"model": "m", "keep": [0.5], "steps": 3},
         "rows": [as_json(row), as_json(failed)],
         "dense": MEASURED | {"parameters": 99, "block_parameters": 88},
-        "source": {"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
+        "source": {
+            **{"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
+            **{"text_sha256": "t", "eval_text_sha256": "e"},
+        },
         "hardware": {"cpu": "c", "threads": 1, "system": "s"},
         "versions": {"torch": "2"},
     }
