@@ -53,8 +53,13 @@ def _naming(path: Path, field: str) -> Iterator[None]:
         raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
 
 
-def read_dataset(name: str, column: str, default_split: str, field: str = "dataset") -> list[str]:
+def read_dataset(
+    name: str, column: str, default_split: str, field: str = "dataset", most: int = 0
+) -> list[str]:
     """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
+
+    Args:
+        most: that many rows from the start, without fetching the others; 0 = all.
 
     Raises:
         InputError: not found, not reachable, without the column, or with something else than text
@@ -65,7 +70,11 @@ def read_dataset(name: str, column: str, default_split: str, field: str = "datas
     repository, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     try:
-        rows: Any = datasets.load_dataset(repository, config or None, split=split or default_split)
+        rows: Any = datasets.load_dataset(
+            repository, config or None, split=split or default_split, streaming=most > 0
+        )
+        if most:
+            rows = datasets.Dataset.from_list(list(rows.take(most)))
         if column not in rows.column_names:
             raise Unusable(*no_column(column, rows.column_names))
         batches = rows.select_columns([column]).iter(1000)
@@ -96,7 +105,7 @@ def read_given(
     """
     if dataset:
         documents = read_dataset(dataset, column, split, DATASET[field])
-        return GivenText(documents, field=DATASET[field], named=_dataset_name(dataset))
+        return GivenText(documents, field=DATASET[field], named=dataset_name(dataset))
     if paths:
         named = ", ".join(_base_name(path) for path in paths)
         return GivenText(read_documents(paths, column, field), field=field, named=named)
@@ -109,7 +118,8 @@ def _base_name(path: Path) -> str:
     return f"{name}/" if path.is_dir() else name
 
 
-def _dataset_name(name: str) -> str:
+def dataset_name(name: str) -> str:
+    """What results call a data set."""
     repository, colon, rest = name.partition(":")
     local = Path(repository)
     return f"{_base_name(local)}{colon}{rest}" if local.exists() else name

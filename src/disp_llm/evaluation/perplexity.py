@@ -7,7 +7,9 @@ B windows, T tokens of a window.
 """
 
 import math
+import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -25,7 +27,40 @@ LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class WindowLosses:
+    """What a model lost on each window of a text."""
+
+    sums: list[float]
+    """Sum of −ln p over the tokens that the window scores."""
+    counts: list[int]
+    """Number of these tokens."""
+    window: int
+    """T."""
+    stride: int
+
+    @property
+    def means(self) -> list[float]:
+        """Mean −ln p of each window."""
+        return [total / count for total, count in zip(self.sums, self.counts, strict=True)]
+
+    def perplexity(self) -> Perplexity:
+        """Perplexity over all windows.
+
+        Raises:
+            InputError: the loss is no number of which there is a perplexity.
+        """
+        mean = sum(self.sums) / sum(self.counts)
+        if not mean < LARGEST:
+            raise InputError(
+                f"its loss on the text is {mean:g}", field="model", hint="try the `dtype` float32"
+            )
+        value, error = math.exp(mean), None
+        if len(self.sums) > 1:
+            error = value * statistics.stdev(self.means) / math.sqrt(len(self.sums))
+        return Perplexity(value, error, sum(self.counts), self.window, self.stride)
+
+
 def perplexity(
     target: PrunableModel,
     stream: Int[Tensor, " N"],
@@ -34,9 +69,6 @@ def perplexity(
 ) -> Perplexity:
     """Measures perplexity over windows of a stream of tokens.
 
-    Without overlap (stride = context) the first token of each window is not predicted. With overlap
-    only the tokens that the window before did not score count.
-
     Args:
         on_window: called with (done, total) after every window.
 
@@ -44,10 +76,32 @@ def perplexity(
         InputError: a window is longer than what the model was made for, or the loss is no number
             of which there is a perplexity.
     """
-    windows = eval_windows(stream, config, target.bos_token_id)  # (B, T)
-    require_positions(target.model, windows.shape[1], "context")
+    windows = eval_windows(stream, config, target.bos_token_id)
+    return window_losses(target, windows, config.stride, on_window).perplexity()
+
+
+@torch.no_grad()
+def window_losses(
+    target: PrunableModel,
+    windows: Int[Tensor, "B T"],
+    stride: int = 0,
+    on_window: Callable[[int, int], None] = lambda done, total: None,
+) -> WindowLosses:
+    """What a model loses on each of some windows.
+
+    Without overlap (stride = T) the first token of each window is not predicted. With overlap only
+    the tokens that the window before did not score count.
+
+    Args:
+        stride: tokens from one window to the next; 0 = T.
+        on_window: called with (done, total) after every window.
+
+    Raises:
+        InputError: a window is longer than what the model was made for.
+    """
     context = windows.shape[1]
-    stride = min(config.stride or context, context)
+    require_positions(target.model, context, "context")
+    stride = min(stride or context, context)
     sums, counts = [], []
     for done, window in enumerate(windows, start=1):
         losses = token_losses(target, window[None].to(target.device)).squeeze(0)
@@ -55,13 +109,4 @@ def perplexity(
         sums.append(float(fresh.double().sum()))
         counts.append(len(fresh))
         on_window(done, len(windows))
-    mean = sum(sums) / sum(counts)
-    means = torch.tensor(sums, dtype=torch.float64) / torch.tensor(counts)
-    if not mean < LARGEST:
-        raise InputError(
-            f"its loss on the text is {mean:g}", field="model", hint="try the `dtype` float32"
-        )
-    value, error = math.exp(mean), None
-    if len(means) > 1:
-        error = value * float(means.std()) / math.sqrt(len(means))
-    return Perplexity(value, error, sum(counts), context, stride)
+    return WindowLosses(sums, counts, context, stride)

@@ -3,12 +3,17 @@
 The paper reports acc for WinoGrande and acc_norm for the rest, and their average.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.suites import SuiteTask
 from disp_llm.models.loading import Loaded
 
 PAPER_TASKS = ("winogrande", "hellaswag", "arc_easy", "arc_challenge", "piqa")
@@ -21,6 +26,30 @@ BATCH = 8
 def metric_of(task: str, figures: dict[str, Any]) -> str:
     """The metric that counts: acc for WinoGrande and where there is no other, else acc_norm."""
     return "acc_norm" if "acc_norm" in figures and task != "winogrande" else "acc"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A model, and what it is asked."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    data: dict[str, Path]
+    """Local files by task."""
+    limit: int
+    """Number of questions of each task; 0 = all."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which questions of a task a model got right."""
+
+    figures: dict[str, Any]
+    """What `run_tasks` says of the task."""
+    right: list[float]
+    """By question, in the task's order: 1 where the answer is right by the metric, else 0."""
+    questions_sha256: str
+    """The hash of lm-eval's hashes of the questions, in the same order."""
 
 
 def run_tasks(
@@ -36,32 +65,84 @@ def run_tasks(
     Raises:
         InputError: lm-eval is not installed, a task does not exist, or its data cannot be had.
     """
+    wanted = require_tasks(names, data)
+    results = _results(Runs(loaded.model, loaded.tokenizer, data, limit), wanted)
+    return {name: _figures(name, results) for name in wanted}
+
+
+def answers(model: PreTrainedModel, tokenizer: Any, name: str, task: SuiteTask) -> Answers:
+    """What a model answers to every question of one task.
+
+    Raises:
+        InputError: as `run_tasks`; or the task is a group of tasks, or has no answers that are
+            right or wrong by the metric.
+    """
+    local = {} if task.data is None else {name: task.data}
+    results = _results(Runs(model, tokenizer, local, task.limit), [name], samples=True)
+    found = sorted(results["samples"].get(name, ()), key=lambda sample: sample["doc_id"])
+    if not found:
+        raise InputError(f"{name} is a group of tasks", field="tasks", hint="name those in it")
+    if any(sample.get(task.metric) not in (0, 1) for sample in found):
+        hint = "choose another metric, or another task"
+        raise InputError(
+            f"no question is right or wrong by {task.metric}", field="tasks", hint=hint
+        )
+    hashes = "".join(sample["doc_hash"] for sample in found)
+    return Answers(
+        figures=_figures(name, results, task.metric),
+        right=[float(sample[task.metric]) for sample in found],
+        questions_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+    )
+
+
+def require_tasks(names: Iterable[str], data: Iterable[str] = ()) -> list[str]:
+    """The tasks that are asked for, one by one.
+
+    Args:
+        names: as for `run_tasks`.
+        data: names of tasks whose data is given.
+
+    Raises:
+        InputError: lm-eval is not installed, or has no such task; or data is given for one that is
+            not asked for.
+    """
+    return _known_tasks(names, data, _task_manager(_lm_eval().TaskManager).all_tasks)
+
+
+def _lm_eval() -> Any:
+    """The part of lm-eval that knows its tasks."""
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval import tasks
     except ImportError as error:
         raise InputError(
             "lm-evaluation-harness is not installed",
             field="tasks",
             hint="run `pip install 'disp-llm[eval]'`",
         ) from error
-    manager = _task_manager(TaskManager)
-    wanted = _known_tasks(names, data, manager.all_tasks)
+    return tasks
+
+
+def _results(runs: Runs, wanted: list[str], samples: bool = False) -> dict[str, Any]:
+    """What lm-eval finds; with `samples`, for every question too."""
+    manager = _task_manager(_lm_eval().TaskManager)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     adapter = HFLM(
-        pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=BATCH
+        pretrained=runs.model, tokenizer=runs.tokenizer, backend="causal", batch_size=BATCH
     )
     specified = [
-        _on_local_file(manager, name, data[name]) if name in data else name for name in wanted
+        _on_local_file(manager, name, runs.data[name]) if name in runs.data else name
+        for name in wanted
     ]
     try:
-        results = lm_eval.simple_evaluate(
+        found = lm_eval.simple_evaluate(
             model=adapter,
             tasks=specified,
             task_manager=manager,
-            limit=limit or None,
+            limit=runs.limit or None,
             bootstrap_iters=0,
-            log_samples=False,
+            log_samples=samples,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -70,7 +151,8 @@ def run_tasks(
             field="tasks",
             hint="check the network, or give local files as `task_data` NAME=FILE",
         ) from error
-    return {name: _figures(name, results) for name in wanted}
+    assert found is not None  # it is only in other processes than the first
+    return found
 
 
 @cache
@@ -79,12 +161,7 @@ def _task_manager(kind: Callable[[], Any]) -> Any:
     return kind()
 
 
-def _known_tasks(names: Iterable[str], data: dict[str, Path], known: list[str]) -> list[str]:
-    """The tasks that are asked for, one by one.
-
-    Raises:
-        InputError: lm-eval has no such task, or data is given for one that is not asked for.
-    """
+def _known_tasks(names: Iterable[str], data: Iterable[str], known: list[str]) -> list[str]:
     given = [name for part in names for name in part.split(",") if name]
     wanted = [task for name in given for task in (PAPER_TASKS if name == "paper" else (name,))]
     for name in wanted:
@@ -114,10 +191,10 @@ def _on_local_file(manager: Any, name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _figures(name: str, results: dict[str, Any]) -> dict[str, Any]:
-    """What `run_tasks` says of one task."""
+def _figures(name: str, results: dict[str, Any], metric: str = "") -> dict[str, Any]:
+    """What `run_tasks` says of one task; without a metric, by the one that counts."""
     found = {key.removesuffix(",none"): value for key, value in results["results"][name].items()}
-    metric = metric_of(name, found)
+    metric = metric or metric_of(name, found)
     n = results["n-samples"][name]["effective"]
     figures = {key: found[key] for key in ("acc", "acc_norm") if key in found}
     spread = (found[metric] * (1 - found[metric]) / max(n - 1, 1)) ** 0.5  # of a mean of 0s and 1s

@@ -1,0 +1,173 @@
+"""Suites: which texts and tasks a model is measured on, as a TOML file names them."""
+
+import contextlib
+import dataclasses
+import os
+import string
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.recipes import read_toml
+from disp_llm.config.schema import Count, as_type
+
+Name = Annotated[str, Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class SuiteText:
+    """A text of a suite: files, or a data set of the hub."""
+
+    files: tuple[Path, ...] = ()
+    """Files or folders, as `--text` reads them."""
+    dataset: str = ""
+    """NAME:CONFIG:SPLIT (default split: test)."""
+    field: Name = "text"
+    """Key or column that holds the text."""
+    rows: Count = 0
+    """Rows of the data set from its start, so that a large one is not fetched whole; 0 = all."""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == bool(self.dataset):
+            raise ValueError("name either files or a dataset")
+        if self.rows and not self.dataset:
+            raise ValueError("rows are those of a dataset")
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """A task of lm-evaluation-harness whose answers are right or wrong."""
+
+    chance: Annotated[float, Meta(ge=0, lt=1)]
+    """Accuracy of who guesses."""
+    metric: Literal["acc", "acc_norm"] = "acc_norm"
+    data: Path | None = None
+    """A JSON-lines file in the task's own format, in place of its hub data set."""
+    limit: Count = 0
+    """Number of questions; 0 = all."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Texts and tasks, by their names."""
+
+    title: str = ""
+    context: Annotated[int, Meta(ge=2)] = 1024
+    """Tokens of a window, as `--context`."""
+    windows: Count = 16
+    """Number of windows of each text, as `--windows`."""
+    texts: dict[Name, SuiteText] = field(default_factory=dict)
+    tasks: dict[Name, SuiteTask] = field(default_factory=dict)
+    file: str = ""
+    """Where it was read from, for messages."""
+
+    @property
+    def name(self) -> str:
+        """What results call it: the name of its file without `.toml`."""
+        return Path(self.file).stem
+
+    @property
+    def evaluation(self) -> PerplexityConfig:
+        """How the texts are read: without overlap."""
+        return PerplexityConfig(self.context, 0, self.windows)
+
+    @contextlib.contextmanager
+    def naming(self, place: str) -> Iterator[None]:
+        """Says of an error that it is one of a place in this suite, such as `texts.C4`."""
+        try:
+            yield
+        except InputError as error:
+            hint = error.hint.replace("`task_data` NAME=FILE", "data")
+            raise InputError(f"{place}: {error.what}", field=self.file, hint=hint) from error
+
+
+def suite_names() -> list[str]:
+    """The suites that ship with the package."""
+    return sorted(entry.name[:-5] for entry in _shipped().iterdir())
+
+
+def _shipped() -> Any:
+    return resources.files("disp_llm.config") / "shipped" / "suites"
+
+
+def load_suite(name: str) -> Suite:
+    """A shipped suite, or that of a TOML file: checked, its files there.
+
+    Environment variables in the names of files are put in, and relative ones lie beside the TOML
+    file.
+
+    Raises:
+        InputError: no such suite or file; an unknown key, or a value of the wrong type; a variable
+            that is not set; a file that is missing; neither texts nor tasks.
+    """
+    if name.endswith(".toml"):
+        return _checked(read_toml(Path(name), "suite", "correct the file"), name)
+    if name in suite_names():
+        file = f"{name}.toml"
+        return _checked(tomllib.loads((_shipped() / file).read_text()), file)
+    raise InputError(
+        f"no suite '{name}'" + nearest(name, suite_names()),
+        field="suite",
+        hint=f"use {', '.join(suite_names())}, or a file that ends in .toml",
+    )
+
+
+def _checked(tables: dict[str, Any], file: str) -> Suite:
+    _require_known(tables, [f.name for f in dataclasses.fields(Suite) if f.name != "file"], file)
+    for group, kind in (("texts", SuiteText), ("tasks", SuiteTask)):
+        entries = tables.get(group)
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            known = [f.name for f in dataclasses.fields(kind)]
+            if isinstance(entry, dict):
+                _require_known(entry, known, file, f"{group}.{name}.")
+    suite: Suite = as_type(tables | {"file": file}, Suite, field=file, hint="correct it")
+    if not suite.texts and not suite.tasks:
+        raise InputError("names no texts and no tasks", field=file, hint="add some")
+    texts, tasks = dict(suite.texts), dict(suite.tasks)
+    for name, text in texts.items():
+        files = tuple(_found(path, suite, f"texts.{name}.files") for path in text.files)
+        texts[name] = dataclasses.replace(text, files=files)
+    for name, task in tasks.items():
+        if task.data is not None:
+            path = _found(task.data, suite, f"tasks.{name}.data")
+            tasks[name] = dataclasses.replace(task, data=path)
+    return dataclasses.replace(suite, texts=texts, tasks=tasks)
+
+
+def _require_known(table: dict[str, Any], known: list[str], file: str, place: str = "") -> None:
+    for key in table:
+        if key not in known:
+            raise InputError(
+                f"unknown key '{place}{key}'" + nearest(key, known),
+                field=file,
+                hint=f"use keys of {', '.join(known)}",
+            )
+
+
+def _found(named: Path, suite: Suite, place: str) -> Path:
+    """Where a file of a suite lies."""
+    try:
+        written = string.Template(str(named)).substitute(os.environ)
+    except KeyError as error:
+        raise InputError(
+            f"{place}: the environment variable {error.args[0]} is not set",
+            field=suite.file,
+            hint="set it to a folder",
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{place}: {named} has a $ before no name", field=suite.file, hint="write $$ for a $"
+        ) from error
+    path = Path(suite.file).parent / written
+    if not os.path.exists(path):
+        raise InputError(
+            f"{place}: there is no {path}", field=suite.file, hint="name a file that is there"
+        )
+    return path

@@ -1,0 +1,246 @@
+"""A scoreboard: what a pruned model has lost on the texts and tasks of a suite, with its error.
+
+Both models read the same windows and answer the same questions, so every error is that of paired
+differences; what windows or questions have in common cancels out.
+
+A text of B windows, on which the models lose p_i and d_i nats a token (means over the window, all
+of the same length): log ratio = mean(p_i − d_i), and its variance is var(p_i − d_i) / B. The
+standard error of the ratio is ratio · √variance (the slope of exp). Over K texts, which are
+independent: log general_ratio = mean of the log ratios, and its variance is Σ variances / K².
+
+A task of n questions, answered rightly (1) or not (0) by the models as x_i and y_i, chance c:
+kept = (x̄ − c) / (ȳ − c) =: R. By the delta method δR = (δx̄ − R δȳ) / (ȳ − c), so its variance is
+var(x_i − R y_i) / (n (ȳ − c)²), in which x_i and y_i of one question stay together. Over K tasks,
+which are independent: kept = the mean, and its variance is Σ variances / K².
+
+Sample variances all, with n − 1 in the denominator.
+"""
+
+import hashlib
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.suites import Suite, SuiteText
+from disp_llm.data.reading import dataset_name, read_dataset, read_given
+from disp_llm.data.sources import GivenText
+from disp_llm.data.tokens import eval_windows, require_length, stream_of
+from disp_llm.evaluation.perplexity import window_losses
+from disp_llm.evaluation.tasks import answers, require_tasks
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.scores import Scores, TaskScore, TextScore
+
+logger = logging.getLogger(__name__)
+
+DIGITS = 6
+"""Decimals of the losses that are kept."""
+
+Estimate = tuple[float, float | None]
+"""A figure and its standard error; None where a single window or question tells none."""
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """A suite whose texts have been read: any number of models are measured on it."""
+
+    suite: Suite
+    texts: dict[str, GivenText]
+    progress: ProgressCallback = silent
+
+    @classmethod
+    def of(cls, suite: Suite, progress: ProgressCallback = silent) -> "Scoreboard":
+        """Reads the texts, and looks the tasks up.
+
+        Raises:
+            InputError: a text cannot be read, or lm-eval has no such task or is not installed.
+        """
+        if suite.tasks:
+            with suite.naming("tasks"):
+                require_tasks(suite.tasks)
+        texts = {}
+        for name, text in suite.texts.items():
+            with suite.naming(f"texts.{name}"):
+                texts[name] = _read(text)
+        return cls(suite, texts, progress)
+
+    def measure(self, target: PrunableModel, tokenizer: Any) -> Scores:
+        """What a model scores, alone.
+
+        Raises:
+            InputError: a text is too short, a window longer than what the model can read, or a task
+                cannot be run.
+        """
+        return Scores(
+            suite=self.suite.name,
+            texts={name: self._text(name, target, tokenizer) for name in self.texts},
+            tasks={name: self._task(name, target, tokenizer) for name in self.suite.tasks},
+        )
+
+    def _text(self, name: str, target: PrunableModel, tokenizer: Any) -> TextScore:
+        given = self.texts[name]
+
+        def on_window(done: int, total: int) -> None:
+            self.progress(f"perplexity, {name}", done, total, {})
+
+        with self.suite.naming(f"texts.{name}"):
+            stream = stream_of(given, tokenizer)
+            require_length(stream, 2, given.field, given.name)
+            windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
+            losses = window_losses(target, windows, on_window=on_window)
+            measured = losses.perplexity()
+        return TextScore(
+            perplexity=measured.perplexity,
+            perplexity_stderr=measured.perplexity_stderr,
+            tokens=measured.tokens,
+            window=measured.window,
+            text=given.name,
+            text_sha256=given.sha256,
+            windows_sha256=hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest(),
+            losses=[round(loss, DIGITS) for loss in losses.means],
+        )
+
+    def _task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
+        task, names = self.suite.tasks[name], list(self.suite.tasks)
+        self.progress("tasks", names.index(name), len(names), {})
+        with self.suite.naming(f"tasks.{name}"):
+            found = answers(target.model, tokenizer, name, task)
+        self.progress("tasks", names.index(name) + 1, len(names), {})
+        return TaskScore(
+            **found.figures,
+            chance=task.chance,
+            questions_sha256=found.questions_sha256,
+            right="".join(f"{answer:.0f}" for answer in found.right),
+        )
+
+
+def _read(text: SuiteText) -> GivenText:
+    if text.rows:
+        documents = read_dataset(text.dataset, text.field, "test", most=text.rows)
+        return GivenText(documents, field="dataset", named=dataset_name(text.dataset))
+    given = read_given(text.files, text.dataset, text.field, "test")
+    assert given is not None  # one of the two is named
+    return given
+
+
+def against(scores: Scores, dense: Scores, name: str = "dense") -> Scores:
+    """The scores of a pruned model with those of its original beside them, and what is lost.
+
+    Args:
+        name: what messages call the original's scores, such as the file that they were read from.
+
+    Raises:
+        InputError: they were not measured on the same windows and questions.
+    """
+    require_same(scores, dense, name)
+    texts = {
+        key: _text_against(text, dense.texts[key].perplexity, dense.texts[key].losses)
+        for key, text in scores.texts.items()
+    }
+    tasks = {key: _task_against(key, task, dense.tasks[key]) for key, task in scores.tasks.items()}
+    lost = [(t.ratio, t.ratio_stderr) for t in texts.values() if t.ratio is not None]
+    kept = [(t.kept, t.kept_stderr) for t in tasks.values() if t.kept is not None]
+    ratio = geometric_mean(lost) if lost else (None, None)
+    share = mean(kept) if kept else (None, None)
+    return Scores(scores.suite, texts, tasks, *ratio, *share)
+
+
+def require_same(scores: Scores, dense: Scores, name: str) -> None:
+    """Refuses scores of another suite, or on other windows or questions.
+
+    Raises:
+        InputError: naming the first text or task that differs.
+    """
+    found = next(_differences(scores, dense), None)
+    if found:
+        raise InputError(
+            found, field=name, hint="measure both by the same `suite`, and models of one tokenizer"
+        )
+
+
+def _differences(scores: Scores, dense: Scores) -> Iterator[str]:
+    for kind in ("texts", "tasks"):
+        ours, theirs = getattr(scores, kind), getattr(dense, kind)
+        yield from (f"has no {kind}.{name}" for name in ours if name not in theirs)
+        yield from (f"has {kind}.{name} besides" for name in theirs if name not in ours)
+    for name, text in scores.texts.items():
+        other = dense.texts[name]
+        if text.text_sha256 != other.text_sha256:
+            yield f"was measured on another text as texts.{name}"
+        if text.window != other.window or len(text.losses) != len(other.losses):
+            yield (
+                f"has {len(other.losses)} windows of {other.window} tokens of texts.{name}, "
+                f"not {len(text.losses)} of {text.window}"
+            )
+        if text.windows_sha256 != other.windows_sha256:
+            yield f"has read texts.{name} as other tokens"
+    for name, task in scores.tasks.items():
+        other = dense.tasks[name]
+        if task.n != other.n:
+            yield f"has answered {other.n} questions of tasks.{name}, not {task.n}"
+        if task.questions_sha256 != other.questions_sha256:
+            yield f"has answered other questions of tasks.{name}"
+        if (task.metric, task.chance) != (other.metric, other.chance):
+            yield f"has another metric or chance of tasks.{name}"
+
+
+def _text_against(text: TextScore, dense: float, losses: Sequence[float]) -> TextScore:
+    ratio, error = loss_ratio(text.losses, losses)
+    return replace(text, dense=dense, ratio=ratio, ratio_stderr=error)
+
+
+def _task_against(name: str, task: TaskScore, dense: TaskScore) -> TaskScore:
+    if dense.accuracy <= task.chance:
+        logger.warning(
+            "%s: the original is right in %.1f %%, which is not above chance; it does not count "
+            "in what is kept", name, 100 * dense.accuracy,
+        )  # fmt: skip
+        return replace(task, dense=dense.accuracy)
+    kept, error = kept_above_chance(
+        [float(digit) for digit in task.right], [float(digit) for digit in dense.right], task.chance
+    )
+    return replace(task, dense=dense.accuracy, kept=kept, kept_stderr=error)
+
+
+def loss_ratio(pruned: Sequence[float], dense: Sequence[float]) -> Estimate:
+    """Pruned / dense perplexity from the mean losses of the same windows, paired."""
+    differences = [p - d for p, d in zip(pruned, dense, strict=True)]
+    ratio = math.exp(statistics.fmean(differences))
+    return ratio, _scaled(ratio, _error_of_mean(differences))
+
+
+def kept_above_chance(pruned: Sequence[float], dense: Sequence[float], chance: float) -> Estimate:
+    """`(pruned accuracy − chance) / (dense accuracy − chance)` from the answers to the same
+    questions, 1 or 0 each, paired; its error by the delta method."""
+    above = statistics.fmean(dense) - chance
+    kept = (statistics.fmean(pruned) - chance) / above
+    residuals = [x - kept * y for x, y in zip(pruned, dense, strict=True)]
+    return kept, _scaled(1 / above, _error_of_mean(residuals))
+
+
+def geometric_mean(ratios: Sequence[tuple[float, float | None]]) -> Estimate:
+    """Of independent ratios with their errors."""
+    logs = [(math.log(ratio), _scaled(1 / ratio, error)) for ratio, error in ratios]
+    log, error = mean(logs)
+    return math.exp(log), _scaled(math.exp(log), error)
+
+
+def mean(figures: Sequence[tuple[float, float | None]]) -> Estimate:
+    """Of independent figures with their errors; no error where one of them has none."""
+    value = statistics.fmean(figure for figure, _ in figures)
+    errors = [error for _, error in figures if error is not None]
+    if len(errors) < len(figures):
+        return value, None
+    return value, math.hypot(*errors) / len(figures)
+
+
+def _error_of_mean(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _scaled(slope: float, error: float | None) -> float | None:
+    return None if error is None else abs(slope) * error

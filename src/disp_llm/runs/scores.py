@@ -1,0 +1,99 @@
+"""What a model scores on a suite, alone or against its original, as JSON objects hold it."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from disp_llm.config.schema import Amount, Positive, Size
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Perplexity on one text; with `dense`, against the original's."""
+
+    perplexity: Positive
+    tokens: Size
+    """Tokens scored."""
+    window: Size
+    text: str
+    """The files or the data set."""
+    text_sha256: str
+    windows_sha256: str
+    """The hash of the ids in all windows (8 bytes each): only over the same ones are perplexities
+    compared."""
+    losses: Annotated[list[Finite], Meta(min_length=1)]
+    """Mean −ln p of each window, to six decimals."""
+    perplexity_stderr: Amount | None = None
+    """None for a single window."""
+    dense: Positive | None = None
+    """The original's perplexity on the same windows."""
+    ratio: Positive | None = None
+    """`perplexity / dense`."""
+    ratio_stderr: Amount | None = None
+    """None for a single window."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Accuracy on one task; with `dense`, against the original's."""
+
+    stderr: Amount
+    """Of the accuracy by `metric`."""
+    n: Size
+    """Number of questions."""
+    metric: Literal["acc", "acc_norm"]
+    chance: Annotated[float, Meta(ge=0, lt=1)]
+    questions_sha256: str
+    right: Annotated[str, Meta(pattern="^[01]+$")]
+    """A digit a question, 1 where it was answered right by `metric`."""
+    acc: Share | None = None
+    acc_norm: Share | None = None
+    dense: Share | None = None
+    """The original's accuracy on the same questions."""
+    kept: Finite | None = None
+    """`(accuracy − chance) / (dense − chance)`; None where the original is not above chance."""
+    kept_stderr: Amount | None = None
+    """None for a single question."""
+
+    def __post_init__(self) -> None:
+        if getattr(self, self.metric) is None:
+            raise ValueError(f"has no {self.metric}")
+        if len(self.right) != self.n:
+            raise ValueError(f"has {len(self.right)} answers to {self.n} questions")
+
+    @property
+    def accuracy(self) -> float:
+        """That of `metric`."""
+        return float(getattr(self, self.metric))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model scores on a suite."""
+
+    suite: str
+    texts: dict[str, TextScore] = field(default_factory=dict)
+    tasks: dict[str, TaskScore] = field(default_factory=dict)
+    general_ratio: Positive | None = None
+    """Geometric mean over the texts of pruned / dense perplexity."""
+    general_ratio_stderr: Amount | None = None
+    kept: Finite | None = None
+    """Mean over the tasks of what is kept of the original's accuracy above chance."""
+    kept_stderr: Amount | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; what was not measured is left out."""
+        return _present(dataclasses.asdict(self))
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _present(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None and value != {}
+    }
