@@ -1,4 +1,4 @@
-"""Perplexity and zero-shot tasks of a model, a folder, or a model in memory."""
+"""Perplexity and zero-shot tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from disp_llm.commands.front import Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.scoring import score
+from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.recipes import with_settings
@@ -38,8 +40,8 @@ def evaluate(
         text: what to measure on: paths, strings, a `datasets.Dataset` or token ids. Default: the
             held-out tenth of the embedded speeches.
         config: all settings at once, which `options` change.
-        options: settings by the names of their flags (`context=2048`, `windows=0`, `tasks=`, ...)
-            and `progress`.
+        options: settings by the names of their flags (`context=2048`, `windows=0`, `tasks=`,
+            `suite="general"`, ...) and `progress`.
 
     Raises:
         InputError: the model or the text is unusable.
@@ -55,11 +57,17 @@ def evaluate(
     if isinstance(found, tuple):
         settings = replace(settings, text=found)
     settings.validate()
+    if given and settings.suite:
+        raise InputError(
+            "given together with `suite`", field="text", hint="write it into the suite's file"
+        )
     with caller.watching() as progress, inputs.frozen():
 
         def on_window(done: int, total: int) -> None:
             progress("perplexity", done, total, {})
 
+        if settings.suite:
+            return score(settings, inputs, progress)
         return _evaluated(settings, inputs, given, on_window)
 
 

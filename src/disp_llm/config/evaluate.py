@@ -32,13 +32,19 @@ class EvalConfig:
     """NAME=FILE: read a local JSON-lines file in place of that task's hub data set."""
     limit: int = 0
     """Number of questions of each task; 0 = all."""
+    suite: str = ""
+    """A suite of texts and tasks in place of all these: `general`, or a .toml file (docs/commands.md,
+    Suites)."""
+    dense: str = ""
+    """With --suite, what to compare with: the original model, the .json file that this command
+    printed of it, or auto (what the exported folder was made from)."""
     json: bool = False
     """Print one JSON object on standard output."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def validate(self) -> None:
-        """Refuses windows that score nothing, and text that is named twice.
+        """Refuses windows that score nothing, text that is named twice, and what a suite says.
 
         Raises:
             InputError: naming the field.
@@ -50,3 +56,26 @@ class EvalConfig:
                 "given together with `text`", field="dataset", hint="choose one of them"
             )
         require_not_negative(limit=self.limit)
+        if self.dense and not self.suite:
+            raise InputError("is for a suite", field="dense", hint="give `suite` too")
+        self._require_suite_alone()
+
+    def _require_suite_alone(self) -> None:
+        """A suite says all that these settings say."""
+        if not self.suite:
+            return
+        usual = EvalConfig(self.model)
+        given = [name for name in BESIDE_SUITE if getattr(self, name) != getattr(usual, name)]
+        given += [
+            name
+            for name in ("context", "stride", "windows")
+            if getattr(self.evaluation, name) != getattr(usual.evaluation, name)
+        ]
+        if given:
+            raise InputError(
+                "given together with `suite`", field=given[0], hint="write it into the suite's file"
+            )
+
+
+BESIDE_SUITE = ("text", "text_field", "dataset", "tasks", "task_data", "limit")
+"""Settings that a suite has of its own."""

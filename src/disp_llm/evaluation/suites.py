@@ -149,28 +149,50 @@ def against(scores: Scores, dense: Scores, name: str = "dense") -> Scores:
     return Scores(scores.suite, texts, tasks, *ratio, *share)
 
 
+def require_suite(board: Scoreboard, dense: Scores, name: str) -> None:
+    """Refuses scores of other texts or tasks than a scoreboard is about to measure.
+
+    Raises:
+        InputError: naming the first that differs.
+    """
+    hashes = {key: text.sha256 for key, text in board.texts.items()}
+    _refuse(_other_suite(hashes, list(board.suite.tasks), dense), name)
+
+
 def require_same(scores: Scores, dense: Scores, name: str) -> None:
     """Refuses scores of another suite, or on other windows or questions.
 
     Raises:
         InputError: naming the first text or task that differs.
     """
-    found = next(_differences(scores, dense), None)
+    hashes = {key: text.text_sha256 for key, text in scores.texts.items()}
+    _refuse(_other_suite(hashes, list(scores.tasks), dense), name)
+    _refuse(_other_measurement(scores, dense), name)
+
+
+def _refuse(differences: Iterator[str], name: str) -> None:
+    found = next(differences, None)
     if found:
         raise InputError(
             found, field=name, hint="measure both by the same `suite`, and models of one tokenizer"
         )
 
 
-def _differences(scores: Scores, dense: Scores) -> Iterator[str]:
-    for kind in ("texts", "tasks"):
-        ours, theirs = getattr(scores, kind), getattr(dense, kind)
+def _other_suite(hashes: dict[str, str], tasks: list[str], dense: Scores) -> Iterator[str]:
+    for kind, ours, theirs in (
+        ("texts", list(hashes), dense.texts),
+        ("tasks", tasks, dense.tasks),
+    ):
         yield from (f"has no {kind}.{name}" for name in ours if name not in theirs)
         yield from (f"has {kind}.{name} besides" for name in theirs if name not in ours)
+    for name, digest in hashes.items():
+        if digest != dense.texts[name].text_sha256:
+            yield f"was measured on another text as texts.{name}"
+
+
+def _other_measurement(scores: Scores, dense: Scores) -> Iterator[str]:
     for name, text in scores.texts.items():
         other = dense.texts[name]
-        if text.text_sha256 != other.text_sha256:
-            yield f"was measured on another text as texts.{name}"
         if text.window != other.window or len(text.losses) != len(other.losses):
             yield (
                 f"has {len(other.losses)} windows of {other.window} tokens of texts.{name}, "
@@ -179,12 +201,12 @@ def _differences(scores: Scores, dense: Scores) -> Iterator[str]:
         if text.windows_sha256 != other.windows_sha256:
             yield f"has read texts.{name} as other tokens"
     for name, task in scores.tasks.items():
-        other = dense.tasks[name]
-        if task.n != other.n:
-            yield f"has answered {other.n} questions of tasks.{name}, not {task.n}"
-        if task.questions_sha256 != other.questions_sha256:
+        answered = dense.tasks[name]
+        if task.n != answered.n:
+            yield f"has answered {answered.n} questions of tasks.{name}, not {task.n}"
+        if task.questions_sha256 != answered.questions_sha256:
             yield f"has answered other questions of tasks.{name}"
-        if (task.metric, task.chance) != (other.metric, other.chance):
+        if (task.metric, task.chance) != (answered.metric, answered.chance):
             yield f"has another metric or chance of tasks.{name}"
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from rich.table import Table
 
+from disp_llm.config.schema import as_type
 from disp_llm.reporting.comparison import by_method
 from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.figures import RunFigures, run_figures
-from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json
+from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json, with_error
+from disp_llm.runs.scores import Scores
 
 
 def show_models(figures: dict[str, Any], file: Path) -> None:
@@ -120,11 +122,15 @@ def show_comparison(result: dict[str, Any]) -> None:
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
-    """What `eval` measured, and over what."""
+    """What `eval` measured, and over what; of a suite, what is lost and kept first."""
+    if "suite" in result:
+        show_scores(result)
     say(
         f"{result['model']}: {result['parameters']:,} parameters, "
         f"{result['block_parameters']:,} in blocks, {result['dtype']}"
     )
+    if "suite" in result:
+        return
     if "perplexity" in result:
         measured = from_json(Perplexity, result, result["model"])
         say(
@@ -139,6 +145,42 @@ def show_evaluation(result: dict[str, Any]) -> None:
             table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", f"{found['n']:,}")
         table.add_row("average", "", f"{result['average']:.2%}", "", "")
         console.print(table)
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """What a model scores on a suite."""
+    found: Scores = as_type(result, Scores, field=result["model"], hint="measure it again")
+    said = []
+    if found.general_ratio is not None:
+        ratio = with_error(found.general_ratio, found.general_ratio_stderr, 3)
+        said.append(f"perplexity of the texts ×{ratio}")
+    if found.kept is not None:
+        said.append(f"kept of the tasks {_percent(found.kept, found.kept_stderr)}")
+    say(f"{found.suite}: {', '.join(said) or 'no dense model to compare with'}")
+    if found.texts:
+        table = _table(("text", "perplexity", "dense", "ratio"))
+        for name, text in found.texts.items():
+            dense = "" if text.dense is None else with_error(text.dense, None)
+            ratio = "" if text.ratio is None else with_error(text.ratio, text.ratio_stderr, 3)
+            measured = with_error(text.perplexity, text.perplexity_stderr)
+            table.add_row(name, measured, dense, ratio)
+        console.print(table)
+    if found.tasks:
+        table = _table(
+            ("task", "metric", "accuracy", "dense", "chance", "kept", "questions"),
+            left=("task", "metric"),
+        )
+        for name, task in found.tasks.items():
+            dense = "" if task.dense is None else _percent(task.dense, None)
+            kept = "" if task.kept is None else _percent(task.kept, task.kept_stderr)
+            right = _percent(task.accuracy, task.stderr)
+            chance = _percent(task.chance, None)
+            table.add_row(name, task.metric, right, dense, chance, kept, f"{task.n:,}")
+        console.print(table)
+
+
+def _percent(share: float, error: float | None) -> str:
+    return f"{share:.1%}" if error is None else f"{100 * share:.1f} ± {100 * error:.1f} %"
 
 
 def show_examination(result: dict[str, Any]) -> None:

@@ -41,9 +41,9 @@ class Perplexity:
         return with_error(self.perplexity, self.perplexity_stderr)
 
 
-def with_error(value: float, error: float | None) -> str:
+def with_error(value: float, error: float | None, decimals: int = 2) -> str:
     """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error."""
-    form = ",.0f" if value >= 1000 else ".2f"
+    form = ",.0f" if value >= 1000 else f".{decimals}f"
     return format(value, form) + (f" ± {error:{form}}" if error is not None else "")
 
 

@@ -1,0 +1,123 @@
+"""A model on a suite, alone or against its original: `eval --suite`."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disp_llm.commands.front import Inputs
+from disp_llm.config.errors import InputError
+from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.parts import MachineConfig
+from disp_llm.config.schema import as_type
+from disp_llm.config.suites import load_suite
+from disp_llm.evaluation.suites import Scoreboard, against, require_suite
+from disp_llm.export.original import original_of
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name
+from disp_llm.models.loading import load_config
+from disp_llm.runs.files import read_json
+from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.scores import Scores
+
+MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the original"
+"""What to do about a damaged file of scores."""
+
+
+def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
+    """What a model scores on its suite: what `disp-llm eval --suite --json` prints.
+
+    Everything that can be wrong with the suite and with the original is found before the model is
+    measured; the two models are never in memory together.
+
+    Raises:
+        InputError: the suite, the model or the original is unusable, or the scores of the original
+            are those of another suite.
+    """
+    board = Scoreboard.of(load_suite(config.suite), progress)
+    original = _original(config)
+    stored = read_scores(Path(original)) if original.endswith(".json") else None
+    if stored is not None:
+        require_suite(board, stored[1], original)
+    elif original:
+        with _about_dense():
+            load_config(original)
+    facts, scores = _measured(board, inputs, config.model, config.machine)
+    if original:
+        with _about_dense():
+            dense = stored or _measured(board, Inputs(), original, config.machine)
+        scores = against(scores, dense[1], original)
+        facts["dense"] = {key: dense[0][key] for key in ("model", "revision")}
+    return facts | scores.as_json()
+
+
+def read_scores(path: Path) -> tuple[dict[str, Any], Scores]:
+    """What `eval --suite --json` has printed: facts about the model, and its scores.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    found = read_json(path, MEASURE_AGAIN)
+    facts: dict[str, str] = as_type(
+        {key: found[key] for key in ("model", "revision") if key in found},
+        dict[str, str],
+        field=str(path),
+        hint=MEASURE_AGAIN,
+    )
+    if len(facts) < 2 or "suite" not in found:
+        raise InputError("holds no scores of a model", field=str(path), hint=MEASURE_AGAIN)
+    scores: Scores = as_type(found, Scores, field=str(path), hint=MEASURE_AGAIN)
+    return facts, scores
+
+
+def _original(config: EvalConfig) -> str:
+    """Name, path or file of scores of the original; empty where none is asked for."""
+    if config.dense != "auto":
+        return config.dense
+    folder = Path(config.model)
+    found = original_of(folder) if folder.is_dir() else ""
+    if not found:
+        raise InputError(
+            f"nothing says what {config.model} was made from", field="dense", hint="name it"
+        )
+    return found
+
+
+def _measured(
+    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+) -> tuple[dict[str, Any], Scores]:
+    """Facts about a model, and its scores; its memory is free afterwards."""
+    measured = _loaded_and_measured(board, inputs, name, machine)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return measured
+
+
+def _loaded_and_measured(
+    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+) -> tuple[dict[str, Any], Scores]:
+    loaded = inputs.load(name, machine)
+    target = PrunableModel.of(loaded)
+    facts = {
+        "model": loaded.source["model"],
+        "revision": loaded.source["revision"],
+        "dtype": dtype_name(target.dtype),
+        "parameters": target.parameters,
+        "block_parameters": target.block_parameters,
+    }
+    return facts, board.measure(target, loaded.tokenizer)
+
+
+@contextlib.contextmanager
+def _about_dense() -> Iterator[None]:
+    """Says of an error about a model that it is one about the original."""
+    try:
+        yield
+    except InputError as error:
+        if error.field != "model":
+            raise
+        raise InputError(error.what, field="dense", hint=error.hint) from error
