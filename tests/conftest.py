@@ -11,7 +11,7 @@ import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 # Before anything that reads them when it is imported.
@@ -157,6 +157,37 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(400)]
     path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def index_of_some_tasks():
+    """lm-eval's index of the ARC tasks and PIQA; that of all its tasks takes seven seconds."""
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    from lm_eval import tasks
+
+    shipped = Path(tasks.__file__).parent
+    folders = [shipped / "arc", shipped / "piqa"]
+    index = partial(tasks.TaskManager, include_defaults=False, include_path=folders)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "TaskManager", index)
+        yield index
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    """Twelve questions in the form of the ARC tasks."""
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {
+            "id": str(i),
+            "question": f"What is {i} plus {i}?",
+            "choices": {"text": [str(2 * i), str(2 * i + 1), str(3 * i + 1)], "label": list("ABC")},
+            "answerKey": "A",
+        }
+        for i in range(12)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
 
 

@@ -1,8 +1,6 @@
 """lm-evaluation-harness on local files; skipped where the extra `eval` is not installed."""
 
 import json
-from functools import partial
-from pathlib import Path
 
 import pytest
 from conftest import run_command
@@ -11,34 +9,7 @@ from disp_llm.evaluation.tasks import average, metric_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def index_of_some_tasks():
-    """lm-eval's index of the ARC tasks and PIQA; that of all its tasks takes seven seconds."""
-    from lm_eval import tasks
-
-    shipped = Path(tasks.__file__).parent
-    folders = [shipped / "arc", shipped / "piqa"]
-    index = partial(tasks.TaskManager, include_defaults=False, include_path=folders)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "TaskManager", index)
-        yield index
-
-
-@pytest.fixture
-def questions(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    rows = [
-        {
-            "id": str(i),
-            "question": f"What is {i} plus {i}?",
-            "choices": {"text": [str(2 * i), str(2 * i + 1), str(3 * i + 1)], "label": list("ABC")},
-            "answerKey": "A",
-        }
-        for i in range(12)
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return path
+pytestmark = pytest.mark.usefixtures("index_of_some_tasks")
 
 
 def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_some_tasks):

@@ -1,4 +1,4 @@
-"""Perplexity and zero-shot tasks, or a suite of both, of a model, a folder, or a model in memory."""
+"""Perplexity, zero-shot tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ from disp_llm.runs.scores import Scores
 
 MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the original"
 """What to do about a damaged file of scores."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What results say of an original whose scores were read from a file."""
+
+    model: str
+    revision: str
+    dtype: str
 
 
 def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
@@ -50,7 +60,7 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
         with _about_dense():
             dense = stored or _measured(board, Inputs(), original, config.machine)
         scores = against(scores, dense[1], original)
-        facts["dense"] = {key: dense[0][key] for key in ("model", "revision")}
+        facts["dense"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
     return facts | scores.as_json()
 
 
@@ -61,16 +71,9 @@ def read_scores(path: Path) -> tuple[dict[str, Any], Scores]:
         InputError: it cannot be read, or holds something else.
     """
     found = read_json(path, MEASURE_AGAIN)
-    facts: dict[str, str] = as_type(
-        {key: found[key] for key in ("model", "revision") if key in found},
-        dict[str, str],
-        field=str(path),
-        hint=MEASURE_AGAIN,
-    )
-    if len(facts) < 2 or "suite" not in found:
-        raise InputError("holds no scores of a model", field=str(path), hint=MEASURE_AGAIN)
+    known: Known = as_type(found, Known, field=str(path), hint=MEASURE_AGAIN)
     scores: Scores = as_type(found, Scores, field=str(path), hint=MEASURE_AGAIN)
-    return facts, scores
+    return asdict(known), scores
 
 
 def _original(config: EvalConfig) -> str:

@@ -33,11 +33,10 @@ class EvalConfig:
     limit: int = 0
     """Number of questions of each task; 0 = all."""
     suite: str = ""
-    """A suite of texts and tasks in place of all these: `general`, or a .toml file (docs/commands.md,
-    Suites)."""
+    """A suite of texts and tasks in place of all these: general, or a .toml file."""
     dense: str = ""
     """With --suite, what to compare with: the original model, the .json file that this command
-    printed of it, or auto (what the exported folder was made from)."""
+    printed of it, or auto: what an exported folder was made from."""
     json: bool = False
     """Print one JSON object on standard output."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)

@@ -144,8 +144,9 @@ def _results(runs: Runs, wanted: list[str], samples: bool = False) -> dict[str, 
             bootstrap_iters=0,
             log_samples=samples,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of every kind, where the data is not what the task expects
+        lines = str(error).splitlines()
+        first = lines[0] if lines else type(error).__name__
         raise InputError(
             f"cannot run {', '.join(wanted)} ({first})",
             field="tasks",

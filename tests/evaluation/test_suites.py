@@ -1,0 +1,261 @@
+"""Scores on a suite: the formulas against a bootstrap, and the whole command on tiny models."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer, run_command, tiny_model, tiny_prunable
+
+import disp_llm
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.tokens import tokenize
+from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.suites import geometric_mean, kept_above_chance, loss_ratio, mean
+
+SAMPLES = 4000
+
+
+@pytest.fixture
+def made_up():
+    """Losses of two texts and answers to two tasks, (pruned, dense) each, paired as those of a
+    model and its original are."""
+    draw = np.random.default_rng(0)
+    texts, tasks = [], []
+    for windows, lost in ((16, 0.2), (40, 0.5)):
+        dense = draw.normal(3, 0.4, windows)
+        texts.append((dense + draw.normal(lost, 0.1, windows), dense))
+    for questions in (800, 500):
+        dense = draw.random(questions) < 0.6
+        flipped = draw.random(questions) < 0.2
+        tasks.append((np.where(flipped, draw.random(questions) < 0.25, dense) * 1.0, dense * 1.0))
+    return texts, tasks
+
+
+def resampled(pair):
+    """(pruned, dense) of as many windows or questions, drawn with replacement: (SAMPLES, n)."""
+    draw = np.random.default_rng(1)
+    places = draw.integers(len(pair[0]), size=(SAMPLES, len(pair[0])))
+    return pair[0][places], pair[1][places]
+
+
+def test_ratio_of_perplexities(made_up):
+    logs, ratios = [], []
+    for pair in made_up[0]:
+        found, error = loss_ratio(*map(list, pair))
+        assert found == pytest.approx(np.exp(pair[0].mean()) / np.exp(pair[1].mean()))
+        pruned, dense = resampled(pair)
+        logs.append((pruned - dense).mean(1))
+        assert error == pytest.approx(np.exp(logs[-1]).std(), rel=0.06)
+        ratios.append((found, error))
+    found, error = geometric_mean(ratios)
+    assert found == pytest.approx(math.sqrt(ratios[0][0] * ratios[1][0]))
+    draw = np.random.default_rng(2)
+    together = np.exp((draw.permutation(logs[0]) + draw.permutation(logs[1])) / 2)
+    assert error == pytest.approx(together.std(), rel=0.06)
+
+
+def test_kept_of_tasks(made_up):
+    shares, drawn = [], []
+    for pair in made_up[1]:
+        found, error = kept_above_chance(*map(list, pair), 0.25)
+        assert found == pytest.approx((pair[0].mean() - 0.25) / (pair[1].mean() - 0.25))
+        pruned, dense = resampled(pair)
+        drawn.append((pruned.mean(1) - 0.25) / (dense.mean(1) - 0.25))
+        assert error == pytest.approx(drawn[-1].std(), rel=0.06)
+        shares.append((found, error))
+    found, error = mean(shares)
+    assert found == pytest.approx((shares[0][0] + shares[1][0]) / 2)
+    together = (drawn[0] + np.random.default_rng(2).permutation(drawn[1])) / 2
+    assert error == pytest.approx(together.std(), rel=0.06)
+
+
+def test_a_model_loses_nothing_against_itself():
+    assert loss_ratio([2.0, 3.0], [2.0, 3.0]) == (1, 0)
+    assert kept_above_chance([1.0, 0.0, 1.0], [1.0, 0.0, 1.0], 0.25) == (1, 0)
+
+
+def test_a_single_window_or_question_has_no_error():
+    assert loss_ratio([2.0], [1.0]) == (math.e, None)
+    assert geometric_mean([(2.0, 0.1), (8.0, None)]) == (pytest.approx(4), None)
+    assert kept_above_chance([1.0], [1.0], 0.5) == (1, None)
+
+
+@pytest.fixture(scope="module")
+def other_folder(tmp_path_factory):
+    """Another tiny Llama, which stands for an original."""
+    folder = tmp_path_factory.mktemp("other")
+    tiny_model("llama", seed=1).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def suite(tmp_path, text_file):
+    """Two texts, four windows of 32 tokens each."""
+    (tmp_path / "b.txt").write_text("Other words, as they come, one after the other. " * 20)
+    path = tmp_path / "two.toml"
+    path.write_text(
+        f"context = 32\nwindows = 4\n[texts.A]\nfiles = ['{text_file}']\n"
+        "[texts.B]\nfiles = ['b.txt']\n"
+    )
+    return path
+
+
+def evaluated(*arguments):
+    done = run_command("eval", *arguments, "--dtype", "float32", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_texts_against_the_original(llama_folder, other_folder, suite, text_file, tmp_path):
+    alone, _ = evaluated(other_folder, "--suite", suite)
+    assert alone.keys() & {"general_ratio", "kept", "tasks", "dense"} == set()
+    (tmp_path / "dense.json").write_text(json.dumps(alone))
+    found, told = evaluated(llama_folder, "--suite", suite, "--dense", tmp_path / "dense.json")
+    assert found == evaluated(llama_folder, "--suite", suite, "--dense", other_folder)[0]
+    assert found["suite"] == "two"
+    assert found["dense"]["model"] == str(other_folder)
+    stream = tokenize([text_file.read_text()], byte_tokenizer())
+    values = [
+        perplexity(tiny_prunable("llama", seed=seed), stream, PerplexityConfig(32, 0, 4))
+        for seed in (0, 1)
+    ]
+    text = found["texts"]["A"]
+    assert text["perplexity"] == pytest.approx(values[0].perplexity, rel=1e-6)
+    assert text["dense"] == pytest.approx(values[1].perplexity, rel=1e-6)
+    assert text["ratio"] == pytest.approx(text["perplexity"] / text["dense"], rel=1e-5)
+    ratios = [part["ratio"] for part in found["texts"].values()]
+    assert found["general_ratio"] == pytest.approx(statistics.geometric_mean(ratios))
+    lines = [line for line in told.splitlines() if line.startswith("two: ")]
+    assert lines == [
+        f"two: perplexity of the texts ×{found['general_ratio']:.3f} ± "
+        f"{found['general_ratio_stderr']:.3f}"
+    ]
+
+
+def test_from_python_and_in_memory(suite):
+    found = disp_llm.evaluate(tiny_model("llama"), byte_tokenizer(), suite=str(suite))
+    assert found["texts"].keys() == {"A", "B"}
+    with pytest.raises(InputError, match="given together with `suite`"):
+        disp_llm.evaluate(tiny_model("llama"), byte_tokenizer(), suite=str(suite), text=[1, 2, 3])
+
+
+def test_a_folder_of_a_run_knows_its_original(small_run, llama_folder, suite):
+    folder = small_run[1]["models"][0]["folder"]
+    found, _ = evaluated(folder, "--suite", suite, "--dense", "auto")
+    assert found["dense"]["model"] == str(llama_folder)
+    assert found["general_ratio_stderr"] > 0
+
+
+@pytest.mark.usefixtures("index_of_some_tasks")
+def test_tasks_against_the_original(llama_folder, other_folder, suite, questions, tmp_path):
+    task = f"[tasks.arc_easy]\nmetric = 'acc'\ndata = '{questions.name}'\n"
+    suite.write_text(task + "chance = 0.01")
+    found, _ = evaluated(llama_folder, "--suite", suite, "--dense", other_folder)
+    scored = found["tasks"]["arc_easy"]
+    direct, _ = evaluated(
+        llama_folder, "--tasks", "arc_easy", "--task-data", f"arc_easy={questions}"
+    )
+    assert scored["acc"] == direct["tasks"]["arc_easy"]["acc"]
+    assert scored["acc"] == scored["right"].count("1") / 12
+    assert scored["n"] == 12
+    assert found["kept"] == pytest.approx((scored["acc"] - 0.01) / (scored["dense"] - 0.01))
+    (tmp_path / "dense.json").write_text(json.dumps(evaluated(other_folder, "--suite", suite)[0]))
+    suite.write_text(task + "chance = 0.99")
+    found, told = evaluated(llama_folder, "--suite", suite, "--dense", other_folder)
+    assert "kept" not in found
+    assert "which is not above chance" in told
+    suite.write_text(task + "chance = 0.01\nlimit = 5")
+    done = run_command("eval", llama_folder, "--suite", suite, "--dense", tmp_path / "dense.json")
+    assert "has answered 12 questions of tasks.arc_easy, not 5" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("index_of_some_tasks")
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("[tasks.arc_esy]\nchance = 0", "tasks: no task 'arc_esy' (nearest: arc_easy)"),
+        ("[tasks.arc_easy]\nchance = 0\ndata = 'b.txt'", "tasks.arc_easy: cannot run arc_easy"),
+        ("[tasks.arc_easy]\nchance = 0\ndata = 'c.jsonl'", "tasks.arc_easy: cannot run arc_easy"),
+    ],
+)
+def test_tasks_that_cannot_be_run(llama_folder, suite, tmp_path, task, said):
+    (tmp_path / "c.jsonl").write_text('{"question": 3}')
+    suite.write_text(task)
+    done = run_command("eval", llama_folder, "--suite", suite)
+    assert done.returncode == 2
+    assert f"two.toml: {said}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def change(scores, place, value):
+    for key in place[:-1]:
+        scores = scores[key]
+    scores[place[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (["texts", "A", "text_sha256"], "0", "was measured on another text as texts.A"),
+        (["texts", "A", "windows_sha256"], "0", "has read texts.A as other tokens"),
+        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 of 32"),
+        (["texts", "A", "losses"], ["x"], "texts[...].losses[0]: expected float, got str"),
+        (["texts"], {}, "has no texts.A"),
+        (["tasks"], {"x": {}}, "missing required field"),
+        (["model"], 3, "model: expected str, got int"),
+        (["suite"], None, "suite: expected str"),
+    ],
+)
+def test_scores_of_something_else_are_refused(llama_folder, suite, tmp_path, place, value, said):
+    dense, _ = evaluated(llama_folder, "--suite", suite)
+    change(dense, place, value)
+    file = tmp_path / "dense.json"
+    file.write_text(json.dumps(dense))
+    done = run_command("eval", llama_folder, "--suite", suite, "--dense", file)
+    assert done.returncode == 2
+    assert f"disp-llm: {file}: " in done.stderr.splitlines()[-1]
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dense", "x"], "--dense: is for a suite; give --suite too"),
+        (["--suite", "generl"], "--suite: no suite 'generl' (nearest: general)"),
+        (["--suite", "SUITE", "--text", "x"], "--text: given together with --suite"),
+        (["--suite", "SUITE", "--windows", 3], "--windows: given together with --suite"),
+        (["--suite", "SUITE", "--dense", "gone/x"], "--dense: cannot load 'gone/x'"),
+        (["--suite", "SUITE", "--dense", "gone.json"], "gone.json: "),
+        (["--suite", "SUITE", "--dense", "auto"], "--dense: nothing says what"),
+    ],
+)
+def test_mistakes_are_one_line(llama_folder, suite, arguments, said):
+    given = [suite if argument == "SUITE" else argument for argument in arguments]
+    done = run_command("eval", llama_folder, *given)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "context = 500\nwindows = 1\n[texts.A]\nfiles = ['b.txt']",
+            "texts.A: 500 tokens, and the model has",
+        ),
+        ("[texts.A]\nfiles = ['mine.jsonl']", "texts.A: "),
+    ],
+)
+def test_texts_that_cannot_be_read(llama_folder, suite, tmp_path, content, said):
+    (tmp_path / "mine.jsonl").write_text("{")
+    suite.write_text(content)
+    done = run_command("eval", llama_folder, "--suite", suite)
+    assert done.returncode == 2
+    assert f"{suite}: {said}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
