@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
-from conftest import byte_tokenizer, run_command, tiny_model, tiny_prunable
+from conftest import SMALL, byte_tokenizer, run_command, tiny_model, tiny_prunable
 
 import disp_llm
 from disp_llm.config.errors import InputError
@@ -273,7 +273,7 @@ def test_scores_of_something_else_are_refused(llama_folder, suite, tmp_path, pla
         (["--suite", "SUITE", "--text", "x"], "--text: given together with --suite"),
         (["--suite", "SUITE", "--windows", 3], "--windows: given together with --suite"),
         (["--suite", "SUITE", "--dense", "gone/x"], "--dense: cannot load 'gone/x'"),
-        (["--suite", "SUITE", "--dense", "gone.json"], "gone.json: "),
+        (["--suite", "SUITE", "--dense", "gone.json"], "--dense: there is no file gone.json; "),
         (["--suite", "SUITE", "--dense", "auto"], "--dense: nothing says what"),
     ],
 )
@@ -302,3 +302,27 @@ def test_texts_that_cannot_be_read(llama_folder, suite, tmp_path, content, said)
     assert done.returncode == 2
     assert f"{suite}: {said}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, tmp_path):
+    run = tmp_path / "run"
+    done = run_command(
+        "prune", llama_folder, "--keep", 0.5, "--text", text_file, "--suite", suite,
+        "--output-dir", run, "--json", "--method", "magnitude", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    dense, pruned = figures["dense"]["scores"], figures["models"][0]["scores"]
+    assert dense["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
+    alone, _ = evaluated(run / "model", "--suite", suite, "--dense", "auto")
+    assert pruned["general_ratio"] == alone["general_ratio"]
+    assert pruned["texts"]["A"]["dense"] == dense["texts"]["A"]["perplexity"]
+    said = f"{pruned['general_ratio']:.3f} ± {pruned['general_ratio_stderr']:.3f}"
+    assert f"×{said}" in done.stderr
+    card = (run / "model" / "README.md").read_text()
+    assert f"| perplexity / the original's, geometric mean over A, B | 1 | {said} | |" in card
+    done = run_command("export", run, "--keep", 0.7)
+    assert done.returncode == 0, done.stderr
+    models = json.loads((run / "result.json").read_text())["models"]
+    assert [model["scores"]["suite"] for model in models] == ["two", "two"]
+    assert run_command("verify", run).returncode == 0

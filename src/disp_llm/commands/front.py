@@ -197,6 +197,9 @@ def located(config: Located) -> Located:
         tuple(path.absolute() for path in paths)
         for paths in (config.text.text, config.text.eval_text)
     )
+    suite = getattr(config, "suite", "")
+    if suite.endswith(".toml"):
+        names["suite"] = os.path.abspath(suite)
     return replace(config, **names, text=replace(config.text, text=text, eval_text=eval_text))
 
 

@@ -1,6 +1,6 @@
 """What every model of one task is measured on: perplexity on a text, a sample of its words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,10 +9,12 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import fitting
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import Perplexity
+from disp_llm.runs.scores import Scores
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Tokens of the prompt, and of the text that shows what a model writes after it."""
@@ -26,6 +28,26 @@ class Measuring:
     config: PerplexityConfig
     tokenizer: Any
     progress: ProgressCallback
+    board: Scoreboard | None = None
+    """The suite that models are measured on besides, if any."""
+
+    def scores(
+        self, target: PrunableModel, name: str, dense: Scores | None = None
+    ) -> Scores | None:
+        """Scores on the suite, against those of the original where they are given; None without a
+        suite.
+
+        Args:
+            name: what progress calls the model.
+        """
+        if self.board is None:
+            return None
+
+        def progress(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+            self.progress(f"{name}: {stage}", done, total, figures)
+
+        found = replace(self.board, progress=progress).measure(target, self.tokenizer)
+        return found if dense is None else against(found, dense)
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""

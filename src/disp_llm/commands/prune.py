@@ -33,8 +33,10 @@ from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
+from disp_llm.config.suites import load_suite
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.alignment import chosen_alignment
+from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
@@ -126,12 +128,15 @@ def _draw(run: Run) -> list[Path]:
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
+    board = scoreboard_of(asked.suite)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         loaded, problem, texts = open_problem(job, inputs)
     refuse_impossible(problem, texts)
     run.require_same_source(loaded.source | texts.names)
     config = problem.job.config
-    measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
+    measuring = Measuring(
+        texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
+    )
     if process.is_main:
         open_run(replace(asked, export=replace(asked.export, align=problem.align)))
     process.wait()
@@ -165,6 +170,11 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     writer.write(selection, config.shares)
     if config.keep_range:
         writer.measure_curve(selection, config.curve_shares)
+
+
+def scoreboard_of(suite: str) -> Scoreboard | None:
+    """The suite that a run measures its models on, its texts read; None where it names none."""
+    return Scoreboard.of(load_suite(suite)) if suite else None
 
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:
@@ -203,6 +213,7 @@ def dense_figures(problem: PruningProblem, measuring: Measuring) -> dict[str, An
         return found
     with clock(run, "measuring_dense_s"):
         measured = measuring.perplexity(dense, "dense perplexity")
+        scores = measuring.scores(dense, "dense")
     result = DenseResult(
         measured=measured,
         prompt=measuring.prompt,
@@ -210,6 +221,7 @@ def dense_figures(problem: PruningProblem, measuring: Measuring) -> dict[str, An
         parameters=dense.parameters,
         block_parameters=problem.budget.dense_block_parameters,
         bytes=dense.parameters * next(dense.model.parameters()).element_size(),
+        scores=scores,
     )
     return as_json(result)
 

@@ -49,6 +49,8 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
     """
     board = Scoreboard.of(load_suite(config.suite), progress)
     original = _original(config)
+    if original.endswith(".json") and not Path(original).is_file():
+        raise InputError(f"there is no file {original}", field="dense", hint=MEASURE_AGAIN)
     stored = read_scores(Path(original)) if original.endswith(".json") else None
     if stored is not None:
         require_suite(board, stored[1], original)

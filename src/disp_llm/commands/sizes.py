@@ -191,6 +191,7 @@ class SizeWriter:
                 logit_errors=errors,
                 bytes=weight_bytes(written),
                 latency=timing,
+                scores=measuring.scores(loaded, name, self._original().scores),
             )
             write_card(written, result, job.run.result())
             write_sums(written)
@@ -201,8 +202,7 @@ class SizeWriter:
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        run, layout, size = self.problem.job.run, masks.layout, self.name(share)
-        original = from_json(DenseResult, run.result()["dense"], str(run.result_file))
+        layout, size, original = masks.layout, self.name(share), self._original()
         return SizeResult(
             size=size,
             budget=self.problem.job.config.budget.budget,
@@ -221,6 +221,11 @@ class SizeWriter:
             folder=str(self.files(size)[1]),
             **measured,
         )
+
+    def _original(self) -> DenseResult:
+        """The figures of the model as it came."""
+        run = self.problem.job.run
+        return from_json(DenseResult, run.result()["dense"], str(run.result_file))
 
     def _require_counted(self, compact: PrunableModel, masks: Masks) -> None:
         """Holds the predicted number of parameters against the counted one."""

@@ -45,6 +45,9 @@ class PruneConfig:
     mlp_mid alone gives a model that other formats can hold, such as GGUF. `heads`, added to the
     others, also prunes KV heads with their queries: the KV cache shrinks, but vLLM cannot serve the
     result."""
+    suite: str = ""
+    """A suite of texts and tasks, on which the original and every exported model are measured
+    besides: general, or a .toml file."""
     resume: Resume = False
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False

@@ -10,7 +10,14 @@ from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import atomic, read_json, write_json
 from disp_llm.runs.naming import name_of, named, names_in, without_paths
-from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+from disp_llm.runs.results import (
+    DenseResult,
+    SizeResult,
+    as_json,
+    from_json,
+    percent_with_error,
+    with_error,
+)
 
 FACTS = "card.json"
 """The file beside the card with the figures behind it, from which a later stage writes it anew."""
@@ -41,7 +48,7 @@ writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988
 | block parameters (`keep`) | {dense_block:,} | {block:,} | {keep:.2%} |
 | all parameters | {dense_all:,} | {all:,} | {keep_total:.2%} |
 | weight files, bytes | {dense_bytes:,} | {bytes:,} | {keep_bytes:.2%} |
-| perplexity | {dense_ppl} | {ppl} | |
+{scores}| perplexity | {dense_ppl} | {ppl} | |
 {budget}
 Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
 {stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. {against}, logits
@@ -121,6 +128,7 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
         "keep_total": size.keep_total,
         "keep_bytes": size.bytes / dense.bytes,
         "budget": _budget(size),
+        "scores": _scores(size),
         "dense_block": dense.block_parameters,
         "dense_all": dense.parameters,
         "dense_ppl": str(dense.measured),
@@ -251,7 +259,8 @@ def write_recovered_card(
     path = before / FACTS
     if path.is_file():
         facts = _facts(path)
-        size = from_json(SizeResult, _filled(facts["figures"]) | figures, str(path))
+        known = {key: value for key, value in facts["figures"].items() if key != "scores"}
+        size = from_json(SizeResult, _filled(known) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
 
 
@@ -317,6 +326,20 @@ def _budget(size: SizeResult) -> str:
     if size.budget == "params":
         return ""
     return f"| {size.budget}, counted | | | {size.share_of_budget:.2%} |\n"
+
+
+def _scores(size: SizeResult) -> str:
+    """Rows for what is lost and kept on the suite of the run, if it has one."""
+    found, rows = size.scores, ""
+    if found and found.general_ratio is not None:
+        lost = with_error(found.general_ratio, found.general_ratio_stderr, 3)
+        texts = ", ".join(found.texts)
+        rows += f"| perplexity / the original's, geometric mean over {texts} | 1 | {lost} | |\n"
+    if found and found.kept is not None:
+        kept = percent_with_error(found.kept, found.kept_stderr)
+        tasks = ", ".join(found.tasks)
+        rows += f"| accuracy above chance that is kept, mean over {tasks} | 100.0 % | {kept} | |\n"
+    return rows
 
 
 def _terms(source: dict[str, str]) -> str:

@@ -11,7 +11,14 @@ from disp_llm.reporting.comparison import by_method
 from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.figures import RunFigures, run_figures
-from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json, with_error
+from disp_llm.runs.results import (
+    DenseResult,
+    Perplexity,
+    SizeResult,
+    from_json,
+    percent_with_error,
+    with_error,
+)
 from disp_llm.runs.scores import Scores
 
 
@@ -49,6 +56,9 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
     def row(name: str, of_dense: str, show: Callable[[SizeResult], str]) -> None:
         table.add_row(name, of_dense, *map(show, models))
 
+    if dense.scores is not None:
+        row("perplexity of the suite", "×1", lambda m: _ratio(m.scores))
+        row("kept of its tasks", "100.0 %", lambda m: _kept(m.scores))
     row("perplexity", str(dense.measured), lambda m: str(m.measured))
     row("perplexity, masked", "", lambda m: f"{m.perplexity_masked:.2f}")
     row("block parameters", f"{dense.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
@@ -72,6 +82,18 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
                 f"{m.logit_errors[key]:.1e}" if key in m.logit_errors else "not checked"
             ),
         )
+
+
+def _ratio(scores: Scores | None) -> str:
+    if scores is None or scores.general_ratio is None:
+        return ""
+    return "×" + with_error(scores.general_ratio, scores.general_ratio_stderr, 3)
+
+
+def _kept(scores: Scores | None) -> str:
+    if scores is None or scores.kept is None:
+        return ""
+    return percent_with_error(scores.kept, scores.kept_stderr)
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
@@ -152,10 +174,9 @@ def show_scores(result: dict[str, Any]) -> None:
     found: Scores = as_type(result, Scores, field=result["model"], hint="measure it again")
     said = []
     if found.general_ratio is not None:
-        ratio = with_error(found.general_ratio, found.general_ratio_stderr, 3)
-        said.append(f"perplexity of the texts ×{ratio}")
+        said.append(f"perplexity of the texts {_ratio(found)}")
     if found.kept is not None:
-        said.append(f"kept of the tasks {_percent(found.kept, found.kept_stderr)}")
+        said.append(f"kept of the tasks {_kept(found)}")
     say(f"{found.suite}: {', '.join(said) or 'no dense model to compare with'}")
     if found.texts:
         table = _table(("text", "perplexity", "dense", "ratio"))
@@ -171,16 +192,12 @@ def show_scores(result: dict[str, Any]) -> None:
             left=("task", "metric"),
         )
         for name, task in found.tasks.items():
-            dense = "" if task.dense is None else _percent(task.dense, None)
-            kept = "" if task.kept is None else _percent(task.kept, task.kept_stderr)
-            right = _percent(task.accuracy, task.stderr)
-            chance = _percent(task.chance, None)
+            dense = "" if task.dense is None else percent_with_error(task.dense, None)
+            kept = "" if task.kept is None else percent_with_error(task.kept, task.kept_stderr)
+            right = percent_with_error(task.accuracy, task.stderr)
+            chance = percent_with_error(task.chance, None)
             table.add_row(name, task.metric, right, dense, chance, kept, f"{task.n:,}")
         console.print(table)
-
-
-def _percent(share: float, error: float | None) -> str:
-    return f"{share:.1%}" if error is None else f"{100 * share:.1f} ± {100 * error:.1f} %"
 
 
 def show_examination(result: dict[str, Any]) -> None:

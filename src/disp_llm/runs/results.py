@@ -14,6 +14,7 @@ from msgspec import Meta
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES, BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
+from disp_llm.runs.scores import Scores
 
 Result = TypeVar("Result")
 
@@ -47,6 +48,11 @@ def with_error(value: float, error: float | None, decimals: int = 2) -> str:
     return format(value, form) + (f" ± {error:{form}}" if error is not None else "")
 
 
+def percent_with_error(share: float, error: float | None) -> str:
+    """`87.1 ± 1.2 %`."""
+    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
+
+
 @dataclass(frozen=True)
 class DenseResult:
     """The model as it came."""
@@ -59,6 +65,8 @@ class DenseResult:
     parameters: Size
     block_parameters: Size
     bytes: Size
+    scores: Scores | None = None
+    """On the suite of the run, where it has one."""
 
 
 class Timing(TypedDict):
@@ -104,6 +112,8 @@ class SizeResult:
     folder: str
     latency: dict[str, Any] = field(default_factory=dict)
     """A `Timing` where time is the budget, else empty."""
+    scores: Scores | None = None
+    """On the suite of the run, against the original's; None where it has none."""
 
     def __post_init__(self) -> None:
         if not set(SITES) <= self.widths_full.keys():
@@ -195,6 +205,10 @@ def as_json(result: Any) -> dict[str, Any]:
         value = getattr(result, entry.name)
         if isinstance(value, Perplexity):
             values |= dataclasses.asdict(value)
+        elif isinstance(value, Scores):
+            values[entry.name] = value.as_json()
+        elif entry.name == "scores":
+            continue
         elif entry.name in SPREAD:
             values |= value
         elif entry.name == "share_asked":
