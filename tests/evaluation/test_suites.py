@@ -320,9 +320,17 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     said = f"{pruned['general_ratio']:.3f} ± {pruned['general_ratio_stderr']:.3f}"
     assert f"×{said}" in done.stderr
     card = (run / "model" / "README.md").read_text()
-    assert f"| perplexity / the original's, geometric mean over A, B | 1 | {said} | |" in card
+    assert f"| perplexity / the original's, geometric mean over A, B | ×1 | ×{said} | |" in card
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 0, done.stderr
     models = json.loads((run / "result.json").read_text())["models"]
     assert [model["scores"]["suite"] for model in models] == ["two", "two"]
     assert run_command("verify", run).returncode == 0
+    page = (run / "report.html").read_text()
+    assert "perplexity of A, B, ratio" in page
+    assert f"<td>×{said}</td>" in page
+    assert str(tmp_path) not in page
+    (suite.parent / "b.txt").write_text("Something else.")
+    done = run_command("export", run, "--keep", 0.6)
+    assert "--suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
+    assert "as texts.B" in done.stderr.splitlines()[-1]

@@ -50,7 +50,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
-        board = scoreboard_of(stored.suite)
+        board = scoreboard_of(stored.suite, run)
         loaded, problem, texts = open_problem(job, Inputs())
         run.require_same_source(loaded.source | texts.names)
         evaluation = problem.job.config.evaluation

@@ -47,7 +47,7 @@ class Measuring:
             self.progress(f"{name}: {stage}", done, total, figures)
 
         found = replace(self.board, progress=progress).measure(target, self.tokenizer)
-        return found if dense is None else against(found, dense)
+        return found if dense is None else against(found, dense, "suite")
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""

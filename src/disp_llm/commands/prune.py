@@ -30,13 +30,14 @@ from disp_llm.commands.planning import (
     usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, masks_of
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.config.suites import load_suite
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.alignment import chosen_alignment
-from disp_llm.evaluation.suites import Scoreboard
+from disp_llm.evaluation.suites import Scoreboard, require_suite
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
@@ -51,7 +52,7 @@ from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
-from disp_llm.runs.results import DenseResult, as_json
+from disp_llm.runs.results import DenseResult, as_json, from_json
 from disp_llm.runs.settings import available, open_run
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -128,7 +129,7 @@ def _draw(run: Run) -> list[Path]:
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
-    board = scoreboard_of(asked.suite)
+    board = scoreboard_of(asked.suite, run)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         loaded, problem, texts = open_problem(job, inputs)
     refuse_impossible(problem, texts)
@@ -172,9 +173,26 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
         writer.measure_curve(selection, config.curve_shares)
 
 
-def scoreboard_of(suite: str) -> Scoreboard | None:
-    """The suite that a run measures its models on, its texts read; None where it names none."""
-    return Scoreboard.of(load_suite(suite)) if suite else None
+def scoreboard_of(suite: str, run: Run) -> Scoreboard | None:
+    """The suite that a run measures its models on, its texts read; None where it names none.
+
+    Raises:
+        InputError: it is unusable, or the original was measured on other texts or tasks.
+    """
+    if not suite:
+        return None
+    board, found = Scoreboard.of(load_suite(suite)), run.result().get("dense")
+    dense = from_json(DenseResult, found, str(run.result_file)).scores if found else None
+    if dense is not None:
+        try:
+            require_suite(board, dense, "suite")
+        except InputError as error:
+            raise InputError(
+                f"is not what the original was measured on: that {error.what}",
+                field="suite",
+                hint="make it what it was, or start a new run in another `output_dir`",
+            ) from error
+    return board
 
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:

@@ -15,8 +15,8 @@ from disp_llm.runs.results import (
     SizeResult,
     as_json,
     from_json,
-    percent_with_error,
-    with_error,
+    kept_said,
+    ratio_said,
 )
 
 FACTS = "card.json"
@@ -331,12 +331,11 @@ def _budget(size: SizeResult) -> str:
 def _scores(size: SizeResult) -> str:
     """Rows for what is lost and kept on the suite of the run, if it has one."""
     found, rows = size.scores, ""
-    if found and found.general_ratio is not None:
-        lost = with_error(found.general_ratio, found.general_ratio_stderr, 3)
+    lost, kept = ratio_said(found), kept_said(found)
+    if found and lost:
         texts = ", ".join(found.texts)
-        rows += f"| perplexity / the original's, geometric mean over {texts} | 1 | {lost} | |\n"
-    if found and found.kept is not None:
-        kept = percent_with_error(found.kept, found.kept_stderr)
+        rows += f"| perplexity / the original's, geometric mean over {texts} | ×1 | {lost} | |\n"
+    if found and kept:
         tasks = ", ".join(found.tasks)
         rows += f"| accuracy above chance that is kept, mean over {tasks} | 100.0 % | {kept} | |\n"
     return rows

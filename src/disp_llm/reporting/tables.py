@@ -16,7 +16,9 @@ from disp_llm.runs.results import (
     Perplexity,
     SizeResult,
     from_json,
+    kept_said,
     percent_with_error,
+    ratio_said,
     with_error,
 )
 from disp_llm.runs.scores import Scores
@@ -57,8 +59,8 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
         table.add_row(name, of_dense, *map(show, models))
 
     if dense.scores is not None:
-        row("perplexity of the suite", "×1", lambda m: _ratio(m.scores))
-        row("kept of its tasks", "100.0 %", lambda m: _kept(m.scores))
+        row("perplexity of the suite", "×1", lambda m: ratio_said(m.scores))
+        row("kept of its tasks", "100.0 %", lambda m: kept_said(m.scores))
     row("perplexity", str(dense.measured), lambda m: str(m.measured))
     row("perplexity, masked", "", lambda m: f"{m.perplexity_masked:.2f}")
     row("block parameters", f"{dense.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
@@ -82,18 +84,6 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
                 f"{m.logit_errors[key]:.1e}" if key in m.logit_errors else "not checked"
             ),
         )
-
-
-def _ratio(scores: Scores | None) -> str:
-    if scores is None or scores.general_ratio is None:
-        return ""
-    return "×" + with_error(scores.general_ratio, scores.general_ratio_stderr, 3)
-
-
-def _kept(scores: Scores | None) -> str:
-    if scores is None or scores.kept is None:
-        return ""
-    return percent_with_error(scores.kept, scores.kept_stderr)
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
@@ -174,9 +164,9 @@ def show_scores(result: dict[str, Any]) -> None:
     found: Scores = as_type(result, Scores, field=result["model"], hint="measure it again")
     said = []
     if found.general_ratio is not None:
-        said.append(f"perplexity of the texts {_ratio(found)}")
+        said.append(f"perplexity of the texts {ratio_said(found)}")
     if found.kept is not None:
-        said.append(f"kept of the tasks {_kept(found)}")
+        said.append(f"kept of the tasks {kept_said(found)}")
     say(f"{found.suite}: {', '.join(said) or 'no dense model to compare with'}")
     if found.texts:
         table = _table(("text", "perplexity", "dense", "ratio"))

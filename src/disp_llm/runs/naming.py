@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 FILES = (
+    "suite",
     *("output_dir", "text", "eval_text", "recipe", "runs", "run", "output", "plot"),
-    *("task_data", "to", "original"),
+    *("task_data", "to", "original", "suite"),
 )
 """Settings that name files and folders, and nothing on the hub."""
 

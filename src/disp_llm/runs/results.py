@@ -53,6 +53,20 @@ def percent_with_error(share: float, error: float | None) -> str:
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
 
 
+def ratio_said(scores: Scores | None) -> str:
+    """`×1.234 ± 0.010`; empty where there are no texts or no original to compare with."""
+    if scores is None or scores.general_ratio is None:
+        return ""
+    return "×" + with_error(scores.general_ratio, scores.general_ratio_stderr, 3)
+
+
+def kept_said(scores: Scores | None) -> str:
+    """`87.1 ± 1.2 %`; empty where there are no tasks or no original to compare with."""
+    if scores is None or scores.kept is None:
+        return ""
+    return percent_with_error(scores.kept, scores.kept_stderr)
+
+
 @dataclass(frozen=True)
 class DenseResult:
     """The model as it came."""
