@@ -58,8 +58,9 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
     def row(name: str, of_dense: str, show: Callable[[SizeResult], str]) -> None:
         table.add_row(name, of_dense, *map(show, models))
 
-    if dense.scores is not None:
+    if dense.scores and dense.scores.texts:
         row("perplexity of the suite", "×1", lambda m: ratio_said(m.scores))
+    if dense.scores and dense.scores.tasks:
         row("kept of its tasks", "100.0 %", lambda m: kept_said(m.scores))
     row("perplexity", str(dense.measured), lambda m: str(m.measured))
     row("perplexity, masked", "", lambda m: f"{m.perplexity_masked:.2f}")
