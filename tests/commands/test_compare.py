@@ -22,6 +22,7 @@ from disp_llm.methods import method_named
 from disp_llm.methods.parts.activations import input_moments
 from disp_llm.methods.parts.calibration import calibration_windows
 from disp_llm.models.architectures import FAMILIES
+from disp_llm.runs.files import write_checked_json
 from disp_llm.training.problem import PruningProblem
 
 WITH_HEADS = sorted(name for name, family in FAMILIES.items() if family.supports_head_pruning)
@@ -226,7 +227,7 @@ def _without_times(rows: list[dict]) -> list[dict]:
 def test_going_on_makes_only_what_is_missing(comparison):
     folder, command, before = comparison
     rows = [row for row in before["rows"] if row["method"] != "wanda"]
-    (folder / "compare.json").write_text(json.dumps(before | {"rows": rows}))
+    write_checked_json(folder / "compare.json", before | {"rows": rows})
     done = run_command(*command)
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)["rows"]

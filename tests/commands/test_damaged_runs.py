@@ -10,6 +10,7 @@ from damage import names, outcome
 
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune
+from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.settings import stored_config
 
 
@@ -27,6 +28,11 @@ def refused(done, path) -> bool:
     return done.returncode == 2 and len(complaints) == 1 and str(path) in complaints[0]
 
 
+def without_checksum(values: dict) -> dict:
+    """What was written in a file that says itself whether it was changed."""
+    return {key: value for key, value in values.items() if key != CHECKSUM}
+
+
 @pytest.mark.parametrize("name", ["masks.safetensors", "masks-0.8.safetensors"])
 def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
     path = run / name
@@ -36,9 +42,8 @@ def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
     assert refused(done, path)
     share = 0.8 if "0.8" in name else 0.5
     assert names(outcome(lambda: PruneResult(run, figures).masks(share)), path)
-    assert "delete it and result.json, then run `disp-llm prune … --resume`" in done.stderr
+    assert "delete it: --resume makes it again" in done.stderr
     path.unlink()
-    (run / "result.json").unlink()
     assert run_command("prune", llama_folder, "--output-dir", run, "--resume").returncode == 0
     assert path.read_bytes() == whole
     again = json.loads((run / "result.json").read_text())
@@ -50,7 +55,8 @@ def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
 
 def test_figures_of_a_finished_run_are_checked_when_they_are_asked_for(run, llama_folder):
     path = run / "result.json"
-    path.write_text(path.read_text().replace('"perplexity": ', '"perplexity": "about" , "x": '))
+    whole = json.loads(path.read_text().replace('"perplexity": ', '"perplexity": "about" , "x": '))
+    write_checked_json(path, without_checksum(whole))
     asked = run_command("prune", llama_folder, "--output-dir", run, "--resume", "--json")
     assert refused(asked, path)
     config = replace(stored_config(run), output_dir=run, resume=True)
@@ -70,12 +76,10 @@ def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
     ]  # fmt: skip
     assert run_command(*command).returncode == 0
     path = folder / "result.json"
-    whole = json.loads(path.read_text())
-    path.write_text(json.dumps(whole | {"status": "running", key: 5}))
+    whole = without_checksum(json.loads(path.read_text())) | {"status": "running"}
+    write_checked_json(path, whole | {key: 5})
     assert refused(run_command(*command, "--resume"), path)
-    path.write_text(
-        json.dumps({k: v for k, v in whole.items() if k != key} | {"status": "running"})
-    )
+    write_checked_json(path, {k: v for k, v in whole.items() if k != key})
     done = run_command(*command, "--resume")
     if key in ("command", "versions"):
         assert refused(done, path)
@@ -86,7 +90,8 @@ def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
 
 def test_compare_does_not_go_on_from_a_damaged_file(tmp_path):
     path = tmp_path / "compare.json"
-    path.write_text('{"asked": {"model": "m", "keep": [0.5]}, "rows": [{"method": "flap"}]}')
+    asked = {"model": "m", "keep": [0.5]}
+    write_checked_json(path, {"asked": asked, "rows": [{"method": "flap"}]})
     done = run_command("compare", "m", "--output-dir", tmp_path, *SMALL[:4])
     assert refused(done, path)
     assert "rows[0]: object missing required field keep_asked" in done.stderr

@@ -286,12 +286,12 @@ def test_a_selection_for_one_size_is_exported_at_that_size_only(llama_folder, te
     assert done.returncode == 0, done.stderr
 
 
-def test_seconds_of_all_attempts_add_up(tmp_path):
+def test_seconds_of_all_attempts_add_up(small_run, tmp_path):
     run = Run(tmp_path)
     with clock(run, "seconds"):
         pass
     assert run.result() == {}  # nothing to add to before a run has begun
-    run.update(seconds=5.0)
+    run.update(**Run(small_run[0]).result() | {"seconds": 5.0})
     with contextlib.suppress(KeyboardInterrupt), clock(run, "seconds"):
         time.sleep(0.2)
         raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
+from disp_llm.runs.folder import Run
 from disp_llm.training.losses import Teacher, token_losses
 
 FEW = "--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split()
@@ -37,7 +38,7 @@ def recovered(small_run, text_file, tmp_path_factory):
 
 def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
     folder, result = recovered
-    assert result == json.loads((folder / "result.json").read_text())
+    assert result == Run(folder).result()
     assert result["status"] == "done"
     assert result["tokens_seen"] == 1920
     assert result["model"]["perplexity"] < 0.9 * result["before"]["perplexity"]

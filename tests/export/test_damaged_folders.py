@@ -23,7 +23,7 @@ def folder(small_run, tmp_path):
 def test_facts_behind_the_card(folder):
     versions = json.loads((folder / FACTS).read_text())["result"]["versions"]
     free = {*versions, "base_model", "license", "perplexity_stderr", "max_logit_error"}
-    free |= {"max_logit_error_float32"}
+    free |= {"max_logit_error_float32", "text_sha256", "eval_text_sha256"}
     wrong, refused = wrongly_read(
         folder / FACTS, lambda: read_facts(folder), tuple(free - {"disp-llm"})
     )

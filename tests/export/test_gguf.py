@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from damage import BYTES
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
@@ -262,3 +263,19 @@ def test_plain_folder_is_the_native_architecture(runs, tmp_path):
     assert refused.returncode == 2
     assert "--plain" in refused.stderr
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("how", [*BYTES, "cut within the keys", "a key that is no text"])
+def test_a_damaged_original_is_one_line(runs, tmp_path, how):
+    whole = runs["original"].read_bytes()
+    others = {
+        "cut within the keys": whole[:400],
+        "a key that is no text": whole.replace(b"llama.context_length", b"llama.\xa9ontext_length"),
+    }
+    path = tmp_path / "original.gguf"
+    path.write_bytes(others[how] if how in others else BYTES[how](whole))
+    done = run_command("gguf", runs["uniform"], "--original", path, "--to", tmp_path / "small.gguf")
+    assert done.returncode == 2, done.stderr
+    assert f"--original: cannot read {path}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "small.gguf").exists()

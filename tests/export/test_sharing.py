@@ -15,7 +15,6 @@ from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.reporting import comparison_plots, run_plots
-from disp_llm.runs.files import write_json
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
 
 
@@ -286,12 +285,12 @@ ORIGINALS = {
 @pytest.mark.parametrize(
     ("name", "revision", "settings", "found"), ORIGINALS.values(), ids=ORIGINALS
 )
-def test_original_of(name, revision, settings, found, tmp_path):
+def test_original_of(name, revision, settings, found, tmp_path, monkeypatch):
     for folder in ("llama", "other", "run/model"):
         (tmp_path / folder).mkdir(parents=True)
     if name is not None:
         facts = {"source": {"model": name, "revision": revision}}
-        write_json(tmp_path / "run" / "model" / "card.json", {"figures": {}, "result": facts})
+        monkeypatch.setattr("disp_llm.export.original.read_facts", lambda folder: facts)
     if settings is not None:
         placed = {key: value.replace("PLACE", str(tmp_path)) for key, value in settings.items()}
         (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(placed))

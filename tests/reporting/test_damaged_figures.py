@@ -13,6 +13,7 @@ from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import read_json
+from disp_llm.runs.folder import Run
 from disp_llm.runs.results import (
     BenchRow,
     ComparisonRow,
@@ -23,6 +24,11 @@ from disp_llm.runs.results import (
 )
 
 FREE = (
+    "system",
+    "files",
+    "text_sha256",
+    "eval_text_sha256",
+    "teacher_revision",
     "perplexity_stderr",
     "seconds",
     "choosing_s",
@@ -40,11 +46,13 @@ def read_by(kind, path):
 def test_result_of_prune(small_run, tmp_path):
     result = json.loads((small_run[0] / "result.json").read_text())
     path = tmp_path / "result.json"
+    result.pop("files")
     result["models"] = result["models"][:1]
     result["models"][0]["latency"] = {"work": "prefill", "measured_share": 0.5, "attempts": []}
     result["curve"] = [{"keep_asked": 0.5, "keep": 0.5} | MEASURED]
     path.write_text(json.dumps(result))
-    free = (*FREE, "base_model", "license", "latency", "max_logit_error", "max_logit_error_float32")
+    free = (*FREE, "base_model", "license", "latency", "prompt", "sample")
+    free += ("max_logit_error", "max_logit_error_float32")
     wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
     assert wrong == ["curve.0 dropped"]  # a curve may have fewer points
     assert refused > 300
@@ -52,7 +60,7 @@ def test_result_of_prune(small_run, tmp_path):
 
 def test_result_of_recover(small_run, tmp_path):
     result = json.loads((small_run[0] / "result.json").read_text())
-    for key in ("dense", "models", "first_size"):
+    for key in ("dense", "models", "first_size", "files"):
         result.pop(key)
     sizes = {"keep": 0.5, "keep_total": 0.6, "parameters": 9, "block_parameters": 8, "bytes": 36}
     result |= {"before": MEASURED, "teacher": MEASURED}
@@ -73,7 +81,10 @@ def test_comparison(tmp_path):
         "asked": {"model": "m", "keep": [0.5], "steps": 3},
         "rows": [as_json(row), as_json(failed)],
         "dense": MEASURED | {"parameters": 99, "block_parameters": 88},
-        "source": {"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
+        "source": {
+            **{"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
+            **{"text_sha256": "t", "eval_text_sha256": "e"},
+        },
         "hardware": {"cpu": "c", "threads": 1, "system": "s"},
         "versions": {"torch": "2"},
     }
@@ -103,7 +114,7 @@ def bench_result() -> dict:
 def test_benchmark(tmp_path):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(bench_result()))
-    wrong, refused = wrongly_read(path, read_by(bench_figures, path), ("attention",))
+    wrong, refused = wrongly_read(path, read_by(bench_figures, path), ("attention", "system"))
     assert not wrong
     assert refused > 200
 
@@ -118,9 +129,9 @@ def run(small_run, tmp_path):
 
 def test_the_page_reads_the_benchmark_beside_a_run(run):
     (run / "bench.json").write_text(json.dumps(bench_result()))
-    assert read_run(run).bench.rows[0][0].speedup == pytest.approx(2, rel=0.1)
+    assert read_run(Run(run)).bench.rows[0][0].speedup == pytest.approx(2, rel=0.1)
     (run / "bench.json").write_text(json.dumps(bench_result() | {"results": []}))
-    found = outcome(lambda: read_run(run))
+    found = outcome(lambda: read_run(Run(run)))
     assert names(found, run / "bench.json")
     assert "two models" in found.what
 
@@ -146,14 +157,14 @@ def lines(*steps: str) -> str:
 def test_log_of_steps(run, damage, said):
     path = run / "metrics.jsonl"
     path.write_text(damage(*path.read_text().splitlines()[:2]))
-    found = outcome(lambda: read_run(run))
+    found = outcome(lambda: read_run(Run(run, anyway=True)))
     if said is None:
         assert len(found.metrics) < 2
     else:
         assert names(found, path)
         assert said in found.what
     path.write_bytes(b"\xff\n")
-    assert names(outcome(lambda: read_run(run)), path)
+    assert names(outcome(lambda: read_run(Run(run, anyway=True))), path)
 
 
 @pytest.mark.parametrize("how", [*BYTES, "nested"])

@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 from conftest import run_command
 
+from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.naming import without_paths
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -115,9 +116,10 @@ def test_whatever_text_says_is_shown_as_text(small_run, tmp_path):
     for written in (result["dense"], *result["models"]):
         written |= {"sample": markup, "prompt": markup}
     result["source"] |= {"text": markup, "eval_text": markup, markup: markup}
-    result |= {"command": markup, "status": markup}
+    result |= {"command": markup, "files": {}}
     result["hardware"]["cpu"] = result["versions"]["torch"] = markup
-    (folder / "result.json").write_text(json.dumps(result))
+    result.pop(CHECKSUM)
+    write_checked_json(folder / "result.json", result)
     settings = tomllib.loads((folder / "config.toml").read_text())
     settings["model"] = markup
     (folder / "config.toml").write_text(tomli_w.dumps(settings))
@@ -147,7 +149,7 @@ def test_what_is_no_run_is_refused(small_run, tmp_path, what):
         (folder / "masks.safetensors").write_bytes(b"no")
     done = run_command("report", folder)
     assert done.returncode == 2
-    assert "is not a run folder" in done.stderr or "cannot be read" in done.stderr
+    assert "is not a run folder" in done.stderr or "not the file that was written" in done.stderr
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

@@ -8,6 +8,7 @@ from damage import BYTES, names, outcome, rewrite, tensors_of
 from safetensors.torch import save_file
 from torch import nn
 
+from disp_llm.runs.files import tensors_sha256
 from disp_llm.training.checkpoints import checkpoints, restore, save
 
 
@@ -30,7 +31,7 @@ def trained(steps: int, folder=None) -> tuple[State, torch.optim.Optimizer]:
         optimizer.step()
         optimizer.zero_grad()
         if folder is not None:
-            save(folder, step, state, optimizer)
+            save(folder, {"step": str(step)}, state, optimizer)
     return state, optimizer
 
 
@@ -67,14 +68,18 @@ def assert_refused_and_unread(folder, path):
     assert not state.logits.any()
     assert not optimizer.state_dict()["state"]
     path.unlink()
-    assert restore(folder, state, optimizer) == 2
+    assert restore(folder, state, optimizer)["step"] == "2"
     assert torch.equal(state.logits, trained(2)[0].logits)
 
 
+@pytest.mark.parametrize("hashed", [False, True])
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_tensor_that_is_not_as_declared(folder, what):
+def test_a_tensor_that_is_not_as_declared(folder, what, hashed):
     path = checkpoints(folder)[-1]
     rewrite(path, **CHANGES[what])
+    if hashed:
+        tensors, facts = tensors_of(path)
+        save_file(tensors, path, metadata=facts | {"sha256": tensors_sha256(tensors)})
     assert_refused_and_unread(folder, path)
 
 
@@ -97,7 +102,7 @@ def test_a_step_that_is_not_the_one_of_the_name(folder, metadata):
 def test_a_whole_checkpoint_gives_everything_back(folder):
     state, optimizer = trained(0)
     whole, moments = trained(3)
-    assert restore(folder, state, optimizer) == 3
+    assert restore(folder, state, optimizer)["step"] == "3"
     assert torch.equal(state.logits, whole.logits)
     assert state.baseline.isnan()  # as it is before its first use
     found, wanted = (copy.deepcopy(o.state_dict()["state"]) for o in (optimizer, moments))

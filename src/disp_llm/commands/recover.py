@@ -122,10 +122,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     source = loaded.source | texts.names
     if teacher is not None:
         source["teacher_revision"] = teacher.revision
-    run.require_same_source(source)
     before = run.result() if process.is_main else {}
     if before:
         run_figures(before, str(run.result_file))
+    run.require_same_source(source)
     if process.is_main and not {"before", "source"} <= before.keys():
         run.update(
             run.config_file,

@@ -82,6 +82,7 @@ class SizeWriter:
             size = self.name(share)
             files = self.files(size)
             if size in found and all(run.has(path) for path in files):
+                self._require_same_share(share, from_json(SizeResult, found[size], str(run.folder)))
                 continue
             self._require_free(size, files[1])
             if settings.budget == "latency":
@@ -101,6 +102,16 @@ class SizeWriter:
         """Masks file and folder of a size."""
         run = self.problem.job.run
         return run.masks_file(size, self.first_size), run.model_folder(size, self.first_size)
+
+    def _require_same_share(self, share: float, there: SizeResult) -> None:
+        """Refuses a size that would be called what another one is called."""
+        if share != there.share_asked:
+            field = "keep" if self.problem.job.config.budget.budget == "params" else "target"
+            raise InputError(
+                f"{share} would be called {there.size}, as the {there.share_asked} that is there",
+                field=field,
+                hint="give numbers that differ in their first six digits",
+            )
 
     def _require_free(self, size: str, folder: Path) -> None:
         """Refuses to replace what this run has not written."""

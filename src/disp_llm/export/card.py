@@ -87,7 +87,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     """
     told = _told(result)
     write_json(folder / FACTS, {"figures": _without(as_json(size)), "result": told})
-    dense = from_json(DenseResult, dict.fromkeys(UNTOLD, "") | told["dense"], str(folder / FACTS))
+    dense = from_json(DenseResult, _filled(told["dense"]), str(folder / FACTS))
     text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, told))
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
@@ -215,7 +215,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that `card.json` holds; of the figures, those that the card leaves out are not there."""
+    """All that `card.json` holds, with blanks for the figures that the card leaves out."""
 
     figures: SizeResult
     result: Told
@@ -225,11 +225,17 @@ def _facts(path: Path) -> dict[str, Any]:
     """The file's values, checked."""
     hint = "export the folder again"
     values = read_json(path, hint)
-    figures = values.get("figures")
-    if isinstance(figures, dict):
-        figures = dict.fromkeys(UNTOLD, "") | figures
-    from_json(Facts, values | {"figures": figures}, str(path), hint)
+    result = values.get("result")
+    if isinstance(result, dict):
+        result = result | {key: _filled(result.get(key)) for key in ("dense", "hardware")}
+    whole = {"figures": _filled(values.get("figures")), "result": result}
+    from_json(Facts, whole, str(path), hint)
     return values
+
+
+def _filled(figures: Any) -> Any:
+    """Figures of a card with blanks for those that it leaves out."""
+    return dict.fromkeys(UNTOLD, "") | figures if isinstance(figures, dict) else figures
 
 
 def write_recovered_card(
@@ -245,8 +251,7 @@ def write_recovered_card(
     path = before / FACTS
     if path.is_file():
         facts = _facts(path)
-        untold = dict.fromkeys(UNTOLD, "")
-        size = from_json(SizeResult, untold | facts["figures"] | figures, str(path))
+        size = from_json(SizeResult, _filled(facts["figures"]) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
 
 

@@ -134,18 +134,19 @@ def _original(path: Path, blocks: int) -> gguf.GGUFReader:
     """
     try:
         reader = gguf.GGUFReader(path)
-    except (OSError, ValueError) as error:
+        values = {name: field.contents() for name, field in reader.fields.items()}
+        architecture = values["general.architecture"]
+    except (OSError, ValueError, LookupError, OverflowError) as error:  # of damaged files too
         raise InputError(
             f"cannot read {path} ({error})",
             field="original",
             hint="name a GGUF file of the original",
         ) from error
-    architecture = reader.fields["general.architecture"].contents()
-    stated = reader.fields.get(f"{architecture}.block_count")
-    if architecture != NATIVE or stated is None or stated.contents() != blocks:
+    stated = values.get(f"{architecture}.block_count", "unknown")
+    if architecture != NATIVE or stated != blocks:
         raise InputError(
-            f"{path} is a {architecture} model of {stated.contents() if stated else 'unknown'} "
-            f"blocks, the folder a llama model of {blocks}",
+            f"{path} is a {architecture} model of {stated} blocks, "
+            f"the folder a llama model of {blocks}",
             field="original",
             hint="name a GGUF file of the model that was pruned",
         )

@@ -96,9 +96,9 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     Raises:
         InputError: a file is damaged, a link, or code of others.
     """
+    files, left_out = belongings(folder)
     for problem in folder_problems(folder, but=(CARD,)):  # cards are edited by hand
         raise problem.error
-    files, left_out = belongings(folder)
     if left_out:
         names = ", ".join(name if name.isprintable() else ascii(name) for name in left_out)
         logger.warning("left out, as no part of a model folder: %s", names)

@@ -18,7 +18,7 @@ from disp_llm.masks.layout import STREAM_SITES, Layout
 from disp_llm.runs.files import write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
-MADE_AGAIN = "delete it and result.json, then run `disp-llm prune … --resume`, which makes it again"
+MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
 """What to do about a damaged masks file: learning goes on from its checkpoints."""
 
 

@@ -15,8 +15,8 @@ class Source(TypedDict):
     revision: str
     text: str
     eval_text: str
-    text_sha256: NotRequired[str]
-    eval_text_sha256: NotRequired[str]
+    text_sha256: str
+    eval_text_sha256: str
     base_model: NotRequired[str]
     license: NotRequired[str]
     teacher_revision: NotRequired[str]
@@ -27,8 +27,7 @@ class Hardware(TypedDict):
 
     cpu: str
     threads: Size
-    system: NotRequired[str]
-    """The operating system; no card tells it."""
+    system: str
     gpus: NotRequired[list[str]]
 
 

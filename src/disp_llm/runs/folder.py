@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from disp_llm.config.errors import InputError
+from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
 
@@ -85,15 +86,22 @@ class Run:
         if not self.result_file.exists():
             return {}
         hint = "put it back, or delete it: `resume` measures again"
-        return read_checked_json(self.result_file, hint, self.anyway)
+        values = read_checked_json(self.result_file, hint, self.anyway)
+        run_figures(values, str(self.result_file))
+        return values
 
     def update(self, *written: Path, **values: Any) -> dict[str, Any]:
         """Adds values to `result.json`, and with them the hashes of files that were written.
 
         Args:
             written: files of this run, or exported folders, which carry the sums of theirs.
+
+        Raises:
+            InputError: the file is damaged, was changed, or cannot be written.
         """
         result = self.result() | values
+        if "status" not in result:  # a run that has not begun: a method was called by itself
+            return {}
         files = [path / SUMS if path.is_dir() else path for path in written]
         hashes = {self._name(path): sha256(path) for path in files}
         if hashes:
@@ -239,7 +247,7 @@ def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
         yield
     finally:
         if active and run.result():
-            before = run.result().get(name, 0.0)
+            before = run.result().get(name) or 0.0
             run.update(**{name: round(before + time.perf_counter() - began, 1)})
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import leftovers, sweep
+from disp_llm.runs.folder import Run
 
 LOCK = ".lock"
 """Name of the file in an output folder."""
@@ -59,7 +60,8 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     try:
         path.write_text(json.dumps({"process": os.getpid(), "command": sys.argv[:2]}))
-        sweep(folder)
+        for place in (folder, Run(folder).checkpoint_folder):
+            sweep(place)
         yield
     finally:
         with contextlib.suppress(OSError):

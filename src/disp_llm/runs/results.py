@@ -52,13 +52,13 @@ class DenseResult:
     """The model as it came."""
 
     measured: Perplexity
+    prompt: str
+    """The first tokens of the evaluation text."""
+    sample: str
+    """What the model writes after them."""
     parameters: Size
     block_parameters: Size
     bytes: Size
-    prompt: str = ""
-    """The first tokens of the evaluation text; no card tells them."""
-    sample: str = ""
-    """What the model writes after them."""
 
 
 class Timing(TypedDict):

@@ -33,7 +33,8 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
     positional = fields(kind)[0].name
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return apply_recipe(kind(**{positional: tables.pop(positional)}), tables)
+        tables[positional]  # which has no default
+        return apply_recipe(kind(**{positional: ""}), tables)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         command = "prune" if kind is PruneConfig else "recover"
         raise InputError(
