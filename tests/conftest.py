@@ -153,9 +153,9 @@ def llama_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
-    """Some 20,000 bytes with structure that a model could learn."""
+    """Some 10,000 bytes with structure that a model could learn."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(400)]
+    lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(200)]
     path.write_text("".join(lines))
     return path
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from disp_llm.config.learning import LearnConfig
 from disp_llm.training import pace
 
-TIMED = [flag for flag in SMALL if flag not in ("--steps", "6")]
+TIMED = [*(flag for flag in SMALL if flag not in ("--steps", "6")), "--compile", "no"]
 
 
 def prune(llama_folder, text_file, folder, *flags):
@@ -26,7 +26,7 @@ def prune(llama_folder, text_file, folder, *flags):
 @pytest.fixture(scope="module")
 def timed(llama_folder, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("timed") / "run"
-    return folder, prune(llama_folder, text_file, folder, "--minutes", 0.05)
+    return folder, prune(llama_folder, text_file, folder, "--minutes", 0.03)
 
 
 def test_the_steps_belong_to_the_run(timed):
@@ -35,7 +35,7 @@ def test_the_steps_belong_to_the_run(timed):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, result["steps"] + 1))
     assert result["tokens_seen"] == result["steps"] * 32 + 4 * 32
-    assert tomllib.loads((folder / "config.toml").read_text())["learn"]["minutes"] == 0.05
+    assert tomllib.loads((folder / "config.toml").read_text())["learn"]["minutes"] == 0.03
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_takes_the_same_steps(
     folder = tmp_path / "run"
     steps = timed[1]["steps"]
     monkeypatch.setattr(pace, "_steps_in", lambda problem, take: steps)
-    flags = ("--text", text_file, "--output-dir", folder, *TIMED, "--minutes", 0.05)
+    flags = ("--text", text_file, "--output-dir", folder, *TIMED, "--minutes", 0.03)
     for killed_at in (steps // 3, 2 * steps // 3):
         with monkeypatch.context() as patch:
             patch.setattr("disp_llm.runs.folder.MetricsLog.append", killing(killed_at))
