@@ -232,6 +232,18 @@ def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
+BEGUN = {
+    "status": "running",
+    "run": "run",
+    "dtype": "float32",
+    "command": "disp_llm",
+    "seed": 0,
+    "versions": {"disp-llm": "0"},
+    "hardware": {"cpu": "one", "threads": 1, "system": "this"},
+}
+"""What `result.json` holds when a run begins."""
+
+
 FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --windows 2".split()
 """Flags of a run on the real model that takes a minute."""
 

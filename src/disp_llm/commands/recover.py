@@ -26,7 +26,8 @@ from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Texts, load_tokens
-from disp_llm.export.card import read_facts, write_recovered_card
+from disp_llm.export.card import write_recovered_card
+from disp_llm.export.facts import read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
