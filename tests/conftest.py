@@ -153,9 +153,9 @@ def llama_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
-    """Some 20,000 bytes with structure that a model could learn."""
+    """Some 10,000 bytes with structure that a model could learn."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(400)]
+    lines = [f"Line {i}: the square of {i} is {i * i}, and its cube {i**3}.\n" for i in range(200)]
     path.write_text("".join(lines))
     return path
 
@@ -261,6 +261,18 @@ def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
+
+
+BEGUN = {
+    "status": "running",
+    "run": "run",
+    "dtype": "float32",
+    "command": "disp_llm",
+    "seed": 0,
+    "versions": {"disp-llm": "0"},
+    "hardware": {"cpu": "one", "threads": 1, "system": "this"},
+}
+"""What `result.json` holds when a run begins."""
 
 
 FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --windows 2".split()

@@ -141,7 +141,7 @@ LONG = [*SMALL[2:], "--steps", str(STEPS), "--checkpoint-every", "7", "--compile
 
 AT_STEP = """
 import os
-from disp_llm.runs.folder import MetricsLog
+from disp_llm.runs.metrics import MetricsLog
 
 append = MetricsLog.append
 

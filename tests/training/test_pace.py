@@ -5,13 +5,13 @@ import tomllib
 
 import pytest
 import torch
-from conftest import SMALL, problem_of, run_command, with_config
+from conftest import BEGUN, SMALL, problem_of, run_command, with_config
 from safetensors.torch import load_file
 
 from disp_llm.config.learning import LearnConfig
 from disp_llm.training import pace
 
-TIMED = [flag for flag in SMALL if flag not in ("--steps", "6")]
+TIMED = [*(flag for flag in SMALL if flag not in ("--steps", "6")), "--compile", "no"]
 
 
 def prune(llama_folder, text_file, folder, *flags):
@@ -26,7 +26,7 @@ def prune(llama_folder, text_file, folder, *flags):
 @pytest.fixture(scope="module")
 def timed(llama_folder, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("timed") / "run"
-    return folder, prune(llama_folder, text_file, folder, "--minutes", 0.05)
+    return folder, prune(llama_folder, text_file, folder, "--minutes", 0.03)
 
 
 def test_the_steps_belong_to_the_run(timed):
@@ -35,7 +35,7 @@ def test_the_steps_belong_to_the_run(timed):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, result["steps"] + 1))
     assert result["tokens_seen"] == result["steps"] * 32 + 4 * 32
-    assert tomllib.loads((folder / "config.toml").read_text())["learn"]["minutes"] == 0.05
+    assert tomllib.loads((folder / "config.toml").read_text())["learn"]["minutes"] == 0.03
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_steps_are_the_time_over_the_pace(left, steps, text_file, tmp_path, monk
     monkeypatch.setattr(pace, "_seconds_left", lambda problem: left)
     monkeypatch.setattr(pace, "can_compile", lambda device: True)
     timed = with_config(problem, learn=LearnConfig(minutes=1))
-    timed.job.run.update(status="running")
+    timed.job.run.update(**BEGUN)
     assert pace.planned_steps(timed, lambda problem, steps: None) == steps
     assert timed.job.run.result()["steps"] == steps
 
@@ -66,7 +66,7 @@ def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(
 ):
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     timed = with_config(problem, learn=LearnConfig(minutes=10), keep=(0.8, 0.5))
-    timed.job.run.update(seconds=100.0, measuring_dense_s=20.0)
+    timed.job.run.update(**BEGUN, seconds=100.0, measuring_dense_s=20.0)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: timed.job.began + 50.0)
     measuring = 20.0 * 2 * pace.MEASUREMENTS_A_SIZE
     assert pace._seconds_left(timed) == pytest.approx(600 - 100 - 50 - measuring)
@@ -86,10 +86,10 @@ def test_a_run_that_goes_on_takes_the_same_steps(
     folder = tmp_path / "run"
     steps = timed[1]["steps"]
     monkeypatch.setattr(pace, "_steps_in", lambda problem, take: steps)
-    flags = ("--text", text_file, "--output-dir", folder, *TIMED, "--minutes", 0.05)
+    flags = ("--text", text_file, "--output-dir", folder, *TIMED, "--minutes", 0.03)
     for killed_at in (steps // 3, 2 * steps // 3):
         with monkeypatch.context() as patch:
-            patch.setattr("disp_llm.runs.folder.MetricsLog.append", killing(killed_at))
+            patch.setattr("disp_llm.runs.metrics.MetricsLog.append", killing(killed_at))
             again = ["--resume"] if folder.exists() else []
             done = run_command("prune", llama_folder, *flags, *again)
             assert "Killed" in done.stderr

@@ -26,7 +26,8 @@ from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Texts, load_tokens
-from disp_llm.export.card import read_facts, write_recovered_card
+from disp_llm.export.card import write_recovered_card
+from disp_llm.export.facts import read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
@@ -125,7 +126,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     before = run.result() if process.is_main else {}
     if before:
         run_figures(before, str(run.result_file))
-    run.require_same_source(source)
+    run.require_same_source(source, dtype_name(loaded.dtype))
     if process.is_main and not {"before", "source"} <= before.keys():
         run.update(
             run.config_file,

@@ -18,8 +18,9 @@ from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
 from disp_llm.evaluation.timing import Workload
-from disp_llm.export.card import figures_of, write_card
+from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
+from disp_llm.export.facts import figures_of
 from disp_llm.export.folders import added_biases, weight_bytes, write_folder
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import project

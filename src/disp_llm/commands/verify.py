@@ -19,7 +19,7 @@ from disp_llm.config.names import SITES
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.verify import VerifyConfig
-from disp_llm.export.card import FACTS, figures_of
+from disp_llm.export.facts import FACTS, figures_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import Branch
 from disp_llm.models.loading import empty_model, family_of_any, load_config

@@ -2,32 +2,12 @@
 is loaded in each engine.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from disp_llm.config.schema import Amount, Count, Positive
-from disp_llm.runs.figures import Hardware, Source
-from disp_llm.runs.files import atomic, read_json, write_json
-from disp_llm.runs.naming import name_of, named, names_in, without_paths
-from disp_llm.runs.results import (
-    DenseResult,
-    SizeResult,
-    as_json,
-    from_json,
-    kept_said,
-    ratio_said,
-)
-
-FACTS = "card.json"
-"""The file beside the card with the figures behind it, from which a later stage writes it anew."""
-
-TOLD = ("dense", "source", "versions", "tokens_seen", "command", "hardware", "recovered")
-"""Parts of a run's result that the card tells; the folder carries no others."""
-
-UNTOLD = ("folder", "sample", "prompt", "system")
-"""What it leaves out of these and of the figures: where things lie, what the text says, and the
-operating system."""
+from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
+from disp_llm.runs.files import atomic
+from disp_llm.runs.results import DenseResult, SizeResult, from_json, kept_said, ratio_said
 
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is saved or pushed somewhere."""
@@ -92,31 +72,11 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     Raises:
         InputError: the dense model's figures are incomplete, or the folder cannot be written.
     """
-    told = _told(result)
-    write_json(folder / FACTS, {"figures": _without(as_json(size)), "result": told})
-    dense = from_json(DenseResult, _filled(told["dense"]), str(folder / FACTS))
+    told = write_facts(folder, size, result)
+    dense = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
     text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, told))
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
-
-
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    """What others may know of a run: no path, and nothing of the text that it read."""
-    told = {key: result[key] for key in TOLD if key in result}
-    told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
-    told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
-    base = result["source"].get("base_model", "")
-    if base != name_of(base):  # a path names no repository of the hub
-        told["source"]["base_model"] = ""
-    if "recovered" in told:
-        did = told["recovered"]
-        said = {"text": names_in(did["text"]), "command": without_paths(did["command"])}
-        told["recovered"] = did | said
-    return told
-
-
-def _without(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if key not in UNTOLD}
 
 
 def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
@@ -172,80 +132,6 @@ def _of_run(size: SizeResult, told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_facts(folder: str | Path) -> dict[str, Any]:
-    """What the run knew that wrote the folder's card; empty where there is no such file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = Path(folder) / FACTS
-    return _facts(path)["result"] if path.is_file() else {}
-
-
-def figures_of(folder: Path) -> dict[str, Any] | None:
-    """The figures of the model that the card of an exported folder tells; None without a card.
-
-    Raises:
-        InputError: the figures behind the card are damaged.
-    """
-    path = folder / FACTS
-    return _facts(path)["figures"] if path.is_file() else None
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """What training after pruning did."""
-
-    how: Literal["full", "lora"]
-    distill: Amount
-    tokens_seen: Count
-    text: str
-    before: Positive
-    command: str
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the card tells of a run's result."""
-
-    dense: DenseResult
-    source: Source
-    versions: dict[str, str]
-    tokens_seen: Count
-    command: str
-    hardware: Hardware
-    recovered: Recovered | None = None
-
-    def __post_init__(self) -> None:
-        if "disp-llm" not in self.versions:
-            raise ValueError("has no version of disp-llm")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that `card.json` holds, with blanks for the figures that the card leaves out."""
-
-    figures: SizeResult
-    result: Told
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """The file's values, checked."""
-    hint = "export the folder again"
-    values = read_json(path, hint)
-    result = values.get("result")
-    if isinstance(result, dict):
-        result = result | {key: _filled(result.get(key)) for key in ("dense", "hardware")}
-    whole = {"figures": _filled(values.get("figures")), "result": result}
-    from_json(Facts, whole, str(path), hint)
-    return values
-
-
-def _filled(figures: Any) -> Any:
-    """Figures of a card with blanks for those that it leaves out."""
-    return dict.fromkeys(UNTOLD, "") | figures if isinstance(figures, dict) else figures
-
-
 def write_recovered_card(
     before: Path, folder: Path, figures: dict[str, Any], recovered: dict[str, Any]
 ) -> None:
@@ -258,9 +144,9 @@ def write_recovered_card(
     """
     path = before / FACTS
     if path.is_file():
-        facts = _facts(path)
+        facts = facts_in(path)
         known = {key: value for key, value in facts["figures"].items() if key != "scores"}
-        size = from_json(SizeResult, _filled(known) | figures, str(path))
+        size = from_json(SizeResult, filled(known) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
 
 

@@ -3,12 +3,10 @@
 A card names a local original by its last part only; where that lies is known to the run.
 """
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
-from disp_llm.config.errors import InputError
-from disp_llm.export.card import read_facts
+from disp_llm.config.recipes import read_toml
+from disp_llm.export.facts import read_facts
 from disp_llm.models import embedded
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import is_on_hub, name_of
@@ -41,21 +39,11 @@ def _original_of_run(folder: Path) -> str:
     seen: set[Path] = set()
     while folder not in seen and Run(folder).config_file.is_file():
         seen.add(folder)
-        settings = _settings(Run(folder).config_file)
+        path = Run(folder).config_file
+        settings = read_toml(path, str(path), "name the original as the `teacher`")
         if "model" in settings:
             return str(settings["model"])
         if "folder" not in settings:
             return ""
         folder = Path(str(settings["folder"])).absolute().parent
     return ""
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"is damaged ({error})",
-            field=str(path),
-            hint="name the original as the `teacher`",
-        ) from error

@@ -15,8 +15,9 @@ class Source(TypedDict):
     revision: str
     text: str
     eval_text: str
-    text_sha256: str
-    eval_text_sha256: str
+    text_sha256: NotRequired[str]
+    eval_text_sha256: NotRequired[str]
+    """Both are missing from tables that were measured before they were recorded."""
     base_model: NotRequired[str]
     license: NotRequired[str]
     teacher_revision: NotRequired[str]

@@ -10,18 +10,15 @@ and a file that has changed since is refused.
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.figures import run_figures
-from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
+from disp_llm.runs.files import read_checked_json, write_checked_json
 from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
@@ -168,17 +165,27 @@ class Run:
         for problem in [] if self.anyway else self.problems():
             raise problem.error
 
-    def require_same_source(self, source: dict[str, str]) -> None:
-        """Refuses a model or text that is not the one that the run began with.
+    def require_same_source(self, source: dict[str, str], dtype: str) -> None:
+        """Refuses a model or text that is not the one that the run began with, and another data
+        type, which `auto` may be on another machine.
 
         Args:
             source: what the model and the texts are now.
+            dtype: the data type of the weights now.
 
         Raises:
-            InputError: naming the setting and both hashes.
+            InputError: naming the setting and both values.
         """
-        if not self.anyway:
-            require_same_source(self.result().get("source", {}), source, self.folder)
+        if self.anyway:
+            return
+        before = self.result()
+        require_same_source(before.get("source", {}), source, self.folder)
+        if before.get("dtype", dtype) != dtype:
+            raise InputError(
+                f"is {dtype} here, and {self.folder} was begun in {before['dtype']}",
+                field="dtype",
+                hint="go on where it was begun; `anyway` goes on all the same",
+            )
 
     def finish(self, *written: Path, **last: Any) -> dict[str, Any]:
         """Closes the run: done means that every file is on the disk as it was written. Files that
@@ -253,72 +260,3 @@ def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
 
 def _suffix(size: str, first: str) -> str:
     return "" if size == first else f"-{size}"
-
-
-class MetricsLog:
-    """`metrics.jsonl`, a line a step; going on from a step drops the lines after it.
-
-    A context manager, which closes the file.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._file: TextIO | None = None
-        self._digest = hashlib.sha256()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def go_on_from(self, step: int, digest: str | None) -> None:
-        """Keeps the lines of so many steps, before the first is appended.
-
-        Args:
-            digest: of those lines, as the checkpoint has it; None = it has none.
-
-        Raises:
-            InputError: the lines are not those that were written, or the file cannot be written.
-        """
-        lines = _lines(self._path)[:step]
-        self._digest.update(b"".join(lines))
-        if digest not in (None, self._digest.hexdigest()):
-            raise InputError(
-                "is not the file that was written",
-                field=str(self._path),
-                hint="put it back, or delete the folder checkpoint to learn again",
-            )
-        with atomic(self._path) as temporary:
-            temporary.write_bytes(b"".join(lines))
-        self._file = self._path.open("a", buffering=1, encoding="utf-8")
-
-    def settle(self) -> str:
-        """Waits until all lines so far are on the disk; their SHA-256."""
-        assert self._file is not None, "go_on_from comes first"
-        os.fsync(self._file.fileno())
-        return self._digest.hexdigest()
-
-    def append(self, metrics: dict[str, Any]) -> None:
-        """Writes the line of a step."""
-        line = json.dumps(metrics) + "\n"
-        self._digest.update(line.encode())
-        assert self._file is not None, "go_on_from comes first"
-        try:
-            self._file.write(line)
-        except OSError as error:
-            raise InputError(
-                f"cannot write ({error.strerror})",
-                field=str(self._path),
-                hint="make room, then go on with `resume`",
-            ) from error
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", field=str(path), hint="make it readable"
-        ) from error

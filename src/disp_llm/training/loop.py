@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.runs.folder import MetricsLog
 from disp_llm.runs.job import Job, Process
+from disp_llm.runs.metrics import MetricsLog
 from disp_llm.runs.sums import sha256
 from disp_llm.training.checkpoints import restore, save
 

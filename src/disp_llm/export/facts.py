@@ -1,0 +1,133 @@
+"""The figures behind the card of an exported folder, `card.json`: what others may know of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from disp_llm.config.schema import Amount, Count, Positive
+from disp_llm.runs.figures import Hardware, Source
+from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.naming import name_of, named, names_in, without_paths
+from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+
+FACTS = "card.json"
+"""The file beside the card with the figures behind it, from which a later stage writes it anew."""
+
+TOLD = ("dense", "source", "versions", "tokens_seen", "command", "hardware", "recovered")
+"""Parts of a run's result that the card tells; the folder carries no others."""
+
+UNTOLD = ("folder", "sample", "prompt", "system")
+"""What it leaves out of these and of the figures: where things lie, what the text says, and the
+operating system."""
+
+
+def write_facts(folder: Path, size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
+    """Writes the figures behind a card, and returns what they tell of the run.
+
+    Args:
+        size: the figures of the exported model.
+        result: what the run's `result.json` holds.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    told = _told(result)
+    write_json(folder / FACTS, {"figures": _without(as_json(size)), "result": told})
+    return told
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """What others may know of a run: no path, and nothing of the text that it read."""
+    told = {key: result[key] for key in TOLD if key in result}
+    told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
+    told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
+    base = result["source"].get("base_model", "")
+    if base != name_of(base):  # a path names no repository of the hub
+        told["source"]["base_model"] = ""
+    if "recovered" in told:
+        did = told["recovered"]
+        said = {"text": names_in(did["text"]), "command": without_paths(did["command"])}
+        told["recovered"] = did | said
+    return told
+
+
+def _without(figures: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if key not in UNTOLD}
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What the run knew that wrote the folder's card; empty where there is no such file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = Path(folder) / FACTS
+    return facts_in(path)["result"] if path.is_file() else {}
+
+
+def figures_of(folder: Path) -> dict[str, Any] | None:
+    """The figures of the model that the card of an exported folder tells; None without a card.
+
+    Raises:
+        InputError: the figures behind the card are damaged.
+    """
+    path = folder / FACTS
+    return facts_in(path)["figures"] if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What training after pruning did."""
+
+    how: Literal["full", "lora"]
+    distill: Amount
+    tokens_seen: Count
+    text: str
+    before: Positive
+    command: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the card tells of a run's result."""
+
+    dense: DenseResult
+    source: Source
+    versions: dict[str, str]
+    tokens_seen: Count
+    command: str
+    hardware: Hardware
+    recovered: Recovered | None = None
+
+    def __post_init__(self) -> None:
+        if "disp-llm" not in self.versions:
+            raise ValueError("has no version of disp-llm")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that `card.json` holds, with blanks for the figures that the card leaves out."""
+
+    figures: SizeResult
+    result: Told
+
+
+def facts_in(path: Path) -> dict[str, Any]:
+    """The values of such a file, checked.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    hint = "export the folder again"
+    values = read_json(path, hint)
+    result = values.get("result")
+    if isinstance(result, dict):
+        result = result | {key: filled(result.get(key)) for key in ("dense", "hardware")}
+    whole = {"figures": filled(values.get("figures")), "result": result}
+    from_json(Facts, whole, str(path), hint)
+    return values
+
+
+def filled(figures: Any) -> Any:
+    """Figures of a card with blanks for those that it leaves out."""
+    return dict.fromkeys(UNTOLD, "") | figures if isinstance(figures, dict) else figures

@@ -1,0 +1,79 @@
+"""The log of a run's steps: `metrics.jsonl`, a line a step."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from disp_llm.config.errors import InputError
+from disp_llm.runs.files import atomic
+
+
+class MetricsLog:
+    """`metrics.jsonl`, a line a step; going on from a step drops the lines after it.
+
+    A context manager, which closes the file.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: TextIO | None = None
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def go_on_from(self, step: int, digest: str | None) -> None:
+        """Keeps the lines of so many steps, before the first is appended.
+
+        Args:
+            digest: of those lines, as the checkpoint has it; None = it has none.
+
+        Raises:
+            InputError: the lines are not those that were written, or the file cannot be written.
+        """
+        lines = _lines(self._path)[:step]
+        self._digest.update(b"".join(lines))
+        if digest not in (None, self._digest.hexdigest()):
+            raise InputError(
+                "is not the file that was written",
+                field=str(self._path),
+                hint="put it back, or delete the folder checkpoint to learn again",
+            )
+        with atomic(self._path) as temporary:
+            temporary.write_bytes(b"".join(lines))
+        self._file = self._path.open("a", buffering=1, encoding="utf-8")
+
+    def settle(self) -> str:
+        """Waits until all lines so far are on the disk; their SHA-256."""
+        assert self._file is not None, "go_on_from comes first"
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Writes the line of a step."""
+        line = json.dumps(metrics) + "\n"
+        self._digest.update(line.encode())
+        assert self._file is not None, "go_on_from comes first"
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise InputError(
+                f"cannot write ({error.strerror})",
+                field=str(self._path),
+                hint="make room, then go on with `resume`",
+            ) from error
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", field=str(path), hint="make it readable"
+        ) from error
