@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_MINUTES ?= 3.5
 DEMO_DIR ?= runs/demo
+PROOFS ?= tests/proof
 
 .PHONY: setup demo test proof style check size clean tables
 setup: $(VENV)/.installed
@@ -25,7 +26,7 @@ test: setup  ## the whole suite
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
 proof: setup  ## slow proofs on the real model
-	$(BIN)/pytest -q -m proof
+	$(BIN)/pytest -q -m proof $(PROOFS)
 
 style: setup  ## format, and fix what a tool can fix
 	$(BIN)/ruff format .

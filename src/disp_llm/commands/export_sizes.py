@@ -14,7 +14,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import load_masks
-from disp_llm.models.devices import start_process
+from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
@@ -51,7 +51,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         loaded, problem, texts = open_problem(job, Inputs())
-        run.require_same_source(loaded.source | texts.names)
+        run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
         evaluation = problem.job.config.evaluation
         measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, progress)
         selection = load_masks(run.logits_file, problem.budget.layout).selection

@@ -129,7 +129,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         loaded, problem, texts = open_problem(job, inputs)
     refuse_impossible(problem, texts)
-    run.require_same_source(loaded.source | texts.names)
+    run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     config = problem.job.config
     measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
     if process.is_main:

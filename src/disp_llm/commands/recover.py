@@ -126,7 +126,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     before = run.result() if process.is_main else {}
     if before:
         run_figures(before, str(run.result_file))
-    run.require_same_source(source)
+    run.require_same_source(source, dtype_name(loaded.dtype))
     if process.is_main and not {"before", "source"} <= before.keys():
         run.update(
             run.config_file,

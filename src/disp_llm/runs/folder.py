@@ -165,17 +165,27 @@ class Run:
         for problem in [] if self.anyway else self.problems():
             raise problem.error
 
-    def require_same_source(self, source: dict[str, str]) -> None:
-        """Refuses a model or text that is not the one that the run began with.
+    def require_same_source(self, source: dict[str, str], dtype: str) -> None:
+        """Refuses a model or text that is not the one that the run began with, and another data
+        type, which `auto` may be on another machine.
 
         Args:
             source: what the model and the texts are now.
+            dtype: the data type of the weights now.
 
         Raises:
-            InputError: naming the setting and both hashes.
+            InputError: naming the setting and both values.
         """
-        if not self.anyway:
-            require_same_source(self.result().get("source", {}), source, self.folder)
+        if self.anyway:
+            return
+        before = self.result()
+        require_same_source(before.get("source", {}), source, self.folder)
+        if before.get("dtype", dtype) != dtype:
+            raise InputError(
+                f"is {dtype} here, and {self.folder} was begun in {before['dtype']}",
+                field="dtype",
+                hint="go on where it was begun; `anyway` goes on all the same",
+            )
 
     def finish(self, *written: Path, **last: Any) -> dict[str, Any]:
         """Closes the run: done means that every file is on the disk as it was written. Files that

@@ -1,0 +1,175 @@
+"""What a run was made of, changed under it: refused by name, or taken with `--anyway`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, run_command
+from safetensors.torch import load_file, save_file
+
+import disp_llm
+from disp_llm.runs.folder import Run
+from disp_llm.runs.lock import locked
+
+
+@pytest.fixture
+def inputs(llama_folder, text_file, tmp_path) -> dict[str, Path]:
+    """A model and two texts of one's own."""
+    model, text, test = tmp_path / "model", tmp_path / "text.txt", tmp_path / "test.txt"
+    shutil.copytree(llama_folder, model)
+    shutil.copyfile(text_file, text)
+    test.write_text(text_file.read_text()[::-1])
+    return {"model": model, "text": text, "eval_text": test}
+
+
+@pytest.fixture
+def run(inputs, tmp_path) -> Path:
+    """A finished run of them."""
+    folder = tmp_path / "run"
+    done = run_command(
+        "prune", inputs["model"], "--keep", 0.5, "--text", inputs["text"],
+        "--eval-text", inputs["eval_text"], "--output-dir", folder, *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def change(inputs: dict[str, Path], what: str) -> None:
+    if what == "model":
+        path = inputs["model"] / "model.safetensors"
+        weights = load_file(path)
+        name = min(weights)
+        weights[name] = torch.nextafter(weights[name], torch.tensor(9.0))
+        save_file(weights, path, metadata={"format": "pt"})
+    else:
+        inputs[what].write_text(inputs[what].read_text().replace("7", "8", 1))
+
+
+@pytest.mark.parametrize("what", ["model", "text", "eval_text"])
+def test_what_has_changed_is_refused_by_its_name(run, inputs, what):
+    change(inputs, what)
+    (run / "masks.safetensors").unlink()  # so that the run has something left to do
+    command = ["prune", inputs["model"], "--output-dir", run, "--resume"]
+    done = run_command(*command, "--json")
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    assert found["field"] == what
+    assert found["error"].startswith("is not what ")
+    assert run_command(*command, "--anyway").returncode == 0
+
+
+def test_export_refuses_a_changed_text(run, inputs):
+    change(inputs, "eval_text")
+    done = run_command("export", run, "--keep", 0.7)
+    assert done.returncode == 2
+    assert "--eval-text: is not what" in done.stderr
+    assert not (run / "model-0.7").exists()
+    assert run_command("export", run, "--keep", 0.7, "--anyway").returncode == 0
+
+
+def test_a_teacher_that_is_not_the_original_is_refused(run, inputs, tmp_path):
+    change(inputs, "model")
+    few = "--tokens 64 --length 32 --batch 1 --context 32 --windows 2 --dtype float32".split()
+    command = ["recover", run / "model", "--text", inputs["text"], *few, "--output-dir"]
+    done = run_command(*command, tmp_path / "better")
+    assert done.returncode == 2
+    assert "is not what" in done.stderr
+    assert not (tmp_path / "better").exists()
+    assert run_command(*command, tmp_path / "better", "--anyway").returncode == 0
+
+
+def test_another_data_type_is_refused(run, inputs, monkeypatch):
+    (run / "masks.safetensors").unlink()
+    monkeypatch.setattr("disp_llm.commands.prune.dtype_name", lambda dtype: "bfloat16")
+    done = run_command("prune", inputs["model"], "--output-dir", run, "--resume")
+    assert done.returncode == 2
+    assert "--dtype: is bfloat16 here" in done.stderr
+
+
+def test_a_run_is_gone_on_with_from_any_folder(run, inputs, tmp_path, monkeypatch):
+    other = tmp_path / "elsewhere" / "deep"
+    other.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    again = tmp_path / "relative"
+    flags = ["--text", "text.txt", "--eval-text", "test.txt", "--output-dir", again, *SMALL]
+    assert run_command("prune", "model", "--keep", 0.5, *flags).returncode == 0
+    monkeypatch.chdir(other)
+    done = run_command("export", os.path.relpath(again), "--keep", 0.7)
+    assert done.returncode == 0, done.stderr
+    own, moved = Run(run).result(), tmp_path / "moved"
+    again.rename(moved)
+    assert own["models"][0]["perplexity"] == Run(moved).result()["models"][0]["perplexity"]
+    assert disp_llm.verify(moved)["ok"]
+
+
+def test_resume_auto_begins_or_goes_on(inputs, tmp_path):
+    folder = tmp_path / "new"
+    command = [
+        "prune", inputs["model"], "--keep", 0.5, "--text", inputs["text"], "--output-dir", folder,
+        "--resume", "auto", "--json", *SMALL,
+    ]  # fmt: skip
+    first = run_command(*command)
+    assert first.returncode == 0, first.stderr
+    assert run_command(*command).stdout == first.stdout
+    other = run_command(*command[:3], 0.6, *command[4:])
+    assert other.returncode == 2
+    assert "this run has keep" in other.stderr
+
+
+def test_export_replaces_nothing_that_is_not_its_own(run, tmp_path):
+    (run / "model-0.7").mkdir()
+    (run / "model-0.7" / "mine.txt").write_text("mine")
+    done = run_command("export", run, "--keep", 0.7)
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert (run / "model-0.7" / "mine.txt").read_text() == "mine"
+    before = (run / "model" / "model.safetensors").read_bytes()
+    assert run_command("export", run, "--keep", 0.5, "--align", 8).returncode == 0
+    assert (run / "model" / "model.safetensors").read_bytes() == before
+    assert (run / "model-0.5-align8" / "model.safetensors").exists()
+    done = run_command("export", run, "--keep", 0.5000001)
+    assert done.returncode == 2
+    assert "would be called 0.5" in done.stderr
+    assert run_command("export", run, "--keep", 0.7, "--force").returncode == 0
+    assert not (run / "model-0.7" / "mine.txt").exists()
+    assert disp_llm.verify(run)["ok"]
+
+
+def test_a_folder_in_use_is_refused_and_an_empty_one_leaves_nothing(inputs, tmp_path):
+    folder = tmp_path / "taken"
+    command = ["prune", inputs["model"], "--text", inputs["text"], "--output-dir", folder, *SMALL]
+    with locked(folder):
+        done = run_command(*command)
+        assert done.returncode == 2
+        assert f"is in use by process {os.getpid()}" in done.stderr
+    assert not folder.exists()
+    (folder / ".model.x.tmp").mkdir(parents=True)  # what a kill leaves
+    (folder / ".lock").write_text("{")
+    assert run_command(*command).returncode == 0
+    assert not list(folder.rglob(".*"))
+
+
+def test_verify_names_what_is_wrong(run, tmp_path):
+    assert disp_llm.verify(run) == {"ok": True, "kind": "run", "files": 14, "problems": []}
+    done = run_command("verify", run / "model")
+    assert done.returncode == 0
+    assert "whole" in done.stderr
+    card = run / "model" / "card.json"
+    card.write_text(card.read_text().replace('"block_parameters": ', '"block_parameters": 1'))
+    found = disp_llm.verify(run)["problems"]
+    assert {problem["file"] for problem in found} == {str(card)}
+    assert any("states 1" in problem["what"] for problem in found)
+    masks, other = run / "masks.safetensors", tmp_path / "other.safetensors"
+    tensors = load_file(masks)
+    tensors["layers.0.attn_in"] = tensors["layers.0.attn_in"].flip(0).contiguous()
+    save_file(tensors, other)
+    shutil.copyfile(other, masks)
+    done = run_command("verify", run, "--json")
+    assert done.returncode == 2
+    files = {problem["file"] for problem in json.loads(done.stdout)["problems"]}
+    assert str(masks) in files
+    assert str(run / "model") in files  # was not cut by these masks
+    assert run_command("verify", tmp_path / "nowhere").returncode == 2
