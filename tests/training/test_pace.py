@@ -8,8 +8,9 @@ import torch
 from conftest import BEGUN, SMALL, problem_of, run_command, with_config
 from safetensors.torch import load_file
 
-from disp_llm.config.learning import LearnConfig
+from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.training import pace
+from disp_llm.training.blocks import WORTH_COMPILING, compiles
 
 TIMED = [*(flag for flag in SMALL if flag not in ("--steps", "6")), "--compile", "no"]
 
@@ -59,6 +60,16 @@ def test_steps_are_the_time_over_the_pace(left, steps, text_file, tmp_path, monk
     timed.job.run.update(**BEGUN)
     assert pace.planned_steps(timed, lambda problem, steps: None) == steps
     assert timed.job.run.result()["steps"] == steps
+
+
+@pytest.mark.parametrize("tool", ["g++", "g++-of-nowhere"])
+@pytest.mark.parametrize("steps", [WORTH_COMPILING - 1, WORTH_COMPILING])
+def test_auto_compiles_what_is_long_enough_where_there_is_a_compiler(tool, steps, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "g++" else None)
+    monkeypatch.setenv("CXX", tool)
+    wanted = steps >= WORTH_COMPILING and tool == "g++"
+    assert compiles(TrainingConfig(), steps, torch.device("cpu")) == wanted
+    assert compiles(TrainingConfig(compile="yes"), steps, torch.device("cpu"))
 
 
 def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(
