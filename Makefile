@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_MINUTES ?= 3.5
 DEMO_DIR ?= runs/demo
-PROOFS ?= tests/proof
+PROOFS ?= tests
 
 .PHONY: setup demo test proof style check size clean tables
 setup: $(VENV)/.installed
