@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -119,8 +120,10 @@ def test_prune_reads_as_much_as_there_is(run, folder, text_file):
     assert again["models"] == result["models"]
 
 
-def test_export_goes_on_from_it(run):
-    made, said = succeeded("export", run[0], "--keep", 0.8, "--json")
+def test_export_goes_on_from_it(run, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(run[0], place)
+    made, said = succeeded("export", place, "--keep", 0.8, "--json")
     assert len(said) == 1
     assert made["models"][0]["window"] == 128
     assert made["models"][0]["max_logit_error"] < 1e-4
