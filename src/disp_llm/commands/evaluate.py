@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from disp_llm.commands.front import Caller, Inputs, Model, inputs_of, machine_of
+from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score
 from disp_llm.config.errors import InputError
@@ -19,7 +20,6 @@ from disp_llm.data.tokens import load_tokens, require_length, stream_of
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.results import as_json
 
@@ -76,13 +76,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
-    result: dict[str, Any] = {
-        "model": loaded.source["model"],
-        "revision": loaded.source["revision"],
-        "dtype": dtype_name(target.dtype),
-        "parameters": target.parameters,
-        "block_parameters": target.block_parameters,
-    }
+    result = facts_of(loaded, target)
     if given or config.text or config.dataset or not config.tasks:
         stream, names = evaluation_stream(config, loaded.tokenizer, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)

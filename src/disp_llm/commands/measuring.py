@@ -11,6 +11,8 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name
+from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import Perplexity
@@ -18,6 +20,17 @@ from disp_llm.runs.scores import Scores
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Tokens of the prompt, and of the text that shows what a model writes after it."""
+
+
+def facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
+    """Which model it is that was measured, in what data type, and its size."""
+    return {
+        "model": loaded.source["model"],
+        "revision": loaded.source["revision"],
+        "dtype": dtype_name(target.dtype),
+        "parameters": target.parameters,
+        "block_parameters": target.block_parameters,
+    }
 
 
 @dataclass(frozen=True)

@@ -152,9 +152,9 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
                 dtype=dtype_name(loaded.dtype),
                 **provenance(config.machine.seed, job.command),
             )
-        base, terms = base_and_license(config.model)
-        source = loaded.source | texts.names | {"base_model": base, "license": terms}
         if "source" not in run.result() or config.anyway:
+            base, terms = base_and_license(config.model)
+            source = loaded.source | texts.names | {"base_model": base, "license": terms}
             run.update(source=source)
         run.update(dense=dense_figures(problem, measuring))
     process.wait()

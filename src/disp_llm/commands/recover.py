@@ -34,7 +34,6 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions, within_positions
-from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock, require_same_source
 from disp_llm.runs.job import Job
@@ -124,8 +123,6 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     if teacher is not None:
         source["teacher_revision"] = teacher.revision
     before = run.result() if process.is_main else {}
-    if before:
-        run_figures(before, str(run.result_file))
     run.require_same_source(source, dtype_name(loaded.dtype))
     if process.is_main and not {"before", "source"} <= before.keys():
         run.update(

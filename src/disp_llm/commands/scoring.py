@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from disp_llm.commands.front import Inputs
+from disp_llm.commands.measuring import facts_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.parts import MachineConfig
@@ -18,7 +19,6 @@ from disp_llm.config.suites import load_suite
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load_config
 from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
@@ -107,14 +107,7 @@ def _loaded_and_measured(
 ) -> tuple[dict[str, Any], Scores]:
     loaded = inputs.load(name, machine)
     target = PrunableModel.of(loaded)
-    facts = {
-        "model": loaded.source["model"],
-        "revision": loaded.source["revision"],
-        "dtype": dtype_name(target.dtype),
-        "parameters": target.parameters,
-        "block_parameters": target.block_parameters,
-    }
-    return facts, board.measure(target, loaded.tokenizer)
+    return facts_of(loaded, target), board.measure(target, loaded.tokenizer)
 
 
 @contextlib.contextmanager

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
-from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.export.facts import FACTS, figures_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import Branch
 from disp_llm.models.loading import empty_model, family_of_any, load_config
+from disp_llm.reporting.reading import ROWS_AGAIN
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import MADE_AGAIN, Run
-from disp_llm.runs.settings import stored_config
+from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, Problem, folder_problems, read_sums
+from disp_llm.runs.tensors import read_tensors
 
 COMPARISON = "compare.json"
 
@@ -73,14 +73,14 @@ def _collected(check: Callable[..., Iterator[Problem | int]], *inputs: Any) -> I
 
 def _comparison(folder: Path) -> Iterator[Problem | int]:
     """`compare.json` and the run folders of its methods."""
-
-    def table(folder: Path) -> Iterator[int]:
-        read_checked_json(folder / COMPARISON, "delete it: every row is made again")
-        yield 1
-
-    yield from _collected(table, folder)
+    yield from _collected(_table, folder)
     for config_file in sorted(folder.rglob("config.toml")):
         yield from _run(config_file.parent)
+
+
+def _table(folder: Path) -> Iterator[int]:
+    read_checked_json(folder / COMPARISON, ROWS_AGAIN)
+    yield 1
 
 
 def _run(folder: Path) -> Iterator[Problem | int]:
@@ -90,27 +90,30 @@ def _run(folder: Path) -> Iterator[Problem | int]:
 
 def _recorded(run: Run) -> Iterator[Problem | int]:
     result = run.result()
-    kind: Any = PruneConfig if "model" not in result else RecoverConfig
-    stored_config(run.folder, kind)
+    stored_settings(run.folder)
     files = result.get("files", {})
     yield len(files)
     yield from run.problems()
-    for name in files:
-        if Path(name).name == SUMS:
-            yield from _collected(_exported_of_run, (run.folder / name).parent)
+    exported = [(run.folder / name).parent for name in files if Path(name).name == SUMS]
+    weights = {folder: Weights(folder) for folder in exported}
+    for folder in exported:
+        yield from _collected(_exported_of_run, weights[folder])
     for entry in result.get("models", []):
-        yield from _collected(_cut_by, run, entry["size"], result["first_size"])
+        size, first = entry["size"], result["first_size"]
+        folder = run.model_folder(size, first)
+        cut = weights.get(folder, Weights(folder))
+        yield from _collected(_cut_by, run.masks_file(size, first), cut)
 
 
-def _exported_of_run(folder: Path) -> Iterator[Problem | int]:
-    yield len(read_sums(folder))
-    yield from _shapes(folder)
+def _exported_of_run(weights: "Weights") -> Iterator[Problem | int]:
+    yield len(read_sums(weights.folder))
+    yield from _shapes(weights)
 
 
 def _exported(folder: Path) -> Iterator[Problem | int]:
     """An exported folder that may lie anywhere."""
     yield from _collected(_sums_of, folder)
-    yield from _collected(_shapes, folder)
+    yield from _collected(_shapes, Weights(folder))
 
 
 def _sums_of(folder: Path) -> Iterator[Problem | int]:
@@ -122,9 +125,9 @@ def _sums_of(folder: Path) -> Iterator[Problem | int]:
     yield from folder_problems(folder)
 
 
-def _shapes(folder: Path) -> Iterator[Problem | int]:
+def _shapes(weights: "Weights") -> Iterator[Problem | int]:
     """Shapes of the weights against the configuration, and counts against the card."""
-    weights = Weights(folder)
+    folder = weights.folder
     model = weights.expected.model
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     for name, tensor in model.state_dict().items():
@@ -147,20 +150,18 @@ def _shapes(folder: Path) -> Iterator[Problem | int]:
             yield Problem(str(folder / FACTS), what, CHANGED_FOLDER)
 
 
-def _cut_by(run: Run, size: str, first: str) -> Iterator[Problem | int]:
+def _cut_by(masks_file: Path, weights: "Weights") -> Iterator[Problem | int]:
     """The masks of a size against the model that was cut by them."""
-    path, weights = run.masks_file(size, first), Weights(run.model_folder(size, first))
-    hint = "delete the folder: `resume` exports it again"
-    with _opened(path) as masks:
-        for site, kept in weights.kept():
-            if site not in masks.keys():  # noqa: SIM118
-                raise InputError(f"lacks {site}", field=str(path), hint=MADE_AGAIN)
-            mask = masks.get_tensor(site)
-            same = torch.equal(mask, kept) if isinstance(kept, Tensor) else len(mask) == kept
-            if not same:
-                what = f"was not cut by {path.name} ({site})"
-                yield Problem(str(weights.folder), what, hint)
-                return
+    masks = read_tensors(masks_file, MADE_AGAIN)
+    for site, kept in weights.kept():
+        masks.require(site in masks.tensors, f"there is no {site}")
+        mask = masks.tensors[site]
+        same = torch.equal(mask, kept) if isinstance(kept, Tensor) else len(mask) == kept
+        if not same:
+            what = f"was not cut by {masks_file.name} ({site})"
+            hint = "delete the folder: `resume` exports it again"
+            yield Problem(str(weights.folder), what, hint)
+            return
 
 
 @dataclass(frozen=True)

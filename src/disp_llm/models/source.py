@@ -1,17 +1,16 @@
 """Where a model comes from: revision, base model, licence."""
 
-import hashlib
 from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
-import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from disp_llm.models import embedded
 from disp_llm.models.files import fingerprint
+from disp_llm.runs.files import tensors_sha256
 
 HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 """What is raised for a name or a network that is not right."""
@@ -43,11 +42,8 @@ def commit_of(model: Path) -> str | None:
 
 def fingerprint_of(model: PreTrainedModel) -> str:
     """SHA-256 of the names, shapes and numbers of a model in memory."""
-    digest = hashlib.sha256()
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()}"
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    return f"sha256:{tensors_sha256(tensors)}"
 
 
 def base_and_license(name: str) -> tuple[str, str]:

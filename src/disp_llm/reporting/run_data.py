@@ -13,7 +13,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import read_toml, resolved
+from disp_llm.config.recipes import resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
@@ -23,7 +23,7 @@ from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import BenchComparison, BenchRow, DenseResult, Perplexity, SizeResult
-from disp_llm.runs.settings import stored_config
+from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
 """Of a kept dimension, as in the plots."""
@@ -127,8 +127,7 @@ def _settings(run: Run) -> PruneConfig | RecoverConfig:
             field="runs",
             hint="name the `output_dir` of a `disp-llm prune` or `disp-llm recover`",
         )
-    tables = read_toml(run.config_file, str(run.config_file), "report another run")
-    return stored_config(run.folder, RecoverConfig if "folder" in tables else PruneConfig)
+    return stored_settings(run.folder)
 
 
 def _recovery(found: RunFigures) -> Recovery | None:

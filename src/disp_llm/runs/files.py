@@ -157,10 +157,10 @@ def write_tensors(
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, data types, shapes and numbers of tensors in the machine's memory."""
+    """SHA-256 of names, data types, shapes and numbers of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
+        tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

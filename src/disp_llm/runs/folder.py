@@ -99,8 +99,8 @@ class Run:
         result = self.result() | values
         if "status" not in result:  # a run that has not begun: a method was called by itself
             return {}
-        files = [path / SUMS if path.is_dir() else path for path in written]
-        hashes = {self._name(path): sha256(path) for path in files}
+        names = [self._name(path) for path in written]
+        hashes = {name: sha256(self.folder / name) for name in names}
         if hashes:
             result["files"] = result.get("files", {}) | hashes
         write_checked_json(self.result_file, result)
@@ -118,8 +118,7 @@ class Run:
         Raises:
             InputError: it has changed since.
         """
-        file = path / SUMS if path.is_dir() else path
-        if self._name(file) not in self.result().get("files", {}) or not path.exists():
+        if self._name(path) not in self.result().get("files", {}) or not path.exists():
             return False
         for problem in [] if self.anyway else self.problems(path):
             raise problem.error
@@ -133,7 +132,7 @@ class Run:
             InputError: `result.json` is damaged.
         """
         files = self.result().get("files", {})
-        names = [self._name(path / SUMS if path.is_dir() else path) for path in paths] or files
+        names = [self._name(path) for path in paths] or files
         found: list[Problem] = []
         for name in names:
             if name in files:
@@ -209,7 +208,8 @@ class Run:
         return self.update(status="done")
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
+        """What a file is recorded as; an exported folder is by the sums of its files."""
+        return (path / SUMS if path.is_dir() else path).relative_to(self.folder).as_posix()
 
 
 def require_same_source(before: dict[str, str], now: dict[str, str], folder: Path) -> None:

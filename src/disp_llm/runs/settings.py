@@ -10,7 +10,7 @@ import tomli_w
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, resolved
+from disp_llm.config.recipes import apply_recipe, read_toml, resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -42,6 +42,17 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
             field=str(folder),
             hint=f"name the `output_dir` of an earlier `disp-llm {command}`",
         ) from error
+
+
+def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
+    """The configuration of a run of either command, told apart by what it begins with.
+
+    Raises:
+        InputError: the folder is not a run, or its configuration is damaged.
+    """
+    path = folder / "config.toml"
+    tables = read_toml(path, str(path), "report another run")
+    return stored_config(folder, RecoverConfig if "folder" in tables else PruneConfig)
 
 
 def available(config: Stored) -> Stored:
