@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import Budget
@@ -36,7 +37,7 @@ from disp_llm.training.problem import PruningProblem
 RATE, QUADRATIC_RATE = 0.02, 0.4
 """Step sizes of z and of the multipliers, and of the multiplier of the squared gap."""
 
-PUBLISHED_STEPS, MOST = 1000, 10
+PUBLISHED_STEPS, MOST = 1000, 10.0
 """What these step sizes are for, and the largest factor: z starts at 1, and a step that takes it to
 zero would decide everything."""
 
@@ -137,8 +138,16 @@ def kinds_of(budget: Budget, share: float) -> list[Kind]:
 
 
 def ddp(problem: PruningProblem) -> Selection:
-    """Ranks of heads and of channels by z, for one size, and the gates as scales."""
+    """Ranks of heads and of channels by z, for one size, and the gates as scales.
+
+    Raises:
+        InputError: neither may be pruned.
+    """
     kinds = kinds_of(problem.budget, min(problem.keeps))
+    if not kinds:
+        raise InputError(
+            f"{METHOD.name} prunes at {' and '.join(COUPLED)}", field="sites", hint="name one"
+        )
 
     def take(problem: PruningProblem, steps: int) -> Gates:
         return trained_gates(problem, kinds, steps)
@@ -204,7 +213,8 @@ def trained_gates(problem: PruningProblem, kinds: list[Kind], steps: int) -> Gat
 METHOD = Method(
     name="ddp",
     title="DDP",
-    reference="Deterministic Differentiable Pruning (arXiv 2603.08065)",
+    reference="Huang et al., Deterministic Differentiable Structured Pruning for Large Language "
+    "Models (arXiv 2603.08065)",
     choose=ddp,
     sites=COUPLED,
     reads_text=False,

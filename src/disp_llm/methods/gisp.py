@@ -42,12 +42,12 @@ SPARED = 0.1
 
 
 def gisp(problem: PruningProblem) -> Selection:
-    """The order of removal, down to the smallest size of the problem; what is left then is ranked by
-    its last score.
+    """The order of removal, down to the smallest size of the problem; what is left then is ranked
+    by its last score.
 
     Raises:
-        InputError: that size leaves nothing of the blocks that may lose something, or a window is
-            longer than the text or than the model can read.
+        InputError: that size has no room for what is never removed, or a window is longer than the
+            text or than the model can read.
     """
     dense, budget, smallest = problem.dense, problem.budget, min(problem.keeps)
     windows, progress = calibration_windows(problem), problem.job.count("scoring")
@@ -55,7 +55,7 @@ def gisp(problem: PruningProblem) -> Selection:
     spared = spared_entries(budget.layout).to(dense.device)
     if not project(spared.float(), budget, smallest).kept[spared].all():
         raise InputError(
-            f"{smallest} is less than the blocks that {METHOD.name} leaves whole",
+            f"{smallest} is less than what {METHOD.name} leaves whole",
             field=budget.field,
             hint="ask for more",
         )
@@ -89,8 +89,8 @@ def spared_entries(layout: Layout) -> Bool[Tensor, " N"]:
 
 
 def mean_changes(dense: PrunableModel, windows: Int[Tensor, "B T"]) -> Float[Tensor, " N"]:
-    """The mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the masks that are
-    set; 0 of what these have removed."""
+    """The mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the masks that
+    are set; 0 of what these have removed."""
     layout = dense.layout
     with weight_gradients(dense):
         for window in windows:
@@ -112,7 +112,8 @@ def _places(numbers: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
 METHOD = Method(
     name="gisp",
     title="GISP",
-    reference="GISP, global iterative structured pruning (arXiv 2510.18030)",
+    reference="Wang et al., From Local to Global: Revisiting Structured Pruning Paradigms for "
+    "Large Language Models (arXiv 2510.18030)",
     choose=gisp,
     sites=COUPLED,
 )

@@ -41,7 +41,7 @@ RATE, BETAS = 0.01, (0.9, 0.99)
 MASK_STEPS, SCALE_STEPS = 2048, 512
 """What that step size is for, in either stage."""
 
-MOST_FOR_MASKS, MOST_FOR_SCALES = 10, 5
+MOST_FOR_MASKS, MOST_FOR_SCALES = 10.0, 5.0
 """Largest factors of it: a step reads one window, and a scale that leaps follows its noise."""
 
 SCALE_SHARE = 0.15
@@ -58,6 +58,11 @@ class Gates(nn.Module):
         super().__init__()
         self.masks = nn.Parameter(start.clone())
         self.scales = nn.Parameter(torch.zeros_like(start))
+
+    def through(self, mask: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """The mask with the slope of p, for what it drops as well."""
+        soft = torch.sigmoid(self.masks / TEMPERATURE)
+        return mask + (soft - soft.detach())
 
     def factors(self) -> Float[Tensor, " N"]:
         """Scales between ½ and 1½."""
@@ -113,8 +118,7 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
     ) -> tuple[Tensor, dict[str, Tensor]]:
         mask = project(gates.masks, budget, share, problem.align).kept.float()
         if step < mask_steps:
-            soft = torch.sigmoid(gates.masks / TEMPERATURE)
-            gate, idle = mask + (soft - soft.detach()), gates.scales
+            gate, idle = gates.through(mask), gates.scales
         else:
             gate, idle = mask * gates.factors(), gates.masks
         loss = loss_under(gate.masked_fill(never_pruned, 1.0))
@@ -128,7 +132,8 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
 METHOD = Method(
     name="grasprune",
     title="GRASPrune",
-    reference="GRASPrune (arXiv 2604.19398)",
+    reference="Wang et al., GRASPrune: Global Gating for Budgeted Structured Pruning of Large "
+    "Language Models (arXiv 2604.19398)",
     choose=grasprune,
     sites=COUPLED,
     learns=True,
