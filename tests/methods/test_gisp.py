@@ -157,3 +157,10 @@ def test_a_size_below_the_spared_blocks_is_refused(problem):
     budget = Budget(dense.layout, sites=COUPLED)
     with pytest.raises(InputError, match=r"0\.22 is less than what gisp leaves whole"):
         gisp.gisp(replace(problem, dense=dense, budget=budget, keeps=(0.22,)))
+
+
+def test_scores_that_are_no_numbers_are_refused(problem):
+    with torch.no_grad():
+        problem.dense.model.model.layers[0].mlp.up_proj.weight[3, 3] = torch.nan
+    with pytest.raises(InputError, match=r"^method: gave numbers that are not finite"):
+        gisp.gisp(problem)

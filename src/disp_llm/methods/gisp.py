@@ -46,8 +46,8 @@ def gisp(problem: PruningProblem) -> Selection:
     by its last score.
 
     Raises:
-        InputError: that size has no room for what is never removed, or a window is longer than the
-            text or than the model can read.
+        InputError: that size has no room for what is never removed, a window is longer than the
+            text or than the model can read, or a score is not finite.
     """
     dense, budget, smallest = problem.dense, problem.budget, min(problem.keeps)
     windows, progress = calibration_windows(problem), problem.job.count("scoring")
@@ -68,7 +68,14 @@ def gisp(problem: PruningProblem) -> Selection:
     ):
         for number, part in enumerate(windows.tensor_split(rounds), start=1):
             masking.set(kept.float())
-            scores = mean_changes(dense, part).masked_fill(spared, torch.inf)
+            scores = mean_changes(dense, part)
+            if not scores.isfinite().all():  # ranks would hide it
+                raise InputError(
+                    "gave numbers that are not finite",
+                    field="method",
+                    hint="try the `dtype` float32",
+                )
+            scores = scores.masked_fill(spared, torch.inf)
             order = torch.where(kept, number + _places(scores) / len(scores), order)
             share = 1 - (1 - smallest) * number / rounds
             kept &= project(scores.masked_fill(~kept, -1.0), budget, share).kept
