@@ -6,13 +6,13 @@ as one budget over the whole model has room for, and runs with `mask + p − sto
 dropped has a gradient too. In the second the masks stand still, and every kept entry learns a scale
 `1 + tanh(g)/2`. Weights are frozen throughout.
 
-After the released code, where the paper's text could not be read. Here an entry is gated and scaled
-where a head hands its output to the layer that writes, while the code does so on its keys and its
-values, so that attention logits scale too; a block that would lose all heads or channels gets its
-best one back within the budget, not on top of it; g starts at small Fisher scores, since at the
+After the released code, where the paper's text could not be read. Here a KV head is gated and
+scaled where it hands its output to the layer that writes, while the code does so on its keys and
+its values, so that attention logits scale too; a block that would lose all heads or channels gets
+its best one back within the budget, not on top of it; g starts at Fisher scores, since at the
 code's zeros all entries tie and the first masks are arbitrary; both stages read the learning text,
-the second the code's validation text; and step sizes are larger for fewer steps, Adam's travel
-being kept.
+the code's second stage its validation text; and step sizes are larger for fewer steps, Adam's
+travel being kept.
 
 N entries of all sites.
 """
@@ -47,8 +47,8 @@ MOST_FOR_MASKS, MOST_FOR_SCALES = 10.0, 5.0
 SCALE_SHARE = 0.15
 """Share of the steps that the second stage has (the code: up to a fifth)."""
 
-START = 0.1
-"""Standard deviation of g at first."""
+START = 1.0
+"""Standard deviation of g at first: of 0.1, which is one step of Adam, 20 steps leave no trace."""
 
 
 class Gates(nn.Module):
