@@ -33,6 +33,7 @@ FREE = (
     "seconds",
     "choosing_s",
     "measuring_dense_s",
+    "scoring_dense_s",
     "curve",
     "keep_by_penalty",
 )

@@ -7,7 +7,14 @@ from typing import Any
 
 from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
 from disp_llm.runs.files import atomic
-from disp_llm.runs.results import DenseResult, SizeResult, from_json, kept_said, ratio_said
+from disp_llm.runs.results import (
+    SCORED,
+    DenseResult,
+    SizeResult,
+    from_json,
+    kept_said,
+    ratio_said,
+)
 
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is saved or pushed somewhere."""
@@ -145,7 +152,7 @@ def write_recovered_card(
     path = before / FACTS
     if path.is_file():
         facts = facts_in(path)
-        known = {key: value for key, value in facts["figures"].items() if key != "scores"}
+        known = {key: value for key, value in facts["figures"].items() if key not in SCORED}
         size = from_json(SizeResult, filled(known) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from disp_llm.config.schema import as_type
-from disp_llm.reporting.comparison import by_method
+from disp_llm.reporting.comparison import by_method, columns, figures_in, suite_said
 from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.figures import RunFigures, run_figures
@@ -113,25 +113,25 @@ def _cost(found: RunFigures) -> str:
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """A row for each method, a column for each size.
+    """For each figure a row for each method, a column for each size.
 
     Args:
         result: what `compare.json` holds.
     """
     found = comparison_figures(result)
     keeps, rows = found.asked.keep, found.rows
-    table = _table(
-        ("method", *(f"keep {keep:g}" for keep in keeps), "tokens", "s"),
-        title=f"{found.asked.model}, perplexity",
-    )
-    for cells in by_method(rows, keeps):
-        table.add_row(*cells)
-    console.print(table)
+    for figure in figures_in(rows):
+        table = _table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
+        for cells in by_method(rows, [figure], keeps):
+            table.add_row(*cells)
+        console.print(table)
     for method, error in dict.fromkeys((row.method, row.error) for row in rows):
         if error:
             say(f"{method}: {error}")
     if found.dense:
-        console.print(f"dense {found.dense}")
+        console.print(f"dense {found.dense.measured}")
+        for line in suite_said(found.dense.scores):
+            say(line)
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -82,6 +82,9 @@ class RunFigures:
     tokens_seen: Count | None = None
     choosing_s: Amount | None = None
     measuring_dense_s: Amount | None = None
+    """Of its perplexity."""
+    scoring_dense_s: Amount | None = None
+    """Of its scores, where the run has a suite."""
     seconds: Amount | None = None
     peak_memory_bytes: Count | None = None
 
