@@ -45,10 +45,12 @@ class ComparisonFigures:
         for row in self.rows:
             if row.keep_asked not in self.asked.keep:
                 raise ValueError(f"has a row of keep {row.keep_asked}, which was not asked for")
-        made = [row for row in self.rows if row.error is None]
-        of_dense = self.dense.scores if self.dense else None
-        if any((row.scores is None) != (of_dense is None) for row in made):
-            raise ValueError("has scores on a suite of some models and not of others")
+        dense = self.dense.scores if self.dense else None
+        for row in (row for row in self.rows if row.error is None):
+            if (row.scores and row.scores.sizes) != (dense and dense.sizes):
+                raise ValueError(f"has not all scores of {row.method} that the dense model has")
+            if row.scores and not row.scores.is_against_original:
+                raise ValueError(f"has scores of {row.method} against nothing")
 
 
 def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
