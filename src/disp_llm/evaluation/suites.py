@@ -170,6 +170,15 @@ def require_same(scores: Scores, dense: Scores, name: str) -> None:
     _refuse(_other_measurement(scores, dense), name)
 
 
+def comparable(scores: Scores, dense: Scores) -> bool:
+    """Whether both were measured on the same windows and questions."""
+    try:
+        require_same(scores, dense, "")
+    except InputError:
+        return False
+    return True
+
+
 def _refuse(differences: Iterator[str], name: str) -> None:
     found = next(differences, None)
     if found:

@@ -13,6 +13,7 @@ from disp_llm.runs.results import (
     SizeResult,
     from_json,
     kept_said,
+    percent_with_error,
     ratio_said,
 )
 
@@ -171,11 +172,18 @@ def _trained(recovered: dict[str, Any] | None) -> str:
     """What training after pruning did, if there was any."""
     if recovered is None:
         return ""
+    was = f"perplexity from {recovered['before']:.2f}"
+    if recovered.get("before_general_ratio"):
+        was += f", that of the suite from ×{recovered['before_general_ratio']:.3f}"
+    if recovered.get("before_kept") is not None:
+        was += (
+            f", what is kept of its tasks from {percent_with_error(recovered['before_kept'], None)}"
+        )
     how = {"full": "whole", "lora": "through merged LoRA adapters"}[recovered["how"]]
     return (
         f" The blocks were then trained {how}: {recovered['tokens_seen']:,} tokens of "
         f"{recovered['text']}, {recovered['distill']:.0%} of the loss the divergence from the "
-        f"original, which took perplexity from {recovered['before']:.2f} to the figure below\n"
+        f"original, which took {was} to what stands below\n"
         f"(`{recovered['command']}`)."
     )
 

@@ -88,7 +88,7 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
-    """Perplexity before and after, and the teacher's where there is one.
+    """Scores and perplexity before and after, and the teacher's perplexity where there is one.
 
     Args:
         figures: what `result.json` of a run of `recover` holds.
@@ -98,11 +98,25 @@ def show_recovery(figures: dict[str, Any], file: Path) -> None:
     model, source = found.model, found.source
     assert model is not None
     assert source is not None
-    measured = f"{found.before} -> {model.measured}"
+    assert found.before is not None
+    _show_change(found.before.scores, model.scores)
+    measured = f"{found.before.measured} -> {model.measured}"
     taught = f", teacher {found.teacher}" if found.teacher else ""
     say(f"{source['model']}, perplexity on {source['eval_text']}: {measured}{taught}")
     say(f"model   {model.folder}")
     say(f"run     {_cost(found)}")
+
+
+def _show_change(before: Scores | None, after: Scores | None) -> None:
+    """What is lost and kept on the suite before training and after, where there is one."""
+    if before is None or after is None:
+        return
+    changes = {
+        "perplexity of the texts": (ratio_said(before), ratio_said(after)),
+        "kept of the tasks": (kept_said(before), kept_said(after)),
+    }
+    said = [f"{name} {was} -> {now}" for name, (was, now) in changes.items() if now]
+    say(f"{after.suite}: {', '.join(said)}")
 
 
 def _cost(found: RunFigures) -> str:

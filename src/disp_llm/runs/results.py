@@ -68,6 +68,15 @@ def kept_said(scores: Scores | None) -> str:
 
 
 @dataclass(frozen=True)
+class MeasuredResult:
+    """A model at some time, measured on the evaluation text and on a suite."""
+
+    measured: Perplexity
+    scores: Scores | None = None
+    """Against the original's; None without a suite."""
+
+
+@dataclass(frozen=True)
 class DenseResult:
     """The model as it came."""
 
