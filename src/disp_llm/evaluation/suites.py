@@ -105,11 +105,13 @@ class Scoreboard:
         )
 
     def _task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
-        task, names = self.suite.tasks[name], list(self.suite.tasks)
-        self.progress("tasks", names.index(name), len(names), {})
+        task = self.suite.tasks[name]
+
+        def on_request(done: int, total: int) -> None:
+            self.progress(f"answers, {name}", done, total, {})
+
         with self.suite.naming(f"tasks.{name}"):
-            found = answers(target.model, tokenizer, name, task)
-        self.progress("tasks", names.index(name) + 1, len(names), {})
+            found = answers(target.model, tokenizer, name, task, on_request)
         return TaskScore(
             **found.figures,
             chance=task.chance,
