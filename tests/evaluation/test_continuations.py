@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from conftest import masks_of, tiny_model, tiny_prunable
+from conftest import masks_of, tiny_prunable
 
 from disp_llm.evaluation import continuations
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.export.cutting import compact_model
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import FAMILIES
 
 LONGEST = 60
@@ -40,52 +41,55 @@ def alone(model, context: list[int], continuation: list[int]) -> tuple[float, bo
     return float(value), bool((logits.argmax(-1) == wanted).all())
 
 
-def require_same(model, requests) -> None:
-    found = log_likelihoods(model, requests, LONGEST)
+def require_same(target, requests) -> None:
+    found = log_likelihoods(target, requests, LONGEST)
     for request, (value, greedy) in zip(requests, found, strict=True):
-        wanted = alone(model, *request)
+        wanted = alone(target.model, *request)
         assert value == pytest.approx(wanted[0], rel=1e-5, abs=1e-4)
         assert greedy == wanted[1]
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_family(model_type, requests):
-    require_same(tiny_model(model_type), requests)
+    require_same(tiny_prunable(model_type), requests)
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text"])
 def test_a_window_of_attention_shorter_than_the_context(model_type, requests):
-    require_same(tiny_model(model_type, sliding_window=12), requests)
+    require_same(tiny_prunable(model_type, sliding_window=12), requests)
 
 
 def test_a_compact_model(requests):
     target = tiny_prunable("llama", heads=True)
-    require_same(compact_model(target, masks_of("random", target.layout)), requests)
+    compact = compact_model(target, masks_of("random", target.layout))
+    require_same(PrunableModel(compact, target.family), requests)
 
 
-@pytest.mark.parametrize("tokens", [1, 100])
-def test_small_batches(requests, tokens, monkeypatch):
-    monkeypatch.setattr(continuations, "TOKENS", tokens)
-    require_same(tiny_model("llama"), requests)
+@pytest.mark.parametrize(("name", "most"), [("TOKENS", 1), ("TOKENS", 100), ("POSITIONS", 3)])
+def test_small_batches(requests, name, most, monkeypatch):
+    monkeypatch.setattr(continuations, name, most)
+    require_same(tiny_prunable("llama"), requests)
 
 
 def test_the_likeliest_continuation_is_known(requests):
-    model = tiny_model("llama")
+    target = tiny_prunable("llama")
     context = requests[0][0]
-    logits = model(torch.tensor([context])).logits[0, -1]
+    logits = target.model(torch.tensor([context])).logits[0, -1]
     likeliest, other = logits.topk(2).indices.tolist()
-    found = log_likelihoods(model, [(context, [likeliest]), (context, [other])], LONGEST)
+    found = log_likelihoods(target, [(context, [likeliest]), (context, [other])], LONGEST)
     assert [greedy for _, greedy in found] == [True, False]
 
 
 def test_a_context_is_run_once(requests):
-    model = tiny_model("llama")
+    target = tiny_prunable("llama")
     read = []
-    model.model.embed_tokens.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    target.model.model.embed_tokens.register_forward_pre_hook(
+        lambda module, args: read.append(args[0])
+    )
     context = [5] * 20
     told = []
     log_likelihoods(
-        model, [(context, [n]) for n in range(4, 8)], LONGEST, lambda *done: told.append(done)
+        target, [(context, [n]) for n in range(4, 8)], LONGEST, lambda *done: told.append(done)
     )
     assert [tuple(tokens.shape) for tokens in read] == [(1, 19), (4, 1)]
     assert told == [(4, 4)]

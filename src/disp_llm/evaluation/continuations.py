@@ -6,8 +6,8 @@ it, and a model needs no attention mask; answers are padded on the right, where 
 Figures are those of lm-evaluation-harness, which runs every context with every answer, up to
 rounding; log-probabilities are float32 whatever the model computes in.
 
-Q questions, R rows (answers), P tokens of a context but its last, W tokens of the longest row, V
-vocabulary.
+Q questions, R rows (answers), P tokens of a context but its last, N tokens of all continuations, D
+hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import empty_cache, with_cache
 
 TOKENS = 2048
 """Most tokens of a batch, padding included, unless one question alone has more."""
+
+POSITIONS = 512
+"""Most positions whose logits are computed at once."""
 
 Request = tuple[Sequence[int], Sequence[int]]
 """Token ids of a context, and of what continues it."""
@@ -59,7 +62,7 @@ class Question:
 
 @torch.no_grad()
 def log_likelihoods(
-    model: PreTrainedModel,
+    target: PrunableModel,
     requests: Sequence[Request],
     longest: int,
     on_request: Callable[[int, int], None] = lambda done, total: None,
@@ -73,9 +76,13 @@ def log_likelihoods(
     answers: dict[int, Answer] = {}
     for batch in _batches(_questions(requests, longest)):
         rows = [row for question in batch for row in question.rows]
-        logits = _logits(model, batch)
-        for row, of_row in zip(rows, logits, strict=True):
-            answers[row.place] = _answer(of_row, row.wanted)
+        wanted = torch.tensor([token for row in rows for token in row.wanted])
+        found = _tokens(target, _states(target.model.base_model, batch, rows), wanted)
+        lengths = [len(row.wanted) for row in rows]
+        for row, values, likeliest in zip(
+            rows, *(part.split(lengths) for part in found), strict=True
+        ):
+            answers[row.place] = float(values.sum()), bool(likeliest.all())
         on_request(len(answers), len(requests))
     return [answers[place] for place in range(len(requests))]
 
@@ -118,32 +125,35 @@ def _batches(questions: list[Question]) -> Iterator[list[Question]]:
         yield batch
 
 
-def _logits(model: PreTrainedModel, batch: list[Question]) -> list[Float[Tensor, "_ V"]]:
-    """For every row of a batch the logits that predict its continuation."""
-    behind: dict[str, Any] = {"use_cache": False}
+def _states(base: Any, batch: list[Question], rows: list[Row]) -> Float[Tensor, "N D"]:
+    """Final hidden states of the positions that predict the continuations of a batch, one row's
+    behind the other's; the head, which takes longest, is for these alone."""
+    device, behind = base.device, {"use_cache": False}
     if batch[0].shared:
-        shared = torch.tensor([question.shared for question in batch], device=model.device)
-        cache = empty_cache(model)
-        behind = with_cache(model, cache)
-        model(shared, logits_to_keep=1, **behind)  # (Q, P)
-        owners = [place for place, one in enumerate(batch) for _ in one.rows]
-        cache.batch_select_indices(torch.tensor(owners, device=model.device))
-    rows = [row for question in batch for row in question.rows]
+        shared = torch.tensor([question.shared for question in batch], device=device)  # (Q, P)
+        cache = empty_cache(base)
+        behind = with_cache(base, cache)
+        base(input_ids=shared, **behind)
+        owners = [place for place, question in enumerate(batch) for _ in question.rows]
+        cache.batch_select_indices(torch.tensor(owners, device=device))  # (R, P)
     width = max(len(row.tokens) for row in rows)
-    padded = torch.tensor(
-        [[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows], device=model.device
-    )
-    first = min(len(row.tokens) - len(row.wanted) for row in rows)
-    logits = model(padded, logits_to_keep=width - first, **behind).logits  # (R, W - first, V)
-    ends = [len(row.tokens) - first for row in rows]
-    return [
-        of_row[end - len(row.wanted) : end]
-        for of_row, row, end in zip(logits, rows, ends, strict=True)
+    padded = [[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows]
+    hidden = base(input_ids=torch.tensor(padded, device=device), **behind).last_hidden_state
+    scored = [
+        of_row[len(row.tokens) - len(row.wanted) : len(row.tokens)]
+        for of_row, row in zip(hidden, rows, strict=True)
     ]
+    return torch.cat(scored)
 
 
-def _answer(logits: Float[Tensor, "C V"], wanted: Sequence[int]) -> Answer:
-    """Of one continuation of C tokens."""
-    ids = torch.tensor(wanted, device=logits.device)
-    likelihoods = logits.float().log_softmax(-1).gather(1, ids[:, None])
-    return float(likelihoods.sum()), bool((logits.argmax(-1) == ids).all())
+def _tokens(
+    target: PrunableModel, states: Float[Tensor, "N D"], wanted: Int[Tensor, " N"]
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """Of every token that is wanted ln p, and whether it is the likeliest; some at a time, since
+    their logits are large."""
+    values, likeliest = [], []
+    for some, ids in zip(states.split(POSITIONS), wanted.split(POSITIONS), strict=True):
+        logits, ids = target.head(some), ids.to(some.device)  # (·, V)
+        values.append(logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1).cpu())
+        likeliest.append((logits.argmax(-1) == ids).cpu())
+    return torch.cat(values), torch.cat(likeliest)

@@ -111,7 +111,7 @@ class Scoreboard:
             self.progress(f"answers, {name}", done, total, {})
 
         with self.suite.naming(f"tasks.{name}"):
-            found = answers(target.model, tokenizer, name, task, on_request)
+            found = answers(target, tokenizer, name, task, on_request)
         return TaskScore(
             **found.figures,
             chance=task.chance,

@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.suites import SuiteTask
 from disp_llm.evaluation.continuations import log_likelihoods
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
 
 PAPER_TASKS = ("winogrande", "hellaswag", "arc_easy", "arc_challenge", "piqa")
@@ -33,7 +32,7 @@ def metric_of(task: str, figures: dict[str, Any]) -> str:
 class Runs:
     """A model, and what it is asked."""
 
-    model: PreTrainedModel
+    target: PrunableModel
     tokenizer: Any
     data: dict[str, Path]
     """Local files by task."""
@@ -74,12 +73,13 @@ def run_tasks(
         InputError: lm-eval is not installed, a task does not exist, or its data cannot be had.
     """
     wanted = require_tasks(names, data)
-    results = _results(Runs(loaded.model, loaded.tokenizer, data, limit, on_request), wanted)
+    runs = Runs(PrunableModel.of(loaded), loaded.tokenizer, data, limit, on_request)
+    results = _results(runs, wanted)
     return {name: _figures(name, results) for name in wanted}
 
 
 def answers(
-    model: PreTrainedModel,
+    target: PrunableModel,
     tokenizer: Any,
     name: str,
     task: SuiteTask,
@@ -95,7 +95,7 @@ def answers(
             right or wrong by the metric.
     """
     local = {} if task.data is None else {name: task.data}
-    runs = Runs(model, tokenizer, local, task.limit, on_request)
+    runs = Runs(target, tokenizer, local, task.limit, on_request)
     results = _results(runs, [name], samples=True)
     found = sorted(results["samples"].get(name, ()), key=lambda sample: sample["doc_id"])
     if not found:
@@ -184,10 +184,10 @@ def _adapter(runs: Runs) -> Any:
             override_bs: int | None = None,
         ) -> list[tuple[float, bool]]:
             pairs = [(context, continuation) for _, context, continuation in requests]
-            return log_likelihoods(runs.model, pairs, self.max_length, runs.on_request)
+            return log_likelihoods(runs.target, pairs, self.max_length, runs.on_request)
 
     return Adapter(
-        pretrained=runs.model, tokenizer=runs.tokenizer, backend="causal", batch_size=BATCH
+        pretrained=runs.target.model, tokenizer=runs.tokenizer, backend="causal", batch_size=BATCH
     )
 
 
