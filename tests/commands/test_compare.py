@@ -13,6 +13,7 @@ from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.config.names import compared_methods
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
+from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import project
@@ -252,6 +253,114 @@ def test_a_method_that_fails_leaves_rows_that_say_why(text_file, tmp_path):
     assert "cannot lose whole heads" in flap["error"]
     assert flap["perplexity"] is None
     assert random["error"] is None
+
+
+@pytest.fixture
+def suite(tmp_path, text_file, questions):
+    """A text and a task; random models are right by chance, so chance is set below that."""
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        f"context = 32\nwindows = 4\n[texts.A]\nfiles = ['{text_file}']\n"
+        f"[tasks.arc_easy]\nmetric = 'acc'\nchance = 0.01\ndata = '{questions.name}'\n"
+    )
+    return path
+
+
+@pytest.mark.usefixtures("index_of_some_tasks")
+def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    command = [
+        "compare", llama_folder, "--methods", "magnitude", "depth", "--keep", 0.8, 0.5,
+        "--text", text_file, "--output-dir", folder, "--context", 32, "--windows", 2,
+        "--rounds", 1, "--dtype", "float32", "--suite", suite, "--json",
+    ]  # fmt: skip
+    short = {phase: replace(one, length=16) for phase, one in reference.WORKLOADS.items()}
+    monkeypatch.setattr(reference, "WORKLOADS", short)
+    measured = []
+    monkeypatch.setattr(Scoreboard, "measure", counting(Scoreboard.measure, measured))
+    done = run_command(*command)
+    assert done.returncode == 0, done.stderr
+    assert len(measured) == 1 + 4  # the original, once, and every model
+    result = json.loads(done.stdout)
+    dense, rows = result["dense"], result["rows"]
+    assert "general_ratio" not in dense
+    for row in rows:
+        assert row["texts"]["A"]["dense"] == dense["texts"]["A"]["perplexity"]
+        assert row["general_ratio"] == pytest.approx(
+            row["texts"]["A"]["perplexity"] / dense["texts"]["A"]["perplexity"], rel=1e-5
+        )
+        assert row["general_ratio_stderr"] > 0
+        chance = 0.01
+        lost = (row["tasks"]["arc_easy"]["acc"] - chance) / (
+            dense["tasks"]["arc_easy"]["acc"] - chance
+        )
+        assert row["kept"] == pytest.approx(lost)
+    model = folder / "magnitude" / "model-0.5"
+    alone = run_command(
+        "eval", model, "--suite", suite, "--dense", llama_folder, "--dtype", "float32", "--json"
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads(alone.stdout)["general_ratio"] == rows[1]["general_ratio"]
+    first, _, *lines = (folder / "compare.md").read_text().splitlines()
+    assert first.startswith("| method | general_ratio, keep 0.8 | general_ratio, keep 0.5 | kept,")
+    ratio, error = rows[0]["general_ratio"], rows[0]["general_ratio_stderr"]
+    assert lines[0].startswith(f"| magnitude | ×{ratio:.3f} ± {error:.3f} | ×")
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert run_command("verify", folder).returncode == 0
+    again = run_command(*command, "--methods", "magnitude", "random")
+    assert again.returncode == 0, again.stderr
+    assert len(measured) == 1 + 4 + 1 + 1 + 2  # those of `eval` too
+
+
+def counting(measure, found):
+    """`measure` that notes its calls."""
+
+    def counted(board, target, tokenizer):
+        found.append(target)
+        return measure(board, target, tokenizer)
+
+    return counted
+
+
+@pytest.mark.usefixtures("index_of_some_tasks")
+def test_another_suite_is_refused_in_one_line(llama_folder, text_file, suite, tmp_path):
+    command = [
+        "compare", llama_folder, "--methods", "magnitude", "--keep", 0.5, "--text", text_file,
+        "--output-dir", tmp_path / "out", "--context", 32, "--windows", 2, "--rounds", 0,
+    ]  # fmt: skip
+    done = run_command(*command, "--suite", suite)
+    assert done.returncode == 0, done.stderr
+
+    def refused(*flags):
+        done = run_command(*command, "--methods", "random", *flags)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    assert f"compares something else (suite.file: {suite})" in refused()
+    content = suite.read_text()
+    suite.write_text(content + "limit = 3")
+    assert "compares something else (suite.tasks.arc_easy.limit: 0)" in refused("--suite", suite)
+    (tmp_path / "b.txt").write_text("Other words, as they come. " * 50)
+    suite.write_text(content.replace(str(text_file), "b.txt"))
+    assert f"(suite.texts.A.files: ['{text_file}'])" in refused("--suite", suite)
+    assert "no suite 'generl'" in refused("--suite", "generl")
+
+
+def test_another_text_of_the_suite_is_refused(llama_folder, text_file, tmp_path):
+    suite, part = tmp_path / "mine.toml", tmp_path / "b.txt"
+    part.write_text("Other words, as they come. " * 50)
+    suite.write_text("context = 32\nwindows = 2\n[texts.B]\nfiles = ['b.txt']")
+    command = [
+        "compare", llama_folder, "--keep", 0.5, "--text", text_file, "--output-dir",
+        tmp_path / "out", "--context", 32, "--windows", 2, "--rounds", 0, "--suite", suite,
+    ]  # fmt: skip
+    done = run_command(*command, "--methods", "magnitude")
+    assert done.returncode == 0, done.stderr
+    part.write_text("Something else. " * 50)
+    done = run_command(*command, "--methods", "random")
+    assert done.returncode == 2
+    assert "--suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
 
 
 def test_a_window_of_one_token_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 folder like any other."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -9,10 +10,11 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import run_command, tiny_model
+from conftest import SMALL, run_command, tiny_model
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
@@ -160,6 +162,92 @@ def test_distillation_is_the_divergence_of_whole_distributions():
     torch.testing.assert_close(loss, expected)
     (directly,) = torch.autograd.grad(expected.mean(), weight)
     torch.testing.assert_close(gradient, directly)
+
+
+@pytest.fixture
+def suite(tmp_path, text_file):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"context = 32\nwindows = 4\n[texts.A]\nfiles = ['{text_file}']")
+    return path
+
+
+@pytest.mark.parametrize("distill", [0.5, 0])
+def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_path, distill):
+    """The original is the teacher, or is loaded for its scores alone."""
+    student, folder = small_run[0] / "model", tmp_path / "run"
+    command = [
+        "recover", student, "--text", text_file, "--output-dir", folder, "--suite", suite,
+        "--learning-rate", 0.003, "--distill", distill, *FEW, "--json",
+    ]  # fmt: skip
+    done = run_command(*command)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for name, model in (("before", student), ("model", folder / "model")):
+        alone = run_command(
+            "eval", model, "--suite", suite, "--dense", llama_folder, "--dtype", "float32", "--json"
+        )
+        found = json.loads(alone.stdout)
+        for key in ("general_ratio", "general_ratio_stderr", "texts"):
+            assert result[name][key] == found[key]
+    before, after = (result[name]["general_ratio"] for name in ("before", "model"))
+    assert after < before
+    assert f"mine: perplexity of the texts ×{before:.3f} ± " in done.stderr
+    card = (folder / "model" / "README.md").read_text()
+    assert f"that of the suite from ×{before:.3f} to what stands below" in card
+    assert f"geometric mean over A | ×1 | ×{after:.3f} ± " in card
+    assert run_command("verify", folder).returncode == 0
+    page = folder / "report.html"
+    assert run_command("report", folder, "--output", page).returncode == 0
+    assert f"<td>×{before:.3f} ± " in page.read_text()
+    shutil.rmtree(folder / "model")  # so that there is something to go on with
+    suite.write_text(suite.read_text().replace("texts.A", "texts.B"))
+    done = run_command(*command, "--resume")
+    assert "--suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
+
+
+def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_path, monkeypatch):
+    """Its scores lie in the card of a run that had the same suite; of another one they do not."""
+    run = tmp_path / "run"
+    flags = ("--text", text_file, "--suite", suite)
+    done = run_command(
+        "prune", llama_folder, "--method", "magnitude", *flags, "--output-dir", run, *SMALL
+    )
+    assert done.returncode == 0, done.stderr
+    measured = []
+    measure = Scoreboard.measure
+
+    def counted(board, target, tokenizer):
+        measured.append(target.parameters)
+        return measure(board, target, tokenizer)
+
+    monkeypatch.setattr(Scoreboard, "measure", counted)
+    result = recover(run / "model", *flags, "--output-dir", tmp_path / "better")
+    pruned = json.loads((run / "result.json").read_text())["models"][0]
+    assert result["before"]["general_ratio"] == pruned["general_ratio"]
+    assert measured == [pruned["parameters"]] * 2
+    suite.write_text(suite.read_text().replace("windows = 4", "windows = 3"))
+    recover(run / "model", *flags, "--output-dir", tmp_path / "other")
+    assert len(set(measured)) == 2
+    assert len(measured) == 2 + 3
+
+
+def test_a_model_that_was_not_pruned_is_its_own_original(llama_folder, text_file, suite, tmp_path):
+    flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--suite", suite)
+    result = recover(llama_folder, *flags, "--distill", 0, "--learning-rate", 0.003)
+    assert result["before"]["general_ratio"] == 1
+    assert result["model"]["general_ratio"] < 1
+
+
+def test_an_original_that_is_gone(small_run, text_file, suite, tmp_path):
+    student = tmp_path / "moved"
+    shutil.copytree(small_run[0] / "model", student)
+    done = run_command(
+        "recover", student, "--text", text_file, "--output-dir", tmp_path / "run", "--distill", 0,
+        "--suite", suite, *FEW,
+    )  # fmt: skip
+    assert done.returncode == 2
+    said = f"--suite: nothing says where the original of {student} lies; name"
+    assert said in done.stderr.splitlines()[-1]
 
 
 def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path):

@@ -312,7 +312,7 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    dense, pruned = figures["dense"]["scores"], figures["models"][0]["scores"]
+    dense, pruned = figures["dense"], figures["models"][0]
     assert dense["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
     alone, _ = evaluated(run / "model", "--suite", suite, "--dense", "auto")
     assert pruned["general_ratio"] == alone["general_ratio"]
@@ -324,7 +324,7 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 0, done.stderr
     models = json.loads((run / "result.json").read_text())["models"]
-    assert [model["scores"]["suite"] for model in models] == ["two", "two"]
+    assert [model["suite"] for model in models] == ["two", "two"]
     assert run_command("verify", run).returncode == 0
     page = (run / "report.html").read_text()
     assert "perplexity of A, B, ratio" in page

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from conftest import run_command
@@ -17,11 +18,13 @@ from disp_llm.runs.folder import Run
 from disp_llm.runs.results import (
     BenchRow,
     ComparisonRow,
+    OriginalResult,
     Perplexity,
     SizeResult,
     as_json,
     from_json,
 )
+from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 FREE = (
     "system",
@@ -33,6 +36,7 @@ FREE = (
     "seconds",
     "choosing_s",
     "measuring_dense_s",
+    "scoring_dense_s",
     "curve",
     "keep_by_penalty",
 )
@@ -70,6 +74,40 @@ def test_result_of_recover(small_run, tmp_path):
     free = (*FREE, "base_model", "license", "teacher", "measuring_dense_s")
     wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
     assert not wrong
+    assert refused > 200
+
+
+def scores(dense: bool) -> Scores:
+    """On a suite of a text and a task; with `dense`, against an original's."""
+    text = TextScore(9.5, 62, 32, "t", "1", "2", [2.0, 2.5], 0.5)
+    task = TaskScore(0.25, 4, "acc", 0.25, "3", "1101", acc=0.75)
+    if not dense:
+        return Scores("s", {"A": text}, {"T": task})
+    text = replace(text, dense=8.0, ratio=1.2, ratio_stderr=0.1)
+    task = replace(task, dense=1.0, kept=0.6, kept_stderr=0.1)
+    return Scores("s", {"A": text}, {"T": task}, 1.2, 0.1, 0.6, 0.1)
+
+
+def test_comparison_on_a_suite(tmp_path):
+    row = ComparisonRow(
+        "learned", 0.5, 12.5, 0.5, 0.5, 80, 90, 0.5, 960, 1.5, scores=scores(dense=True)
+    )
+    measured = Perplexity(12.5, 0.5, 93, 32, 32)
+    result = {
+        "asked": {"model": "m", "keep": [0.5]},
+        "rows": [as_json(row)],
+        "dense": as_json(OriginalResult(measured, 99, 88, scores(dense=False))),
+        "source": {"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
+    }
+    assert comparison_figures(result).rows == [row]
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps(result))
+    free = (*FREE, "ratio_stderr", "kept_stderr", "general_ratio_stderr")
+    wrong, refused = wrongly_read(path, read_by(comparison_figures, path), free)
+    # A row may fail, and less may be kept than by chance.
+    kept = ("rows.0.kept", "rows.0.tasks.T.kept")
+    may = {f"{name} = {value}" for name in kept for value in (-3, -0.5)}
+    assert set(wrong) == {*may, "rows.0 dropped", "rows.0.error = 'x'"}
     assert refused > 200
 
 

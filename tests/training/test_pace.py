@@ -81,6 +81,8 @@ def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(
     monkeypatch.setattr(pace.time, "perf_counter", lambda: timed.job.began + 50.0)
     measuring = 20.0 * 2 * pace.MEASUREMENTS_A_SIZE
     assert pace._seconds_left(timed) == pytest.approx(600 - 100 - 50 - measuring)
+    timed.job.run.update(scoring_dense_s=30.0)  # on a suite, once a size
+    assert pace._seconds_left(timed) == pytest.approx(600 - 100 - 50 - measuring - 2 * 30)
 
 
 def test_it_is_the_run_of_so_many_steps(timed, llama_folder, text_file, tmp_path):

@@ -7,14 +7,17 @@ A row that is there is not made again; a method that fails leaves rows that say 
 
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from disp_llm.commands.comparison_rows import Comparison, row_makers
 from disp_llm.commands.front import Caller, located
+from disp_llm.commands.measuring import scoreboard_of
 from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
+from disp_llm.config.suites import load_suite
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
@@ -46,32 +49,37 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
         result = _started(config)
         described = load_config(config.model)
         config = within_positions(config, CompareConfig(config.model), described)
+        dense = comparison_figures(result).dense
+        reference = Reference(config, scoreboard_of(config.suite, dense.scores if dense else None))
         with caller.watching() as progress:
-            _add_rows(config, replace(caller, progress=progress), result)
+            caller = replace(caller, progress=progress)
+            _add_rows(Comparison(config, reference, caller), result)
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
     return result
 
 
-def _add_rows(config: CompareConfig, caller: Caller, result: dict[str, Any]) -> None:
+def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
     """Makes the rows that are not there yet, and writes them down as they come."""
-    comparison = Comparison(config, Reference(config), caller)
+    config, reference = comparison.config, comparison.reference
     makers = row_makers(comparison)
     for name, make_rows in makers.items():
         done = any(row["method"] == name and not row.get("error") for row in result["rows"])
         if done or not {"all", name} & set(config.methods):
             continue
         if "source" in result and not config.anyway:
-            sources = comparison.reference.sources
-            require_same_source(result["source"], sources, config.output_dir)
+            require_same_source(result["source"], reference.sources, config.output_dir)
+        if "dense" not in result:
+            original = reference.original(comparison.progress("original"))
+            result |= {"dense": as_json(original), "source": reference.sources}
+            _write(config.output_dir, result)
+        dense = comparison_figures(result).dense
+        comparison = replace(comparison, dense=dense.scores if dense else None)
         made = [as_json(row) for row in make_rows(comparison, name)]
         others = [row for row in result["rows"] if row["method"] != name]
         places = list(makers)
         result["rows"] = sorted(others + made, key=lambda row: places.index(row["method"]))
         result |= {"hardware": hardware(), "versions": versions()}
-        if "dense" not in result:
-            dense = comparison.reference.dense_figures(comparison.progress(name))
-            result |= {"dense": dense, "source": comparison.reference.sources}
         _write(config.output_dir, result)
 
 
@@ -96,15 +104,31 @@ def _started(config: CompareConfig) -> dict[str, Any]:
     }
     for table in ("text", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))
+    if config.suite:
+        asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))
     if not path.exists():
         return {"asked": asked, "rows": []}
     result = read_checked_json(path, ROWS_AGAIN, config.anyway)
     comparison_figures(result, str(path))
-    for key, now in asked.items():
-        if result["asked"].get(key) != now:
-            raise InputError(
-                f"{path.parent} compares something else ({key}: {result['asked'].get(key)})",
-                field="output_dir",
-                hint="name another folder",
-            )
+    other = _difference(result["asked"], asked)
+    if other:
+        raise InputError(
+            f"{path.parent} compares something else ({other})",
+            field="output_dir",
+            hint="name another folder",
+        )
     return result
+
+
+def _difference(before: Any, now: Any, place: str = "") -> str:
+    """The first value in which two tables differ, as it was before; empty where they are equal."""
+    if before == now:
+        return ""
+    if not {type(before), type(now)} <= {dict, NoneType}:
+        return f"{place}: {before}"
+    before, now = before or {}, now or {}
+    inner = (
+        _difference(before.get(key), now.get(key), f"{place}.{key}".removeprefix("."))
+        for key in now | before
+    )
+    return next(filter(None, inner), "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Caller
 from disp_llm.commands.prune import prune
@@ -26,6 +27,7 @@ from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import ComparisonRow
+from disp_llm.runs.scores import Scores
 from disp_llm.training.problem import PruningProblem
 
 CHECKPOINT_EVERY = 25
@@ -42,6 +44,8 @@ class Comparison:
     config: CompareConfig
     reference: Reference
     caller: Caller
+    dense: Scores | None = None
+    """What the original scores on the suite, if there is one."""
 
     def progress(self, method: str) -> ProgressCallback:
         """Reports the stages of one method under its name."""
@@ -51,6 +55,13 @@ class Comparison:
             self.caller.progress(f"{method}: {stage}", done, total, figures)
 
         return of_method
+
+    def scores(self, model: PreTrainedModel, method: str) -> Scores | None:
+        """What a model scores on the suite, against the original; None without a suite. Runs of
+        `prune` are not asked to measure it: they would each measure the original too."""
+        target = PrunableModel(model, self.reference.dense.family)
+        measuring = self.reference.measuring(self.progress(method))
+        return measuring.scores(target, "suite", self.dense)
 
     def settings(self) -> PruneConfig:
         """Settings that all runs of `prune` share."""
@@ -141,6 +152,7 @@ def pruned_rows(
                 tokens_seen=result.figures["tokens_seen"],
                 seconds=result.figures.get("choosing_s"),
                 speed=comparison.reference.speed(compact, comparison.progress(name)),
+                scores=comparison.scores(compact, name),
             )
             rows.append(row)
     return rows
@@ -201,4 +213,5 @@ def _measured(
         tokens_seen=comparison.config.scores.tokens if baseline.reads_text else 0,
         seconds=round(seconds, 1),
         speed=reference.speed(made.model, progress),
+        scores=comparison.scores(made.model, name),
     )

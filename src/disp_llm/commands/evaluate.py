@@ -21,6 +21,7 @@ from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import within_positions
+from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
 
 
@@ -62,18 +63,20 @@ def evaluate(
             "given together with `suite`", field="text", hint="write it into the suite's file"
         )
     with caller.watching() as progress, inputs.frozen():
-
-        def on_window(done: int, total: int) -> None:
-            progress("perplexity", done, total, {})
-
         if settings.suite:
             return score(settings, inputs, progress)
-        return _evaluated(settings, inputs, given, on_window)
+        return _evaluated(settings, inputs, given, progress)
 
 
 def _evaluated(
-    config: EvalConfig, inputs: Inputs, given: GivenText | None, on_window: Any
+    config: EvalConfig, inputs: Inputs, given: GivenText | None, progress: ProgressCallback
 ) -> dict[str, Any]:
+    def on_window(done: int, total: int) -> None:
+        progress("perplexity", done, total, {})
+
+    def on_request(done: int, total: int) -> None:
+        progress("answers", done, total, {})
+
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = facts_of(loaded, target)
@@ -85,7 +88,7 @@ def _evaluated(
     if config.tasks:
         pairs = (pair.partition("=") for pair in config.task_data)
         files = {name: Path(file) for name, _, file in pairs}
-        result["tasks"] = run_tasks(loaded, config.tasks, files, config.limit)
+        result["tasks"] = run_tasks(loaded, config.tasks, files, config.limit, on_request)
         result["average"] = average(result["tasks"])
     return result
 

@@ -1,4 +1,4 @@
-"""What every model of one task is measured on: perplexity on a text, a sample of its words."""
+"""What every model of one task is measured on: a text, a suite, a sample of its words."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.suites import load_suite
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.evaluation.suites import Scoreboard, against
+from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded
@@ -31,6 +33,30 @@ def facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
         "parameters": target.parameters,
         "block_parameters": target.block_parameters,
     }
+
+
+def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
+    """The suite that a task measures its models on, its texts read; None where it names none.
+
+    Args:
+        dense: what an earlier attempt at the task has measured of the original.
+
+    Raises:
+        InputError: it is unusable, or the original was measured on other texts or tasks.
+    """
+    if not suite:
+        return None
+    board = Scoreboard.of(load_suite(suite))
+    if dense is not None:
+        try:
+            require_suite(board, dense, "suite")
+        except InputError as error:
+            raise InputError(
+                f"is not what the original was measured on: that {error.what}",
+                field="suite",
+                hint="make it what it was, or start anew in another `output_dir`",
+            ) from error
+    return board
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
     budget_of,
@@ -30,14 +30,12 @@ from disp_llm.commands.planning import (
     usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, masks_of
-from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.config.suites import load_suite
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.alignment import chosen_alignment
-from disp_llm.evaluation.suites import Scoreboard, require_suite
+from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
@@ -129,7 +127,7 @@ def _draw(run: Run) -> list[Path]:
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
-    board = scoreboard_of(asked.suite, run)
+    board = scoreboard_of_run(asked, run)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         loaded, problem, texts = open_problem(job, inputs)
     refuse_impossible(problem, texts)
@@ -173,26 +171,24 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
         writer.measure_curve(selection, config.curve_shares)
 
 
-def scoreboard_of(suite: str, run: Run) -> Scoreboard | None:
-    """The suite that a run measures its models on, its texts read; None where it names none.
+def original_of_run(run: Run) -> DenseResult | None:
+    """The figures of the model as it came, once they are measured.
 
     Raises:
-        InputError: it is unusable, or the original was measured on other texts or tasks.
+        InputError: `result.json` is damaged.
     """
-    if not suite:
-        return None
-    board, found = Scoreboard.of(load_suite(suite)), run.result().get("dense")
-    dense = from_json(DenseResult, found, str(run.result_file)).scores if found else None
-    if dense is not None:
-        try:
-            require_suite(board, dense, "suite")
-        except InputError as error:
-            raise InputError(
-                f"is not what the original was measured on: that {error.what}",
-                field="suite",
-                hint="make it what it was, or start a new run in another `output_dir`",
-            ) from error
-    return board
+    found = run.result().get("dense")
+    return from_json(DenseResult, found, str(run.result_file)) if found else None
+
+
+def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
+    """The suite of a run, if it has one.
+
+    Raises:
+        InputError: it is unusable, or not what the original was measured on.
+    """
+    found = original_of_run(run)
+    return scoreboard_of(config.suite, found.scores if found else None)
 
 
 def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:
@@ -231,6 +227,7 @@ def dense_figures(problem: PruningProblem, measuring: Measuring) -> dict[str, An
         return found
     with clock(run, "measuring_dense_s"):
         measured = measuring.perplexity(dense, "dense perplexity")
+    with clock(run, "scoring_dense_s", measuring.board is not None):
         scores = measuring.scores(dense, "dense")
     result = DenseResult(
         measured=measured,

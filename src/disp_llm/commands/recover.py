@@ -21,11 +21,13 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.measuring import Measuring, scoreboard_of
+from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
@@ -39,7 +41,8 @@ from disp_llm.runs.folder import Run, clock, require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
-from disp_llm.runs.results import as_json
+from disp_llm.runs.results import MeasuredResult, as_json, from_json
+from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import available, open_run
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.losses import Teacher
@@ -111,10 +114,13 @@ def _in_its_folder(
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
+    board = scoreboard_of(asked.suite, _original_scores(run))
     job, loaded, teacher, texts = _load(job, inputs, taught)
     config = job.config
     student = PrunableModel.of(loaded)
-    measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
+    measuring = Measuring(
+        texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
+    )
     if process.is_main:
         open_run(asked)
     process.wait()
@@ -131,7 +137,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
             run=str(run.folder),
             dtype=dtype_name(loaded.dtype),
             source=source,
-            before=as_json(measuring.perplexity(student, "perplexity before")),
+            **_measured_before(job, measuring, student, teacher),
             **provenance(config.machine.seed, job.command),
         )
         if teacher is not None:
@@ -150,6 +156,24 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         made = adapted.merge_and_unload() if adapted is not None else loaded.model
         tokens = steps * config.training.tokens_per_step * process.count
         _export(job, made, loaded, measuring, tokens)
+
+
+def _original_scores(run: Run) -> Scores | None:
+    """What the original scores on the suite, once that is known."""
+    found = run.result().get("original")
+    return from_json(Scores, found, str(run.result_file)) if found else None
+
+
+def _measured_before(
+    job: Job[RecoverConfig], measuring: Measuring, student: PrunableModel, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What the model is before it is trained and, with a suite, what the original scores."""
+    measured = measuring.perplexity(student, "perplexity before")
+    scores, known = measuring.scores(student, "before"), {}
+    if scores is not None:
+        original = scores_of_original(job, measuring, scores, teacher)
+        scores, known = against(scores, original, "suite"), {"original": original.as_json()}
+    return {"before": as_json(MeasuredResult(measured, scores))} | known
 
 
 def _load(
@@ -230,7 +254,9 @@ def _export(
     for parameter in made.parameters():
         parameter.data = parameter.data.to(loaded.dtype)
     model = PrunableModel(made, loaded.family)
-    after = as_json(measuring.perplexity(model, "perplexity after"))
+    measured = measuring.perplexity(model, "perplexity after")
+    scores = measuring.scores(model, "after", _original_scores(run))
+    after = as_json(MeasuredResult(measured, scores))
     folder = run.folder / "model"
     with atomic(folder) as written:
         write_folder(made, loaded.tokenizer, written, config.max_shard_size)
@@ -244,7 +270,9 @@ def _export(
 
 def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
     """What the card tells of the training."""
-    return {
+    on_suite = ("general_ratio", "kept")
+    before = {f"before_{key}": result["before"].get(key) for key in on_suite}
+    return before | {
         "how": config.how,
         "distill": config.training.distill,
         "tokens_seen": tokens,

@@ -1,21 +1,22 @@
-"""What every row of a comparison is measured with: the original model, the texts, the clock."""
+"""What every row of a comparison is measured with: the original model, the texts, the suite, the
+clock."""
 
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.compare import CompareConfig
 from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import Workload, fitted, in_turn, runner
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.baseline import stored_numbers
 from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import as_json
+from disp_llm.runs.results import OriginalResult
 
 WORKLOADS = {"prefill": Workload("prefill", 512, 1), "decode": Workload("decode", 512, 1)}
 """What is timed, as far as the model can read."""
@@ -26,6 +27,8 @@ class Reference:
     """Original model and texts, loaded when first needed."""
 
     config: CompareConfig
+    board: Scoreboard | None = None
+    """The suite, if there is one."""
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -50,16 +53,17 @@ class Reference:
     def measuring(self, progress: ProgressCallback) -> Measuring:
         """How models are measured."""
         stream, tokenizer = self.texts.evaluation, self.loaded.tokenizer
-        return Measuring(stream, self.config.evaluation, tokenizer, progress)
+        return Measuring(stream, self.config.evaluation, tokenizer, progress, self.board)
 
-    def dense_figures(self, progress: ProgressCallback) -> dict[str, Any]:
-        """Perplexity and size of the original."""
-        measured = self.measuring(progress).perplexity(self.dense, "perplexity")
-        sizes = {
-            "parameters": self.dense.parameters,
-            "block_parameters": stored_numbers(self.dense),
-        }
-        return as_json(measured) | sizes
+    def original(self, progress: ProgressCallback) -> OriginalResult:
+        """Measures the original."""
+        measuring = self.measuring(progress)
+        return OriginalResult(
+            measured=measuring.perplexity(self.dense, "perplexity"),
+            parameters=self.dense.parameters,
+            block_parameters=stored_numbers(self.dense),
+            scores=measuring.scores(self.dense, "suite"),
+        )
 
     def speed(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, float]:
         """Medians of milliseconds, and of how many times as fast as the original, timed in turn."""

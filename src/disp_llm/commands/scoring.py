@@ -57,10 +57,10 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
     elif original:
         with _about_dense():
             load_config(original)
-    facts, scores = _measured(board, inputs, config.model, config.machine)
+    facts, scores = measured_apart(board, inputs, config.model, config.machine)
     if original:
         with _about_dense():
-            dense = stored or _measured(board, Inputs(), original, config.machine)
+            dense = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, dense[1], original)
         facts["dense"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
     return facts | scores.as_json()
@@ -91,10 +91,17 @@ def _original(config: EvalConfig) -> str:
     return found
 
 
-def _measured(
+def measured_apart(
     board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
 ) -> tuple[dict[str, Any], Scores]:
-    """Facts about a model, and its scores; its memory is free afterwards."""
+    """Facts about a model, and its scores; its memory is free afterwards.
+
+    Args:
+        inputs: what of it lies in memory.
+
+    Raises:
+        InputError: the model cannot be loaded, or not be measured on the suite.
+    """
     measured = _loaded_and_measured(board, inputs, name, machine)
     gc.collect()
     if torch.cuda.is_available():

@@ -37,6 +37,9 @@ class CompareConfig:
     """Optimiser steps of the methods that learn."""
     length: int = 512
     """Tokens of their learning windows."""
+    suite: str = ""
+    """A suite of texts and tasks, on which the original and every model are measured besides:
+    general, or a .toml file."""
     rounds: int = 7
     """Number of times that each model is timed, in turn with the original; 0 = not timed."""
     anyway: bool = False

@@ -42,6 +42,9 @@ class RecoverConfig:
     """Number of tokens to train on."""
     max_shard_size: str = "5GB"
     """Largest size of one file of weights."""
+    suite: str = ""
+    """A suite of texts and tasks, on which the model is measured before and after, against the
+    original: general, or a .toml file."""
     resume: Resume = False
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False

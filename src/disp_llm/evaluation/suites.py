@@ -105,11 +105,13 @@ class Scoreboard:
         )
 
     def _task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
-        task, names = self.suite.tasks[name], list(self.suite.tasks)
-        self.progress("tasks", names.index(name), len(names), {})
+        task = self.suite.tasks[name]
+
+        def on_request(done: int, total: int) -> None:
+            self.progress(f"answers, {name}", done, total, {})
+
         with self.suite.naming(f"tasks.{name}"):
-            found = answers(target.model, tokenizer, name, task)
-        self.progress("tasks", names.index(name) + 1, len(names), {})
+            found = answers(target, tokenizer, name, task, on_request)
         return TaskScore(
             **found.figures,
             chance=task.chance,
@@ -168,6 +170,15 @@ def require_same(scores: Scores, dense: Scores, name: str) -> None:
     hashes = {key: text.text_sha256 for key, text in scores.texts.items()}
     _refuse(_other_suite(hashes, list(scores.tasks), dense), name)
     _refuse(_other_measurement(scores, dense), name)
+
+
+def comparable(scores: Scores, dense: Scores) -> bool:
+    """Whether both were measured on the same windows and questions."""
+    try:
+        require_same(scores, dense, "")
+    except InputError:
+        return False
+    return True
 
 
 def _refuse(differences: Iterator[str], name: str) -> None:

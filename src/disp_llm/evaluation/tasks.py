@@ -10,17 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.suites import SuiteTask
+from disp_llm.evaluation.continuations import log_likelihoods
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
 
 PAPER_TASKS = ("winogrande", "hellaswag", "arc_easy", "arc_challenge", "piqa")
 """The five of the paper's Table 3, in its order."""
 
 BATCH = 8
-"""Requests that run together."""
+"""Requests that run together where text is to be written."""
 
 
 def metric_of(task: str, figures: dict[str, Any]) -> str:
@@ -32,12 +32,14 @@ def metric_of(task: str, figures: dict[str, Any]) -> str:
 class Runs:
     """A model, and what it is asked."""
 
-    model: PreTrainedModel
+    target: PrunableModel
     tokenizer: Any
     data: dict[str, Path]
     """Local files by task."""
     limit: int
     """Number of questions of each task; 0 = all."""
+    on_request: Callable[[int, int], None]
+    """Called with (done, total) as answers are scored."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class Answers:
 
 
 def run_tasks(
-    loaded: Loaded, names: Iterable[str], data: dict[str, Path], limit: int
+    loaded: Loaded,
+    names: Iterable[str],
+    data: dict[str, Path],
+    limit: int,
+    on_request: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, Any]]:
     """Accuracies by task: `{acc, acc_norm, stderr, n, metric}`; stderr is that of `metric`.
 
@@ -61,24 +67,36 @@ def run_tasks(
         names: tasks, or lists of them with commas; `paper` is the paper's five.
         data: local JSON-lines files, in the task's own format, in place of its hub data set.
         limit: number of questions of each task; 0 = all.
+        on_request: called with (done, total) as answers are scored.
 
     Raises:
         InputError: lm-eval is not installed, a task does not exist, or its data cannot be had.
     """
     wanted = require_tasks(names, data)
-    results = _results(Runs(loaded.model, loaded.tokenizer, data, limit), wanted)
+    runs = Runs(PrunableModel.of(loaded), loaded.tokenizer, data, limit, on_request)
+    results = _results(runs, wanted)
     return {name: _figures(name, results) for name in wanted}
 
 
-def answers(model: PreTrainedModel, tokenizer: Any, name: str, task: SuiteTask) -> Answers:
+def answers(
+    target: PrunableModel,
+    tokenizer: Any,
+    name: str,
+    task: SuiteTask,
+    on_request: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
     """What a model answers to every question of one task.
+
+    Args:
+        on_request: called with (done, total) as answers are scored.
 
     Raises:
         InputError: as `run_tasks`; or the task is a group of tasks, or has no answers that are
             right or wrong by the metric.
     """
     local = {} if task.data is None else {name: task.data}
-    results = _results(Runs(model, tokenizer, local, task.limit), [name], samples=True)
+    runs = Runs(target, tokenizer, local, task.limit, on_request)
+    results = _results(runs, [name], samples=True)
     found = sorted(results["samples"].get(name, ()), key=lambda sample: sample["doc_id"])
     if not found:
         raise InputError(f"{name} is a group of tasks", field="tasks", hint="name those in it")
@@ -126,18 +144,14 @@ def _results(runs: Runs, wanted: list[str], samples: bool = False) -> dict[str, 
     """What lm-eval finds; with `samples`, for every question too."""
     manager = _task_manager(_lm_eval().TaskManager)
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
-    adapter = HFLM(
-        pretrained=runs.model, tokenizer=runs.tokenizer, backend="causal", batch_size=BATCH
-    )
     specified = [
         _on_local_file(manager, name, runs.data[name]) if name in runs.data else name
         for name in wanted
     ]
     try:
         found = lm_eval.simple_evaluate(
-            model=adapter,
+            model=_adapter(runs),
             tasks=specified,
             task_manager=manager,
             limit=runs.limit or None,
@@ -154,6 +168,27 @@ def _results(runs: Runs, wanted: list[str], samples: bool = False) -> dict[str, 
         ) from error
     assert found is not None  # it is only in other processes than the first
     return found
+
+
+def _adapter(runs: Runs) -> Any:
+    """The model as lm-eval asks it; likelihoods of answers are ours (`continuations.py`)."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Adapter(HFLM):
+        """lm-eval's own, but for the hook that models score tokens by."""
+
+        def _loglikelihood_tokens(
+            self,
+            requests: list[tuple[Any, list[int], list[int]]],
+            disable_tqdm: bool = False,
+            override_bs: int | None = None,
+        ) -> list[tuple[float, bool]]:
+            pairs = [(context, continuation) for _, context, continuation in requests]
+            return log_likelihoods(runs.target, pairs, self.max_length, runs.on_request)
+
+    return Adapter(
+        pretrained=runs.target.model, tokenizer=runs.tokenizer, backend="causal", batch_size=BATCH
+    )
 
 
 @cache

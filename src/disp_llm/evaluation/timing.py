@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
+from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.windows import fitting
 from disp_llm.runs.results import Phase
 
@@ -71,18 +71,20 @@ def runner(model: PreTrainedModel, workload: Workload) -> Callable[[], float]:
         device
     )
     if workload.phase == "prefill":
-        return lambda: _timed(model, tokens, None)
+        return lambda: _timed(model, tokens, empty_cache(model))
+    filled = empty_cache(model)
     with torch.inference_mode():
-        filled = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
+        model(tokens, logits_to_keep=1, **with_cache(model, filled))
     # Copies of one cache: a step appends to it, and every round is to find the same length.
     return lambda: _timed(model, tokens[:, -1:], copy.deepcopy(filled))
 
 
-def _timed(model: PreTrainedModel, tokens: Tensor, cache: Any) -> float:
+def _timed(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> float:
+    options = with_cache(model, cache)
     with _as_loaded(model), torch.inference_mode():
         _wait(tokens.device)
         began = time.perf_counter()
-        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(tokens, logits_to_keep=1, **options)
         _wait(tokens.device)
         return time.perf_counter() - began
 

@@ -7,7 +7,15 @@ from typing import Any
 
 from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
 from disp_llm.runs.files import atomic
-from disp_llm.runs.results import DenseResult, SizeResult, from_json, kept_said, ratio_said
+from disp_llm.runs.results import (
+    SCORED,
+    DenseResult,
+    SizeResult,
+    from_json,
+    kept_said,
+    percent_with_error,
+    ratio_said,
+)
 
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is saved or pushed somewhere."""
@@ -145,7 +153,7 @@ def write_recovered_card(
     path = before / FACTS
     if path.is_file():
         facts = facts_in(path)
-        known = {key: value for key, value in facts["figures"].items() if key != "scores"}
+        known = {key: value for key, value in facts["figures"].items() if key not in SCORED}
         size = from_json(SizeResult, filled(known) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
 
@@ -164,11 +172,18 @@ def _trained(recovered: dict[str, Any] | None) -> str:
     """What training after pruning did, if there was any."""
     if recovered is None:
         return ""
+    was = f"perplexity from {recovered['before']:.2f}"
+    if recovered.get("before_general_ratio"):
+        was += f", that of the suite from ×{recovered['before_general_ratio']:.3f}"
+    if recovered.get("before_kept") is not None:
+        was += (
+            f", what is kept of its tasks from {percent_with_error(recovered['before_kept'], None)}"
+        )
     how = {"full": "whole", "lora": "through merged LoRA adapters"}[recovered["how"]]
     return (
         f" The blocks were then trained {how}: {recovered['tokens_seen']:,} tokens of "
         f"{recovered['text']}, {recovered['distill']:.0%} of the loss the divergence from the "
-        f"original, which took perplexity from {recovered['before']:.2f} to the figure below\n"
+        f"original, which took {was} to what stands below\n"
         f"(`{recovered['command']}`)."
     )
 

@@ -9,6 +9,7 @@ from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.naming import name_of, named, names_in, without_paths
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+from disp_llm.runs.scores import Finite
 
 FACTS = "card.json"
 """The file beside the card with the figures behind it, from which a later stage writes it anew."""
@@ -84,7 +85,11 @@ class Recovered:
     tokens_seen: Count
     text: str
     before: Positive
+    """Perplexity before it."""
     command: str
+    before_general_ratio: Positive | None = None
+    before_kept: Finite | None = None
+    """On the suite, where there is one."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What all plots share: empty figures, colours, logarithmic axes, files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,25 @@ def canvas(width: float, height: float) -> Any:
     return figure
 
 
-def panels(width: float, height: float, count: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of so many inches, and the axes of its panels, which share a scale of values."""
-    figure = canvas(width, height)
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    for axis in axes:
+def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[Any, list[Any]]:
+    """A figure of so many inches, and the axes of its panels.
+
+    Args:
+        values: what each panel shows; those that show the same share its scale, which is labelled
+            once.
+    """
+    figure, axes = canvas(width, height), []
+    first: dict[str, Any] = {}
+    for place, name in enumerate(values, start=1):
+        axis = figure.add_subplot(1, len(values), place, sharey=first.get(name))
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
+        if name in first:
+            axis.tick_params(labelleft=False)
+        else:
+            first[name] = axis
+            axis.set_ylabel(name)
+        axes.append(axis)
+    return figure, axes
 
 
 def mark_dense(axes: Any, perplexity: float, highest: float) -> None:

@@ -1,17 +1,44 @@
 """A comparison as tables of text."""
 
+from collections.abc import Callable
 from typing import Any
 
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import names_in, without_paths_in_message
-from disp_llm.runs.results import ComparisonRow
+from disp_llm.runs.results import ComparisonRow, kept_said, percent_with_error, ratio_said
+from disp_llm.runs.scores import Scores
 
 PHASES = ("prefill", "decode")
 """What is timed of every model."""
 
 
-def by_method(rows: list[ComparisonRow], keeps: list[float]) -> list[tuple[str, ...]]:
-    """For every method its name, a perplexity for each size (– where there is none), tokens and
+FIGURES: dict[str, Callable[[ComparisonRow], str]] = {
+    "general_ratio": lambda row: ratio_said(row.scores),
+    "kept": lambda row: kept_said(row.scores),
+    "perplexity": str,
+}
+"""What is said of a row, in this order; the first two where there is a suite."""
+
+
+def figures_in(rows: list[ComparisonRow]) -> list[str]:
+    """Names of the figures that some row has."""
+    has = {name for name, said_of in FIGURES.items() if any(map(said_of, rows))}
+    return [name for name in FIGURES if name in has or name == "perplexity"]
+
+
+def columns(figures: list[str], keeps: list[float]) -> tuple[str, ...]:
+    """Names of the columns of `by_method`."""
+    alone = len(figures) == 1
+    named = (
+        f"{'' if alone else f'{figure}, '}keep {keep:g}" for figure in figures for keep in keeps
+    )
+    return ("method", *named, "tokens", "s")
+
+
+def by_method(
+    rows: list[ComparisonRow], figures: list[str], keeps: list[float]
+) -> list[tuple[str, ...]]:
+    """For every method its name, every figure for each size (– where there is none), tokens and
     seconds."""
     found: list[tuple[str, ...]] = []
     for method in dict.fromkeys(row.method for row in rows):
@@ -19,7 +46,12 @@ def by_method(rows: list[ComparisonRow], keeps: list[float]) -> list[tuple[str, 
         measured = [row for row in sizes.values() if row.perplexity]
         tokens = " / ".join(dict.fromkeys(f"{row.tokens_seen:,}" for row in measured))
         seconds = " / ".join(dict.fromkeys(_seconds(row) for row in measured))
-        found.append((method, *(str(sizes.get(keep, "–")) for keep in keeps), tokens, seconds))
+        cells = (
+            FIGURES[figure](sizes[keep]) or "–" if keep in sizes else "–"
+            for figure in figures
+            for keep in keeps
+        )
+        found.append((method, *cells, tokens, seconds))
     return found
 
 
@@ -37,11 +69,13 @@ def markdown(result: dict[str, Any]) -> str:
     """
     found = comparison_figures(result)
     keeps, rows = found.asked.keep, found.rows
-    lines = ["| method | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | tokens | s |"]
-    lines.append("|---|" + "---:|" * (len(keeps) + 2))
-    lines += [f"| {' | '.join(cells)} |" for cells in by_method(rows, keeps)]
+    figures = figures_in(rows)
+    names = columns(figures, keeps)
+    lines = [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
+    lines += [f"| {' | '.join(cells)} |" for cells in by_method(rows, figures, keeps)]
     if found.dense and found.source:
-        lines += ["", f"Dense: {found.dense}, {names_in(found.source['eval_text'])}."]
+        lines += ["", f"Dense: {found.dense.measured}, {names_in(found.source['eval_text'])}."]
+        lines += suite_said(found.dense.scores)
     failed: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.error:
@@ -51,6 +85,30 @@ def markdown(result: dict[str, Any]) -> str:
     if any(row.speed for row in rows):
         lines += ["", *_costs(rows)]
     return "\n".join(lines) + "\n"
+
+
+def suite_said(dense: Scores | None) -> list[str]:
+    """What the figures of a suite are, and what the original scores; no line without a suite.
+
+    Args:
+        dense: the original's scores.
+    """
+    if dense is None:
+        return []
+    lines = []
+    if dense.texts:
+        texts = ", ".join(
+            f"{name} (dense {text.perplexity:.2f})" for name, text in dense.texts.items()
+        )
+        lines.append(f"general_ratio: perplexity / dense perplexity, geometric mean over {texts}.")
+    if dense.tasks:
+        tasks = ", ".join(
+            f"{name} (dense {percent_with_error(task.accuracy, task.stderr)}, "
+            f"chance {task.chance:.0%})"
+            for name, task in dense.tasks.items()
+        )
+        lines.append(f"kept: share of the dense accuracy above chance, mean over {tasks}.")
+    return lines
 
 
 def _costs(rows: list[ComparisonRow]) -> list[str]:

@@ -5,7 +5,13 @@ from typing import Any
 
 from disp_llm.config.schema import Amount, Count
 from disp_llm.runs.figures import Hardware, Source
-from disp_llm.runs.results import BenchComparison, BenchRow, ComparisonRow, Perplexity, from_json
+from disp_llm.runs.results import (
+    BenchComparison,
+    BenchRow,
+    ComparisonRow,
+    OriginalResult,
+    from_json,
+)
 
 ROWS_AGAIN = "delete it; every row is made again"
 """What to do about a damaged `compare.json`."""
@@ -28,7 +34,7 @@ class ComparisonFigures:
 
     asked: Asked
     rows: list[ComparisonRow]
-    dense: Perplexity | None = None
+    dense: OriginalResult | None = None
     source: Source | None = None
     hardware: Hardware | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -39,6 +45,12 @@ class ComparisonFigures:
         for row in self.rows:
             if row.keep_asked not in self.asked.keep:
                 raise ValueError(f"has a row of keep {row.keep_asked}, which was not asked for")
+        dense = self.dense.scores if self.dense else None
+        for row in (row for row in self.rows if row.error is None):
+            if (row.scores and row.scores.sizes) != (dense and dense.sizes):
+                raise ValueError(f"has not all scores of {row.method} that the dense model has")
+            if row.scores and not row.scores.is_against_original:
+                raise ValueError(f"has scores of {row.method} against nothing")
 
 
 def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:

@@ -19,10 +19,17 @@ from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection import kept_by_site
 from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
-from disp_llm.runs.figures import RunFigures, run_figures
+from disp_llm.runs.figures import RunFigures, TrainedResult, run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import BenchComparison, BenchRow, DenseResult, Perplexity, SizeResult
+from disp_llm.runs.results import (
+    BenchComparison,
+    BenchRow,
+    DenseResult,
+    MeasuredResult,
+    Perplexity,
+    SizeResult,
+)
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
@@ -47,12 +54,11 @@ class SizeData:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Perplexities of a run of `recover`."""
+    """What a run of `recover` changed."""
 
-    before: Perplexity
-    after: Perplexity
+    before: MeasuredResult
+    after: TrainedResult
     teacher: Perplexity | None
-    keep: float | None
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def _recovery(found: RunFigures) -> Recovery | None:
     """None until the model has been trained."""
     if found.before is None or found.model is None:
         return None
-    return Recovery(found.before, found.model.measured, found.teacher, found.model.keep)
+    return Recovery(found.before, found.model, found.teacher)
 
 
 def _bench(path: Path) -> BenchData | None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from disp_llm.config.schema import as_type
-from disp_llm.reporting.comparison import by_method
+from disp_llm.reporting.comparison import by_method, columns, figures_in, suite_said
 from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.figures import RunFigures, run_figures
@@ -88,7 +88,7 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
-    """Perplexity before and after, and the teacher's where there is one.
+    """Scores and perplexity before and after, and the teacher's perplexity where there is one.
 
     Args:
         figures: what `result.json` of a run of `recover` holds.
@@ -98,11 +98,25 @@ def show_recovery(figures: dict[str, Any], file: Path) -> None:
     model, source = found.model, found.source
     assert model is not None
     assert source is not None
-    measured = f"{found.before} -> {model.measured}"
+    assert found.before is not None
+    _show_change(found.before.scores, model.scores)
+    measured = f"{found.before.measured} -> {model.measured}"
     taught = f", teacher {found.teacher}" if found.teacher else ""
     say(f"{source['model']}, perplexity on {source['eval_text']}: {measured}{taught}")
     say(f"model   {model.folder}")
     say(f"run     {_cost(found)}")
+
+
+def _show_change(before: Scores | None, after: Scores | None) -> None:
+    """What is lost and kept on the suite before training and after, where there is one."""
+    if before is None or after is None:
+        return
+    changes = {
+        "perplexity of the texts": (ratio_said(before), ratio_said(after)),
+        "kept of the tasks": (kept_said(before), kept_said(after)),
+    }
+    said = [f"{name} {was} -> {now}" for name, (was, now) in changes.items() if now]
+    say(f"{after.suite}: {', '.join(said)}")
 
 
 def _cost(found: RunFigures) -> str:
@@ -113,25 +127,25 @@ def _cost(found: RunFigures) -> str:
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    """A row for each method, a column for each size.
+    """For each figure a row for each method, a column for each size.
 
     Args:
         result: what `compare.json` holds.
     """
     found = comparison_figures(result)
     keeps, rows = found.asked.keep, found.rows
-    table = _table(
-        ("method", *(f"keep {keep:g}" for keep in keeps), "tokens", "s"),
-        title=f"{found.asked.model}, perplexity",
-    )
-    for cells in by_method(rows, keeps):
-        table.add_row(*cells)
-    console.print(table)
+    for figure in figures_in(rows):
+        table = _table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
+        for cells in by_method(rows, [figure], keeps):
+            table.add_row(*cells)
+        console.print(table)
     for method, error in dict.fromkeys((row.method, row.error) for row in rows):
         if error:
             say(f"{method}: {error}")
     if found.dense:
-        console.print(f"dense {found.dense}")
+        console.print(f"dense {found.dense.measured}")
+        for line in suite_said(found.dense.scores):
+            say(line)
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
 from disp_llm.config.schema import Amount, Count, Positive, Size
-from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, from_json
+from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult, from_json
+from disp_llm.runs.scores import Scores
 
 
 class Source(TypedDict):
@@ -52,6 +53,8 @@ class TrainedResult:
     block_parameters: Size
     bytes: Size
     folder: str
+    scores: Scores | None = None
+    """On the suite of the run, against the original's; None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ class RunFigures:
     dense: DenseResult | None = None
     models: list[SizeResult] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
-    before: Perplexity | None = None
-    """This one, `teacher` and `model` are those of `recover`."""
+    before: MeasuredResult | None = None
+    """This one, `original`, `teacher` and `model` are those of `recover`."""
+    original: Scores | None = None
+    """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
     steps: Size | None = None
@@ -82,6 +87,9 @@ class RunFigures:
     tokens_seen: Count | None = None
     choosing_s: Amount | None = None
     measuring_dense_s: Amount | None = None
+    """Of its perplexity."""
+    scoring_dense_s: Amount | None = None
+    """Of its scores, where the run has a suite."""
     seconds: Amount | None = None
     peak_memory_bytes: Count | None = None
 

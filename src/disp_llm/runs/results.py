@@ -1,7 +1,7 @@
 """Figures with what they were measured over, as `result.json` and `compare.json` hold them.
 
-`as_json` writes a result as one flat object, a `Perplexity` inside it spread out; `from_json` reads
-it back, and checks every value.
+`as_json` writes a result as one flat object, a `Perplexity` and `Scores` inside it spread out;
+`from_json` reads it back, and checks every value.
 """
 
 import dataclasses
@@ -65,6 +65,15 @@ def kept_said(scores: Scores | None) -> str:
     if scores is None or scores.kept is None:
         return ""
     return percent_with_error(scores.kept, scores.kept_stderr)
+
+
+@dataclass(frozen=True)
+class MeasuredResult:
+    """A model at some time, measured on the evaluation text and on a suite."""
+
+    measured: Perplexity
+    scores: Scores | None = None
+    """Against the original's; None without a suite."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,17 @@ class SizeResult:
         return self.latency["measured_share"] if self.latency else self.share_of_budget
 
 
+@dataclass(frozen=True)
+class OriginalResult:
+    """The model that methods are compared on, as it came."""
+
+    measured: Perplexity
+    parameters: Size
+    block_parameters: Count
+    scores: Scores | None = None
+    """On the suite of the comparison, where it has one."""
+
+
 SPEEDS = {"prefill_ms", "prefill_speedup", "decode_ms", "decode_speedup"}
 """What timing a model gives."""
 
@@ -164,6 +184,8 @@ class ComparisonRow:
     error: str | None = None
     speed: dict[str, Positive] = field(default_factory=dict)
     """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
+    scores: Scores | None = None
+    """On the suite of the comparison, against the original's; None where it has none."""
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
@@ -220,7 +242,7 @@ def as_json(result: Any) -> dict[str, Any]:
         if isinstance(value, Perplexity):
             values |= dataclasses.asdict(value)
         elif isinstance(value, Scores):
-            values[entry.name] = value.as_json()
+            values |= value.as_json()
         elif entry.name == "scores":
             continue
         elif entry.name in SPREAD:
@@ -235,6 +257,9 @@ def as_json(result: Any) -> dict[str, Any]:
 SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""
 
+SCORED = {entry.name for entry in dataclasses.fields(Scores)}
+"""Keys of an object that holds scores, which are spread out too."""
+
 
 def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_AGAIN) -> Result:
     """The result that `as_json` wrote, or a larger one that holds such; keys that it does not know
@@ -247,7 +272,7 @@ def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_A
         return as_type(_nested(kind, values), kind, field=file, hint=hint)
     except InputError as error:
         what = error.what.replace("measured.", "")  # the file holds these one level higher
-        what = what.replace("share_asked", "keep_asked")
+        what = what.replace("scores.", "").replace("share_asked", "keep_asked")
         raise InputError(what, field=file, hint=hint) from error
 
 
@@ -262,6 +287,8 @@ def _nested(kind: Any, values: Any) -> Any:
     for name, declared in get_type_hints(kind).items():
         if name == "measured":
             found[name] = values
+        elif name == "scores":
+            found |= {name: _nested(Scores, values)} if SCORED & values.keys() else {}
         elif name in SPREAD:
             found[name] = {k: v for k, v in values.items() if k.startswith(SPREAD[name])}
         elif name == "share_asked":

@@ -26,7 +26,7 @@ class TextScore:
     windows_sha256: str
     """The hash of the ids in all windows (8 bytes each): only over the same ones are perplexities
     compared."""
-    losses: Annotated[list[Finite], Meta(min_length=1)]
+    losses: Annotated[list[Amount], Meta(min_length=1)]
     """Mean −ln p of each window, to six decimals."""
     perplexity_stderr: Amount | None = None
     """None for a single window."""
@@ -36,6 +36,10 @@ class TextScore:
     """`perplexity / dense`."""
     ratio_stderr: Amount | None = None
     """None for a single window."""
+
+    def __post_init__(self) -> None:
+        if (self.dense is None) != (self.ratio is None):
+            raise ValueError("has one of dense and ratio and not the other")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class TaskScore:
             raise ValueError(f"has no {self.metric}")
         if len(self.right) != self.n:
             raise ValueError(f"has {len(self.right)} answers to {self.n} questions")
+        if self.dense is None and self.kept is not None:
+            raise ValueError("has kept and no dense")
 
     @property
     def accuracy(self) -> float:
@@ -85,6 +91,28 @@ class Scores:
     kept: Finite | None = None
     """Mean over the tasks of what is kept of the original's accuracy above chance."""
     kept_stderr: Amount | None = None
+
+    def __post_init__(self) -> None:
+        parts = [*self.texts.values(), *self.tasks.values()]
+        if len({part.dense is None for part in parts}) > 1:
+            raise ValueError("compares some texts and tasks with an original and not others")
+        for name, of_parts in (
+            ("general_ratio", [text.ratio for text in self.texts.values()]),
+            ("kept", [task.kept for task in self.tasks.values()]),
+        ):
+            if (getattr(self, name) is None) != (set(of_parts) <= {None}):
+                raise ValueError(f"has {name} and not that of its parts, or the reverse")
+
+    @property
+    def is_against_original(self) -> bool:
+        """Whether an original's scores stand beside them."""
+        return any(part.dense is not None for part in (*self.texts.values(), *self.tasks.values()))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of windows of every text, and of questions of every task."""
+        windows = {f"texts.{name}": len(text.losses) for name, text in self.texts.items()}
+        return windows | {f"tasks.{name}": task.n for name, task in self.tasks.items()}
 
     def as_json(self) -> dict[str, Any]:
         """As plain values; what was not measured is left out."""

@@ -64,12 +64,14 @@ def _steps_in(problem: PruningProblem, take: Take) -> int:
 
 def _seconds_left(problem: PruningProblem) -> float:
     """What the time that was asked for leaves to learning: less what has passed, and what exporting
-    and measuring every size will take, which is counted in measurements of the dense model."""
+    and measuring every size will take, which is counted in measurements of the dense model: of its
+    perplexity and, once a size, of its scores on the suite."""
     result, config = problem.job.run.result(), problem.job.config
     passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
     measured = result.get("measuring_dense_s", 0.0)
     measurements = MEASUREMENTS_A_SIZE * len(config.shares) + len(config.curve_shares)
-    return 60 * problem.learn.minutes - passed - measured * measurements
+    scoring = result.get("scoring_dense_s", 0.0) * len(config.shares)
+    return 60 * problem.learn.minutes - passed - measured * measurements - scoring
 
 
 MEASUREMENTS_A_SIZE = 5

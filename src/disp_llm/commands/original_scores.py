@@ -1,0 +1,63 @@
+"""What the original of a pruned model scores on a suite: as its card says, as the teacher does, or
+measured for that alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from disp_llm.commands.front import Inputs
+from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.scoring import measured_apart
+from disp_llm.config.errors import InputError
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.evaluation.suites import comparable
+from disp_llm.export.facts import FACTS, filled, read_facts
+from disp_llm.export.original import original_of
+from disp_llm.runs.job import Job
+from disp_llm.runs.results import DenseResult, from_json
+from disp_llm.runs.scores import Scores
+from disp_llm.training.losses import Teacher
+
+
+def scores_of_original(
+    job: Job[RecoverConfig], measuring: Measuring, student: Scores, teacher: Teacher | None
+) -> Scores:
+    """The scores that a trained model is held against: those in the card of its folder, if they are
+    of this suite; else those of the teacher, where that is the original; else the original is
+    loaded and measured. A model that was not pruned is its own original.
+
+    Args:
+        student: what the pruned model scores before it is trained.
+
+    Raises:
+        InputError: nobody knows where the original lies, or it cannot be loaded.
+    """
+    folder = Path(job.config.folder)
+    told = read_facts(folder)
+    if told:
+        dense: DenseResult = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
+        if dense.scores is not None and comparable(student, dense.scores):
+            return dense.scores
+    if teacher is not None:
+        if not told or teacher.revision == told["source"]["revision"]:
+            found = measuring.scores(teacher.target, "original")
+            assert found is not None
+            return found
+    elif not told:
+        return student
+    return _measured(job, measuring, original_of(folder))
+
+
+def _measured(job: Job[RecoverConfig], measuring: Measuring, name: str) -> Scores:
+    hint = "name the original as the `teacher`"
+    if not name:
+        what = f"nothing says where the original of {job.config.folder} lies"
+        raise InputError(what, field="suite", hint=hint)
+    assert measuring.board is not None
+    board = replace(measuring.board, progress=job.progress)
+    machine = replace(job.config.machine, device=str(job.process.device))
+    try:
+        return measured_apart(board, Inputs(), name, machine)[1]
+    except InputError as error:
+        if error.field != "model":
+            raise
+        raise InputError(f"the original: {error.what}", field="suite", hint=hint) from error
