@@ -6,9 +6,8 @@ import pytest
 import torch
 from conftest import VOCABULARY, byte_tokenizer, tiny_model
 
-from disp_llm.config.errors import InputError
 from disp_llm.config.words import OwnWordsConfig
-from disp_llm.data.own_words import CHANCES, Openings, fitting_batch, write
+from disp_llm.data.own_words import CHANCES, write
 from disp_llm.data.randomness import random_stream
 from disp_llm.models.architectures import FAMILIES
 

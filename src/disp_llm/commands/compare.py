@@ -55,7 +55,7 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
 
 def _add_rows(config: CompareConfig, caller: Caller, result: dict[str, Any]) -> None:
     """Makes the rows that are not there yet, and writes them down as they come."""
-    comparison = Comparison(config, Reference(config), caller)
+    comparison = Comparison(config, Reference(config, caller), caller)
     makers = row_makers(comparison)
     for name, make_rows in makers.items():
         done = any(row["method"] == name and not row.get("error") for row in result["rows"])
@@ -94,7 +94,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         "steps": config.steps,
         "length": config.length,
     }
-    for table in ("text", "evaluation", "scores", "machine"):
+    for table in ("text", "words", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))
     if not path.exists():
         return {"asked": asked, "rows": []}

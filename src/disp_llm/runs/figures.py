@@ -42,6 +42,24 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class OwnWords:
+    """What a model writes to learn from."""
+
+    sequences: Size | None
+    """None = until the time is over, and it is not yet."""
+    held_out: Count
+    """Tokens at the end that are only measured on."""
+    length: Size
+    temperature: Positive
+    random_start: Amount
+    chat: Amount
+    greedy: Count
+    seed: int
+    revision: str
+    """Of the model that writes."""
+
+
+@dataclass(frozen=True)
 class TrainedResult:
     """The model that `recover` exported."""
 
@@ -76,10 +94,12 @@ class RunFigures:
     """This one, `teacher` and `model` are those of `recover`."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
+    own_words: OwnWords | None = None
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None
     tokens_seen: Count | None = None
+    writing_s: Amount | None = None
     choosing_s: Amount | None = None
     measuring_dense_s: Amount | None = None
     seconds: Amount | None = None
