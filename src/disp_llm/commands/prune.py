@@ -263,7 +263,7 @@ def with_texts(
     """
     job, config = problem.job, problem.job.config
     needs = own_needs(config, job.process.count)
-    writer = Writer.of(job, loaded, needs, config.training.length, words, begin)
+    writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write)
     return replace(problem, corpus=texts.corpus), texts
 

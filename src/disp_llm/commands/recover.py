@@ -191,7 +191,7 @@ def _load(
     steps = config.steps(job.process.count)
     learning = steps * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
-    writer = Writer.of(job, original or loaded, needs, length, begin=begin)
+    writer = Writer.of(job, original or loaded, needs, length, begin, "the original's")
     with job.process.accelerator.main_process_first():
         texts = load_tokens(
             config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write

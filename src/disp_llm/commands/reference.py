@@ -114,7 +114,7 @@ class Reference:
                 )
 
         needs, length = own_needs(settings, process.count), settings.training.length
-        return Writer.of(job, loaded, needs, length, begin=begin)
+        return Writer.of(job, loaded, needs, length, begin)
 
     @property
     def sources(self) -> dict[str, str]:

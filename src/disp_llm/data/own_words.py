@@ -79,7 +79,13 @@ class Openings:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         first = bos if bos is not None else eos
         adds = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-        user, reply = _turns(tokenizer) if tokenizer.chat_template else ((), ())
+        user, reply = (), ()
+        if tokenizer.chat_template:
+            try:
+                user, reply = _turns(tokenizer)
+            except InputError:
+                if chat:
+                    raise
         turn_ends = frozenset(reply[:1]) & special
         return cls(
             start=() if first is None else (first,),

@@ -79,8 +79,9 @@ def read_input(text: Any, field: str = "text") -> tuple[Path, ...] | GivenText:
     """Files and folders, or text in memory.
 
     Args:
-        text: one path or several; `self` or `speeches`, for what is learned from; strings; a `datasets.Dataset`, or any iterable of strings or of
-            rows with a column `text`; token ids as a list, a nested list or a tensor.
+        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
+            `datasets.Dataset`, or any iterable of strings or of rows with a column `text`; token
+            ids as a list, a nested list or a tensor.
         field: the setting that it was given as.
 
     Raises:
@@ -138,7 +139,7 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
 
 
 def _named_file(path: Path) -> Path:
-    """A path as it is; one that would be taken for a text that is known by its name, from the root."""
+    """A path as it is, or from the root where it would be taken for the name of a text."""
     return path.absolute() if str(path) in NAMED_TEXTS else path
 
 

@@ -90,6 +90,8 @@ class Writer:
     """Whether this process is the one that writes to the run."""
     begin: Callable[[], None] = lambda: None
     """Opens the run, before anything is written to it."""
+    whose: str = "its"
+    """What the name of the text calls the model."""
     ready: GivenText | None = None
     """What was written for several runs, of which this is one."""
     progress: ProgressCallback = silent
@@ -102,8 +104,9 @@ class Writer:
         loaded: Loaded,
         needs: Needs,
         length: int,
-        ready: GivenText | None = None,
         begin: Callable[[], None] = lambda: None,
+        whose: str = "its",
+        ready: GivenText | None = None,
     ) -> "Writer":
         """The writer of a job, whose settings say how it writes."""
         return cls(
@@ -117,6 +120,7 @@ class Writer:
             job.run,
             job.process.is_main,
             begin,
+            whose,
             ready,
             job.progress,
             job.stop_requested,
@@ -144,7 +148,7 @@ class Writer:
         temperature = self.settings.self_temperature
         return GivenText(
             tokens=tokens,
-            named=f"its own words, {len(tokens):,} tokens, temperature {temperature:g}",
+            named=f"{self.whose} own words, {len(tokens):,} tokens, temperature {temperature:g}",
             held_out=plan.held_out,
         )
 
