@@ -216,8 +216,8 @@ def test_as_many_at_once_as_fit(monkeypatch):
     model = tiny_model("llama")
     assert fitting_batch(model, 128) == 32
     monkeypatch.setattr("disp_llm.data.own_words.free_memory", lambda device: 500_000)
-    # 0.6 · 500,000 bytes; a sequence takes 2 · 3 layers · 2 heads · 8 · 128 tokens · 4 bytes for the
-    # cache, and 16 · 320 to draw a token
+    # 0.6 · 500,000 bytes; a sequence takes 2 · 3 layers · 2 heads · 8 · 128 tokens · 4 bytes of
+    # cache, and 16 · 320 where tokens are drawn
     assert fitting_batch(model, 128) == 300_000 // (49_152 + 5_120)
 
 
