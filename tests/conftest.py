@@ -275,7 +275,10 @@ BEGUN = {
 """What `result.json` holds when a run begins."""
 
 
-FEW = "--steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4 --windows 2".split()
+FEW = """
+    --text speeches --steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4
+    --windows 2
+""".split()
 """Flags of a run on the real model that takes a minute."""
 
 

@@ -18,6 +18,7 @@ from disp_llm.data.tokens import (
     eval_windows,
     load_tokens,
     random_windows,
+    read_sources,
     stream_of,
     tokenize,
 )
@@ -142,7 +143,11 @@ def test_hashes_are_those_of_texts_in_memory_too(text_file):
     documents, ids = read_input([text]), read_input(byte_tokenizer()(text)["input_ids"])
     assert isinstance(documents, GivenText)
     assert isinstance(ids, GivenText)
-    given = load_tokens(TextConfig(), byte_tokenizer(), in_memory=InMemory(documents, ids))
+    given = load_tokens(
+        TextConfig(),
+        byte_tokenizer(),
+        sources=read_sources(TextConfig(), InMemory(documents, ids)),
+    )
     assert given.names["text_sha256"] == named.names["text_sha256"] == documents.sha256
     assert given.names["eval_text_sha256"] == ids.sha256 != documents.sha256
     assert torch.equal(given.corpus.streams[0], named.corpus.streams[0])

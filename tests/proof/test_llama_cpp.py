@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import transformers
 from conftest import FEW, environment, run_process
 from environments import make_environment
 
+from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.tokens import load_tokens
 from disp_llm.models.embedded import model_file
@@ -47,7 +49,7 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["architecture"] == "deci"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    held_out = load_tokens(TextConfig(), tokenizer).evaluation
+    held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
     prompts = [held_out[1000 * i :][:12].tolist() for i in range(10)]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None

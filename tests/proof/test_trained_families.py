@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from environments import CACHE
 
 from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
@@ -93,7 +94,7 @@ def speeches() -> tuple[torch.Tensor, torch.Tensor]:
     """(learning, held-out) tokens, renumbered by frequency; rarer ones become number 0."""
     path = model_file()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    texts = load_tokens(TextConfig(), tokenizer)
+    texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer)
     (stream,), held_out = texts.corpus.streams, texts.evaluation
     frequent = torch.bincount(stream, minlength=len(tokenizer)).argsort(descending=True)
     number = torch.zeros(len(tokenizer), dtype=torch.long)

@@ -20,6 +20,7 @@ import transformers
 from conftest import byte_tokenizer, environment, masks_of, tiny_model
 from environments import CACHE, make_environment
 
+from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.tokens import load_tokens
 from disp_llm.export.folders import export_folder
@@ -108,7 +109,7 @@ def expected(smollm2_run) -> tuple[Path, list[list[int]], list[list[int]]]:
     """(folder, 20 prompts of held-out text, their greedy continuations in transformers)."""
     folder = smollm2_run[0] / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    held_out = load_tokens(TextConfig(), tokenizer).evaluation
+    held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
     prompts = [held_out[1000 * i :][: 8 + 3 * i].tolist() for i in range(PROMPTS)]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return folder, prompts, greedy(model, prompts, NEW_TOKENS)

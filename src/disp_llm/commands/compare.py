@@ -50,9 +50,10 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
         described = load_config(config.model)
         config = within_positions(config, CompareConfig(config.model), described)
         dense = comparison_figures(result).dense
-        reference = Reference(config, scoreboard_of(config.suite, dense.scores if dense else None))
+        board = scoreboard_of(config.suite, dense.scores if dense else None)
         with caller.watching() as progress:
             caller = replace(caller, progress=progress)
+            reference = Reference(config, caller, board)
             _add_rows(Comparison(config, reference, caller), result)
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
@@ -102,7 +103,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         "steps": config.steps,
         "length": config.length,
     }
-    for table in ("text", "evaluation", "scores", "machine"):
+    for table in ("text", "words", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))
     if config.suite:
         asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))

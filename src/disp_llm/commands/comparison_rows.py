@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from disp_llm.commands.front import Caller
-from disp_llm.commands.prune import prune
-from disp_llm.commands.reference import Reference
+from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.prune import prune_with
+from disp_llm.commands.reference import Reference, shared_settings, with_steps
 from disp_llm.commands.variants import VARIANTS
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.data.tokens import InMemory
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import all_methods
@@ -29,9 +29,6 @@ from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import ComparisonRow
 from disp_llm.runs.scores import Scores
 from disp_llm.training.problem import PruningProblem
-
-CHECKPOINT_EVERY = 25
-"""Steps between checkpoints of methods that learn."""
 
 FAILURES = (InputError, torch.linalg.LinAlgError, torch.OutOfMemoryError)
 """What leaves a row that says why, and lets the other methods go on."""
@@ -63,44 +60,19 @@ class Comparison:
         measuring = self.reference.measuring(self.progress(method))
         return measuring.scores(target, "suite", self.dense)
 
-    def settings(self) -> PruneConfig:
-        """Settings that all runs of `prune` share."""
-        config = self.config
-        common = PruneConfig(
-            config.model,
-            text=config.text,
-            evaluation=config.evaluation,
-            scores=config.scores,
-            export=OutputConfig(align=1),
-            machine=config.machine,
-        )
-        return self.with_steps(common)
-
-    def with_steps(self, settings: PruneConfig) -> PruneConfig:
-        """The same, with as many steps and as long windows as were asked for."""
-        return replace(
-            settings,
-            learn=replace(settings.learn, steps=self.config.steps),
-            training=replace(
-                settings.training,
-                length=self.config.length,
-                checkpoint_every=CHECKPOINT_EVERY,
-            ),
-        )
-
 
 RowMaker = Callable[[Comparison, str], list[ComparisonRow]]
 
 
 def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     """How the rows of every method are made, in the order of the table."""
-    common = comparison.settings()
+    common = shared_settings(comparison.config)
     makers: dict[str, RowMaker] = {}
     for name, method in all_methods().items():
         config = replace(common, method=name)
         makers[name] = partial(pruned_rows, settings=config, one_size=method.one_size)
     for name, variant in VARIANTS.items():
-        config = comparison.with_steps(variant.change(common))
+        config = with_steps(variant.change(common), comparison.config)
         makers[name] = partial(pruned_rows, settings=config, one_size=variant.one_size)
     for name, baseline in all_baselines().items():
         makers[name] = partial(baseline_rows, baseline=baseline)
@@ -118,7 +90,9 @@ def pruned_rows(
     """One row a size from one run of `prune`, or from a run a size (`one_size`); `seconds` is what
     choosing took."""
     rows: list[ComparisonRow] = []
-    asked, caller = comparison.config, comparison.caller
+    asked = comparison.config
+    caller = replace(comparison.caller, progress=comparison.progress(name))
+    inputs = Inputs(texts=InMemory(words=comparison.reference.words))
     for keeps in [(keep,) for keep in asked.keep] if one_size else [asked.keep]:
         folder = asked.output_dir / name
         folder = folder / f"keep-{keeps[0]:g}" if one_size else folder
@@ -127,13 +101,7 @@ def pruned_rows(
             settings, keep=keeps, output_dir=folder, resume=resume, anyway=asked.anyway
         )
         try:
-            result = prune(
-                config.model,
-                config=config,
-                progress=comparison.progress(name),
-                stop_requested=caller.stop_requested,
-                command=caller.command,
-            )
+            result = prune_with(caller, config, inputs)
         except InputError as error:
             rows += [failed(name, keep, error) for keep in keeps]
             continue
@@ -182,7 +150,7 @@ def baseline_rows(comparison: Comparison, name: str, baseline: Baseline) -> list
 
 def _problem(comparison: Comparison, name: str) -> PruningProblem:
     """The problem that a baseline is given; its folder is not created."""
-    reference, settings = comparison.reference, comparison.settings()
+    reference, settings = comparison.reference, shared_settings(comparison.config)
     process = start_process(replace(settings.machine, device=str(reference.dense.device)))
     run = Run(comparison.config.output_dir / name)
     job = Job(settings, run, process, comparison.progress(name), command=comparison.caller.command)

@@ -12,6 +12,7 @@ from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score
 from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.data.reading import read_given
@@ -103,7 +104,7 @@ def evaluation_stream(
     """
     text = given or read_given(config.text, config.dataset, config.text_field, "test")
     if text is None:
-        texts = load_tokens(TextConfig(), tokenizer)
+        texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer)
         source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
         return texts.evaluation, {"text": source, "text_sha256": digest}
     stream = stream_of(text, tokenizer)

@@ -8,7 +8,7 @@ from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import require_one_size
-from disp_llm.commands.prune import open_problem, scoreboard_of_run
+from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
@@ -51,7 +51,8 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         board = scoreboard_of_run(stored, run)
-        loaded, problem, texts = open_problem(job, Inputs())
+        loaded, problem, sources = open_problem(job, Inputs())
+        problem, texts = with_texts(problem, loaded, sources)
         run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
         evaluation = problem.job.config.evaluation
         measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, progress, board)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import NAMED_TEXTS
 from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
@@ -194,7 +195,7 @@ def located(config: Located) -> Located:
         if value != MODEL and value and Path(value).exists():
             names[name] = os.path.abspath(value)
     text, eval_text = (
-        tuple(path.absolute() for path in paths)
+        tuple(path if str(path) in NAMED_TEXTS else path.absolute() for path in paths)
         for paths in (config.text.text, config.text.eval_text)
     )
     suite = getattr(config, "suite", "")

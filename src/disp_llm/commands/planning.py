@@ -7,6 +7,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Texts
+from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import byte_costs, flop_costs
@@ -48,9 +49,9 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
     return Budget(layout, costs, sites_of(job.config))
 
 
-def refuse_impossible(problem: PruningProblem, texts: Texts) -> None:
-    """Refuses, before any work and before a folder exists, a size below the smallest model and text
-    that is shorter than a window."""
+def refuse_impossible(problem: PruningProblem) -> None:
+    """Refuses, before any work and before a folder exists, a size below the smallest model and
+    windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
     require_one_size(config, config.learned_shares)
     if config.learn.minutes and not method_named(config.method).learns:
@@ -59,16 +60,41 @@ def refuse_impossible(problem: PruningProblem, texts: Texts) -> None:
         )
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
+    for field, tokens in windows_of(config).items():
+        require_positions(model, tokens, field)
+
+
+def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
+    """Refuses text that is shorter than a window, and an evaluation window that is longer than what
+    the model can read."""
+    config = problem.job.config
     window = config.evaluation.longest_window(len(texts.evaluation))
-    require_positions(model, window, "context")
+    require_positions(problem.dense.model, window, "context")
+    for field, tokens in windows_of(config).items():
+        texts.corpus.require_length(tokens, field)
+
+
+def windows_of(config: PruneConfig) -> dict[str, int]:
+    """Tokens of the windows that the method reads, by the setting that says so."""
     read: dict[str, int] = {}
     if method_named(config.method).learns:
         read["length"] = config.training.length
     if reads_calibration(config):
         read["calibration_length"] = config.scores.calibration_length
-    for field, tokens in read.items():
-        texts.corpus.require_length(tokens, field)
-        require_positions(model, tokens, field)
+    return read
+
+
+def own_needs(config: PruneConfig, processes: int) -> Needs:
+    """How many of its own tokens a run reads, if the model is to write them."""
+    timed = method_named(config.method).learns and config.learn.minutes > 0
+    steps = 0 if timed else config.learn.steps
+    learning = max(tokens_seen(config, steps, processes), *windows_of(config).values(), 0)
+    seconds = WRITING * 60 * config.learn.minutes if timed else 0.0
+    return Needs(learning, held_out(config.text, config.evaluation, learning), seconds)
+
+
+WRITING = 0.2
+"""Share of `minutes` in which the model writes its own words."""
 
 
 def require_one_size(config: PruneConfig, shares: tuple[float, ...]) -> None:

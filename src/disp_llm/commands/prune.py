@@ -4,6 +4,7 @@ Stages, each of which leaves a file and is skipped when a resumed run finds it: 
 scores, mask learning, and for every size masks, export, and the measurement of what was exported.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
     budget_of,
     default_align,
+    own_needs,
     refuse_impossible,
+    refuse_short_text,
     sites_of,
     tokens_seen,
     usual_settings,
@@ -33,7 +36,9 @@ from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.data.sources import GivenText
+from disp_llm.data.tokens import Corpus, Sources, Texts, load_tokens, read_sources
+from disp_llm.data.written import Writer
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.prunable import PrunableModel
@@ -70,8 +75,8 @@ def prune(
         model: a hub id, a folder, a GGUF file, `smollm2-135m`, or a model in memory, which is left
             as it was.
         tokenizer: of a model in memory.
-        text: what to learn from: paths, strings, a `datasets.Dataset` or token ids. Default: the
-            embedded speeches.
+        text: what to learn from: paths, strings, a `datasets.Dataset` or token ids. Default:
+            "self", what the model writes itself.
         config: all settings at once, which `options` change. Default: the recipe's.
         options: settings by the names of their flags (`keep=[0.8, 0.5]`, `steps=75`, `eval_text=`,
             `output_dir=`, ...), and `progress`, a callback (docs/api.md). Without an `output_dir`
@@ -89,6 +94,21 @@ def prune(
         recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
         config = apply_recipe(PruneConfig(name), recipe)
     inputs, config = with_options(inputs, config, {"text": text} | options)
+    return prune_with(caller, config, inputs, temporary)
+
+
+def prune_with(
+    caller: Caller, config: PruneConfig, inputs: Inputs, temporary: TemporaryFolder | None = None
+) -> PruneResult:
+    """The same with all settings, and what lies in memory.
+
+    Args:
+        temporary: the run folder, where nobody has named one.
+
+    Raises:
+        InputError: something that the caller can correct.
+        Interrupted: the task was asked to stop.
+    """
     config.validate()
     with locked(config.output_dir):
         return _in_its_folder(caller, available(located(config)), inputs, temporary)
@@ -129,27 +149,25 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     asked, run, process = job.config, job.run, job.process
     board = scoreboard_of_run(asked, run)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
-        loaded, problem, texts = open_problem(job, inputs)
-    refuse_impossible(problem, texts)
+        loaded, problem, sources = open_problem(job, inputs)
+        refuse_impossible(problem)
+
+        def begin() -> None:
+            run.require_same_source(loaded.source, dtype_name(loaded.dtype))
+            _begin(job, problem, loaded)
+
+        problem, texts = with_texts(problem, loaded, sources, inputs.texts.words, begin)
+    refuse_short_text(problem, texts)
     run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     config = problem.job.config
     measuring = Measuring(
         texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
     )
     if process.is_main:
-        open_run(replace(asked, export=replace(asked.export, align=problem.align)))
+        _begin(job, problem, loaded)
     process.wait()
     start_tracking(process, config.track, run.folder)
     if process.is_main:
-        if not run.result():
-            run.update(
-                run.config_file,
-                status="running",
-                run=str(run.folder),
-                first_size=config.first_size,
-                dtype=dtype_name(loaded.dtype),
-                **provenance(config.machine.seed, job.command),
-            )
         if "source" not in run.result() or config.anyway:
             base, terms = base_and_license(config.model)
             source = loaded.source | texts.names | {"base_model": base, "license": terms}
@@ -169,6 +187,21 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     writer.write(selection, config.shares)
     if config.keep_range:
         writer.measure_curve(selection, config.curve_shares)
+
+
+def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:
+    """Opens the run folder, and says in it what is going to be made."""
+    asked, run = job.config, job.run
+    open_run(replace(asked, export=replace(asked.export, align=problem.align)))
+    if not run.result():
+        run.update(
+            run.config_file,
+            status="running",
+            run=str(run.folder),
+            first_size=asked.first_size,
+            dtype=dtype_name(loaded.dtype),
+            **provenance(asked.machine.seed, job.command),
+        )
 
 
 def original_of_run(run: Run) -> DenseResult | None:
@@ -191,9 +224,9 @@ def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
     return scoreboard_of(config.suite, found.scores if found else None)
 
 
-def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Texts]:
-    """Loads model and texts, and settles budget, alignment and the length of windows: the job of
-    the problem has settings that the model can follow."""
+def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Sources]:
+    """Loads the model, reads texts, and settles budget, alignment and the length of windows: the
+    job of the problem has settings that the model can follow. It has no learning text yet."""
     config, device = job.config, job.process.device
     progress = job.count("loading model and text")
     progress(0, 2)
@@ -202,13 +235,33 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, Pruning
     config = within_positions(config, usual_settings(config), loaded.model.config)
     job = replace(job, config=config)
     progress(1, 2)
-    texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
+    sources = read_sources(config.text, inputs.texts)
     progress(2, 2)
     align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
     dense = PrunableModel.of(loaded, HEADS in sites_of(config))
     budget = budget_of(job, dense, align)
     keeps = config.learned_shares
-    return loaded, PruningProblem(dense, texts.corpus, budget, keeps, align, job), texts
+    return loaded, PruningProblem(dense, Corpus(()), budget, keeps, align, job), sources
+
+
+def with_texts(
+    problem: PruningProblem,
+    loaded: Loaded,
+    sources: Sources,
+    words: GivenText | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[PruningProblem, Texts]:
+    """The problem with its learning text, of which the model writes what is its own.
+
+    Args:
+        words: what it has written already, for several runs.
+        begin: opens the run folder, before anything is written into it.
+    """
+    job, config = problem.job, problem.job.config
+    needs = own_needs(config, job.process.count)
+    writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
+    texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write)
+    return replace(problem, corpus=texts.corpus), texts
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

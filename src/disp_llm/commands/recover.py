@@ -26,7 +26,8 @@ from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.data.tokens import Texts, load_tokens, read_sources
+from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import read_facts
@@ -115,31 +116,24 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
     board = scoreboard_of(asked.suite, _original_scores(run))
-    job, loaded, teacher, texts = _load(job, inputs, taught)
+    job, loaded, original, texts = _load(job, inputs, taught)
     config = job.config
+    teacher = _teacher(config, original)
     student = PrunableModel.of(loaded)
     measuring = Measuring(
         texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
     )
     if process.is_main:
-        open_run(asked)
+        _begin(asked, job, loaded)
     process.wait()
     start_tracking(process, config.track, run.folder)
     source = loaded.source | texts.names
-    if teacher is not None:
-        source["teacher_revision"] = teacher.revision
+    if original is not None:
+        source["teacher_revision"] = original.source["revision"]
     before = run.result() if process.is_main else {}
     run.require_same_source(source, dtype_name(loaded.dtype))
     if process.is_main and not {"before", "source"} <= before.keys():
-        run.update(
-            run.config_file,
-            status="running",
-            run=str(run.folder),
-            dtype=dtype_name(loaded.dtype),
-            source=source,
-            **_measured_before(job, measuring, student, teacher),
-            **provenance(config.machine.seed, job.command),
-        )
+        run.update(source=source, **_measured_before(job, measuring, student, teacher))
         if teacher is not None:
             found = measuring.perplexity(teacher.target, "perplexity of the teacher")
             run.update(teacher=as_json(found))
@@ -156,6 +150,19 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         made = adapted.merge_and_unload() if adapted is not None else loaded.model
         tokens = steps * config.training.tokens_per_step * process.count
         _export(job, made, loaded, measuring, tokens)
+
+
+def _begin(asked: RecoverConfig, job: Job[RecoverConfig], loaded: Loaded) -> None:
+    """Opens the run folder, and says in it what is going to be made."""
+    run = open_run(asked)
+    if not run.result():
+        run.update(
+            run.config_file,
+            status="running",
+            run=str(run.folder),
+            dtype=dtype_name(loaded.dtype),
+            **provenance(asked.machine.seed, job.command),
+        )
 
 
 def _original_scores(run: Run) -> Scores | None:
@@ -178,52 +185,76 @@ def _measured_before(
 
 def _load(
     job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
-) -> tuple[Job[RecoverConfig], Loaded, Teacher | None, Texts]:
-    """Student, teacher and texts, and the job with windows that both models can read.
+) -> tuple[Job[RecoverConfig], Loaded, Loaded | None, Texts]:
+    """Student, original and texts, and the job with windows that both models can read.
 
     Raises:
         InputError: one of them is unusable.
     """
-    config = job.config
-    machine = replace(config.machine, device=str(job.process.device))
+    asked, run = job.config, job.run
+    machine = replace(asked.machine, device=str(job.process.device))
     progress = job.count("loading models and text")
     progress(0, 2)
-    loaded = inputs.load(config.folder, machine)
-    teacher = load_teacher(job, loaded, taught)
+    loaded = inputs.load(asked.folder, machine)
+    sources = read_sources(asked.text, inputs.texts)
+    original = load_original(job, loaded, taught, writes=None in sources.learning)
     progress(1, 2)
-    texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, inputs.texts)
-    progress(2, 2)
-    models = [loaded.model, *([teacher.target.model] if teacher else [])]
-    usual = RecoverConfig(config.folder)
-    config = within_positions(config, usual, *(model.config for model in models))
-    length = config.training.length
-    window = config.evaluation.longest_window(len(texts.evaluation))
-    texts.corpus.require_length(length, "length")
+    models = [loaded.model, *([original.model] if original else [])]
+    usual = RecoverConfig(asked.folder)
+    config = within_positions(asked, usual, *(model.config for model in models))
+    job, length = replace(job, config=config), config.training.length
     for model in models:
         require_positions(model, length, "length")
+
+    def begin() -> None:
+        run.require_same_source(loaded.source, dtype_name(loaded.dtype))
+        _begin(asked, job, loaded)
+
+    steps = config.steps(job.process.count)
+    learning = steps * config.training.tokens_per_step * job.process.count
+    needs = Needs(learning, held_out(config.text, config.evaluation, learning))
+    writer = Writer.of(job, original or loaded, needs, length, begin, "the original's")
+    with job.process.accelerator.main_process_first():
+        texts = load_tokens(
+            config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write
+        )
+    progress(2, 2)
+    texts.corpus.require_length(length, "length")
+    window = config.evaluation.longest_window(len(texts.evaluation))
+    for model in models:
         require_positions(model, window, "context")
-    return replace(job, config=config), loaded, teacher, texts
+    return job, loaded, original, texts
 
 
-def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Teacher | None:
-    """The model that is named or in memory, or the original of an exported folder.
+def load_original(
+    job: Job[RecoverConfig], student: Loaded, taught: Inputs, writes: bool
+) -> Loaded | None:
+    """The model that is named or in memory, or the original of an exported folder; None where it
+    neither teaches nor writes.
+
+    Args:
+        writes: whether it writes the learning text.
 
     Raises:
         InputError: there is none, or its vocabulary is another one.
     """
     config = job.config
-    if not config.training.distill:
+    distills = config.training.distill > 0
+    if not distills and not writes:
         return None
     name = config.teacher or original_of(Path(config.folder))
     if not name:
+        instead = ["`text`"] if writes else []
+        instead += ["a `distill` of 0"] if distills else []
         raise InputError(
-            "is needed to distil, and the folder does not name its original",
+            f"is needed {'to write text' if writes else 'to distil'}, and the folder does not name "
+            "its original",
             field="teacher",
-            hint="name a model, or give a `distill` of 0",
+            hint=f"name a model, or give {' and '.join(instead)}",
         )
     machine = replace(config.machine, device=str(job.process.device))
-    teacher = taught.load(name, machine)
-    sizes = [m.get_input_embeddings().num_embeddings for m in (teacher.model, student.model)]
+    original = taught.load(name, machine)
+    sizes = [m.get_input_embeddings().num_embeddings for m in (original.model, student.model)]
     if sizes[0] != sizes[1]:
         raise InputError(
             f"{name} has {sizes[0]} tokens, the student {sizes[1]}",
@@ -232,9 +263,19 @@ def load_teacher(job: Job[RecoverConfig], student: Loaded, taught: Inputs) -> Te
         )
     if not config.teacher and not config.anyway:
         told = read_facts(config.folder)["source"]
-        require_same_source(told, teacher.source, Path(config.folder))
-    revision = teacher.source["revision"]
-    return Teacher(PrunableModel.of(teacher), config.training.distill, revision=revision)
+        require_same_source(told, original.source, Path(config.folder))
+    return original
+
+
+def _teacher(config: RecoverConfig, original: Loaded | None) -> Teacher | None:
+    """The original as teacher, where the loss follows one."""
+    if original is None or not config.training.distill:
+        return None
+    return Teacher(
+        PrunableModel.of(original),
+        config.training.distill,
+        revision=original.source["revision"],
+    )
 
 
 def _export(

@@ -2,31 +2,73 @@
 clock."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from disp_llm.commands.front import Caller
 from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.planning import own_needs
 from disp_llm.config.compare import CompareConfig
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.config.names import SELF
+from disp_llm.config.parts import OutputConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.sources import GivenText
+from disp_llm.data.tokens import Texts, load_tokens, read_sources
+from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import Workload, fitted, in_turn, runner
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.baseline import stored_numbers
+from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.models.loading import Loaded, load
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.provenance import provenance
 from disp_llm.runs.results import OriginalResult
 
 WORKLOADS = {"prefill": Workload("prefill", 512, 1), "decode": Workload("decode", 512, 1)}
 """What is timed, as far as the model can read."""
 
 
+CHECKPOINT_EVERY = 25
+"""Steps between checkpoints of methods that learn."""
+
+
+def shared_settings(config: CompareConfig) -> PruneConfig:
+    """Settings that all runs of `prune` share."""
+    common = PruneConfig(
+        config.model,
+        text=config.text,
+        words=config.words,
+        evaluation=config.evaluation,
+        scores=config.scores,
+        export=OutputConfig(align=1),
+        machine=config.machine,
+    )
+    return with_steps(common, config)
+
+
+def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
+    """The same, with as many steps and as long windows as were asked for."""
+    return replace(
+        settings,
+        learn=replace(settings.learn, steps=config.steps),
+        training=replace(
+            settings.training, length=config.length, checkpoint_every=CHECKPOINT_EVERY
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Reference:
-    """Original model and texts, loaded when first needed."""
+    """Original model and texts, loaded or written when first needed."""
 
     config: CompareConfig
+    caller: Caller
     board: Scoreboard | None = None
     """The suite, if there is one."""
 
@@ -43,7 +85,39 @@ class Reference:
     @cached_property
     def texts(self) -> Texts:
         """Learning and evaluation text."""
-        return load_tokens(self.config.text, self.loaded.tokenizer, self.loaded.bos_token_id)
+        loaded, sources = self.loaded, read_sources(self.config.text)
+        return load_tokens(
+            self.config.text, loaded.tokenizer, loaded.bos_token_id, sources, self._writer.write
+        )
+
+    @cached_property
+    def words(self) -> GivenText | None:
+        """What the original has written for all runs; None where they learn from other text."""
+        if Path(SELF) not in self.config.text.learns_from:
+            return None
+        assert self.texts  # which settles how many there are
+        return self._writer.write()
+
+    @cached_property
+    def _writer(self) -> Writer:
+        """Lets the original write, into the folder of the comparison."""
+        settings, caller, loaded = shared_settings(self.config), self.caller, self.loaded
+        process = start_process(replace(settings.machine, device=str(loaded.model.device)))
+        run = Run(self.config.output_dir, self.config.anyway)
+        assert caller.progress is not None
+        job = Job(settings, run, process, caller.progress, caller.stop_requested, caller.command)
+
+        def begin() -> None:
+            if not run.result():
+                run.update(
+                    status="running",
+                    run=str(run.folder),
+                    dtype=dtype_name(loaded.dtype),
+                    **provenance(settings.machine.seed, caller.command),
+                )
+
+        needs, length = own_needs(settings, process.count), settings.training.length
+        return Writer.of(job, loaded, needs, length, begin)
 
     @property
     def sources(self) -> dict[str, str]:

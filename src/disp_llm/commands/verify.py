@@ -74,6 +74,7 @@ def _collected(check: Callable[..., Iterator[Problem | int]], *inputs: Any) -> I
 def _comparison(folder: Path) -> Iterator[Problem | int]:
     """`compare.json` and the run folders of its methods."""
     yield from _collected(_table, folder)
+    yield from _collected(_words, Run(folder))
     for config_file in sorted(folder.rglob("config.toml")):
         yield from _run(config_file.parent)
 
@@ -81,6 +82,12 @@ def _comparison(folder: Path) -> Iterator[Problem | int]:
 def _table(folder: Path) -> Iterator[int]:
     read_checked_json(folder / COMPARISON, ROWS_AGAIN)
     yield 1
+
+
+def _words(run: Run) -> Iterator[Problem | int]:
+    """What the original has written for all runs of a comparison."""
+    yield len(run.result().get("files", {}))
+    yield from run.problems()
 
 
 def _run(folder: Path) -> Iterator[Problem | int]:

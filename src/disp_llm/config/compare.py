@@ -15,6 +15,7 @@ from disp_llm.config.checks import (
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import compared_methods
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
+from disp_llm.config.words import OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class CompareConfig:
     json: bool = False
     """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)
+    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -68,5 +70,5 @@ class CompareConfig:
         require_sizes(keep=self.keep)
         require_not_negative(steps=self.steps, rounds=self.rounds)
         require_at_least(2, length=self.length)
-        for part in (self.scores, self.text, self.evaluation):
+        for part in (self.scores, self.text, self.words, self.evaluation):
             part.validate()

@@ -43,6 +43,30 @@ Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
 VARIANTS = ("masks_only", "coupled", "paper", "policy_gradient")
 """Other settings of the method `learned`, which `compare` shows as rows of their own."""
 
+SELF, SPEECHES = "self", "speeches"
+
+NAMED_TEXTS = (SELF, SPEECHES)
+"""Texts that `text` knows by a name: the model's own words, and the embedded speeches."""
+
+
+def named_path(word: str) -> Path:
+    """A path as it was written, where `self` is the name of a text and `./self` a file."""
+    path = Path(word)
+    return path if word in NAMED_TEXTS or str(path) not in NAMED_TEXTS else path.absolute()
+
+
+TextPath = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: named_path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""A file, a folder, or a text that is known by its name."""
+
 METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 
 TABLE_ORDER = (

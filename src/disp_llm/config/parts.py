@@ -15,23 +15,24 @@ from disp_llm.config.checks import (
     require_sizes,
 )
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BudgetKind
+from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, TextPath
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """Where the tokens come from."""
 
-    text: tuple[Path, ...] = ()
+    text: tuple[TextPath, ...] = ()
     """Text to learn from: .txt, .raw, .md, .jsonl, .json, .csv or .parquet files, also compressed
-    (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. Default: the
-    embedded speeches."""
+    (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. `self` is
+    what the model itself writes, `speeches` the embedded ones; files of these names are ./self and
+    ./speeches. Default: self."""
     text_field: str = "text"
     """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
     text."""
     weights: tuple[float, ...] = ()
-    """How often a window is drawn from each file or folder of --text, relative to the others.
-    Default: they form one text, so that each counts by its length."""
+    """How often a window is drawn from each text of --text, relative to the others. Default: each
+    counts by its length."""
     mix: Literal["fixed", "dynamic"] = "fixed"
     """With --weights: keep them as they are, or draw more often from the file on which the pruned
     model has lost most (dynamic batch loading, arXiv 2310.06694)."""
@@ -45,13 +46,28 @@ class TextConfig:
     """A hub data set in place of --eval-text, as NAME:CONFIG or NAME:CONFIG:SPLIT (default split:
     test)."""
 
+    @property
+    def learns_from(self) -> tuple[Path, ...]:
+        """The texts, or the one where none is named; none where there is a data set."""
+        return self.text or (() if self.dataset else (Path(SELF),))
+
     def validate(self) -> None:
-        """Refuses text that is named twice, and weights that do not fit the files."""
+        """Refuses text that is named twice, and weights that do not fit the texts."""
+        for name in NAMED_TEXTS:
+            if self.text.count(Path(name)) > 1:
+                raise InputError(f"names {name} twice", field="text", hint="name it once")
+        if Path(SELF) in self.eval_text and not Path(SELF).exists():
+            raise InputError(
+                "cannot be the model's own words",
+                field="eval_text",
+                hint="leave it out where `text` is self: words that are not learned from are "
+                "written too",
+            )
         if self.weights and (len(self.weights) != len(self.text) or min(self.weights) <= 0):
             raise InputError(
-                f"{len(self.weights)} for {len(self.text)} files",
+                f"{len(self.weights)} for {len(self.text)} texts",
                 field="weights",
-                hint="give one number above 0 for each file of `text`",
+                hint="give one number above 0 for each text of `text`",
             )
         if self.mix == "dynamic" and len(self.weights) < 2:
             raise InputError("has nothing to mix", field="mix", hint="give several `weights`")
@@ -75,6 +91,12 @@ class PerplexityConfig:
     """Tokens from one window to the next; 0 = context, without overlap. A token is scored once."""
     windows: int = 16
     """Number of windows from the start of the text; 0 = all of them."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens from the start of the first window to the end of the last; 0 = all there are."""
+        step = self.stride or self.context
+        return self.context + (self.windows - 1) * step if self.windows else 0
 
     def longest_window(self, tokens: int) -> int:
         """Tokens of a window of a text of so many, which may be shorter than one."""

@@ -18,6 +18,7 @@ from disp_llm.config.parts import (
     ScoreConfig,
     TextConfig,
 )
+from disp_llm.config.words import OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PruneConfig:
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
+    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
@@ -99,7 +101,9 @@ class PruneConfig:
         self.budget.validate(self.keep)
         self._validate_names()
         self._validate_range()
-        for part in (self.text, self.evaluation, self.scores, self.learn, self.training):
+        for part in (self.text, self.words, self.evaluation):
+            part.validate()
+        for part in (self.scores, self.learn, self.training):
             part.validate()
         self.export.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"

@@ -10,6 +10,7 @@ from disp_llm.config.checks import require_file_size, require_paths, require_pos
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
+from disp_llm.config.words import OwnWordsConfig
 
 
 def _weights_defaults() -> TrainingConfig:
@@ -55,6 +56,7 @@ class RecoverConfig:
     """Also log every step to a tracker, which must be installed."""
     training: TrainingConfig = field(default_factory=_weights_defaults)
     text: TextConfig = field(default_factory=TextConfig)
+    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
@@ -71,5 +73,5 @@ class RecoverConfig:
         require_paths(self)
         require_positive(tokens=self.tokens, rank=self.rank)
         require_file_size(max_shard_size=self.max_shard_size)
-        for part in (self.training, self.text, self.evaluation):
+        for part in (self.training, self.text, self.words, self.evaluation):
             part.validate()

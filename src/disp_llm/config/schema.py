@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import named_path
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 """A whole number that is not negative."""
@@ -51,5 +52,5 @@ def said_of(error: msgspec.ValidationError, place: str = "") -> str:
 
 def _path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str | Path):
-        return Path(value)
+        return named_path(value) if isinstance(value, str) else value
     raise TypeError(f"expected a path, got {type(value).__name__}")

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import NAMED_TEXTS, named_path
 from disp_llm.data.files import KINDS, kind_of_file
 from disp_llm.data.rows import Unusable, text_of
 
@@ -35,6 +36,9 @@ class GivenText:
     """The setting that it was given in."""
     named: str = ""
     """What the files or the data set are called; "" = it lay in memory."""
+    held_out: int | None = None
+    """Tokens at its end that are for evaluation, where there is no other text for it; None = the
+    usual share."""
 
     def __post_init__(self) -> None:
         documents = self.documents or ()
@@ -75,15 +79,16 @@ def read_input(text: Any, field: str = "text") -> tuple[Path, ...] | GivenText:
     """Files and folders, or text in memory.
 
     Args:
-        text: one path or several; strings; a `datasets.Dataset`, or any iterable of strings or of
-            rows with a column `text`; token ids as a list, a nested list or a tensor.
+        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
+            `datasets.Dataset`, or any iterable of strings or of rows with a column `text`; token
+            ids as a list, a nested list or a tensor.
         field: the setting that it was given as.
 
     Raises:
         InputError: it is none of these, or a string that is neither a file nor a text.
     """
     if isinstance(text, Path):
-        return (text,)
+        return (_named_file(text),)
     if isinstance(text, str):
         return _files_among([text], field) or GivenText(_documents([text], field), field=field)
     if isinstance(text, Tensor):
@@ -117,9 +122,12 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
     Raises:
         InputError: one is missing.
     """
-    named = [isinstance(part, Path) or _exists(part) for part in parts]
+    texts = NAMED_TEXTS if field == "text" else ()
+    named = [isinstance(part, Path) or part in texts or _exists(part) for part in parts]
     if all(named):
-        return tuple(Path(part) for part in parts)
+        return tuple(
+            _named_file(part) if isinstance(part, Path) else named_path(part) for part in parts
+        )
     must = any(isinstance(part, Path) for part in parts)
     for part, is_named in zip(map(str, parts), named, strict=True):
         known = kind_of_file(Path(part))[0] in KINDS
@@ -128,6 +136,11 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
         if not is_named and (beside or (word and (known or len(parts) == 1))):
             raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
     return ()
+
+
+def _named_file(path: Path) -> Path:
+    """A path as it is, or from the root where it would be taken for the name of a text."""
+    return path.absolute() if str(path) in NAMED_TEXTS else path
 
 
 def _exists(text: str) -> bool:

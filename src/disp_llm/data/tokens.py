@@ -1,4 +1,5 @@
-"""Files, hub data sets or the embedded speeches -> one stream of tokens -> windows.
+"""Files, hub data sets, the embedded speeches or the model's own words -> streams of tokens ->
+windows.
 
 A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's
 released code puts one at every line, which the model never saw in training.)
@@ -7,14 +8,16 @@ B windows, T tokens of a window, N tokens of the stream.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.data.reading import read_documents, read_given
 from disp_llm.data.sources import GivenText, joint_sha256
@@ -25,7 +28,8 @@ SEPARATOR = "\n\n"
 
 
 HELD_OUT = 0.1
-"""Share of the learning text, at its end, that is only measured on when no other text is given."""
+"""Share of the learning text, at its end, that is only measured on when no other text is given; of
+own words it is as many as are measured on."""
 
 
 def tokenize(documents: Iterable[str], tokenizer) -> Int[Tensor, " N"]:
@@ -80,55 +84,113 @@ class InMemory:
 
     text: GivenText | None = None
     eval_text: GivenText | None = None
+    words: GivenText | None = None
+    """What the model has written already, where `text` names its own words."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Text as it was found, before there are tokens."""
+
+    learning: tuple[GivenText | None, ...]
+    """None is what the model has still to write."""
+    evaluation: GivenText | None
+    """None = the end of the learning text."""
+
+
+def read_sources(config: TextConfig, in_memory: InMemory = InMemory()) -> Sources:
+    """Reads the texts that the settings name, or takes those in memory.
+
+    Raises:
+        InputError: a file or data set is unusable.
+    """
+    return Sources(
+        learning=_learning_texts(config, in_memory.text),
+        evaluation=in_memory.eval_text
+        or read_given(
+            config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text"
+        ),
+    )
 
 
 def load_tokens(
     config: TextConfig,
     tokenizer,
     bos_token_id: int | None = None,
-    in_memory: InMemory = InMemory(),
+    sources: Sources | None = None,
+    write: Callable[[float], GivenText] | None = None,
 ) -> Texts:
-    """Reads and tokenises the texts that the settings name, or those in memory.
+    """Tokenises the texts that the settings name, and makes the model write what is missing.
 
     Args:
         bos_token_id: first token of every window, where the model needs one.
+        sources: what was read of them already, or lies in memory.
+        write: gives the model's own words, which are that share of what is learned from.
 
     Raises:
         InputError: a file or data set is unusable.
     """
-    sources = _learning_texts(config, in_memory.text)
-    held_out = in_memory.eval_text or read_given(
-        config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text"
-    )
-    streams = [stream_of(source, tokenizer) for source in sources]
-    name = ", ".join(source.name for source in sources)
+    sources = sources or read_sources(config)
+    weights = [weight / sum(config.weights) for weight in config.weights]
+    texts: list[GivenText] = []
+    for i, text in enumerate(sources.learning):
+        if text is None:
+            assert write is not None, "nobody writes the model's own words"
+            text = write(weights[i] if weights else 1.0)
+        texts.append(text)
+    held_out = sources.evaluation
+    streams = [stream_of(text, tokenizer) for text in texts]
+    name = ", ".join(text.name for text in texts)
     if held_out is None:
-        cuts = [int(len(stream) * (1 - HELD_OUT)) for stream in streams]
+        cuts = [_cut(text, stream) for text, stream in zip(texts, streams, strict=True)]
         last = torch.cat([s[cut:] for s, cut in zip(streams, cuts, strict=True)])
+        share = len(last) / sum(map(len, streams))
         streams = [stream[:cut] for stream, cut in zip(streams, cuts, strict=True)]
-        held_out = GivenText(None, last, sources[0].field, f"the last {HELD_OUT:.0%} of {name}")
+        held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
     evaluation = stream_of(held_out, tokenizer)
     require_length(evaluation, 2, held_out.field, held_out.name)
-    total = sum(config.weights) or 1.0
+    lengths = [len(stream) for stream in streams]
     corpus = Corpus(
         streams=tuple(streams),
-        weights=tuple(weight / total for weight in config.weights) or (1.0,),
+        weights=tuple(weights or [length / max(sum(lengths), 1) for length in lengths]),
         dynamic=config.mix == "dynamic",
         bos_token_id=bos_token_id,
-        field=sources[0].field,
-        names=tuple(source.name for source in sources),
+        field=texts[0].field,
+        names=tuple(text.name for text in texts),
     )
-    hashes = {"text_sha256": joint_sha256(sources), "eval_text_sha256": held_out.sha256}
+    hashes = {"text_sha256": joint_sha256(texts), "eval_text_sha256": held_out.sha256}
     return Texts(corpus, evaluation, {"text": name, "eval_text": held_out.name} | hashes)
 
 
-def _learning_texts(config: TextConfig, given: GivenText | None) -> list[GivenText]:
+def _cut(text: GivenText, stream: Tensor) -> int:
+    """Where the part of a text begins that is only measured on."""
+    usual = int(len(stream) * (1 - HELD_OUT))
+    return usual if text.held_out is None else len(stream) - text.held_out
+
+
+def _learning_texts(config: TextConfig, given: GivenText | None) -> tuple[GivenText | None, ...]:
     """One text a source."""
     if given is not None:
-        return [given]
-    groups = [(path,) for path in config.text] if config.weights else [config.text]
-    found = [read_given(paths, config.dataset, config.text_field, "train") for paths in groups]
-    return [text or embedded_text() for text in found]
+        return (given,)
+    return tuple(_learning_text(paths, config) for paths in _groups(config))
+
+
+def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
+    """The names that belong to each source: with weights each to its own, else all files to one."""
+    names = config.learns_from
+    if config.weights:
+        return [(name,) for name in names]
+    files = tuple(name for name in names if str(name) not in NAMED_TEXTS)
+    others: list[tuple[Path, ...]] = [(name,) for name in names if str(name) in NAMED_TEXTS]
+    return [files, *others] if files or not others else others
+
+
+def _learning_text(paths: tuple[Path, ...], config: TextConfig) -> GivenText | None:
+    if paths == (Path(SELF),):
+        return None
+    if paths == (Path(SPEECHES),):
+        return embedded_text()
+    return read_given(paths, config.dataset, config.text_field, "train")
 
 
 def embedded_text() -> GivenText:

@@ -43,6 +43,24 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class OwnWords:
+    """What a model writes to learn from."""
+
+    sequences: Size | None
+    """None = until the time is over, and it is not yet."""
+    held_out: Count
+    """Tokens at the end that are only measured on."""
+    length: Size
+    temperature: Positive
+    random_start: Amount
+    chat: Amount
+    greedy: Count
+    seed: int
+    revision: str
+    """Of the model that writes."""
+
+
+@dataclass(frozen=True)
 class TrainedResult:
     """The model that `recover` exported."""
 
@@ -81,10 +99,12 @@ class RunFigures:
     """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
+    own_words: OwnWords | None = None
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None
     tokens_seen: Count | None = None
+    writing_s: Amount | None = None
     choosing_s: Amount | None = None
     measuring_dense_s: Amount | None = None
     """Of its perplexity."""

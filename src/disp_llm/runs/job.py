@@ -55,6 +55,10 @@ class Process:
         return self.accelerator.reduce(tensor, reduction="mean")
 
 
+class Interrupted(KeyboardInterrupt):
+    """The task was asked to stop; what goes on from here has been written."""
+
+
 def never() -> bool:
     """Nobody asks the task to stop."""
     return False

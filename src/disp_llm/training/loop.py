@@ -17,14 +17,10 @@ from torch import Tensor, nn
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.runs.job import Job, Process
+from disp_llm.runs.job import Interrupted, Job, Process
 from disp_llm.runs.metrics import MetricsLog
 from disp_llm.runs.sums import sha256
 from disp_llm.training.checkpoints import restore, save
-
-
-class Interrupted(KeyboardInterrupt):
-    """The task was asked to stop; a checkpoint has been written."""
 
 
 @dataclass(frozen=True)
