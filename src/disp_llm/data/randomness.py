@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-Stream = Literal["calibration", "start", "sizes", "steps", "reference", "weights"]
+Stream = Literal["calibration", "start", "sizes", "steps", "reference", "weights", "adapters"]
 
 STREAMS: dict[Stream, int] = {
     "calibration": 0,  # which windows are scored
@@ -13,6 +13,7 @@ STREAMS: dict[Stream, int] = {
     "steps": 3,  # windows and noise of a step of learning masks
     "reference": 4,  # windows for the dense model's loss
     "weights": 5,  # windows of a step of training weights
+    "adapters": 6,  # what adapters begin with
 }
 """Numbers of the streams; a number that was given once stays, so that a seed keeps its meaning."""
 
