@@ -37,7 +37,7 @@ class TrainingConfig:
     """Share of the steps in which the step size grows to its peak."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 = no limit."""
-    distill: float = 0.0
+    distill: float = 1.0
     """Share of the loss that is the divergence from the original model instead of cross-entropy. It
     takes a third more time; the result is worse on text like the learning text, better on other
     text."""
@@ -99,7 +99,7 @@ class LearnConfig:
     weights at export and compensates for what was pruned. 0 = none: the kept weights remain the
     original's. Not used by policy_gradient."""
 
-    adapter_rank: int = 0
+    adapter_rank: int = 16
     """Rank of the low-rank adapters (LoRA) that every linear layer of the blocks learns beside the
     masks, which are added to its weight at export. 0 = none. Not used by policy_gradient."""
     adapter_rate: float = 0.002
