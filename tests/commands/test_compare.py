@@ -173,7 +173,7 @@ def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(tmp_path, text
 
 @pytest.fixture(scope="module")
 def comparison(text_file, tmp_path_factory):
-    """Every method at two sizes: 17 runs, so of two blocks, and timed on 16 tokens."""
+    """Every method at two sizes: 22 runs, so of two blocks, and timed on 16 tokens."""
     root = tmp_path_factory.mktemp("compare")
     model, folder = root / "llama", root / "all"
     tiny_model("llama", num_hidden_layers=2).save_pretrained(model)

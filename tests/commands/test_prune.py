@@ -342,6 +342,10 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--method", "wanda", "--keep", "0.8", "0.5"], "one size at a time"),
         (["--method", "wanda", "--budget", "bytes", "--target", "0.8"], "--budget"),
         (["--method", "sheared", "--sites", "mlp_mid"], "--sites"),
+        (["--method", "ddp", "--keep", "0.8", "0.5"], "one size at a time"),
+        (["--method", "grasprune", "--keep", "0.8", "0.5"], "one size at a time"),
+        (["--method", "grasprune", "--budget", "bytes", "--target", "0.8"], "--budget"),
+        (["--method", "gisp", "--minutes", "1"], "--minutes"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(

@@ -21,7 +21,10 @@ from disp_llm.methods.parts.method import Method
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
-OURS = ["learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"]
+OURS = [
+    *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
+    *("ddp", "grasprune", "gisp", "magnitude", "random"),
+]
 BASELINES = [
     *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),

@@ -46,7 +46,8 @@ VARIANTS = ("masks_only", "masks_and_scales", "domain", "coupled", "paper", "pol
 METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 
 TABLE_ORDER = (
-    *("learned", "fisher", "taylor", "flap", "wanda", "sheared", "magnitude", "random"),
+    *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
+    *("ddp", "grasprune", "gisp", "magnitude", "random"),
     *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
 )

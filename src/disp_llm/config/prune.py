@@ -41,10 +41,10 @@ class PruneConfig:
     """How masks are chosen."""
     sites: tuple[Site, ...] = ()
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
-    prunes them, the five sites of DISP-LLM or, for flap, taylor and wanda, mlp_mid and heads.
-    mlp_mid alone gives a model that other formats can hold, such as GGUF. `heads`, added to the
-    others, also prunes KV heads with their queries: the KV cache shrinks, but vLLM cannot serve the
-    result."""
+    prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
+    mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
+    `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks, but
+    vLLM cannot serve the result."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every exported model are measured
     besides: general, or a .toml file."""

@@ -14,22 +14,16 @@ sites.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.config.names import HEADS, SITES
-from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream
 from disp_llm.masks.layout import BlockShape
-from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.mask_training import LossUnder, train_masks
 from disp_llm.methods.parts.method import Method
-from disp_llm.training.blocks import compiles, training_blocks
-from disp_llm.training.loop import Schedule, accumulate, train
-from disp_llm.training.losses import token_losses
 from disp_llm.training.pace import planned_steps
 from disp_llm.training.problem import PruningProblem
 
@@ -163,31 +157,22 @@ def learned_masks(
     Args:
         aim_at: the widths that a step aims at.
     """
-    layout, dense, process = problem.budget.layout, problem.dense, problem.job.process
+    layout, device = problem.budget.layout, problem.dense.device
     config = replace(problem.training, schedule="constant", warmup=0.0, clip=0.0)
-    trained = HardConcrete(len(layout.blocks), layout.blocks[0]).to(dense.device)
-    mixture = Mixture(problem.corpus).to(dense.device)
+    trained = HardConcrete(len(layout.blocks), layout.blocks[0]).to(device)
     optimizer = torch.optim.AdamW(
         [{"params": trained.masks}, {"params": trained.multipliers, "maximize": True}],
         lr=RATE,
         weight_decay=0.0,
     )
-    compiled = compiles(config, steps, dense.device)
 
-    def backward(step: int) -> dict[str, Any]:
-        noise = random_stream("steps", problem.seed, step, process.index)
+    def batch_loss(
+        step: int, noise: torch.Generator, loss_under: LossUnder
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = loss_under(trained.sample(noise))
+        return loss + trained.constraint(aim_at(step)), {"loss": loss}
 
-        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            masking.set(trained.sample(noise))
-            tokens, _ = mixture.draw(config.batch, config.length, noise)
-            loss = token_losses(dense, tokens.to(dense.device), compiled=compiled).mean()
-            return loss + trained.constraint(aim_at(step)), {"loss": loss}
-
-        return accumulate(config.accumulate, batch_loss)
-
-    with masked(dense) as masking, training_blocks(dense, config, compiled):
-        schedule = Schedule(config, steps, "learning masks")
-        train(trained, optimizer, backward, schedule, problem.job)
+    train_masks(problem, config, steps, trained, optimizer, batch_loss)
     return trained
 
 

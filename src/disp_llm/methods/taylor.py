@@ -3,24 +3,13 @@
 A weight counts `|w·∂loss/∂w|`, and a coupled structure (an intermediate channel, a KV head with its
 queries) the sum over its weights (section 3.2, element-wise). Every block loses the same share, but
 for those at either end, which lose nothing.
-
-O outputs, I inputs of a layer, K inner dimensions of a branch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
-from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.methods.parts.calibration import calibration_windows
-from disp_llm.methods.parts.coupled import COUPLED, Sizes, by_head, flat_of, sizes_of, top_k
+from disp_llm.methods.parts.coupled import COUPLED, Sizes, flat_of, sizes_of, top_k
 from disp_llm.methods.parts.method import Method
-from disp_llm.models.architectures import Branch
+from disp_llm.methods.parts.weight_changes import changes_of, weight_gradients
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses
 from disp_llm.training.problem import PruningProblem
@@ -41,16 +30,15 @@ def taylor(problem: PruningProblem) -> Selection:
     channels, heads = [], []
     with (
         checkpointed_blocks(dense, problem.training.gradient_checkpointing),
-        _weight_gradients(dense),
+        weight_gradients(dense),
     ):
         for done, window in enumerate(windows, start=1):
             token_losses(dense, window[None].to(dense.device)).mean().backward()
             progress(done, len(windows))
         for block, shape, kept in zip(dense.blocks, layout.blocks, sizes, strict=True):
-            attention, mlp = (_changes(block, branch) for branch in dense.branches)
-            of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
+            of_heads, of_channels = changes_of(dense, block, shape)
             heads.append(top_k(of_heads, kept.heads))
-            channels.append(top_k(torch.stack(mlp).sum(0), kept.channels))
+            channels.append(top_k(of_channels, kept.channels))
     return Selection(flat_of(layout, channels, heads))
 
 
@@ -66,34 +54,6 @@ def _sizes(problem: PruningProblem) -> list[Sizes]:
         else Sizes(shape.heads, shape.intermediate)
         for place, shape in enumerate(blocks)
     ]
-
-
-@contextmanager
-def _weight_gradients(dense: PrunableModel) -> Iterator[None]:
-    """While the context lasts, the blocks' linear weights gather gradients."""
-    weights = [linear.weight for linear in dense.linears()]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-            weight.grad = None
-
-
-def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
-    """`Σ|w·∂loss/∂w|` over the weights that every inner dimension of a branch has in each of its
-    projections."""
-
-    def change(path: str) -> Float[Tensor, "O I"]:
-        layer = linear_at(block, path)
-        product = (layer.weight.detach().float() * layer.weight.grad.float()).abs()
-        return product.T if is_conv1d(layer) else product
-
-    rows = [change(path).sum(1) for path in branch.reads]
-    projections = [projection for row in rows for projection in row.chunk(branch.fused)]
-    return [*projections, change(branch.writes).sum(0)]
 
 
 METHOD = Method(

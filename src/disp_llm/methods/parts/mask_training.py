@@ -1,0 +1,84 @@
+"""Steps of methods that learn masks with a loss of their own, on random windows.
+
+N entries of all sites.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.config.learning import TrainingConfig
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
+from disp_llm.masks.masking import masked
+from disp_llm.training.blocks import compiles, training_blocks
+from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.losses import Teacher, token_losses
+from disp_llm.training.problem import PruningProblem
+
+LossUnder = Callable[[Float[Tensor, " N"]], Float[Tensor, ""]]
+"""Draws the windows of a batch, and gives the mean loss of their tokens under a mask."""
+
+BatchLoss = Callable[[int, torch.Generator, LossUnder], tuple[Tensor, dict[str, Tensor]]]
+"""Step, noise and the loss under a mask -> what is differentiated, and the figures beside it."""
+
+
+def no_preparation(step: int) -> None:
+    """Nothing precedes a step."""
+
+
+def train_masks(
+    problem: PruningProblem,
+    config: TrainingConfig,
+    steps: int,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_loss: BatchLoss,
+    *,
+    prepare: Callable[[int], None] = no_preparation,
+    distill: float = 0.0,
+) -> None:
+    """Takes so many steps; goes on from a checkpoint of the problem's run.
+
+    Args:
+        config: the problem's settings, with what the method prescribes in their place.
+        batch_loss: is given the noise of the step, which is all that it may draw from.
+        prepare: is called with the number of every step before its gradient is taken.
+        distill: share of the loss that is the divergence from the dense model.
+
+    Raises:
+        InputError: a checkpoint is damaged, or a loss is not finite.
+        Interrupted: the job was asked to stop; the checkpoint holds the last step.
+    """
+    dense, process = problem.dense, problem.job.process
+    mixture = Mixture(problem.corpus).to(dense.device)
+    compiled = compiles(config, steps, dense.device)
+
+    def backward(step: int) -> dict[str, Any]:
+        prepare(step)
+        noise = random_stream("steps", problem.seed, step, process.index)
+
+        def loss_under(mask: Tensor) -> Tensor:
+            masking.set(mask)
+            tokens, _ = mixture.draw(config.batch, config.length, noise)
+            return token_losses(dense, tokens.to(dense.device), teacher, compiled).mean()
+
+        return accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
+
+    with masked(dense) as masking, training_blocks(dense, config, compiled):
+        teacher = Teacher(dense, distill, masking.lifted) if distill else None
+        train(trained, optimizer, backward, Schedule(config, steps, "learning masks"), problem.job)
+
+
+def travelling(rate: float, published_steps: int, steps: int, most: float) -> float:
+    """The step size with which Adam moves a parameter as far in these steps as in those of the
+    paper: the product of step size and steps is the same.
+
+    Args:
+        rate: the paper's step size, for its `published_steps`.
+        most: largest factor; in very few steps a parameter does not come as far.
+    """
+    return rate * min(published_steps / max(steps, 1), most)
