@@ -303,6 +303,6 @@ def choose(problem: PruningProblem) -> Selection:
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
-        masks_of(problem, selection, config.shares[0]).save(path)
+        masks_of(problem, selection, config.shares[0]).save(path, with_adapters=True)
         job.run.update(path)
     return selection

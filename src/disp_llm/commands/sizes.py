@@ -167,7 +167,7 @@ class SizeWriter:
         masks_file, folder = self.files(self.name(share))
         if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
             job.run.forget(masks_file)
-            masks.save(masks_file)
+            masks.save(masks_file, with_adapters=masks_file == job.run.logits_file)
         with atomic(folder) as written:
             with fold_into_weights(dense, masks), masked(dense) as masking:
                 masking.set(masks.kept.float().to(dense.device))

@@ -9,8 +9,18 @@ from disp_llm.methods.parts.coupled import COUPLED
 
 
 def masks_only(config: PruneConfig) -> PruneConfig:
-    """Ours without scales: every weight that is kept is the original's."""
-    return apply_recipe(config, {"learn": {"scale_rate": 0.0}})
+    """Ours without scales and adapters: every weight that is kept is the original's."""
+    return apply_recipe(config, {"learn": {"scale_rate": 0.0, "adapter_rank": 0}})
+
+
+def masks_and_scales(config: PruneConfig) -> PruneConfig:
+    """Ours without adapters."""
+    return apply_recipe(config, {"learn": {"adapter_rank": 0}})
+
+
+def domain(config: PruneConfig) -> PruneConfig:
+    """Masks and scales that the text itself teaches, not the original: best on such text."""
+    return apply_recipe(config, load_recipe("domain"))
 
 
 def coupled(config: PruneConfig) -> PruneConfig:
@@ -31,7 +41,7 @@ def policy_gradient(config: PruneConfig) -> PruneConfig:
     2406.10576): Bernoulli masks, learned by policy gradient from forward passes alone; they start
     at our scores."""
     learn = {"estimator": "policy_gradient", "temperature": 1.0, "penalty": 6.0}
-    return apply_recipe(config, {"learn": learn})
+    return apply_recipe(config, {"learn": learn, "training": {"distill": 0.0}})
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class Variant:
 
 VARIANTS = {
     "masks_only": Variant(masks_only, one_size=False),
+    "masks_and_scales": Variant(masks_and_scales, one_size=False),
+    "domain": Variant(domain, one_size=False),
     "coupled": Variant(coupled, one_size=False),
     "paper": Variant(paper, one_size=True),
     "policy_gradient": Variant(policy_gradient, one_size=True),

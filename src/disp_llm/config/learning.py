@@ -37,7 +37,7 @@ class TrainingConfig:
     """Share of the steps in which the step size grows to its peak."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 = no limit."""
-    distill: float = 0.0
+    distill: float = 1.0
     """Share of the loss that is the divergence from the original model instead of cross-entropy. It
     takes a third more time; the result is worse on text like the learning text, better on other
     text."""
@@ -99,6 +99,17 @@ class LearnConfig:
     weights at export and compensates for what was pruned. 0 = none: the kept weights remain the
     original's. Not used by policy_gradient."""
 
+    adapter_rank: int = 16
+    """Rank of the low-rank adapters (LoRA) that every linear layer of the blocks learns beside the
+    masks, which are added to its weight at export. 0 = none. Not used by policy_gradient."""
+    adapter_rate: float = 0.002
+    """Step size of these adapters."""
+
+    @property
+    def learns_adapters(self) -> bool:
+        """Whether adapters are learned, which takes a gradient through the model."""
+        return self.adapter_rank > 0 and self.estimator != "policy_gradient"
+
     @property
     def learns_scales(self) -> bool:
         """Whether scales are learned, which takes a gradient through the model."""
@@ -106,10 +117,11 @@ class LearnConfig:
 
     def validate(self) -> None:
         """Refuses negative rates and a temperature of 0."""
-        require_positive(temperature=self.temperature)
+        require_positive(temperature=self.temperature, adapter_rate=self.adapter_rate)
         require_not_negative(
             steps=self.steps,
             minutes=self.minutes,
             scale_rate=self.scale_rate,
+            adapter_rank=self.adapter_rank,
             penalty=self.penalty,
         )

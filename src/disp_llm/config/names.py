@@ -40,7 +40,7 @@ Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
 """Whether to go on with a run; "auto" = if there is one."""
 
-VARIANTS = ("masks_only", "coupled", "paper", "policy_gradient")
+VARIANTS = ("masks_only", "masks_and_scales", "domain", "coupled", "paper", "policy_gradient")
 """Other settings of the method `learned`, which `compare` shows as rows of their own."""
 
 SELF, SPEECHES = "self", "speeches"

@@ -4,7 +4,9 @@ from typing import Literal
 
 import torch
 
-Stream = Literal["calibration", "start", "sizes", "steps", "reference", "weights", "words"]
+Stream = Literal[
+    "calibration", "start", "sizes", "steps", "reference", "weights", "words", "adapters"
+]
 
 STREAMS: dict[Stream, int] = {
     "calibration": 0,  # which windows are scored
@@ -14,6 +16,7 @@ STREAMS: dict[Stream, int] = {
     "reference": 4,  # windows for the dense model's loss
     "weights": 5,  # windows of a step of training weights
     "words": 6,  # a sequence of the model's own words
+    "adapters": 7,  # what adapters begin with
 }
 """Numbers of the streams; a number that was given once stays, so that a seed keeps its meaning."""
 

@@ -1,4 +1,5 @@
-"""Scales and mean inputs -> weights and biases of the dense model, for as long as a context lasts.
+"""Scales, mean inputs and adapters -> weights and biases of the dense model, for as long as a
+context lasts.
 
 D hidden, F intermediate, Q inputs of the layer that attention writes with.
 """
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at, matrix_of
+from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at, matrix_of, widths_of
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.masks.layout import BlockShape, Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Masks
+from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
     """While the context lasts, the blocks carry what the selection has beside its masks.
 
     A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
-    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. What
-    pruned columns of a layer that writes would have added on average becomes its bias. Products are
-    rounded to the model's dtype, so that what is then masked is what is then exported. On a GPU the
-    original weights wait in the machine's memory.
+    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. Adapters
+    are added to the weights before. What pruned columns of a layer that writes would have added on
+    average becomes its bias. Products are rounded to the model's dtype, so that what is then masked
+    is what is then exported. On a GPU the original weights wait in the machine's memory.
     """
     replaced: list[Replaced] = []
     try:
@@ -81,17 +83,35 @@ def _fold(target: PrunableModel, masks: Masks, replaced: list[Replaced]) -> None
     """Changes every block; what was there is appended to `replaced`."""
     means = masks.compensation.mean_inputs
     mean_inputs = iter(() if means is None else means.split(writer_widths(masks.layout)))
+    adapters = _adapters(target, masks)
     changes = _changes(masks)
     for block in target.blocks:
         for branch in target.branches:
             change = next(changes)
             for path in branch.reads:
                 linear = linear_at(block, path)
-                _replace(linear, _scaled(linear, change.read_scales, None), replaced)
+                made = _scaled(linear, change.read_scales, None, next(adapters))
+                _replace(linear, made, replaced)
             linear = linear_at(block, branch.writes)
             pruned_means = change.pruned_means(next(mean_inputs, None))
-            made = _scaled(linear, change.column_scales, change.row_scales, pruned_means)
+            scales = change.column_scales, change.row_scales
+            made = _scaled(linear, *scales, next(adapters), pruned_means)
             _replace(linear, made, replaced)
+
+
+def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
+    """The adapter of every linear layer in turn; None where there are none.
+
+    Raises:
+        InputError: they are not of this model's shape.
+    """
+    linears, adapters = list(target.linears()), masks.compensation.adapters
+    shapes = [(len(one.up), one.down.shape[1]) for one in adapters]
+    if adapters and shapes != [widths_of(linear)[::-1] for linear in linears]:
+        raise InputError(
+            "holds adapters of another model", field="masks.safetensors", hint=MADE_AGAIN
+        )
+    return iter(adapters or [None] * len(linears))
 
 
 def _changes(masks: Masks) -> Iterator[Change]:
@@ -117,13 +137,19 @@ def _by_column(of_heads: Tensor, shape: BlockShape) -> Tensor:
 
 
 def _scaled(
-    linear: Any, columns: Tensor | None, rows: Tensor | None, pruned_means: Tensor | None = None
+    linear: Any,
+    columns: Tensor | None,
+    rows: Tensor | None,
+    adapter: Adapter | None,
+    pruned_means: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Weight and bias with scaled columns and rows; the bias carries the mean inputs of pruned
-    columns."""
+    """Weight and bias with the adapter added, and with scaled columns and rows; the bias carries
+    the mean inputs of pruned columns."""
     device = linear.weight.device
     weight = matrix_of(linear).float()
     bias = None if linear.bias is None else linear.bias.detach().float()
+    if adapter is not None:
+        weight = weight + adapter.added().to(device)
     if pruned_means is not None:
         added = weight @ pruned_means.to(device)
         bias = added if bias is None else bias + added

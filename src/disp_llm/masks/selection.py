@@ -2,7 +2,8 @@
 
 The file is the one hand-over between choosing and exporting.
 
-N entries of all sites, M inputs of all layers that write.
+N entries of all sites, M inputs of all layers that write, R rank, I inputs and O outputs of a
+linear layer.
 """
 
 import sys
@@ -23,6 +24,18 @@ MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What is added to the weight of a linear layer: `up @ down`, the B·A of LoRA."""
+
+    down: Float[Tensor, "R I"]
+    up: Float[Tensor, "O R"]
+
+    def added(self) -> Float[Tensor, "O I"]:
+        """The sum's second part, in float32."""
+        return self.up.float() @ self.down.float()
+
+
+@dataclass(frozen=True)
 class Compensation:
     """What changes the kept weights at export, to make up for the pruned ones."""
 
@@ -31,9 +44,20 @@ class Compensation:
     mean_inputs: Float[Tensor, " M"] | None = None
     """Mean inputs of the layers that write, block by block (attention's q, then the MLP's F): what
     a pruned input adds on average becomes a bias; None = no biases."""
+    adapters: tuple[Adapter, ...] = ()
+    """One for every linear layer of the blocks, in the order of `PrunableModel.linears`; empty =
+    none."""
 
     def __bool__(self) -> bool:
-        return self.scales is not None or self.mean_inputs is not None
+        return self.scales is not None or self.mean_inputs is not None or bool(self.adapters)
+
+    def on_cpu(self) -> "Compensation":
+        """The same in float32 in the machine's memory."""
+        scales, means = (
+            None if t is None else t.float().cpu() for t in (self.scales, self.mean_inputs)
+        )
+        pairs = tuple(Adapter(a.down.float().cpu(), a.up.float().cpu()) for a in self.adapters)
+        return Compensation(scales, means, pairs)
 
 
 @dataclass(frozen=True)
@@ -47,9 +71,7 @@ class Selection:
 
     def on_cpu(self) -> "Selection":
         """The same in float32 in the machine's memory."""
-        own = self.compensation
-        parts = (None if t is None else t.float().cpu() for t in (own.scales, own.mean_inputs))
-        return Selection(self.importance.float().cpu(), Compensation(*parts))
+        return Selection(self.importance.float().cpu(), self.compensation.on_cpu())
 
 
 @dataclass(frozen=True)
@@ -79,9 +101,13 @@ class Masks:
             for name, part in zip(self.layout.names, parts, strict=True)
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, with_adapters: bool = False) -> None:
         """Writes kept indices under `layers.3.attn_in`, logits under `logits.layers.3.attn_in` and
         scales, where there are any, under `scales.layers.3.attn_in`.
+
+        Args:
+            with_adapters: whether adapters, which are the same for all sizes of a run, are written
+                too, under `adapters.17.down` and `adapters.17.up` for the linear layer 17.
 
         Raises:
             InputError: the method gave numbers that are not finite, or the file cannot be written.
@@ -94,6 +120,9 @@ class Masks:
         tensors = self.indices()
         if own.compensation.mean_inputs is not None:
             tensors["means"] = own.compensation.mean_inputs.float()
+        for number, adapter in enumerate(own.compensation.adapters if with_adapters else ()):
+            tensors[f"adapters.{number}.down"] = adapter.down.float()
+            tensors[f"adapters.{number}.up"] = adapter.up.float()
         for kind, flat in (("logits", own.importance), ("scales", own.compensation.scales)):
             if flat is not None:
                 parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
@@ -118,12 +147,28 @@ def load_masks(path: Path, layout: Layout) -> Masks:
     compensation = Compensation(
         flat("scales") if any(name.startswith("scales.") for name in file.tensors) else None,
         file.like("means", (inputs,)) if "means" in file.tensors else None,
+        _adapters(file),
     )
     masks = [
         torch.zeros(length, dtype=torch.bool).index_fill(0, kept[name], True)
         for name, length in zip(layout.names, layout.lengths, strict=True)
     ]
     return Masks(layout, torch.cat(masks), Selection(flat("logits"), compensation))
+
+
+def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
+    """The adapters of a file; whether their widths are the model's shows when they are added."""
+    found: list[Adapter] = []
+    while f"adapters.{len(found)}.down" in file.tensors:
+        name = f"adapters.{len(found)}"
+        down, up = (file.tensors.get(f"{name}.{part}", torch.zeros(0)) for part in ("down", "up"))
+        paired = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
+        file.require(paired, f"{name} is no pair of matrices")
+        parts = (
+            file.like(f"{name}.{part}", tuple(t.shape)) for part, t in (("down", down), ("up", up))
+        )
+        found.append(Adapter(*parts))
+    return tuple(found)
 
 
 def kept_by_site(path: Path, widths: dict[str, int]) -> dict[str, list[Int[Tensor, " K"]]]:

@@ -13,7 +13,13 @@ from disp_llm.runs.results import ComparisonRow, OriginalResult
 MARKERS = "os^vDP*"
 """One fewer than the colours, so that no two methods look alike."""
 
-OURS = {"learned": 2.8, "coupled": 1.6, "masks_only": 1.6}
+OURS = {
+    "learned": 2.8,
+    "domain": 1.6,
+    "masks_and_scales": 1.6,
+    "coupled": 1.6,
+    "masks_only": 1.6,
+}
 """Methods of this package, and how thick their lines are."""
 
 CEILING = 100

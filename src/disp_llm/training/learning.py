@@ -1,4 +1,5 @@
-"""Mask learning: a frozen model, text and a start -> the importance of every entry, and its scale.
+"""Mask learning: a frozen model, text and a start -> the importance of every entry, its scale, and
+an adapter for every linear layer.
 
 Every step draws its windows, its noise and, for several sizes, its keep from named random streams,
 as the loop wants it.
@@ -6,9 +7,10 @@ as the loop wants it.
 N entries of all sites, B windows, T tokens of a window.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.selection import Compensation, Selection
+from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
@@ -35,18 +38,26 @@ BASELINE_DECAY = 0.9
 class LearningState(nn.Module):
     """Everything that a step of mask learning changes, and a checkpoint holds."""
 
-    def __init__(self, logits: nn.Module, scales: nn.Parameter | None, mixture: Mixture):
+    def __init__(
+        self,
+        logits: nn.Module,
+        scales: nn.Parameter | None,
+        adapters: Adapters | None,
+        mixture: Mixture,
+    ):
         super().__init__()
         self.logits = logits
         self.register_parameter("scales", scales)
+        self.adapters = adapters
         self.mixture = mixture
         self.register_buffer("baseline", torch.tensor(math.nan))
         """Moving average of the loss, for the policy gradient; NaN before the first step."""
 
 
 def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Selection:
-    """Trains logits from `start`, and a scale for every entry from 1; goes on from a checkpoint of
-    the problem's run.
+    """Trains logits from `start`, a scale for every entry from 1, and adapters from nothing.
+
+    It goes on from a checkpoint of the problem's run.
 
     Raises:
         InputError: the text is shorter than a window, or a checkpoint is damaged.
@@ -56,13 +67,25 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
     problem.corpus.require_length(config.length, "length")
     state = _initial_state(problem, start)
     compiled = compiles(config, steps, device)
-    with masked(problem.dense) as masking, training_blocks(problem.dense, config, compiled):
-        teacher = Teacher(problem.dense, config.distill, masking.lifted) if config.distill else None
+    with contextlib.ExitStack() as stack:
+        masking = stack.enter_context(masked(problem.dense))
+        adapting = None
+        if state.adapters is not None:
+            adapting = stack.enter_context(adapted(problem.dense, state.adapters))
+        stack.enter_context(training_blocks(problem.dense, config, compiled))
+
+        @contextlib.contextmanager
+        def as_it_was() -> Iterator[None]:
+            """While the context lasts, the model is the original."""
+            with masking.lifted(), adapting.lifted() if adapting else contextlib.nullcontext():
+                yield
+
+        teacher = Teacher(problem.dense, config.distill, as_it_was) if config.distill else None
 
         def losses_of(tokens: Tensor) -> Tensor:
             return token_losses(problem.dense, tokens.to(device), teacher, compiled).mean(-1)
 
-        learner = MaskLearner(problem, state, masking, losses_of)
+        learner = MaskLearner(problem, state, masking, adapting, losses_of)
         train(
             state,
             _optimizer(problem, state),
@@ -73,7 +96,8 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
     with torch.no_grad():
         never_pruned = problem.budget.never_pruned.to(device)
         scales = None if state.scales is None else state.scales.masked_fill(never_pruned, 1.0)
-        return Selection(state.logits().clone(), Compensation(scales))
+        adapters = () if state.adapters is None else state.adapters.pairs()
+        return Selection(state.logits().clone(), Compensation(scales, adapters=adapters))
 
 
 def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> LearningState:
@@ -88,6 +112,10 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     scales = None
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
+    adapters = None
+    if learn.learns_adapters:
+        noise = random_stream("adapters", problem.seed)
+        adapters = Adapters(problem.dense, learn.adapter_rank, noise)
     mixture = Mixture(problem.corpus)
     with torch.no_grad():
         mixture.measure_reference(
@@ -95,16 +123,20 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
             problem.training.length,
             random_stream("reference", problem.seed),
         )
-    return LearningState(logits, scales, mixture).to(device)
+    return LearningState(logits, scales, adapters, mixture).to(device)
 
 
 def _optimizer(problem: PruningProblem, state: LearningState) -> torch.optim.Optimizer:
-    """AdamW over logits and, where they are learned, scales."""
+    """AdamW over logits and, where they are learned, scales and adapters."""
     config = problem.training
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
     if state.scales is not None:
         scales = {"params": [state.scales], "lr": problem.learn.scale_rate, "weight_decay": 0.0}
         groups.append(scales)
+    if state.adapters is not None:
+        rate = problem.learn.adapter_rate
+        adapters = {"params": list(state.adapters.parameters()), "lr": rate, "weight_decay": 0.0}
+        groups.append(adapters)
     return torch.optim.AdamW(
         groups,
         lr=config.learning_rate,
@@ -121,6 +153,7 @@ class MaskLearner:
     problem: PruningProblem
     state: LearningState
     masking: Masking
+    adapting: Adapting | None
     losses_of: Callable[[Int[Tensor, "B T"]], Float[Tensor, " B"]]
     """Mean loss of every window under the masks that are set."""
 
@@ -148,6 +181,8 @@ class MaskLearner:
         if state.scales is not None:
             mask = mask * state.scales.masked_fill(never_pruned, 1.0)
         self.masking.set(mask)
+        if self.adapting is not None:
+            self.adapting.set()
         tokens, sources = state.mixture.draw(config.batch, config.length, noise)
         with torch.set_grad_enabled(sample.log_probability is None):
             losses = self.losses_of(tokens)  # (B)
