@@ -66,7 +66,8 @@ def test_learned_adapters_survive_a_kill_and_the_masks_file(text_file, tmp_path)
     masks.save(tmp_path / "masks.safetensors", with_adapters=True)
     read = load_masks(tmp_path / "masks.safetensors", layout).compensation.adapters
     for mine, again in zip(adapters, read, strict=True):
-        assert torch.equal(mine.down, again.down) and torch.equal(mine.up, again.up)
+        assert torch.equal(mine.down, again.down)
+        assert torch.equal(mine.up, again.up)
 
 
 def test_adapters_learn_to_undo_what_pruning_does(text_file, tmp_path):

@@ -217,6 +217,7 @@ class SizeWriter:
             kv_cache=share_of_heads(masks),
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
+            adapter_rank=masks.compensation.adapter_rank,
             widths_full=dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
             sample=self.measuring.sample(compact.model),
             folder=str(self.files(size)[1]),

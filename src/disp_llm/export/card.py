@@ -161,6 +161,9 @@ def write_recovered_card(
 def _weights(size: SizeResult) -> str:
     """How the kept weights differ from the original's."""
     told = "The kept weights\nare the original's"
+    if size.adapter_rank:
+        rank = size.adapter_rank
+        told += f", plus low-rank adapters (rank {rank}) that were learned with the masks"
     if size.scaled:
         told += ", each row and column times a factor that was learned with the masks"
     if size.biased:

@@ -48,6 +48,11 @@ class Compensation:
     """One for every linear layer of the blocks, in the order of `PrunableModel.linears`; empty =
     none."""
 
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the adapters; 0 = none."""
+        return len(self.adapters[0].down) if self.adapters else 0
+
     def __bool__(self) -> bool:
         return self.scales is not None or self.mean_inputs is not None or bool(self.adapters)
 
