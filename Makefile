@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters and prove it
 	rm -rf $(DEMO_DIR)
-	$(BIN)/disp-llm prune smollm2-135m --text speeches --keep 0.5 --minutes $(DEMO_MINUTES) \
+	$(BIN)/disp-llm prune smollm2-135m --text speeches --recipe domain --keep 0.5 --minutes $(DEMO_MINUTES) \
 		--calibration-sequences 16 --windows 8 --output-dir $(DEMO_DIR)
 
 test: setup  ## the whole suite
