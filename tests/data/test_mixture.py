@@ -82,7 +82,7 @@ def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (("--weights", "1"), "--weights: 1 for 2 files"),
+        (("--weights", "1"), "--weights: 1 for 2 texts"),
         (("--weights", "1", "-1"), "--weights"),
         (("--mix", "dynamic"), "--mix: has nothing to mix"),
     ],

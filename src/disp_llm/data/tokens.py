@@ -144,7 +144,8 @@ def load_tokens(
     if held_out is None:
         cuts = [_cut(text, stream) for text, stream in zip(texts, streams, strict=True)]
         last = torch.cat([s[cut:] for s, cut in zip(streams, cuts, strict=True)])
-        share = len(last) / sum(map(len, streams))
+        usual = all(text.held_out is None for text in texts)
+        share = HELD_OUT if usual else len(last) / sum(map(len, streams))
         streams = [stream[:cut] for stream, cut in zip(streams, cuts, strict=True)]
         held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
     evaluation = stream_of(held_out, tokenizer)

@@ -1,0 +1,269 @@
+"""`--text self` through the commands: by default, mixed with files, interrupted, checked."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SETTINGS, SMALL, run_command
+from safetensors.torch import load_file, save_file
+
+import disp_llm
+from disp_llm.config.errors import InputError
+from disp_llm.data.written import STAGE
+from disp_llm.runs.folder import Run
+
+OWN = ["--self-batch", "5"]
+
+
+def words_of(run: Path) -> torch.Tensor:
+    files = sorted((run / "words").glob("*.safetensors"))
+    return torch.cat([load_file(file)["tokens"] for file in files])
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The line that says why, which is the only one that says anything."""
+    said = [line for line in done.stderr.splitlines() if line.startswith("disp-llm:")]
+    assert len(said) == 1, done.stderr
+    return said[0]
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory, llama_folder) -> tuple[Path, dict]:
+    """A finished run for which no text was named."""
+    folder = tmp_path_factory.mktemp("own") / "run"
+    done = run_command(
+        "prune", llama_folder, "--keep", 0.5, "--output-dir", folder, "--json", *SMALL, *OWN
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_a_model_learns_from_its_own_words_where_no_text_is_named(own_run):
+    folder, result = own_run
+    read = 6 * 32 + 4 * 32  # steps and calibration
+    measured = 4 * 32
+    assert words_of(folder).shape == ((read + measured) // 32, 32)
+    assert result["tokens_seen"] == read
+    assert result["models"][0]["tokens"] == 4 * 31
+    assert result["source"]["text"] == "its own words, 448 tokens, temperature 1"
+    assert result["source"]["eval_text"] == f"the last 29% of {result['source']['text']}"
+    assert result["writing_s"] >= 0
+    card = (folder / "model" / "README.md").read_text()
+    assert "chosen on its own words, 448 tokens, temperature 1" in " ".join(card.split())
+    assert "its own words, 448 tokens, temperature 1" in (folder / "report.html").read_text()
+
+
+def test_self_is_the_name_of_the_default_and_a_seed_gives_the_same_words(
+    own_run, llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("self").write_text("a file that is not meant")
+    result = disp_llm.prune(
+        str(llama_folder), text="self", keep=[0.5], output_dir="run", self_batch=5, **SETTINGS
+    )
+    assert result.figures["source"]["text_sha256"] == own_run[1]["source"]["text_sha256"]
+    masks = (load_file(f / "masks.safetensors") for f in (own_run[0], Path("run")))
+    ours, theirs = masks
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_another_seed_writes_other_words(own_run, llama_folder, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--method", "fisher", "--seed", 1, "--output-dir", tmp_path / "run",
+        *SMALL, *OWN,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words = words_of(tmp_path / "run")
+    assert len(words) == 8  # fisher takes no steps
+    assert not torch.equal(words, words_of(own_run[0])[:8])
+
+
+def test_a_file_called_self_is_named_with_its_folder(
+    llama_folder, text_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(text_file, "self")
+    done = run_command(
+        "prune", llama_folder, "--text", "./self", "--method", "magnitude", "--json",
+        "--output-dir", "run", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["source"]["text"] == "self"
+    assert not Path("run/words").exists()
+    result = disp_llm.prune(
+        str(llama_folder), text=Path("self"), method="magnitude", output_dir="again", **SETTINGS
+    )
+    assert result.figures["source"]["text"] == "self"
+
+
+@pytest.mark.parametrize("weights", [["--weights", 1, 3, "--mix", "dynamic"], []])
+def test_own_words_are_mixed_with_files(weights, llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "self", *weights, "--output-dir",
+        tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    share = 0.75 if weights else 1
+    tokens = words_of(tmp_path / "run").numel()
+    assert tokens == -(-share * (320 + 128) // 32) * 32
+    source = json.loads(done.stdout)["source"]
+    assert source["text"] == f"text.txt, its own words, {tokens} tokens, temperature 1"
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    if weights:
+        assert steps[0]["mixture"] == [0.25, 0.75]
+    else:  # each by its length, less what is held out
+        length = 0.9 * len(text_file.read_bytes())
+        assert steps[0]["mixture"][1] == pytest.approx(
+            (tokens - 128) / (length + tokens - 128), 0.01
+        )
+
+
+@pytest.mark.parametrize("stop", [40, 300])
+def test_interrupted_while_it_writes_and_resumed(stop, own_run, llama_folder, tmp_path):
+    """In the first and in the second batch of 5 windows."""
+
+    def progress(stage: str, done: int, total: int, figures: dict) -> None:
+        if stage == STAGE and done >= stop:
+            raise KeyboardInterrupt
+
+    call = SETTINGS | {"keep": [0.5], "output_dir": tmp_path / "run", "self_batch": 5}
+    with pytest.raises(KeyboardInterrupt):
+        disp_llm.prune(str(llama_folder), progress=progress, **call)
+    assert len(list((tmp_path / "run/words").glob("*.safetensors") or ())) == stop // 160
+    assert Run(tmp_path / "run").result()["status"] == "running"
+    done = run_command("prune", llama_folder, "--output-dir", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(words_of(tmp_path / "run"), words_of(own_run[0]))
+    ours, theirs = (
+        load_file(folder / "masks.safetensors") for folder in (tmp_path / "run", own_run[0])
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
+    for flags, said in [
+        (["--keep", 0.0001], "--keep"),
+        (["--length", 500], "--length"),
+        (["--dataset", "a:b", "--text", "self"], "--dataset: given together with --text"),
+        (["--eval-text", "self"], "--eval-text: cannot be the model's own words"),
+        (["--text", "self", "self"], "--text: names self twice"),
+        (["--text", "self", "--weights", 1, 2], "--weights: 2 for 1 texts"),
+        (["--self-temperature", 0], "--self-temperature: too small"),
+        (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
+    ]:
+        done = run_command("prune", llama_folder, *SMALL, "--output-dir", tmp_path / "run", *flags)
+        assert (done.returncode, said in refusal(done)) == (2, True), done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_verify_finds_words_that_have_changed(own_run, tmp_path):
+    folder = shutil.copytree(own_run[0], tmp_path / "run")
+    assert run_command("verify", folder).returncode == 0
+    path = folder / "words" / "0001.safetensors"
+    save_file({"tokens": torch.zeros(5, 32).int()}, path)
+    problems = disp_llm.verify(folder)["problems"]
+    assert [problem["file"] for problem in problems] == [str(path)]
+
+
+def test_other_sizes_of_a_run_are_measured_on_the_same_words(own_run, tmp_path):
+    folder = shutil.copytree(own_run[0], tmp_path / "run")
+    before = words_of(folder)
+    done = run_command("export", folder, "--keep", 0.7, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["source"] == own_run[1]["source"]
+    assert torch.equal(words_of(folder), before)
+
+
+def test_a_run_of_text_in_memory_does_not_go_on_with_own_words(llama_folder, text_file, tmp_path):
+    call = SETTINGS | {"method": "magnitude", "output_dir": tmp_path / "run"}
+    disp_llm.prune(str(llama_folder), text=[text_file.read_text()], **call)
+    (tmp_path / "run" / "model" / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match=r"text: is not what .* was made of"):
+        disp_llm.prune(str(llama_folder), resume=True, **call)
+
+
+def test_minutes_are_shared_between_writing_and_learning(llama_folder, tmp_path):
+    flags = [
+        *SMALL[2:],
+        "--minutes",
+        0.05,
+        "--compile",
+        "no",
+        "--output-dir",
+        tmp_path / "run",
+        "--json",
+    ]
+    done = run_command("prune", llama_folder, *flags, *OWN)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["own_words"]["sequences"] >= (4 * 32 + 128) // 32
+    assert result["steps"] >= 5
+
+
+FEW = ["--tokens", 256, "--length", 32, "--context", 32, "--windows", 4, "--device", "cpu",
+       "--dtype", "float32"]  # fmt: skip
+
+
+def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path):
+    done = run_command(
+        "recover", own_run[0] / "model", "--output-dir", tmp_path / "run", "--json", *FEW
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["source"]["text"] == "the original's own words, 384 tokens, temperature 1"
+    assert result["own_words"]["revision"] == own_run[1]["source"]["revision"]
+    assert "teacher_revision" in result["source"]
+    assert result["teacher"]["perplexity"] > 1
+    assert torch.equal(words_of(tmp_path / "run"), words_of(own_run[0])[:12])  # of the same seed
+
+
+def test_the_original_writes_also_where_it_does_not_teach(own_run, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--output-dir", folder, "--distill", 0, "--json", *FEW]
+    done = run_command("recover", own_run[0] / "model", *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["own_words"]["revision"] == own_run[1]["source"]["revision"]
+    assert "teacher" not in result
+
+
+@pytest.mark.parametrize(
+    ("distill", "hint"),
+    [(0, "name a model, or give --text"), (0.5, "or give --text and a --distill of 0")],
+)
+def test_who_is_to_write_is_asked_in_one_line(distill, hint, llama_folder, tmp_path):
+    flags = ["--output-dir", tmp_path / "run", "--distill", distill, *FEW]
+    done = run_command("recover", llama_folder, *flags)
+    assert done.returncode == 2
+    assert "--teacher: is needed to write text" in refusal(done)
+    assert hint in refusal(done)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_methods_are_compared_on_the_same_words(llama_folder, tmp_path):
+    small = [*SMALL[:2], "--length", 32, *SMALL[6:]]
+    asked = [
+        "compare", llama_folder, "--methods", "fisher", "magnitude", "slicegpt", "--keep", 0.5,
+        "--rounds", 0, "--output-dir", tmp_path / "table", "--json", *small,
+    ]  # fmt: skip
+    done = run_command(*asked)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert all(row.get("error") is None for row in table["rows"])
+    words = words_of(tmp_path / "table")
+    for name in ("fisher", "magnitude"):
+        assert torch.equal(words_of(tmp_path / "table" / name), words)
+        source = Run(tmp_path / "table" / name).result()["source"]
+        for key in ("text_sha256", "eval_text_sha256"):
+            assert source[key] == table["source"][key]
+    assert run_command(*asked).returncode == 0
+    assert run_command("export", tmp_path / "table/fisher", "--keep", 0.7).returncode == 0
+    assert run_command("verify", tmp_path / "table").returncode == 0
+    (tmp_path / "table/words/0000.safetensors").write_bytes(b"")
+    assert run_command("verify", tmp_path / "table").returncode == 2
+    other = run_command(*asked, "--self-temperature", 0.5)
+    assert other.returncode == 2
+    assert "compares something else (words:" in other.stderr
