@@ -266,4 +266,4 @@ def test_all_methods_are_compared_on_the_same_words(llama_folder, tmp_path):
     assert run_command("verify", tmp_path / "table").returncode == 2
     other = run_command(*asked, "--self-temperature", 0.5)
     assert other.returncode == 2
-    assert "compares something else (words:" in other.stderr
+    assert "compares something else (words.self_temperature:" in other.stderr

@@ -262,7 +262,7 @@ def test_the_teacher_is_found_through_the_run(secret_places, tmp_path):
     assert run_command("save", run / "model", "--to", alone).returncode == 0
     assert original_of(alone) == ""
     flags = ("--dtype", "float32", "--output-dir", tmp_path / "run")
-    done = run_command("recover", alone, "--tokens", 128, *flags)
+    done = run_command("recover", alone, "--text", "speeches", "--tokens", 128, *flags)
     assert done.returncode == 2
     assert "--teacher: is needed to distil" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -129,7 +129,7 @@ class SizeResult:
     """Whether scales are folded into the weights."""
     biased: bool
     """Whether layers have gained biases."""
-    adapter_rank: Size
+    adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
     widths_full: dict[str, Size]
     """Width of every site of the first block in the dense model."""

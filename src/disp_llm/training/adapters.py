@@ -90,7 +90,7 @@ def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
                 linear.__dict__.pop(name, None)
 
 
-def _add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _add(module: Any, args: tuple, output: Tensor) -> Tensor:
     """Forward hook: W·x -> W·x + B·(A·x)."""
     down = module.disp_adapter_down
     if down is None:
