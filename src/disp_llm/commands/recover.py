@@ -196,8 +196,8 @@ def _load(
     progress = job.count("loading models and text")
     progress(0, 2)
     loaded = inputs.load(asked.folder, machine)
-    sources = read_sources(asked.text, inputs.texts)
-    original = load_original(job, loaded, taught, writes=None in sources.learning)
+    sources = read_sources(asked.text, inputs.texts, asked.tokens)
+    original = load_original(job, loaded, taught, writes=sources.writes)
     progress(1, 2)
     models = [loaded.model, *([original.model] if original else [])]
     usual = RecoverConfig(asked.folder)

@@ -85,7 +85,12 @@ class Reference:
     @cached_property
     def texts(self) -> Texts:
         """Learning and evaluation text."""
-        loaded, sources = self.loaded, read_sources(self.config.text)
+        loaded, sources = (
+            self.loaded,
+            read_sources(
+                self.config.text, tokens=own_needs(shared_settings(self.config), 1).learning
+            ),
+        )
         return load_tokens(
             self.config.text, loaded.tokenizer, loaded.bos_token_id, sources, self._writer.write
         )

@@ -43,16 +43,22 @@ Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
 VARIANTS = ("masks_only", "masks_and_scales", "domain", "coupled", "paper", "policy_gradient")
 """Other settings of the method `learned`, which `compare` shows as rows of their own."""
 
-SELF, SPEECHES = "self", "speeches"
+SELF, SPEECHES, GENERAL = "self", "speeches", "general"
 
-NAMED_TEXTS = (SELF, SPEECHES)
-"""Texts that `text` knows by a name: the model's own words, and the embedded speeches."""
+NAMED_TEXTS = (SELF, SPEECHES, GENERAL)
+"""Texts that `text` knows by a name: the model's own words, the embedded speeches, and a mixture of
+hub data sets."""
 
 
 def named_path(word: str) -> Path:
     """A path as it was written, where `self` is the name of a text and `./self` a file."""
     path = Path(word)
     return path if word in NAMED_TEXTS or str(path) not in NAMED_TEXTS else path.absolute()
+
+
+def is_mixture(path: Path) -> bool:
+    """Whether a name of `text` is one of a mixture: the shipped one, or a TOML file."""
+    return str(path) == GENERAL or path.suffix.lower() == ".toml"
 
 
 TextPath = Annotated[

@@ -15,7 +15,7 @@ from disp_llm.config.checks import (
     require_sizes,
 )
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, TextPath
+from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, TextPath, is_mixture
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class TextConfig:
     text: tuple[TextPath, ...] = ()
     """Text to learn from: .txt, .raw, .md, .jsonl, .json, .csv or .parquet files, also compressed
     (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. `self` is
-    what the model itself writes, `speeches` the embedded ones; files of these names are ./self and
-    ./speeches. Default: self."""
+    what the model itself writes, `speeches` the embedded ones, `general` a mixture of hub data
+    sets, and a .toml file a mixture of your own; a file called self is ./self. Default: self."""
     text_field: str = "text"
     """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
     text."""
@@ -69,7 +69,8 @@ class TextConfig:
                 field="weights",
                 hint="give one number above 0 for each text of `text`",
             )
-        if self.mix == "dynamic" and len(self.weights) < 2:
+        mixtures = any(map(is_mixture, self.text))
+        if self.mix == "dynamic" and len(self.weights) < 2 and not mixtures:
             raise InputError("has nothing to mix", field="mix", hint="give several `weights`")
         if self.text and self.dataset:
             raise InputError(

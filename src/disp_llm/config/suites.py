@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import string
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from msgspec import Meta
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.places import found_file, require_known
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Count, as_type
 
@@ -120,54 +119,22 @@ def load_suite(name: str) -> Suite:
 
 
 def _checked(tables: dict[str, Any], file: str) -> Suite:
-    _require_known(tables, [f.name for f in dataclasses.fields(Suite) if f.name != "file"], file)
+    require_known(tables, [f.name for f in dataclasses.fields(Suite) if f.name != "file"], file)
     for group, kind in (("texts", SuiteText), ("tasks", SuiteTask)):
         entries = tables.get(group)
         for name, entry in entries.items() if isinstance(entries, dict) else ():
             known = [f.name for f in dataclasses.fields(kind)]
             if isinstance(entry, dict):
-                _require_known(entry, known, file, f"{group}.{name}.")
+                require_known(entry, known, file, f"{group}.{name}.")
     suite: Suite = as_type(tables | {"file": file}, Suite, field=file, hint="correct it")
     if not suite.texts and not suite.tasks:
         raise InputError("names no texts and no tasks", field=file, hint="add some")
     texts, tasks = dict(suite.texts), dict(suite.tasks)
     for name, text in texts.items():
-        files = tuple(_found(path, suite, f"texts.{name}.files") for path in text.files)
+        files = tuple(found_file(path, suite.file, f"texts.{name}.files") for path in text.files)
         texts[name] = dataclasses.replace(text, files=files)
     for name, task in tasks.items():
         if task.data is not None:
-            path = _found(task.data, suite, f"tasks.{name}.data")
+            path = found_file(task.data, suite.file, f"tasks.{name}.data")
             tasks[name] = dataclasses.replace(task, data=path)
     return dataclasses.replace(suite, texts=texts, tasks=tasks)
-
-
-def _require_known(table: dict[str, Any], known: list[str], file: str, place: str = "") -> None:
-    for key in table:
-        if key not in known:
-            raise InputError(
-                f"unknown key '{place}{key}'" + nearest(key, known),
-                field=file,
-                hint=f"use keys of {', '.join(known)}",
-            )
-
-
-def _found(named: Path, suite: Suite, place: str) -> Path:
-    """Where a file of a suite lies."""
-    try:
-        written = string.Template(str(named)).substitute(os.environ)
-    except KeyError as error:
-        raise InputError(
-            f"{place}: the environment variable {error.args[0]} is not set",
-            field=suite.file,
-            hint="set it to a folder",
-        ) from error
-    except ValueError as error:
-        raise InputError(
-            f"{place}: {named} has a $ before no name", field=suite.file, hint="write $$ for a $"
-        ) from error
-    path = Path(suite.file).parent / written
-    if not os.path.exists(path):
-        raise InputError(
-            f"{place}: there is no {path}", field=suite.file, hint="name a file that is there"
-        )
-    return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.texts import MixedText, MixtureFile
 from disp_llm.data.files import documents_of, files_under
 from disp_llm.data.rows import Unusable, no_column, said_by, text_of
 from disp_llm.data.sources import GivenText
@@ -54,12 +55,20 @@ def _naming(path: Path, field: str) -> Iterator[None]:
 
 
 def read_dataset(
-    name: str, column: str, default_split: str, field: str = "dataset", most: int = 0
+    name: str,
+    column: str,
+    default_split: str,
+    field: str = "dataset",
+    most: int = 0,
+    characters: int = 0,
+    revision: str = "",
 ) -> list[str]:
     """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
 
     Args:
         most: that many rows from the start, without fetching the others; 0 = all.
+        characters: as many rows from the start as hold so many, without the others; 0 = all.
+        revision: commit, tag or branch; "" = the newest.
 
     Raises:
         InputError: not found, not reachable, without the column, or with something else than text
@@ -71,10 +80,16 @@ def read_dataset(
     config, _, split = rest.partition(":")
     try:
         rows: Any = datasets.load_dataset(
-            repository, config or None, split=split or default_split, streaming=most > 0
+            repository,
+            config or None,
+            split=split or default_split,
+            revision=revision or None,
+            streaming=most + characters > 0,
         )
         if most:
             rows = datasets.Dataset.from_list(list(rows.take(most)))
+        if characters:
+            return _first_characters(rows, column, characters)
         if column not in rows.column_names:
             raise Unusable(*no_column(column, rows.column_names))
         batches = rows.select_columns([column]).iter(1000)
@@ -89,6 +104,17 @@ def read_dataset(
             hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
             "or name files",
         ) from e
+
+
+def _first_characters(rows: Iterable[Any], column: str, characters: int) -> list[str]:
+    """Documents from the start of a stream of rows, until they hold so many characters."""
+    documents, read = [], 0
+    for number, row in enumerate(rows, start=1):
+        documents.append(text_of(row, column, "row", number))
+        read += len(documents[-1])
+        if read >= characters:
+            break
+    return documents
 
 
 def read_given(
@@ -110,6 +136,51 @@ def read_given(
         named = ", ".join(_base_name(path) for path in paths)
         return GivenText(read_documents(paths, column, field), field=field, named=named)
     return None
+
+
+CHARACTERS_A_TOKEN = 5
+"""More than most texts have, so that there are enough."""
+
+LEAST_CHARACTERS = 1_000_000
+"""Of a data set of a mixture, however few tokens are learned from: windows are to differ."""
+
+
+def read_mixture(mixture: MixtureFile, tokens: int) -> list[tuple[GivenText, float]]:
+    """The texts of a mixture, each with its share.
+
+    Args:
+        tokens: how many are learned from, all texts together.
+
+    Raises:
+        InputError: a file or data set is unusable.
+    """
+    total = sum(text.weight for text in mixture.texts.values())
+    found: list[tuple[GivenText, float]] = []
+    for name, text in mixture.texts.items():
+        share = text.weight / total
+        enough = max(LEAST_CHARACTERS, round(CHARACTERS_A_TOKEN * tokens * share))
+        try:
+            found.append((_mixed_text(text, enough), share))
+        except InputError as error:
+            what = f"texts.{name}: {error.what}"
+            raise InputError(what, field=mixture.file, hint=error.hint) from error
+    return found
+
+
+def _mixed_text(text: MixedText, enough: int) -> GivenText:
+    """One text of a mixture; of a data set, so many characters unless it says how many itself."""
+    if text.files:
+        given = read_given(text.files, "", text.field, "train")
+        assert given is not None
+        return given
+    documents = read_dataset(
+        text.dataset,
+        text.field,
+        "train",
+        characters=text.characters or enough,
+        revision=text.revision,
+    )
+    return GivenText(documents, named=dataset_name(text.dataset))
 
 
 def _base_name(path: Path) -> str:

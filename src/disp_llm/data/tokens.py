@@ -17,9 +17,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.reading import read_documents, read_given
+from disp_llm.config.texts import load_mixture
+from disp_llm.data.reading import read_documents, read_given, read_mixture
 from disp_llm.data.sources import GivenText, joint_sha256
 from disp_llm.models.embedded import speech_files
 
@@ -89,23 +90,42 @@ class InMemory:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One text to learn from."""
+
+    text: GivenText | None
+    """None is what the model has still to write."""
+    group: int = 0
+    """Which of the texts that the settings name it is part of."""
+    share: float = 1.0
+    """How much of that one it is."""
+
+
+@dataclass(frozen=True)
 class Sources:
     """Text as it was found, before there are tokens."""
 
-    learning: tuple[GivenText | None, ...]
-    """None is what the model has still to write."""
+    learning: tuple[Source, ...]
     evaluation: GivenText | None
     """None = the end of the learning text."""
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes some of it."""
+        return any(source.text is None for source in self.learning)
 
-def read_sources(config: TextConfig, in_memory: InMemory = InMemory()) -> Sources:
+
+def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: int = 0) -> Sources:
     """Reads the texts that the settings name, or takes those in memory.
+
+    Args:
+        tokens: how many are learned from, so that large data sets are read no further.
 
     Raises:
         InputError: a file or data set is unusable.
     """
     return Sources(
-        learning=_learning_texts(config, in_memory.text),
+        learning=_learning_sources(config, in_memory.text, tokens),
         evaluation=in_memory.eval_text
         or read_given(
             config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text"
@@ -131,12 +151,13 @@ def load_tokens(
         InputError: a file or data set is unusable.
     """
     sources = sources or read_sources(config)
-    weights = [weight / sum(config.weights) for weight in config.weights]
     texts: list[GivenText] = []
-    for i, text in enumerate(sources.learning):
+    for source in sources.learning:
+        text = source.text
         if text is None:
             assert write is not None, "nobody writes the model's own words"
-            text = write(weights[i] if weights else 1.0)
+            given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
+            text = write(given)
         texts.append(text)
     held_out = sources.evaluation
     streams = [stream_of(text, tokenizer) for text in texts]
@@ -150,10 +171,9 @@ def load_tokens(
         held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
     evaluation = stream_of(held_out, tokenizer)
     require_length(evaluation, 2, held_out.field, held_out.name)
-    lengths = [len(stream) for stream in streams]
     corpus = Corpus(
         streams=tuple(streams),
-        weights=tuple(weights or [length / max(sum(lengths), 1) for length in lengths]),
+        weights=_weights(config, sources, [len(stream) for stream in streams]),
         dynamic=config.mix == "dynamic",
         bos_token_id=bos_token_id,
         field=texts[0].field,
@@ -169,11 +189,33 @@ def _cut(text: GivenText, stream: Tensor) -> int:
     return usual if text.held_out is None else len(stream) - text.held_out
 
 
-def _learning_texts(config: TextConfig, given: GivenText | None) -> tuple[GivenText | None, ...]:
-    """One text a source."""
+def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[float, ...]:
+    """How often each source is drawn: as asked or, where nothing is, by the length of what it is
+    part of."""
+    groups = [source.group for source in sources.learning]
+    whole: list[float] = list(config.weights)
+    if not whole:
+        whole = [0.0] * (1 + max(groups))
+        for group, length in zip(groups, lengths, strict=True):
+            whole[group] += length
+    total = sum(whole) or 1.0
+    return tuple(whole[one.group] * one.share / total for one in sources.learning)
+
+
+def _learning_sources(
+    config: TextConfig, given: GivenText | None, tokens: int
+) -> tuple[Source, ...]:
+    """The texts of every name."""
     if given is not None:
-        return (given,)
-    return tuple(_learning_text(paths, config) for paths in _groups(config))
+        return (Source(given),)
+    found: list[Source] = []
+    for group, paths in enumerate(_groups(config)):
+        if len(paths) == 1 and is_mixture(paths[0]):
+            texts = read_mixture(load_mixture(paths[0]), tokens)
+            found += [Source(text, group, share) for text, share in texts]
+        else:
+            found.append(Source(_learning_text(paths, config), group))
+    return tuple(found)
 
 
 def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
@@ -181,8 +223,9 @@ def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
     names = config.learns_from
     if config.weights:
         return [(name,) for name in names]
-    files = tuple(name for name in names if str(name) not in NAMED_TEXTS)
-    others: list[tuple[Path, ...]] = [(name,) for name in names if str(name) in NAMED_TEXTS]
+    apart = [name for name in names if str(name) in NAMED_TEXTS or is_mixture(name)]
+    files = tuple(name for name in names if name not in apart)
+    others: list[tuple[Path, ...]] = [(name,) for name in apart]
     return [files, *others] if files or not others else others
 
 
