@@ -141,8 +141,8 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
     config = PruneConfig(
         model_type,
         scores=ScoreConfig(calibration_length=256),
-        learn=LearnConfig(steps=100),
-        training=TrainingConfig(length=128, batch=4),
+        learn=LearnConfig(steps=100, adapter_rank=0),  # as the recipe `domain` has it
+        training=TrainingConfig(length=128, batch=4, distill=0.0),
     )
     process = Process(Accelerator(cpu=True), torch.device("cpu"))
     found = {}
