@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from disp_llm.commands.front import Caller
+from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.doctor import DoctorConfig
+from disp_llm.config.learning import LearnConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.alignment import measured_alignments
 from disp_llm.evaluation.timing import Workload, fitted
@@ -82,8 +84,8 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
 
 
 def memory(empty: PrunableModel, length: int, itemsize: int) -> dict[str, int]:
-    """Bytes that three ways of learning need: weights, activations of one window, logits and
-    moments.
+    """Bytes that three ways of learning need: weights, activations of one window, and what is
+    trained (logits, scales, adapters of the default rank) with its gradient and moments.
 
     An estimate: for its backward pass a block keeps about 12 vectors of the residual stream's
     width, 6 of the intermediate one and 3 of the attention's; with gradient checkpointing only its
@@ -91,7 +93,9 @@ def memory(empty: PrunableModel, length: int, itemsize: int) -> dict[str, int]:
     """
     shapes, vocabulary = empty.layout.blocks, empty.model.config.vocab_size
     weights = empty.parameters * itemsize
-    constant = weights + 3 * 4 * CHUNK * vocabulary + 5 * 4 * empty.layout.entries
+    adapters = LearnConfig().adapter_rank * sum(sum(widths_of(one)) for one in empty.linears())
+    trained = 5 * 4 * empty.layout.entries + 4 * 4 * adapters
+    constant = weights + 3 * 4 * CHUNK * vocabulary + trained
     blocks = [
         length * (12 * block.hidden + 6 * block.intermediate + 3 * block.qkv) * itemsize
         for block in shapes
