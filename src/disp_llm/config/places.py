@@ -1,4 +1,4 @@
-"""Files that a TOML file names, and the keys that it may have."""
+"""What a TOML file may say: its keys, and the files that it names."""
 
 import os
 import string

@@ -1,4 +1,5 @@
-"""Text: files, hub data sets or what a program hands over -> streams of tokens -> windows.
+"""Text: files, hub data sets, what a program hands over or the model writes itself -> streams of
+tokens -> windows.
 
 Others use `load_tokens`, `Corpus` and its `Mixture` of sources, and named random streams.
 """
