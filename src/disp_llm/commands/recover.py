@@ -25,7 +25,8 @@ from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.tokens import Texts, load_tokens, read_sources
+from disp_llm.data.named import read_sources
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import read_facts
@@ -39,9 +40,9 @@ from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock, require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
-from disp_llm.runs.provenance import peak_memory_bytes, provenance
+from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.results import as_json
-from disp_llm.runs.settings import available, open_run
+from disp_llm.runs.settings import available, begin_run
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
@@ -118,7 +119,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     student = PrunableModel.of(loaded)
     measuring = Measuring(texts.evaluation, config.evaluation, loaded.tokenizer, job.progress)
     if process.is_main:
-        _begin(asked, job, loaded)
+        begin_run(asked, job.command, dtype=dtype_name(loaded.dtype))
     process.wait()
     start_tracking(process, config.track, run.folder)
     source = loaded.source | texts.names
@@ -148,19 +149,6 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         _export(job, made, loaded, measuring, tokens)
 
 
-def _begin(asked: RecoverConfig, job: Job[RecoverConfig], loaded: Loaded) -> None:
-    """Opens the run folder, and says in it what is going to be made."""
-    run = open_run(asked)
-    if not run.result():
-        run.update(
-            run.config_file,
-            status="running",
-            run=str(run.folder),
-            dtype=dtype_name(loaded.dtype),
-            **provenance(asked.machine.seed, job.command),
-        )
-
-
 def _load(
     job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
 ) -> tuple[Job[RecoverConfig], Loaded, Loaded | None, Texts]:
@@ -186,7 +174,7 @@ def _load(
 
     def begin() -> None:
         run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-        _begin(asked, job, loaded)
+        begin_run(asked, job.command, dtype=dtype_name(loaded.dtype))
 
     steps = config.steps(job.process.count)
     learning = steps * config.training.tokens_per_step * job.process.count

@@ -1,0 +1,48 @@
+"""A KV cache for text whose length is known before it is written.
+
+B batch, H heads, t tokens of a step, D width of a head.
+"""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class _Layer(DynamicLayer):
+    """Keys and values of one layer, in room that is taken once; transformers' own copies all of
+    them for every token, which comes to take longer than the model itself."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Adds (B, H, t, D) to both and returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.room = [
+                part.new_empty(*part.shape[:2], self.length, part.shape[3])
+                for part in (key_states, value_states)
+            ]
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        for room, part in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, begin:end] = part
+        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        return self.keys, self.values
+
+
+def empty_cache(model: PreTrainedModel, length: int) -> dict[str, DynamicCache]:
+    """An empty cache for so many tokens, by the name that the model has for it, which newer
+    transformers have changed."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [
+        _Layer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    takes = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in takes else "past_key_values": cache}
