@@ -11,8 +11,9 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.texts import load_mixture
 from disp_llm.data import reading
+from disp_llm.data.named import read_sources
 from disp_llm.data.reading import read_mixture
-from disp_llm.data.tokens import load_tokens, read_sources
+from disp_llm.data.tokens import load_tokens
 
 MIXTURE = """
 title = "Stand-ins"

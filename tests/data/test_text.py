@@ -10,15 +10,13 @@ from conftest import byte_tokenizer
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
+from disp_llm.data.named import InMemory, embedded_text, read_sources
 from disp_llm.data.sources import GivenText, read_input
 from disp_llm.data.tokens import (
     HELD_OUT,
-    InMemory,
-    embedded_text,
     eval_windows,
     load_tokens,
     random_windows,
-    read_sources,
     stream_of,
     tokenize,
 )

@@ -308,5 +308,7 @@ def test_compiled_blocks_learn_the_same(problem, tmp_path):
             on_step=lambda metrics, losses=losses: losses.append(metrics["loss"]),
         )
     assert figures["yes"] == pytest.approx(figures["no"], rel=1e-4)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # not one a block: with masks, as the original, and losses
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    )  # not one a block: with masks, as the original, and losses
     assert not any("forward" in vars(module) for module in problem.dense.model.modules())

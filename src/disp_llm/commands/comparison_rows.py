@@ -15,7 +15,7 @@ from disp_llm.commands.variants import VARIANTS
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.tokens import InMemory
+from disp_llm.data.named import InMemory
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import all_methods

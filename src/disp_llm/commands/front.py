@@ -24,8 +24,8 @@ from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.named import InMemory
 from disp_llm.data.sources import GivenText, read_input
-from disp_llm.data.tokens import InMemory
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import require_tracker, start_process
 from disp_llm.models.embedded import MODEL

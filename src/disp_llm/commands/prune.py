@@ -32,12 +32,22 @@ from disp_llm.commands.planning import (
     tokens_seen,
     usual_settings,
 )
+<<<<<<< HEAD
 from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
+=======
+from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe
+from disp_llm.config.suites import load_suite
+from disp_llm.data.named import Sources, read_sources
+>>>>>>> h/words
 from disp_llm.data.sources import GivenText
-from disp_llm.data.tokens import Corpus, Sources, Texts, load_tokens, read_sources
+from disp_llm.data.tokens import Corpus, Texts, load_tokens
 from disp_llm.data.written import Writer
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.suites import Scoreboard
@@ -54,10 +64,9 @@ from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
-from disp_llm.runs.provenance import peak_memory_bytes, provenance
+from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.results import DenseResult, as_json, from_json
-from disp_llm.runs.settings import available, open_run
-from disp_llm.training.estimators import deterministic_mask
+from disp_llm.runs.settings import available, begin_run
 from disp_llm.training.problem import PruningProblem
 
 
@@ -190,18 +199,14 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
 
 
 def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:
-    """Opens the run folder, and says in it what is going to be made."""
-    asked, run = job.config, job.run
-    open_run(replace(asked, export=replace(asked.export, align=problem.align)))
-    if not run.result():
-        run.update(
-            run.config_file,
-            status="running",
-            run=str(run.folder),
-            first_size=asked.first_size,
-            dtype=dtype_name(loaded.dtype),
-            **provenance(asked.machine.seed, job.command),
-        )
+    """Opens the run folder; its settings are as asked, with the alignment that was found."""
+    export = replace(job.config.export, align=problem.align)
+    begin_run(
+        replace(job.config, export=export),
+        job.command,
+        dtype=dtype_name(loaded.dtype),
+        first_size=job.config.first_size,
+    )
 
 
 def original_of_run(run: Run) -> DenseResult | None:
@@ -263,14 +268,6 @@ def with_texts(
     writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
     texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write)
     return replace(problem, corpus=texts.corpus), texts
-
-
-def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:
-    """The size that learning arrived at by itself, before the cut to the exact budget."""
-    learn, budget = problem.learn, problem.budget
-    likely_kept = deterministic_mask(selection.importance, learn.estimator, learn.shift)
-    kept = likely_kept | budget.never_pruned
-    return float(budget.keep(budget.layout.counts(kept.long())))
 
 
 def dense_figures(problem: PruningProblem, measuring: Measuring) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.tokens import Texts, load_tokens, read_sources
+from disp_llm.data.named import read_sources
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
@@ -41,10 +42,16 @@ from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock, require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
+<<<<<<< HEAD
 from disp_llm.runs.provenance import peak_memory_bytes, provenance
 from disp_llm.runs.results import MeasuredResult, as_json, from_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import available, open_run
+=======
+from disp_llm.runs.provenance import peak_memory_bytes
+from disp_llm.runs.results import as_json
+from disp_llm.runs.settings import available, begin_run
+>>>>>>> h/words
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
@@ -124,7 +131,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
     )
     if process.is_main:
-        _begin(asked, job, loaded)
+        begin_run(asked, job.command, dtype=dtype_name(loaded.dtype))
     process.wait()
     start_tracking(process, config.track, run.folder)
     source = loaded.source | texts.names
@@ -152,6 +159,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         _export(job, made, loaded, measuring, tokens)
 
 
+<<<<<<< HEAD
 def _begin(asked: RecoverConfig, job: Job[RecoverConfig], loaded: Loaded) -> None:
     """Opens the run folder, and says in it what is going to be made."""
     run = open_run(asked)
@@ -183,6 +191,8 @@ def _measured_before(
     return {"before": as_json(MeasuredResult(measured, scores))} | known
 
 
+=======
+>>>>>>> h/words
 def _load(
     job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
 ) -> tuple[Job[RecoverConfig], Loaded, Loaded | None, Texts]:
@@ -208,7 +218,7 @@ def _load(
 
     def begin() -> None:
         run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-        _begin(asked, job, loaded)
+        begin_run(asked, job.command, dtype=dtype_name(loaded.dtype))
 
     steps = config.steps(job.process.count)
     learning = steps * config.training.tokens_per_step * job.process.count

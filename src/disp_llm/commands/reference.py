@@ -15,8 +15,9 @@ from disp_llm.config.compare import CompareConfig
 from disp_llm.config.names import SELF
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.data.named import read_sources
 from disp_llm.data.sources import GivenText
-from disp_llm.data.tokens import Texts, load_tokens, read_sources
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import Workload, fitted, in_turn, runner

@@ -32,6 +32,7 @@ from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
 from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
 from disp_llm.runs.sums import write_sums
+from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
 logger = logging.getLogger(__name__)
@@ -235,3 +236,11 @@ class SizeWriter:
         predicted = dense.parameters - self.problem.budget.removed_parameters(masks.counts)
         predicted += added_biases(dense, masks)
         assert predicted == compact.parameters, (predicted, compact.parameters)
+
+
+def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:
+    """The size that learning arrived at by itself, before the cut to the exact budget."""
+    learn, budget = problem.learn, problem.budget
+    likely_kept = deterministic_mask(selection.importance, learn.estimator, learn.shift)
+    kept = likely_kept | budget.never_pruned
+    return float(budget.keep(budget.layout.counts(kept.long())))

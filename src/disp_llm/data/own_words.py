@@ -8,7 +8,6 @@ ends is followed by another one in the same window, as in the text of files.
 B sequences at once, S sequences, T tokens of each, V tokens of the vocabulary.
 """
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,12 +16,12 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.words import OwnWordsConfig
 from disp_llm.models.devices import free_memory
+from disp_llm.models.kv_cache import empty_cache, with_cache
 
 CPU_BATCH, MOST_AT_ONCE = 32, 256
 """Sequences at once on a CPU, and the most on a GPU."""
@@ -244,7 +243,7 @@ def write_sequences(
         sequence.open(0)
     choices = chances[:, 0].to(model.device)  # (B, T)
     written = torch.empty(len(numbers), length, dtype=torch.long)
-    cache = _cache(model, length)
+    cache = empty_cache(model, length)
     drawn = [-1] * len(numbers)
     for place in range(length):
         found = [one.next(place, token) for one, token in zip(sequences, drawn, strict=True)]
@@ -253,50 +252,13 @@ def write_sequences(
         if place + 1 < length:
             inputs = written[:, place : place + 1].to(model.device)
             with torch.no_grad():
-                made = model(input_ids=inputs, use_cache=True, **cache)
+                made = model(input_ids=inputs, **with_cache(model, cache))
             logits = made.logits[:, -1, : openings.vocabulary].float()
             likeliest = torch.tensor([one.greedy(place + 1) for one in sequences])
             chosen = _draw(logits / settings.self_temperature, choices[:, place + 1])
             chosen = torch.where(likeliest.to(chosen.device), logits.argmax(-1), chosen)
             drawn = chosen.tolist()
     return written
-
-
-class _Layer(DynamicLayer):
-    """Keys and values of one layer, in room that is taken once; transformers' own copies all of
-    them for every token, which comes to take longer than the model itself."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length = length
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Adds (B, H, t, D) to both and returns all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.room = [
-                part.new_empty(*part.shape[:2], self.length, part.shape[3])
-                for part in (key_states, value_states)
-            ]
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[2]
-        for room, part in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, begin:end] = part
-        self.keys, self.values = (room[:, :, :end] for room in self.room)
-        return self.keys, self.values
-
-
-def _cache(model: PreTrainedModel, length: int) -> dict[str, DynamicCache]:
-    """An empty cache for so many tokens, by the name that the model has for it, which newer
-    transformers have changed."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [
-        _Layer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    takes = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in takes else "past_key_values": cache}
 
 
 def _draw(logits: Float[Tensor, "B V"], chances: Float[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -15,6 +15,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.lock import is_empty
+from disp_llm.runs.provenance import provenance
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
@@ -106,6 +107,22 @@ def _differences(old: dict, new: dict, path: str = "") -> list[tuple[str, Any, A
         elif old[key] != value and key not in FREE_TO_CHANGE:
             found.append((f"{path}{key}", old[key], value))
     return found
+
+
+def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -> None:
+    """Opens the folder of a run, and says in it, unless it is said already, what begins there.
+
+    Args:
+        command: how the task was asked for.
+        facts: what `result.json` holds besides.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    run = open_run(config)
+    if not run.result():
+        facts |= {"status": "running", "run": str(run.folder)}
+        run.update(run.config_file, **facts, **provenance(config.machine.seed, command))
 
 
 def open_run(config: PruneConfig | RecoverConfig) -> Run:

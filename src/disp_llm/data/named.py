@@ -1,0 +1,110 @@
+"""What settings name, or a program hands over, as text -> documents, before there are tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
+from disp_llm.config.parts import TextConfig
+from disp_llm.config.texts import load_mixture
+from disp_llm.data.reading import read_documents, read_given, read_mixture
+from disp_llm.data.sources import GivenText
+from disp_llm.models.embedded import speech_files
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Text that a program handed over, in place of what the settings name."""
+
+    text: GivenText | None = None
+    eval_text: GivenText | None = None
+    words: GivenText | None = None
+    """What the model has written already, where `text` names its own words."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text to learn from."""
+
+    text: GivenText | None
+    """None is what the model has still to write."""
+    group: int = 0
+    """Which of the texts that the settings name it is part of."""
+    share: float = 1.0
+    """How much of that one it is."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Text as it was found, before there are tokens."""
+
+    learning: tuple[Source, ...]
+    evaluation: GivenText | None
+    """None = the end of the learning text."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes some of it."""
+        return any(source.text is None for source in self.learning)
+
+
+def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: int = 0) -> Sources:
+    """Reads the texts that the settings name, or takes those in memory.
+
+    Args:
+        tokens: how many are learned from, so that large data sets are read no further.
+
+    Raises:
+        InputError: a file or data set is unusable.
+    """
+    return Sources(
+        learning=_learning_sources(config, in_memory.text, tokens),
+        evaluation=in_memory.eval_text
+        or read_given(
+            config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text"
+        ),
+    )
+
+
+def _learning_sources(
+    config: TextConfig, given: GivenText | None, tokens: int
+) -> tuple[Source, ...]:
+    """The texts of every name."""
+    if given is not None:
+        return (Source(given),)
+    found: list[Source] = []
+    for group, paths in enumerate(_groups(config)):
+        if len(paths) == 1 and is_mixture(paths[0]):
+            texts = read_mixture(load_mixture(paths[0]), tokens)
+            found += [Source(text, group, share) for text, share in texts]
+        else:
+            found.append(Source(_learning_text(paths, config), group))
+    return tuple(found)
+
+
+def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
+    """The names that belong to each source: with weights each to its own, else all files to one."""
+    names = config.learns_from
+    if config.weights:
+        return [(name,) for name in names]
+    apart = [name for name in names if str(name) in NAMED_TEXTS or is_mixture(name)]
+    files = tuple(name for name in names if name not in apart)
+    others: list[tuple[Path, ...]] = [(name,) for name in apart]
+    return [files, *others] if files or not others else others
+
+
+def _learning_text(paths: tuple[Path, ...], config: TextConfig) -> GivenText | None:
+    if paths == (Path(SELF),):
+        return None
+    if paths == (Path(SPEECHES),):
+        return embedded_text()
+    return read_given(paths, config.dataset, config.text_field, "train")
+
+
+def embedded_text() -> GivenText:
+    """The embedded speeches.
+
+    Raises:
+        InputError: their package is not installed, or damaged.
+    """
+    files, name = speech_files()
+    return GivenText(read_documents(files, "text"), named=name)
