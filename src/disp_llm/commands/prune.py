@@ -32,20 +32,11 @@ from disp_llm.commands.planning import (
     tokens_seen,
     usual_settings,
 )
-<<<<<<< HEAD
-from disp_llm.commands.sizes import SizeWriter, masks_of
-from disp_llm.config.names import HEADS
-from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, load_recipe
-=======
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.config.suites import load_suite
 from disp_llm.data.named import Sources, read_sources
->>>>>>> h/words
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Corpus, Texts, load_tokens
 from disp_llm.data.written import Writer

@@ -42,16 +42,10 @@ from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock, require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
-<<<<<<< HEAD
-from disp_llm.runs.provenance import peak_memory_bytes, provenance
+from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.results import MeasuredResult, as_json, from_json
 from disp_llm.runs.scores import Scores
-from disp_llm.runs.settings import available, open_run
-=======
-from disp_llm.runs.provenance import peak_memory_bytes
-from disp_llm.runs.results import as_json
 from disp_llm.runs.settings import available, begin_run
->>>>>>> h/words
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
@@ -159,20 +153,6 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         _export(job, made, loaded, measuring, tokens)
 
 
-<<<<<<< HEAD
-def _begin(asked: RecoverConfig, job: Job[RecoverConfig], loaded: Loaded) -> None:
-    """Opens the run folder, and says in it what is going to be made."""
-    run = open_run(asked)
-    if not run.result():
-        run.update(
-            run.config_file,
-            status="running",
-            run=str(run.folder),
-            dtype=dtype_name(loaded.dtype),
-            **provenance(asked.machine.seed, job.command),
-        )
-
-
 def _original_scores(run: Run) -> Scores | None:
     """What the original scores on the suite, once that is known."""
     found = run.result().get("original")
@@ -191,8 +171,6 @@ def _measured_before(
     return {"before": as_json(MeasuredResult(measured, scores))} | known
 
 
-=======
->>>>>>> h/words
 def _load(
     job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
 ) -> tuple[Job[RecoverConfig], Loaded, Loaded | None, Texts]:
