@@ -155,10 +155,11 @@ def test_a_chat_has_a_question_and_an_answer():
 
 
 def test_half_of_the_documents_are_chats_and_half_of_the_others_begin_randomly():
-    tokenizer = chat_tokenizer()
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("<s>", "#")
     settings = OwnWordsConfig(self_chat=0.5, self_random_start=0.5)
     words = write(tiny_model("llama"), tokenizer, 200 * 6, 6, settings, NOISE)
-    user = torch.tensor(tokenizer("<s>user:", add_special_tokens=False)["input_ids"])
+    user = torch.tensor(tokenizer("#user:", add_special_tokens=False)["input_ids"])
     chats = (words == user).all(1)
     plain = (words[:, 0] == BOS) & ~chats
     assert 80 < chats.sum() < 120
@@ -180,6 +181,16 @@ def test_the_end_of_a_turn_ends_no_plain_document():
     assert openings.turn_ends == {EOS}
     assert not openings.ends
     assert Openings.of(tiny_model("llama"), byte_tokenizer(), chat=False).ends == {EOS}
+
+
+def test_a_bos_that_opens_a_turn_begins_no_plain_document():
+    """After it the model writes who speaks; a model whose tokenizer adds BOS to every text knows it
+    as the beginning of one."""
+    for adds, start in ((False, ()), (True, (BOS,))):
+        tokenizer = byte_tokenizer(bos=adds)
+        assert Openings.of(tiny_model("llama"), tokenizer, chat=False).start == (BOS,)
+        tokenizer.chat_template = TEMPLATE
+        assert Openings.of(tiny_model("llama"), tokenizer, chat=False).start == start
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing", "{{ 1 / 0 ]"])

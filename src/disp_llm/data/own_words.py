@@ -45,7 +45,8 @@ class Openings:
     """How documents begin, and which tokens end them."""
 
     start: tuple[int, ...]
-    """Of a plain document: BOS, or EOS where there is no BOS; nothing = a random token."""
+    """Of a plain document: BOS, or EOS where there is no BOS; nothing = a random token, which is
+    also what begins it where that token opens a turn of the chat template."""
     before: tuple[int, ...]
     """What stands before a random token: BOS where the tokenizer adds one to every text."""
     ordinary: Int[Tensor, " N"]
@@ -86,8 +87,11 @@ class Openings:
                 if chat:
                     raise
         turn_ends = frozenset(reply[:1]) & special
+        # Chat models of one kind have the opening of a turn as their BOS: after it alone they
+        # write the name of a speaker, and no document.
+        opens_a_turn = not adds and user[:1] == (first,)
         return cls(
-            start=() if first is None else (first,),
+            start=() if first is None or opens_a_turn else (first,),
             before=(bos,) if adds else (),
             ordinary=torch.tensor(ordinary),
             vocabulary=len(tokenizer),
