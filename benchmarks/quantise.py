@@ -6,7 +6,7 @@ widths are multiples of 32 (`prune --align 32`). The embedding, which SmolLM2 al
 stays in bfloat16. Speed is of decoding one token after 128 (batch 1), compiled and eager, every
 model in turn; the ratio to the dense bfloat16 model is the median over rounds.
 
-    disp-llm prune smollm2-135m --recipe domain --scale-rate 0 --keep 0.5 --align 32 --steps 150 --output-dir run …
+    disp-llm prune smollm2-135m --recipe domain --scale-rate 0 --keep 0.5 --align 32 --text …
     pip install torchao
     python benchmarks/quantise.py smollm2-135m run/model --text wiki.test.raw [--rounds 15]
 """

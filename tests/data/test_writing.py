@@ -8,7 +8,7 @@ from conftest import VOCABULARY, byte_tokenizer, tiny_model
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.words import OwnWordsConfig
-from disp_llm.data.own_words import CHANCES, Openings, fitting_batch, write
+from disp_llm.data.own_words import CHANCES, SEPARATOR, Openings, fitting_batch, write
 from disp_llm.data.randomness import random_stream
 from disp_llm.models.architectures import FAMILIES
 
@@ -191,6 +191,10 @@ def test_a_bos_that_opens_a_turn_begins_no_plain_document():
         assert Openings.of(tiny_model("llama"), tokenizer, chat=False).start == (BOS,)
         tokenizer.chat_template = TEMPLATE
         assert Openings.of(tiny_model("llama"), tokenizer, chat=False).start == start
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [SEPARATOR]})
+    separator = tokenizer.convert_tokens_to_ids(SEPARATOR)
+    assert Openings.of(tiny_model("llama"), tokenizer, chat=False).start == (separator,)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "nothing", "{{ 1 / 0 ]"])

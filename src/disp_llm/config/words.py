@@ -14,8 +14,8 @@ class OwnWordsConfig:
     """Temperature of the model's own words; 1 draws from what the model predicts, as it is."""
     self_random_start: float = 0.5
     """Share of the own documents that begin with a random token of the vocabulary, so that they
-    reach code, other languages and rare subjects; the others begin with the BOS token,
-    unless that is what opens a turn of the chat template."""
+    reach code, other languages and rare subjects; the others begin with the BOS token
+    or, where that opens a turn of the chat template, with <|endoftext|>."""
     self_chat: float = 0.0
     """Share of the own documents that begin as a user's turn of the chat template, so that the
     model writes question and answer; models without a template write none."""

@@ -32,6 +32,10 @@ MEMORY_SHARE = 0.6
 CHANCES = 3
 """Random numbers of every token: which token, how a document begins there, and its first token."""
 
+SEPARATOR = "<|endoftext|>"
+"""What stands between documents in the training of several kinds of models (GPT-2, Qwen, SmolLM2).
+"""
+
 QUESTION = "QUESTION"
 """Stands for what a user says while the chat template is taken apart."""
 
@@ -45,8 +49,8 @@ class Openings:
     """How documents begin, and which tokens end them."""
 
     start: tuple[int, ...]
-    """Of a plain document: BOS, or EOS where there is no BOS; nothing = a random token, which is
-    also what begins it where that token opens a turn of the chat template."""
+    """Of a plain document: BOS, or EOS where there is no BOS; where that opens a turn of the chat
+    template, what separated documents in training; nothing = a random token."""
     before: tuple[int, ...]
     """What stands before a random token: BOS where the tokenizer adds one to every text."""
     ordinary: Int[Tensor, " N"]
@@ -89,9 +93,10 @@ class Openings:
         turn_ends = frozenset(reply[:1]) & special
         # Chat models of one kind have the opening of a turn as their BOS: after it alone they
         # write the name of a speaker, and no document.
-        opens_a_turn = not adds and user[:1] == (first,)
+        if not adds and user[:1] == (first,):
+            first = tokenizer.get_vocab().get(SEPARATOR)
         return cls(
-            start=() if first is None or opens_a_turn else (first,),
+            start=() if first is None else (first,),
             before=(bos,) if adds else (),
             ordinary=torch.tensor(ordinary),
             vocabulary=len(tokenizer),
