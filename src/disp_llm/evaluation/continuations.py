@@ -1,13 +1,13 @@
 """How likely a model finds continuations of contexts: what a multiple-choice task asks for.
 
-The answers to one question share its context, which is run once: they go on from its KV cache. All
-contexts of a batch have the same length, so that nothing stands between a context and what follows
-it, and a model needs no attention mask; answers are padded on the right, where nothing sees it.
-Figures are those of lm-evaluation-harness, which runs every context with every answer, up to
+The answers to one question share its context, which is run once: they go on from its KV cache. As
+where text is generated, contexts are padded on the left, behind an attention mask, so that nothing
+stands between a context and what follows it; answers are padded on the right, where nothing sees
+it. Figures are those of lm-evaluation-harness, which runs every context with every answer, up to
 rounding; log-probabilities are float32 whatever the model computes in.
 
-Q questions, R rows (answers), P tokens of a context but its last, N tokens of all continuations, D
-hidden, V vocabulary.
+Q questions, R rows (answers), P tokens of the longest context, W of the longest row, N of all
+continuations, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -109,18 +109,17 @@ def _questions(requests: Sequence[Request], longest: int) -> list[Question]:
 
 
 def _batches(questions: list[Question]) -> Iterator[list[Question]]:
-    """Questions whose shared parts have the same length, and whose rows have similar ones; the
-    largest first, so that memory runs out at once if at all."""
+    """Questions with contexts and rows of similar length; the largest first, so that memory runs
+    out at once if at all. Those that share nothing are among themselves."""
     batch: list[Question] = []
     for question in sorted(questions, key=lambda q: (-len(q.shared), -q.longest)):
-        if batch:
-            shared, width = len(batch[0].shared), batch[0].longest
-            rows = sum(len(one.rows) for one in (*batch, question))
-            tokens = shared * (len(batch) + 1) + width * rows
-            if len(question.shared) != shared or tokens > TOKENS:
-                yield batch
-                batch = []
-        batch.append(question)
+        grown = [*batch, question]
+        width, rows = max(one.longest for one in grown), sum(len(one.rows) for one in grown)
+        tokens = len(grown[0].shared) * len(grown) + width * rows
+        if batch and (tokens > TOKENS or bool(question.shared) != bool(batch[0].shared)):
+            yield batch
+            grown = [question]
+        batch = grown
     if batch:
         yield batch
 
@@ -128,22 +127,43 @@ def _batches(questions: list[Question]) -> Iterator[list[Question]]:
 def _states(base: Any, batch: list[Question], rows: list[Row]) -> Float[Tensor, "N D"]:
     """Final hidden states of the positions that predict the continuations of a batch, one row's
     behind the other's; the head, which takes longest, is for these alone."""
-    device, behind = base.device, {"use_cache": False}
-    if batch[0].shared:
-        shared = torch.tensor([question.shared for question in batch], device=device)  # (Q, P)
-        cache = empty_cache(base)
-        behind = with_cache(base, cache)
-        base(input_ids=shared, **behind)
-        owners = [place for place, question in enumerate(batch) for _ in question.rows]
-        cache.batch_select_indices(torch.tensor(owners, device=device))  # (R, P)
+    behind = _after_contexts(base, batch)
     width = max(len(row.tokens) for row in rows)
     padded = [[*row.tokens, *[0] * (width - len(row.tokens))] for row in rows]
-    hidden = base(input_ids=torch.tensor(padded, device=device), **behind).last_hidden_state
+    hidden = base(input_ids=torch.tensor(padded, device=base.device), **behind).last_hidden_state
     scored = [
         of_row[len(row.tokens) - len(row.wanted) : len(row.tokens)]
         for of_row, row in zip(hidden, rows, strict=True)
     ]
     return torch.cat(scored)
+
+
+def _after_contexts(base: Any, batch: list[Question]) -> dict[str, Any]:
+    """Runs the contexts of a batch; the arguments by which its rows go on from them."""
+    lengths = [len(question.shared) for question in batch]
+    longest = max(lengths)
+    if longest == 0:
+        return {"use_cache": False}
+    padded = [[*[0] * (longest - len(one.shared)), *one.shared] for one in batch]
+    shared = torch.tensor(padded, device=base.device)  # (Q, P)
+    seen = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths], device=base.device)
+    positions = (seen.cumsum(1) - 1).clamp(min=0)
+    cache = empty_cache(base)
+    behind = with_cache(base, cache)
+    base(input_ids=shared, attention_mask=seen, position_ids=positions, **behind)
+    owners = [place for place, question in enumerate(batch) for _ in question.rows]
+    cache.batch_select_indices(torch.tensor(owners, device=base.device))  # (R, P)
+    widths = [len(row.tokens) for question in batch for row in question.rows]
+    width = max(widths)
+    read = torch.ones(len(owners), width, dtype=seen.dtype, device=base.device)
+    places = [  # those of padding exist too, whatever follows the model's last position
+        [lengths[owner] + min(place, own - 1) for place in range(width)]
+        for owner, own in zip(owners, widths, strict=True)
+    ]
+    return behind | {
+        "attention_mask": torch.cat((seen[owners], read), 1),  # (R, P + W)
+        "position_ids": torch.tensor(places, device=base.device),
+    }
 
 
 def _tokens(
