@@ -8,9 +8,17 @@ from conftest import VOCABULARY, byte_tokenizer, tiny_model
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.words import OwnWordsConfig
-from disp_llm.data.own_words import CHANCES, SEPARATOR, Openings, fitting_batch, write
+from disp_llm.data.own_words import (
+    CHANCES,
+    SEPARATOR,
+    Openings,
+    fitting_batch,
+    write_sequences,
+)
 from disp_llm.data.randomness import random_stream
+from disp_llm.data.written import Needs, Writer
 from disp_llm.models.architectures import FAMILIES
+from disp_llm.runs.folder import Run
 
 NOISE = functools.partial(random_stream, "words", 7)
 BOS, EOS = 1, 2
@@ -18,6 +26,19 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>answer:{% endif %}"
 )
+
+
+def write(model, tokenizer, tokens: int, length: int, settings: OwnWordsConfig, noise):
+    """As many sequences of a length as hold that many tokens, a batch after the other."""
+    openings = Openings.of(model, tokenizer, settings.self_chat > 0)
+    count, at_once = -(-tokens // length), settings.self_batch or fitting_batch(model, length)
+    numbers = [range(i, min(i + at_once, count)) for i in range(0, count, at_once)]
+    return torch.cat(
+        [
+            write_sequences(model, openings, some, length, settings, noise, lambda place: None)
+            for some in numbers
+        ]
+    )
 
 
 def chat_tokenizer():
@@ -218,12 +239,21 @@ def test_a_model_that_predicts_no_numbers_is_refused(tokenizer):
         write(model, tokenizer, 8, 8, OwnWordsConfig(), NOISE)
 
 
-def test_progress_counts_tokens(tokenizer):
+def test_progress_counts_tokens(tokenizer, tmp_path):
     told: list[tuple[int, int]] = []
-    settings = OwnWordsConfig(self_batch=2)
-    write(
-        tiny_model("llama"), tokenizer, 3 * 4, 4, settings, NOISE, lambda *told_: told.append(told_)
+    writer = Writer(
+        tiny_model("llama"),
+        tokenizer,
+        OwnWordsConfig(self_batch=2),
+        length=4,
+        seed=0,
+        revision="of a test",
+        needs=Needs(3 * 4, 0),
+        run=Run(tmp_path),
+        records=False,
+        progress=lambda stage, done, total, figures: told.append((done, total)),
     )
+    writer.write()
     assert told == [(2, 12), (4, 12), (6, 12), (8, 12), (9, 12), (10, 12), (11, 12), (12, 12)]
 
 

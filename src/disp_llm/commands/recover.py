@@ -24,7 +24,7 @@ from disp_llm.commands.front import (
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
-from disp_llm.config.errors import InputError
+from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import read_sources
 from disp_llm.data.tokens import Texts, load_tokens
@@ -33,13 +33,12 @@ from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
-from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
-from disp_llm.runs.folder import Run, clock, require_same_source
+from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
@@ -119,7 +118,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     board = scoreboard_of(asked.suite, _original_scores(run))
     job, loaded, original, texts = _load(job, inputs, taught)
     config = job.config
-    teacher = _teacher(config, original)
+    teacher = teacher_of(config, original)
     student = PrunableModel.of(loaded)
     measuring = Measuring(
         texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
@@ -212,58 +211,6 @@ def _load(
     for model in models:
         require_positions(model, window, "context")
     return job, loaded, original, texts
-
-
-def load_original(
-    job: Job[RecoverConfig], student: Loaded, taught: Inputs, writes: bool
-) -> Loaded | None:
-    """The model that is named or in memory, or the original of an exported folder; None where it
-    neither teaches nor writes.
-
-    Args:
-        writes: whether it writes the learning text.
-
-    Raises:
-        InputError: there is none, or its vocabulary is another one.
-    """
-    config = job.config
-    distills = config.training.distill > 0
-    if not distills and not writes:
-        return None
-    name = config.teacher or original_of(Path(config.folder))
-    if not name:
-        instead = ["`text`"] if writes else []
-        instead += ["a `distill` of 0"] if distills else []
-        raise InputError(
-            f"is needed {'to write text' if writes else 'to distil'}, and the folder does not name "
-            "its original",
-            field="teacher",
-            hint=f"name a model, or give {' and '.join(instead)}",
-        )
-    machine = replace(config.machine, device=str(job.process.device))
-    original = taught.load(name, machine)
-    sizes = [m.get_input_embeddings().num_embeddings for m in (original.model, student.model)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"{name} has {sizes[0]} tokens, the student {sizes[1]}",
-            field="teacher",
-            hint="name a model of the same vocabulary",
-        )
-    if not config.teacher and not config.anyway:
-        told = read_facts(config.folder)["source"]
-        require_same_source(told, original.source, Path(config.folder))
-    return original
-
-
-def _teacher(config: RecoverConfig, original: Loaded | None) -> Teacher | None:
-    """The original as teacher, where the loss follows one."""
-    if original is None or not config.training.distill:
-        return None
-    return Teacher(
-        PrunableModel.of(original),
-        config.training.distill,
-        revision=original.source["revision"],
-    )
 
 
 def _export(

@@ -28,8 +28,8 @@ from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.provenance import provenance
 from disp_llm.runs.results import OriginalResult
+from disp_llm.runs.settings import record_beginning
 
 WORKLOADS = {"prefill": Workload("prefill", 512, 1), "decode": Workload("decode", 512, 1)}
 """What is timed, as far as the model can read."""
@@ -86,15 +86,11 @@ class Reference:
     @cached_property
     def texts(self) -> Texts:
         """Learning and evaluation text."""
-        loaded, sources = (
-            self.loaded,
-            read_sources(
-                self.config.text, tokens=own_needs(shared_settings(self.config), 1).learning
-            ),
-        )
-        return load_tokens(
-            self.config.text, loaded.tokenizer, loaded.bos_token_id, sources, self._writer.write
-        )
+        loaded, text = self.loaded, self.config.text
+        needs = own_needs(shared_settings(self.config), 1)
+        sources = read_sources(text, tokens=needs.learning)
+        write = self._writer.write
+        return load_tokens(text, loaded.tokenizer, loaded.bos_token_id, sources, write)
 
     @cached_property
     def words(self) -> GivenText | None:
@@ -114,13 +110,8 @@ class Reference:
         job = Job(settings, run, process, caller.progress, caller.stop_requested, caller.command)
 
         def begin() -> None:
-            if not run.result():
-                run.update(
-                    status="running",
-                    run=str(run.folder),
-                    dtype=dtype_name(loaded.dtype),
-                    **provenance(settings.machine.seed, caller.command),
-                )
+            seed, dtype = settings.machine.seed, dtype_name(loaded.dtype)
+            record_beginning(run, seed, caller.command, dtype=dtype)
 
         needs, length = own_needs(settings, process.count), settings.training.length
         return Writer.of(job, loaded, needs, length, begin)

@@ -98,7 +98,6 @@ class LearnConfig:
     """Step size of the scale that every kept entry learns beside its mask, which is folded into the
     weights at export and compensates for what was pruned. 0 = none: the kept weights remain the
     original's. Not used by policy_gradient."""
-
     adapter_rank: int = 16
     """Rank of the low-rank adapters (LoRA) that every linear layer of the blocks learns beside the
     masks, which are added to its weight at export. 0 = none. Not used by policy_gradient."""

@@ -1,11 +1,16 @@
 """What a TOML file may say: its keys, and the files that it names."""
 
+import dataclasses
 import os
 import string
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from disp_llm.config.errors import InputError, nearest
+
+Name = Annotated[str, Meta(min_length=1)]
 
 
 def require_known(table: dict[str, Any], known: list[str], file: str, place: str = "") -> None:
@@ -24,6 +29,24 @@ def require_known(table: dict[str, Any], known: list[str], file: str, place: str
                 field=file,
                 hint=f"use keys of {', '.join(known)}",
             )
+
+
+def require_known_entries(tables: dict[str, Any], group: str, kind: type, file: str) -> None:
+    """Refuses keys that the dataclass of a group's entries does not have.
+
+    Raises:
+        InputError: naming the key.
+    """
+    entries = tables.get(group)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(entry, dict):
+            require_known(entry, known, file, f"{group}.{name}.")
+
+
+def found_files(named: tuple[Path, ...], file: str, place: str) -> tuple[Path, ...]:
+    """`found_file` of several."""
+    return tuple(found_file(path, file, place) for path in named)
 
 
 def found_file(named: Path, file: str, place: str) -> Path:

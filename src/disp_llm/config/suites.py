@@ -13,11 +13,15 @@ from msgspec import Meta
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.config.places import found_file, require_known
+from disp_llm.config.places import (
+    Name,
+    found_file,
+    found_files,
+    require_known,
+    require_known_entries,
+)
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Count, as_type
-
-Name = Annotated[str, Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -121,17 +125,13 @@ def load_suite(name: str) -> Suite:
 def _checked(tables: dict[str, Any], file: str) -> Suite:
     require_known(tables, [f.name for f in dataclasses.fields(Suite) if f.name != "file"], file)
     for group, kind in (("texts", SuiteText), ("tasks", SuiteTask)):
-        entries = tables.get(group)
-        for name, entry in entries.items() if isinstance(entries, dict) else ():
-            known = [f.name for f in dataclasses.fields(kind)]
-            if isinstance(entry, dict):
-                require_known(entry, known, file, f"{group}.{name}.")
+        require_known_entries(tables, group, kind, file)
     suite: Suite = as_type(tables | {"file": file}, Suite, field=file, hint="correct it")
     if not suite.texts and not suite.tasks:
         raise InputError("names no texts and no tasks", field=file, hint="add some")
     texts, tasks = dict(suite.texts), dict(suite.tasks)
     for name, text in texts.items():
-        files = tuple(found_file(path, suite.file, f"texts.{name}.files") for path in text.files)
+        files = found_files(text.files, suite.file, f"texts.{name}.files")
         texts[name] = dataclasses.replace(text, files=files)
     for name, task in tasks.items():
         if task.data is not None:

@@ -6,17 +6,13 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import GENERAL
-from disp_llm.config.places import found_file, require_known
+from disp_llm.config.places import Name, found_files, require_known, require_known_entries
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Count, Positive, as_type
-
-Name = Annotated[str, Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,7 @@ def load_mixture(path: Path) -> MixtureFile:
 
 def _checked(tables: dict[str, Any], file: str) -> MixtureFile:
     require_known(tables, ["title", "texts"], file)
-    entries = tables.get("texts")
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
-        if isinstance(entry, dict):
-            known = [f.name for f in dataclasses.fields(MixedText)]
-            require_known(entry, known, file, f"texts.{name}.")
+    require_known_entries(tables, "texts", MixedText, file)
     found: MixtureFile = as_type(
         tables | {"file": file}, MixtureFile, field=file, hint="correct it"
     )
@@ -83,7 +75,7 @@ def _checked(tables: dict[str, Any], file: str) -> MixtureFile:
     texts = {
         name: dataclasses.replace(
             text,
-            files=tuple(found_file(path, file, f"texts.{name}.files") for path in text.files),
+            files=found_files(text.files, file, f"texts.{name}.files"),
         )
         for name, text in found.texts.items()
     }

@@ -9,7 +9,7 @@ B sequences at once, S sequences, T tokens of each, V tokens of the vocabulary.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -193,42 +193,6 @@ class _Sequence:
         return drawn
 
 
-def write(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    tokens: int,
-    length: int,
-    settings: OwnWordsConfig,
-    noise: Noise,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Int[Tensor, "S T"]:
-    """As many sequences of a length as hold that many tokens.
-
-    Args:
-        model: frozen, without dropout and masks.
-        progress: told how many tokens of how many are written.
-
-    Raises:
-        InputError: the chat template cannot be used, or the model gives no finite numbers.
-    """
-    openings = Openings.of(model, tokenizer, settings.self_chat > 0)
-    count, at_once = -(-tokens // length), settings.self_batch or fitting_batch(model, length)
-    parts = []
-    for numbers in batches(count, at_once):
-
-        def on_place(place: int, numbers: range = numbers) -> None:
-            progress(numbers.start * length + place * len(numbers), count * length)
-
-        parts.append(write_sequences(model, openings, numbers, length, settings, noise, on_place))
-    return torch.cat(parts)
-
-
-def batches(count: int, at_once: int) -> Iterator[range]:
-    """The numbers of the sequences of every batch."""
-    for first in range(0, count, at_once):
-        yield range(first, min(first + at_once, count))
-
-
 def write_sequences(
     model: PreTrainedModel,
     openings: Openings,
@@ -252,7 +216,7 @@ def write_sequences(
         sequence.open(0)
     choices = chances[:, 0].to(model.device)  # (B, T)
     written = torch.empty(len(numbers), length, dtype=torch.long)
-    cache = empty_cache(model, length)
+    cached = with_cache(model, empty_cache(model, length))
     drawn = [-1] * len(numbers)
     for place in range(length):
         found = [one.next(place, token) for one, token in zip(sequences, drawn, strict=True)]
@@ -261,7 +225,7 @@ def write_sequences(
         if place + 1 < length:
             inputs = written[:, place : place + 1].to(model.device)
             with torch.no_grad():
-                made = model(input_ids=inputs, **with_cache(model, cache))
+                made = model(input_ids=inputs, **cached)
             logits = made.logits[:, -1, : openings.vocabulary].float()
             likeliest = torch.tensor([one.greedy(place + 1) for one in sequences])
             chosen = _draw(logits / settings.self_temperature, choices[:, place + 1])

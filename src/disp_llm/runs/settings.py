@@ -120,9 +120,22 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
         InputError: it cannot be written.
     """
     run = open_run(config)
+    record_beginning(run, config.machine.seed, command, run.config_file, **facts)
+
+
+def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts: Any) -> None:
+    """Says in `result.json`, unless it is said already, what begins in a folder.
+
+    Args:
+        written: files of the run that are there.
+        facts: what it holds besides.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     if not run.result():
         facts |= {"status": "running", "run": str(run.folder)}
-        run.update(run.config_file, **facts, **provenance(config.machine.seed, command))
+        run.update(*written, **facts, **provenance(seed, command))
 
 
 def open_run(config: PruneConfig | RecoverConfig) -> Run:
