@@ -68,9 +68,8 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     parted = [i for i in range(len(prompts)) if found[i] != wanted[i]]
     assert len(parted) <= 2
-    for i in (
-        parted
-    ):  # two tokens that are as deterministic_mask, to what float32 tells apart across engines
+    for i in parted:  # engines may differ where two tokens are equally likely in float32
         same = next(k for k in range(12) if found[i][k] != wanted[i][k])
-        logits = model(torch.tensor([prompts[i] + wanted[i][:same]])).logits[0, -1]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompts[i] + wanted[i][:same]])).logits[0, -1]
         assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.01
