@@ -23,7 +23,16 @@ def test_windows_come_from_their_source_in_its_share():
     assert windows.shape == (2000, 10)
     assert torch.equal((windows >= 1000).all(1), sources == 1)
     assert torch.equal((windows < 1000).all(1), sources == 0)
-    assert float((sources == 1).double().mean()) == pytest.approx(0.75, abs=0.04)
+    assert int((sources == 1).sum()) == 1500
+    assert not torch.equal(sources, sources.sort().values)
+
+
+def test_a_small_batch_is_not_all_of_a_kind_and_no_source_is_favoured():
+    mixture, draws = Mixture(Corpus(STREAMS * 2, (0.1, 0.2, 0.3, 0.4))), noise()
+    counts = [torch.bincount(mixture.draw(4, 10, draws)[1], minlength=4) for _ in range(2000)]
+    for found, weight in zip(torch.stack(counts, 1), mixture.weights.tolist(), strict=True):
+        assert set(found.tolist()) <= {math.floor(4 * weight), math.ceil(4 * weight)}
+        assert float(found.double().mean()) == pytest.approx(4 * weight, abs=0.05)
 
 
 def test_shares_follow_the_loss_above_the_dense_models():

@@ -7,11 +7,12 @@ import struct
 import fresh
 import pytest
 import torch
-from conftest import masks_of, run_command, tiny_prunable
+from conftest import SMALL, masks_of, run_command, tiny_prunable
 from torch.utils.flop_counter import FlopCounterMode
 
+from disp_llm.evaluation import timing
 from disp_llm.evaluation.benchmark import Counted, compare, count, where_time_goes
-from disp_llm.evaluation.timing import Workload, in_turn
+from disp_llm.evaluation.timing import Workload, in_turn, speed_against
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 
@@ -72,6 +73,43 @@ def test_a_speed_up_is_the_median_of_ratios_within_a_round():
     assert found.speedup == 2
     assert found.speedup_quartiles == [2, 2]
     assert found.predicted_speedup == 3
+
+
+def test_prune_times_what_it_made(llama_folder, text_file, tmp_path, monkeypatch):
+    """With a clock that makes every pruned model half as fast, to the millisecond."""
+    folder, calls = tmp_path / "run", 0
+
+    def timed(model: torch.nn.Module, tokens: torch.Tensor, cache: object) -> float:
+        nonlocal calls
+        calls += hasattr(model.config, "disp_llm")
+        prefill = tokens.shape[1] > 1
+        return (0.004 if prefill else 0.001) * (1 + hasattr(model.config, "disp_llm"))
+
+    monkeypatch.setattr(timing, "_timed", timed)
+    done = run_command(
+        "prune", llama_folder, "--keep", 0.5, 1.0, "--method", "magnitude", "--text", text_file,
+        "--output-dir", folder, *SMALL, "--rounds", 3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    half, whole = json.loads((folder / "result.json").read_text())["models"]
+    assert calls == 2 * 2 * (timing.WARM_UP + 3)  # two models, two phases
+    for phase, seconds in (("prefill", 4), ("decode", 1)):
+        assert half[f"{phase}_ms"] == pytest.approx(2 * seconds)
+        assert half[f"{phase}_dense_ms"] == pytest.approx(seconds)
+        for figure in ("speedup", "speedup_low", "speedup_high"):
+            assert half[f"{phase}_{figure}"] == whole[f"{phase}_{figure}"] == 0.5
+    said = " ".join(done.stderr.split())
+    assert "prefill, 512 tokens" in said
+    assert "×0.50 (0.50 to 0.50)" in said
+    assert "no faster than the original on this machine: keep 0.5 prefill ×0.50" in said
+    assert (folder / "report.html").read_text().count("×0.50 (0.50 to 0.50)") == 4
+
+
+def test_one_round_is_its_own_quartiles_and_none_gives_no_figures():
+    model = pruned("llama").model
+    once = speed_against(model, model, 1)
+    assert once["prefill_speedup_low"] == once["prefill_speedup"] == once["prefill_speedup_high"]
+    assert speed_against(model, model, 0) == {}
 
 
 def test_time_is_shared_out_among_matrix_products_selections_and_the_rest():

@@ -99,6 +99,56 @@ def test_kept_entries_score_at_least_as_high_as_dropped_ones(layout, keep, seed)
         assert free.min() > chosen.threshold > dropped.max()
 
 
+def slowly_chosen(scores: torch.Tensor, layout: Layout, keep: float, least: float) -> torch.Tensor:
+    """What `project` keeps with `least_cut`, one entry at a time: which sites stay whole by the
+    longest prefix of all entries that fits with them, then the longest prefix of what is left."""
+    budget, lengths = Budget(layout), torch.tensor(layout.lengths)
+    may_be_whole = torch.tensor([n > 1 and i % 5 != 3 for i, n in enumerate(layout.lengths)])
+
+    def longest_prefix(kept: torch.Tensor, rounded: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        found = None
+        rest = [i for i in scores.argsort(descending=True).tolist() if not kept[i]]
+        for number in range(len(rest) + 1):
+            trial = kept.clone()
+            trial[rest[:number]] = True
+            counts = layout.counts(trial.double())
+            whole = may_be_whole & (lengths - counts < least * lengths)
+            counts = torch.where(whole & rounded, lengths, counts)
+            if budget.cost(counts) <= keep * budget.dense_block_parameters:
+                found = trial, whole
+        assert found is not None
+        return found
+
+    best = torch.cat([part == part.max() for part in layout.split(scores)])
+    _, whole = longest_prefix(best, rounded=True)
+    return longest_prefix(best | whole[layout.site_of_entry], rounded=False)[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.floats(0.2, 1.0), st.sampled_from([0.1, 0.3]), st.integers(0, 9))
+def test_a_site_that_would_hardly_be_cut_stays_whole(layout, keep, least, seed):
+    layout = Layout(layout.blocks[:1])
+    scores = scores_for(layout, seed, ties=False)
+    try:
+        kept = project(scores, Budget(layout, least_cut=least), keep).kept
+    except InputError:
+        assert Budget(layout).keep(torch.ones(5)) > keep
+        return
+    assert torch.equal(kept, slowly_chosen(scores, layout, keep, least))
+
+
+def test_few_entries_of_a_site_are_left_and_more_of_another_pruned():
+    layout = Layout((BlockShape(100, 300, 100, 2, 200, (0, 0, 0, 0, 0)),))
+    scores = torch.ones(layout.entries)
+    scores[:5], scores[300:420] = -1.0, -0.5  # of attn_in and of mlp_mid
+    plain, rounded = (
+        layout.counts(project(scores, Budget(layout, least_cut=least), 0.75).kept.long()).tolist()
+        for least in (0.0, 0.1)
+    )
+    assert plain == [95, 100, 100, 121, 100]
+    assert rounded == [100, 100, 100, 116, 100]
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     layouts(),

@@ -102,6 +102,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         "keep": list(config.keep),
         "steps": config.steps,
         "length": config.length,
+        "batch": config.batch,
     }
     for table in ("text", "words", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))

@@ -42,7 +42,7 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
     empty = PrunableModel(empty_model(described), family_of(described))
     budget = Budget(empty.layout)
     itemsize = resolve_dtype("auto", device).itemsize
-    needed, free = memory(empty, config.length, itemsize), free_memory(device)
+    needed, free = memory(empty, config.length * config.batch, itemsize), free_memory(device)
     result = {
         "model": config.model,
         "model_type": described.model_type,
@@ -83,8 +83,8 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
     }
 
 
-def memory(empty: PrunableModel, length: int, itemsize: int) -> dict[str, int]:
-    """Bytes that three ways of learning need: weights, activations of one window, and what is
+def memory(empty: PrunableModel, tokens: int, itemsize: int) -> dict[str, int]:
+    """Bytes that three ways of learning need: weights, activations of so many tokens, and what is
     trained (logits, scales, adapters of the default rank) with its gradient and moments.
 
     An estimate: for its backward pass a block keeps about 12 vectors of the residual stream's
@@ -97,10 +97,10 @@ def memory(empty: PrunableModel, length: int, itemsize: int) -> dict[str, int]:
     trained = 5 * 4 * empty.layout.entries + 4 * 4 * adapters
     constant = weights + 3 * 4 * CHUNK * vocabulary + trained
     blocks = [
-        length * (12 * block.hidden + 6 * block.intermediate + 3 * block.qkv) * itemsize
+        tokens * (12 * block.hidden + 6 * block.intermediate + 3 * block.qkv) * itemsize
         for block in shapes
     ]
-    inputs = sum(length * block.hidden * itemsize for block in shapes)
+    inputs = sum(tokens * block.hidden * itemsize for block in shapes)
     return {
         "learning": constant + sum(blocks),
         "gradient_checkpointing": constant + inputs + max(blocks),
@@ -116,7 +116,7 @@ def advice(needed: dict[str, int], free: int) -> str:
         return "fits with --gradient-checkpointing"
     if needed["forward_only"] <= free:
         return "forward passes fit, learning does not: --method flap or wanda"
-    return "does not fit: use a larger device, or a smaller --length"
+    return "does not fit: use a larger device, or a smaller --length or --batch"
 
 
 def measure_alignments(config: DoctorConfig, progress: ProgressCallback) -> list[dict[str, Any]]:

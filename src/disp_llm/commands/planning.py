@@ -46,7 +46,7 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         require_positions(dense.model, longest, "workload_length")
         workload = timed_workload(job.config.budget)
         costs = latency_costs(dense, workload, align, job.count("timing compact models"))
-    return Budget(layout, costs, sites_of(job.config))
+    return Budget(layout, costs, sites_of(job.config), job.config.least_cut)
 
 
 def refuse_impossible(problem: PruningProblem) -> None:

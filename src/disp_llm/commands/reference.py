@@ -1,7 +1,6 @@
 """What every row of a comparison is measured with: the original model, the texts, the suite, the
 clock."""
 
-import statistics
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.evaluation.timing import Workload, fitted, in_turn, runner
+from disp_llm.evaluation.timing import speed_against
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.baseline import stored_numbers
 from disp_llm.models.devices import dtype_name, start_process
@@ -30,10 +29,6 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.settings import record_beginning
-
-WORKLOADS = {"prefill": Workload("prefill", 512, 1), "decode": Workload("decode", 512, 1)}
-"""What is timed, as far as the model can read."""
-
 
 CHECKPOINT_EVERY = 25
 """Steps between checkpoints of methods that learn."""
@@ -48,18 +43,22 @@ def shared_settings(config: CompareConfig) -> PruneConfig:
         evaluation=config.evaluation,
         scores=config.scores,
         export=OutputConfig(align=1),
+        rounds=0,  # timed as the baselines are, not by each run
         machine=config.machine,
     )
     return with_steps(common, config)
 
 
 def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
-    """The same, with as many steps and as long windows as were asked for."""
+    """The same, with as many steps and windows, and as long ones, as were asked for."""
     return replace(
         settings,
         learn=replace(settings.learn, steps=config.steps),
         training=replace(
-            settings.training, length=config.length, checkpoint_every=CHECKPOINT_EVERY
+            settings.training,
+            length=config.length,
+            batch=config.batch,
+            checkpoint_every=CHECKPOINT_EVERY,
         ),
     )
 
@@ -137,20 +136,10 @@ class Reference:
         )
 
     def speed(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, float]:
-        """Medians of milliseconds, and of how many times as fast as the original, timed in turn."""
-        figures: dict[str, float] = {}
+        """How fast a model is, beside the original."""
         rounds = self.config.rounds
-        if not rounds:
-            return figures
-        for phase, usual in WORKLOADS.items():
-            workload = fitted(usual, model)
 
-            def on_round(done: int, phase: str = phase) -> None:
-                progress(f"timing {phase}", done, rounds, {})
+        def on_round(phase: str, done: int) -> None:
+            progress(f"timing {phase}", done, rounds, {})
 
-            runs = [runner(one, workload) for one in (self.loaded.model, model)]
-            dense, own = in_turn(runs, rounds, on_round)
-            ratios = [before / after for before, after in zip(dense, own, strict=True)]
-            figures[f"{phase}_ms"] = 1e3 * statistics.median(own)
-            figures[f"{phase}_speedup"] = statistics.median(ratios)
-        return figures
+        return speed_against(self.loaded.model, model, rounds, on_round)

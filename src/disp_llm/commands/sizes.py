@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
@@ -17,7 +18,7 @@ from disp_llm.config.names import HEADS
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.timing import Workload, speed_against
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import figures_of
@@ -193,11 +194,21 @@ class SizeWriter:
                 logit_errors=errors,
                 bytes=weight_bytes(written),
                 latency=timing,
+                speed=self._speed(model, name),
                 scores=measuring.scores(loaded, name, self._original().scores),
             )
             write_card(written, result, job.run.result())
             write_sums(written)
         return result
+
+    def _speed(self, compact: PreTrainedModel, name: str) -> dict[str, float]:
+        """How fast a model is beside the original, if that is to be measured."""
+        job, rounds = self.problem.job, self.problem.job.config.rounds
+
+        def on_round(phase: str, done: int) -> None:
+            job.progress(f"{name}: timing {phase}", done, rounds, {})
+
+        return speed_against(self.problem.dense.model, compact, rounds, on_round)
 
     def _result(
         self, compact: PrunableModel, masks: Masks, share: float, **measured: Any

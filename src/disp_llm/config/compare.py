@@ -13,6 +13,7 @@ from disp_llm.config.checks import (
     require_sizes,
 )
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import compared_methods
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.words import OwnWordsConfig
@@ -36,8 +37,10 @@ class CompareConfig:
     are not made again."""
     steps: int = 150
     """Optimiser steps of the methods that learn."""
-    length: int = 512
+    length: int = TrainingConfig.length
     """Tokens of their learning windows."""
+    batch: int = TrainingConfig.batch
+    """Learning windows of a step."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every model are measured besides:
     general, or a .toml file."""
@@ -70,5 +73,6 @@ class CompareConfig:
         require_sizes(keep=self.keep)
         require_not_negative(steps=self.steps, rounds=self.rounds)
         require_at_least(2, length=self.length)
+        require_at_least(1, batch=self.batch)
         for part in (self.scores, self.text, self.words, self.evaluation):
             part.validate()

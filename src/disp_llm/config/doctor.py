@@ -19,6 +19,8 @@ class DoctorConfig:
     """Sizes to list."""
     length: int = TrainingConfig.length
     """Tokens of a training window, for the memory estimate."""
+    batch: int = TrainingConfig.batch
+    """Training windows of a batch, for the same."""
     measure: bool = False
     """Also load the model and time alignments of its widths on this machine; `prune` then uses the
     best one."""
@@ -36,3 +38,4 @@ class DoctorConfig:
         require_paths(self)
         require_sizes(keep=self.keep)
         require_at_least(2, length=self.length)
+        require_at_least(1, batch=self.batch)

@@ -16,11 +16,13 @@ from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisati
 class TrainingConfig:
     """One training loop, whatever it trains."""
 
-    length: int = 1024
-    """Tokens of a training window. Short windows adapt the model to the vocabulary of the learning
-    text, at the cost of all other text (docs/experiment-log.md)."""
-    batch: int = 1
-    """Windows of one batch, in each process."""
+    length: int = 256
+    """Tokens of a training window. Without the original as teacher (`distill`), short windows adapt
+    the model to the vocabulary of the learning text, at the cost of all other text
+    (docs/experiment-log.md)."""
+    batch: int = 4
+    """Windows of one batch, in each process. Of several texts, a batch holds windows of as many as
+    it can: the gradient of a step is then not that of one kind of text."""
     accumulate: int = 1
     """Batches whose gradients are averaged in one step."""
     learning_rate: float = 0.05

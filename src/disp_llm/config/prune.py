@@ -6,7 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_paths, require_sizes
+from disp_llm.config.checks import (
+    require_at_least,
+    require_below_one,
+    require_paths,
+    require_sizes,
+)
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS, SITES, Resume, Site, Tracker, mask_methods
@@ -46,9 +51,16 @@ class PruneConfig:
     mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
     `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks, but
     vLLM cannot serve the result."""
+    least_cut: float = 0.1
+    """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
+    prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
+    whatever its width. 0 = cut them all."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every exported model are measured
     besides: general, or a .toml file."""
+    rounds: int = 5
+    """Number of times that each exported model is timed, in turn with the original; 0 = not timed.
+    """
     resume: Resume = False
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False
@@ -99,6 +111,8 @@ class PruneConfig:
         """
         require_paths(self)
         self.budget.validate(self.keep)
+        require_below_one(least_cut=self.least_cut)
+        require_at_least(0, rounds=self.rounds)
         self._validate_names()
         self._validate_range()
         for part in (self.text, self.words, self.evaluation):

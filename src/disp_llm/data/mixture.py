@@ -56,12 +56,18 @@ class Mixture(nn.Module):
     def draw(
         self, count: int, length: int, noise: torch.Generator
     ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-        """Windows, and which source each is from."""
+        """Windows in a random order, and which source each is from: of every source as many as its
+        weight says, to the next whole number above or below, so that a step is not all of a kind.
+        """
         if len(self.corpus.streams) == 1:
             windows = self._windows(0, count, length, noise)
             return windows, torch.zeros(count, dtype=torch.long)
         weights = self.get_buffer("weights").cpu()
-        sources = torch.multinomial(weights, count, replacement=True, generator=noise)
+        ends = weights.cumsum(0) / weights.sum()
+        first = torch.rand((), generator=noise, dtype=torch.float64)
+        places = (torch.arange(count) + first) / count  # systematic sampling
+        sources = torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
+        sources = sources[torch.randperm(count, generator=noise)]
         windows = [self._windows(source, 1, length, noise) for source in sources.tolist()]
         return torch.cat(windows), sources
 

@@ -4,6 +4,7 @@ B batch, T tokens.
 """
 
 import copy
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ class Workload:
         return f"{self.phase}, {of}"
 
 
+USUAL = (Workload("prefill", 512, 1), Workload("decode", 512, 1))
+"""What a model is timed on where nothing else is asked for, as far as it can read."""
+
+
 def fitted(workload: Workload, *models: PreTrainedModel) -> Workload:
     """The workload, or one of as many tokens as all the models can read, one of them decoded."""
     longest = min(fitting(model, workload.length + 1) for model in models) - 1
@@ -60,6 +65,38 @@ def in_turn(
             times[index].append(runs[index]())
         on_round(turn + 1)
     return times
+
+
+def speed_against(
+    original: PreTrainedModel,
+    model: PreTrainedModel,
+    rounds: int,
+    on_round: Callable[[str, int], None] = lambda phase, done: None,
+) -> dict[str, float]:
+    """How fast a model is beside the original, timed in turn; empty where there are no rounds.
+
+    For prefill and for decode: `…_ms` and `…_dense_ms`, medians of milliseconds, and `…_speedup`,
+    the median over rounds of how many times as fast it is, with its quartiles `…_speedup_low` and
+    `…_speedup_high`.
+    """
+    figures: dict[str, float] = {}
+    for usual in USUAL if rounds else ():
+        workload, phase = fitted(usual, original, model), usual.phase
+
+        def tick(done: int, phase: str = phase) -> None:
+            on_round(phase, done)
+
+        dense, own = in_turn([runner(one, workload) for one in (original, model)], rounds, tick)
+        ratios = [before / after for before, after in zip(dense, own, strict=True)]
+        low, middle, high = statistics.quantiles(ratios * (2 if rounds == 1 else 1), n=4)
+        figures |= {
+            f"{phase}_ms": 1e3 * statistics.median(own),
+            f"{phase}_dense_ms": 1e3 * statistics.median(dense),
+            f"{phase}_speedup": middle,
+            f"{phase}_speedup_low": low,
+            f"{phase}_speedup_high": high,
+        }
+    return figures
 
 
 def runner(model: PreTrainedModel, workload: Workload) -> Callable[[], float]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.masks.costs import CostModel, parameter_costs
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,18 @@ class Budget:
     costs: CostModel | None = None
     sites: tuple[str, ...] = SITES
     """Sites whose entries may be pruned; the others keep all of theirs."""
+    least_cut: float = 0.0
+    """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
+    for a site that is cut costs a selection, whatever its width."""
+
+    def hardly_cut(self, counts: Float[Tensor, " S"]) -> Bool[Tensor, " S"]:
+        """Which sites would lose fewer entries than pays for a selection; one inside a branch needs
+        none."""
+        streams = torch.tensor([site in STREAM_SITES for site in self.layout.sites])
+        lengths = torch.tensor(self.layout.lengths, dtype=torch.float64)
+        return (lengths - counts < self.least_cut * lengths) & streams.repeat(
+            len(self.layout.blocks)
+        )
 
     @cached_property
     def never_pruned_sites(self) -> Bool[Tensor, " S"]:
@@ -123,39 +135,23 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
     One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
     by position and the waste is less than the next group. Every site keeps its best group, and one
-    that the budget never prunes keeps all.
+    that the budget never prunes, or of which it would prune hardly anything, keeps all.
 
     Raises:
         InputError: even the best group of every site is more than the budget.
     """
     layout = budget.layout
-    allowed = share * budget.dense_cost
     site = layout.site_of_entry.to(scores.device)
     ranked = torch.argsort(scores, descending=True, stable=True)
     ranked = ranked[torch.argsort(site[ranked], stable=True)]  # by site, best first within a site
     group, sizes, group_site, first = _groups(layout, align, scores.device)
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
     means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
+    groups = _Groups(means, sizes, group_site, torch.tensor(layout.lengths).double())
     kept_anyway = first | budget.never_pruned_sites.to(first.device)[group_site]
-    order = torch.argsort(means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True)
-
-    site_in_order, size_in_order = group_site[order], sizes[order].double()
-
-    def cost(groups: int) -> float:
-        counts = size_in_order.new_zeros(len(layout.lengths))
-        counts = counts.index_add(0, site_in_order[:groups], size_in_order[:groups])
-        return float(budget.cost(counts))
-
-    low, high = int(kept_anyway.sum()), len(order)  # cost(low) fits, everything above high does not
-    if cost(low) > allowed:
-        raise InputError(
-            f"{share} is less than the smallest model, {cost(low) / budget.dense_cost:.2g}",
-            field=budget.field,
-            hint="ask for more, for a smaller `align`, or for more `sites`",
-        )
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
+    if budget.least_cut:  # first which sites are cut, then what of them, by the rest of the budget
+        kept_anyway = kept_anyway | groups.hardly_cut(budget, share, kept_anyway)
+    order, low = groups.within(budget, share, kept_anyway)
     kept_group = torch.zeros(len(order), dtype=torch.bool, device=scores.device)
     kept_group[order[:low]] = True
     kept = torch.zeros(layout.entries, dtype=torch.bool, device=scores.device)
@@ -163,6 +159,71 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     last = means[order[low - 1]]
     following = means[order[low]] if low < len(order) else last - 1e-3
     return Projected(kept, float((last + following) / 2))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Entries that are kept or pruned together."""
+
+    means: Float[Tensor, " G"]
+    sizes: Int[Tensor, " G"]
+    site: Int[Tensor, " G"]
+    lengths: Float[Tensor, " S"]
+    """Entries of each site."""
+
+    def _counts(self, chosen: Int[Tensor, " C"] | Bool[Tensor, " G"]) -> Float[Tensor, " S"]:
+        """How many entries of each site the chosen groups have."""
+        counts = torch.zeros(len(self.lengths), dtype=torch.float64, device=chosen.device)
+        return counts.index_add(0, self.site[chosen], self.sizes[chosen].double()).cpu()
+
+    def hardly_cut(
+        self, budget: Budget, share: float, kept_anyway: Bool[Tensor, " G"]
+    ) -> Bool[Tensor, " G"]:
+        """The groups of sites that are to keep all of theirs, since hardly any would be pruned."""
+        may_be_whole = ~budget.hardly_cut(self._counts(kept_anyway))  # where there is a choice
+        order, low = self.within(budget, share, kept_anyway, may_be_whole)
+        whole = may_be_whole & budget.hardly_cut(self._counts(order[:low]))
+        return whole.to(self.site.device)[self.site]
+
+    def within(
+        self,
+        budget: Budget,
+        share: float,
+        kept_anyway: Bool[Tensor, " G"],
+        may_be_whole: Bool[Tensor, " S"] | None = None,
+    ) -> tuple[Int[Tensor, " G"], int]:
+        """All groups, best first, and how many of them a share of the dense cost has room for.
+
+        Args:
+            kept_anyway: those that come first, whatever their mean.
+            may_be_whole: sites that count with all of their entries where they are hardly cut.
+
+        Raises:
+            InputError: what is kept anyway is more than that.
+        """
+        order = torch.argsort(
+            self.means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True
+        )
+        allowed = share * budget.dense_cost
+
+        def cost(groups: int) -> float:
+            counts = self._counts(order[:groups])
+            if may_be_whole is not None:
+                whole = may_be_whole & budget.hardly_cut(counts)
+                counts = torch.where(whole, self.lengths, counts)
+            return float(budget.cost(counts))
+
+        low, high = int(kept_anyway.sum()), len(order)  # low fits, everything above high does not
+        if cost(low) > allowed:
+            raise InputError(
+                f"{share} is less than the smallest model, {cost(low) / budget.dense_cost:.2g}",
+                field=budget.field,
+                hint="ask for more, for a smaller `align`, or for more `sites`",
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
+        return order, low
 
 
 @lru_cache(maxsize=4)  # the same at every step of a run

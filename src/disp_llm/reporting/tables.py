@@ -19,6 +19,7 @@ from disp_llm.runs.results import (
     kept_said,
     percent_with_error,
     ratio_said,
+    speed_said,
     with_error,
 )
 from disp_llm.runs.scores import Scores
@@ -41,6 +42,7 @@ def show_models(figures: dict[str, Any], file: Path) -> None:
     )
     _add_figures(table, dense, models)
     console.print(table)
+    _say_what_is_slow(models)
     for model in models:
         say(f"model   {model.folder}")
     if found.keep_by_penalty is not None:
@@ -69,6 +71,12 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
     row("all parameters", f"{dense.parameters:,}", lambda m: f"{m.parameters:,}")
     row("of the dense ones", "", lambda m: f"{m.keep_total:.4%}")
     row("weights on disk", _megabytes(dense.bytes), lambda m: _megabytes(m.bytes))
+    timed = [model.speed for model in models if model.speed]
+    for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
+        if timed:
+            row(
+                name, f"{timed[0][f'{phase}_dense_ms']:.1f} ms", lambda m, p=phase: speed_said(m, p)
+            )
     for kind in ("flops", "bytes", "latency"):
         if any(model.budget == kind for model in models):
             row(
@@ -85,6 +93,19 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
                 f"{m.logit_errors[key]:.1e}" if key in m.logit_errors else "not checked"
             ),
         )
+
+
+def _say_what_is_slow(models: list[SizeResult]) -> None:
+    """Says which models are no faster than the original here, and what to ask for instead."""
+    slow = [
+        f"{_column_name(model)} {phase} ×{model.speed[f'{phase}_speedup']:.2f}"
+        for model in models
+        for phase in ("prefill", "decode")
+        if model.speed and model.speed[f"{phase}_speedup"] <= 1
+    ]
+    if slow:
+        say(f"no faster than the original on this machine: {', '.join(slow)}")
+        say("for time ask for `--sites mlp_mid heads`, or for `--budget latency --target 0.8`")
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:

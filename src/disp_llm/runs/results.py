@@ -100,6 +100,17 @@ class Timing(TypedDict):
     attempts: list[dict[str, Amount]]
 
 
+SPEEDS = ("ms", "speedup")
+"""What timing a model gives at least, for prefill and for decode."""
+
+
+def require_speeds(speed: dict[str, float], *figures: str) -> None:
+    """Refuses, with a ValueError, the timing of a model without one of these figures."""
+    wanted = {f"{phase}_{figure}" for phase in get_args(Phase) for figure in figures}
+    if speed and not wanted <= speed.keys():
+        raise ValueError(f"has not all of {', '.join(sorted(wanted))}")
+
+
 @dataclass(frozen=True)
 class SizeResult:
     """One exported model of a run."""
@@ -137,10 +148,15 @@ class SizeResult:
     folder: str
     latency: dict[str, Any] = field(default_factory=dict)
     """A `Timing` where time is the budget, else empty."""
+    speed: dict[str, Positive] = field(default_factory=dict)
+    """`prefill_ms`, `prefill_dense_ms`, `prefill_speedup`, its quartiles `prefill_speedup_low` and
+    `prefill_speedup_high`, and the same of decode, where the model was timed beside the original on
+    the machine of the run."""
     scores: Scores | None = None
     """On the suite of the run, against the original's; None where it has none."""
 
     def __post_init__(self) -> None:
+        require_speeds(self.speed, *SPEEDS, "dense_ms", "speedup_low", "speedup_high")
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
         if self.latency:
@@ -152,6 +168,15 @@ class SizeResult:
         return self.latency["measured_share"] if self.latency else self.share_of_budget
 
 
+def speed_said(size: SizeResult, phase: str) -> str:
+    """`×1.23 (1.20 to 1.25)`, how many times as fast as the original with the quartiles over
+    rounds; empty where nothing was timed."""
+    if not size.speed:
+        return ""
+    low, middle, high = (size.speed[f"{phase}_speedup{end}"] for end in ("_low", "", "_high"))
+    return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
 @dataclass(frozen=True)
 class OriginalResult:
     """The model that methods are compared on, as it came."""
@@ -161,10 +186,6 @@ class OriginalResult:
     block_parameters: Count
     scores: Scores | None = None
     """On the suite of the comparison, where it has one."""
-
-
-SPEEDS = {"prefill_ms", "prefill_speedup", "decode_ms", "decode_speedup"}
-"""What timing a model gives."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +214,7 @@ class ComparisonRow:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
         if self.error is None and None in (*figures, self.tokens_seen):
             raise ValueError("has neither all figures nor an error")
-        if self.speed and self.speed.keys() != SPEEDS:
-            raise ValueError(f"has not all of {', '.join(sorted(SPEEDS))}")
+        require_speeds(self.speed, *SPEEDS)
 
     def __str__(self) -> str:
         if self.perplexity is None:

@@ -74,8 +74,9 @@ def _seconds_left(problem: PruningProblem) -> float:
     return 60 * problem.learn.minutes - passed - measured * measurements - scoring
 
 
-MEASUREMENTS_A_SIZE = 5
-"""The masked and the exported model, writing, loading and checking the latter, and its sample."""
+MEASUREMENTS_A_SIZE = 6
+"""The masked and the exported model, writing, loading, checking and timing the latter, and its
+sample."""
 
 
 def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:
