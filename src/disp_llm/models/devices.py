@@ -1,18 +1,24 @@
 """Which device, dtype and process work is done on."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Tracker
 from disp_llm.config.parts import MachineConfig
 from disp_llm.runs.job import Process
 from disp_llm.runs.provenance import cpu_facts
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long the other processes wait for the main one while it lets the model write its own text or
+measures; torch gives up after ten minutes on GPUs."""
 
 
 def start_process(machine: MachineConfig) -> Process:
@@ -21,7 +27,10 @@ def start_process(machine: MachineConfig) -> Process:
     Raises:
         InputError: no such device here.
     """
-    accelerator = Accelerator(cpu=machine.device == "cpu" or not torch.cuda.is_available())
+    accelerator = Accelerator(
+        cpu=machine.device == "cpu" or not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+    )
     if accelerator.num_processes > 1:
         return Process(accelerator, accelerator.device)
     return Process(accelerator, resolve_device(machine.device))
