@@ -1,6 +1,7 @@
 """Measured costs: the fit finds known ones, the correction arrives, the table is kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from disp_llm.evaluation.latency import (
 )
 from disp_llm.evaluation.timing import Workload
 from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.costs import parameter_costs
 
 
 @pytest.fixture
@@ -35,11 +37,14 @@ def counts_of(layout) -> torch.Tensor:
     return torch.stack([layout.counts(mask.kept.long()) for mask in masks])
 
 
-@pytest.mark.parametrize("model_type", ["llama", "opt", "phi"])
-def test_fit_predicts_the_times_of_known_coefficients(model_type):
-    layout = tiny_prunable(model_type).layout
+@pytest.mark.parametrize(
+    ("model_type", "heads"), [("llama", False), ("llama", True), ("opt", False), ("phi", False)]
+)
+def test_fit_predicts_the_times_of_known_coefficients(model_type, heads):
+    layout = replace(tiny_prunable(model_type), prunes_heads=heads).layout
     counts = counts_of(layout)
-    truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4], dtype=torch.float64)
+    per_heads = 5e-3 if heads else 0.0
+    truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4, 2e-3, per_heads], dtype=torch.float64)
     shares = features(layout, counts) @ truth
     costs = fit(layout, counts, shares)
     assert float(costs.constant_cost) == pytest.approx(0.2, rel=1e-6)
@@ -91,7 +96,7 @@ def test_correction_stops_where_no_model_is_that_small():
 def test_projection_spends_measured_prices(llama):
     layout = llama.layout
     counts = counts_of(layout)
-    truth = torch.tensor([0.1, 1e-5, 1e-5, 6e-5, 6e-5, 1e-4], dtype=torch.float64)
+    truth = torch.tensor([0.1, 1e-5, 1e-5, 6e-5, 6e-5, 1e-4, 1e-3, 0.0], dtype=torch.float64)
     costs = fit(layout, counts, features(layout, counts) @ truth)
     budget = Budget(layout, costs)
     scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
@@ -99,6 +104,40 @@ def test_projection_spends_measured_prices(llama):
     kept = layout.counts(project(scores, budget, 0.6 * full).kept.long())
     dearest = float(budget.entry_costs.max())
     assert 0.6 * full - dearest < float(budget.share(kept)) <= 0.6 * full
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_what_cuts_save_is_the_difference_to_the_site_whole(llama, heads):
+    layout = replace(llama, prunes_heads=heads).layout
+    counts = counts_of(layout)
+    truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4, 2e-3, 0.0], dtype=torch.float64)
+    costs = fit(layout, counts, features(layout, counts) @ truth)
+    for some in counts:
+        saved = costs.saved_by_cuts(some)
+        for site, length in enumerate(layout.lengths):
+            whole = some.clone()
+            whole[site] = length
+            assert float(saved[site]) == pytest.approx(
+                float(costs.cost(whole) - costs.cost(some)), abs=1e-9
+            )
+
+
+def test_no_site_is_cut_whose_selection_costs_more_than_it_saves(llama):
+    layout = llama.layout
+    lengths = torch.tensor(layout.lengths)
+    cheap = replace(parameter_costs(layout), per_cut=1.0)
+    dear = replace(cheap, per_cut=1e4)
+    scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
+    for share in (0.9, 0.7, 0.5):
+        counts = {
+            name: layout.counts(project(scores, Budget(layout, costs), share).kept.long())
+            for name, costs in (("cheap", cheap), ("dear", dear))
+        }
+        assert float(Budget(layout, dear).share(counts["dear"])) <= share
+        cut = {name: (found < lengths).view(-1, 5) for name, found in counts.items()}
+        assert cut["cheap"].all(0)[[0, 1, 2, 4]].any()
+        assert not cut["dear"][:, [0, 1, 2, 4]].any()
+        assert cut["dear"][:, 3].all()
 
 
 def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):

@@ -12,8 +12,10 @@ from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
+from disp_llm.config.names import HEADS, Site
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.selection import load_masks
+from disp_llm.masks.selection import MADE_AGAIN, load_masks
+from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
@@ -21,6 +23,7 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import stored_config
+from disp_llm.runs.tensors import read_tensors
 
 
 def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
@@ -48,7 +51,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
                 hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
             )
         process = start_process(replace(stored.machine, device=config.device))
-        settings = _of_this_size(config, stored)
+        settings = _of_this_size(config, replace(stored, sites=_sites_of(stored, run)))
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         board = scoreboard_of_run(stored, run)
         loaded, problem, sources = open_problem(job, Inputs())
@@ -69,6 +72,14 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         }
         write_run_page(run)
     return PruneResult(run.folder, figures, str(process.device))
+
+
+def _sites_of(stored: PruneConfig, run: Run) -> tuple[Site, ...]:
+    """The sites that the run has pruned at: KV heads may have been added to those of its method."""
+    usual = method_named(stored.method).sites
+    there = read_tensors(run.logits_file, MADE_AGAIN).tensors
+    heads = (HEADS,) if f"layers.0.{HEADS}" in there and HEADS not in usual else ()
+    return stored.sites or (*usual, *heads)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

@@ -4,6 +4,7 @@ import torch
 
 from disp_llm.commands.sizes import timed_workload
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Texts
@@ -13,14 +14,19 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import byte_costs, flop_costs
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import method_named
+from disp_llm.models.architectures import Family
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
 
-def sites_of(config: PruneConfig) -> tuple[str, ...]:
-    """Where entries may be pruned: as asked, or where the method prunes them."""
-    return config.sites or method_named(config.method).sites
+def sites_of(config: PruneConfig, family: Family) -> tuple[str, ...]:
+    """Where entries may be pruned: as asked, or where the method prunes them and, where time is the
+    budget, at KV heads too if the architecture can lose any."""
+    usual = method_named(config.method).sites
+    if config.budget.budget == "latency" and family.supports_head_pruning and HEADS not in usual:
+        usual = (*usual, HEADS)
+    return config.sites or usual
 
 
 def usual_settings(config: PruneConfig) -> PruneConfig:
@@ -46,7 +52,7 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         require_positions(dense.model, longest, "workload_length")
         workload = timed_workload(job.config.budget)
         costs = latency_costs(dense, workload, align, job.count("timing compact models"))
-    return Budget(layout, costs, sites_of(job.config), job.config.least_cut)
+    return Budget(layout, costs, sites_of(job.config, dense.family), job.config.least_cut)
 
 
 def refuse_impossible(problem: PruningProblem) -> None:

@@ -235,7 +235,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, Pruning
     sources = read_sources(config.text, inputs.texts, needs.learning)
     progress(2, 2)
     align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
-    dense = PrunableModel.of(loaded, HEADS in sites_of(config))
+    dense = PrunableModel.of(loaded, HEADS in sites_of(config, loaded.family))
     budget = budget_of(job, dense, align)
     keeps = config.learned_shares
     return loaded, PruningProblem(dense, Corpus(()), budget, keeps, align, job), sources

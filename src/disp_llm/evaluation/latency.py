@@ -3,10 +3,13 @@
 A few compact models of different shapes are timed against the dense one, in turn. Their times, as
 shares of the dense time, are fitted by what budgets can count:
 
-    share ≈ constant + a·Σ|S1|·qkv + b·Σ|S2|·q + c·Σ n·|S3|·|S4| + d·Σ|S4|·|S5| + e·Σ selected
+    share ≈ constant + a·Σ|S1|·qkv·h + b·Σ|S2|·q·h + c·Σ n·|S3|·|S4| + d·Σ|S4|·|S5|
+            + e·Σ selected + f·cut sites + g·Σ h
 
-for n projections that read for the MLP, with all coefficients ≥ 0. The fit is kept in the user's
-cache: a table of this machine, model and workload. Masks that were projected with these costs are
+for n projections that read for the MLP, h the share of a block's heads that is kept, and a
+selection in every site of the residual stream that is cut, with all coefficients ≥ 0. A site is cut
+only where that saves more than its selection takes. The fit is kept in the user's cache: a table of
+this machine, model and workload. Masks that were projected with these costs are
 then measured themselves, and the share is corrected until the measured one is what was asked for.
 
 L blocks, M measured shapes.
@@ -27,12 +30,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS
 from disp_llm.config.schema import Positive, Size
 from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep
 from disp_llm.evaluation.timing import Workload, in_turn, runner
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.costs import CostModel, parameter_costs
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.provenance import hardware, versions
@@ -40,18 +44,24 @@ from disp_llm.runs.provenance import hardware, versions
 logger = logging.getLogger(__name__)
 
 SHAPES = (
-    (0.9, 0.9, 0.9, 0.9, 0.9),
-    (0.7, 0.7, 0.7, 0.7, 0.7),
-    (0.5, 0.5, 0.5, 0.5, 0.5),
-    (0.3, 0.3, 0.3, 0.3, 0.3),
-    (0.9, 0.9, 0.4, 0.4, 0.4),
-    (0.3, 0.3, 0.8, 0.8, 0.8),
-    (0.3, 0.9, 0.6, 0.6, 0.6),
-    (0.9, 0.3, 0.6, 0.6, 0.6),
-    (0.6, 0.6, 0.3, 0.6, 0.9),
-    (0.6, 0.6, 0.9, 0.6, 0.3),
+    (0.8, 0.8, 0.8, 0.8, 0.8, 1.0),
+    (0.4, 0.4, 0.4, 0.4, 0.4, 1.0),
+    (0.9, 0.9, 0.4, 0.4, 0.4, 1.0),
+    (0.3, 0.9, 0.6, 0.6, 0.6, 1.0),
+    (0.9, 0.3, 0.6, 0.6, 0.6, 0.6),
+    (0.6, 0.6, 0.3, 0.6, 0.9, 1.0),
+    (0.6, 0.6, 0.9, 0.6, 0.3, 1.0),
+    (0.5, 1.0, 1.0, 0.7, 1.0, 1.0),
+    (1.0, 0.5, 1.0, 0.7, 1.0, 1.0),
+    (1.0, 1.0, 0.5, 0.7, 0.5, 1.0),
+    (1.0, 1.0, 1.0, 0.7, 1.0, 1.0),
+    (1.0, 1.0, 1.0, 0.4, 1.0, 1.0),
+    (1.0, 1.0, 1.0, 0.1, 1.0, 0.6),
+    (1.0, 1.0, 1.0, 0.6, 1.0, 0.6),
+    (1.0, 1.0, 1.0, 0.5, 1.0, 0.3),
 )
-"""Shares of each site's entries that are kept in the compact models that are timed."""
+"""Shares of each site's entries that are kept in the compact models that are timed; the last is
+that of KV heads, where they are a site."""
 
 ROUNDS = 9
 """How often each model is timed; the median counts."""
@@ -139,9 +149,10 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Mask
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
     kept = torch.zeros(layout.entries, dtype=torch.bool)
     for index, part in enumerate(layout.split(noise)):
-        share = (*shape, 1.0)[index % len(layout.sites)]
-        wanted = round(share * len(part) / align) * align
-        best = part.topk(min(max(wanted, align, 1), len(part))).indices
+        place = index % len(layout.sites)
+        of = 1 if layout.sites[place] == HEADS else align  # heads are no width
+        wanted = round(shape[place] * len(part) / of) * of
+        best = part.topk(min(max(wanted, of), len(part))).indices
         layout.split(kept)[index][best] = True
     return Masks(layout, kept, Selection(noise))
 
@@ -154,23 +165,31 @@ def measured_share(
     return statistics.median(second / first for first, second in zip(*times, strict=True))
 
 
-def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 6"]:
+def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 8"]:
     """What the coefficients multiply, for M sets of counts (M, S)."""
     widths = counts.double().view(len(counts), -1, len(layout.sites))  # (M, L, 5 or 6)
     s1, s2, s3, s4, s5 = widths[..., :5].unbind(-1)
     kept_heads = torch.ones_like(s1)
+    attention = torch.zeros_like(s1)  # without heads among the sites it is part of the constant
     if layout.blocks[0].heads:
-        kept_heads = widths[..., 5] / widths.new_tensor([block.heads for block in layout.blocks])
+        attention = kept_heads = widths[..., 5] / widths.new_tensor(
+            [block.heads for block in layout.blocks]
+        )
     per_block = torch.tensor(
         [(b.qkv, b.q, b.num_input_projections) for b in layout.blocks], dtype=torch.float64
     )
     qkv, q, n = per_block.unbind(-1)
+    hidden = torch.tensor([block.hidden for block in layout.blocks], dtype=torch.float64)
+    streams = torch.stack([s1, s2, s3, s5], -1)
+    cut = streams < hidden[:, None]
     columns = (
         s1 * qkv * kept_heads,
         s2 * q * kept_heads,
         n * s3 * s4,
         s4 * s5,
-        s1 + s2 + s3 + s5,
+        (streams * cut).sum(-1),
+        cut.double().sum(-1),
+        attention,
     )
     sums = torch.stack([column.sum(-1) for column in columns], -1)
     return torch.cat([torch.ones(len(counts), 1, dtype=torch.float64), sums], -1)
@@ -179,14 +198,17 @@ def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 6"]:
 def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
     """Least squares of relative errors with coefficients ≥ 0."""
     table = features(layout, counts)
-    scale = table.amax(0)
-    constant, a, b, c, d, e = (non_negative(table / scale / shares[:, None]) / scale).tolist()
+    scale = table.amax(0).clamp(min=torch.finfo(table.dtype).tiny)
+    found = (non_negative(table / scale / shares[:, None]) / scale).tolist()
+    constant, a, b, c, d, per_selected, per_cut, of_heads = found
     costs = parameter_costs(layout)
-    selected = torch.tensor([site in STREAM_SITES for site in layout.sites], dtype=torch.float64)
+    per_head = torch.tensor([site == HEADS for site in layout.sites], dtype=torch.float64)
     return replace(
         costs,
         constant_cost=constant,
-        per_entry=e * selected.expand(len(layout.blocks), -1),
+        per_entry=of_heads * per_head / costs.heads.clamp(min=1)[:, None],
+        per_selected=per_selected,
+        per_cut=per_cut,
         attention=costs.attention * torch.tensor([a, b], dtype=torch.float64),
         mlp_read=c * costs.mlp_read,
         mlp_write=d * costs.mlp_write,

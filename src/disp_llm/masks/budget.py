@@ -33,9 +33,16 @@ class Budget:
     """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
     for a site that is cut costs a selection, whatever its width."""
 
+    @property
+    def prices_cuts(self) -> bool:
+        """Whether it is known what a selection costs, so that `least_cut` need not stand for it."""
+        return self._limited.per_cut > 0 or self._limited.per_selected > 0
+
     def hardly_cut(self, counts: Float[Tensor, " S"]) -> Bool[Tensor, " S"]:
         """Which sites would lose fewer entries than pays for a selection; one inside a branch needs
         none."""
+        if self.prices_cuts:
+            return self._limited.saved_by_cuts(counts) <= 0
         streams = torch.tensor([site in STREAM_SITES for site in self.layout.sites])
         lengths = torch.tensor(self.layout.lengths, dtype=torch.float64)
         return (lengths - counts < self.least_cut * lengths) & streams.repeat(
@@ -149,7 +156,9 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
     groups = _Groups(means, sizes, group_site, torch.tensor(layout.lengths).double())
     kept_anyway = first | budget.never_pruned_sites.to(first.device)[group_site]
-    if budget.least_cut:  # first which sites are cut, then what of them, by the rest of the budget
+    if (
+        budget.least_cut or budget.prices_cuts
+    ):  # first which sites are cut, then what of them, by the rest of the budget
         kept_anyway = kept_anyway | groups.hardly_cut(budget, share, kept_anyway)
     order, low = groups.within(budget, share, kept_anyway)
     kept_group = torch.zeros(len(order), dtype=torch.bool, device=scores.device)
@@ -180,7 +189,9 @@ class _Groups:
         self, budget: Budget, share: float, kept_anyway: Bool[Tensor, " G"]
     ) -> Bool[Tensor, " G"]:
         """The groups of sites that are to keep all of theirs, since hardly any would be pruned."""
-        may_be_whole = ~budget.hardly_cut(self._counts(kept_anyway))  # where there is a choice
+        may_be_whole = torch.ones(len(self.lengths), dtype=torch.bool)
+        if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
+            may_be_whole = ~budget.hardly_cut(self._counts(kept_anyway))
         order, low = self.within(budget, share, kept_anyway, may_be_whole)
         whole = may_be_whole & budget.hardly_cut(self._counts(order[:low]))
         return whole.to(self.site.device)[self.site]

@@ -18,7 +18,8 @@ class CostModel:
 
     With |S1| to |S5| the widths of a block's sites and h the share of its KV heads that is kept:
     `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) + mlp_read·|S3|·|S4| +
-    mlp_write·|S4|·|S5|`.
+    mlp_write·|S4|·|S5| + Σ_cut sites (per_cut + per_selected·|S|)`; a site of the stream is
+    cut where it does not keep all of its entries.
     """
 
     constant_cost: float
@@ -33,11 +34,37 @@ class CostModel:
     """Cost of one pair of an mlp_mid and an mlp_out entry."""
     heads: Float[Tensor, " L"]
     """Number of KV heads, where they are a site."""
+    full: Float[Tensor, "L K"]
+    """Entries of each site."""
+    per_cut: float = 0.0
+    """Cost of the selection that a cut site of the residual stream takes, whatever its width."""
+    per_selected: float = 0.0
+    """Cost of one entry that is kept there."""
     dense_cost: float = 0.0
     """Cost of the dense model; a budget is a share of it."""
 
     def cost(self, counts: Tensor) -> Tensor:
         """From the ones of each of the S sites; exact in float64 and differentiable."""
+        return self._of_widths(counts) + self._of_selections(counts).sum()
+
+    def saved_by_cuts(self, counts: Tensor) -> Tensor:
+        """How much less the model costs since each of the S sites is cut, the others being as they
+        are; below 0 where the selection costs more than what is cut."""
+        widths = counts.detach().double().requires_grad_()
+        with torch.enable_grad():  # the cost of widths is linear in that of each site
+            (prices,) = torch.autograd.grad(self._of_widths(widths), widths)
+        cut = self.full.flatten().to(counts.device) - counts
+        return prices * cut - self._of_selections(counts).flatten()
+
+    def _of_selections(self, counts: Tensor) -> Tensor:
+        """What the selection of each site costs, (L, K)."""
+        full = self.full.to(counts.device)
+        widths = counts.double().view(full.shape)
+        streams = torch.tensor([True, True, True, False, True, False], device=counts.device)
+        cut = (widths < full) & streams[: full.shape[1]]
+        return cut * (self.per_cut + self.per_selected * widths)
+
+    def _of_widths(self, counts: Tensor) -> Tensor:
         widths = counts.double().view(len(self.mlp_read), -1)
         per_entry, attention, mlp_read, mlp_write, heads = (
             t.to(counts.device)
@@ -63,12 +90,16 @@ def parameter_costs(layout: Layout) -> CostModel:
         mlp_read=of_blocks([block.num_input_projections for block in layout.blocks]),
         mlp_write=of_blocks([1.0] * len(layout.blocks)),
         heads=of_blocks([block.heads for block in layout.blocks]),
+        full=of_blocks([block.lengths for block in layout.blocks]),
     )
     return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
 
 
 def _times(factor: float, costs: CostModel) -> CostModel:
-    names = ("constant_cost", "per_entry", "attention", "mlp_read", "mlp_write", "dense_cost")
+    names = (
+        "constant_cost", "per_entry", "attention", "mlp_read", "mlp_write", "per_cut",
+        "per_selected", "dense_cost",
+    )  # fmt: skip
     return replace(costs, **{name: factor * getattr(costs, name) for name in names})
 
 
