@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import SITES
+from disp_llm.config.names import HEADS, SITES
 from disp_llm.evaluation.benchmark import count
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import byte_costs, flop_costs, parameter_costs
+from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs, parameter_costs
 from disp_llm.masks.layout import BlockShape, Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
+from disp_llm.models.kv_cache import cached_tokens, empty_cache, with_cache
 
 
 @st.composite
@@ -264,3 +265,27 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     assert int(budget.dense_cost) == costs[0]
     assert int(budget.cost(layout.counts(masks.kept.long()))) == costs[1]
     assert 0.6 * costs[0] - float(budget.entry_costs.max()) < costs[1] <= 0.6 * costs[0]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "heads"),
+    [("llama", True), ("llama", False), ("mistral", True), ("gemma2", False), ("opt", False)],
+)
+def test_memory_is_that_of_the_weights_and_of_a_filled_cache(model_type, heads):
+    target = replace(tiny_prunable(model_type), prunes_heads=heads)
+    if hasattr(target.model.config, "sliding_window"):
+        target.model.config.sliding_window = 16  # reached by the 24 tokens below
+    layout, batch, length = target.layout, 2, 24
+    cached = cached_tokens(target.model, length, batch)
+    costs = memory_costs(layout, target.parameters, 4, cached)
+    budget = Budget(layout, costs, sites=(*SITES, HEADS) if heads else SITES)
+    scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1))
+    masks = Masks(layout, project(scores, budget, 0.75).kept, Selection(scores))
+    compact = compact_model(target, masks)
+    cache = empty_cache(compact)
+    with torch.no_grad():
+        compact(torch.ones(batch, length, dtype=torch.long), **with_cache(compact, cache))
+    held = [t.numel() for layer in cache.layers for t in (layer.keys, layer.values)]
+    weights = sum(parameter.numel() for parameter in compact.parameters())
+    assert float(budget.cost(masks.counts)) == 4 * (weights + sum(held))
+    assert 0.7 < float(budget.share(masks.counts)) <= 0.75

@@ -11,20 +11,22 @@ from disp_llm.data.tokens import Texts
 from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import byte_costs, flop_costs
+from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import method_named
 from disp_llm.models.architectures import Family
+from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
 
 def sites_of(config: PruneConfig, family: Family) -> tuple[str, ...]:
-    """Where entries may be pruned: as asked, or where the method prunes them and, where time is the
-    budget, at KV heads too if the architecture can lose any."""
+    """Where entries may be pruned: as asked, or where the method prunes them and, where time or
+    memory is the budget, at KV heads too if the architecture can lose any."""
     usual = method_named(config.method).sites
-    if config.budget.budget == "latency" and family.supports_head_pruning and HEADS not in usual:
+    limits_heads = config.budget.budget in ("latency", "memory")
+    if limits_heads and family.supports_head_pruning and HEADS not in usual:
         usual = (*usual, HEADS)
     return config.sites or usual
 
@@ -45,6 +47,11 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         costs = flop_costs(layout, dense.head_weight.numel())
     elif kind == "bytes":
         costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
+    elif kind == "memory":
+        settings = job.config.budget
+        require_positions(dense.model, settings.workload_length, "workload_length")
+        cached = cached_tokens(dense.model, settings.workload_length, settings.workload_batch)
+        costs = memory_costs(layout, dense.parameters, dense.head_weight.element_size(), cached)
     elif kind == "latency":
         # Not shortened where the default is too long: the name of a size tells the length.
         decoded = job.config.budget.workload == "decode"  # one token more than are cached

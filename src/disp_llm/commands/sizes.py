@@ -44,7 +44,7 @@ CHECK_TOKENS = 256
 
 def timed_workload(settings: BudgetConfig) -> Workload:
     """What a latency budget times."""
-    return Workload(settings.workload, settings.workload_length, 1)
+    return Workload(settings.workload, settings.workload_length, settings.workload_batch)
 
 
 def share_of_heads(masks: Masks) -> float:

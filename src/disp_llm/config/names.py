@@ -23,7 +23,7 @@ Estimator = Literal[
 
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
 
-BudgetKind = Literal["params", "flops", "bytes", "latency"]
+BudgetKind = Literal["params", "flops", "bytes", "memory", "latency"]
 
 Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads"]
 

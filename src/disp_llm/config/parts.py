@@ -144,41 +144,51 @@ class BudgetConfig:
 
     budget: BudgetKind = "params"
     """What --keep (params) or --target (the others) is a share of: block parameters, FLOPs of the
-    linear layers for one token, bytes of all weights, or the time of --workload, measured on this
-    machine."""
+    linear layers for one token, bytes of all weights (bytes), the same with the KV cache of
+    --workload-batch sequences of --workload-length tokens (memory), or the time of --workload,
+    measured on this machine (latency)."""
     target: tuple[float, ...] = ()
-    """Share of the dense model's FLOPs, bytes or time that is kept, in (0, 1]; in place of --keep.
-    """
+    """Share of the dense model's FLOPs, bytes, memory or time that is kept, in (0, 1]; in place of
+    --keep."""
     workload: Literal["prefill", "decode"] = "prefill"
     """What --budget latency times: a prompt, or one token after as many cached ones."""
     workload_length: int = 512
     """Tokens of that prompt or cache."""
+    workload_batch: int = 1
+    """Sequences that are read or written together."""
 
     def validate(self, keep: tuple[float, ...]) -> None:
         """Refuses a budget without its sizes, or sizes of another budget."""
         if self.budget == "params":
             if self.target:
                 raise InputError(
-                    "belongs to a `budget` of flops, bytes or latency",
+                    "belongs to a `budget` of flops, bytes, memory or latency",
                     field="target",
                     hint="add that, or give `keep`",
                 )
             require_sizes(keep=keep)
         else:
             require_sizes(target=self.target)
-        require_at_least(1, workload_length=self.workload_length)
+        require_at_least(
+            1, workload_length=self.workload_length, workload_batch=self.workload_batch
+        )
 
     def shares(self, keep: tuple[float, ...]) -> tuple[float, ...]:
         """The sizes that are to be written, as shares of what the budget limits."""
         return keep if self.budget == "params" else self.target
 
     def size_name(self, share: float) -> str:
-        """`0.6`, `bytes-0.6` or `latency-prefill-512-0.6`: what a size of a run is called in
-        results and file names."""
+        """`0.6`, `bytes-0.6`, `memory-8192x8-0.6` or `latency-prefill-512-0.6`: what a size of a
+        run is called in results and file names."""
         if self.budget == "params":
             return f"{share:g}"
-        timed = f"{self.workload}-{self.workload_length}-" if self.budget == "latency" else ""
-        return f"{self.budget}-{timed}{share:g}"
+        of = {"latency": f"{self.workload}-{self._tokens}-", "memory": f"{self._tokens}-"}
+        return f"{self.budget}-{of.get(self.budget, '')}{share:g}"
+
+    @property
+    def _tokens(self) -> str:
+        batch = f"x{self.workload_batch}" if self.workload_batch > 1 else ""
+        return f"{self.workload_length}{batch}"
 
 
 @dataclass(frozen=True)

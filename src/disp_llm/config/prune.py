@@ -50,7 +50,7 @@ class PruneConfig:
     prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
     mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
     `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks, but
-    vLLM cannot serve the result. --budget latency adds it by default."""
+    vLLM cannot serve the result. --budget latency and memory add it by default."""
     least_cut: float = 0.1
     """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,

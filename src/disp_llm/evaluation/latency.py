@@ -102,7 +102,7 @@ def latency_costs(
         on_shape: called with (done, total) after every compact model that is timed.
     """
     layout = target.layout
-    name = f"{table_key(target.model, workload.name, workload.length, align)}.json"
+    name = f"{table_key(target.model, asdict(workload), align)}.json"
     found: LatencyTable | None = cached(name, LatencyTable)
     rows = found.rows if found else []
     if not all(_fits(row, layout) for row in rows):

@@ -127,3 +127,26 @@ def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
         dense_cost=float(parameters),
     )
     return _times(float(itemsize), all_weights)
+
+
+def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[int]) -> CostModel:
+    """Bytes of all weights and of the keys and values of cached tokens.
+
+    Args:
+        cached: how many tokens each block holds, of all sequences together.
+    """
+    weights = byte_costs(layout, parameters, itemsize)
+    tokens = torch.tensor(cached, dtype=torch.float64)
+    of_token = torch.tensor([block.qkv - block.q for block in layout.blocks], dtype=torch.float64)
+    cache = itemsize * tokens * of_token  # of each block
+    per_entry, constant = weights.per_entry.clone(), weights.constant_cost
+    if layout.blocks[0].heads:
+        per_entry[:, -1] += cache / weights.heads
+    else:
+        constant += float(cache.sum())
+    return replace(
+        weights,
+        constant_cost=constant,
+        per_entry=per_entry,
+        dense_cost=weights.dense_cost + float(cache.sum()),
+    )

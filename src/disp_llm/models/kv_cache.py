@@ -52,6 +52,14 @@ def empty_cache(model: PreTrainedModel, length: int = 0) -> DynamicCache:
     return cache
 
 
+def cached_tokens(model: PreTrainedModel, length: int, batch: int) -> list[int]:
+    """How many tokens each layer holds of so many sequences; one with a sliding window holds what
+    the next token sees of those before it."""
+    layers = DynamicCache(config=model.config).layers
+    windows = [getattr(layer, "sliding_window", None) or length + 1 for layer in layers]
+    return [batch * min(length, window - 1) for window in windows]
+
+
 def with_cache(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
     """Arguments of a forward pass that goes on from a cache, and adds to it what it reads."""
     known = inspect.signature(model.forward).parameters

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from disp_llm.config.names import SITES
+from disp_llm.config.names import SITES, Site
 from disp_llm.masks.selection import Selection
 from disp_llm.training.problem import PruningProblem
 
@@ -20,7 +20,7 @@ class Method:
     """The paper: authors, title, where it can be found."""
     choose: Callable[[PruningProblem], Selection]
     """Gives every entry an importance; those with the highest are kept, as many as fit the size."""
-    sites: tuple[str, ...] = SITES
+    sites: tuple[Site, ...] = SITES
     """Where it prunes entries, unless the setting `sites` says otherwise."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
