@@ -193,8 +193,8 @@ def questions(tmp_path) -> Path:
 
 SMALL = """
     --steps 6 --length 32 --checkpoint-every 2 --calibration-sequences 4 --calibration-length 32
-    --context 32 --windows 4 --rounds 0 --batch 1 --dtype float32
-    --device cpu
+    --context 32 --windows 4 --rounds 0 --batch 1 --least-cut 0
+    --dtype float32 --device cpu
 """.split()
 """Flags of a run that takes a second."""
 
@@ -208,6 +208,7 @@ SETTINGS = {
     "windows": 4,
     "rounds": 0,
     "batch": 1,
+    "least_cut": 0.0,
     "dtype": "float32",
     "device": "cpu",
 }

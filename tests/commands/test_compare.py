@@ -8,11 +8,11 @@ import torch
 import transformers
 from conftest import byte_tokenizer, problem_of, run_command, tiny_model
 
-from disp_llm.commands import reference
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.config.names import compared_methods
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
+from disp_llm.evaluation import timing
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folding import fold_into_weights
@@ -185,9 +185,9 @@ def comparison(text_file, tmp_path_factory):
         "--rounds", 2, "--calibration-sequences", 4, "--calibration-length", 64,
         "--dtype", "float32", "--json",
     ]  # fmt: skip
-    short = {phase: replace(one, length=16) for phase, one in reference.WORKLOADS.items()}
+    short = tuple(replace(one, length=16) for one in timing.USUAL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "WORKLOADS", short)
+        patch.setattr(timing, "USUAL", short)
         done = run_command(*command)
         assert done.returncode == 0, done.stderr
         yield folder, command, json.loads(done.stdout)
@@ -274,8 +274,8 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
         "--text", text_file, "--output-dir", folder, "--context", 32, "--windows", 2,
         "--rounds", 1, "--dtype", "float32", "--suite", suite, "--json",
     ]  # fmt: skip
-    short = {phase: replace(one, length=16) for phase, one in reference.WORKLOADS.items()}
-    monkeypatch.setattr(reference, "WORKLOADS", short)
+    short = tuple(replace(one, length=16) for one in timing.USUAL)
+    monkeypatch.setattr(timing, "USUAL", short)
     measured = []
     monkeypatch.setattr(Scoreboard, "measure", counting(Scoreboard.measure, measured))
     done = run_command(*command)

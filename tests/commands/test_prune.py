@@ -20,6 +20,7 @@ from conftest import SMALL, byte_tokenizer, environment, run_command, run_proces
 from safetensors.torch import load_file
 
 from disp_llm.config.names import SITES
+from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.runs.folder import Run, clock
 
 
@@ -75,6 +76,25 @@ def test_masks_file_is_the_hand_over(small_run):
     } | {f"adapters.{n}.{part}" for n in range(3 * 7) for part in ("down", "up")}
     assert torch.equal(masks["layers.1.attn_in"], weights["model.layers.1.self_attn.kept_in"])
     assert torch.equal(masks["layers.2.mlp_out"], weights["model.layers.2.mlp.kept_out"])
+
+
+def test_whole_sites_have_no_selection(llama_folder, text_file, tmp_path):
+    """Without `least_cut` every site of the residual stream is cut; with it, only where it pays."""
+    selections = {}
+    for least in ("0", "0.5"):
+        folder = tmp_path / least
+        done = run_command(
+            "prune", llama_folder, "--text", text_file, "--keep", 0.6, "--output-dir", folder,
+            *SMALL, "--least-cut", least,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        masks = load_file(folder / "masks.safetensors")
+        weights = load_file(folder / "model" / "model.safetensors")
+        selections[least] = sum(name.endswith(("kept_in", "kept_out")) for name in weights)
+        streams = [f"layers.{i}.{site}" for i in range(3) for site in STREAM_SITES]
+        widths, full = [len(masks[name]) for name in streams], len(masks["logits.layers.0.attn_in"])
+        assert selections[least] == sum(width < full for width in widths)
+    assert selections["0.5"] < selections["0"]
 
 
 def test_export_makes_another_size_without_learning(own_run):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.autograd import DeviceType
 
-from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.evaluation.timing import Workload, in_turn, quartiles, runner
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.results import BenchComparison, BenchRow
 
@@ -69,7 +69,7 @@ def _row(
     """The figures of one model under one workload."""
     tokens = workload.batch * (workload.length if workload.phase == "prefill" else 1)
     median = statistics.median(seconds)
-    low, _, high = statistics.quantiles(seconds, n=4)
+    low, _, high = quartiles(seconds)
     return BenchRow(
         model=name,
         phase=workload.phase,
@@ -89,7 +89,7 @@ def compare(
 ) -> BenchComparison:
     """The second model's speed-up over the first, with its quartiles, and the counted one."""
     ratios = [first / second for first, second in zip(*times, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
+    low, median, high = quartiles(ratios)
     key = "flops" if workload.phase == "prefill" else "bytes_read"
     first, second = (getattr(one, key) for one in counted)
     return BenchComparison(

@@ -67,6 +67,11 @@ def in_turn(
     return times
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """The quartiles of one number or more, none of them outside of what was measured."""
+    return statistics.quantiles(values * (2 if len(values) == 1 else 1), n=4, method="inclusive")
+
+
 def speed_against(
     original: PreTrainedModel,
     model: PreTrainedModel,
@@ -88,7 +93,7 @@ def speed_against(
 
         dense, own = in_turn([runner(one, workload) for one in (original, model)], rounds, tick)
         ratios = [before / after for before, after in zip(dense, own, strict=True)]
-        low, middle, high = statistics.quantiles(ratios * (2 if rounds == 1 else 1), n=4)
+        low, middle, high = quartiles(ratios)
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(own),
             f"{phase}_dense_ms": 1e3 * statistics.median(dense),
