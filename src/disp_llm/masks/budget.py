@@ -156,9 +156,8 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
     groups = _Groups(means, sizes, group_site, torch.tensor(layout.lengths).double())
     kept_anyway = first | budget.never_pruned_sites.to(first.device)[group_site]
-    if (
-        budget.least_cut or budget.prices_cuts
-    ):  # first which sites are cut, then what of them, by the rest of the budget
+    if budget.least_cut or budget.prices_cuts:
+        # First which sites are cut, then what of them, by the rest of the budget.
         kept_anyway = kept_anyway | groups.hardly_cut(budget, share, kept_anyway)
     order, low = groups.within(budget, share, kept_anyway)
     kept_group = torch.zeros(len(order), dtype=torch.bool, device=scores.device)
