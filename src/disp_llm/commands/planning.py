@@ -151,6 +151,12 @@ def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:
     return calibration + learning
 
 
-def default_align(device: torch.device) -> int:
-    """Widths that GPU kernels like; a CPU takes any."""
-    return 1 if device.type == "cpu" else 64
+def default_align(dense: PrunableModel) -> int:
+    """Widths that kernels like; a narrow model on a CPU has none to spare."""
+    if dense.device.type != "cpu":
+        return 64
+    return 32 if dense.layout.blocks[0].hidden >= WIDE else 1
+
+
+WIDE = 512
+"""Residual stream from which multiples of 32 cost next to nothing (docs/experiment-log.md)."""

@@ -234,8 +234,8 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, Pruning
     needs = own_needs(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, needs.learning)
     progress(2, 2)
-    align = config.export.align or chosen_alignment(loaded.model) or default_align(device)
     dense = PrunableModel.of(loaded, HEADS in sites_of(config, loaded.family))
+    align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
     budget = budget_of(job, dense, align)
     keeps = config.learned_shares
     return loaded, PruningProblem(dense, Corpus(()), budget, keeps, align, job), sources

@@ -197,8 +197,8 @@ class OutputConfig:
 
     align: int = 0
     """Widths are multiples of this number. 0 = for `prune`, what `disp-llm doctor --measure` found
-    best for the model on this machine or, where it was not run, 1 on a CPU and 64 on a GPU; for
-    `export` and --resume, what the run has."""
+    best for the model on this machine or, where it was not run, 64 on a GPU and on a CPU 32, or 1
+    where the residual stream is narrower than 512; for `export` and --resume, what the run has."""
     max_shard_size: str = "5GB"
     """Largest size of one file of weights."""
 
