@@ -35,7 +35,7 @@ class CompareConfig:
     output_dir: Path = Path("comparison")
     """The folder of compare.json, compare.md, compare.png and the run folders. Rows that are there
     are not made again."""
-    steps: int = 300
+    steps: int = 150
     """Optimiser steps of the methods that learn."""
     length: int = TrainingConfig.length
     """Tokens of their learning windows."""

@@ -16,10 +16,9 @@ from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisati
 class TrainingConfig:
     """One training loop, whatever it trains."""
 
-    length: int = 256
-    """Tokens of a training window. Without the original as teacher (`distill`), short windows adapt
-    the model to the vocabulary of the learning text, at the cost of all other text
-    (docs/experiment-log.md)."""
+    length: int = 512
+    """Tokens of a training window. Short windows adapt the model to the vocabulary of the learning
+    text, or to having little context, at the cost of all other text (docs/experiment-log.md)."""
     batch: int = 2
     """Windows of one batch, in each process. Of several texts, a batch holds windows of as many as
     it can: the gradient of a step is then not that of one kind of text."""
@@ -74,7 +73,7 @@ class TrainingConfig:
 class LearnConfig:
     """What is learned about the masks; the weights of the model stay frozen."""
 
-    steps: int = 300
+    steps: int = 150
     """Optimiser steps."""
     minutes: float = 0.0
     """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
