@@ -20,7 +20,6 @@ def _weights_defaults() -> TrainingConfig:
         learning_rate=5e-4,
         warmup=0.05,
         clip=1.0,
-        distill=0.5,
         checkpoint_every=100,
     )
 
