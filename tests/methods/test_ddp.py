@@ -73,14 +73,14 @@ def test_the_first_step_differentiates_cross_entropy_and_twice_the_divergence(pr
     ddp.trained_gates(problem, kinds, steps=1)
     model, layout = problem.dense.model, problem.budget.layout
     noise = random_stream("steps", problem.seed, 0, 0)
-    tokens, _ = Mixture(problem.corpus).draw(1, 32, noise)
+    tokens, _ = Mixture(problem.corpus).draw(problem.training.batch, 32, noise)
     z = 1 + 0.01 * torch.randn(layout.entries, generator=random_stream("start", problem.seed))
     gated = kinds[0].entries | kinds[1].entries
-    dense = model(tokens).logits[0, :-1].log_softmax(-1)
+    dense = model(tokens).logits[:, :-1].log_softmax(-1)
     with masked(problem.dense) as masking:
         masking.set(torch.where(gated, z, 1.0))
-        given = model(tokens).logits[0, :-1].log_softmax(-1)
-    cross_entropy = -given[torch.arange(31), tokens[0, 1:]].mean()
+        given = model(tokens).logits[:, :-1].log_softmax(-1)
+    cross_entropy = -given.gather(-1, tokens[:, 1:, None]).mean()
     divergence = (dense.exp() * (dense - given)).sum(-1).mean()
     assert float(divergence) > 0
     assert seen[0]["loss"] == pytest.approx(float(cross_entropy + 2 * divergence), rel=1e-5)

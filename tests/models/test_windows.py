@@ -33,11 +33,11 @@ def windows(config) -> tuple[int, ...]:
 
 def test_default_windows_are_shortened_and_all_others_are_left(caplog):
     config = PruneConfig("x")
-    assert windows(config) == (1024, 1024, 512)
+    assert windows(config) == (1024, 512, 512)
     assert windows(within_positions(config, PruneConfig("x"), FEW)) == (128, 128, 128)
     assert caplog.messages == [
         "the model has 128 positions, to which were shortened: `context` 1024, "
-        "`calibration_length` 512, `length` 1024"
+        "`calibration_length` 512, `length` 512"
     ]
     asked = replace(config, evaluation=PerplexityConfig(2048), training=TrainingConfig(64))
     assert windows(within_positions(asked, PruneConfig("x"), FEW)) == (2048, 64, 128)
@@ -108,12 +108,13 @@ def test_prune_reads_as_much_as_there_is(run, folder, text_file):
     place, result, said = run
     assert said == [
         "the model has 128 positions, to which were shortened: `context` 1024, "
-        "`calibration_length` 512, `length` 1024"
+        "`calibration_length` 512, `length` 512"
     ]
     assert result["dense"]["window"] == result["models"][0]["window"] == 128
-    assert result["tokens_seen"] == 2 * 128 + 2 * 128
+    assert result["tokens_seen"] == 2 * 2 * 128 + 2 * 128
     stored = tomllib.loads((place / "config.toml").read_text())
-    assert stored["training"]["length"] == stored["evaluation"]["context"] == 1024
+    assert stored["training"]["length"] == 512
+    assert stored["evaluation"]["context"] == 1024
     again, _ = succeeded(
         "prune", folder, "--text", text_file, "--output-dir", place, "--resume", *LEARNS, *FLAGS
     )
