@@ -72,5 +72,5 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
         same = next(k for k in range(12) if found[i][k] != wanted[i][k])
         with torch.no_grad():
             logits = model(torch.tensor([prompts[i] + wanted[i][:same]])).logits[0, -1]
-        # llama.cpp keeps keys and values in float16: a gap of 0.0105 has parted them.
-        assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.03
+        # Gaps of 0.003 and 0.0105 have parted them; logits are some tens.
+        assert abs(float(logits[found[i][same]] - logits[wanted[i][same]])) < 0.02
