@@ -16,9 +16,17 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, environment, run_command, run_process
+from conftest import (
+    SMALL,
+    byte_tokenizer,
+    environment,
+    run_command,
+    run_process,
+    tiny_prunable,
+)
 from safetensors.torch import load_file
 
+from disp_llm.commands import planning
 from disp_llm.config.names import SITES
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.runs.folder import Run, clock
@@ -595,3 +603,10 @@ def test_careless_ranges(llama_folder, flags):
     done = run_command("prune", llama_folder, *flags)
     assert done.returncode == 2
     assert "--keep-range" in done.stderr
+
+
+def test_widths_are_multiples_of_32_where_the_model_is_wide_enough(monkeypatch):
+    narrow = tiny_prunable("llama")
+    assert planning.default_align(narrow) == 1
+    monkeypatch.setattr(planning, "WIDE", narrow.layout.blocks[0].hidden)
+    assert planning.default_align(narrow) == 32
