@@ -7,23 +7,22 @@ from typing import Any
 from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
-from disp_llm.commands.planning import require_one_size
+from disp_llm.commands.planning import require_one_size, sites_of
 from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
-from disp_llm.config.names import HEADS, Site
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.selection import MADE_AGAIN, load_masks
-from disp_llm.methods import method_named
+from disp_llm.masks.selection import load_masks
+from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name, start_process
+from disp_llm.models.loading import load_config
 from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import stored_config
-from disp_llm.runs.tensors import read_tensors
 
 
 def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
@@ -51,7 +50,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
                 hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
             )
         process = start_process(replace(stored.machine, device=config.device))
-        settings = _of_this_size(config, replace(stored, sites=_sites_of(stored, run)))
+        settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         board = scoreboard_of_run(stored, run)
         loaded, problem, sources = open_problem(job, Inputs())
@@ -74,19 +73,13 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
     return PruneResult(run.folder, figures, str(process.device))
 
 
-def _sites_of(stored: PruneConfig, run: Run) -> tuple[Site, ...]:
-    """The sites that the run has pruned at: KV heads may have been added to those of its method."""
-    usual = method_named(stored.method).sites
-    there = read_tensors(run.logits_file, MADE_AGAIN).tensors
-    heads = (HEADS,) if f"layers.0.{HEADS}" in there and HEADS not in usual else ()
-    return stored.sites or (*usual, *heads)
-
-
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
-    """The settings of the run with those of the new sizes in place of its own."""
+    """The settings of the run with those of the new sizes in place of its own; the sites are those
+    that its own budget gave it."""
     return replace(
         stored,
         keep=config.shares,
+        sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
         budget=replace(config.budget, target=config.shares),
         machine=replace(stored.machine, device=config.device),

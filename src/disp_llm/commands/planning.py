@@ -4,7 +4,7 @@ import torch
 
 from disp_llm.commands.sizes import timed_workload
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS
+from disp_llm.config.names import HEADS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Texts
@@ -21,7 +21,7 @@ from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
 
-def sites_of(config: PruneConfig, family: Family) -> tuple[str, ...]:
+def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     """Where entries may be pruned: as asked, or where the method prunes them and, where time or
     memory is the budget, at KV heads too if the architecture can lose any."""
     usual = method_named(config.method).sites
@@ -41,23 +41,22 @@ def usual_settings(config: PruneConfig) -> PruneConfig:
 
 def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
     """Counts what the settings name; times compact models first where that is latency."""
-    kind, layout = job.config.budget.budget, dense.layout
+    settings, layout = job.config.budget, dense.layout
     costs = None
-    if kind == "flops":
+    if settings.budget == "flops":
         costs = flop_costs(layout, dense.head_weight.numel())
-    elif kind == "bytes":
+    elif settings.budget == "bytes":
         costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
-    elif kind == "memory":
-        settings = job.config.budget
+    elif settings.budget == "memory":
         require_positions(dense.model, settings.workload_length, "workload_length")
         cached = cached_tokens(dense.model, settings.workload_length, settings.workload_batch)
         costs = memory_costs(layout, dense.parameters, dense.head_weight.element_size(), cached)
-    elif kind == "latency":
+    elif settings.budget == "latency":
         # Not shortened where the default is too long: the name of a size tells the length.
-        decoded = job.config.budget.workload == "decode"  # one token more than are cached
-        longest = job.config.budget.workload_length + decoded
+        decoded = settings.workload == "decode"  # one token more than are cached
+        longest = settings.workload_length + decoded
         require_positions(dense.model, longest, "workload_length")
-        workload = timed_workload(job.config.budget)
+        workload = timed_workload(settings)
         costs = latency_costs(dense, workload, align, job.count("timing compact models"))
     return Budget(layout, costs, sites_of(job.config, dense.family), job.config.least_cut)
 

@@ -198,7 +198,8 @@ def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 8"]:
 def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
     """Least squares of relative errors with coefficients ≥ 0."""
     table = features(layout, counts)
-    scale = table.amax(0).clamp(min=torch.finfo(table.dtype).tiny)
+    largest = table.amax(0)
+    scale = torch.where(largest > 0, largest, 1.0)  # no heads among the sites: a column of zeros
     found = (non_negative(table / scale / shares[:, None]) / scale).tolist()
     constant, a, b, c, d, per_selected, per_cut, of_heads = found
     costs = parameter_costs(layout)

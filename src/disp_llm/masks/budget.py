@@ -8,7 +8,7 @@ N entries of all sites, S sites (5 a block, 6 with heads), L blocks, G groups of
 one site.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.masks.costs import CostModel, parameter_costs
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import IN_STREAM, Layout
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Budget:
     """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
     for a site that is cut costs a selection, whatever its width."""
 
+    @cached_property
+    def lengths(self) -> Float[Tensor, " S"]:
+        """Entries of each site."""
+        return torch.tensor(self.layout.lengths, dtype=torch.float64)
+
     @property
     def prices_cuts(self) -> bool:
         """Whether it is known what a selection costs, so that `least_cut` need not stand for it."""
@@ -43,11 +48,9 @@ class Budget:
         none."""
         if self.prices_cuts:
             return self._limited.saved_by_cuts(counts) <= 0
-        streams = torch.tensor([site in STREAM_SITES for site in self.layout.sites])
-        lengths = torch.tensor(self.layout.lengths, dtype=torch.float64)
-        return (lengths - counts < self.least_cut * lengths) & streams.repeat(
-            len(self.layout.blocks)
-        )
+        streams = torch.tensor(IN_STREAM[: len(self.layout.sites)])
+        few = self.lengths - counts < self.least_cut * self.lengths
+        return few & streams.repeat(len(self.layout.blocks))
 
     @cached_property
     def never_pruned_sites(self) -> Bool[Tensor, " S"]:
@@ -154,7 +157,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     group, sizes, group_site, first = _groups(layout, align, scores.device)
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
     means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
-    groups = _Groups(means, sizes, group_site, torch.tensor(layout.lengths).double())
+    groups = _Groups(means, sizes.double(), group_site)
     kept_anyway = first | budget.never_pruned_sites.to(first.device)[group_site]
     if budget.least_cut or budget.prices_cuts:
         # First which sites are cut, then what of them, by the rest of the budget.
@@ -174,25 +177,23 @@ class _Groups:
     """Entries that are kept or pruned together."""
 
     means: Float[Tensor, " G"]
-    sizes: Int[Tensor, " G"]
+    sizes: Float[Tensor, " G"]
     site: Int[Tensor, " G"]
-    lengths: Float[Tensor, " S"]
-    """Entries of each site."""
 
-    def _counts(self, chosen: Int[Tensor, " C"] | Bool[Tensor, " G"]) -> Float[Tensor, " S"]:
+    def _counts(self, budget: Budget, chosen: Tensor | slice) -> Float[Tensor, " S"]:
         """How many entries of each site the chosen groups have."""
-        counts = torch.zeros(len(self.lengths), dtype=torch.float64, device=chosen.device)
-        return counts.index_add(0, self.site[chosen], self.sizes[chosen].double()).cpu()
+        counts = self.sizes.new_zeros(len(budget.lengths))
+        return counts.index_add(0, self.site[chosen], self.sizes[chosen]).cpu()
 
     def hardly_cut(
         self, budget: Budget, share: float, kept_anyway: Bool[Tensor, " G"]
     ) -> Bool[Tensor, " G"]:
         """The groups of sites that are to keep all of theirs, since hardly any would be pruned."""
-        may_be_whole = torch.ones(len(self.lengths), dtype=torch.bool)
+        may_be_whole = torch.ones(len(budget.lengths), dtype=torch.bool)
         if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
-            may_be_whole = ~budget.hardly_cut(self._counts(kept_anyway))
+            may_be_whole = ~budget.hardly_cut(self._counts(budget, kept_anyway))
         order, low = self.within(budget, share, kept_anyway, may_be_whole)
-        whole = may_be_whole & budget.hardly_cut(self._counts(order[:low]))
+        whole = may_be_whole & budget.hardly_cut(self._counts(budget, order[:low]))
         return whole.to(self.site.device)[self.site]
 
     def within(
@@ -214,13 +215,14 @@ class _Groups:
         order = torch.argsort(
             self.means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True
         )
+        ordered = replace(self, sizes=self.sizes[order], site=self.site[order])
         allowed = share * budget.dense_cost
 
         def cost(groups: int) -> float:
-            counts = self._counts(order[:groups])
+            counts = ordered._counts(budget, slice(groups))
             if may_be_whole is not None:
                 whole = may_be_whole & budget.hardly_cut(counts)
-                counts = torch.where(whole, self.lengths, counts)
+                counts = torch.where(whole, budget.lengths, counts)
             return float(budget.cost(counts))
 
         low, high = int(kept_anyway.sum()), len(order)  # low fits, everything above high does not

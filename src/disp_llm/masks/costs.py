@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import IN_STREAM, Layout
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CostModel:
         """What the selection of each site costs, (L, K)."""
         full = self.full.to(counts.device)
         widths = counts.double().view(full.shape)
-        streams = torch.tensor([True, True, True, False, True, False], device=counts.device)
+        streams = torch.tensor(IN_STREAM, device=counts.device)
         cut = (widths < full) & streams[: full.shape[1]]
         return cut * (self.per_cut + self.per_selected * widths)
 

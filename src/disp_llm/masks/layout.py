@@ -19,6 +19,9 @@ from disp_llm.models.architectures import Family
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 """Those whose entries are dimensions of the residual stream."""
 
+IN_STREAM = tuple(site in STREAM_SITES for site in (*SITES, HEADS))
+"""The same for each site of a block, in order."""
+
 
 @dataclass(frozen=True)
 class BlockShape:

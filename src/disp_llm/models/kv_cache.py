@@ -55,7 +55,7 @@ def empty_cache(model: PreTrainedModel, length: int = 0) -> DynamicCache:
 def cached_tokens(model: PreTrainedModel, length: int, batch: int) -> list[int]:
     """How many tokens each layer holds of so many sequences; one with a sliding window holds what
     the next token sees of those before it."""
-    layers = DynamicCache(config=model.config).layers
+    layers = empty_cache(model).layers
     windows = [getattr(layer, "sliding_window", None) or length + 1 for layer in layers]
     return [batch * min(length, window - 1) for window in windows]
 
