@@ -33,6 +33,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_llm.cli.main import main
 from disp_llm.commands import measuring
+from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
@@ -102,10 +103,17 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
     return model.eval().requires_grad_(False)
 
 
-def tiny_prunable(model_type: str, heads: bool = False, **changes) -> PrunableModel:
-    """A tiny model with its row of the table; with `heads`, KV heads are a site."""
+def tiny_prunable(
+    model_type: str, heads: bool = False, branches: bool = False, **changes
+) -> PrunableModel:
+    """A tiny model with its row of the table; with `heads` and `branches`, these are sites too."""
     model = tiny_model(model_type, **changes)
-    return PrunableModel(model, family_of(model.config), heads)
+    return PrunableModel(model, family_of(model.config), sites_with(heads, branches))
+
+
+def sites_with(heads: bool = False, branches: bool = False) -> tuple[Site, ...]:
+    """The five sites and what else may be pruned."""
+    return (*SITES, *((HEADS,) if heads else ()), *(BRANCHES if branches else ()))
 
 
 def masks_of(kind: str, layout, seed: int = 0) -> Masks:
@@ -308,7 +316,7 @@ def problem_of(
     """A tiny model with a text to calibrate on; with `heads`, dimensions are pruned where coupled
     methods prune them."""
     model = tiny_model(model_type, **changes)
-    dense = PrunableModel(model, family_of(model.config), heads)
+    dense = PrunableModel(model, family_of(model.config), sites_with(heads))
     budget = Budget(dense.layout, sites=COUPLED) if heads else Budget(dense.layout)
     corpus = Corpus((_tokens(text).clone(),))
     scores = ScoreConfig(calibration_sequences=4, calibration_length=32)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, run_command, tiny_prunable
+from conftest import SMALL, run_command, sites_with, tiny_prunable
 from damage import BYTES
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +19,7 @@ from disp_llm.evaluation.latency import (
     corrected,
     features,
     fit,
+    for_sites,
     masks_of_shape,
     non_negative,
 )
@@ -32,6 +33,13 @@ def llama():
     return tiny_prunable("llama")
 
 
+def times(heads: float = 0.0) -> torch.Tensor:
+    """Coefficients of a machine, in the order of `features`."""
+    attention = [3e-3, heads, 1e-5, 2e-5]
+    mlp = [4e-3, 1e-4, 4e-5, 8e-5]
+    return torch.tensor([0.2, *attention, *mlp, 3e-4, 2e-3], dtype=torch.float64)
+
+
 def counts_of(layout) -> torch.Tensor:
     masks = [masks_of_shape(layout, shape, align=1) for shape in SHAPES]
     return torch.stack([layout.counts(mask.kept.long()) for mask in masks])
@@ -41,16 +49,21 @@ def counts_of(layout) -> torch.Tensor:
     ("model_type", "heads"), [("llama", False), ("llama", True), ("opt", False), ("phi", False)]
 )
 def test_fit_predicts_the_times_of_known_coefficients(model_type, heads):
-    layout = replace(tiny_prunable(model_type), prunes_heads=heads).layout
+    layout = replace(tiny_prunable(model_type), sites=sites_with(heads, branches=True)).layout
     counts = counts_of(layout)
-    per_heads = 5e-3 if heads else 0.0
-    truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4, 2e-3, per_heads], dtype=torch.float64)
+    truth = times(heads=5e-3 if heads else 0.0)
     shares = features(layout, counts) @ truth
     costs = fit(layout, counts, shares)
     assert float(costs.constant_cost) == pytest.approx(0.2, rel=1e-6)
-    other = torch.tensor(layout.lengths) // 3 + 1
-    wanted = float(features(layout, other[None]) @ truth)
-    assert float(costs.cost(other)) == pytest.approx(wanted, rel=1e-6)
+    thin = torch.tensor(layout.lengths) // 3 + 1
+    without = thin.view(len(layout.blocks), -1).clone()
+    without[1, : without.shape[1] // 2], without[2] = thin[: without.shape[1] // 2], 0
+    for other in (thin, counts[0], counts[7], without.flatten()):
+        wanted = float(features(layout, other[None]) @ truth)
+        assert float(costs.cost(other)) == pytest.approx(wanted, rel=1e-6)
+    few = replace(tiny_prunable(model_type), sites=sites_with(heads)).layout
+    same = thin.view(len(layout.blocks), -1)[:, : len(few.sites)].flatten()
+    assert float(for_sites(costs, few).cost(same)) == pytest.approx(float(costs.cost(thin)))
 
 
 def test_least_squares_never_pays_for_removal():
@@ -94,10 +107,9 @@ def test_correction_stops_where_no_model_is_that_small():
 
 
 def test_projection_spends_measured_prices(llama):
-    layout = llama.layout
+    layout = replace(llama, sites=sites_with(branches=True)).layout
     counts = counts_of(layout)
-    truth = torch.tensor([0.1, 1e-5, 1e-5, 6e-5, 6e-5, 1e-4, 1e-3, 0.0], dtype=torch.float64)
-    costs = fit(layout, counts, features(layout, counts) @ truth)
+    costs = fit(layout, counts, features(layout, counts) @ times())
     budget = Budget(layout, costs)
     scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
     full = float(budget.share(torch.tensor(layout.lengths)))
@@ -108,11 +120,10 @@ def test_projection_spends_measured_prices(llama):
 
 @pytest.mark.parametrize("heads", [False, True])
 def test_what_cuts_save_is_the_difference_to_the_site_whole(llama, heads):
-    layout = replace(llama, prunes_heads=heads).layout
+    layout = replace(llama, sites=sites_with(heads, branches=True)).layout
     counts = counts_of(layout)
-    truth = torch.tensor([0.2, 1e-5, 2e-5, 4e-5, 8e-5, 3e-4, 2e-3, 0.0], dtype=torch.float64)
-    costs = fit(layout, counts, features(layout, counts) @ truth)
-    for some in counts:
+    costs = fit(layout, counts, features(layout, counts) @ times(heads=5e-3 if heads else 0.0))
+    for some in counts[8:]:  # those with all branches
         saved = costs.saved_by_cuts(some)
         for site, length in enumerate(layout.lengths):
             whole = some.clone()

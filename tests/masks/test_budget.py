@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_prunable
+from conftest import sites_with, tiny_prunable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -272,7 +272,7 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     [("llama", True), ("llama", False), ("mistral", True), ("gemma2", False), ("opt", False)],
 )
 def test_memory_is_that_of_the_weights_and_of_a_filled_cache(model_type, heads):
-    target = replace(tiny_prunable(model_type), prunes_heads=heads)
+    target = replace(tiny_prunable(model_type), sites=sites_with(heads))
     if hasattr(target.model.config, "sliding_window"):
         target.model.config.sliding_window = 16  # reached by the 24 tokens below
     layout, batch, length = target.layout, 2, 24

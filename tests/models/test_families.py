@@ -17,6 +17,7 @@ from conftest import (
     tiny_prunable,
 )
 from fresh import PROMPT
+from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
@@ -151,6 +152,62 @@ def test_whole_heads_can_go(model_type):
     assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
 
 
+def without_branches(target: PrunableModel, scales: torch.Tensor | None = None) -> Masks:
+    """Random masks; the second block has no attention, the third no MLP."""
+    layout = target.layout
+    kept = masks_of("random", layout).kept
+    for name, part in zip(layout.names, layout.split(kept), strict=True):
+        if name in ("layers.1.attention", "layers.2.mlp"):
+            part[:] = False
+    selection = Selection(torch.zeros(layout.entries), Compensation(scales))
+    return Masks(layout, layout.without_dropped(kept), selection)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_whole_branches_can_go(model_type, tmp_path):
+    heads = FAMILIES[model_type].supports_head_pruning
+    target = tiny_prunable(model_type, heads=heads, branches=True)
+    model, layout = target.model, target.layout
+    scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
+    masks = without_branches(target, scales)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    with masked(target) as masking:
+        masking.set(masks.kept * scales)
+        wanted = model(tokens).logits
+    with fold_into_weights(target, masks):
+        compact = compact_model(target, masks)
+    got = compact(tokens, use_cache=True)
+    assert (got.logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert_counted(target, compact, masks)
+    assert len(list(PrunableModel(compact, target.family).present)) == 2 * len(layout.blocks) - 2
+    prompt = tokens[:1]
+    for options in ({}, {"num_beams": 3}):
+        options |= {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        cached = compact.generate(prompt, use_cache=True, **options)
+        assert torch.equal(cached, compact.generate(prompt, use_cache=False, **options))
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert set(again.state_dict()) == set(compact.state_dict())
+
+
+def test_norms_go_with_their_branches():
+    """Where a block has norms that serve one branch alone, they are neither counted nor stored."""
+    for model_type in ("llama", "gemma2", "olmo2", "opt", "gpt_neox"):
+        target = tiny_prunable(model_type, branches=True)
+        compact = compact_model(target, without_branches(target))
+        blocks = PrunableModel(compact, target.family).blocks
+        norms = [
+            [name for name, part in block.named_modules() if "norm" in type(part).__name__.lower()]
+            for block in blocks
+        ]
+        whole, branches = norms[0], (target.family.attention, target.family.mlp)
+        for lost, branch in zip(norms[1:], branches, strict=True):
+            assert branch.norms
+            inside = tuple(f"{path}." for path in (branch.gather, branch.scatter))
+            left = [n for n in whole if n not in branch.norms and not n.startswith(inside)]
+            assert lost == left
+
+
 def test_families_that_cannot_lose_heads_say_so():
     target = tiny_prunable("gpt_neox", heads=True)
     with pytest.raises(InputError, match="gpt_neox cannot lose whole heads"):
@@ -180,7 +237,7 @@ def test_loss_equals_that_of_transformers(model_type):
 @pytest.mark.parametrize("model_type", ALL)
 def test_every_mask_entry_has_a_gradient(model_type):
     """A site whose hook sits on the wrong module would be exported right and never learned."""
-    target = tiny_prunable(model_type)
+    target = tiny_prunable(model_type, branches=True)
     layout = target.layout
     mask = torch.ones(layout.entries, requires_grad=True)
     tokens = torch.randint(4, VOCABULARY, (2, 19))

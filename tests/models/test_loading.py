@@ -205,7 +205,9 @@ def test_code_that_travels_refuses_damaged_indices_too(pruned):
     ("change", "said"),
     [
         (lambda d: d["widths"]["attn_in"].__setitem__(1, "a"), r"attn_in\[1\]: expected int"),
-        (lambda d: d["widths"]["attn_in"].__setitem__(1, 0), r"attn_in\[1\]: expected int >= 1"),
+        (lambda d: d["widths"]["attn_in"].__setitem__(1, 0), "attn_in: 0 in block 1"),
+        (lambda d: d["widths"].update(mlp=[1, 0, 1]), "mlp_in: [0-9]+ in block 1"),
+        (lambda d: d["widths"].update(mlp=[1, 2, 1]), r"mlp\[1\]: expected int <= 1"),
         (lambda d: d["widths"]["attn_in"].__setitem__(1, 33), "cannot be cut to"),
         (lambda d: d["widths"]["mlp_mid"].__setitem__(1, 49), "cannot be cut to"),
         (lambda d: d["widths"]["mlp_mid"].__setitem__(1, 48), "other shapes"),

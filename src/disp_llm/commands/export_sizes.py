@@ -7,7 +7,7 @@ from typing import Any
 from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
-from disp_llm.commands.planning import require_one_size, sites_of
+from disp_llm.commands.planning import require_possible, sites_of
 from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
@@ -40,7 +40,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
     config.validate()
     stored = stored_config(config.run)
     settled = (*stored.learned_shares, *config.shares)
-    require_one_size(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
+    require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run), caller.watching() as progress:
         run = Run(config.run, config.anyway)
         if not run.has(run.config_file) or not run.has(run.logits_file):

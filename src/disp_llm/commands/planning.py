@@ -4,7 +4,7 @@ import torch
 
 from disp_llm.commands.sizes import timed_workload
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS, Site
+from disp_llm.config.names import BRANCHES, HEADS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Texts
@@ -23,12 +23,14 @@ from disp_llm.training.problem import PruningProblem
 
 def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     """Where entries may be pruned: as asked, or where the method prunes them and, where time or
-    memory is the budget, at KV heads too if the architecture can lose any."""
-    usual = method_named(config.method).sites
-    limits_heads = config.budget.budget in ("latency", "memory")
-    if limits_heads and family.supports_head_pruning and HEADS not in usual:
-        usual = (*usual, HEADS)
-    return config.sites or usual
+    memory is the budget, at whatever else makes a model cheaper, if the architecture and the method
+    can do without: KV heads and whole branches."""
+    method = method_named(config.method)
+    more: tuple[Site, ...] = ()
+    if config.budget.budget in ("latency", "memory"):
+        heads = (HEADS,) if family.supports_head_pruning else ()
+        more = (*heads, *(BRANCHES if method.drops_branches else ()))
+    return config.sites or tuple(dict.fromkeys((*method.sites, *more)))
 
 
 def usual_settings(config: PruneConfig) -> PruneConfig:
@@ -65,7 +67,7 @@ def refuse_impossible(problem: PruningProblem) -> None:
     """Refuses, before any work and before a folder exists, a size below the smallest model and
     windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
-    require_one_size(config, config.learned_shares)
+    require_possible(config, config.learned_shares)
     if config.learn.minutes and not method_named(config.method).learns:
         raise InputError(
             f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
@@ -109,11 +111,12 @@ WRITING = 0.2
 """Share of `minutes` in which the model writes its own words."""
 
 
-def require_one_size(config: PruneConfig, shares: tuple[float, ...]) -> None:
-    """Refuses what a method that chooses for one size cannot give.
+def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
+    """Refuses what the method cannot give.
 
     Raises:
-        InputError: several sizes, another budget than parameters, or too few sites.
+        InputError: too few sites or whole branches; of a method that chooses for one size, several
+            sizes or another budget than parameters.
     """
     method = method_named(config.method)
     missing = set(method.sites) - set(config.sites or method.sites)
@@ -122,6 +125,12 @@ def require_one_size(config: PruneConfig, shares: tuple[float, ...]) -> None:
             f"the method {method.name} prunes {', '.join(sorted(missing))} too",
             field="sites",
             hint="leave it out",
+        )
+    if set(BRANCHES) & set(config.sites) and not method.drops_branches:
+        raise InputError(
+            f"the method {method.name} does not score whole branches",
+            field="sites",
+            hint=f"leave {' and '.join(BRANCHES)} out",
         )
     if method.one_size and len(shares) > 1:
         raise InputError(

@@ -33,7 +33,6 @@ from disp_llm.commands.planning import (
     usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.names import HEADS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources
@@ -234,7 +233,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, Pruning
     needs = own_needs(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, needs.learning)
     progress(2, 2)
-    dense = PrunableModel.of(loaded, HEADS in sites_of(config, loaded.family))
+    dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
     budget = budget_of(job, dense, align)
     keeps = config.learned_shares

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS
+from disp_llm.config.names import ATTENTION, HEADS
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
@@ -49,15 +48,21 @@ def timed_workload(settings: BudgetConfig) -> Workload:
 
 def share_of_heads(masks: Masks) -> float:
     """KV heads that are kept, and with them the KV cache, as a share of the dense model's."""
-    names, parts = masks.layout.names, masks.layout.split(masks.kept)
-    heads = [part for name, part in zip(names, parts, strict=True) if name.endswith(HEADS)]
-    return float(torch.cat(heads).double().mean()) if heads else 1.0
+    sites = masks.layout.sites
+    site = next((site for site in (HEADS, ATTENTION) if site in sites), None)
+    if site is None:
+        return 1.0
+    kept = masks.counts.view(-1, len(sites))[:, sites.index(site)]
+    there = masks.layout.blocks[0].lengths[sites.index(site)]
+    return float(kept.double().mean() / there)
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
-    """The masks of a size: the projection of the importance onto its budget."""
+    """The masks of a size: the projection of the importance onto its budget, and nothing inside of
+    a branch that is pruned as a whole."""
     kept = project(selection.importance, problem.budget, share, problem.align).kept
-    return Masks(problem.budget.layout, kept, selection)
+    layout = problem.budget.layout
+    return Masks(layout, layout.without_dropped(kept), selection)
 
 
 @dataclass(frozen=True)

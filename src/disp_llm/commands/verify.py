@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from disp_llm.compact.modeling_disp_llm import has_branch
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
 from disp_llm.config.verify import VerifyConfig
@@ -225,8 +226,11 @@ class Weights:
 
             branches: tuple[Branch, Branch] = target.branches
             for branch, prefix in zip(branches, ("attn", "mlp"), strict=True):
-                yield f"layers.{i}.{prefix}_in", indices(branch.gather, "kept_in")
-                yield f"layers.{i}.{prefix}_out", indices(branch.scatter, "kept_out")
+                there = has_branch(block, branch.scatter)
+                places = {"in": (branch.gather, "kept_in"), "out": (branch.scatter, "kept_out")}
+                for side, (path, buffer) in places.items():
+                    kept = indices(path, buffer) if there else torch.arange(0)
+                    yield f"layers.{i}.{prefix}_{side}", kept
             widths = getattr(target.model.config, "disp_llm", {}).get("widths", {})
             for site in set(widths) - {site for site in SITES if site != "mlp_mid"}:
                 yield f"layers.{i}.{site}", widths[site][i]

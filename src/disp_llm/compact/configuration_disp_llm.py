@@ -6,10 +6,12 @@ every architecture: a class is made when it is asked for by name.
 
     disp_llm = {
         "blocks": "layers",                       # path of the blocks in the base model
-        "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1},
+        "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1,
+                      "norms": [...]},
         "mlp": {...},                             # module paths are relative to a block
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
-                                                  # and "heads": KV heads, where some are pruned
+                                                  # and "heads": KV heads, where some are pruned;
+                                                  # "attention", "mlp": 0 where a block has none
         "biases": True,                           # where the layers that write have gained one
     }
 """

@@ -9,7 +9,8 @@ to the widths of the configuration, and two hooks a branch do the rest (arXiv 24
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
 
 `kept_in` and `kept_out` are int64 buffers of the module that the hook sits on. A branch that keeps
-all dimensions has neither buffer nor hook there.
+all dimensions has neither buffer nor hook there. Where a block has lost a whole branch, zeros stand
+in its place.
 
 D residual stream, K kept of it.
 """
@@ -53,6 +54,24 @@ class LinearWrapper(nn.Module):
     def forward(self, hidden):
         """What the layer does; the hooks gather before it and scatter after it."""
         return self.linear(hidden)
+
+
+class DroppedBranch(nn.Module):
+    """Stands where a branch was pruned as a whole, and hands on zeros, which a block then adds."""
+
+    def __init__(self, is_attention: bool):
+        super().__init__()
+        self.is_attention = is_attention
+
+    def forward(self, *args, **kwargs):
+        """Zeros as the hidden states, (..., D); attention gives its weights besides, None."""
+        zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
+        return (zeros, None) if self.is_attention else zeros
+
+
+def has_branch(block: nn.Module, scatter: str) -> bool:
+    """Whether the branch with its output there has not been pruned as a whole."""
+    return not isinstance(block.get_submodule(scatter), DroppedBranch)
 
 
 def linear_at(block: nn.Module, path: str) -> Any:
@@ -116,10 +135,11 @@ def shrink(base: Any, disp: dict) -> None:
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
     for i, block in enumerate(blocks):
         width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
-        for branch, site, middle in (
-            (disp["attention"], "attn", None),
-            (disp["mlp"], "mlp", width["mlp_mid"]),
-        ):
+        for name, site, middle in (("attention", "attn", None), ("mlp", "mlp", width["mlp_mid"])):
+            branch = disp[name]
+            if not width.get(name, 1):
+                _drop(block, branch, name == "attention")
+                continue
             reads = [block.get_submodule(path) for path in branch["reads"]]
             writes = block.get_submodule(branch["writes"])
             full = widths_of(reads[0])[0]
@@ -132,6 +152,14 @@ def shrink(base: Any, disp: dict) -> None:
             kept = width_of_kept_heads(base.config, width, widths_of(writes)[0])
             cut(writes, kept if middle is None else middle, kept_out)
             _add_hooks(block, branch, (kept_in, kept_out), full)
+
+
+def _drop(block: nn.Module, branch: dict, is_attention: bool) -> None:
+    """Takes a whole branch and its norms out of a block."""
+    present = {name for name, _ in block.named_modules()}
+    for path in present.intersection((*branch["norms"], branch["gather"])):
+        block.set_submodule(path, nn.Identity())
+    block.set_submodule(branch["scatter"], DroppedBranch(is_attention))
 
 
 def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int) -> None:

@@ -25,13 +25,30 @@ Parametrisation = Literal["logits", "hypernetwork", "heads"]
 
 BudgetKind = Literal["params", "flops", "bytes", "memory", "latency"]
 
-Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads"]
+Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "attention", "mlp"]
 
 SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
 """S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
 
 HEADS: Site = "heads"
 """A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
+
+ATTENTION: Site = "attention"
+MLP: Site = "mlp"
+BRANCHES: tuple[Site, ...] = (ATTENTION, MLP)
+"""Two more, only where they are asked for: the one entry of each is the whole branch of a block."""
+
+BRANCH_OF: dict[Site, Site] = {
+    "attn_in": ATTENTION,
+    "attn_out": ATTENTION,
+    "mlp_in": MLP,
+    "mlp_mid": MLP,
+    "mlp_out": MLP,
+    HEADS: ATTENTION,
+    ATTENTION: ATTENTION,
+    MLP: MLP,
+}
+"""The branch that a site lies in: without it, none of the site's entries is there."""
 
 LearningRateSchedule = Literal["cosine", "constant"]
 

@@ -14,7 +14,7 @@ from disp_llm.config.checks import (
 )
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import HEADS, SITES, Resume, Site, Tracker, mask_methods
+from disp_llm.config.names import BRANCHES, HEADS, SITES, Resume, Site, Tracker, mask_methods
 from disp_llm.config.parts import (
     BudgetConfig,
     MachineConfig,
@@ -50,7 +50,8 @@ class PruneConfig:
     prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
     mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
     `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks, but
-    vLLM cannot serve the result. --budget latency and memory add it by default."""
+    vLLM cannot serve the result. `attention` and `mlp` also prune those of a block as wholes, with
+    their norms. --budget latency and memory add all three by default."""
     least_cut: float = 0.1
     """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
@@ -130,7 +131,7 @@ class PruneConfig:
             )
 
     def _validate_names(self) -> None:
-        known = (*SITES, HEADS)
+        known = (*SITES, HEADS, *BRANCHES)
         for site in set(self.sites) - set(known):
             raise InputError(
                 f"no site '{site}'{nearest(site, list(known))}", field="sites", hint=f"use {known}"

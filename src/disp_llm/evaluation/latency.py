@@ -3,11 +3,12 @@
 A few compact models of different shapes are timed against the dense one, in turn. Their times, as
 shares of the dense time, are fitted by what budgets can count:
 
-    share ≈ constant + a·Σ|S1|·qkv·h + b·Σ|S2|·q·h + c·Σ n·|S3|·|S4| + d·Σ|S4|·|S5|
-            + e·Σ selected + f·cut sites + g·Σ h
+    share ≈ constant + a·attentions + b·Σ h + c·Σ|S1|·qkv·h + d·Σ|S2|·q·h
+            + e·MLPs + f·Σ|S4| + g·Σ n·|S3|·|S4| + i·Σ|S4|·|S5| + j·Σ selected + k·cut sites
 
 for n projections that read for the MLP, h the share of a block's heads that is kept, and a
-selection in every site of the residual stream that is cut, with all coefficients ≥ 0. A site is cut
+selection in every site of the residual stream that is cut, with all coefficients ≥ 0. Models that
+have only their attentions, or only their MLPs, tell apart what the two branches take. A site is cut
 only where that saves more than its selection takes. The fit is kept in the user's cache: a table of
 this machine, model and workload. Masks that were projected with these costs are
 then measured themselves, and the share is corrected until the measured one is what was asked for.
@@ -30,12 +31,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS
-from disp_llm.config.schema import Positive, Size
+from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, MLP, SITES
+from disp_llm.config.schema import Count, Positive
 from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep
 from disp_llm.evaluation.timing import Workload, in_turn, runner
 from disp_llm.export.cutting import compact_model
-from disp_llm.masks.costs import CostModel, parameter_costs
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.costs import CostModel, of_blocks, parameter_costs
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -44,26 +46,31 @@ from disp_llm.runs.provenance import hardware, versions
 logger = logging.getLogger(__name__)
 
 SHAPES = (
-    (0.8, 0.8, 0.8, 0.8, 0.8, 1.0),
-    (0.4, 0.4, 0.4, 0.4, 0.4, 1.0),
-    (0.9, 0.9, 0.4, 0.4, 0.4, 1.0),
-    (0.3, 0.9, 0.6, 0.6, 0.6, 1.0),
-    (0.9, 0.3, 0.6, 0.6, 0.6, 0.6),
-    (0.6, 0.6, 0.3, 0.6, 0.9, 1.0),
-    (0.6, 0.6, 0.9, 0.6, 0.3, 1.0),
-    (0.5, 1.0, 1.0, 0.7, 1.0, 1.0),
-    (1.0, 0.5, 1.0, 0.7, 1.0, 1.0),
-    (1.0, 1.0, 0.5, 0.7, 0.5, 1.0),
-    (1.0, 1.0, 1.0, 0.7, 1.0, 1.0),
-    (1.0, 1.0, 1.0, 0.4, 1.0, 1.0),
-    (1.0, 1.0, 1.0, 0.1, 1.0, 0.6),
-    (1.0, 1.0, 1.0, 0.6, 1.0, 0.6),
-    (1.0, 1.0, 1.0, 0.5, 1.0, 0.3),
+    # Branches by themselves: whole, and with one thing cut at a time.
+    (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+    (0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+    (1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+    (1.0, 1.0, 1.0, 1.0, 1.0, 0.4, 1.0, 0.0),
+    (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0),
+    (1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 1.0),
+    (1.0, 1.0, 1.0, 1.0, 0.5, 1.0, 0.0, 1.0),
+    (1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 0.0, 1.0),
+    # Whole models.
+    (0.8, 0.8, 0.8, 0.8, 0.8, 1.0, 1.0, 1.0),
+    (0.4, 0.4, 0.4, 0.4, 0.4, 1.0, 1.0, 1.0),
+    (0.9, 0.9, 0.4, 0.4, 0.4, 1.0, 1.0, 1.0),
+    (0.3, 0.9, 0.6, 0.6, 0.6, 1.0, 1.0, 1.0),
+    (0.9, 0.3, 0.6, 0.6, 0.6, 0.6, 1.0, 1.0),
+    (0.6, 0.6, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0),
+    (0.6, 0.6, 0.9, 0.6, 0.3, 1.0, 1.0, 1.0),
+    (1.0, 1.0, 1.0, 0.7, 1.0, 1.0, 1.0, 1.0),
+    (1.0, 1.0, 1.0, 0.4, 1.0, 0.6, 1.0, 1.0),
+    (1.0, 1.0, 1.0, 0.1, 1.0, 0.3, 1.0, 1.0),
 )
-"""Shares of each site's entries that are kept in the compact models that are timed; the last is
-that of KV heads, where they are a site."""
+"""Shares of each site's entries that are kept in the compact models that are timed: the five sites,
+KV heads where they are a site, and whether blocks have attention and MLP."""
 
-ROUNDS = 9
+ROUNDS = 7
 """How often each model is timed; the median counts."""
 
 TOLERANCE = 0.02
@@ -77,7 +84,7 @@ CORRECTIONS = 6
 class TimedShape:
     """One compact model that was timed."""
 
-    counts: list[Size]
+    counts: list[Count]
     """Widths of all sites."""
     share: Positive
     """Its time as a share of the dense model's."""
@@ -101,8 +108,10 @@ def latency_costs(
     Args:
         on_shape: called with (done, total) after every compact model that is timed.
     """
-    layout = target.layout
-    name = f"{table_key(target.model, asdict(workload), align)}.json"
+    # Branches are timed by themselves also where none is to be pruned.
+    timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
+    layout = timed.layout
+    name = f"{table_key(target.model, asdict(workload), align, layout.sites)}.json"
     found: LatencyTable | None = cached(name, LatencyTable)
     rows = found.rows if found else []
     if not all(_fits(row, layout) for row in rows):
@@ -111,13 +120,14 @@ def latency_costs(
     if not rows:
         for done, shape in enumerate(SHAPES, start=1):
             masks = masks_of_shape(layout, shape, align)
-            share = measured_share(target.model, compact_model(target, masks), workload)
+            share = measured_share(target.model, compact_model(timed, masks), workload)
             rows.append(TimedShape(masks.counts.tolist(), share))
             on_shape(done, len(SHAPES))
         told = {"workload": workload.name, "hardware": hardware()}
         keep(name, told | {"rows": [asdict(row) for row in rows]})
     counts = torch.tensor([row.counts for row in rows])
-    return fit(layout, counts, torch.tensor([row.share for row in rows], dtype=torch.float64))
+    shares = torch.tensor([row.share for row in rows], dtype=torch.float64)
+    return for_sites(fit(layout, counts, shares), target.layout)
 
 
 def _fits(row: TimedShape, layout: Layout) -> bool:
@@ -145,16 +155,22 @@ def table_key(model: PreTrainedModel, *more: object) -> str:
 
 
 def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Masks:
-    """Random masks that keep these shares of the entries of each site."""
+    """Random masks that keep these shares of the entries of each site; of the attention of a model
+    that has none, the first of each kind stays."""
+    shares: dict[str, float] = dict(zip((*SITES, HEADS, *BRANCHES), shape, strict=True))
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
-    kept = torch.zeros(layout.entries, dtype=torch.bool)
-    for index, part in enumerate(layout.split(noise)):
-        place = index % len(layout.sites)
-        of = 1 if layout.sites[place] == HEADS else align  # heads are no width
-        wanted = round(shape[place] * len(part) / of) * of
-        best = part.topk(min(max(wanted, of), len(part))).indices
-        layout.split(kept)[index][best] = True
-    return Masks(layout, kept, Selection(noise))
+    kept = Budget(layout, sites=layout.sites).never_pruned.clone()
+    for name, part, chosen in zip(
+        layout.names, layout.split(noise), layout.split(kept), strict=True
+    ):
+        site = name.rpartition(".")[2]
+        if site in BRANCHES:
+            chosen |= bool(shares[site])
+            continue
+        of = 1 if site == HEADS else align  # heads are no width
+        wanted = round(shares[site] * len(part) / of) * of
+        chosen[part.topk(min(max(wanted, of), len(part))).indices] = True
+    return Masks(layout, layout.without_dropped(kept), Selection(noise))
 
 
 def measured_share(
@@ -165,31 +181,32 @@ def measured_share(
     return statistics.median(second / first for first, second in zip(*times, strict=True))
 
 
-def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 8"]:
+def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 11"]:
     """What the coefficients multiply, for M sets of counts (M, S)."""
-    widths = counts.double().view(len(counts), -1, len(layout.sites))  # (M, L, 5 or 6)
+    widths = counts.double().view(len(counts), len(layout.blocks), -1)  # (M, L, K)
     s1, s2, s3, s4, s5 = widths[..., :5].unbind(-1)
-    kept_heads = torch.ones_like(s1)
-    attention = torch.zeros_like(s1)  # without heads among the sites it is part of the constant
-    if layout.blocks[0].heads:
-        attention = kept_heads = widths[..., 5] / widths.new_tensor(
-            [block.heads for block in layout.blocks]
-        )
-    per_block = torch.tensor(
-        [(b.qkv, b.q, b.num_input_projections) for b in layout.blocks], dtype=torch.float64
+    qkv, q, n, hidden, heads = (
+        of_blocks([getattr(block, name) for block in layout.blocks])
+        for name in ("qkv", "q", "num_input_projections", "hidden", "heads")
     )
-    qkv, q, n = per_block.unbind(-1)
-    hidden = torch.tensor([block.hidden for block in layout.blocks], dtype=torch.float64)
+    # What is pruned with its branch has no width.
+    attention, mlp = (s1 > 0).double(), (s3 > 0).double()
+    kept_heads = attention
+    if HEADS in layout.sites:
+        kept_heads = widths[..., layout.sites.index(HEADS)] / heads
     streams = torch.stack([s1, s2, s3, s5], -1)
-    cut = streams < hidden[:, None]
+    cut = (streams < hidden[:, None]) & (streams > 0)
     columns = (
+        attention,
+        kept_heads,
         s1 * qkv * kept_heads,
         s2 * q * kept_heads,
+        mlp,
+        s4,
         n * s3 * s4,
         s4 * s5,
         (streams * cut).sum(-1),
         cut.double().sum(-1),
-        attention,
     )
     sums = torch.stack([column.sum(-1) for column in columns], -1)
     return torch.cat([torch.ones(len(counts), 1, dtype=torch.float64), sums], -1)
@@ -198,22 +215,43 @@ def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 8"]:
 def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
     """Least squares of relative errors with coefficients ≥ 0."""
     table = features(layout, counts)
+    if HEADS not in layout.sites:
+        table[:, 2] = 0.0  # what all attentions have is part of what an attention costs
     largest = table.amax(0)
-    scale = torch.where(largest > 0, largest, 1.0)  # no heads among the sites: a column of zeros
+    scale = torch.where(largest > 0, largest, 1.0)
     found = (non_negative(table / scale / shares[:, None]) / scale).tolist()
-    constant, a, b, c, d, per_selected, per_cut, of_heads = found
+    constant, attention, heads, read, write, mlp, middle, up, down, per_selected, per_cut = found
     costs = parameter_costs(layout)
-    per_head = torch.tensor([site == HEADS for site in layout.sites], dtype=torch.float64)
+    per_entry = costs.per_entry.clone()
+    prices = {ATTENTION: attention, MLP: mlp, "mlp_mid": middle}
+    for place, site in enumerate(layout.sites):
+        per_entry[:, place] = prices.get(site, 0.0)
+    if HEADS in layout.sites:
+        of_head = heads / of_blocks([block.heads for block in layout.blocks])
+        per_entry[:, layout.sites.index(HEADS)] = of_head
     return replace(
         costs,
         constant_cost=constant,
-        per_entry=of_heads * per_head / costs.heads.clamp(min=1)[:, None],
+        per_entry=per_entry,
         per_selected=per_selected,
         per_cut=per_cut,
-        attention=costs.attention * torch.tensor([a, b], dtype=torch.float64),
-        mlp_read=c * costs.mlp_read,
-        mlp_write=d * costs.mlp_write,
+        attention=costs.attention * torch.tensor([read, write], dtype=torch.float64),
+        mlp_read=up * costs.mlp_read,
+        mlp_write=down * costs.mlp_write,
         dense_cost=1.0,
+    )
+
+
+def for_sites(costs: CostModel, layout: Layout) -> CostModel:
+    """The same costs where branches are no sites, so that all of them are there."""
+    if layout.sites == costs.layout.sites:
+        return costs
+    always = costs.per_entry[:, len(layout.sites) :].sum()
+    return replace(
+        costs,
+        layout=layout,
+        constant_cost=costs.constant_cost + float(always),
+        per_entry=costs.per_entry[:, : len(layout.sites)],
     )
 
 

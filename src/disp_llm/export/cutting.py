@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from disp_llm.compact import config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
-from disp_llm.config.names import HEADS, SITES
+from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.architectures import Branch
@@ -63,6 +63,9 @@ def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:
             state.cut(block.get_submodule(path), s3, middle)
         state.cut(block.get_submodule(mlp.writes), s4, s5)
         state.add_indices(block, mlp, (s3, s5), shape.hidden)
+        for name, branch in zip(BRANCHES, target.branches, strict=True):
+            if shape.branches and not len(indices[f"layers.{i}.{name}"]):
+                state.drop(block, branch)
     return state.tensors
 
 
@@ -107,6 +110,14 @@ class State:
                 self.tensors[f"{name}.{buffer}"] = indices
                 if path in (*branch.reads, branch.writes):  # a bare layer, which is then wrapped
                     self._wrap(name)
+
+    def drop(self, block: nn.Module, branch: Branch) -> None:
+        """Takes out all tensors of a branch and its norms."""
+        gone = {branch.gather, branch.scatter, *branch.norms}
+        modules = [module for path, module in block.named_modules() if path in gone]
+        prefixes = tuple(f"{self.names[id(module)]}." for module in modules)
+        for name in [name for name in self.tensors if name.startswith(prefixes)]:
+            del self.tensors[name]
 
     def _wrap(self, name: str) -> None:
         """Moves the parameters of a linear layer to where a `LinearWrapper` has them."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at, matrix_of, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS
+from disp_llm.config.names import ATTENTION, HEADS, MLP
 from disp_llm.masks.layout import BlockShape, Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks
@@ -59,7 +59,8 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
     """While the context lasts, the blocks carry what the selection has beside its masks.
 
     A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
-    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias. Adapters
+    mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias, one of a
+    whole branch all of these rows. Adapters
     are added to the weights before. What pruned columns of a layer that writes would have added on
     average becomes its bias. Products are rounded to the model's dtype, so that what is then masked
     is what is then exported. On a GPU the original weights wait in the machine's memory.
@@ -127,8 +128,10 @@ def _changes(masks: Masks) -> Iterator[Change]:
         if HEADS in scale:
             head_scales = _by_column(scale[HEADS], shape)
             kept_columns = _by_column(kept[HEADS], shape)
-        yield Change(scale["attn_in"], head_scales, scale["attn_out"], kept_columns)
-        yield Change(scale["mlp_in"], scale["mlp_mid"], scale["mlp_out"], kept["mlp_mid"])
+        rows = scale["attn_out"] * scale.get(ATTENTION, 1.0)
+        yield Change(scale["attn_in"], head_scales, rows, kept_columns)
+        rows = scale["mlp_out"] * scale.get(MLP, 1.0)
+        yield Change(scale["mlp_in"], scale["mlp_mid"], rows, kept["mlp_mid"])
 
 
 def _by_column(of_heads: Tensor, shape: BlockShape) -> Tensor:

@@ -27,11 +27,10 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
         InputError: the architecture is not in the table.
     """
     target = PrunableModel(model, family_of_any(model.config))
-    for block in target.blocks:
-        for branch in target.branches:
-            layers = [linear_at(block, path) for path in branch.reads]
-            if len(layers) > 1 and all(type(layer) is nn.Linear for layer in layers):
-                _join(layers)
+    for block, branch in target.present:
+        layers = [linear_at(block, path) for path in branch.reads]
+        if len(layers) > 1 and all(type(layer) is nn.Linear for layer in layers):
+            _join(layers)
     return model
 
 

@@ -4,11 +4,11 @@
 are one formula with costs of their own. `project` turns scores into the masks with the best scores
 that stay within a share of the dense model's cost, exactly, with aligned widths.
 
-N entries of all sites, S sites (5 a block, 6 with heads), L blocks, G groups of `align` entries of
+N entries of all sites, S sites (5 to 8 a block), L blocks, G groups of `align` entries of
 one site.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS, SITES
+from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, SITES
 from disp_llm.masks.costs import CostModel, parameter_costs
-from disp_llm.masks.layout import IN_STREAM, Layout
+from disp_llm.masks.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,22 @@ class Budget:
         """Which sites would lose fewer entries than pays for a selection; one inside a branch needs
         none."""
         if self.prices_cuts:
-            return self._limited.saved_by_cuts(counts) <= 0
-        streams = torch.tensor(IN_STREAM[: len(self.layout.sites)])
-        few = self.lengths - counts < self.least_cut * self.lengths
-        return few & streams.repeat(len(self.layout.blocks))
+            few = self._limited.saved_by_cuts(counts) <= 0
+        else:
+            few = self.lengths - counts < self.least_cut * self.lengths
+        return few & self.layout.in_stream
 
     @cached_property
     def never_pruned_sites(self) -> Bool[Tensor, " S"]:
-        """Which sites keep all of their entries."""
-        kept = torch.tensor([site not in self.sites for site in self.layout.sites])
-        return kept.repeat(len(self.layout.blocks))
+        """Which sites keep all of their entries: those that may not be pruned, and the first
+        attention of each kind, whose cache tells a model how much it has read."""
+        kept, kinds = [], set()
+        for block in self.layout.blocks:
+            first = block.kind not in kinds
+            kinds.add(block.kind)
+            for site in self.layout.sites:
+                kept.append(site not in self.sites or (site == ATTENTION and first))
+        return torch.tensor(kept)
 
     @cached_property
     def never_pruned(self) -> Bool[Tensor, " N"]:
@@ -145,7 +151,9 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
     One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
     by position and the waste is less than the next group. Every site keeps its best group, and one
-    that the budget never prunes, or of which it would prune hardly anything, keeps all.
+    that the budget never prunes, or of which it would prune hardly anything, keeps all. A whole
+    branch that there is no room for is passed over. What is kept inside of a pruned branch counts
+    nothing, but stays in the masks: it is what the branch would come back with.
 
     Raises:
         InputError: even the best group of every site is more than the budget.
@@ -179,6 +187,9 @@ class _Groups:
     means: Float[Tensor, " G"]
     sizes: Float[Tensor, " G"]
     site: Int[Tensor, " G"]
+
+    def _in_order(self, order: Int[Tensor, " G"]) -> "_Groups":
+        return _Groups(self.means[order], self.sizes[order], self.site[order])
 
     def _counts(self, budget: Budget, chosen: Tensor | slice) -> Float[Tensor, " S"]:
         """How many entries of each site the chosen groups have."""
@@ -215,7 +226,7 @@ class _Groups:
         order = torch.argsort(
             self.means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True
         )
-        ordered = replace(self, sizes=self.sizes[order], site=self.site[order])
+        ordered = self._in_order(order)
         allowed = share * budget.dense_cost
 
         def cost(groups: int) -> float:
@@ -232,10 +243,18 @@ class _Groups:
                 field=budget.field,
                 hint="ask for more, for a smaller `align`, or for more `sites`",
             )
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
-        return order, low
+        branches = torch.tensor([site in BRANCHES for site in budget.layout.sites])
+        end = high
+        while True:
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
+            if low == end or not branches[ordered.site[low] % len(branches)]:
+                return order, low
+            # No room for a whole branch: it comes last, and what follows it may still fit.
+            order = torch.cat([order[:low], order[low + 1 :], order[low : low + 1]])
+            ordered, end = self._in_order(order), end - 1
+            high = end
 
 
 @lru_cache(maxsize=4)  # the same at every step of a run
@@ -248,12 +267,13 @@ def _groups(
     """
     group, sizes, sites, first = [], [], [], []
     for index, length in enumerate(layout.lengths):
-        of = 1 if layout.sites[index % len(layout.sites)] == HEADS else align  # heads are no width
+        site = layout.sites[index % len(layout.sites)]
+        of = 1 if site == HEADS else align  # heads are no width
         count = -(-length // of)
         group.append(torch.arange(length) // of + sum(len(part) for part in sizes))
         sizes.append(torch.full((count,), of).clamp(max=length))
         sizes[-1][-1] = length - of * (count - 1)
         sites.append(torch.full((count,), index))
-        first.append(torch.arange(count) == 0)
+        first.append((torch.arange(count) == 0) & (site not in BRANCHES))
     joined = [torch.cat(parts).to(device) for parts in (group, sizes, sites, first)]
     return joined[0], joined[1], joined[2], joined[3]

@@ -1,15 +1,17 @@
 """What widths cost: parameters, FLOPs, bytes or time, all by one formula.
 
-S sites (5 a block, 6 with heads), K sites of a block, L blocks.
+S sites (5 to 8 a block), K sites of a block, L blocks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from disp_llm.masks.layout import IN_STREAM, Layout
+from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, HEADS
+from disp_llm.masks.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,11 @@ class CostModel:
     With |S1| to |S5| the widths of a block's sites and h the share of its KV heads that is kept:
     `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) + mlp_read·|S3|·|S4| +
     mlp_write·|S4|·|S5| + Σ_cut sites (per_cut + per_selected·|S|)`; a site of the stream is
-    cut where it does not keep all of its entries.
+    cut where it does not keep all of its entries. What lies in a branch that is not kept as a whole
+    costs nothing.
     """
 
+    layout: Layout
     constant_cost: float
     """Cost of everything that widths do not change."""
     per_entry: Float[Tensor, "L K"]
@@ -32,10 +36,6 @@ class CostModel:
     """Cost of one pair of an mlp_in and an mlp_mid entry."""
     mlp_write: Float[Tensor, " L"]
     """Cost of one pair of an mlp_mid and an mlp_out entry."""
-    heads: Float[Tensor, " L"]
-    """Number of KV heads, where they are a site."""
-    full: Float[Tensor, "L K"]
-    """Entries of each site."""
     per_cut: float = 0.0
     """Cost of the selection that a cut site of the residual stream takes, whatever its width."""
     per_selected: float = 0.0
@@ -53,44 +53,63 @@ class CostModel:
         widths = counts.detach().double().requires_grad_()
         with torch.enable_grad():  # the cost of widths is linear in that of each site
             (prices,) = torch.autograd.grad(self._of_widths(widths), widths)
-        cut = self.full.flatten().to(counts.device) - counts
-        return prices * cut - self._of_selections(counts).flatten()
+        cut = torch.tensor(self.layout.lengths, device=counts.device) - counts
+        return prices * cut - self._of_selections(counts)
 
     def _of_selections(self, counts: Tensor) -> Tensor:
-        """What the selection of each site costs, (L, K)."""
-        full = self.full.to(counts.device)
-        widths = counts.double().view(full.shape)
-        streams = torch.tensor(IN_STREAM, device=counts.device)
-        cut = (widths < full) & streams[: full.shape[1]]
-        return cut * (self.per_cut + self.per_selected * widths)
+        """What the selection of each site costs, (S)."""
+        lengths = torch.tensor(self.layout.lengths, device=counts.device)
+        cut = (counts < lengths) & self.layout.in_stream.to(counts.device)
+        stays = self._stays(self._by_block(counts)).flatten()
+        return cut * stays * (self.per_cut + self.per_selected * counts.double())
+
+    def _by_block(self, counts: Tensor) -> Float[Tensor, "L K"]:
+        return counts.double().view(len(self.layout.blocks), -1)
+
+    def _stays(self, widths: Float[Tensor, "L K"]) -> Float[Tensor, "L K"]:
+        """Whether the branch that each site lies in is there; 1 for the branches themselves, and
+        where these are no sites."""
+        sites = self.layout.sites
+        stays = torch.ones_like(widths)
+        for name in set(BRANCHES) & set(sites):
+            inside = torch.tensor([BRANCH_OF[site] == name != site for site in sites])
+            of_branch = widths[:, sites.index(name), None]
+            stays = torch.where(inside.to(widths.device), of_branch, stays)
+        return stays
 
     def _of_widths(self, counts: Tensor) -> Tensor:
-        widths = counts.double().view(len(self.mlp_read), -1)
-        per_entry, attention, mlp_read, mlp_write, heads = (
+        widths = self._by_block(counts)
+        per_entry, attention, mlp_read, mlp_write = (
             t.to(counts.device)
-            for t in (self.per_entry, self.attention, self.mlp_read, self.mlp_write, self.heads)
+            for t in (self.per_entry, self.attention, self.mlp_read, self.mlp_write)
         )
+        stays = self._stays(widths)
+        in_attention = attention * widths[:, :2] * stays[:, :2]
+        if HEADS in self.layout.sites:
+            heads = torch.tensor([block.heads for block in self.layout.blocks])
+            kept = widths[:, self.layout.sites.index(HEADS)] / heads.to(counts.device)
+            in_attention = in_attention * kept[:, None]
         s3, s4, s5 = widths[:, 2:5].unbind(-1)
-        kept_heads = widths[:, 5:] / heads[:, None] if widths.shape[1] > 5 else 1.0
-        in_attention = (attention * widths[:, :2] * kept_heads).sum()
-        in_mlp = (mlp_read * s3 * s4 + mlp_write * s4 * s5).sum()
-        return self.constant_cost + (per_entry * widths).sum() + in_attention + in_mlp
+        in_mlp = (mlp_read * s3 * s4 + mlp_write * s4 * s5) * stays[:, 3]
+        inside = per_entry * widths * stays
+        return self.constant_cost + inside.sum() + in_attention.sum() + in_mlp.sum()
+
+
+def of_blocks(numbers: Sequence) -> Tensor:
+    """Numbers of every block, exactly."""
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def parameter_costs(layout: Layout) -> CostModel:
     """Block parameters: the weights of the linear layers inside the blocks."""
 
-    def of_blocks(numbers: list) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.float64)
-
     costs = CostModel(
+        layout,
         constant_cost=0.0,
         per_entry=torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64),
         attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
         mlp_read=of_blocks([block.num_input_projections for block in layout.blocks]),
         mlp_write=of_blocks([1.0] * len(layout.blocks)),
-        heads=of_blocks([block.heads for block in layout.blocks]),
-        full=of_blocks([block.lengths for block in layout.blocks]),
     )
     return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
 
@@ -118,7 +137,7 @@ def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
 def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
     """Bytes of all weights of the model, biases, embeddings and head included."""
     weights = parameter_costs(layout)
-    biases = torch.tensor([block.biases for block in layout.blocks], dtype=torch.float64)
+    biases = of_blocks([block.biases for block in layout.blocks])
     in_blocks = weights.dense_cost + float((biases.flatten() * torch.tensor(layout.lengths)).sum())
     all_weights = replace(
         weights,
@@ -136,12 +155,14 @@ def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[in
         cached: how many tokens each block holds, of all sequences together.
     """
     weights = byte_costs(layout, parameters, itemsize)
-    tokens = torch.tensor(cached, dtype=torch.float64)
-    of_token = torch.tensor([block.qkv - block.q for block in layout.blocks], dtype=torch.float64)
-    cache = itemsize * tokens * of_token  # of each block
+    of_token = of_blocks([block.qkv - block.q for block in layout.blocks])
+    cache = itemsize * of_blocks(cached) * of_token  # of each block
     per_entry, constant = weights.per_entry.clone(), weights.constant_cost
-    if layout.blocks[0].heads:
-        per_entry[:, -1] += cache / weights.heads
+    if HEADS in layout.sites:
+        heads = of_blocks([block.heads for block in layout.blocks])
+        per_entry[:, layout.sites.index(HEADS)] += cache / heads
+    elif ATTENTION in layout.sites:
+        per_entry[:, layout.sites.index(ATTENTION)] += cache
     else:
         constant += float(cache.sum())
     return replace(

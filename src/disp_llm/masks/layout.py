@@ -1,26 +1,23 @@
 """Which stretch of the flat vector of entries is which site of which block.
 
-N entries of all sites, S sites (5 a block), L blocks.
+N entries of all sites, S sites (5 to 8 a block), L blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS, SITES
-from disp_llm.models.architectures import Family
+from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES, Site
+from disp_llm.models.architectures import Branch, Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 """Those whose entries are dimensions of the residual stream."""
-
-IN_STREAM = tuple(site in STREAM_SITES for site in (*SITES, HEADS))
-"""The same for each site of a block, in order."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,26 @@ class BlockShape:
     intermediate: int
     """F, width inside the MLP."""
     biases: tuple[int, ...]
-    """Bias numbers that go with one entry of each site (they follow their output dimension)."""
+    """Bias numbers that go with one entry of each site (they follow their output dimension); with a
+    whole branch, those of its norms as well."""
     heads: int = 0
     """KV heads, where they are a site; 0 where all of them stay."""
+    branches: bool = False
+    """Whether the attention and the MLP as wholes are sites."""
+    kind: str = ""
+    """Kind of attention, where a model has several (sliding or full)."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Names of the sites, in the order of their entries."""
+        heads = (HEADS,) if self.heads else ()
+        return (*SITES, *heads, *(BRANCHES if self.branches else ()))
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Entries of each site."""
-        five = (self.hidden, self.hidden, self.hidden, self.intermediate, self.hidden)
-        return (*five, self.heads) if self.heads else five
+        inside = {"mlp_mid": self.intermediate, HEADS: self.heads} | dict.fromkeys(BRANCHES, 1)
+        return tuple(inside.get(site, self.hidden) for site in self.sites)
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,15 @@ class Layout:
         return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in self.sites)
 
     @property
-    def sites(self) -> tuple[str, ...]:
+    def sites(self) -> tuple[Site, ...]:
         """Names of the sites of a block."""
-        return (*SITES, HEADS) if self.blocks[0].heads else SITES
+        return self.blocks[0].sites
+
+    @cached_property
+    def in_stream(self) -> Bool[Tensor, " S"]:
+        """Which sites lie in the residual stream."""
+        of_block = torch.tensor([site in STREAM_SITES for site in self.sites])
+        return of_block.repeat(len(self.blocks))
 
     @property
     def entries(self) -> int:
@@ -93,24 +107,66 @@ class Layout:
         sums = flat.new_zeros(len(self.lengths))
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
+    def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """The same masks with nothing kept inside of a branch that is not kept itself."""
+        if not self.blocks[0].branches:
+            return kept
+        places = [self.sites.index(BRANCH_OF[site]) for site in self.sites]
+        first = self.site_of_entry // len(self.sites) * len(self.sites)  # site of each block
+        branch = first + torch.tensor(places)[self.site_of_entry % len(self.sites)]
+        stays = self.counts(kept.long()) > 0
+        return kept & stays[branch.to(kept.device)]
 
-def layout_of(blocks: nn.ModuleList, config: Any, family: Family, heads: bool = False) -> Layout:
+
+def layout_of(
+    blocks: nn.ModuleList, config: Any, family: Family, sites: tuple[Site, ...] = SITES
+) -> Layout:
     """Measures every block of a model (on the meta device if need be).
 
     Args:
         config: the model's transformers configuration.
-        heads: whether KV heads are a site.
+        sites: those that masks are to have; the first five they have anyway, and both branches or
+            neither.
 
     Raises:
-        InputError: they are to be, and the family's attention cannot lose any.
+        InputError: KV heads are to be one, and the family's attention cannot lose any.
     """
-    if heads and not family.supports_head_pruning:
+    if HEADS in sites and not family.supports_head_pruning:
         raise InputError(
             f"{config.model_type} cannot lose whole heads", field="sites", hint="leave heads out"
         )
     text = config.get_text_config()
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return Layout(tuple(_measure(block, family, kv_heads if heads else 0) for block in blocks))
+    kinds = getattr(text, "layer_types", None) or [""] * len(blocks)
+    shapes = [_measure(block, family, kv_heads if HEADS in sites else 0) for block in blocks]
+    if set(BRANCHES) & set(sites):
+        shapes = [
+            replace(shape, branches=True, kind=kind, biases=_with_branches(block, family, shape))
+            for block, shape, kind in zip(blocks, shapes, kinds, strict=True)
+        ]
+    return Layout(tuple(shapes))
+
+
+def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:
+    """Bias numbers of all sites, with what else goes with each branch: all of its parameters that
+    are neither weights of linear layers nor counted with the sites inside."""
+    counted = dict.fromkeys(BRANCHES, 0)
+    for site, length, numbers in zip(shape.sites, shape.lengths, shape.biases, strict=True):
+        counted[BRANCH_OF[site]] += length * numbers
+    numbers = [
+        _numbers(block, branch) - counted[name]
+        for name, branch in zip(BRANCHES, (family.attention, family.mlp), strict=True)
+    ]
+    return (*shape.biases, *numbers)
+
+
+def _numbers(block: nn.Module, branch: Branch) -> int:
+    """Parameters of a branch and its norms, but for the weights of its linear layers."""
+    weights = {id(linear_at(block, path).weight) for path in (*branch.reads, branch.writes)}
+    paths = [branch.gather, branch.scatter, *branch.norms]
+    modules = [module for name, module in block.named_modules() if name in paths]
+    found = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(number for key, number in found.items() if key not in weights)
 
 
 def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:

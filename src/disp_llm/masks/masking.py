@@ -5,12 +5,14 @@ B batch, T tokens, N entries of all sites.
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from disp_llm.config.names import BRANCH_OF, HEADS
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
@@ -23,7 +25,7 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(self, layout: Layout, places: list[tuple[nn.Module, str, int]]):
+    def __init__(self, layout: Layout, places: "list[Place]"):
         self._layout, self._places = layout, places
         self._flat = torch.ones(layout.entries)
 
@@ -32,9 +34,13 @@ class Masking:
         batch."""
         self._flat = flat
         parts = flat.split(self._layout.lengths, dim=-1)
-        for (module, name, repeats), part in zip(self._places, parts, strict=True):
-            part = part.repeat_interleave(repeats, -1) if repeats > 1 else part
-            setattr(module, name, part.unsqueeze(-2) if flat.dim() > 1 else part)
+        of_site = dict(zip(self._layout.names, parts, strict=True))
+        for place in self._places:
+            part = of_site[place.site]
+            part = part.repeat_interleave(place.repeats, -1) if place.repeats > 1 else part
+            if place.branch:
+                part = part * of_site[place.branch]
+            setattr(place.module, place.name, part.unsqueeze(-2) if flat.dim() > 1 else part)
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
@@ -50,37 +56,56 @@ class Masking:
 MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a mask acts."""
+
+    module: nn.Module
+    name: str
+    """Of the attribute that its hook reads: at the module's input, or at its output."""
+    site: str
+    """Whose entries it has, such as `layers.3.attn_in`."""
+    repeats: int
+    """How many neighbouring numbers an entry stands for."""
+    branch: str
+    """The site of the whole branch, whose one entry multiplies this mask; "" = none does."""
+
+
 @contextlib.contextmanager
 def masked(target: PrunableModel) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
     layout = target.layout
     attention, mlp = target.branches
-    paths = [  # in the order of the sites
-        (attention.gather, MASK_IN),
-        (attention.scatter, MASK_OUT),
-        (mlp.gather, MASK_IN),
-        (mlp.writes, MASK_IN),
-        (mlp.scatter, MASK_OUT),
-        (attention.writes, MASK_IN),
-    ][: len(layout.sites)]
-    places: list[tuple[nn.Module, str, int]] = []
-    for block, shape in zip(target.blocks, layout.blocks, strict=True):
-        for path, name in paths:
+    paths = {
+        "attn_in": (attention.gather, MASK_IN),
+        "attn_out": (attention.scatter, MASK_OUT),
+        "mlp_in": (mlp.gather, MASK_IN),
+        "mlp_mid": (mlp.writes, MASK_IN),
+        "mlp_out": (mlp.scatter, MASK_OUT),
+        HEADS: (attention.writes, MASK_IN),
+    }
+    places: list[Place] = []
+    for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
+        for site, (path, name) in paths.items():
+            if site not in shape.sites:
+                continue
             # A head's mask lies on each of the numbers that it hands to the attention's write.
-            repeats = shape.q // shape.heads if path == attention.writes else 1
-            places.append((block.get_submodule(path), name, repeats))
+            repeats = shape.q // shape.heads if site == HEADS else 1
+            whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
+            module = block.get_submodule(path)
+            places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole))
     handles = (
-        module.register_forward_pre_hook(_on_input, with_kwargs=True)
-        if name == MASK_IN
-        else module.register_forward_hook(_on_output)
-        for module, name, _ in places
+        place.module.register_forward_pre_hook(_on_input, with_kwargs=True)
+        if place.name == MASK_IN
+        else place.module.register_forward_hook(_on_output)
+        for place in places
     )
     try:
         with hooks(handles):
             yield Masking(layout, places)
     finally:
-        for module, name, _ in places:
-            module.__dict__.pop(name, None)
+        for place in places:
+            place.module.__dict__.pop(place.name, None)
 
 
 def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
+from disp_llm.config.names import SITES, Site
 from disp_llm.masks.layout import Layout, layout_of
 from disp_llm.models.architectures import Branch, Family
 from disp_llm.models.loading import Loaded
@@ -25,13 +26,13 @@ class PrunableModel:
 
     model: PreTrainedModel
     family: Family
-    prunes_heads: bool = False
-    """Whether KV heads are a site."""
+    sites: tuple[Site, ...] = SITES
+    """The sites that masks of it have."""
 
     @classmethod
-    def of(cls, loaded: Loaded, prunes_heads: bool = False) -> "PrunableModel":
+    def of(cls, loaded: Loaded, sites: tuple[Site, ...] = SITES) -> "PrunableModel":
         """What was loaded."""
-        return cls(loaded.model, loaded.family, prunes_heads)
+        return cls(loaded.model, loaded.family, sites)
 
     @cached_property
     def layout(self) -> Layout:
@@ -41,7 +42,7 @@ class PrunableModel:
         Raises:
             InputError: KV heads are to be a site, and the family's attention cannot lose any.
         """
-        return layout_of(self.blocks, self.model.config, self.family, self.prunes_heads)
+        return layout_of(self.blocks, self.model.config, self.family, self.sites)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -56,14 +57,22 @@ class PrunableModel:
         return self.family.attention, self.family.mlp
 
     @property
+    def present(self) -> Iterator[tuple[nn.Module, Branch]]:
+        """Every branch that was not pruned as a whole, with its block, in order."""
+        for block in self.blocks:
+            for branch in self.branches:
+                if has_branch(block, branch.scatter):
+                    yield block, branch
+
+    @property
     def linear_paths(self) -> tuple[str, ...]:
         """Paths of the linear layers inside a block, in the order in which they run."""
         return tuple(path for branch in self.branches for path in (*branch.reads, branch.writes))
 
     def linears(self) -> Iterator[Any]:
         """All linear layers inside the blocks."""
-        for block in self.blocks:
-            for path in self.linear_paths:
+        for block, branch in self.present:
+            for path in (*branch.reads, branch.writes):
                 yield linear_at(block, path)
 
     @property

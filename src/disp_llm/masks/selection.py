@@ -6,7 +6,6 @@ N entries of all sites, M inputs of all layers that write, R rank, I inputs and 
 linear layer.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import BRANCHES
 from disp_llm.masks.layout import STREAM_SITES, Layout
 from disp_llm.runs.files import write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
 MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
 """What to do about a damaged masks file: learning goes on from its checkpoints."""
+
+
+UNKNOWN = 2**31
+"""Stands for a width that no model has."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ def kept_by_site(path: Path, widths: dict[str, int]) -> dict[str, list[Int[Tenso
     file = read_tensors(path, MADE_AGAIN)
     blocks = range(sum(name.startswith("layers.") for name in file.tensors) // len(widths))
     lengths = {  # all that is known of a site inside a block is the first block's width
-        f"layers.{i}.{site}": width if site in STREAM_SITES else sys.maxsize
+        f"layers.{i}.{site}": width if site in (*STREAM_SITES, *BRANCHES) else UNKNOWN
         for i in blocks
         for site, width in widths.items()
     }

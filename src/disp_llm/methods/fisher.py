@@ -58,4 +58,5 @@ METHOD = Method(
     title="Fisher scores",
     reference="this project (docs/how-it-works.md)",
     choose=fisher,
+    drops_branches=True,
 )

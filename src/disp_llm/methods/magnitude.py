@@ -37,7 +37,14 @@ def magnitude(problem: PruningProblem) -> Selection:
         if heads:
             rows = sum(linear.sum(1).view(heads, -1).sum(1) for linear in q_k_v)
             parts.append(rows + o.sum(0).view(heads, -1).sum(1))
+        if problem.budget.layout.blocks[0].branches:
+            parts += [_total(*q_k_v, o), _total(*gate_up, down)]
     return Selection(torch.cat(parts).log() - problem.budget.entry_costs.to(parts[0].device).log())
+
+
+def _total(*squares: Tensor) -> Float[Tensor, "1"]:
+    """The sum of all numbers of some tensors."""
+    return torch.stack([part.sum() for part in squares]).sum(0, keepdim=True)
 
 
 def _squares(linear: Any) -> Float[Tensor, "outputs inputs"]:
@@ -51,5 +58,6 @@ METHOD = Method(
     reference="Han et al., Learning both Weights and Connections for Efficient Neural Networks "
     "(arXiv 1506.02626)",
     choose=magnitude,
+    drops_branches=True,
     reads_text=False,
 )

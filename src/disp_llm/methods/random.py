@@ -20,5 +20,6 @@ METHOD = Method(
     title="Random",
     reference="none: what any method must beat",
     choose=random,
+    drops_branches=True,
     reads_text=False,
 )

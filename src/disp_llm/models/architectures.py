@@ -27,6 +27,9 @@ class Branch:
     """Module whose (first) output is that of `writes`: the output selection acts here."""
     fused: int = 1
     """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
+    norms: tuple[str, ...] = ()
+    """Norms that serve this branch alone, where a block has them: they go when it is pruned as a
+    whole."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,35 @@ class Family:
         }
 
 
-def _branch(module: str, reads: str, writes: str, fused: int = 1) -> Branch:
+def _branch(module: str, reads: str, writes: str, fused: int = 1, norms: str = "") -> Branch:
     """A branch that is one module: both selections act at its edges."""
     paths = tuple(f"{module}.{name}" for name in reads.split())
-    return Branch(paths, f"{module}.{writes}", module, module, fused)
+    return Branch(paths, f"{module}.{writes}", module, module, fused, tuple(norms.split()))
 
 
-_ATTENTION = _branch("self_attn", "q_proj k_proj v_proj", "o_proj")
-_GATED = _branch("mlp", "gate_proj up_proj", "down_proj")
+def _attention(norms: str) -> Branch:
+    return _branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms)
 
-# Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, OLMo 2, Granite.
-_LLAMA = Family("layers", _ATTENTION, _GATED, supports_head_pruning=True)
+
+def _gated(norms: str) -> Branch:
+    return _branch("mlp", "gate_proj up_proj", "down_proj", norms=norms)
+
+
+# Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, Granite.
+_LLAMA = Family(
+    "layers",
+    _attention("input_layernorm"),
+    _gated("post_attention_layernorm"),
+    supports_head_pruning=True,
+)
+# Norms before and after both branches.
+_GEMMA = replace(
+    _LLAMA,
+    attention=_attention("input_layernorm post_attention_layernorm"),
+    mlp=_gated("pre_feedforward_layernorm post_feedforward_layernorm"),
+    logits_softcap="final_logit_softcapping",
+    requires_bos=True,
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -86,16 +107,19 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _LLAMA,
     "smollm3": _LLAMA,
     # Norms of q and k span all heads (OLMo 2) or lie in a list, one a head (StableLM).
-    "olmo2": Family("layers", _ATTENTION, _GATED),
+    "olmo2": Family(
+        "layers", _attention("post_attention_layernorm"), _gated("post_feedforward_layernorm")
+    ),
     "gemma": replace(_LLAMA, requires_bos=True),
-    "gemma2": replace(_LLAMA, logits_softcap="final_logit_softcapping", requires_bos=True),
-    "gemma3_text": replace(_LLAMA, logits_softcap="final_logit_softcapping", requires_bos=True),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
-    "stablelm": Family("layers", _ATTENTION, _GATED),
+    # With parallel branches the first norm serves both and there is no second.
+    "stablelm": Family("layers", _attention(""), _gated("post_attention_layernorm")),
     "phi3": Family(
         "layers",
-        _branch("self_attn", "qkv_proj", "o_proj"),
-        _branch("mlp", "gate_up_proj", "down_proj", fused=2),
+        _branch("self_attn", "qkv_proj", "o_proj", norms="input_layernorm"),
+        _branch("mlp", "gate_up_proj", "down_proj", 2, norms="post_attention_layernorm"),
     ),
     "phi": Family(
         "layers",
@@ -105,9 +129,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "opt": Family(
         "decoder.layers",
-        _branch("self_attn", "q_proj k_proj v_proj", "out_proj"),
+        _branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
         # OPT has no MLP module: fc1 and fc2 are children of the block.
-        Branch(("fc1",), "fc2", gather="fc1", scatter="fc2"),
+        Branch(("fc1",), "fc2", gather="fc1", scatter="fc2", norms=("final_layer_norm",)),
         refused=(
             (
                 "do_layer_norm_before",
@@ -118,18 +142,19 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_neox": Family(
         "layers",
-        _branch("attention", "query_key_value", "dense"),
-        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h"),
+        _branch("attention", "query_key_value", "dense", norms="input_layernorm"),
+        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="post_attention_layernorm"),
     ),
     "gpt2": Family(
         "h",
-        _branch("attn", "c_attn", "c_proj"),
-        _branch("mlp", "c_fc", "c_proj"),
+        _branch("attn", "c_attn", "c_proj", norms="ln_1"),
+        _branch("mlp", "c_fc", "c_proj", norms="ln_2"),
     ),
+    # Its norms are the branches' own in the newer form only.
     "falcon": Family(
         "h",
-        _branch("self_attention", "query_key_value", "dense"),
-        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h"),
+        _branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
+        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
     ),
 }
 """The rows that come with this package, and those of `register_architecture`."""

@@ -7,23 +7,28 @@ import msgspec
 from transformers import PreTrainedConfig
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.schema import as_type
+from disp_llm.config.names import BRANCH_OF
+from disp_llm.config.schema import Count, as_type
 from disp_llm.models.architectures import Branch
 
-Width = Annotated[int, msgspec.Meta(ge=1)]
+Whether = Annotated[int, msgspec.Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class Widths:
     """What every block has left of each site, one number a block."""
 
-    attn_in: list[Width]
-    attn_out: list[Width]
-    mlp_in: list[Width]
-    mlp_mid: list[Width]
-    mlp_out: list[Width]
-    heads: list[Width] = field(default_factory=list)
+    attn_in: list[Count]
+    attn_out: list[Count]
+    mlp_in: list[Count]
+    mlp_mid: list[Count]
+    mlp_out: list[Count]
+    heads: list[Count] = field(default_factory=list)
     """KV heads, where some are pruned."""
+    attention: list[Whether] = field(default_factory=list)
+    """Which blocks have an attention, where some have none."""
+    mlp: list[Whether] = field(default_factory=list)
+    """Which blocks have an MLP, where some have none."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,20 @@ def require_widths(config: PreTrainedConfig, file: str, hint: str) -> None:
     stated = getattr(config, "disp_llm", None)
     as_type({"disp_llm": stated}, PrunedConfig, field=file, hint=hint)
     assert stated is not None
-    known, blocks = [site.name for site in fields(Widths)], config.get_text_config()
+    known, count = (
+        [site.name for site in fields(Widths)],
+        config.get_text_config().num_hidden_layers,
+    )
     for site, widths in stated["widths"].items():
-        wrong = f"{len(widths)} widths for {blocks.num_hidden_layers} blocks"
+        wrong = ""
         if site not in known:
             wrong = f"is no site, they are {', '.join(known)}"
-        elif len(widths) == blocks.num_hidden_layers:
-            continue
-        raise InputError(f"disp_llm.widths.{site}: {wrong}", field=file, hint=hint)
+        elif len(widths) != count:
+            wrong = f"{len(widths)} widths for {count} blocks"
+        else:
+            there = stated["widths"].get(BRANCH_OF[site]) or [1] * count
+            for block, (width, kept) in enumerate(zip(widths, there, strict=True)):
+                if (width > 0) != (kept > 0):
+                    wrong = f"{width} in block {block}"
+        if wrong:
+            raise InputError(f"disp_llm.widths.{site}: {wrong}", field=file, hint=hint)

@@ -58,6 +58,7 @@ def draw_masks(masks: Masks, path: Path) -> None:
     """
     sites = masks.layout.sites
     parts = [part.numpy() for part in masks.layout.split(masks.kept)]
+    of_site: dict[str, list[np.ndarray]]
     of_site = {site: parts[place :: len(sites)] for place, site in enumerate(sites)}
     stream = [site for site in STREAM_SITES if site in of_site]
     figure = canvas(9.6, 6.4)

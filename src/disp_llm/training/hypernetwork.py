@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from disp_llm.config.names import HEADS
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout
 
 INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 128 numbers
 
@@ -100,7 +99,7 @@ def shared_entries(layout: Layout) -> tuple[list[int], Int[Tensor, " N"]]:
     lengths, index = [hidden], []
     for block in layout.blocks:
         for site, length in zip(layout.sites, block.lengths, strict=True):
-            own = site in ("mlp_mid", HEADS)
+            own = site not in STREAM_SITES
             index.append(torch.arange(length) + (sum(lengths) if own else 0))
             if own:
                 lengths.append(length)

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.config.names import HEADS, SITES
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -51,7 +52,7 @@ def greedy(problem: PruningProblem) -> Maker:
     """
 
     def make(share: float) -> BaselineModel:
-        layout = replace(problem.dense, prunes_heads=True).layout
+        layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
         sizes = [sizes_of(shape, share) for shape in layout.blocks]
         pruned = copied(problem)
         attention, mlp = pruned.branches

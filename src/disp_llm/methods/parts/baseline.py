@@ -57,7 +57,7 @@ class Baseline:
 def copied(problem: PruningProblem) -> PrunableModel:
     """A copy of the dense model that may be changed in place."""
     dense = problem.dense
-    return PrunableModel(copy.deepcopy(dense.model), dense.family, dense.prunes_heads)
+    return PrunableModel(copy.deepcopy(dense.model), dense.family, dense.sites)
 
 
 def as_stored(prunable: PrunableModel) -> BaselineModel:

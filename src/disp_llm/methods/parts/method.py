@@ -22,6 +22,8 @@ class Method:
     """Gives every entry an importance; those with the highest are kept, as many as fit the size."""
     sites: tuple[Site, ...] = SITES
     """Where it prunes entries, unless the setting `sites` says otherwise."""
+    drops_branches: bool = False
+    """Whether it gives whole branches an importance, where they are sites."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
     learns: bool = False
