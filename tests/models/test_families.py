@@ -15,6 +15,7 @@ from conftest import (
     tiny_config,
     tiny_model,
     tiny_prunable,
+    without_branches,
 )
 from fresh import PROMPT
 from transformers import AutoModelForCausalLM
@@ -150,17 +151,6 @@ def test_whole_heads_can_go(model_type):
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     cached = compact.generate(tokens[:1], use_cache=True, **options)
     assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
-
-
-def without_branches(target: PrunableModel, scales: torch.Tensor | None = None) -> Masks:
-    """Random masks; the second block has no attention, the third no MLP."""
-    layout = target.layout
-    kept = masks_of("random", layout).kept
-    for name, part in zip(layout.names, layout.split(kept), strict=True):
-        if name in ("layers.1.attention", "layers.2.mlp"):
-            part[:] = False
-    selection = Selection(torch.zeros(layout.entries), Compensation(scales))
-    return Masks(layout, layout.without_dropped(kept), selection)
 
 
 @pytest.mark.parametrize("model_type", ALL)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, HEADS
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
@@ -44,17 +43,6 @@ CHECK_TOKENS = 256
 def timed_workload(settings: BudgetConfig) -> Workload:
     """What a latency budget times."""
     return Workload(settings.workload, settings.workload_length, settings.workload_batch)
-
-
-def share_of_heads(masks: Masks) -> float:
-    """KV heads that are kept, and with them the KV cache, as a share of the dense model's."""
-    sites = masks.layout.sites
-    site = next((site for site in (HEADS, ATTENTION) if site in sites), None)
-    if site is None:
-        return 1.0
-    kept = masks.counts.view(-1, len(sites))[:, sites.index(site)]
-    there = masks.layout.blocks[0].lengths[sites.index(site)]
-    return float(kept.double().mean() / there)
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
@@ -231,7 +219,9 @@ class SizeWriter:
             block_parameters=compact.block_parameters,
             share_of_budget=float(self.problem.budget.share(masks.counts)),
             align=self.problem.align,
-            kv_cache=share_of_heads(masks),
+            kv_cache=masks.kv_cache,
+            heads_pruned=masks.heads_pruned,
+            dropped=masks.dropped,
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,

@@ -136,6 +136,8 @@ class SizeResult:
     align: Size
     kv_cache: Amount
     """Size of the KV cache as a share of the original's."""
+    heads_pruned: bool
+    """Whether KV heads are pruned, which vLLM cannot serve."""
     scaled: bool
     """Whether scales are folded into the weights."""
     biased: bool
@@ -146,6 +148,9 @@ class SizeResult:
     """Width of every site of the first block in the dense model."""
     sample: str
     folder: str
+    dropped: dict[str, Count] = field(default_factory=dict)
+    """Number of blocks that have lost their `attention`, and their `mlp`, where whole branches may
+    be pruned."""
     latency: dict[str, Any] = field(default_factory=dict)
     """A `Timing` where time is the budget, else empty."""
     speed: dict[str, Positive] = field(default_factory=dict)
@@ -166,6 +171,15 @@ class SizeResult:
     def share_measured(self) -> float:
         """Share of what the budget limits: measured where that is time, else counted."""
         return self.latency["measured_share"] if self.latency else self.share_of_budget
+
+
+def dropped_said(size: SizeResult) -> str:
+    """`3 attentions, 1 MLP`: the branches that are pruned as wholes; empty where none is."""
+    words = {"attention": ("attention", "attentions"), "mlp": ("MLP", "MLPs")}
+    parts = [
+        f"{number} {words[name][number > 1]}" for name, number in size.dropped.items() if number
+    ]
+    return ", ".join(parts)
 
 
 def speed_said(size: SizeResult, phase: str) -> str:
