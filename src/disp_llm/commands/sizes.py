@@ -15,8 +15,8 @@ from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
-from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
-from disp_llm.evaluation.timing import Workload, speed_against
+from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share_of_mix
+from disp_llm.evaluation.timing import Mix, Workload, speed_against
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import figures_of
@@ -40,9 +40,14 @@ CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
 
 
-def timed_workload(settings: BudgetConfig) -> Workload:
+def timed_mix(settings: BudgetConfig) -> Mix:
     """What a latency budget times."""
-    return Workload(settings.workload, settings.workload_length, settings.workload_batch)
+    length, batch = settings.workload_length, settings.workload_batch
+    weights = settings.workload_weights or (1.0,) * len(settings.workload)
+    return Mix(
+        tuple(Workload(phase, length, batch) for phase in settings.workload),
+        tuple(weight / sum(weights) for weight in weights),
+    )
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
@@ -136,12 +141,12 @@ class SizeWriter:
     def _masks_in_time(self, selection: Selection, target: float) -> tuple[Masks, dict[str, Any]]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         job, dense = self.problem.job, self.problem.dense
-        workload, stage = timed_workload(job.config.budget), f"latency {target:g}: measuring"
+        mix, stage = timed_mix(job.config.budget), f"latency {target:g}: measuring"
 
         def measure(share: float) -> float:
             job.progress(stage, 0, 1, {})
             compact = compact_model(dense, masks_of(self.problem, selection, share))
-            return measured_share(dense.model, compact, workload)
+            return measured_share_of_mix(dense.model, compact, mix)
 
         share, attempts = corrected(target, measure)
         job.progress(stage, 1, 1, {})
@@ -151,7 +156,7 @@ class SizeWriter:
                 "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
                 100 * target, len(attempts), 100 * measured,
             )  # fmt: skip
-        figures = {"work": workload.name, "measured_share": measured, "attempts": attempts}
+        figures = {"work": mix.name, "measured_share": measured, "attempts": attempts}
         return masks_of(self.problem, selection, share), figures
 
     def _write_one(self, masks: Masks, share: float, timing: dict[str, Any]) -> SizeResult:
