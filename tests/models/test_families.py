@@ -272,7 +272,7 @@ def test_row_names_every_linear_of_a_block(model_type):
     """A linear layer that no branch names would be neither counted nor cut."""
     target = tiny_prunable(model_type)
     family, block = target.family, target.blocks[0]
-    named = set(target.linear_paths)
+    named = set(target.linear_paths(block))
     matrices = {
         name.removesuffix(".weight") for name, p in block.named_parameters() if p.dim() == 2
     }

@@ -46,11 +46,12 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
 
 def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:
     """The state of the compact model: kept slices, index buffers, and all the rest by reference."""
-    model, attention, mlp = target.model, *target.branches
+    model = target.model
     names = {id(module): name for name, module in model.named_modules()}
     state = State(dict(model.state_dict()), names)
     indices = masks.indices()
     for i, (block, shape) in enumerate(zip(target.blocks, masks.layout.blocks, strict=True)):
+        attention, mlp = target.branches_of(block)
         s1, s2, s3, s4, s5 = (indices[f"layers.{i}.{site}"] for site in SITES)
         heads = indices.get(f"layers.{i}.{HEADS}")
         for path in attention.reads:
@@ -63,7 +64,7 @@ def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:
             state.cut(block.get_submodule(path), s3, middle)
         state.cut(block.get_submodule(mlp.writes), s4, s5)
         state.add_indices(block, mlp, (s3, s5), shape.hidden)
-        for name, branch in zip(BRANCHES, target.branches, strict=True):
+        for name, branch in zip(BRANCHES, (attention, mlp), strict=True):
             if shape.branches and not len(indices[f"layers.{i}.{name}"]):
                 state.drop(block, branch)
     return state.tensors

@@ -87,7 +87,7 @@ def _fold(target: PrunableModel, masks: Masks, replaced: list[Replaced]) -> None
     adapters = _adapters(target, masks)
     changes = _changes(masks)
     for block in target.blocks:
-        for branch in target.branches:
+        for branch in target.branches_of(block):
             change = next(changes)
             for path in branch.reads:
                 linear = linear_at(block, path)
