@@ -52,7 +52,7 @@ class PrunableModel:
         return blocks
 
     def branches_of(self, block: nn.Module) -> tuple[Branch, Branch]:
-        """Attention, or what the block has in its place, and MLP, in the order in which they run."""
+        """Attention, or what the block has in its place, and MLP, in the order of running."""
         return self.family.branches_of(block)
 
     @property

@@ -69,7 +69,7 @@ class Family:
     """The only variants that it does describe: (configuration key, value, what else there is)."""
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
-        """Attention, or what the block has in its place, and MLP, in the order in which they run."""
+        """Attention, or what the block has in its place, and MLP, in the order of running."""
         present = {name for name, _ in block.named_modules()}
         kinds = (self.attention, *self.alternatives)
         return next(branch for branch in kinds if branch.gather in present), self.mlp
