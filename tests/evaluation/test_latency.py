@@ -162,7 +162,7 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
         measured.append(by_parameters(dense, compact, workload))
         return measured[-1]
 
-    monkeypatch.setattr(latency, "measured_share", fake)
+    monkeypatch.setattr(latency, "least_share", fake)
     workload = Workload("decode", 16, 1)
     first = latency.latency_costs(llama, only(workload), align=1)
     again = latency.latency_costs(llama, only(workload), align=1)
@@ -180,7 +180,8 @@ def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
     def fake(dense, compact, workload, rounds=1):
         return shares[workload.phase] + 0.5 * by_parameters(dense, compact, workload)
 
-    monkeypatch.setattr(latency, "measured_share", fake)
+    for name in ("measured_share", "least_share"):
+        monkeypatch.setattr(latency, name, fake)
     parts = (Workload("prefill", 16, 1), Workload("decode", 16, 1))
     mixed = latency.latency_costs(llama, Mix(parts, (0.25, 0.75)), align=1)
     alone = [latency.latency_costs(llama, only(part), align=1) for part in parts]
@@ -195,9 +196,9 @@ def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
 def cache(monkeypatch, tmp_path):
     """The user's cache, and machines that are measured at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for module in (latency, alignment):
+    for module, name in ((latency, "least_share"), (alignment, "measured_share")):
         monkeypatch.setattr(module, "compact_model", lambda target, masks: masks)
-        monkeypatch.setattr(module, "measured_share", by_entries)
+        monkeypatch.setattr(module, name, by_entries)
     monkeypatch.setattr(alignment, "ALIGNMENTS", (1, 8))  # of which the tiny model has both
     return cache_folder()
 
@@ -271,7 +272,8 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency, "measured_share", by_parameters)
+    for name in ("measured_share", "least_share"):
+        monkeypatch.setattr(latency, name, by_parameters)
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
         "--workload", "prefill", "decode", "--workload-weights", 1, 3, "--workload-length", 100,
