@@ -36,12 +36,25 @@ with open(sys.argv[3], "w") as file:
 """
 
 
-def test_deci_file_generates_the_same_tokens(tmp_path):
-    done = run_process(
-        "prune", "smollm2-135m", "--sites", "mlp_mid", "--keep", 0.8,
-        "--output-dir", tmp_path / "run", *FEW,
-    )  # fmt: skip
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory) -> Path:
+    return make_environment(tmp_path_factory.mktemp("engine") / "environment", "xllamacpp")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--sites", "mlp_mid", "--keep", 0.8),
+        ("--sites", "mlp_mid", "attention", "mlp", "--keep", 0.75, "--method", "fisher"),
+    ],
+    ids=["widths", "branches"],
+)
+def test_deci_file_generates_the_same_tokens(flags, engine, tmp_path):
+    done = run_process("prune", "smollm2-135m", *flags, "--output-dir", tmp_path / "run", *FEW)
     assert done.returncode == 0, done.stderr
+    if "mlp" in flags:
+        (made,) = json.loads((tmp_path / "run" / "result.json").read_text())["models"]
+        assert min(made["dropped"].values()) > 0
     folder, path = tmp_path / "run" / "model", tmp_path / "small.gguf"
     done = run_process(
         "gguf", folder, "--original", model_file(), "--to", path, "--dtype", "f32", "--json"
@@ -59,9 +72,8 @@ def test_deci_file_generates_the_same_tokens(tmp_path):
         ].tolist()
         for prompt in prompts
     ]
-    python = make_environment(tmp_path / "environment", "xllamacpp")
     done = subprocess.run(
-        [python, "-c", SCRIPT, path, json.dumps(prompts), tmp_path / "found.json"],
+        [engine, "-c", SCRIPT, path, json.dumps(prompts), tmp_path / "found.json"],
         capture_output=True, text=True, timeout=600, check=False, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,12 +1,16 @@
-"""A folder whose blocks differ in their intermediate width only -> a GGUF file for llama.cpp.
+"""A folder whose blocks differ in their intermediate width, or lack a branch -> a GGUF file for
+llama.cpp.
 
-No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid` must
-have left these alone. What llama.cpp knows is Llama's graph with an intermediate width a block,
-under the architecture name `deci`; where all widths are equal it is plain `llama`. Vocabulary,
+No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid`, or
+`mlp_mid attention mlp`, must have left these alone. What llama.cpp knows is Llama's graph with an
+intermediate width a block and blocks without attention, under the architecture name `deci`; where
+nothing differs it is plain `llama`. Of a block without an MLP it would leave out the attention too,
+so that an MLP of zeros takes its place, the narrowest that it can store. Vocabulary,
 rotary settings and the embedding come from a GGUF file of the original model; everything in the
 blocks comes from the folder, whose attention and norms `recover` may have trained.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import torch
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
+from disp_llm.config.names import ATTENTION, MLP
 from disp_llm.export.belongings import is_place
 from disp_llm.export.plain import EXPORT_AGAIN, intermediate_only
 from disp_llm.models.architectures import PRUNED_PREFIX
@@ -24,6 +29,9 @@ from disp_llm.runs.tensors import read_tensors
 
 NATIVE, VARIABLE = "llama", "deci"
 """The architecture of equal widths, and that of widths that differ."""
+
+NARROWEST = 32
+"""Width of the MLP of zeros that stands for none: rows of 32 numbers can also be quantised."""
 
 HEADS_OF = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 """Weights whose rows llama.cpp wants in its own order: rotary pairs side by side."""
@@ -50,17 +58,22 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
             something lies at `config.to`.
     """
     config.validate()
-    widths = _widths(config.folder)
-    reader = _original(config.original, len(widths))
-    weights = _weights(config.folder, reader, len(widths))
-    architecture = NATIVE if len(set(widths)) == 1 else VARIABLE
+    blocks = _blocks(config.folder)
+    widths = [block.intermediate for block in blocks]
+    reader = _original(config.original, len(blocks))
+    weights = _weights(config.folder, reader, len(blocks))
+    hidden = reader.fields[f"{NATIVE}.embedding_length"].contents()
+    architecture = NATIVE if len(set(blocks)) == 1 else VARIABLE
     with atomic(config.to) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
-        _copy_keys(reader, writer, widths)
+        _copy_keys(reader, writer, blocks)
         for tensor in reader.tensors:
+            if not _is_there(tensor.name, blocks):
+                continue
+            values = _zeros(tensor.name, blocks, hidden)
             if tensor.name in weights:
                 values = weights[tensor.name].float().numpy()
-            else:
+            elif values is None:
                 values = gguf.dequantize(tensor.data, tensor.tensor_type)
             kind = TYPES[config.dtype if values.ndim > 1 else "f32"]
             packed = gguf.quantize(np.ascontiguousarray(values), kind)
@@ -77,8 +90,18 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
     }
 
 
-def _widths(folder: Path) -> list[int]:
-    """The intermediate width of every block."""
+@dataclass(frozen=True)
+class Block:
+    """What one block of the file has."""
+
+    attention: bool
+    mlp: bool
+    intermediate: int
+    """Width inside its MLP; `NARROWEST` in place of none."""
+
+
+def _blocks(folder: Path) -> list[Block]:
+    """What every block of the folder has."""
     stated, widths = intermediate_only(folder, "folder")
     if stated["model_type"] != PRUNED_PREFIX + NATIVE:
         raise InputError(
@@ -87,7 +110,24 @@ def _widths(folder: Path) -> list[int]:
             field="folder",
             hint="serve this one with vLLM or transformers",
         )
-    return widths
+    sites = zip(widths[ATTENTION], widths[MLP], widths["mlp_mid"], strict=True)
+    return [Block(bool(kept), bool(mlp), width or NARROWEST) for kept, mlp, width in sites]
+
+
+def _is_there(name: str, blocks: list[Block]) -> bool:
+    """Whether a tensor of the original is in the file: an attention that is gone, and its norm, are
+    not."""
+    kind, number, part, *_ = [*name.split("."), "", ""]
+    return kind != "blk" or not part.startswith("attn_") or blocks[int(number)].attention
+
+
+def _zeros(name: str, blocks: list[Block], hidden: int) -> np.ndarray | None:
+    """The weights of an MLP that adds nothing, where the block has none; None for other tensors."""
+    kind, number, part, *_ = [*name.split("."), "", ""]
+    if kind != "blk" or part not in ("ffn_gate", "ffn_up", "ffn_down") or blocks[int(number)].mlp:
+        return None
+    shape = (hidden, NARROWEST) if part == "ffn_down" else (NARROWEST, hidden)
+    return np.zeros(shape, dtype=np.float32)
 
 
 def _weights(folder: Path, reader: gguf.GGUFReader, blocks: int) -> dict[str, torch.Tensor]:
@@ -153,9 +193,9 @@ def _original(path: Path, blocks: int) -> gguf.GGUFReader:
     return reader
 
 
-def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[int]) -> None:
+def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, blocks: list[Block]) -> None:
     """Copies the original's keys, under the new architecture's name and without somebody's paths;
-    those of widths become a list, one a block, where widths differ."""
+    those of widths and heads become a list, one a block, where blocks differ."""
     by_block = ("feed_forward_length", "attention.head_count", "attention.head_count_kv")
     for field in reader.fields.values():
         if field.name.startswith(("GGUF.", QUANTISING)) or field.name in OWN_KEYS:
@@ -167,7 +207,10 @@ def _copy_keys(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, widths: list[in
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name
         if prefix == NATIVE and rest in by_block:
-            value = widths if rest == "feed_forward_length" else [value] * len(widths)
+            if rest == "feed_forward_length":
+                value = [block.intermediate for block in blocks]
+            else:
+                value = [value * block.attention for block in blocks]
             if writer.arch == NATIVE:
                 value = value[0]
             else:

@@ -1,4 +1,5 @@
-"""What other formats can hold: folders in which nothing but the intermediate width is cut."""
+"""What other formats can hold: folders in which nothing but the intermediate width is cut, and
+perhaps whole branches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from msgspec import Meta
 
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS, SITES
+from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Size, as_type
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.runs.files import read_json
@@ -64,8 +65,9 @@ def require_exported(folder: Path) -> None:
     as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
 
 
-def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], list[int]]:
-    """Configuration and intermediate widths of a folder in which nothing else is cut.
+def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Configuration and widths of a folder in which nothing is cut but intermediate widths and
+    whole branches.
 
     Args:
         field: the setting that asks for such a folder.
@@ -77,8 +79,15 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], list[in
     config = read_json(folder / "config.json", EXPORT_AGAIN)
     widths = config["disp_llm"]["widths"]
     full = _number_of(STREAM, config, folder)[1]
-    cut = [site for site in SITES if site != "mlp_mid" and min(widths[site]) < full]
-    cut += [site for site in widths if site == HEADS]
+    there = {name: widths.get(name, [1] * len(widths["mlp_mid"])) for name in BRANCHES}
+    cut = [
+        site
+        for site in SITES
+        if site != "mlp_mid"
+        for width, kept in zip(widths[site], there[BRANCH_OF[site]], strict=True)
+        if kept and width < full
+    ]
+    cut = list(dict.fromkeys(cut)) + [site for site in widths if site == HEADS]
     if cut or config["disp_llm"].get("biases"):
         biases = "layers have gained biases (as the method flap adds them)"
         what = f"{', '.join(cut)} are cut" if cut else biases
@@ -87,7 +96,7 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], list[in
             field=field,
             hint="prune with `sites` mlp_mid, and with another method if it was flap",
         )
-    return config, widths["mlp_mid"]
+    return config, {"mlp_mid": widths["mlp_mid"], **there}
 
 
 def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> tuple[str, int]:
@@ -106,7 +115,14 @@ def plain_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the original's architecture cannot hold the folder.
     """
-    config, widths = intermediate_only(folder, "plain")
+    config, cut = intermediate_only(folder, "plain")
+    widths = cut["mlp_mid"]
+    if not all(all(cut[name]) for name in BRANCHES):
+        raise InputError(
+            "whole branches are pruned, which only our own architecture can hold",
+            field="plain",
+            hint="prune with `sites` mlp_mid alone",
+        )
     if len(set(widths)) > 1:
         raise InputError(
             "intermediate widths differ between blocks",
