@@ -129,13 +129,16 @@ def masks_of(kind: str, layout, seed: int = 0) -> Masks:
     return Masks(layout, kept, Selection(torch.zeros(layout.entries)))
 
 
-def without_branches(target: PrunableModel, scales: torch.Tensor | None = None) -> Masks:
+def without_branches(
+    target: PrunableModel,
+    scales: torch.Tensor | None = None,
+    dropped: tuple[str, ...] = ("layers.1.attention", "layers.2.mlp"),
+) -> Masks:
     """Random masks; the second block has no attention, the third no MLP."""
     layout = target.layout
     kept = masks_of("random", layout).kept
     for name, part in zip(layout.names, layout.split(kept), strict=True):
-        if name in ("layers.1.attention", "layers.2.mlp"):
-            part[:] = False
+        part &= name not in dropped
     selection = Selection(torch.zeros(layout.entries), Compensation(scales))
     return Masks(layout, layout.without_dropped(kept), selection)
 

@@ -16,6 +16,7 @@ from disp_llm.runs.results import (
     kept_said,
     percent_with_error,
     ratio_said,
+    served_by_vllm,
 )
 
 PLACE = "FOLDER"
@@ -113,7 +114,7 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
         "checked": "float32" if "max_logit_error" in errors else "the dtype of the run",
         "align": size.align,
         "cache": _cache(size),
-        "serve": "" if size.heads_pruned else SERVE.format(place=PLACE),
+        "serve": SERVE.format(place=PLACE) if served_by_vllm(size) else "",
     }
 
 
@@ -198,9 +199,9 @@ def _cache(size: SizeResult) -> str:
     if size.kv_cache == 1:
         return told + "The KV cache has the original's size."
     told += f"The KV cache has {size.kv_cache:.1%} of the original's size"
-    if not size.heads_pruned:
-        return told + "."
-    return told + ": KV heads are pruned, another number in\nevery block, which vLLM cannot serve."
+    if size.heads_pruned:
+        told += ": KV heads are pruned, another number in\nevery block"
+    return told + ". vLLM serves no block without an attention, or with fewer heads than others."
 
 
 def _header(size: SizeResult, source: dict[str, str]) -> str:

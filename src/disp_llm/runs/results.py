@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import SITES, BudgetKind
+from disp_llm.config.names import ATTENTION, SITES, BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 from disp_llm.runs.scores import Scores
 
@@ -171,6 +171,11 @@ class SizeResult:
     def share_measured(self) -> float:
         """Share of what the budget limits: measured where that is time, else counted."""
         return self.latency["measured_share"] if self.latency else self.share_of_budget
+
+
+def served_by_vllm(size: SizeResult) -> bool:
+    """Whether stock vLLM serves the model: every block has an attention, all of one shape."""
+    return not size.heads_pruned and not size.dropped.get(ATTENTION)
 
 
 def dropped_said(size: SizeResult) -> str:
