@@ -158,25 +158,33 @@ on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear
 
 
 @pytest.mark.parametrize(
-    ("model_type", "package", "branches"),
+    ("model_type", "package", "also"),
     [
-        *((model_type, "with_package", False) for model_type in TOPOLOGIES),
-        ("opt", "without_package", False),
-        ("qwen2", "with_package", True),
-        ("gemma2", "without_package", True),
+        *((model_type, "with_package", "") for model_type in TOPOLOGIES),
+        ("opt", "without_package", ""),
+        ("gemma2", "without_package", "mlp"),
+        ("qwen2", "with_package", "heads"),
+        ("llama", "without_package", "heads"),
     ],
 )
-def test_every_topology_runs(model_type, package, branches, tmp_path, request):
-    """The same greedy tokens, offline, also where blocks have no MLP; 32 is the least width of a
-    head that vLLM takes."""
+def test_every_topology_runs(model_type, package, also, tmp_path, request):
+    """The same greedy tokens, offline, also where blocks have no MLP, or fewer heads than others;
+    32 is the least width of a head that vLLM takes."""
     wide = {"hidden_size": 128, "head_dim": 32}
     if model_type == "opt":
         wide |= {"word_embed_proj_dim": 128}
     dense = tiny_model(model_type, **wide)
-    target = PrunableModel(dense, family_of(dense.config), sites_with(branches=branches))
+    target = PrunableModel(
+        dense, family_of(dense.config), sites_with(also == "heads", also == "mlp")
+    )
     masks = masks_of("random", target.layout)
-    if branches:
+    if also == "mlp":
         masks = without_branches(target, dropped=("layers.0.mlp", "layers.2.mlp"))
+    if also == "heads":
+        parts = dict(zip(target.layout.names, target.layout.split(masks.kept), strict=True))
+        for block, kept in enumerate(([True, False], [True, True], [False, True])):
+            parts[f"layers.{block}.heads"][:] = torch.tensor(kept)
+        assert masks.heads_pruned
     folder = tmp_path / "model"
     export_folder(target, byte_tokenizer(), masks, folder, "5GB")
     generator = torch.Generator().manual_seed(1)

@@ -197,6 +197,19 @@ def _add_index(module: nn.Module, name: str, width: int) -> None:
     module.register_buffer(name, torch.arange(width))  # the file has which ones
 
 
+def read_quietly(config: Any) -> None:
+    """Reads what layers may differ in once, without the warning that transformers gives the first
+    time: the native classes read the original's number, and their layers are cut afterwards."""
+    if getattr(config, "is_heterogeneous", False):
+        level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        try:
+            for name in config.per_layer_attributes:
+                getattr(config, name)
+        finally:
+            transformers.logging.set_verbosity(level)
+
+
 def require_indices(model: nn.Module, missing: set[str]) -> None:
     """Refuses indices that a file lacks, which are then whatever the memory held before, and those
     that are no selection of the stream.
@@ -220,6 +233,7 @@ def pruned_model(native_name: str) -> type:
         native = getattr(transformers, native_name)
 
         def __init__(self, config, *args, **kwargs):
+            read_quietly(config)
             native.__init__(self, config, *args, **kwargs)
             shrink(self.base_model, config.disp_llm)
 

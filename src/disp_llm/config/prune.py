@@ -49,9 +49,9 @@ class PruneConfig:
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
     prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
     mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
-    `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks, but
-    vLLM cannot serve the result. `attention` and `mlp` also prune those of a block as wholes, with
-    their norms. --budget latency and memory add all three by default."""
+    `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks.
+    `attention` and `mlp` also prune those of a block as wholes, with their norms; vLLM cannot serve
+    a block without an attention. --budget latency and memory add all three by default."""
     least_cut: float = 0.1
     """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,

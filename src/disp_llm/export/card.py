@@ -201,7 +201,7 @@ def _cache(size: SizeResult) -> str:
     told += f"The KV cache has {size.kv_cache:.1%} of the original's size"
     if size.heads_pruned:
         told += ": KV heads are pruned, another number in\nevery block"
-    return told + ". vLLM serves no block without an attention, or with fewer heads than others."
+    return told + ("." if served_by_vllm(size) else ". vLLM serves no block without an attention.")
 
 
 def _header(size: SizeResult, source: dict[str, str]) -> str:

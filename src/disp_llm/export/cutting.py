@@ -34,6 +34,8 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     values["disp_llm"] = target.family.as_dict() | {"widths": dict(zip(sites, widths, strict=True))}
     if masks.compensation.mean_inputs is not None:
         values["disp_llm"]["biases"] = True
+    if masks.heads_pruned:
+        values |= heads_by_layer(model.config, masks)
     values["auto_map"] = {
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
         "AutoModel": f"modeling_disp_llm.{base.__name__}",
@@ -42,6 +44,21 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     config = config_class(native)(**copy.deepcopy(values))
     config._name_or_path = getattr(model.config, "_name_or_path", "")
     return config
+
+
+def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
+    """How transformers and engines are told that layers have heads of different number: what vLLM
+    makes room for in its cache. The numbers of the whole model remain the original's."""
+    heads, groups = masks.layout.blocks[0].heads, config.get_text_config().num_attention_heads
+    kept = masks.of_site(HEADS).tolist()
+    changed = {i: number for i, number in enumerate(kept) if 0 < number < heads}
+    return {
+        "per_layer_config": {
+            i: {"num_key_value_heads": number, "num_attention_heads": number * groups // heads}
+            for i, number in changed.items()
+        },
+        "allow_global_per_layer_attribute_access": True,
+    }
 
 
 def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:

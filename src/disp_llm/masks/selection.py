@@ -102,7 +102,7 @@ class Masks:
         """How many entries each of the S sites keeps."""
         return self.layout.counts(self.kept.long())
 
-    def _by_block(self, site: Site) -> Int[Tensor, " L"]:
+    def of_site(self, site: Site) -> Int[Tensor, " L"]:
         """How many entries of a site each block keeps."""
         sites = self.layout.sites
         return self.counts.view(-1, len(sites))[:, sites.index(site)]
@@ -111,14 +111,14 @@ class Masks:
     def dropped(self) -> dict[str, int]:
         """How many blocks have lost their attention, and how many their MLP."""
         names = [name for name in BRANCHES if name in self.layout.sites]
-        return {name: int((self._by_block(name) == 0).sum()) for name in names}
+        return {name: int((self.of_site(name) == 0).sum()) for name in names}
 
     @property
     def heads_pruned(self) -> bool:
         """Whether an attention that stays has lost KV heads."""
         if HEADS not in self.layout.sites:
             return False
-        kept = self._by_block(HEADS)
+        kept = self.of_site(HEADS)
         return bool(((kept > 0) & (kept < self.layout.blocks[0].heads)).any())
 
     @property
@@ -127,7 +127,7 @@ class Masks:
         for site in (HEADS, ATTENTION):
             if site in self.layout.sites:
                 entries = self.layout.blocks[0].lengths[self.layout.sites.index(site)]
-                return float(self._by_block(site).double().mean() / entries)
+                return float(self.of_site(site).double().mean() / entries)
         return 1.0
 
     def indices(self) -> dict[str, Int[Tensor, " K"]]:

@@ -137,7 +137,7 @@ class SizeResult:
     kv_cache: Amount
     """Size of the KV cache as a share of the original's."""
     heads_pruned: bool
-    """Whether KV heads are pruned, which vLLM cannot serve."""
+    """Whether some blocks have fewer KV heads than others."""
     scaled: bool
     """Whether scales are folded into the weights."""
     biased: bool
@@ -174,8 +174,8 @@ class SizeResult:
 
 
 def served_by_vllm(size: SizeResult) -> bool:
-    """Whether stock vLLM serves the model: every block has an attention, all of one shape."""
-    return not size.heads_pruned and not size.dropped.get(ATTENTION)
+    """Whether stock vLLM serves the model: every block has an attention."""
+    return not size.dropped.get(ATTENTION)
 
 
 def dropped_said(size: SizeResult) -> str:
