@@ -4,7 +4,8 @@ import functools
 
 import pytest
 import torch
-from conftest import VOCABULARY, byte_tokenizer, tiny_model
+from configurations import VOCABULARY
+from conftest import byte_tokenizer, tiny_model
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.words import OwnWordsConfig

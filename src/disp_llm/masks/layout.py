@@ -25,13 +25,13 @@ class BlockShape:
     """Widths of one dense block.
 
     With `|S|` ones of a site its linear weights count `|S1|·qkv + |S2|·q + n·|S3|·|S4| + |S4|·|S5|`
-    for n input projections; qkv and q are those of the kept heads.
+    for n input projections, and those inside; qkv and q are those of the kept heads.
     """
 
     hidden: int
     """D, width of the residual stream."""
     qkv: int
-    """Outputs of the attention's reads together, q + 2kv."""
+    """Outputs of the attention's reads together: q + 2kv, where these are what it reads with."""
     q: int
     """Inputs of the attention's write."""
     num_input_projections: int
@@ -41,6 +41,10 @@ class BlockShape:
     biases: tuple[int, ...]
     """Bias numbers that go with one entry of each site (they follow their output dimension); with a
     whole branch, those of its norms as well."""
+    inside: int = 0
+    """Weights of the linear layers of the attention that no site cuts."""
+    latent: int = 0
+    """Outputs of the reads that the KV cache holds, where these are not all but the queries."""
     heads: int = 0
     """KV heads, where they are a site; 0 where all of them stay."""
     branches: bool = False
@@ -53,6 +57,11 @@ class BlockShape:
         """Names of the sites, in the order of their entries."""
         heads = (HEADS,) if self.heads else ()
         return (*SITES, *heads, *(BRANCHES if self.branches else ()))
+
+    @property
+    def cached(self) -> int:
+        """Numbers that the KV cache holds of a token, with all heads kept."""
+        return self.latent or self.qkv - self.q
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -162,7 +171,7 @@ def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple
 
 def _numbers(block: nn.Module, branch: Branch) -> int:
     """Parameters of a branch and its norms, but for the weights of its linear layers."""
-    weights = {id(linear_at(block, path).weight) for path in (*branch.reads, branch.writes)}
+    weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
     paths = [branch.gather, branch.scatter, *branch.norms]
     modules = [module for name, module in block.named_modules() if name in paths]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
@@ -194,5 +203,7 @@ def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
         num_input_projections=num_input_projections,
         intermediate=widths_of(mlp_writes)[0],
         biases=biases,
+        inside=sum(linear_at(block, path).weight.numel() for path in family.attention.inside),
+        latent=sum(widths_of(linear_at(block, path))[1] for path in family.cached),
         heads=heads,
     )

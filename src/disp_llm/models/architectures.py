@@ -7,81 +7,23 @@ architecture. Another package adds rows of its own by entry points or by `regist
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.models.family import Branch, Family, bare_branch, branch
 
 
-@dataclass(frozen=True)
-class Branch:
-    """One of the two branches of a block; module paths are relative to the block."""
-
-    reads: tuple[str, ...]
-    """Linear modules whose inputs are the branch's (normalised) view of the residual stream."""
-    writes: str
-    """The linear module whose output goes back towards the residual stream."""
-    gather: str
-    """Module whose first input is what `reads` see: the input selection acts here."""
-    scatter: str
-    """Module whose (first) output is that of `writes`: the output selection acts here."""
-    fused: int = 1
-    """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
-    norms: tuple[str, ...] = ()
-    """Norms that serve this branch alone, where a block has them: they go when it is pruned as a
-    whole."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A row of the table: one architecture.
-
-    Norms may precede or follow a branch, and branches may be sequential or parallel: selections act
-    at the edges of the branch itself, so neither needs a column.
-    """
-
-    blocks: str
-    """Path of the list of blocks inside the base model."""
-    attention: Branch
-    """The branch whose gather is the site attn_in and whose scatter is attn_out."""
-    mlp: Branch
-    """The branch whose gather is the site mlp_in and whose scatter is mlp_out; mlp_mid lies between
-    `reads` and `writes`."""
-    supports_head_pruning: bool = False
-    """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
-    this order, and the block reshapes them by the width of a head alone."""
-    logits_divisor: str = ""
-    """Configuration key of a number that divides the logits of the head (Granite); "" = none."""
-    logits_softcap: str = ""
-    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2); "" =
-    none."""
-    requires_bos: bool = False
-    """Whether the model needs a BOS before its text (Gemma): every window then has one in place of
-    its first token, which is never predicted."""
-    refused: tuple[tuple[str, object, str], ...] = ()
-    """Variants that this row does not describe, each as (configuration key, value, reason)."""
-
-    def as_dict(self) -> dict:
-        """The two branches and the path, as plain JSON: what an exported folder carries."""
-        return {
-            "blocks": self.blocks,
-            "attention": asdict(self.attention),
-            "mlp": asdict(self.mlp),
-        }
-
-
-def _branch(module: str, reads: str, writes: str, fused: int = 1, norms: str = "") -> Branch:
-    """A branch that is one module: both selections act at its edges."""
-    paths = tuple(f"{module}.{name}" for name in reads.split())
-    return Branch(paths, f"{module}.{writes}", module, module, fused, tuple(norms.split()))
-
-
-def _attention(norms: str) -> Branch:
-    return _branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms)
+def _attention(norms: str, inside: str = "") -> Branch:
+    return branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms, inside=inside)
 
 
 def _gated(norms: str) -> Branch:
-    return _branch("mlp", "gate_proj up_proj", "down_proj", norms=norms)
+    return branch("mlp", "gate_proj up_proj", "down_proj", norms=norms)
+
+
+def _plain(norms: str) -> Branch:
+    return branch("mlp", "up_proj", "down_proj", norms=norms)
 
 
 # Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, Granite.
@@ -89,6 +31,15 @@ _LLAMA = Family(
     "layers",
     _attention("input_layernorm"),
     _gated("post_attention_layernorm"),
+    supports_head_pruning=True,
+)
+# The same, with an attention that does not reshape by the width of a head alone.
+_LLAMA_WITH_ALL_HEADS = replace(_LLAMA, supports_head_pruning=False)
+_UNGATED_LLAMA = replace(_LLAMA, mlp=_plain("post_attention_layernorm"))
+_APERTUS = Family(
+    "layers",
+    _attention("attention_layernorm"),
+    _plain("feedforward_layernorm"),
     supports_head_pruning=True,
 )
 # Norms before and after both branches.
@@ -99,39 +50,121 @@ _GEMMA = replace(
     logits_softcap="final_logit_softcapping",
     requires_bos=True,
 )
+# Norms after both branches. Those of q and k span all heads.
+_OLMO2 = Family(
+    "layers", _attention("post_attention_layernorm"), _gated("post_feedforward_layernorm")
+)
+# A fused gate and up projection.
+_PHI3 = Family(
+    "layers",
+    branch("self_attn", "qkv_proj", "o_proj", norms="input_layernorm"),
+    branch("mlp", "gate_up_proj", "down_proj", 2, norms="post_attention_layernorm"),
+)
+# Parallel branches, whose one norm serves both.
+_COHERE = Family("layers", _attention(""), _gated(""), logits_multiplier="logit_scale")
+_GPT_NEOX = Family(
+    "layers",
+    branch("attention", "query_key_value", "dense", norms="input_layernorm"),
+    branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="post_attention_layernorm"),
+)
+_GPT2 = Family(
+    "h",
+    branch("attn", "c_attn", "c_proj", norms="ln_1"),
+    branch("mlp", "c_fc", "c_proj", norms="ln_2"),
+)
+# OPT has no MLP module: fc1 and fc2 are children of the block.
+_OPT = Family(
+    "decoder.layers",
+    branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
+    bare_branch("fc1", "fc2", "final_layer_norm"),
+)
+# Queries, keys and values come from low-rank projections (multi-head latent attention, MLA), of
+# which the first halves read.
+_DEEPSEEK = Family(
+    "layers",
+    branch(
+        "self_attn",
+        "q_a_proj kv_a_proj_with_mqa",
+        "o_proj",
+        norms="input_layernorm",
+        inside="q_b_proj kv_b_proj",
+    ),
+    _gated("post_attention_layernorm"),
+    cached=("self_attn.kv_a_proj_with_mqa",),
+    refused=(("q_lora_rank", None, "its queries come from one projection, not from two"),),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "smollm3": _LLAMA,
-    # Norms of q and k span all heads (OLMo 2) or lie in a list, one a head (StableLM).
-    "olmo2": Family(
-        "layers", _attention("post_attention_layernorm"), _gated("post_feedforward_layernorm")
-    ),
+    "cwm": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "helium": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
+    "olmo": _LLAMA,
+    "seed_oss": _LLAMA,
+    "diffllama": _LLAMA_WITH_ALL_HEADS,
+    # From the values a linear layer makes a mask.
+    "doge": replace(_LLAMA_WITH_ALL_HEADS, attention=_attention("input_layernorm", "dt_proj")),
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
+    "exaone4": replace(_OLMO2, supports_head_pruning=True),
     "gemma": replace(_LLAMA, requires_bos=True),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
+    "vaultgemma": replace(
+        _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")
+    ),
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
-    # With parallel branches the first norm serves both and there is no second.
+    # A sink for each head.
+    "granite_swa": replace(_LLAMA_WITH_ALL_HEADS, logits_divisor="logits_scaling"),
+    "hyperclovax": replace(
+        _LLAMA,
+        attention=_attention("input_layernorm post_norm1"),
+        mlp=_gated("post_attention_layernorm post_norm2"),
+        logits_multiplier="logits_scaling",
+    ),
+    "cohere": _COHERE,
+    "cohere2": replace(_COHERE, supports_head_pruning=True),
+    "apertus": _APERTUS,
+    "apertus1p5_text": _APERTUS,
+    "arcee": _UNGATED_LLAMA,
+    "jais2": _UNGATED_LLAMA,
+    "nemotron": _UNGATED_LLAMA,
+    "nanochat": replace(
+        _LLAMA,
+        mlp=branch("mlp", "fc1", "fc2", norms="post_attention_layernorm"),
+        logits_softcap="final_logit_softcapping",
+    ),
+    "starcoder2": replace(
+        _LLAMA, mlp=branch("mlp", "c_fc", "c_proj", norms="post_attention_layernorm")
+    ),
+    # With parallel branches the first norm serves both and there is no second. Norms of q and k lie
+    # in a list, one a head.
     "stablelm": Family("layers", _attention(""), _gated("post_attention_layernorm")),
-    "phi3": Family(
-        "layers",
-        _branch("self_attn", "qkv_proj", "o_proj", norms="input_layernorm"),
-        _branch("mlp", "gate_up_proj", "down_proj", 2, norms="post_attention_layernorm"),
+    "phi3": _PHI3,
+    "glm": replace(_PHI3, attention=_attention("input_layernorm"), supports_head_pruning=True),
+    "glm4": replace(
+        _PHI3,
+        attention=_attention("input_layernorm post_self_attn_layernorm"),
+        mlp=branch(
+            "mlp", "gate_up_proj", "down_proj", 2, "post_attention_layernorm post_mlp_layernorm"
+        ),
+        supports_head_pruning=True,
     ),
     "phi": Family(
         "layers",
-        _branch("self_attn", "q_proj k_proj v_proj", "dense"),
-        _branch("mlp", "fc1", "fc2"),
+        branch("self_attn", "q_proj k_proj v_proj", "dense"),
+        branch("mlp", "fc1", "fc2"),
         supports_head_pruning=True,
     ),
-    "opt": Family(
-        "decoder.layers",
-        _branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
-        # OPT has no MLP module: fc1 and fc2 are children of the block.
-        Branch(("fc1",), "fc2", gather="fc1", scatter="fc2", norms=("final_layer_norm",)),
+    "opt": replace(
+        _OPT,
         refused=(
             (
                 "do_layer_norm_before",
@@ -140,22 +173,46 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
     ),
-    "gpt_neox": Family(
-        "layers",
-        _branch("attention", "query_key_value", "dense", norms="input_layernorm"),
-        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="post_attention_layernorm"),
+    "biogpt": replace(_OPT, blocks="layers"),
+    "xglm": replace(_OPT, blocks="layers"),
+    "gpt_neox": _GPT_NEOX,
+    "persimmon": replace(
+        _GPT_NEOX,
+        attention=branch("self_attn", "query_key_value", "dense", norms="input_layernorm"),
     ),
-    "gpt2": Family(
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": replace(
+        _GPT2,
+        attention=branch(
+            "attn",
+            "attention.q_proj attention.k_proj attention.v_proj",
+            "attention.out_proj",
+            norms="ln_1",
+        ),
+    ),
+    "gptj": Family(
         "h",
-        _branch("attn", "c_attn", "c_proj", norms="ln_1"),
-        _branch("mlp", "c_fc", "c_proj", norms="ln_2"),
+        branch("attn", "q_proj k_proj v_proj", "out_proj"),
+        branch("mlp", "fc_in", "fc_out"),
+    ),
+    "codegen": Family(
+        "h", branch("attn", "qkv_proj", "out_proj"), branch("mlp", "fc_in", "fc_out")
+    ),
+    "mpt": Family(
+        "blocks",
+        branch("attn", "Wqkv", "out_proj", norms="norm_1"),
+        bare_branch("ffn.up_proj", "ffn.down_proj", "norm_2"),
     ),
     # Its norms are the branches' own in the newer form only.
     "falcon": Family(
         "h",
-        _branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
-        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
+        branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
+        branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
     ),
+    "minicpm3": replace(_DEEPSEEK, logits_divisor="logits_scaling"),
+    "youtu": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
 }
 """The rows that come with this package, and those of `register_architecture`."""
 
