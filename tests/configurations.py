@@ -7,6 +7,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from disp_llm.models.architectures import FAMILIES
+
+ARCHITECTURES = sorted(name for name in FAMILIES if name in CONFIG_MAPPING)
+"""Those with a row that the installed transformers has."""
+
 VOCABULARY = 320
 SHAPE = {
     "hidden_size": 32,
@@ -35,6 +40,7 @@ LATENT = {
     "num_key_value_heads": 4,
 }
 SHAPES_OF_THEIR_OWN = {
+    "gpt-sw3": GPT2,
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gptj": GPTJ,
@@ -60,7 +66,12 @@ SHAPES_OF_THEIR_OWN = {
 }
 """Of the architectures with other names than Llama's."""
 
+ROPE_OF_KINDS = {
+    kind: {"rope_type": "default", "rope_theta": theta}
+    for kind, theta in (("sliding_attention", 500.0), ("full_attention", 700.0))
+}
 OTHER_NAMES = {
+    "cohere_compass_text": {"rope_parameters": ROPE_OF_KINDS},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
     "granite": {"logits_scaling": 4.0},
@@ -74,7 +85,7 @@ OTHER_NAMES = {
 """What these need besides, or instead."""
 
 NO_HEAD_DIM = (
-    "biogpt", "cohere", "deepseek_v3", "falcon", "gpt_neox", "minicpm3", "olmo", "olmo2", "olmo3",
+    "biogpt", "cohere", "cohere_compass_text", "deepseek_v3", "falcon", "gpt_neox", "minicpm3", "olmo", "olmo2", "olmo3",
     "opt", "persimmon", "phi", "phi3", "stablelm", "starcoder2", "youtu",
 )  # fmt: skip
 NO_KV_HEADS = ("biogpt", "gpt_neox", "opt", "persimmon")
@@ -107,7 +118,6 @@ FLIPPED = (
     "layer_norm_elementwise_affine",
     "mlp_bias",
     "multi_query",
-    "parallel_attn",
     "qk_layernorm",
     "_remove_final_layer_norm",
     "reorder_and_upcast_attn",
@@ -136,12 +146,12 @@ UNUSUAL_VALUES = {
     "norm_epsilon": 0.05,
     "rms_norm_eps": 0.05,
     "attn_logit_softcapping": 2.0,
-    "final_logit_softcapping": 4.0,
+    "final_logit_softcapping": 0.1,  # the logits of tiny models are small
     "attention_multiplier": 0.6,
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.7,
     "logit_scale": 0.5,
-    "logits_scaling": 4.0,
+    "logits_scaling": 0.25,
     "query_pre_attn_scalar": 16,
     "clip_qkv": 1.5,
     "sliding_window": 8,
@@ -150,16 +160,12 @@ UNUSUAL_VALUES = {
 }
 """What unusual configurations say for keys that several architectures have."""
 
-ROPE_OF_KINDS = {
-    kind: {"rope_type": "default", "rope_theta": theta}
-    for kind, theta in (("sliding_attention", 500.0), ("full_attention", 700.0))
-}
 UNUSUAL = {
     "apertus": {"hidden_act": "xielu"},
     "apertus1p5_text": {"hidden_act": "xielu", "output_vocab_size": VOCABULARY},
     "deepseek_v3": {"tie_word_embeddings": True},
     "doge": {"keep_window_size": 8},
-    "falcon": {"num_ln_in_parallel_attn": 1},
+    "falcon": {"num_ln_in_parallel_attn": 2},
     "gemma3_text": {"rope_parameters": ROPE_OF_KINDS},
     "gpt_neo": {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
     "granite_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},

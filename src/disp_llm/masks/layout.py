@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
+from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES, Site
 from disp_llm.models.architectures import Branch, Family
@@ -138,8 +138,11 @@ def layout_of(
             neither.
 
     Raises:
-        InputError: KV heads are to be one, and the family's attention cannot lose any.
+        InputError: KV heads are to be one, and the family's attention cannot lose any; or a block
+            is not what the family's row says.
     """
+    for index, block in enumerate(blocks):
+        _require_linears(block, f"{config.model_type} block {index}", family)
     if HEADS in sites and not family.supports_head_pruning:
         raise InputError(
             f"{config.model_type} cannot lose whole heads", field="sites", hint="leave heads out"
@@ -154,6 +157,19 @@ def layout_of(
             for block, shape, kind in zip(blocks, shapes, kinds, strict=True)
         ]
     return Layout(tuple(shapes))
+
+
+def _require_linears(block: nn.Module, name: str, family: Family) -> None:
+    """Refuses a variant of the architecture that its row does not describe."""
+    modules = dict(block.named_modules())
+    for branch in (family.attention, family.mlp):
+        for path in branch.linear_paths if has_branch(block, branch.scatter) else ():
+            if path not in modules:
+                raise InputError(
+                    f"{name} has no linear layer {path}: this variant is not supported",
+                    field="model",
+                    hint="use a model whose blocks all have the same two branches, both dense",
+                )
 
 
 def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.models.family import Branch, Family, bare_branch, branch
+from disp_llm.models.unsupported import WHY_NOT
 
 
 def _attention(norms: str, inside: str = "") -> Branch:
@@ -110,7 +111,11 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": _LLAMA,
     "diffllama": _LLAMA_WITH_ALL_HEADS,
     # From the values a linear layer makes a mask.
-    "doge": replace(_LLAMA_WITH_ALL_HEADS, attention=_attention("input_layernorm", "dt_proj")),
+    "doge": replace(
+        _LLAMA_WITH_ALL_HEADS,
+        attention=_attention("input_layernorm", "dt_proj"),
+        refused=(("is_moe", True, "its MLP is a mixture of experts"),),
+    ),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
     "exaone4": replace(_OLMO2, supports_head_pruning=True),
@@ -131,6 +136,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "cohere": _COHERE,
     "cohere2": replace(_COHERE, supports_head_pruning=True),
+    "cohere_compass_text": replace(_COHERE, supports_head_pruning=True),
     "apertus": _APERTUS,
     "apertus1p5_text": _APERTUS,
     "arcee": _UNGATED_LLAMA,
@@ -173,7 +179,7 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
     ),
-    "biogpt": replace(_OPT, blocks="layers"),
+    "biogpt": replace(_OPT, blocks="layers", supports_head_pruning=True),
     "xglm": replace(_OPT, blocks="layers"),
     "gpt_neox": _GPT_NEOX,
     "persimmon": replace(
@@ -181,6 +187,7 @@ FAMILIES: dict[str, Family] = {
         attention=branch("self_attn", "query_key_value", "dense", norms="input_layernorm"),
     ),
     "gpt2": _GPT2,
+    "gpt-sw3": _GPT2,
     "gpt_bigcode": _GPT2,
     "gpt_neo": replace(
         _GPT2,
@@ -195,6 +202,7 @@ FAMILIES: dict[str, Family] = {
         "h",
         branch("attn", "q_proj k_proj v_proj", "out_proj"),
         branch("mlp", "fc_in", "fc_out"),
+        supports_head_pruning=True,
     ),
     "codegen": Family(
         "h", branch("attn", "qkv_proj", "out_proj"), branch("mlp", "fc_in", "fc_out")
@@ -279,6 +287,23 @@ def _bad_row(entry: EntryPoint, why: str) -> InputError:
     )
 
 
+def _without_row(model_type: str) -> InputError:
+    known = model_types()
+    near, why = nearest(model_type, list(known)), WHY_NOT.get(model_type)
+    if why:
+        return InputError(
+            f"architecture '{model_type}' is not supported: {why}{near}",
+            field="model",
+            hint="docs/architectures.md lists those that are",
+        )
+    return InputError(
+        f"architecture '{model_type}' is not known{near}",
+        field="model",
+        hint=f"use one of {', '.join(sorted(known))}, "
+        "or add a row as docs/add-a-family.md explains",
+    )
+
+
 def family_of(config: object) -> Family:
     """The row of a transformers configuration.
 
@@ -295,13 +320,7 @@ def family_of(config: object) -> Family:
         )
     family = row_of(model_type)
     if family is None:
-        known = model_types()
-        raise InputError(
-            f"architecture '{model_type}' is not known{nearest(model_type, list(known))}",
-            field="model",
-            hint=f"use one of {', '.join(sorted(known))}, "
-            "or add a row as docs/add-a-family.md explains",
-        )
+        raise _without_row(model_type)
     for key, value, reason in family.refused:
         if getattr(config, key, None) == value:
             raise InputError(
