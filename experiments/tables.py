@@ -2,9 +2,10 @@
 
     python experiments/tables.py [--check]
 
-docs/reproduce.md, docs/baselines.md and docs/architectures.md are written whole; README.md, docs/results.md and the list
-of files in docs/how-it-works.md between their markers; the chart of README.md is drawn. With
---check nothing is written and the exit code says whether the texts are up to date.
+docs/reproduce.md, docs/baselines.md and docs/architectures.md are written whole; README.md,
+docs/results.md and the list of files in docs/how-it-works.md between their markers; the chart of
+README.md is drawn. With --check nothing is written and the exit code says whether the texts are up
+to date.
 """
 
 import argparse

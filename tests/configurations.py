@@ -1,6 +1,7 @@
 """Tiny configurations of every architecture: plain ones, and unusual ones, in which nothing that
 changes the computation has its default value."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,18 @@ from disp_llm.models.architectures import FAMILIES
 
 ARCHITECTURES = sorted(name for name in FAMILIES if name in CONFIG_MAPPING)
 """Those with a row that the installed transformers has."""
+
+
+def _kind_of(model_type: str) -> str:
+    family = FAMILIES[model_type]
+    branches = [replace(branch, norms=()) for branch in (family.attention, family.mlp)]
+    return f"{branches} {family.supports_head_pruning}"
+
+
+_IN_ORDER = [name for name in FAMILIES if name in ARCHITECTURES]
+KINDS = sorted({_kind_of(name): name for name in reversed(_IN_ORDER)}.values())
+"""One for each way in which rows differ, norms and the head apart: for what is slow, and asks
+nothing of an architecture but its linear layers."""
 
 VOCABULARY = 320
 SHAPE = {
@@ -33,7 +46,7 @@ GPT2 = TOKENS | {"n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "n_posi
 GPTJ = GPT2 | {"rotary_dim": 4}
 LATENT = {
     "kv_lora_rank": 12,
-    "q_lora_rank": 10,
+    "q_lora_rank": 16,
     "qk_nope_head_dim": 6,
     "qk_rope_head_dim": 4,
     "v_head_dim": 8,
@@ -77,7 +90,7 @@ OTHER_NAMES = {
     "granite": {"logits_scaling": 4.0},
     "gemma2": {"final_logit_softcapping": 5.0},
     "gemma3_text": {"final_logit_softcapping": 5.0},
-    "minicpm3": LATENT,
+    "minicpm3": LATENT | {"dim_model_base": 32},
     "youtu": LATENT,
     "deepseek_v3": LATENT | {"first_k_dense_replace": 3},
     "glm4_moe": {"first_k_dense_replace": 3},
@@ -85,8 +98,8 @@ OTHER_NAMES = {
 """What these need besides, or instead."""
 
 NO_HEAD_DIM = (
-    "biogpt", "cohere", "cohere_compass_text", "deepseek_v3", "falcon", "gpt_neox", "minicpm3", "olmo", "olmo2", "olmo3",
-    "opt", "persimmon", "phi", "phi3", "stablelm", "starcoder2", "youtu",
+    "biogpt", "cohere", "cohere_compass_text", "deepseek_v3", "falcon", "gpt_neox", "minicpm3",
+    "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "stablelm", "starcoder2", "youtu",
 )  # fmt: skip
 NO_KV_HEADS = ("biogpt", "gpt_neox", "opt", "persimmon")
 """An engine would read a key that the model itself ignores."""
@@ -154,6 +167,7 @@ UNUSUAL_VALUES = {
     "logits_scaling": 0.25,
     "query_pre_attn_scalar": 16,
     "clip_qkv": 1.5,
+    "partial_rotary_factor": 0.75,
     "sliding_window": 8,
     # The second loses its attention in a test, which the first of a kind cannot.
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],

@@ -50,6 +50,7 @@ from disp_llm.training.problem import PruningProblem
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 
+
 def tiny_model(model_type: str, seed: int = 0, **changes):
     """Random weights, large enough to matter; norms and biases away from their trivial values."""
     torch.manual_seed(seed)
@@ -71,9 +72,7 @@ def tiny_prunable(
     return PrunableModel(model, family_of(model.config), sites_with(heads, branches))
 
 
-def unusual_prunable(
-    model_type: str, heads: bool = False, branches: bool = False
-) -> PrunableModel:
+def unusual_prunable(model_type: str, heads: bool = False, branches: bool = False) -> PrunableModel:
     """The same of an unusual configuration."""
     return tiny_prunable(model_type, heads, branches, **unusual_values(model_type))
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import ARCHITECTURES, SHAPE, defaults_of, tiny_config, unusual_values
-from conftest import run_command, unusual_prunable
+from conftest import masks_of, run_command, unusual_prunable
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from disp_llm.config.errors import InputError
+from disp_llm.export.cutting import compact_config
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import FAMILIES, family_of
-from disp_llm.models.loading import empty_model
+from disp_llm.models.loading import empty_model, load_config
 from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.training.losses import token_losses
 
@@ -108,6 +109,17 @@ def test_every_causal_architecture_is_known_or_has_a_reason():
     assert not set(FAMILIES) & set(WHY_NOT)
     missing = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(FAMILIES) - set(WHY_NOT)
     assert not missing, "add a row, or say in src/disp_llm/models/unsupported.py why not"
+
+
+def test_an_architecture_under_another_name_is_known(tmp_path):
+    """GPT-SW3 has GPT-2's classes, and says a `model_type` of its own in its folder."""
+    tiny_config("gpt2").save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"model_type": "gpt-sw3"}))
+    config = load_config(str(tmp_path))
+    assert config.model_type == "gpt-sw3"
+    target = PrunableModel(empty_model(config), family_of(config))
+    assert compact_config(target, masks_of("random", target.layout)).model_type == "disp_gpt2"
 
 
 def test_reasons_are_one_short_line():

@@ -202,7 +202,6 @@ FAMILIES: dict[str, Family] = {
         "h",
         branch("attn", "q_proj k_proj v_proj", "out_proj"),
         branch("mlp", "fc_in", "fc_out"),
-        supports_head_pruning=True,
     ),
     "codegen": Family(
         "h", branch("attn", "qkv_proj", "out_proj"), branch("mlp", "fc_in", "fc_out")

@@ -46,5 +46,7 @@ _TYPES_OF = {
     "Llama's classes under a configuration of its own": "exaone internlm3 iquestcoder",
 }
 
-WHY_NOT = {model_type: reason for reason, types in _TYPES_OF.items() for model_type in types.split()}
+WHY_NOT = {
+    model_type: reason for reason, types in _TYPES_OF.items() for model_type in types.split()
+}
 """The reason by `model_type`."""
