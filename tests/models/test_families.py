@@ -35,6 +35,7 @@ from disp_llm.models.architectures import (
     model_types,
     register_architecture,
 )
+from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.training.losses import token_losses
 
 ALL = ARCHITECTURES
@@ -189,6 +190,16 @@ def test_whole_branches_can_go(model_type, tmp_path):
     export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert set(again.state_dict()) == set(compact.state_dict())
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_cache_holds_what_is_counted(model_type):
+    target = tiny_prunable(model_type)
+    cache = empty_cache(target.model)
+    target.model(torch.tensor([[4, 5, 6]]), **with_cache(target.model, cache))
+    held = [layer.keys.numel() + layer.values.numel() for layer in cache.layers]
+    repeats = 2 if model_type == "falcon" else 1  # its two KV heads are repeated first: not counted
+    assert held == [3 * block.cached * repeats for block in target.layout.blocks]
 
 
 STAYS = {"stablelm": "input_layernorm"}

@@ -25,8 +25,8 @@ class Branch:
     """Norms that serve this branch alone, where a block has them: they go when it is pruned as a
     whole."""
     inside: tuple[str, ...] = ()
-    """Linear modules that neither read nor write the residual stream (the second halves of
-    low-rank projections): no site cuts them, and they go with the whole branch."""
+    """Linear modules of attention that neither read nor write the residual stream (the second
+    halves of low-rank projections): no site cuts them, and they go with the whole branch."""
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
