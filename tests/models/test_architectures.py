@@ -97,9 +97,9 @@ def test_a_missing_column_shows_in_the_loss(column):
     a tenth of this, is for."""
     having = [name for name in ARCHITECTURES if getattr(FAMILIES[name], column)]
     assert having
-    tokens = torch.randint(4, SHAPE["vocab_size"], (2, 19))
     for model_type in having:
         whole = unusual_prunable(model_type)
+        tokens = torch.randint(4, SHAPE["vocab_size"], (2, 19))
         target = replace(whole, family=replace(whole.family, **{column: ""}))
         loss = float(target.model(tokens, labels=tokens).loss)
         assert token_losses(target, tokens).mean() != pytest.approx(loss, rel=1e-4), model_type

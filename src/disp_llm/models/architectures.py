@@ -8,10 +8,10 @@ architecture. Another package adds rows of its own by entry points or by `regist
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.models.family import Branch, Family, bare_branch, branch
+from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 
 
@@ -226,10 +226,6 @@ FAMILIES: dict[str, Family] = {
 PRUNED_PREFIX = "disp_"
 """What `model_type` begins with in a folder that this package has written."""
 
-PLUGINS = "disp_llm.architectures"
-"""The group of entry points through which another package adds rows: the name of each is a
-`model_type`, its object a `Family`."""
-
 on_registration: list[Callable[[str], None]] = []
 """Functions that are called with every `model_type` that is registered from now on."""
 
@@ -247,7 +243,7 @@ def register_architecture(model_type: str, family: Family) -> None:
 
 def model_types() -> tuple[str, ...]:
     """The `model_type` of every row; nothing of another package is imported to say so."""
-    return tuple(dict.fromkeys([*FAMILIES, *(entry.name for entry in _plugins())]))
+    return tuple(dict.fromkeys([*FAMILIES, *(entry.name for entry in plugins())]))
 
 
 def row_of(model_type: str) -> Family | None:
@@ -259,31 +255,8 @@ def row_of(model_type: str) -> Family | None:
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    entry = next((entry for entry in _plugins() if entry.name == model_type), None)
-    return None if entry is None else _loaded(entry)
-
-
-def _plugins() -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=PLUGINS))
-
-
-def _loaded(entry: EntryPoint) -> Family:
-    """The row that an entry point names."""
-    try:
-        family = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise _bad_row(entry, f"cannot be loaded ({error})") from error
-    if not isinstance(family, Family):
-        raise _bad_row(entry, f"is no Family but {family!r}")
-    return family
-
-
-def _bad_row(entry: EntryPoint, why: str) -> InputError:
-    return InputError(
-        f"the row of '{entry.name}', {entry.value}, {why}",
-        field="model",
-        hint="repair or remove the package that adds it",
-    )
+    entry = next((entry for entry in plugins() if entry.name == model_type), None)
+    return None if entry is None else loaded(entry)
 
 
 def _without_row(model_type: str) -> InputError:
