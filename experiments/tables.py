@@ -2,9 +2,10 @@
 
     python experiments/tables.py [--check]
 
-docs/reproduce.md and docs/baselines.md are written whole; README.md, docs/results.md and the list
-of files in docs/how-it-works.md between their markers; the chart of README.md is drawn. With
---check nothing is written and the exit code says whether the texts are up to date.
+docs/reproduce.md, docs/baselines.md and docs/architectures.md are written whole; README.md,
+docs/results.md and the list of files in docs/how-it-works.md between their markers; the chart of
+README.md is drawn. With --check nothing is written and the exit code says whether the texts are up
+to date.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from architectures_page import architectures_page
 from comparison_tables import HERE, baselines_page, figure, readme_table, results_tables
 from file_tree import file_tree
 
@@ -146,6 +148,7 @@ def main() -> None:
     files = {
         docs / "reproduce.md": page.rstrip() + "\n",
         docs / "baselines.md": baselines_page(),
+        docs / "architectures.md": architectures_page(),
         results: between_markers(results, "results", results_tables()),
         readme: between_markers(readme, "results", readme_table()),
         code: between_markers(code, "files", file_tree(rooms)),

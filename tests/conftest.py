@@ -26,9 +26,9 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
+from configurations import tiny_config, unusual_values
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_llm.cli.main import main
@@ -50,45 +50,6 @@ from disp_llm.training.problem import PruningProblem
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 
-VOCABULARY = 320
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-OTHER_NAMES = {
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
-    "gpt2": {"n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "n_positions": 128},
-    "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
-    "granite": {"logits_scaling": 4.0},
-    "gemma2": {"final_logit_softcapping": 5.0},
-    "gemma3_text": {"final_logit_softcapping": 5.0},
-}
-NO_HEAD_DIM = ("falcon", "gpt2", "opt", "phi", "phi3", "stablelm", "gpt_neox")
-NO_KV_HEADS = ("gpt_neox", "opt")  # an engine would read a key that the model itself ignores
-
-
-def tiny_config(model_type: str, **changes):
-    """3 blocks, hidden 32, intermediate 48, 4 heads, 2 KV heads."""
-    values = SHAPE | OTHER_NAMES.get(model_type, {}) | changes
-    if model_type in NO_HEAD_DIM:
-        values.pop("head_dim", None)
-    if model_type in NO_KV_HEADS:
-        values.pop("num_key_value_heads", None)
-    if model_type == "gpt2":  # its attribute map gives these names to the ones above
-        values = {k: v for k, v in values.items() if k.startswith("n_") or k not in SHAPE} | {
-            k: SHAPE[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-        }
-    return CONFIG_MAPPING[model_type](**values)
-
 
 def tiny_model(model_type: str, seed: int = 0, **changes):
     """Random weights, large enough to matter; norms and biases away from their trivial values."""
@@ -109,6 +70,11 @@ def tiny_prunable(
     """A tiny model with its row of the table; with `heads` and `branches`, these are sites too."""
     model = tiny_model(model_type, **changes)
     return PrunableModel(model, family_of(model.config), sites_with(heads, branches))
+
+
+def unusual_prunable(model_type: str, heads: bool = False, branches: bool = False) -> PrunableModel:
+    """The same of an unusual configuration."""
+    return tiny_prunable(model_type, heads, branches, **unusual_values(model_type))
 
 
 def sites_with(heads: bool = False, branches: bool = False) -> tuple[Site, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from disp_llm.cli.parsing import parse
+from disp_llm.models.architectures import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 GENERATED = ("reproduce.md", "baselines.md")
@@ -79,6 +80,18 @@ def test_how_it_works_lists_every_file_of_the_package():
         room, *inside = path.relative_to(package).parts
         listed = f"- `{'/'.join(inside)}`: "
         assert path.name == "__init__.py" or listed in tree.split(f"**`{room}/`**")[1], path
+
+
+def test_documents_count_the_architectures_that_are_known():
+    log = ROOT / "docs" / "experiment-log.md"  # says what was true then
+    found = [
+        (page.name, number)
+        for page in (*PAGES, ROOT / "CHANGELOG.md")
+        for number in re.findall(r"\b(\d+) architectures", page.read_text())
+        if page != log
+    ]
+    assert len(found) >= 3
+    assert {int(number) for _, number in found} == {len(FAMILIES)}, found
 
 
 def test_the_readme_is_short():

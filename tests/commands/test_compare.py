@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from configurations import KINDS
 from conftest import byte_tokenizer, problem_of, run_command, tiny_model
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
@@ -26,7 +27,7 @@ from disp_llm.models.architectures import FAMILIES
 from disp_llm.runs.files import write_checked_json
 from disp_llm.training.problem import PruningProblem
 
-WITH_HEADS = sorted(name for name, family in FAMILIES.items() if family.supports_head_pruning)
+WITH_HEADS = [name for name in KINDS if FAMILIES[name].supports_head_pruning]
 
 
 def parts_of(problem: PruningProblem, flat: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -4,13 +4,13 @@ import random
 
 import pytest
 import torch
+from configurations import ARCHITECTURES
 from conftest import masks_of, tiny_prunable
 
 from disp_llm.evaluation import continuations
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.architectures import FAMILIES
 
 LONGEST = 60
 
@@ -49,7 +49,7 @@ def require_same(target, requests) -> None:
         assert greedy == wanted[1]
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_family(model_type, requests):
     require_same(tiny_prunable(model_type), requests)
 

@@ -8,13 +8,8 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import (
-    VOCABULARY,
-    byte_tokenizer,
-    masks_of,
-    tiny_model,
-    tiny_prunable,
-)
+from configurations import VOCABULARY
+from conftest import byte_tokenizer, masks_of, tiny_model, tiny_prunable
 from safetensors.torch import load_file
 
 from disp_llm.export.cutting import compact_model

@@ -292,7 +292,7 @@ def test_count_is_differentiable_and_exact_beyond_float32():
     torch.testing.assert_close(ones.grad * small.dense_block_parameters, small.entry_costs)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gpt2", "qwen2", "gemma2", "youtu"])
 @pytest.mark.parametrize("kind", ["params", "flops", "bytes"])
 def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     target = tiny_prunable(model_type)
@@ -319,7 +319,14 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
 
 @pytest.mark.parametrize(
     ("model_type", "heads"),
-    [("llama", True), ("llama", False), ("mistral", True), ("gemma2", False), ("opt", False)],
+    [
+        ("llama", True),
+        ("llama", False),
+        ("mistral", True),
+        ("gemma2", False),
+        ("opt", False),
+        ("minicpm3", False),
+    ],
 )
 @pytest.mark.parametrize("branches", [False, True])
 def test_memory_is_that_of_the_weights_and_of_a_filled_cache(model_type, heads, branches):
@@ -342,3 +349,29 @@ def test_memory_is_that_of_the_weights_and_of_a_filled_cache(model_type, heads, 
     weights = sum(parameter.numel() for parameter in compact.parameters())
     assert float(budget.cost(masks.counts)) == 4 * (weights + sum(held))
     assert 0.65 < float(budget.share(masks.counts)) <= 0.75
+
+
+@pytest.mark.parametrize("kind", ["params", "flops", "bytes", "memory"])
+def test_what_no_site_cuts_goes_with_its_attention(kind):
+    """Multi-head latent attention has linear layers between those that read and that which
+    writes."""
+    target = tiny_prunable("youtu", branches=True)
+    layout, parameters = target.layout, target.parameters
+    costs = {
+        "params": parameter_costs(layout),
+        "flops": flop_costs(layout, target.head_weight.numel()),
+        "bytes": byte_costs(layout, parameters, 4),
+        "memory": memory_costs(layout, parameters, 4, [10] * len(layout.blocks)),
+    }[kind]
+    kept = torch.ones(layout.entries, dtype=torch.bool)
+    assert costs.cost(layout.counts(kept.long())) == pytest.approx(costs.dense_cost)
+    layout.split(kept)[layout.names.index("layers.1.attention")][:] = False
+    masks = Masks(layout, layout.without_dropped(kept), Selection(torch.zeros(layout.entries)))
+    small = PrunableModel(compact_model(target, masks), target.family)
+    gone = {
+        "params": target.block_parameters - small.block_parameters,
+        "flops": 2 * (target.block_parameters - small.block_parameters),
+        "bytes": 4 * (parameters - small.parameters),
+        "memory": 4 * (parameters - small.parameters + 10 * layout.blocks[1].cached),
+    }[kind]
+    assert costs.dense_cost - costs.cost(masks.counts) == pytest.approx(gone)

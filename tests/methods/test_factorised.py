@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from configurations import KINDS
 from conftest import moments_of, problem_of, tiny_model
 from torch import nn
 
@@ -22,7 +23,6 @@ from disp_llm.methods.baselines.mpo import Shape, local_widths, mpo, shape_of, s
 from disp_llm.methods.baselines.svd_llm import factorise, svd_llm, whitened_basis
 from disp_llm.methods.parts.baseline import copied, stored_numbers
 from disp_llm.methods.parts.low_rank import LowRank, as_linear, rank_of
-from disp_llm.models.architectures import FAMILIES
 
 METHODS = [svd_llm, joint_rank_k, mpo]
 UNCUT = 10**6
@@ -65,7 +65,7 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", KINDS)
 def test_every_family_runs_within_its_share(problem_for, model_type, method):
     problem = problem_for(model_type)
     before = {name: p.clone() for name, p in problem.dense.model.named_parameters()}

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import VOCABULARY, problem_of
+from configurations import VOCABULARY
+from conftest import problem_of
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.masks.budget import project

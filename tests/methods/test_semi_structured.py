@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from configurations import KINDS
 from conftest import moments_of, problem_of
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
@@ -14,7 +15,6 @@ from disp_llm.methods.baselines.magnitude_2_4 import magnitude_2_4
 from disp_llm.methods.baselines.sparsegpt_2_4 import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
 from disp_llm.methods.baselines.wanda_2_4 import wanda_2_4
 from disp_llm.methods.parts.baseline import Maker, stored_numbers
-from disp_llm.models.architectures import FAMILIES
 from disp_llm.training.problem import PruningProblem
 
 METHODS = [magnitude_2_4, wanda_2_4, dass_2_4, sparsegpt_2_4]
@@ -69,7 +69,7 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", KINDS)
 def test_two_of_four_in_every_family(problem_for, model_type, method):
     problem = problem_for(model_type)
     before = {key: weight.clone() for key, weight in matrices(problem.dense).items()}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from configurations import ARCHITECTURES
 from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_prunable
 from safetensors.torch import load_file, save_file
 
@@ -20,10 +21,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
-from disp_llm.models.architectures import FAMILIES
 from disp_llm.models.loading import load, load_config, load_model
 
-ALL = sorted(FAMILIES)
 CPU = MachineConfig(device="cpu", dtype="float32")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -85,7 +84,7 @@ def pruned(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "pruned"))
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_family_loads_whole_or_not_at_all(model_type, tmp_path):
     target = tiny_prunable(model_type)
     small = compact_model(target, masks_of("random", target.layout))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, run_command, tiny_config, tiny_model
+from configurations import tiny_config
+from conftest import byte_tokenizer, run_command, tiny_model
 
 from disp_llm.commands.planning import usual_settings
 from disp_llm.config.bench import BenchConfig

@@ -39,7 +39,8 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
     config.validate()
     described = load_config(config.model)
     device = resolve_device(config.device)
-    empty = PrunableModel(empty_model(described), family_of(described))
+    family = family_of(described)  # before what transformers says of a model that it cannot make
+    empty = PrunableModel(empty_model(described), family)
     budget = Budget(empty.layout)
     itemsize = resolve_dtype("auto", device).itemsize
     needed, free = memory(empty, config.length * config.batch, itemsize), free_memory(device)

@@ -109,7 +109,7 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
     head, blocks = target.head_weight.numel(), target.block_parameters
     shapes = target.layout.blocks
     q = sum(shape.q for shape in shapes)
-    cached = sum(shape.qkv - shape.q for shape in shapes)
+    cached = sum(shape.cached for shape in shapes)
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
     pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1

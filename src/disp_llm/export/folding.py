@@ -93,6 +93,9 @@ def _fold(target: PrunableModel, masks: Masks, replaced: list[Replaced]) -> None
                 linear = linear_at(block, path)
                 made = _scaled(linear, change.read_scales, None, next(adapters))
                 _replace(linear, made, replaced)
+            for path in branch.inside:
+                linear = linear_at(block, path)
+                _replace(linear, _scaled(linear, None, None, next(adapters)), replaced)
             linear = linear_at(block, branch.writes)
             pruned_means = change.pruned_means(next(mean_inputs, None))
             scales = change.column_scales, change.row_scales

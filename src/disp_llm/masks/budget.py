@@ -99,7 +99,7 @@ class Budget:
         """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
 
         `|S1|·(q + 2kv) + |S2|·q + n·|S3|·|S4| + |S4|·|S5|` for n input projections, summed over
-        blocks; q and kv shrink with the heads, where these are a site.
+        blocks, and what no site cuts; q and kv shrink with the heads, where these are a site.
         """
         return self._parameters.cost(counts)
 

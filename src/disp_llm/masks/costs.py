@@ -103,11 +103,12 @@ def of_blocks(numbers: Sequence) -> Tensor:
 
 def parameter_costs(layout: Layout) -> CostModel:
     """Block parameters: the weights of the linear layers inside the blocks."""
-
+    per_entry = torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64)
+    inside = of_blocks([block.inside for block in layout.blocks])
     costs = CostModel(
         layout,
-        constant_cost=0.0,
-        per_entry=torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64),
+        constant_cost=_add_to_attention(per_entry, layout, inside),
+        per_entry=per_entry,
         attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
         mlp_read=of_blocks([block.num_input_projections for block in layout.blocks]),
         mlp_write=of_blocks([1.0] * len(layout.blocks)),
@@ -124,13 +125,24 @@ def weighted(*parts: tuple[float, CostModel]) -> CostModel:
     return replace(parts[0][1], **sums)
 
 
+def _add_to_attention(
+    per_entry: Float[Tensor, "L K"], layout: Layout, costs: Float[Tensor, " L"]
+) -> float:
+    """Adds to the entries of whole attentions what goes with these only, and returns what of it
+    stays in any case: everything, where whole attentions are no site."""
+    if ATTENTION not in layout.sites:
+        return float(costs.sum())
+    per_entry[:, layout.sites.index(ATTENTION)] += costs
+    return 0.0
+
+
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
     """Floating-point operations for one token, two a weight, of the linear layers of the blocks and
     of the head; attention itself, which depends on the length and is not pruned, is left out."""
     weights = parameter_costs(layout)
     with_head = replace(
         weights,
-        constant_cost=float(head_parameters),
+        constant_cost=weights.constant_cost + head_parameters,
         dense_cost=weights.dense_cost + head_parameters,
     )
     return weighted((2.0, with_head))
@@ -143,8 +155,8 @@ def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
     in_blocks = weights.dense_cost + float((biases.flatten() * torch.tensor(layout.lengths)).sum())
     all_weights = replace(
         weights,
-        constant_cost=parameters - in_blocks,
-        per_entry=biases,
+        constant_cost=weights.constant_cost + parameters - in_blocks,
+        per_entry=weights.per_entry + biases,
         dense_cost=float(parameters),
     )
     return weighted((float(itemsize), all_weights))
@@ -157,16 +169,14 @@ def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[in
         cached: how many tokens each block holds, of all sequences together.
     """
     weights = byte_costs(layout, parameters, itemsize)
-    of_token = of_blocks([block.qkv - block.q for block in layout.blocks])
+    of_token = of_blocks([block.cached for block in layout.blocks])
     cache = itemsize * of_blocks(cached) * of_token  # of each block
     per_entry, constant = weights.per_entry.clone(), weights.constant_cost
     if HEADS in layout.sites:
         heads = of_blocks([block.heads for block in layout.blocks])
         per_entry[:, layout.sites.index(HEADS)] += cache / heads
-    elif ATTENTION in layout.sites:
-        per_entry[:, layout.sites.index(ATTENTION)] += cache
     else:
-        constant += float(cache.sum())
+        constant += _add_to_attention(per_entry, layout, cache)
     return replace(
         weights,
         constant_cost=constant,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
+from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES, Site
 from disp_llm.models.architectures import Branch, Family
@@ -25,13 +25,13 @@ class BlockShape:
     """Widths of one dense block.
 
     With `|S|` ones of a site its linear weights count `|S1|·qkv + |S2|·q + n·|S3|·|S4| + |S4|·|S5|`
-    for n input projections; qkv and q are those of the kept heads.
+    for n input projections, and those inside; qkv and q are those of the kept heads.
     """
 
     hidden: int
     """D, width of the residual stream."""
     qkv: int
-    """Outputs of the attention's reads together, q + 2kv."""
+    """Outputs of the attention's reads together: q + 2kv, where these are what it reads with."""
     q: int
     """Inputs of the attention's write."""
     num_input_projections: int
@@ -41,6 +41,11 @@ class BlockShape:
     biases: tuple[int, ...]
     """Bias numbers that go with one entry of each site (they follow their output dimension); with a
     whole branch, those of its norms as well."""
+    inside: int = 0
+    """Weights of the linear layers of the attention that no site cuts."""
+    held: int | None = None
+    """Outputs of the reads that the KV cache holds of a token, where these are not all but the
+    queries; what has a state of one size in place of them holds none."""
     heads: int = 0
     """KV heads, where they are a site; 0 where all of them stay."""
     branches: bool = False
@@ -53,6 +58,11 @@ class BlockShape:
         """Names of the sites, in the order of their entries."""
         heads = (HEADS,) if self.heads else ()
         return (*SITES, *heads, *(BRANCHES if self.branches else ()))
+
+    @property
+    def cached(self) -> int:
+        """Numbers that the KV cache holds of a token, with all heads kept."""
+        return self.qkv - self.q if self.held is None else self.held
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -129,8 +139,11 @@ def layout_of(
             neither.
 
     Raises:
-        InputError: KV heads are to be one, and the family's attention cannot lose any.
+        InputError: KV heads are to be one, and the family's attention cannot lose any; or a block
+            is not what the family's row says.
     """
+    for index, block in enumerate(blocks):
+        _require_linears(block, f"{config.model_type} block {index}", family)
     if HEADS in sites and not family.supports_head_pruning:
         raise InputError(
             f"{config.model_type} cannot lose whole heads", field="sites", hint="leave heads out"
@@ -145,6 +158,19 @@ def layout_of(
             for block, shape, kind in zip(blocks, shapes, kinds, strict=True)
         ]
     return Layout(tuple(shapes))
+
+
+def _require_linears(block: nn.Module, name: str, family: Family) -> None:
+    """Refuses a variant of the architecture that its row does not describe."""
+    modules = dict(block.named_modules())
+    for branch in family.branches_of(block):
+        for path in branch.linear_paths if has_branch(block, branch.scatter) else ():
+            if path not in modules:
+                raise InputError(
+                    f"{name} has no linear layer {path}: this variant is not supported",
+                    field="model",
+                    hint="use a model whose blocks all have the same two branches, both dense",
+                )
 
 
 def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:
@@ -162,11 +188,19 @@ def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple
 
 def _numbers(block: nn.Module, branch: Branch) -> int:
     """Parameters of a branch and its norms, but for the weights of its linear layers."""
-    weights = {id(linear_at(block, path).weight) for path in (*branch.reads, branch.writes)}
+    weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
     paths = [branch.gather, branch.scatter, *branch.norms]
     modules = [module for name, module in block.named_modules() if name in paths]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
     return sum(number for key, number in found.items() if key not in weights)
+
+
+def _held(block: nn.Module, family: Family) -> int | None:
+    """What the KV cache holds of a token, where the row says so or the block has no attention."""
+    if family.branches_of(block)[0] is not family.attention:
+        return 0
+    held = sum(widths_of(linear_at(block, path))[1] for path in family.cached)
+    return held if family.cached else None
 
 
 def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
@@ -193,5 +227,7 @@ def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
         num_input_projections=num_input_projections,
         intermediate=widths_of(mlp_writes)[0],
         biases=biases,
+        inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
+        held=_held(block, family),
         heads=heads,
     )

@@ -66,12 +66,12 @@ class PrunableModel:
     def linear_paths(self, block: nn.Module) -> tuple[str, ...]:
         """Paths of the linear layers inside a block, in the order in which they run."""
         branches = self.branches_of(block)
-        return tuple(path for branch in branches for path in (*branch.reads, branch.writes))
+        return tuple(path for branch in branches for path in branch.linear_paths)
 
     def linears(self) -> Iterator[Any]:
         """All linear layers inside the blocks."""
         for block, branch in self.present:
-            for path in (*branch.reads, branch.writes):
+            for path in branch.linear_paths:
                 yield linear_at(block, path)
 
     @property
@@ -106,13 +106,16 @@ class PrunableModel:
     def head(self) -> Callable[[Tensor], Tensor]:
         """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
         config, output = self.model.config, self._output_embeddings
-        divisor, softcap = (
+        family = self.family
+        multiplier, divisor, softcap = (
             getattr(config, key) if key else None
-            for key in (self.family.logits_divisor, self.family.logits_softcap)
+            for key in (family.logits_multiplier, family.logits_divisor, family.logits_softcap)
         )
 
         def head(hidden: Tensor) -> Tensor:
             logits = output(hidden)
+            if multiplier is not None:
+                logits = logits * multiplier
             if divisor is not None:
                 logits = logits / divisor
             if softcap is not None:

@@ -7,95 +7,24 @@ architecture. Another package adds rows of its own by entry points or by `regist
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from dataclasses import replace
 
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.models.family import Branch, Family, bare_branch, branch
+from disp_llm.models.plugins import loaded, plugins
+from disp_llm.models.unsupported import WHY_NOT
 
 
-@dataclass(frozen=True)
-class Branch:
-    """One of the two branches of a block; module paths are relative to the block."""
-
-    reads: tuple[str, ...]
-    """Linear modules whose inputs are the branch's (normalised) view of the residual stream."""
-    writes: str
-    """The linear module whose output goes back towards the residual stream."""
-    gather: str
-    """Module whose first input is what `reads` see: the input selection acts here."""
-    scatter: str
-    """Module whose (first) output is that of `writes`: the output selection acts here."""
-    fused: int = 1
-    """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
-    norms: tuple[str, ...] = ()
-    """Norms that serve this branch alone, where a block has them: they go when it is pruned as a
-    whole."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A row of the table: one architecture.
-
-    Norms may precede or follow a branch, and branches may be sequential or parallel: selections act
-    at the edges of the branch itself, so neither needs a column.
-    """
-
-    blocks: str
-    """Path of the list of blocks inside the base model."""
-    attention: Branch
-    """The branch whose gather is the site attn_in and whose scatter is attn_out."""
-    mlp: Branch
-    """The branch whose gather is the site mlp_in and whose scatter is mlp_out; mlp_mid lies between
-    `reads` and `writes`."""
-    alternatives: tuple[Branch, ...] = ()
-    """What blocks of other kinds have in the place of attention: linear attention, a convolution, a
-    state space. A block has the one whose modules it has. Their modules give one tensor, where
-    attention gives a pair."""
-    supports_head_pruning: bool = False
-    """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
-    this order, and the block reshapes them by the width of a head alone."""
-    logits_divisor: str = ""
-    """Configuration key of a number that divides the logits of the head (Granite); "" = none."""
-    logits_softcap: str = ""
-    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2); "" =
-    none."""
-    requires_bos: bool = False
-    """Whether the model needs a BOS before its text (Gemma): every window then has one in place of
-    its first token, which is never predicted."""
-    refused: tuple[tuple[str, object, str], ...] = ()
-    """Variants that this row does not describe, each as (configuration key, value, reason)."""
-    required: tuple[tuple[str, object, str], ...] = ()
-    """The only variants that it does describe: (configuration key, value, what else there is)."""
-
-    def branches_of(self, block: Any) -> tuple[Branch, Branch]:
-        """Attention, or what the block has in its place, and MLP, in the order of running."""
-        present = {name for name, _ in block.named_modules()}
-        kinds = (self.attention, *self.alternatives)
-        return next(branch for branch in kinds if branch.gather in present), self.mlp
-
-    def as_dict(self) -> dict:
-        """The branches and the path, as plain JSON: what an exported folder carries."""
-        others = [asdict(branch) for branch in self.alternatives]
-        return {
-            "blocks": self.blocks,
-            "attention": asdict(self.attention),
-            "mlp": asdict(self.mlp),
-        } | ({"alternatives": others} if others else {})
-
-
-def _branch(module: str, reads: str, writes: str, fused: int = 1, norms: str = "") -> Branch:
-    """A branch that is one module: both selections act at its edges."""
-    paths = tuple(f"{module}.{name}" for name in reads.split())
-    return Branch(paths, f"{module}.{writes}", module, module, fused, tuple(norms.split()))
-
-
-def _attention(norms: str) -> Branch:
-    return _branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms)
+def _attention(norms: str, inside: str = "") -> Branch:
+    return branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms, inside=inside)
 
 
 def _gated(norms: str) -> Branch:
-    return _branch("mlp", "gate_proj up_proj", "down_proj", norms=norms)
+    return branch("mlp", "gate_proj up_proj", "down_proj", norms=norms)
+
+
+def _plain(norms: str) -> Branch:
+    return branch("mlp", "up_proj", "down_proj", norms=norms)
 
 
 # Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, Granite.
@@ -103,6 +32,15 @@ _LLAMA = Family(
     "layers",
     _attention("input_layernorm"),
     _gated("post_attention_layernorm"),
+    supports_head_pruning=True,
+)
+# The same, with an attention that does not reshape by the width of a head alone.
+_LLAMA_WITH_ALL_HEADS = replace(_LLAMA, supports_head_pruning=False)
+_UNGATED_LLAMA = replace(_LLAMA, mlp=_plain("post_attention_layernorm"))
+_APERTUS = Family(
+    "layers",
+    _attention("attention_layernorm"),
+    _plain("feedforward_layernorm"),
     supports_head_pruning=True,
 )
 # Norms before and after both branches.
@@ -113,39 +51,126 @@ _GEMMA = replace(
     logits_softcap="final_logit_softcapping",
     requires_bos=True,
 )
+# Norms after both branches. Those of q and k span all heads.
+_OLMO2 = Family(
+    "layers", _attention("post_attention_layernorm"), _gated("post_feedforward_layernorm")
+)
+# A fused gate and up projection.
+_PHI3 = Family(
+    "layers",
+    branch("self_attn", "qkv_proj", "o_proj", norms="input_layernorm"),
+    branch("mlp", "gate_up_proj", "down_proj", 2, norms="post_attention_layernorm"),
+)
+# Parallel branches, whose one norm serves both.
+_COHERE = Family("layers", _attention(""), _gated(""), logits_multiplier="logit_scale")
+_GPT_NEOX = Family(
+    "layers",
+    branch("attention", "query_key_value", "dense", norms="input_layernorm"),
+    branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="post_attention_layernorm"),
+)
+_GPT2 = Family(
+    "h",
+    branch("attn", "c_attn", "c_proj", norms="ln_1"),
+    branch("mlp", "c_fc", "c_proj", norms="ln_2"),
+)
+# OPT has no MLP module: fc1 and fc2 are children of the block.
+_OPT = Family(
+    "decoder.layers",
+    branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
+    bare_branch("fc1", "fc2", "final_layer_norm"),
+)
+# Queries, keys and values come from low-rank projections (multi-head latent attention, MLA), of
+# which the first halves read.
+_DEEPSEEK = Family(
+    "layers",
+    branch(
+        "self_attn",
+        "q_a_proj kv_a_proj_with_mqa",
+        "o_proj",
+        norms="input_layernorm",
+        inside="q_b_proj kv_b_proj",
+    ),
+    _gated("post_attention_layernorm"),
+    cached=("self_attn.kv_a_proj_with_mqa",),
+    refused=(("q_lora_rank", None, "its queries come from one projection, not from two"),),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "smollm3": _LLAMA,
-    # Norms of q and k span all heads (OLMo 2) or lie in a list, one a head (StableLM).
-    "olmo2": Family(
-        "layers", _attention("post_attention_layernorm"), _gated("post_feedforward_layernorm")
+    "cwm": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "helium": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
+    "olmo": _LLAMA,
+    "seed_oss": _LLAMA,
+    "diffllama": _LLAMA_WITH_ALL_HEADS,
+    # From the values a linear layer makes a mask.
+    "doge": replace(
+        _LLAMA_WITH_ALL_HEADS,
+        attention=_attention("input_layernorm", "dt_proj"),
+        refused=(("is_moe", True, "its MLP is a mixture of experts"),),
     ),
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
+    "exaone4": replace(_OLMO2, supports_head_pruning=True),
     "gemma": replace(_LLAMA, requires_bos=True),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
+    "vaultgemma": replace(
+        _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")
+    ),
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
-    # With parallel branches the first norm serves both and there is no second.
+    # A sink for each head.
+    "granite_swa": replace(_LLAMA_WITH_ALL_HEADS, logits_divisor="logits_scaling"),
+    "hyperclovax": replace(
+        _LLAMA,
+        attention=_attention("input_layernorm post_norm1"),
+        mlp=_gated("post_attention_layernorm post_norm2"),
+        logits_multiplier="logits_scaling",
+    ),
+    "cohere": _COHERE,
+    "cohere2": replace(_COHERE, supports_head_pruning=True),
+    "cohere_compass_text": replace(_COHERE, supports_head_pruning=True),
+    "apertus": _APERTUS,
+    "apertus1p5_text": _APERTUS,
+    "arcee": _UNGATED_LLAMA,
+    "jais2": _UNGATED_LLAMA,
+    "nemotron": _UNGATED_LLAMA,
+    "nanochat": replace(
+        _LLAMA,
+        mlp=branch("mlp", "fc1", "fc2", norms="post_attention_layernorm"),
+        logits_softcap="final_logit_softcapping",
+    ),
+    "starcoder2": replace(
+        _LLAMA, mlp=branch("mlp", "c_fc", "c_proj", norms="post_attention_layernorm")
+    ),
+    # With parallel branches the first norm serves both and there is no second. Norms of q and k lie
+    # in a list, one a head.
     "stablelm": Family("layers", _attention(""), _gated("post_attention_layernorm")),
-    "phi3": Family(
-        "layers",
-        _branch("self_attn", "qkv_proj", "o_proj", norms="input_layernorm"),
-        _branch("mlp", "gate_up_proj", "down_proj", 2, norms="post_attention_layernorm"),
+    "phi3": _PHI3,
+    "glm": replace(_PHI3, attention=_attention("input_layernorm"), supports_head_pruning=True),
+    "glm4": replace(
+        _PHI3,
+        attention=_attention("input_layernorm post_self_attn_layernorm"),
+        mlp=branch(
+            "mlp", "gate_up_proj", "down_proj", 2, "post_attention_layernorm post_mlp_layernorm"
+        ),
+        supports_head_pruning=True,
     ),
     "phi": Family(
         "layers",
-        _branch("self_attn", "q_proj k_proj v_proj", "dense"),
-        _branch("mlp", "fc1", "fc2"),
+        branch("self_attn", "q_proj k_proj v_proj", "dense"),
+        branch("mlp", "fc1", "fc2"),
         supports_head_pruning=True,
     ),
-    "opt": Family(
-        "decoder.layers",
-        _branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
-        # OPT has no MLP module: fc1 and fc2 are children of the block.
-        Branch(("fc1",), "fc2", gather="fc1", scatter="fc2", norms=("final_layer_norm",)),
+    "opt": replace(
+        _OPT,
         refused=(
             (
                 "do_layer_norm_before",
@@ -154,27 +179,52 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
     ),
-    "gpt_neox": Family(
-        "layers",
-        _branch("attention", "query_key_value", "dense", norms="input_layernorm"),
-        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="post_attention_layernorm"),
+    "biogpt": replace(_OPT, blocks="layers", supports_head_pruning=True),
+    "xglm": replace(_OPT, blocks="layers"),
+    "gpt_neox": _GPT_NEOX,
+    "persimmon": replace(
+        _GPT_NEOX,
+        attention=branch("self_attn", "query_key_value", "dense", norms="input_layernorm"),
     ),
-    "gpt2": Family(
+    "gpt2": _GPT2,
+    "gpt-sw3": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": replace(
+        _GPT2,
+        attention=branch(
+            "attn",
+            "attention.q_proj attention.k_proj attention.v_proj",
+            "attention.out_proj",
+            norms="ln_1",
+        ),
+    ),
+    "gptj": Family(
         "h",
-        _branch("attn", "c_attn", "c_proj", norms="ln_1"),
-        _branch("mlp", "c_fc", "c_proj", norms="ln_2"),
+        branch("attn", "q_proj k_proj v_proj", "out_proj"),
+        branch("mlp", "fc_in", "fc_out"),
+    ),
+    "codegen": Family(
+        "h", branch("attn", "qkv_proj", "out_proj"), branch("mlp", "fc_in", "fc_out")
+    ),
+    "mpt": Family(
+        "blocks",
+        branch("attn", "Wqkv", "out_proj", norms="norm_1"),
+        bare_branch("ffn.up_proj", "ffn.down_proj", "norm_2"),
     ),
     # Its norms are the branches' own in the newer form only.
     "falcon": Family(
         "h",
-        _branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
-        _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
+        branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
+        branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
     ),
-    # Hybrids: most blocks have a linear attention, a state space or a convolution.
+    "minicpm3": replace(_DEEPSEEK, logits_divisor="logits_scaling"),
+    "youtu": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
+    # Hybrids: most blocks have a linear attention, a convolution or a state space.
     "qwen3_5_text": replace(
         _LLAMA,
         alternatives=(
-            _branch(
+            branch(
                 "linear_attn",
                 "in_proj_qkv in_proj_z in_proj_b in_proj_a",
                 "out_proj",
@@ -182,15 +232,16 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
         supports_head_pruning=False,
+        cached=("self_attn.k_proj", "self_attn.v_proj"),  # the queries come with a gate
     ),
     "olmo_hybrid": Family(
         "layers",
         _attention("post_attention_layernorm"),
         _gated("post_feedforward_layernorm"),
         alternatives=(
-            _branch(
+            branch(
                 "linear_attn",
-                "q_proj k_proj v_proj a_proj b_proj g_proj",
+                "q_proj k_proj v_proj b_proj a_proj g_proj",
                 "o_proj",
                 norms="input_layernorm",
             ),
@@ -198,33 +249,29 @@ FAMILIES: dict[str, Family] = {
     ),
     "lfm2": Family(
         "layers",
-        _branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="operator_norm"),
-        _branch("feed_forward", "w1 w3", "w2", norms="ffn_norm"),
-        alternatives=(_branch("conv", "in_proj", "out_proj", norms="operator_norm"),),
+        branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="operator_norm"),
+        branch("feed_forward", "w1 w3", "w2", norms="ffn_norm"),
+        alternatives=(branch("conv", "in_proj", "out_proj", norms="operator_norm"),),
     ),
     "granitemoehybrid": Family(
         "layers",
         _attention("input_layernorm"),
-        _branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
-        alternatives=(_branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
+        branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
+        alternatives=(branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
         logits_divisor="logits_scaling",
         required=(("num_local_experts", 0, "its experts are no branch of this row"),),
     ),
     "bamba": Family(
         "layers",
         _attention("input_layernorm"),
-        _branch("feed_forward", "gate_proj up_proj", "down_proj", norms="pre_ff_layernorm"),
-        alternatives=(_branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
+        branch("feed_forward", "gate_proj up_proj", "down_proj", norms="pre_ff_layernorm"),
+        alternatives=(branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
     ),
 }
 """The rows that come with this package, and those of `register_architecture`."""
 
 PRUNED_PREFIX = "disp_"
 """What `model_type` begins with in a folder that this package has written."""
-
-PLUGINS = "disp_llm.architectures"
-"""The group of entry points through which another package adds rows: the name of each is a
-`model_type`, its object a `Family`."""
 
 on_registration: list[Callable[[str], None]] = []
 """Functions that are called with every `model_type` that is registered from now on."""
@@ -243,7 +290,7 @@ def register_architecture(model_type: str, family: Family) -> None:
 
 def model_types() -> tuple[str, ...]:
     """The `model_type` of every row; nothing of another package is imported to say so."""
-    return tuple(dict.fromkeys([*FAMILIES, *(entry.name for entry in _plugins())]))
+    return tuple(dict.fromkeys([*FAMILIES, *(entry.name for entry in plugins())]))
 
 
 def row_of(model_type: str) -> Family | None:
@@ -255,30 +302,24 @@ def row_of(model_type: str) -> Family | None:
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    entry = next((entry for entry in _plugins() if entry.name == model_type), None)
-    return None if entry is None else _loaded(entry)
+    entry = next((entry for entry in plugins() if entry.name == model_type), None)
+    return None if entry is None else loaded(entry)
 
 
-def _plugins() -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=PLUGINS))
-
-
-def _loaded(entry: EntryPoint) -> Family:
-    """The row that an entry point names."""
-    try:
-        family = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise _bad_row(entry, f"cannot be loaded ({error})") from error
-    if not isinstance(family, Family):
-        raise _bad_row(entry, f"is no Family but {family!r}")
-    return family
-
-
-def _bad_row(entry: EntryPoint, why: str) -> InputError:
+def _without_row(model_type: str) -> InputError:
+    known = model_types()
+    near, why = nearest(model_type, list(known)), WHY_NOT.get(model_type)
+    if why:
+        return InputError(
+            f"architecture '{model_type}' is not supported: {why}{near}",
+            field="model",
+            hint="docs/architectures.md lists those that are",
+        )
     return InputError(
-        f"the row of '{entry.name}', {entry.value}, {why}",
+        f"architecture '{model_type}' is not known{near}",
         field="model",
-        hint="repair or remove the package that adds it",
+        hint=f"use one of {', '.join(sorted(known))}, "
+        "or add a row as docs/add-a-family.md explains",
     )
 
 
@@ -298,13 +339,7 @@ def family_of(config: object) -> Family:
         )
     family = row_of(model_type)
     if family is None:
-        known = model_types()
-        raise InputError(
-            f"architecture '{model_type}' is not known{nearest(model_type, list(known))}",
-            field="model",
-            hint=f"use one of {', '.join(sorted(known))}, "
-            "or add a row as docs/add-a-family.md explains",
-        )
+        raise _without_row(model_type)
     rules = [(rule, True) for rule in family.refused] + [(rule, False) for rule in family.required]
     for (key, value, reason), wrong in rules:
         found = getattr(config, key, None)

@@ -53,8 +53,8 @@ def sizes_of(shape: BlockShape, share: float) -> Sizes:
     heads = max(shape.heads - int((1 - share) * shape.heads + 1e-9), min(shape.heads, 1))
     of_attention = shape.hidden * (shape.qkv + shape.q)
     of_channel = (shape.num_input_projections + 1) * shape.hidden
-    budget = share * (of_attention + shape.intermediate * of_channel)
-    attention = of_attention * (heads / shape.heads if shape.heads else 1.0)
+    budget = share * (of_attention + shape.inside + shape.intermediate * of_channel)
+    attention = of_attention * (heads / shape.heads if shape.heads else 1.0) + shape.inside
     channels = int((budget - attention) / of_channel + 1e-9)
     if channels < 1:
         raise InputError("leaves no intermediate channel", field="keep", hint="ask for more")

@@ -1,0 +1,117 @@
+"""What a row of the table of architectures says: where a block reads and writes the residual
+stream.
+
+`docs/add-a-family.md` explains the columns with an example.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the two branches of a block; module paths are relative to the block."""
+
+    reads: tuple[str, ...]
+    """Linear modules whose inputs are the branch's (normalised) view of the residual stream, in the
+    order in which they run."""
+    writes: str
+    """The linear module whose output goes back towards the residual stream."""
+    gather: str
+    """Module whose first input is what `reads` see: the input selection acts here."""
+    scatter: str
+    """Module whose (first) output is that of `writes`: the output selection acts here."""
+    fused: int = 1
+    """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
+    norms: tuple[str, ...] = ()
+    """Norms that serve this branch alone, where a block has them: they go when it is pruned as a
+    whole."""
+    inside: tuple[str, ...] = ()
+    """Linear modules of attention that neither read nor write the residual stream (the second
+    halves of low-rank projections): no site cuts them, and they go with the whole branch."""
+
+    @property
+    def linear_paths(self) -> tuple[str, ...]:
+        """Every linear module of the branch, in the order in which they run."""
+        return (*self.reads, *self.inside, self.writes)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table: one architecture.
+
+    Norms may precede or follow a branch, and branches may be sequential or parallel: selections act
+    at the edges of the branch itself, so neither needs a column.
+    """
+
+    blocks: str
+    """Path of the list of blocks inside the base model."""
+    attention: Branch
+    """The branch whose gather is the site attn_in and whose scatter is attn_out."""
+    mlp: Branch
+    """The branch whose gather is the site mlp_in and whose scatter is mlp_out; mlp_mid lies between
+    `reads` and `writes`."""
+    alternatives: tuple[Branch, ...] = ()
+    """What blocks of other kinds have in the place of attention: linear attention, a convolution, a
+    state space. A block has the one whose modules it has. Their modules give one tensor, where
+    attention gives a pair."""
+    supports_head_pruning: bool = False
+    """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
+    this order, and the block reshapes them by the width of a head alone."""
+    cached: tuple[str, ...] = ()
+    """The reads of attention whose outputs the KV cache holds; () = everything but the queries."""
+    logits_multiplier: str = ""
+    """Configuration key of a number that multiplies the logits of the head (Cohere); "" = none."""
+    logits_divisor: str = ""
+    """Configuration key of a number that divides the logits of the head (Granite); "" = none."""
+    logits_softcap: str = ""
+    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2); "" =
+    none."""
+    requires_bos: bool = False
+    """Whether the model needs a BOS before its text (Gemma): every window then has one in place of
+    its first token, which is never predicted."""
+    refused: tuple[tuple[str, object, str], ...] = ()
+    """Variants that this row does not describe, each as (configuration key, value, reason)."""
+    required: tuple[tuple[str, object, str], ...] = ()
+    """The only variants that it does describe: (configuration key, value, what else there is)."""
+
+    def branches_of(self, block: Any) -> tuple[Branch, Branch]:
+        """Attention, or what the block has in its place, and MLP, in the order of running."""
+        present = {name for name, _ in block.named_modules()}
+        kinds = (self.attention, *self.alternatives)
+        own = (branch for branch in kinds if branch.gather in present)
+        return next(own, self.attention), self.mlp
+
+    def as_dict(self) -> dict:
+        """The branches and the path, as plain JSON: what an exported folder carries."""
+        others = [asdict(branch) for branch in self.alternatives]
+        return {
+            "blocks": self.blocks,
+            "attention": asdict(self.attention),
+            "mlp": asdict(self.mlp),
+        } | ({"alternatives": others} if others else {})
+
+
+def branch(
+    module: str, reads: str, writes: str, fused: int = 1, norms: str = "", inside: str = ""
+) -> Branch:
+    """A branch that is one module: both selections act at its edges."""
+    return Branch(
+        _paths(module, reads),
+        f"{module}.{writes}",
+        gather=module,
+        scatter=module,
+        fused=fused,
+        norms=tuple(norms.split()),
+        inside=_paths(module, inside),
+    )
+
+
+def _paths(module: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{module}.{name}" for name in names.split())
+
+
+def bare_branch(first: str, second: str, norms: str) -> Branch:
+    """An MLP of two linear layers that is no module, or whose module adds the residual stream
+    itself: the selections act at the edges of the two layers."""
+    return Branch((first,), second, gather=first, scatter=second, norms=(norms,))

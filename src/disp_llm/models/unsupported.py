@@ -1,0 +1,52 @@
+"""Why an architecture of transformers has no row: what `disp-llm` says of a model that has it."""
+
+_TYPES_OF = {
+    "mixture of experts": (
+        "afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v32 deepseek_v4 "
+        "dots1 dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite "
+        "glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 "
+        "inkling2_loop_text inkling2_text inkling_text jetmoe kolibri1 laguna lara_mini "
+        "llama4_text longcat_flash mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral "
+        "olmoe phimoe qwen2_moe qwen3_moe sarvam_mla sarvam_moe solar_open zaya"
+    ),
+    "hybrid with experts, or with blocks of other branches than a mixer and an MLP": (
+        "bailing_hybrid falcon_h1 jamba kimi_linear lfm2_moe lfm3 "
+        "minimax nemotron_h qwen3_5_moe_text qwen3_next qwen4_exp_text "
+        "recurrent_gemma zamba zamba2"
+    ),
+    "state space or recurrent: its blocks have no attention": (
+        "falcon_mamba mamba mamba2 rwkv xlstm"
+    ),
+    "wrapper: its language model is one of several parts": (
+        "dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama "
+        "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal qwen3_5 "
+        "qwen3_5_moe qwen4_exp"
+    ),
+    "encoder-decoder: its decoder has a third branch, which reads the encoder": (
+        "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart "
+        "prophetnet trocr whisper"
+    ),
+    "a norm follows each residual sum, so no selection fits behind it": (
+        "bert bert-generation big_bird camembert data2vec-text electra ernie openai-gpt rembert "
+        "roberta roc_bert roformer xlm xlm-roberta xlnet xmod"
+    ),
+    "its head has layers of its own before the logits": (
+        "megatron-bert modernbert-decoder roberta-prelayernorm xlm-roberta-xl"
+    ),
+    "its blocks have inputs of their own, or take over the keys and values of others": (
+        "gemma3n_text gemma4_assistant gemma4_text gemma4_unified_assistant gemma4_unified_text"
+    ),
+    "a norm inside its MLP sees all intermediate dimensions": "bitnet dory",
+    "its attention adds the residual stream itself": "bloom cpmant",
+    "its attention takes its input more than once": "ctrl",
+    "its attention gives its bias apart from its output": "gpt_neox_japanese",
+    "its blocks run several times": "hrm_text",
+    "it has blocks for bytes and for patches of them": "blt",
+    "its blocks have two residual streams": "reformer",
+    "Llama's classes under a configuration of its own": "exaone internlm3 iquestcoder",
+}
+
+WHY_NOT = {
+    model_type: reason for reason, types in _TYPES_OF.items() for model_type in types.split()
+}
+"""The reason by `model_type`."""
