@@ -5,6 +5,7 @@ the plan says; everything else is taken over as it is.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def empty_compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
     return _finished(empty.to(target.dtype), target)
 
 
-def _finished(compact: PreTrainedModel, target: PrunableModel) -> PreTrainedModel:
+def _finished(compact: Any, target: PrunableModel) -> Any:
     """A compact model that generates as the dense one does, frozen and without dropout."""
     compact.generation_config = copy.deepcopy(target.model.generation_config)
     return compact.eval().requires_grad_(False)
