@@ -1,5 +1,6 @@
 """The safetensors files of a model that is not loaded, of which one tensor at a time is read."""
 
+import logging
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import WeightRenaming
 
+from disp_llm.config.parts import MachineConfig
 from disp_llm.models.files import INDEX, WEIGHTS
-from disp_llm.models.loading import Loaded
+from disp_llm.models.loading import Loaded, is_packed, load
 from disp_llm.models.wholeness import AGAIN, FLOATS, STORED, require_finite_tensors
 from disp_llm.runs.files import read_json
 from disp_llm.runs.tensors import opened
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,25 @@ class Checkpoint:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
+def load_unread(name: str, machine: MachineConfig) -> tuple[Loaded, Checkpoint | None]:
+    """A dense model without its weights, and its files; or, where these do not hold its tensors one
+    by one, the model in memory and None.
+
+    Raises:
+        InputError: no such model, an unknown architecture, or damaged files.
+    """
+    if not is_packed(name):
+        empty = load(name, machine, dense_only=True, empty=True)
+        checkpoint = checkpoint_of(empty)
+        if checkpoint is not None:
+            return empty, checkpoint
+    logger.warning("%s is loaded as a whole: its files do not hold its tensors one by one", name)
+    return load(name, machine, dense_only=True), None
+
+
 def checkpoint_of(loaded: Loaded) -> Checkpoint | None:
-    """The files of a model; None where they do not hold its tensors one by one, as a GGUF file does
-    not, nor those of families whose weights transformers puts together while it loads them.
+    """The files of a model; None where they do not hold its tensors one by one, as those of
+    families do not whose weights transformers puts together while it loads them.
 
     Args:
         loaded: the model, which may be empty.
@@ -99,7 +119,7 @@ def _folder_of(source: dict[str, str]) -> Path | None:
     name = Path(source["model"])
     if name.is_dir():
         return name
-    if name.exists() or name.suffix == ".gguf":
+    if name.exists():
         return None
     cached = huggingface_hub.try_to_load_from_cache(
         source["model"], "config.json", revision=source["revision"]

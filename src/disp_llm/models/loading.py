@@ -134,7 +134,7 @@ def _whole_model(
 ) -> PreTrainedModel:
     """A model whose configuration has been checked: all of its weights, each a finite number; on
     the meta device all of their shapes."""
-    packed = "gguf_file" in place
+    packed = is_packed(name)
     placed = {"device_map": "meta"} if device.type == "meta" else {}
     unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
     with _one_line(name):
@@ -177,6 +177,11 @@ def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: it has shapes and no weights."""
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a model is a GGUF file, which is unpacked as a whole."""
+    return _path(name).suffix == ".gguf"
 
 
 def _path(name: str) -> Path:

@@ -124,11 +124,6 @@ class SizeResult:
     """Share of block parameters that is kept."""
     keep_total: Amount
     """Share of all parameters that is kept."""
-    measured: Perplexity
-    perplexity_masked: Positive
-    logit_errors: Annotated[dict[str, Amount], Meta(min_length=1)]
-    """`max_logit_error` and the same by data type: max|Δlogit| / max|logit| against the masked
-    model."""
     parameters: Size
     block_parameters: Size
     bytes: Size
@@ -144,8 +139,16 @@ class SizeResult:
     """Rank of the adapters that are added to the weights; 0 = none."""
     widths_full: dict[str, Size]
     """Width of every site of the first block in the dense model."""
-    sample: str
     folder: str
+    measured: Perplexity | None = None
+    """None where the size was exported without running it; neither are the next three then known.
+    """
+    perplexity_masked: Positive | None = None
+    logit_errors: dict[str, Amount] = field(default_factory=dict)
+    """`max_logit_error` and the same by data type: max|Δlogit| / max|logit| against the masked
+    model."""
+    sample: str | None = None
+    """What it writes after the beginning of the evaluation text."""
     latency: dict[str, Any] = field(default_factory=dict)
     """A `Timing` where time is the budget, else empty."""
     speed: dict[str, Positive] = field(default_factory=dict)
@@ -159,6 +162,8 @@ class SizeResult:
         require_speeds(self.speed, *SPEEDS, "dense_ms", "speedup_low", "speedup_high")
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
+        if (self.perplexity_masked is None) == bool(self.logit_errors):
+            raise ValueError("has only a part of what holds it against the masked model")
         if self.latency:
             msgspec.convert(self.latency, Timing)
 
@@ -166,6 +171,20 @@ class SizeResult:
     def share_measured(self) -> float:
         """Share of what the budget limits: measured where that is time, else counted."""
         return self.latency["measured_share"] if self.latency else self.share_of_budget
+
+
+NOT_MEASURED = "not measured"
+"""Stands for a figure of a size that was exported without running it."""
+
+
+def perplexity_said(size: SizeResult) -> str:
+    """`53.29 ± 7.51`."""
+    return str(size.measured or NOT_MEASURED)
+
+
+def masked_perplexity_said(size: SizeResult) -> str:
+    """`53.29`."""
+    return NOT_MEASURED if size.perplexity_masked is None else f"{size.perplexity_masked:.2f}"
 
 
 def speed_said(size: SizeResult, phase: str) -> str:
@@ -265,7 +284,7 @@ def as_json(result: Any) -> dict[str, Any]:
             values |= dataclasses.asdict(value)
         elif isinstance(value, Scores):
             values |= value.as_json()
-        elif entry.name == "scores":
+        elif entry.name in MEASURED and value is None:
             continue
         elif entry.name in SPREAD:
             values |= value
@@ -276,8 +295,14 @@ def as_json(result: Any) -> dict[str, Any]:
     return values
 
 
+MEASURED = ("measured", "perplexity_masked", "scores", "sample")
+"""Figures that are left out where nothing was measured."""
+
 SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""
+
+PERPLEXITY = {entry.name for entry in dataclasses.fields(Perplexity)}
+"""Keys of an object that holds a perplexity, which is spread out too."""
 
 SCORED = {entry.name for entry in dataclasses.fields(Scores)}
 """Keys of an object that holds scores, which are spread out too."""
@@ -308,7 +333,7 @@ def _nested(kind: Any, values: Any) -> Any:
     found = dict(values)
     for name, declared in get_type_hints(kind).items():
         if name == "measured":
-            found[name] = values
+            found |= {name: values} if PERPLEXITY & values.keys() else {}
         elif name == "scores":
             found |= {name: _nested(Scores, values)} if SCORED & values.keys() else {}
         elif name in SPREAD:
