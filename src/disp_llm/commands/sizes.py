@@ -154,9 +154,6 @@ class SizeWriter:
         budget, share_name = job.config.budget.budget, f"{share:g}{self.suffix}"
         name = f"keep {share_name}" if budget == "params" else f"{budget} {share_name}"
         masks_file, folder = self.files(self.name(share))
-        if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
-            job.run.forget(masks_file)
-            masks.save(masks_file, with_adapters=masks_file == job.run.logits_file)
         with atomic(folder) as written:
             exported = self.export.write(masks, name, written)
             self._require_counted(exported.model, masks)
@@ -164,6 +161,9 @@ class SizeWriter:
             result = self._result(exported.model, masks, share, **of_files, **exported.figures)
             write_card(written, result, job.run.result())
             write_sums(written)
+            if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
+                job.run.forget(masks_file)
+                masks.save(masks_file, with_adapters=masks_file == job.run.logits_file)
         return result
 
     def _result(

@@ -60,18 +60,18 @@ def stream_folder(
         return made(parts[name], checkpoint.read)
 
     compact.save_pretrained(folder, state_dict={})  # all but the weights
-    _write_weights(compact, make, folder, max_shard_size, on_tensor)
+    write_weights(compact, make, folder, max_shard_size, on_tensor)
     tokenizer.save_pretrained(folder)
     strip_foreign(folder)
     return PrunableModel(compact, target.family)
 
 
-def _write_weights(
+def write_weights(
     compact: PreTrainedModel,
     make: Callable[[str], Tensor],
     folder: Path,
     max_shard_size: str,
-    on_tensor: OnTensor,
+    on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
     """Files of the tensors of a model, and their index where there are several."""
     shapes = _saved(compact)
