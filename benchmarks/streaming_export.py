@@ -3,8 +3,8 @@
 A Llama with random weights is written in bfloat16, and exported both ways at half its block
 parameters with the scales and adapters that a learned run has, each way in a process of its own.
 Peak anonymous memory is what the kernel cannot drop and read again (RssAnon), looked at every 5 ms;
-`nothing` is what libraries, masks and adapters take of it where nothing is exported. The two folders
-must be the same to the byte.
+`nothing` is what libraries, masks and adapters take of it where nothing is exported. The two
+folders must be the same to the byte.
 
     python benchmarks/streaming_export.py --folder /tmp/streaming [--gigabytes 5] [--shard 1GB]
         [--hidden 2560] [--intermediate 6912] [--vocabulary 32000] [--ways nothing memory streaming]
