@@ -39,7 +39,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods.parts.block_by_block import visit_blocks
 from disp_llm.methods.parts.coupled import COUPLED
 from disp_llm.models.architectures import family_of
@@ -127,6 +127,17 @@ def masks_of(kind: str, layout, seed: int = 0) -> Masks:
     for part in layout.split(kept):  # a site may not be empty
         part[torch.randint(len(part), (), generator=generator)] = True
     return Masks(layout, kept, Selection(torch.zeros(layout.entries)))
+
+
+def without_branches(target: PrunableModel, scales: torch.Tensor | None = None) -> Masks:
+    """Random masks; the second block has no attention, the third no MLP."""
+    layout = target.layout
+    kept = masks_of("random", layout).kept
+    for name, part in zip(layout.names, layout.split(kept), strict=True):
+        if name in ("layers.1.attention", "layers.2.mlp"):
+            part[:] = False
+    selection = Selection(torch.zeros(layout.entries), Compensation(scales))
+    return Masks(layout, layout.without_dropped(kept), selection)
 
 
 def byte_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:

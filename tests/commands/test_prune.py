@@ -30,6 +30,7 @@ from disp_llm.commands import planning
 from disp_llm.config.names import SITES
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.results import SizeResult, dropped_said, from_json
 
 
 @pytest.fixture
@@ -575,6 +576,53 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
     assert [layer.keys.shape[1] for layer in cache.layers] == heads
     card = (run / "model" / "README.md").read_text()
     assert ("vllm serve" in card) == (made["kv_cache"] == 1)
+
+
+def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
+    """Blocks lose attention or MLP; table, card, page and check know it, and training goes on."""
+    run = tmp_path / "run"
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--keep", 0.3, "--method", "magnitude",
+        "--sites", "mlp_mid", "attention", "mlp", "--output-dir", run, *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first = json.loads((run / "result.json").read_text())["models"][0]
+    assert sum(first["dropped"].values()) > 0
+    assert first["max_logit_error"] <= 1e-5
+    masks = load_file(run / "masks.safetensors")
+    for name in ("attention", "mlp"):
+        there = [len(masks[f"layers.{i}.{name}"]) for i in range(3)]
+        assert first["dropped"][name] == 3 - sum(there)
+        inside = {"attention": "attn_in", "mlp": "mlp_mid"}[name]
+        assert [min(len(masks[f"layers.{i}.{inside}"]), 1) for i in range(3)] == there
+    assert len(masks["layers.0.attention"]) == 1
+    assert first["kv_cache"] == pytest.approx(1 - first["dropped"]["attention"] / 3)
+    assert not first["heads_pruned"]
+    said = dropped_said(from_json(SizeResult, first, "result.json"))
+    assert said in done.stderr
+    assert said in (run / "report.html").read_text()
+    card = (run / "model" / "README.md").read_text()
+    assert f"Blocks have lost {said}" in card
+    assert "vllm serve" in card
+    assert run_command("verify", run).returncode == 0
+    smaller = run_command("export", run, "--keep", 0.4, "--json")
+    assert smaller.returncode == 0, smaller.stderr
+    assert json.loads(smaller.stdout)["models"][0]["keep"] <= 0.4
+    recovered = run_command(
+        "recover", run / "model", "--text", text_file, "--tokens", 128, "--length", 32, "--batch",
+        1, "--context", 32, "--windows", 4, "--output-dir", tmp_path / "recovered",
+    )  # fmt: skip
+    assert recovered.returncode == 0, recovered.stderr
+
+
+def test_a_method_that_scores_no_whole_branches_says_so(llama_folder, text_file, tmp_path):
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--method", "wanda", "--sites", "mlp_mid",
+        "attention", "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--sites: the method wanda does not score whole branches" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_range_of_sizes_gives_a_curve(llama_folder, text_file, tmp_path):

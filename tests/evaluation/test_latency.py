@@ -9,7 +9,6 @@ from conftest import SMALL, run_command, sites_with, tiny_prunable
 from damage import BYTES
 from transformers import AutoModelForCausalLM
 
-from disp_llm.commands import sizes
 from disp_llm.config.errors import InputError
 from disp_llm.evaluation import alignment, latency
 from disp_llm.evaluation.alignment import best_alignment, chosen_alignment, measured_alignments
@@ -23,7 +22,7 @@ from disp_llm.evaluation.latency import (
     masks_of_shape,
     non_negative,
 )
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import parameter_costs
 
@@ -38,6 +37,10 @@ def times(heads: float = 0.0) -> torch.Tensor:
     attention = [3e-3, heads, 1e-5, 2e-5]
     mlp = [4e-3, 1e-4, 4e-5, 8e-5]
     return torch.tensor([0.2, *attention, *mlp, 3e-4, 2e-3], dtype=torch.float64)
+
+
+def only(workload: Workload) -> Mix:
+    return Mix((workload,), (1.0,))
 
 
 def counts_of(layout) -> torch.Tensor:
@@ -161,12 +164,31 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
 
     monkeypatch.setattr(latency, "measured_share", fake)
     workload = Workload("decode", 16, 1)
-    first = latency.latency_costs(llama, workload, align=1)
-    again = latency.latency_costs(llama, workload, align=1)
+    first = latency.latency_costs(llama, only(workload), align=1)
+    again = latency.latency_costs(llama, only(workload), align=1)
     assert len(measured) == len(SHAPES)
     torch.testing.assert_close(first.mlp_read, again.mlp_read)
-    latency.latency_costs(llama, Workload("prefill", 16, 1), align=1)
+    latency.latency_costs(llama, only(Workload("prefill", 16, 1)), align=1)
     assert len(measured) == 2 * len(SHAPES)
+
+
+def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
+    """By weight, in forecasts and in measurements; the tables of the parts are those of each."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shares = {"prefill": 0.3, "decode": 0.1}
+
+    def fake(dense, compact, workload, rounds=1):
+        return shares[workload.phase] + 0.5 * by_parameters(dense, compact, workload)
+
+    monkeypatch.setattr(latency, "measured_share", fake)
+    parts = (Workload("prefill", 16, 1), Workload("decode", 16, 1))
+    mixed = latency.latency_costs(llama, Mix(parts, (0.25, 0.75)), align=1)
+    alone = [latency.latency_costs(llama, only(part), align=1) for part in parts]
+    counts = torch.tensor(llama.layout.lengths) // 2
+    wanted = [float(costs.cost(counts)) for costs in alone]
+    assert float(mixed.cost(counts)) == pytest.approx(0.25 * wanted[0] + 0.75 * wanted[1])
+    found = latency.measured_share_of_mix(llama.model, llama.model, Mix(parts, (0.25, 0.75)))
+    assert found == pytest.approx(0.25 * 0.3 + 0.75 * 0.1 + 0.5)
 
 
 @pytest.fixture
@@ -189,7 +211,7 @@ def by_entries(dense, masks, workload) -> float:
 
 
 def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog):
-    wanted = latency.latency_costs(llama, WORK, align=1)
+    wanted = latency.latency_costs(llama, only(WORK), align=1)
     (path,) = cache.iterdir()
     stored = path.read_bytes()
     damaged = [damage(stored) for damage in BYTES.values()]
@@ -200,7 +222,7 @@ def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog
     for content in damaged:
         caplog.clear()
         path.write_bytes(content)
-        found = latency.latency_costs(llama, WORK, align=1)
+        found = latency.latency_costs(llama, only(WORK), align=1)
         torch.testing.assert_close(found.mlp_read, wanted.mlp_read)
         assert [str(path) in record.getMessage() for record in caplog.records] == [True], content
         assert path.read_bytes() == stored  # the next run has it
@@ -223,7 +245,7 @@ def test_a_damaged_alignment_is_not_used(llama, cache, caplog):
 def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, monkeypatch):
     (cache.parents[1] / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1] / "file"))  # below which nothing lies
-    assert latency.latency_costs(llama, WORK, align=1) is not None
+    assert latency.latency_costs(llama, only(WORK), align=1) is not None
     assert len(measured_alignments(llama, (WORK,))) == 2
     assert len(caplog.records) == 2
     assert all("what was measured is not kept" in r.getMessage() for r in caplog.records)
@@ -249,12 +271,11 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (latency, sizes):
-        monkeypatch.setattr(module, "measured_share", by_parameters)
+    monkeypatch.setattr(latency, "measured_share", by_parameters)
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
-        "--workload-length", 100, "--text", text_file, "--output-dir", tmp_path / "run",
-        "--json", *SMALL,
+        "--workload", "prefill", "decode", "--workload-weights", 1, 3, "--workload-length", 100,
+        "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -262,6 +283,6 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     for target, model in zip((0.6, 0.8), result["models"], strict=True):
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])
         assert model["target"] == target
-        assert model["size"] == f"latency-prefill-100-{target}"
+        assert model["size"] == f"latency-prefill1+decode3-100-{target}"
         assert model["latency"]["measured_share"] == by_parameters(dense, compact, None)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)

@@ -114,7 +114,7 @@ def test_joint_rank_k_cannot_go_below_what_has_no_joint_factor(problem):
 def test_ranks_are_the_largest_within_the_share(problem, share):
     made = PrunableModel(svd_llm(problem)(share).model, problem.dense.family)
     for index, block in enumerate(made.blocks):
-        for path in problem.dense.linear_paths:
+        for path in problem.dense.linear_paths(problem.dense.blocks[0]):
             layer = block.get_submodule(path)
             rank, inputs = layer.right.weight.shape
             outputs = len(layer.left.weight)
@@ -131,7 +131,7 @@ def test_full_rank_gives_the_same_outputs(problem_for, model_type):
     wanted = problem.dense.model(tokens).logits
     whitened, joint = copied(problem), copied(problem)
     for block, moments in zip(whitened.blocks, moments_of(problem, problem.dense), strict=True):
-        for path in problem.dense.linear_paths:
+        for path in problem.dense.linear_paths(problem.dense.blocks[0]):
             weight = matrix_of(linear_at(block, path))
             factorise(block, path, whitened_basis(weight, moments[path]), share=2.0)
     for block in joint.blocks:
@@ -155,7 +155,7 @@ def test_svd_llm_loses_the_dropped_singular_values(problem, share):
         moments_of(problem, problem.dense),
         strict=True,
     ):
-        for path in problem.dense.linear_paths:
+        for path in problem.dense.linear_paths(problem.dense.blocks[0]):
             weight, moment = weight_of(block, path).double(), moments[path].double()
             rank = thin.get_submodule(path).right.out_features
             values, vectors = torch.linalg.eigh(moment)
@@ -330,7 +330,7 @@ def test_one_more_number_a_bond_would_exceed_the_share(problem, share):
     made = mpo(problem)(share)
     shapes = [
         shape_of(matrix_of(linear_at(problem.dense.model.model.layers[0], path)))
-        for path in problem.dense.linear_paths
+        for path in problem.dense.linear_paths(problem.dense.blocks[0])
     ]
 
     def stored(limit: int) -> int:

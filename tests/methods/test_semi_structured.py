@@ -40,7 +40,7 @@ def matrices(prunable: PrunableModel) -> dict[tuple[int, str], torch.Tensor]:
     return {
         (index, path): matrix_of(linear_at(block, path))
         for index, block in enumerate(prunable.blocks)
-        for path in prunable.linear_paths
+        for path in prunable.linear_paths(prunable.blocks[0])
     }
 
 
@@ -121,12 +121,12 @@ def test_wanda_scores_with_inputs_behind_pruned_blocks(problem):
     pruned = half(problem, wanda_2_4(problem))
     got, dense = matrices(pruned), matrices(problem.dense)
     last = len(problem.dense.model.model.layers) - 1
-    for path in problem.dense.linear_paths:
+    for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         got[last, path].copy_(dense[last, path])
     moments = moments_of(problem, pruned)[last]
     stale = moments_of(problem, problem.dense)[last]
     again = matrices(half(problem, wanda_2_4(problem)))
-    for path in problem.dense.linear_paths:
+    for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         kept, weight = again[last, path] != 0, dense[last, path].abs()
         assert are_best(kept, weight * norms(moments[path])), path
         assert not are_best(kept, weight * norms(stale[path])), path
@@ -152,7 +152,7 @@ def test_dass_weighs_gate_and_up_by_the_channel_they_feed(problem_for, model_typ
     mlp = problem.dense.family.mlp
     moments = moments_of(problem, problem.dense)[0]
     middle = norms(moments[mlp.writes]) ** 0.5
-    for path in problem.dense.linear_paths:
+    for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         kept, weight = made[0, path] != 0, dense[0, path].abs()
         if path in mlp.reads:
             # Phi-3 has both in one.
@@ -242,7 +242,7 @@ def test_sparsegpt_stays_nearer_than_wanda_and_wanda_than_magnitude(problem):
     """Of the first block, whose inputs no pruning has changed; all outputs together."""
     moments = moments_of(problem, problem.dense)[0]
     dense = matrices(problem.dense)
-    for path in problem.dense.linear_paths:
+    for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         errors = []
         for method in (sparsegpt_2_4, wanda_2_4, magnitude_2_4):
             pruned = matrices(half(problem, method(problem)))[0, path]

@@ -15,6 +15,7 @@ from conftest import (
     tiny_config,
     tiny_model,
     tiny_prunable,
+    without_branches,
 )
 from fresh import PROMPT
 from transformers import AutoModelForCausalLM
@@ -152,17 +153,6 @@ def test_whole_heads_can_go(model_type):
     assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
 
 
-def without_branches(target: PrunableModel, scales: torch.Tensor | None = None) -> Masks:
-    """Random masks; the second block has no attention, the third no MLP."""
-    layout = target.layout
-    kept = masks_of("random", layout).kept
-    for name, part in zip(layout.names, layout.split(kept), strict=True):
-        if name in ("layers.1.attention", "layers.2.mlp"):
-            part[:] = False
-    selection = Selection(torch.zeros(layout.entries), Compensation(scales))
-    return Masks(layout, layout.without_dropped(kept), selection)
-
-
 @pytest.mark.parametrize("model_type", ALL)
 def test_whole_branches_can_go(model_type, tmp_path):
     heads = FAMILIES[model_type].supports_head_pruning
@@ -282,7 +272,7 @@ def test_row_names_every_linear_of_a_block(model_type):
     """A linear layer that no branch names would be neither counted nor cut."""
     target = tiny_prunable(model_type)
     family, block = target.family, target.blocks[0]
-    named = set(target.linear_paths)
+    named = set(target.linear_paths(block))
     matrices = {
         name.removesuffix(".weight") for name, p in block.named_parameters() if p.dim() == 2
     }

@@ -17,7 +17,7 @@ import openai
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer, environment, masks_of, tiny_model
+from conftest import byte_tokenizer, environment, masks_of, sites_with, tiny_model, without_branches
 from environments import CACHE, make_environment
 
 from disp_llm.config.names import SPEECHES
@@ -158,17 +158,23 @@ on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear
 
 
 @pytest.mark.parametrize(
-    ("model_type", "package"),
-    [(model_type, "with_package") for model_type in TOPOLOGIES] + [("opt", "without_package")],
+    ("model_type", "package", "branches"),
+    [
+        *((model_type, "with_package", False) for model_type in TOPOLOGIES),
+        ("opt", "without_package", False),
+        ("qwen2", "with_package", True),
+        ("gemma2", "without_package", True),
+    ],
 )
-def test_every_topology_runs(model_type, package, tmp_path, request):
-    """The same greedy tokens, offline; 32 is the least width of a head that vLLM takes."""
+def test_every_topology_runs(model_type, package, branches, tmp_path, request):
+    """The same greedy tokens, offline, also where a block has no attention and another no MLP; 32
+    is the least width of a head that vLLM takes."""
     wide = {"hidden_size": 128, "head_dim": 32}
     if model_type == "opt":
         wide |= {"word_embed_proj_dim": 128}
     dense = tiny_model(model_type, **wide)
-    target = PrunableModel(dense, family_of(dense.config))
-    masks = masks_of("random", target.layout)
+    target = PrunableModel(dense, family_of(dense.config), sites_with(branches=branches))
+    masks = without_branches(target) if branches else masks_of("random", target.layout)
     folder = tmp_path / "model"
     export_folder(target, byte_tokenizer(), masks, folder, "5GB")
     generator = torch.Generator().manual_seed(1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from disp_llm.commands.sizes import timed_workload
+from disp_llm.commands.sizes import timed_mix
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, Site
 from disp_llm.config.prune import PruneConfig
@@ -66,11 +66,11 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         costs = memory_costs(layout, dense.parameters, dense.head_weight.element_size(), cached)
     elif settings.budget == "latency":
         # Not shortened where the default is too long: the name of a size tells the length.
-        decoded = settings.workload == "decode"  # one token more than are cached
+        decoded = "decode" in settings.workload  # one token more than are cached
         longest = settings.workload_length + decoded
         require_positions(dense.model, longest, "workload_length")
-        workload = timed_workload(settings)
-        costs = latency_costs(dense, workload, align, job.count("timing compact models"))
+        progress = job.count("timing compact models")
+        costs = latency_costs(dense, timed_mix(settings), align, progress)
     return Budget(layout, costs, sites_of(job.config, dense.family), job.config.least_cut)
 
 

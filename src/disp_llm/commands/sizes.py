@@ -11,10 +11,9 @@ from typing import Any
 from disp_llm.commands.exporting import MeasuredExport, PlainExport, original_of
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, HEADS
 from disp_llm.config.parts import BudgetConfig
-from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share_of_mix
+from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import figures_of
@@ -33,20 +32,14 @@ from disp_llm.training.problem import PruningProblem
 logger = logging.getLogger(__name__)
 
 
-def timed_workload(settings: BudgetConfig) -> Workload:
+def timed_mix(settings: BudgetConfig) -> Mix:
     """What a latency budget times."""
-    return Workload(settings.workload, settings.workload_length, settings.workload_batch)
-
-
-def share_of_heads(masks: Masks) -> float:
-    """KV heads that are kept, and with them the KV cache, as a share of the dense model's."""
-    sites = masks.layout.sites
-    site = next((site for site in (HEADS, ATTENTION) if site in sites), None)
-    if site is None:
-        return 1.0
-    kept = masks.counts.view(-1, len(sites))[:, sites.index(site)]
-    there = masks.layout.blocks[0].lengths[sites.index(site)]
-    return float(kept.double().mean() / there)
+    length, batch = settings.workload_length, settings.workload_batch
+    weights = settings.workload_weights or (1.0,) * len(settings.workload)
+    return Mix(
+        tuple(Workload(phase, length, batch) for phase in settings.workload),
+        tuple(weight / sum(weights) for weight in weights),
+    )
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
@@ -130,12 +123,12 @@ class SizeWriter:
     def _masks_in_time(self, selection: Selection, target: float) -> tuple[Masks, dict[str, Any]]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         job, dense = self.problem.job, self.problem.dense
-        workload, stage = timed_workload(job.config.budget), f"latency {target:g}: measuring"
+        mix, stage = timed_mix(job.config.budget), f"latency {target:g}: measuring"
 
         def measure(share: float) -> float:
             job.progress(stage, 0, 1, {})
             compact = compact_model(dense, masks_of(self.problem, selection, share))
-            return measured_share(dense.model, compact, workload)
+            return measured_share_of_mix(dense.model, compact, mix)
 
         share, attempts = corrected(target, measure)
         job.progress(stage, 1, 1, {})
@@ -145,7 +138,7 @@ class SizeWriter:
                 "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
                 100 * target, len(attempts), 100 * measured,
             )  # fmt: skip
-        figures = {"work": workload.name, "measured_share": measured, "attempts": attempts}
+        figures = {"work": mix.name, "measured_share": measured, "attempts": attempts}
         return masks_of(self.problem, selection, share), figures
 
     def _write_one(self, masks: Masks, share: float, timing: dict[str, Any]) -> SizeResult:
@@ -182,7 +175,9 @@ class SizeWriter:
             block_parameters=compact.block_parameters,
             share_of_budget=float(self.problem.budget.share(masks.counts)),
             align=self.problem.align,
-            kv_cache=share_of_heads(masks),
+            kv_cache=masks.kv_cache,
+            heads_pruned=masks.heads_pruned,
+            dropped=masks.dropped,
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,

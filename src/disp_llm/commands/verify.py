@@ -226,7 +226,7 @@ class Weights:
                     return torch.arange(stream)
                 return self._tensor(f"{names[module]}.{buffer}")
 
-            branches: tuple[Branch, Branch] = target.branches
+            branches: tuple[Branch, Branch] = target.branches_of(block)
             for branch, prefix in zip(branches, ("attn", "mlp"), strict=True):
                 there = has_branch(block, branch.scatter)
                 places = {"in": (branch.gather, "kept_in"), "out": (branch.scatter, "kept_out")}

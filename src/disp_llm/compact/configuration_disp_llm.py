@@ -8,6 +8,7 @@ every architecture: a class is made when it is asked for by name.
         "blocks": "layers",                       # path of the blocks in the base model
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1,
                       "norms": [...]},
+        "alternatives": [{...}],                  # in place of attention, in blocks of other kinds
         "mlp": {...},                             # module paths are relative to a block
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
                                                   # and "heads": KV heads, where some are pruned;

@@ -124,6 +124,13 @@ def width_of_kept_heads(config: Any, width: dict, full: int) -> int:
     return full // heads * width["heads"] if "heads" in width else full
 
 
+def attention_of(block: nn.Module, disp: dict) -> dict:
+    """The attention of a block, or what it has in its place, by the modules that it has."""
+    present = {name for name, _ in block.named_modules()}
+    kinds = (disp["attention"], *disp.get("alternatives", ()))
+    return next(branch for branch in kinds if branch["gather"] in present)
+
+
 def shrink(base: Any, disp: dict) -> None:
     """Cuts every block of a base model to the widths of `config.disp_llm` and adds the hooks.
 
@@ -136,9 +143,9 @@ def shrink(base: Any, disp: dict) -> None:
     for i, block in enumerate(blocks):
         width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
         for name, site, middle in (("attention", "attn", None), ("mlp", "mlp", width["mlp_mid"])):
-            branch = disp[name]
+            branch = attention_of(block, disp) if name == "attention" else disp[name]
             if not width.get(name, 1):
-                _drop(block, branch, name == "attention")
+                _drop(block, branch, branch is disp["attention"])
                 continue
             reads = [block.get_submodule(path) for path in branch["reads"]]
             writes = block.get_submodule(branch["writes"])

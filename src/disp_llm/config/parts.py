@@ -150,8 +150,11 @@ class BudgetConfig:
     target: tuple[float, ...] = ()
     """Share of the dense model's FLOPs, bytes, memory or time that is kept, in (0, 1]; in place of
     --keep."""
-    workload: Literal["prefill", "decode"] = "prefill"
-    """What --budget latency times: a prompt, or one token after as many cached ones."""
+    workload: tuple[Literal["prefill", "decode"], ...] = ("prefill",)
+    """What --budget latency times: a prompt, one token after as many cached ones, or both."""
+    workload_weights: tuple[float, ...] = ()
+    """Where it times both, how the original's time divides between them: 1 3 for a server that
+    spends three quarters of it on decoding. Default: evenly."""
     workload_length: int = 512
     """Tokens of that prompt or cache."""
     workload_batch: int = 1
@@ -172,6 +175,15 @@ class BudgetConfig:
         require_at_least(
             1, workload_length=self.workload_length, workload_batch=self.workload_batch
         )
+        if not 0 < len(set(self.workload)) == len(self.workload):
+            raise InputError("repeated", field="workload", hint="name each once")
+        weights = self.workload_weights
+        if weights and (len(weights) != len(self.workload) or min(weights) <= 0):
+            raise InputError(
+                f"{len(weights)} for {len(self.workload)}",
+                field="workload_weights",
+                hint="give one number above 0 for each of `workload`",
+            )
 
     def shares(self, keep: tuple[float, ...]) -> tuple[float, ...]:
         """The sizes that are to be written, as shares of what the budget limits."""
@@ -182,8 +194,14 @@ class BudgetConfig:
         run is called in results and file names."""
         if self.budget == "params":
             return f"{share:g}"
-        of = {"latency": f"{self.workload}-{self._tokens}-", "memory": f"{self._tokens}-"}
+        of = {"latency": f"{self._phases}-{self._tokens}-", "memory": f"{self._tokens}-"}
         return f"{self.budget}-{of.get(self.budget, '')}{share:g}"
+
+    @property
+    def _phases(self) -> str:
+        weights = self.workload_weights or ("",) * len(self.workload)
+        numbers = (f"{weight:g}" if weight else "" for weight in weights)
+        return "+".join(map("".join, zip(self.workload, numbers, strict=True)))
 
     @property
     def _tokens(self) -> str:

@@ -34,10 +34,10 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, MLP, SITES
 from disp_llm.config.schema import Count, Positive
 from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep
-from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.evaluation.timing import Mix, Workload, in_turn, runner
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget
-from disp_llm.masks.costs import CostModel, of_blocks, parameter_costs
+from disp_llm.masks.costs import CostModel, of_blocks, parameter_costs, weighted
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -99,15 +99,31 @@ class LatencyTable:
 
 def latency_costs(
     target: PrunableModel,
-    workload: Workload,
+    mix: Mix,
     align: int,
     on_shape: Callable[[int, int], None] = lambda done, total: None,
 ) -> CostModel:
-    """Costs as shares of the dense model's time for a workload, from the cache or measured now.
+    """Costs as shares of the dense model's time for a mix of workloads, from the cache or measured
+    now.
 
     Args:
         on_shape: called with (done, total) after every compact model that is timed.
     """
+    parts = []
+    for number, workload in enumerate(mix.workloads):
+        before, total = number * len(SHAPES), len(mix.workloads) * len(SHAPES)
+
+        def tick(done: int, before: int = before, total: int = total) -> None:
+            on_shape(before + done, total)
+
+        parts.append(_costs_of(target, workload, align, tick))
+    return weighted(*zip(mix.weights, parts, strict=True))
+
+
+def _costs_of(
+    target: PrunableModel, workload: Workload, align: int, on_shape: Callable[[int], None]
+) -> CostModel:
+    """The same for one workload."""
     # Branches are timed by themselves also where none is to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
     layout = timed.layout
@@ -122,7 +138,7 @@ def latency_costs(
             masks = masks_of_shape(layout, shape, align)
             share = measured_share(target.model, compact_model(timed, masks), workload)
             rows.append(TimedShape(masks.counts.tolist(), share))
-            on_shape(done, len(SHAPES))
+            on_shape(done)
         told = {"workload": workload.name, "hardware": hardware()}
         keep(name, told | {"rows": [asdict(row) for row in rows]})
     counts = torch.tensor([row.counts for row in rows])
@@ -179,6 +195,12 @@ def measured_share(
     """The compact model's time as a share of the dense one's: median over rounds of their ratio."""
     times = in_turn([runner(model, workload) for model in (dense, compact)], rounds)
     return statistics.median(second / first for first, second in zip(*times, strict=True))
+
+
+def measured_share_of_mix(dense: PreTrainedModel, compact: PreTrainedModel, mix: Mix) -> float:
+    """The same for several workloads."""
+    pairs = zip(mix.weights, mix.workloads, strict=True)
+    return sum(weight * measured_share(dense, compact, workload) for weight, workload in pairs)
 
 
 def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 11"]:

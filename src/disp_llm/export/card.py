@@ -11,6 +11,7 @@ from disp_llm.runs.results import (
     SCORED,
     DenseResult,
     SizeResult,
+    dropped_said,
     from_json,
     kept_said,
     percent_with_error,
@@ -108,8 +109,8 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
         "window": measured.window,
         "stride": measured.stride,
         "align": size.align,
-        "cache": _cache(size.kv_cache),
-        "serve": SERVE.format(place=PLACE) if size.kv_cache == 1 else "",
+        "cache": _cache(size),
+        "serve": "" if size.heads_pruned else SERVE.format(place=PLACE),
     }
 
 
@@ -200,13 +201,15 @@ def _checked(errors: dict[str, float], recovered: bool) -> str:
     return f"{against}, logits\ndiffer by at most {worst:.1e} of the largest one in {dtype}."
 
 
-def _cache(share: float) -> str:
-    if share == 1:
-        return "The KV cache has the original's size."
-    return (
-        f"The KV cache has {share:.1%} of the original's size: whole KV heads are pruned, another "
-        "number in\nevery block, which vLLM cannot serve."
-    )
+def _cache(size: SizeResult) -> str:
+    """Which branches are gone, and what is left of the KV cache."""
+    told = f"Blocks have lost {gone}.\n" if (gone := dropped_said(size)) else ""
+    if size.kv_cache == 1:
+        return told + "The KV cache has the original's size."
+    told += f"The KV cache has {size.kv_cache:.1%} of the original's size"
+    if not size.heads_pruned:
+        return told + "."
+    return told + ": KV heads are pruned, another number in\nevery block, which vLLM cannot serve."
 
 
 def _header(size: SizeResult, source: dict[str, str]) -> str:

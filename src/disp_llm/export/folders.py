@@ -49,7 +49,7 @@ def added_biases(target: PrunableModel, masks: Masks) -> int:
     return sum(
         count[site]
         for block, count in zip(target.blocks, counts, strict=True)
-        for branch, site in zip(target.branches, sites, strict=True)
+        for branch, site in zip(target.branches_of(block), sites, strict=True)
         if linear_at(block, branch.writes).bias is None
     )
 

@@ -55,7 +55,7 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
     linears: list[LinearParts] = []
     adapters, means = _adapters(target, masks), _mean_inputs(masks)
     scales = _scales(masks)
-    places = ((block, branch) for block in target.blocks for branch in target.branches)
+    places = ((block, branch) for block in target.blocks for branch in target.branches_of(block))
     for (block, branch), kept in zip(places, _entries(masks.layout, masks.kept), strict=True):
         scale = next(scales, None)
         for path in (*branch.reads, branch.writes):

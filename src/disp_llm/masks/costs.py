@@ -4,7 +4,8 @@ S sites (5 to 8 a block), K sites of a block, L blocks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -114,12 +115,13 @@ def parameter_costs(layout: Layout) -> CostModel:
     return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
 
 
-def _times(factor: float, costs: CostModel) -> CostModel:
-    names = (
-        "constant_cost", "per_entry", "attention", "mlp_read", "mlp_write", "per_cut",
-        "per_selected", "dense_cost",
-    )  # fmt: skip
-    return replace(costs, **{name: factor * getattr(costs, name) for name in names})
+def weighted(*parts: tuple[float, CostModel]) -> CostModel:
+    """Cost models of one layout, each times its factor, together."""
+    numbers = (field.name for field in fields(CostModel) if field.name != "layout")
+    sums: dict[str, Any] = {
+        name: sum(factor * getattr(part, name) for factor, part in parts) for name in numbers
+    }
+    return replace(parts[0][1], **sums)
 
 
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
@@ -131,7 +133,7 @@ def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
         constant_cost=float(head_parameters),
         dense_cost=weights.dense_cost + head_parameters,
     )
-    return _times(2.0, with_head)
+    return weighted((2.0, with_head))
 
 
 def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
@@ -145,7 +147,7 @@ def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
         per_entry=biases,
         dense_cost=float(parameters),
     )
-    return _times(float(itemsize), all_weights)
+    return weighted((float(itemsize), all_weights))
 
 
 def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[int]) -> CostModel:

@@ -155,7 +155,7 @@ def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple
         counted[BRANCH_OF[site]] += length * numbers
     numbers = [
         _numbers(block, branch) - counted[name]
-        for name, branch in zip(BRANCHES, (family.attention, family.mlp), strict=True)
+        for name, branch in zip(BRANCHES, family.branches_of(block), strict=True)
     ]
     return (*shape.biases, *numbers)
 
@@ -170,13 +170,12 @@ def _numbers(block: nn.Module, branch: Branch) -> int:
 
 
 def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
+    attention, mlp = family.branches_of(block)
     attn_reads, mlp_reads = (
-        [linear_at(block, path) for path in branch.reads]
-        for branch in (family.attention, family.mlp)
+        [linear_at(block, path) for path in branch.reads] for branch in (attention, mlp)
     )
-    attn_writes = linear_at(block, family.attention.writes)
-    mlp_writes = linear_at(block, family.mlp.writes)
-    num_input_projections = len(mlp_reads) * family.mlp.fused
+    attn_writes, mlp_writes = linear_at(block, attention.writes), linear_at(block, mlp.writes)
+    num_input_projections = len(mlp_reads) * mlp.fused
     biases = (
         0,
         1 if attn_writes.bias is not None else 0,

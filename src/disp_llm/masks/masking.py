@@ -75,17 +75,17 @@ class Place:
 def masked(target: PrunableModel) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
     layout = target.layout
-    attention, mlp = target.branches
-    paths = {
-        "attn_in": (attention.gather, MASK_IN),
-        "attn_out": (attention.scatter, MASK_OUT),
-        "mlp_in": (mlp.gather, MASK_IN),
-        "mlp_mid": (mlp.writes, MASK_IN),
-        "mlp_out": (mlp.scatter, MASK_OUT),
-        HEADS: (attention.writes, MASK_IN),
-    }
     places: list[Place] = []
     for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
+        attention, mlp = target.branches_of(block)
+        paths = {
+            "attn_in": (attention.gather, MASK_IN),
+            "attn_out": (attention.scatter, MASK_OUT),
+            "mlp_in": (mlp.gather, MASK_IN),
+            "mlp_mid": (mlp.writes, MASK_IN),
+            "mlp_out": (mlp.scatter, MASK_OUT),
+            HEADS: (attention.writes, MASK_IN),
+        }
         for site, (path, name) in paths.items():
             if site not in shape.sites:
                 continue

@@ -51,23 +51,22 @@ class PrunableModel:
         assert isinstance(blocks, nn.ModuleList), self.family.blocks
         return blocks
 
-    @property
-    def branches(self) -> tuple[Branch, Branch]:
-        """Attention and MLP, in the order in which a block runs them."""
-        return self.family.attention, self.family.mlp
+    def branches_of(self, block: nn.Module) -> tuple[Branch, Branch]:
+        """Attention, or what the block has in its place, and MLP, in the order of running."""
+        return self.family.branches_of(block)
 
     @property
     def present(self) -> Iterator[tuple[nn.Module, Branch]]:
         """Every branch that was not pruned as a whole, with its block, in order."""
         for block in self.blocks:
-            for branch in self.branches:
+            for branch in self.branches_of(block):
                 if has_branch(block, branch.scatter):
                     yield block, branch
 
-    @property
-    def linear_paths(self) -> tuple[str, ...]:
+    def linear_paths(self, block: nn.Module) -> tuple[str, ...]:
         """Paths of the linear layers inside a block, in the order in which they run."""
-        return tuple(path for branch in self.branches for path in (*branch.reads, branch.writes))
+        branches = self.branches_of(block)
+        return tuple(path for branch in branches for path in (*branch.reads, branch.writes))
 
     def linears(self) -> Iterator[Any]:
         """All linear layers inside the blocks."""

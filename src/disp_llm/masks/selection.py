@@ -2,8 +2,8 @@
 
 The file is the one hand-over between choosing and exporting.
 
-N entries of all sites, M inputs of all layers that write, R rank, I inputs and O outputs of a
-linear layer.
+N entries of all sites, L blocks, M inputs of all layers that write, R rank, I inputs and O outputs
+of a linear layer.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES
+from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, Site
 from disp_llm.masks.layout import STREAM_SITES, Layout
 from disp_llm.runs.files import write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
@@ -101,6 +101,34 @@ class Masks:
     def counts(self) -> Int[Tensor, " S"]:
         """How many entries each of the S sites keeps."""
         return self.layout.counts(self.kept.long())
+
+    def _by_block(self, site: Site) -> Int[Tensor, " L"]:
+        """How many entries of a site each block keeps."""
+        sites = self.layout.sites
+        return self.counts.view(-1, len(sites))[:, sites.index(site)]
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many blocks have lost their attention, and how many their MLP."""
+        names = [name for name in BRANCHES if name in self.layout.sites]
+        return {name: int((self._by_block(name) == 0).sum()) for name in names}
+
+    @property
+    def heads_pruned(self) -> bool:
+        """Whether an attention that stays has lost KV heads."""
+        if HEADS not in self.layout.sites:
+            return False
+        kept = self._by_block(HEADS)
+        return bool(((kept > 0) & (kept < self.layout.blocks[0].heads)).any())
+
+    @property
+    def kv_cache(self) -> float:
+        """Size of the KV cache as a share of the dense model's."""
+        for site in (HEADS, ATTENTION):
+            if site in self.layout.sites:
+                entries = self.layout.blocks[0].lengths[self.layout.sites.index(site)]
+                return float(self._by_block(site).double().mean() / entries)
+        return 1.0
 
     def indices(self) -> dict[str, Int[Tensor, " K"]]:
         """Sorted int64 kept indices of each site, by name."""

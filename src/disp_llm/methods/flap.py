@@ -28,10 +28,11 @@ def flap(problem: PruningProblem) -> Selection:
     layout, dense = problem.budget.layout, problem.dense
     moments = input_moments(problem)
     channels, heads = [], []
-    for block, shape, (attention, mlp) in zip(dense.blocks, layout.blocks, moments, strict=True):
-        columns = _standardised(_fluctuation(block, dense.family.attention, attention).square())
+    for block, shape, inputs in zip(dense.blocks, layout.blocks, moments, strict=True):
+        of_attention, of_mlp = map(_fluctuation, (block, block), dense.branches_of(block), inputs)
+        columns = _standardised(of_attention.square())
         heads.append(by_head(columns, shape.heads) * shape.heads / shape.q)
-        channels.append(_standardised(_fluctuation(block, dense.family.mlp, mlp)))
+        channels.append(_standardised(of_mlp))
     means = torch.cat([inputs.mean for pair in moments for inputs in pair])
     return Selection(flat_of(layout, channels, heads), Compensation(mean_inputs=means.float()))
 

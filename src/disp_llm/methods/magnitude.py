@@ -18,8 +18,8 @@ from disp_llm.training.problem import PruningProblem
 def magnitude(problem: PruningProblem) -> Selection:
     """Logarithm of the mean squared weight of each entry."""
     parts = []
-    attention, mlp = problem.dense.branches
     for block in problem.dense.blocks:
+        attention, mlp = problem.dense.branches_of(block)
         q_k_v = [_squares(block.get_submodule(path)) for path in attention.reads]
         gate_up = [_squares(block.get_submodule(path)) for path in mlp.reads]
         o, down = (_squares(block.get_submodule(path)) for path in (attention.writes, mlp.writes))

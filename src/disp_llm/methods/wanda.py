@@ -33,9 +33,10 @@ def wanda(problem: PruningProblem) -> Selection:
     sizes = [sizes_of(shape, min(problem.keeps)) for shape in layout.blocks]
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
-        of_heads = by_head(_columns(block, dense.family.attention, moments), len(heads[index]))
+        attention, mlp = dense.branches_of(block)
+        of_heads = by_head(_columns(block, attention, moments), len(heads[index]))
         heads[index] = top_k(of_heads, sizes[index].heads)
-        of_channels = _columns(block, dense.family.mlp, moments)
+        of_channels = _columns(block, mlp, moments)
         channels[index] = top_k(of_channels, sizes[index].channels)
         masking.set((flat_of(layout, channels, heads) >= 1).float())
 

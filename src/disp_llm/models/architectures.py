@@ -9,6 +9,7 @@ architecture. Another package adds rows of its own by entry points or by `regist
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
 
@@ -47,6 +48,10 @@ class Family:
     mlp: Branch
     """The branch whose gather is the site mlp_in and whose scatter is mlp_out; mlp_mid lies between
     `reads` and `writes`."""
+    alternatives: tuple[Branch, ...] = ()
+    """What blocks of other kinds have in the place of attention: linear attention, a convolution, a
+    state space. A block has the one whose modules it has. Their modules give one tensor, where
+    attention gives a pair."""
     supports_head_pruning: bool = False
     """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
     this order, and the block reshapes them by the width of a head alone."""
@@ -60,14 +65,23 @@ class Family:
     its first token, which is never predicted."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
+    required: tuple[tuple[str, object, str], ...] = ()
+    """The only variants that it does describe: (configuration key, value, what else there is)."""
+
+    def branches_of(self, block: Any) -> tuple[Branch, Branch]:
+        """Attention, or what the block has in its place, and MLP, in the order of running."""
+        present = {name for name, _ in block.named_modules()}
+        kinds = (self.attention, *self.alternatives)
+        return next(branch for branch in kinds if branch.gather in present), self.mlp
 
     def as_dict(self) -> dict:
-        """The two branches and the path, as plain JSON: what an exported folder carries."""
+        """The branches and the path, as plain JSON: what an exported folder carries."""
+        others = [asdict(branch) for branch in self.alternatives]
         return {
             "blocks": self.blocks,
             "attention": asdict(self.attention),
             "mlp": asdict(self.mlp),
-        }
+        } | ({"alternatives": others} if others else {})
 
 
 def _branch(module: str, reads: str, writes: str, fused: int = 1, norms: str = "") -> Branch:
@@ -155,6 +169,52 @@ FAMILIES: dict[str, Family] = {
         "h",
         _branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
         _branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
+    ),
+    # Hybrids: most blocks have a linear attention, a state space or a convolution.
+    "qwen3_5_text": replace(
+        _LLAMA,
+        alternatives=(
+            _branch(
+                "linear_attn",
+                "in_proj_qkv in_proj_z in_proj_b in_proj_a",
+                "out_proj",
+                norms="input_layernorm",
+            ),
+        ),
+        supports_head_pruning=False,
+    ),
+    "olmo_hybrid": Family(
+        "layers",
+        _attention("post_attention_layernorm"),
+        _gated("post_feedforward_layernorm"),
+        alternatives=(
+            _branch(
+                "linear_attn",
+                "q_proj k_proj v_proj a_proj b_proj g_proj",
+                "o_proj",
+                norms="input_layernorm",
+            ),
+        ),
+    ),
+    "lfm2": Family(
+        "layers",
+        _branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="operator_norm"),
+        _branch("feed_forward", "w1 w3", "w2", norms="ffn_norm"),
+        alternatives=(_branch("conv", "in_proj", "out_proj", norms="operator_norm"),),
+    ),
+    "granitemoehybrid": Family(
+        "layers",
+        _attention("input_layernorm"),
+        _branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
+        alternatives=(_branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
+        logits_divisor="logits_scaling",
+        required=(("num_local_experts", 0, "its experts are no branch of this row"),),
+    ),
+    "bamba": Family(
+        "layers",
+        _attention("input_layernorm"),
+        _branch("feed_forward", "gate_proj up_proj", "down_proj", norms="pre_ff_layernorm"),
+        alternatives=(_branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
     ),
 }
 """The rows that come with this package, and those of `register_architecture`."""
@@ -245,10 +305,12 @@ def family_of(config: object) -> Family:
             hint=f"use one of {', '.join(sorted(known))}, "
             "or add a row as docs/add-a-family.md explains",
         )
-    for key, value, reason in family.refused:
-        if getattr(config, key, None) == value:
+    rules = [(rule, True) for rule in family.refused] + [(rule, False) for rule in family.required]
+    for (key, value, reason), wrong in rules:
+        found = getattr(config, key, None)
+        if (found == value) is wrong:
             raise InputError(
-                f"{model_type} with {key}={value} is not supported: {reason}",
+                f"{model_type} with {key}={found} is not supported: {reason}",
                 field="model",
                 hint=f"use a {model_type} model without that setting",
             )

@@ -40,6 +40,7 @@ class Pruned:
     mlp: Branch
     widths: Widths
     biases: bool = False
+    alternatives: list[Branch] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

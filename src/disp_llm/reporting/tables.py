@@ -15,6 +15,7 @@ from disp_llm.runs.results import (
     DenseResult,
     Perplexity,
     SizeResult,
+    dropped_said,
     from_json,
     kept_said,
     masked_perplexity_said,
@@ -73,6 +74,8 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
     row("of the dense ones", "", lambda m: f"{m.keep:.4%}")
     row("all parameters", f"{dense.parameters:,}", lambda m: f"{m.parameters:,}")
     row("of the dense ones", "", lambda m: f"{m.keep_total:.4%}")
+    if any(map(dropped_said, models)):
+        row("whole branches pruned", "", dropped_said)
     row("weights on disk", _megabytes(dense.bytes), lambda m: _megabytes(m.bytes))
     timed = [model.speed for model in models if model.speed]
     for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):

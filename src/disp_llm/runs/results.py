@@ -131,6 +131,8 @@ class SizeResult:
     align: Size
     kv_cache: Amount
     """Size of the KV cache as a share of the original's."""
+    heads_pruned: bool
+    """Whether KV heads are pruned, which vLLM cannot serve."""
     scaled: bool
     """Whether scales are folded into the weights."""
     biased: bool
@@ -149,6 +151,9 @@ class SizeResult:
     model."""
     sample: str | None = None
     """What it writes after the beginning of the evaluation text."""
+    dropped: dict[str, Count] = field(default_factory=dict)
+    """Number of blocks that have lost their `attention`, and their `mlp`, where whole branches may
+    be pruned."""
     latency: dict[str, Any] = field(default_factory=dict)
     """A `Timing` where time is the budget, else empty."""
     speed: dict[str, Positive] = field(default_factory=dict)
@@ -185,6 +190,15 @@ def perplexity_said(size: SizeResult) -> str:
 def masked_perplexity_said(size: SizeResult) -> str:
     """`53.29`."""
     return NOT_MEASURED if size.perplexity_masked is None else f"{size.perplexity_masked:.2f}"
+
+
+def dropped_said(size: SizeResult) -> str:
+    """`3 attentions, 1 MLP`: the branches that are pruned as wholes; empty where none is."""
+    words = {"attention": ("attention", "attentions"), "mlp": ("MLP", "MLPs")}
+    parts = [
+        f"{number} {words[name][number > 1]}" for name, number in size.dropped.items() if number
+    ]
+    return ", ".join(parts)
 
 
 def speed_said(size: SizeResult, phase: str) -> str:

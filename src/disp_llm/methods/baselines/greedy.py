@@ -55,11 +55,11 @@ def greedy(problem: PruningProblem) -> Maker:
         layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
         sizes = [sizes_of(shape, share) for shape in layout.blocks]
         pruned = copied(problem)
-        attention, mlp = pruned.branches
         channels: list[Tensor] = []
         heads: list[Tensor] = []
 
         def prune_heads(index: int, block: nn.Module, moments: SecondMoments) -> None:
+            attention, _ = pruned.branches_of(block)
             shape, moment = layout.blocks[index], moments[attention.writes].double()
             weight = matrix_of(linear_at(block, attention.writes)).double()
             kept = most_similar(weight, moment, shape.heads, sizes[index].heads)
@@ -67,6 +67,7 @@ def greedy(problem: PruningProblem) -> Maker:
             _reconstruct(block, attention, moment, kept.repeat_interleave(shape.q // shape.heads))
 
         def prune_channels(index: int, block: nn.Module, moments: SecondMoments) -> None:
+            _, mlp = pruned.branches_of(block)
             moment = moments[mlp.writes].double()
             weight = matrix_of(linear_at(block, mlp.writes)).double()
             added = moment.diagonal() * weight.square().sum(0)

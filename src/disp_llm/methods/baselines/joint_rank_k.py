@@ -22,6 +22,7 @@ from disp_llm.methods.parts.baseline import (
     Maker,
     as_stored,
     copied,
+    require_one_kind,
     stored_numbers,
 )
 from disp_llm.methods.parts.low_rank import LowRank, as_linear, rank_of
@@ -48,8 +49,10 @@ def joint_rank_k(problem: PruningProblem) -> Maker:
     """Query with key and gate with up; a share of 1 leaves them as they are. Needs no text.
 
     Raises:
-        InputError: a share is less than what has no joint factor, or leaves a pair no rank.
+        InputError: a share is less than what has no joint factor, or leaves a pair no rank, or
+        blocks are of several kinds.
     """
+    require_one_kind(problem)
     dense = problem.dense
     groups = groups_of(dense.family)
     bases = [{paths: joint_basis(block, paths) for paths in groups} for block in dense.blocks]

@@ -29,6 +29,7 @@ from disp_llm.methods.parts.baseline import (
     BaselineModel,
     Maker,
     copied,
+    require_one_kind,
     stored_numbers,
 )
 from disp_llm.training.problem import PruningProblem
@@ -96,11 +97,13 @@ def mpo(problem: PruningProblem) -> Maker:
     """Every linear layer; a share of 1 leaves all of them as they are. Needs no text.
 
     Raises:
-        InputError: a share is less than that of bonds of 1.
+        InputError: a share is less than that of bonds of 1, or blocks are of several kinds.
     """
     dense = problem.dense
-    count, paths = len(dense.blocks), dense.linear_paths
-    shapes = {path: shape_of(matrix_of(linear_at(dense.blocks[0], path))) for path in paths}
+    require_one_kind(problem)
+    count, first = len(dense.blocks), dense.blocks[0]
+    paths = dense.linear_paths(first)
+    shapes = {path: shape_of(matrix_of(linear_at(first, path))) for path in paths}
     all_numbers = stored_numbers(dense)
     largest = max(max(shape.bonds(all_numbers)) for shape in shapes.values())
 

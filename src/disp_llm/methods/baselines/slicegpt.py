@@ -35,6 +35,7 @@ from disp_llm.methods.parts.baseline import (
     Maker,
     as_stored,
     copied,
+    require_one_kind,
     stored_numbers,
 )
 from disp_llm.methods.parts.block_by_block import block_inputs, run_block
@@ -110,7 +111,7 @@ class Step:
 def _steps(prunable: PrunableModel) -> Iterator[Step]:
     """The 2·L branches in the order in which they run."""
     for index, block in enumerate(prunable.blocks):
-        for norm, branch in zip(_norms(block), prunable.branches, strict=True):
+        for norm, branch in zip(_norms(block), prunable.branches_of(block), strict=True):
             yield Step(index, block, norm, branch)
 
 
@@ -181,6 +182,7 @@ def projected_stream(problem: PruningProblem) -> ProjectedStream:
     Raises:
         InputError: as `slicegpt`.
     """
+    require_one_kind(problem)
     dense = problem.dense
     for module, count in ((dense.model.base_model, 1), *((block, 2) for block in dense.blocks)):
         norms = [module.get_submodule(name) for name in _norms(module)]

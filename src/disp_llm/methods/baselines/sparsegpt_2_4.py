@@ -36,7 +36,7 @@ def sparsegpt_2_4(problem: PruningProblem) -> Maker:
     pruned = copied(problem)
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
-        for path in pruned.linear_paths:
+        for path in pruned.linear_paths(block):
             weight = matrix_of(linear_at(block, path))
             weight.copy_(reconstructed(weight.float(), moments[path]))
 

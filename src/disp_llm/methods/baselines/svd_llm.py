@@ -42,7 +42,7 @@ def svd_llm(problem: PruningProblem) -> Maker:
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
         bases.append({})
-        for path in problem.dense.linear_paths:
+        for path in problem.dense.linear_paths(block):
             weight = matrix_of(linear_at(block, path))
             largest = rank_of(1.0, *weight.shape)  # no share asks for more
             basis = whitened_basis(weight.float(), moments[path])[:, :largest]

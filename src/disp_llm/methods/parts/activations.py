@@ -41,7 +41,9 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
     windows, dense = calibration_windows(problem), problem.dense
     progress = problem.job.count("scoring")
     layers = [
-        linear_at(block, branch.writes) for block in dense.blocks for branch in dense.branches
+        linear_at(block, branch.writes)
+        for block in dense.blocks
+        for branch in dense.branches_of(block)
     ]
     sums: list[Tensor] = [torch.zeros(())] * len(layers)
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.training.problem import PruningProblem
 
@@ -52,6 +53,20 @@ class Baseline:
     """Does what serves all sizes; what it returns makes one of them."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
+
+
+def require_one_kind(problem: PruningProblem) -> None:
+    """Refuses a model whose blocks do not all have the same modules.
+
+    Raises:
+        InputError: it is one.
+    """
+    if problem.dense.family.alternatives:
+        raise InputError(
+            "blocks of several kinds have nothing in common that this method could share",
+            field="model",
+            hint="use another method",
+        )
 
 
 def copied(problem: PruningProblem) -> PrunableModel:

@@ -108,7 +108,7 @@ def _run_measured(
 
     with hooks(
         block.get_submodule(paths[0]).register_forward_pre_hook(add_to(paths))
-        for branch in prunable.branches
+        for branch in prunable.branches_of(block)
         for paths in (branch.reads, (branch.writes,))
     ):
         outputs = [run_block(block, state, arguments) for state in states]

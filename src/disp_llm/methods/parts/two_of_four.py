@@ -74,7 +74,7 @@ def pruned_block_by_block(
     pruned = copied(problem)
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
-        for path in pruned.linear_paths:
+        for path in pruned.linear_paths(block):
             weight = matrix_of(linear_at(block, path))
             weight.masked_fill_(~kept_weights(path, weight.float(), moments), 0)
 

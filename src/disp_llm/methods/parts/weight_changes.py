@@ -36,7 +36,7 @@ def changes_of(
 ) -> tuple[Float[Tensor, " H"], Float[Tensor, " F"]]:
     """`Σ|w·∂loss/∂w|` over all weights of each KV head with its queries (none where heads are no
     site), and of each intermediate channel."""
-    attention, mlp = (_changes(block, branch) for branch in dense.branches)
+    attention, mlp = (_changes(block, branch) for branch in dense.branches_of(block))
     of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
     return of_heads, torch.stack(mlp).sum(0)
 
