@@ -1,6 +1,7 @@
 """A folder that is made from file to file is, to the byte, the one that is made in memory."""
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_files_that_do_not_hold_the_tensors_are_loaded_as_a_whole(tmp_path, monk
     machine = MachineConfig(device="cpu", dtype="float32")
 
     def other_names(folder: Path):
-        return {f"other.{name}": place for name, place in stored(folder).items()}
+        return [replace(place, name=f"other.{place.name}") for place in stored(folder)]
 
     monkeypatch.setattr(checkpoint_module, "_stored", other_names)
     loaded, checkpoint = load_unread(str(source), machine)

@@ -65,8 +65,12 @@ def empty_compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
     config = compact_config(target, masks)
     _, causal = model_classes(type(target.model.config))
     with torch.device("meta"):
-        empty = causal(config)
-    return _finished(empty.to(target.dtype), target)
+        empty = causal(config).to(target.dtype)
+    state = target.model.state_dict()
+    for name, parameter in empty.named_parameters():
+        if name in state:  # some families keep a few in float32
+            parameter.data = parameter.data.to(state[name].dtype)
+    return _finished(empty, target)
 
 
 def _finished(compact: Any, target: PrunableModel) -> Any:

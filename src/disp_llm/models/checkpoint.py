@@ -1,6 +1,9 @@
 """The safetensors files of a model that is not loaded, of which one tensor at a time is read."""
 
+import copy
 import logging
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,10 +23,13 @@ from disp_llm.runs.tensors import opened
 
 logger = logging.getLogger(__name__)
 
+NUMBERED = re.compile(r"(.*?)(\d*)")
+"""A part of a name: a word and the number at its end, either of which may be missing."""
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies."""
+    """Where a tensor of a file lies."""
 
     file: Path
     name: str
@@ -31,34 +37,59 @@ class Place:
     shape: tuple[int, ...]
     stored: str
     """Its data type, as safetensors calls it."""
+    pattern: str | None = None
+    """Which of the names that a converter puts together it has; None without one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a tensor of the model is made of."""
+
+    places: tuple[Place, ...]
+    dtype: torch.dtype
+    """That of the model."""
+    converter: Any = None
+    """transformers' own, for families whose files hold parts of it; None = there is one part."""
+
+    def made(self, name: str, model: Any, read: Callable[[Place], Tensor]) -> Tensor:
+        """The tensor of that name."""
+        if self.converter is None:
+            return read(self.places[0])
+        converter = copy.deepcopy(self.converter)
+        for place in self.places:
+            converter.add_tensor(name, place.name, place.pattern, read(place))
+        found = converter.convert(name, model=model, config=model.config).get(name)
+        return found[0] if isinstance(found, list) else found
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Every tensor of a model, in its files."""
 
-    model: str
-    dtype: torch.dtype
-    """What weights are rounded to, as they are when the model is loaded."""
-    places: dict[str, Place]
+    loaded: Loaded
+    sources: dict[str, Source]
     """By the names of the model."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in the data type of the model.
+        """A tensor, in the data type that the model has it in.
 
         Raises:
-            InputError: its file cannot be read, or a number in it is not finite.
+            InputError: a file cannot be read, or a number in it is not finite.
         """
-        place = self.places[name]
-        with opened(place.file, AGAIN) as file:
-            tensor = file.get_tensor(place.name)
-        require_finite_tensors(self.model, [(name, tensor)])
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        source = self.sources[name]
+
+        def read(place: Place) -> Tensor:
+            with opened(place.file, AGAIN) as file:
+                tensor = file.get_tensor(place.name)
+            require_finite_tensors(self.loaded.source["model"], [(place.name, tensor)])
+            return tensor.to(source.dtype)
+
+        return source.made(name, self.loaded.model, read)
 
 
 def load_unread(name: str, machine: MachineConfig) -> tuple[Loaded, Checkpoint | None]:
-    """A dense model without its weights, and its files; or, where these do not hold its tensors one
-    by one, the model in memory and None.
+    """A dense model without its weights, and its files; or, where its tensors cannot be read one by
+    one, the model in memory and None.
 
     Raises:
         InputError: no such model, an unknown architecture, or damaged files.
@@ -68,75 +99,100 @@ def load_unread(name: str, machine: MachineConfig) -> tuple[Loaded, Checkpoint |
         checkpoint = checkpoint_of(empty)
         if checkpoint is not None:
             return empty, checkpoint
-    logger.warning("%s is loaded as a whole: its files do not hold its tensors one by one", name)
+    logger.warning("%s is loaded as a whole: its tensors cannot be read one by one", name)
     return load(name, machine, dense_only=True), None
 
 
-def checkpoint_of(loaded: Loaded) -> Checkpoint | None:
-    """The files of a model; None where they do not hold its tensors one by one, as those of
-    families do not whose weights transformers puts together while it loads them.
-
-    Args:
-        loaded: the model, which may be empty.
+def checkpoint_of(empty: Loaded) -> Checkpoint | None:
+    """The files of an empty model; None where a tensor is not made of tensors of these alone.
 
     Raises:
         InputError: a file cannot be read.
     """
-    model: Any = loaded.model
+    model: Any = empty.model
     state = model.state_dict()
-    conversions = getattr(model, "_weight_conversions", None) or []
-    elsewhere = getattr(model.config, "transformers_weights", None)
-    folder = _folder_of(loaded.source)
-    renamed = all(isinstance(one, WeightRenaming) for one in conversions)
-    if elsewhere or not renamed or folder is None:
+    folder = _folder_of(empty.source)
+    if folder is None or getattr(model.config, "transformers_weights", None):
         return None
-    found = {_renamed(name, conversions): place for name, place in _stored(folder).items()}
+    found = _by_target(_stored(folder), model, state)
     tied = set(state) - {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
-    places: dict[str, Place] = {}
+    sources: dict[str, Source] = {}
     for name, like in state.items():
         # The head-less model, as GPT-2 is published, has no prefix.
-        place = found.get(name, found.get(name.removeprefix(f"{model.base_model_prefix}.")))
-        if place is None and name in tied:
-            continue
-        kinds = STORED.get(like.dtype, FLOATS)
-        if place is None or place.shape != tuple(like.shape) or place.stored not in kinds:
+        source = found.get(name, found.get(name.removeprefix(f"{model.base_model_prefix}.")))
+        if source is not None and _gives(source, name, like, model):
+            sources[name] = source
+        elif name not in tied:
             return None
-        if like.is_floating_point() and like.dtype != loaded.dtype:
-            return None
-        places[name] = place
-    return Checkpoint(loaded.source["model"], loaded.dtype, places)
+    return Checkpoint(empty, sources)
 
 
-def _renamed(name: str, renamings: list[WeightRenaming]) -> str:
-    """What the model calls a tensor of a file: some families had other names before."""
-    for renaming in renamings:
-        name, _ = renaming.rename_source_key(name)
-    return name
+def natural(name: str) -> list[tuple[bool, str, int]]:
+    """A key by which `layers.10` follows `layers.9`, and numbers come before words: the order in
+    which transformers reads and writes tensors."""
+    found = (NUMBERED.fullmatch(part) for part in name.split("."))
+    parts = [match.groups() for match in found if match]
+    return [(bool(word), word, int(digits or -1)) for word, digits in parts]
+
+
+def _by_target(stored: list[Place], model: Any, state: Mapping[str, Tensor]) -> dict[str, Source]:
+    """What the files hold for each tensor of the model: some families had other names before, or
+    have in parts there what is one tensor here."""
+    conversions = getattr(model, "_weight_conversions", None) or []
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if not isinstance(one, WeightRenaming)]
+    found: dict[str, Source] = {}
+    for place in sorted(stored, key=lambda place: natural(place.name)):
+        target, pattern, used = place.name, None, None
+        for renaming in renamings:
+            target, _ = renaming.rename_source_key(target)
+        for converter in converters:
+            if pattern is None:
+                target, pattern = converter.rename_source_key(target)
+                used = converter if pattern else None
+        if target not in state and place.name in state:
+            target, pattern, used = place.name, None, None
+        before = found[target].places if used and target in found else ()
+        dtype = state[target].dtype if target in state else model.dtype
+        here = Place(place.file, place.name, place.shape, place.stored, pattern)
+        found[target] = Source((*before, here), dtype, used)
+    return found
+
+
+def _gives(source: Source, name: str, like: Tensor, model: Any) -> bool:
+    """Whether a tensor of that shape comes out, of numbers of that kind."""
+    kinds = STORED.get(like.dtype, FLOATS)
+    if any(place.stored not in kinds for place in source.places):
+        return False
+
+    def shaped(place: Place) -> Tensor:
+        return torch.empty(place.shape, dtype=like.dtype, device="meta")
+
+    made = source.made(name, model, shaped)
+    return made is not None and made.shape == like.shape
 
 
 def _folder_of(source: dict[str, str]) -> Path | None:
-    """The folder of a local model, or of one of the hub in the cache; None of a GGUF file."""
+    """The folder of a local model, or of one of the hub in the cache."""
     name = Path(source["model"])
     if name.is_dir():
         return name
-    if name.exists():
-        return None
     cached = huggingface_hub.try_to_load_from_cache(
         source["model"], "config.json", revision=source["revision"]
     )
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _stored(folder: Path) -> dict[str, Place]:
-    """Where each tensor of a folder lies, by its name there."""
+def _stored(folder: Path) -> list[Place]:
+    """Where each tensor of a folder lies."""
     files = [folder / WEIGHTS]
     if not files[0].is_file():
         index = read_json(folder / INDEX, AGAIN) if (folder / INDEX).is_file() else {}
         files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-    found: dict[str, Place] = {}
+    found: list[Place] = []
     for path in files:
         with opened(path, AGAIN) as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                 part = file.get_slice(name)
-                found[name] = Place(path, name, tuple(part.get_shape()), part.get_dtype())
+                found.append(Place(path, name, tuple(part.get_shape()), part.get_dtype()))
     return found
