@@ -9,6 +9,7 @@ import torch
 from conftest import byte_tokenizer, sites_with, tiny_model
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
@@ -20,8 +21,8 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.models import checkpoint as checkpoint_module
 from disp_llm.models.architectures import FAMILIES
-from disp_llm.models.checkpoint import Checkpoint, load_unread
-from disp_llm.models.loading import load
+from disp_llm.models.checkpoint import Checkpoint, checkpoint_of, load_unread
+from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.files import atomic
 from disp_llm.runs.lazily import write_lazily
 from disp_llm.runs.sums import read_sums, write_sums
@@ -128,6 +129,22 @@ def test_a_model_of_the_hub(tmp_path, monkeypatch):
     assert_same("somebody/tiny", tmp_path, ("scales",), "float32", ONE_FILE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_that_lie_in_parts(dtype, tmp_path):
+    """A file of Mixtral has each expert by itself, the model all of them in one tensor."""
+    tiny_model("mixtral", num_local_experts=4).save_pretrained(tmp_path, max_shard_size="40KB")
+    empty, whole = (
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, device_map=place)
+        for place in ("meta", "cpu")
+    )
+    source = {"model": str(tmp_path), "revision": ""}
+    checkpoint = checkpoint_of(Loaded(empty, None, FAMILIES["mistral"], source, dtype))
+    assert checkpoint is not None
+    assert max(len(source.places) for source in checkpoint.sources.values()) == 8
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(checkpoint.read(name), tensor), name
+
+
 def test_one_tensor_at_a_time(tmp_path, monkeypatch):
     """Nothing that was read for one tensor is still there when another is made."""
     alive: list[weakref.ref] = []
@@ -147,7 +164,7 @@ def test_one_tensor_at_a_time(tmp_path, monkeypatch):
 
 
 def test_files_that_do_not_hold_the_tensors_are_loaded_as_a_whole(tmp_path, monkeypatch, caplog):
-    """As GGUF files, and those of families whose weights are put together while they are loaded."""
+    """As GGUF files are."""
     source = saved("llama", tmp_path / "model")
     stored = checkpoint_module._stored
     machine = MachineConfig(device="cpu", dtype="float32")
