@@ -6,10 +6,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES, BudgetKind
@@ -208,85 +207,6 @@ def speed_said(size: SizeResult, phase: str) -> str:
         return ""
     low, middle, high = (size.speed[f"{phase}_speedup{end}"] for end in ("_low", "", "_high"))
     return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
-
-
-@dataclass(frozen=True)
-class OriginalResult:
-    """The model that methods are compared on, as it came."""
-
-    measured: Perplexity
-    parameters: Size
-    block_parameters: Count
-    scores: Scores | None = None
-    """On the suite of the comparison, where it has one."""
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One method at one size; a row that failed has an error and no figures."""
-
-    method: str
-    keep_asked: Amount
-    perplexity: Positive | None = None
-    perplexity_stderr: Amount | None = None
-    keep: Amount | None = None
-    block_parameters: Count | None = None
-    parameters: Size | None = None
-    flops: Amount | None = None
-    """Multiplications inside the blocks as a share of the dense model's."""
-    tokens_seen: Count | None = None
-    seconds: Amount | None = None
-    """Time to choose or to make the model, without evaluation."""
-    error: str | None = None
-    speed: dict[str, Positive] = field(default_factory=dict)
-    """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
-    scores: Scores | None = None
-    """On the suite of the comparison, against the original's; None where it has none."""
-
-    def __post_init__(self) -> None:
-        figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
-        if self.error is None and None in (*figures, self.tokens_seen):
-            raise ValueError("has neither all figures nor an error")
-        require_speeds(self.speed, *SPEEDS)
-
-    def __str__(self) -> str:
-        if self.perplexity is None:
-            return "–"
-        return with_error(self.perplexity, self.perplexity_stderr)
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One model under one workload."""
-
-    model: str
-    phase: Phase
-    length: Size
-    batch: Size
-    median_s: Positive
-    spread_s: Amount
-    """Between the quartiles."""
-    tokens_per_s: Positive
-    time_shares: dict[str, Amount]
-    """Where the operators' time goes."""
-    flops: Count
-    block_flops: Count
-    bytes_read: Count
-    peak_memory_bytes: Count
-
-
-@dataclass(frozen=True)
-class BenchComparison:
-    """The second model's speed-up over the first under one workload."""
-
-    phase: Phase
-    length: Size
-    batch: Size
-    speedup: Positive
-    speedup_quartiles: Annotated[list[Amount], Meta(min_length=2, max_length=2)]
-    predicted_speedup: Positive
-    predicted_from: str
-    """What was counted for the prediction: `flops` or `bytes_read`."""
 
 
 def as_json(result: Any) -> dict[str, Any]:
