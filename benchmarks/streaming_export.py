@@ -6,7 +6,7 @@ Peak anonymous memory is what the kernel cannot drop and read again (RssAnon), l
 `nothing` is what libraries, masks and adapters take of it where nothing is exported. The two
 folders must be the same to the byte.
 
-    python benchmarks/streaming_export.py --folder /tmp/streaming [--gigabytes 5] [--shard 1GB]
+    python benchmarks/streaming_export.py --folder FOLDER [--gigabytes 5] [--shard 1GB]
         [--hidden 2560] [--intermediate 6912] [--vocabulary 32000] [--ways nothing memory streaming]
 """
 
