@@ -26,7 +26,8 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.provenance import hardware, versions
-from disp_llm.runs.results import BenchComparison, BenchRow, as_json
+from disp_llm.runs.results import as_json
+from disp_llm.runs.rows import BenchComparison, BenchRow
 
 WIDTHS = {
     "attn_in": (

@@ -21,7 +21,8 @@ from disp_llm.training.losses import token_losses
 WITHOUT_EFFECT = {
     "what a model is, hands out or runs on": (
         "_name_or_path architectures chunk_size_feed_forward dtype init_device model_type "
-        "num_logits_to_keep output_attentions output_hidden_states output_router_logits problem_type return_dict "
+        "num_logits_to_keep output_attentions output_hidden_states output_router_logits "
+        "problem_type return_dict "
         "transformers_version use_cache"
     ),
     "numbers of tokens": (
@@ -38,7 +39,8 @@ WITHOUT_EFFECT = {
     "training alone": (
         "activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop dropout "
         "emb_pdrop embd_pdrop embed_dropout embedding_dropout hidden_dropout hidden_dropout_prob "
-        "layerdrop resid_dropout resid_pdrop residual_dropout router_aux_loss_coef z_loss_coefficient"
+        "layerdrop resid_dropout resid_pdrop residual_dropout router_aux_loss_coef "
+        "z_loss_coefficient"
     ),
     "decoders that read an encoder": "add_cross_attention is_decoder is_encoder_decoder",
     "models that are not causal": "use_bidirectional_attention",

@@ -7,7 +7,8 @@ import pytest
 from disp_llm.reporting import comparison_plots
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
-from disp_llm.runs.results import ComparisonRow, OriginalResult, Perplexity, as_json
+from disp_llm.runs.results import Perplexity, as_json
+from disp_llm.runs.rows import ComparisonRow, OriginalResult
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 ALONE = Scores(

@@ -15,15 +15,8 @@ from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import (
-    BenchRow,
-    ComparisonRow,
-    OriginalResult,
-    Perplexity,
-    SizeResult,
-    as_json,
-    from_json,
-)
+from disp_llm.runs.results import Perplexity, SizeResult, as_json, from_json
+from disp_llm.runs.rows import BenchRow, ComparisonRow, OriginalResult
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 FREE = (

@@ -22,7 +22,8 @@ from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.loading import family_of_any, load, load_model
 from disp_llm.reporting.bench_plots import draw_bench
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
-from disp_llm.runs.results import BenchComparison, as_json
+from disp_llm.runs.results import as_json
+from disp_llm.runs.rows import BenchComparison
 
 logger = logging.getLogger(__name__)
 

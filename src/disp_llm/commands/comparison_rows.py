@@ -26,7 +26,7 @@ from disp_llm.models.loading import load_model
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import ComparisonRow
+from disp_llm.runs.rows import ComparisonRow
 from disp_llm.runs.scores import Scores
 from disp_llm.training.problem import PruningProblem
 
@@ -106,6 +106,8 @@ def pruned_rows(
             rows += [failed(name, keep, error) for keep in keeps]
             continue
         for size in result.sizes:
+            if size.measured is None:  # exported since then, by hand
+                continue
             dense = comparison.reference.dense
             compact = load_model(size.folder, dense.device, dense.dtype)
             row = ComparisonRow(

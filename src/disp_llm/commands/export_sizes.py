@@ -4,10 +4,11 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from disp_llm.commands.exporting import MeasuredExport, PlainExport
 from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
-from disp_llm.commands.planning import require_possible, sites_of
+from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
@@ -15,6 +16,7 @@ from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import load_masks
 from disp_llm.models.architectures import family_of
+from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.models.loading import load_config
 from disp_llm.reporting.page import write_run_page
@@ -52,15 +54,11 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
-        board = scoreboard_of_run(stored, run)
-        loaded, problem, sources = open_problem(job, Inputs())
-        problem, texts = with_texts(problem, loaded, sources)
-        run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
-        evaluation = problem.job.config.evaluation
-        measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, progress, board)
+        export = _plain(job) if config.no_measure else _measured(job, stored)
+        problem = export.problem
         selection = load_masks(run.logits_file, problem.budget.layout).selection
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        writer = SizeWriter(problem, measuring, stored.first_size, suffix, config.force)
+        writer = SizeWriter(problem, export, stored.first_size, suffix, config.force)
         writer.write(selection, config.shares)
         result = run.result()
         names = [writer.name(share) for share in config.shares]
@@ -71,6 +69,30 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
         }
         write_run_page(run)
     return PruneResult(run.folder, figures, str(process.device))
+
+
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport:
+    """An export with the model and the evaluation text of the run in memory."""
+    board = scoreboard_of_run(stored, job.run)
+    loaded, problem, sources = open_problem(job, Inputs())
+    problem, texts = with_texts(problem, loaded, sources)
+    job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
+    evaluation = problem.job.config.evaluation
+    measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, job.progress, board)
+    return MeasuredExport(problem, measuring)
+
+
+def _plain(job: Job[PruneConfig]) -> PlainExport:
+    """An export from file to file or, where the files of the model do not hold its tensors one by
+    one, with the model in memory."""
+    config = job.config
+    machine = replace(config.machine, device=str(job.process.device))
+    progress = job.count("loading model")
+    progress(0, 1)
+    loaded, checkpoint = load_unread(config.model, machine)
+    progress(1, 1)
+    job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
+    return PlainExport(problem_of(job, loaded), loaded.tokenizer, checkpoint)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

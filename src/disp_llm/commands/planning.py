@@ -7,8 +7,9 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
-from disp_llm.data.tokens import Texts
+from disp_llm.data.tokens import Corpus, Texts
 from disp_llm.data.written import Needs, held_out
+from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs
@@ -16,6 +17,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.kv_cache import cached_tokens
+from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
@@ -39,6 +41,15 @@ def usual_settings(config: PruneConfig) -> PruneConfig:
     usual = PruneConfig(config.model)
     shipped = config.recipe in recipe_names()
     return apply_recipe(usual, load_recipe(config.recipe)) if shipped else usual
+
+
+def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
+    """A model with its budget and alignment, and no learning text."""
+    config = job.config
+    dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
+    align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
+    budget = budget_of(job, dense, align)
+    return PruningProblem(dense, Corpus(()), budget, config.learned_shares, align, job)
 
 
 def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.exporting import MeasuredExport
 from disp_llm.commands.front import (
     Caller,
     Inputs,
@@ -23,25 +24,21 @@ from disp_llm.commands.front import (
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
-    budget_of,
-    default_align,
     own_needs,
+    problem_of,
     refuse_impossible,
     refuse_short_text,
-    sites_of,
     tokens_seen,
     usual_settings,
 )
-from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
+from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of, measure_curve
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.sources import GivenText
-from disp_llm.data.tokens import Corpus, Texts, load_tokens
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.data.written import Writer
-from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
@@ -182,10 +179,10 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     run.update(tokens_seen=tokens_seen(config, steps, process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    writer = SizeWriter(problem, measuring, config.first_size)
-    writer.write(selection, config.shares)
+    export = MeasuredExport(problem, measuring)
+    SizeWriter(problem, export, config.first_size).write(selection, config.shares)
     if config.keep_range:
-        writer.measure_curve(selection, config.curve_shares)
+        measure_curve(problem, measuring, selection, config.curve_shares)
 
 
 def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:
@@ -233,11 +230,7 @@ def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, Pruning
     needs = own_needs(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, needs.learning)
     progress(2, 2)
-    dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
-    align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
-    budget = budget_of(job, dense, align)
-    keeps = config.learned_shares
-    return loaded, PruningProblem(dense, Corpus(()), budget, keeps, align, job), sources
+    return loaded, problem_of(job, loaded), sources
 
 
 def with_texts(

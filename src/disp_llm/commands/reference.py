@@ -27,7 +27,7 @@ from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import OriginalResult
+from disp_llm.runs.rows import OriginalResult
 from disp_llm.runs.settings import record_beginning
 
 CHECKPOINT_EVERY = 25

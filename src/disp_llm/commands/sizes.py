@@ -1,7 +1,6 @@
-"""A selection -> models of every size: masks, a folder each, and the proof of what lies in it.
+"""A selection -> models of every size: masks, a folder each, and the figures of what lies in it.
 
-What is exported is loaded again and measured; its logits are held against the masked model's and
-its parameters are counted on the model itself.
+Parameters are counted on the model that was exported, and held against what the budget says.
 """
 
 import logging
@@ -9,35 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from disp_llm.commands.exporting import MeasuredExport, PlainExport, original_of
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
-from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share_of_mix
-from disp_llm.evaluation.timing import Mix, Workload, speed_against
+from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import figures_of
-from disp_llm.export.folders import added_biases, weight_bytes, write_folder
+from disp_llm.export.folders import added_biases, weight_bytes
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.models.loading import load_model
-from disp_llm.models.windows import fitting
 from disp_llm.runs.files import atomic
-from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+from disp_llm.runs.results import SizeResult, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
 logger = logging.getLogger(__name__)
-
-CHECK_TOKENS = 256
-"""Length of the window on which the exported logits are held against the masked model's."""
 
 
 def timed_mix(settings: BudgetConfig) -> Mix:
@@ -63,7 +55,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    measuring: Measuring
+    export: MeasuredExport | PlainExport
     first_size: str
     """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""
@@ -72,7 +64,8 @@ class SizeWriter:
     """Whether a folder that this run has not written is replaced."""
 
     def write(self, selection: Selection, shares: tuple[float, ...]) -> list[SizeResult]:
-        """Exports and measures every size that the run does not have yet; all that it then has.
+        """Exports every size that the run does not have yet, and measures it, or has not measured
+        yet if that is asked for; all that it then has.
 
         Raises:
             InputError: a file of an earlier size has changed, or a folder is in the way.
@@ -83,9 +76,12 @@ class SizeWriter:
             size = self.name(share)
             files = self.files(size)
             if size in found and all(run.has(path) for path in files):
-                self._require_same_share(share, from_json(SizeResult, found[size], str(run.folder)))
-                continue
+                there = from_json(SizeResult, found[size], str(run.folder))
+                self._require_same_share(share, there)
+                if there.measured or not self.export.measures:
+                    continue
             self._require_free(size, files[1])
+            run.forget(files[1])
             if settings.budget == "latency":
                 masks, timing = self._masks_in_time(selection, share)
             else:
@@ -124,20 +120,6 @@ class SizeWriter:
                 hint="move it away, or add `force` to replace it",
             )
 
-    def measure_curve(self, selection: Selection, shares: tuple[float, ...]) -> None:
-        """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
-        problem, run = self.problem, self.problem.job.run
-        points = run.result().get("curve", [])
-        with masked(problem.dense) as masking:
-            for share in shares[len(points) :]:
-                masks = masks_of(self.problem, selection, share)
-                masking.set(masks.kept.float().to(problem.dense.device))
-                with fold_into_weights(problem.dense, masks):
-                    found = self.measuring.perplexity(problem.dense, f"curve at keep {share:g}")
-                keep = float(problem.budget.keep(masks.counts))
-                points.append({"keep_asked": share, "keep": keep} | as_json(found))
-                run.update(curve=points)
-
     def _masks_in_time(self, selection: Selection, target: float) -> tuple[Masks, dict[str, Any]]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         job, dense = self.problem.job, self.problem.dense
@@ -161,59 +143,28 @@ class SizeWriter:
 
     def _write_one(self, masks: Masks, share: float, timing: dict[str, Any]) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
-        job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
+        job = self.problem.job
         budget, share_name = job.config.budget.budget, f"{share:g}{self.suffix}"
         name = f"keep {share_name}" if budget == "params" else f"{budget} {share_name}"
         masks_file, folder = self.files(self.name(share))
-        if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
-            job.run.forget(masks_file)
-            masks.save(masks_file, with_adapters=masks_file == job.run.logits_file)
         with atomic(folder) as written:
-            with fold_into_weights(dense, masks), masked(dense) as masking:
-                masking.set(masks.kept.float().to(dense.device))
-                of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
-                job.progress(f"{name}: export", 0, 1, {})
-                compact = compact_model(dense, masks)
-                shard = job.config.export.max_shard_size
-                write_folder(compact, measuring.tokenizer, written, shard)
-                job.progress(f"{name}: export", 1, 1, {})
-                model = load_model(str(written), dense.device, dense.dtype)
-                tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
-                errors = logit_errors(dense.model, model, tokens)
-            warn_of_error(errors, folder)
-            loaded = PrunableModel(model, dense.family)
-            self._require_counted(loaded, masks)
-            result = self._result(
-                loaded,
-                masks,
-                share,
-                measured=measuring.perplexity(loaded, f"{name}: compact perplexity"),
-                perplexity_masked=of_masked.perplexity,
-                logit_errors=errors,
-                bytes=weight_bytes(written),
-                latency=timing,
-                speed=self._speed(model, name),
-                scores=measuring.scores(loaded, name, self._original().scores),
-            )
+            exported = self.export.write(masks, name, written)
+            self._require_counted(exported.model, masks)
+            of_files = {"bytes": weight_bytes(written), "latency": timing}
+            result = self._result(exported.model, masks, share, **of_files, **exported.figures)
             write_card(written, result, job.run.result())
             write_sums(written)
+            if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
+                job.run.forget(masks_file)
+                masks.save(masks_file, with_adapters=masks_file == job.run.logits_file)
         return result
-
-    def _speed(self, compact: PreTrainedModel, name: str) -> dict[str, float]:
-        """How fast a model is beside the original, if that is to be measured."""
-        job, rounds = self.problem.job, self.problem.job.config.rounds
-
-        def on_round(phase: str, done: int) -> None:
-            job.progress(f"{name}: timing {phase}", done, rounds, {})
-
-        return speed_against(self.problem.dense.model, compact, rounds, on_round)
 
     def _result(
         self, compact: PrunableModel, masks: Masks, share: float, **measured: Any
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        layout, size, original = masks.layout, self.name(share), self._original()
+        layout, size, original = masks.layout, self.name(share), original_of(self.problem.job.run)
         return SizeResult(
             size=size,
             budget=self.problem.job.config.budget.budget,
@@ -231,15 +182,9 @@ class SizeWriter:
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,
             widths_full=dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
-            sample=self.measuring.sample(compact.model),
             folder=str(self.files(size)[1]),
             **measured,
         )
-
-    def _original(self) -> DenseResult:
-        """The figures of the model as it came."""
-        run = self.problem.job.run
-        return from_json(DenseResult, run.result()["dense"], str(run.result_file))
 
     def _require_counted(self, compact: PrunableModel, masks: Masks) -> None:
         """Holds the predicted number of parameters against the counted one."""
@@ -247,6 +192,23 @@ class SizeWriter:
         predicted = dense.parameters - self.problem.budget.removed_parameters(masks.counts)
         predicted += added_biases(dense, masks)
         assert predicted == compact.parameters, (predicted, compact.parameters)
+
+
+def measure_curve(
+    problem: PruningProblem, measuring: Measuring, selection: Selection, shares: tuple[float, ...]
+) -> None:
+    """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
+    run = problem.job.run
+    points = run.result().get("curve", [])
+    with masked(problem.dense) as masking:
+        for share in shares[len(points) :]:
+            masks = masks_of(problem, selection, share)
+            masking.set(masks.kept.float().to(problem.dense.device))
+            with fold_into_weights(problem.dense, masks):
+                found = measuring.perplexity(problem.dense, f"curve at keep {share:g}")
+            keep = float(problem.budget.keep(masks.counts))
+            points.append({"keep_asked": share, "keep": keep} | as_json(found))
+            run.update(curve=points)
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

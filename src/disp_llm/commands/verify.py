@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from disp_llm.compact.modeling_disp_llm import has_branch
@@ -27,9 +26,12 @@ from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import MADE_AGAIN, Run
 from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, Problem, folder_problems, read_sums
-from disp_llm.runs.tensors import read_tensors
+from disp_llm.runs.tensors import opened, read_tensors
 
 COMPARISON = "compare.json"
+
+EXPORT_AGAIN = "copy or export the folder again"
+"""What to do about a file of weights that cannot be read."""
 
 
 def verify(asked: VerifyConfig | str | Path) -> dict[str, Any]:
@@ -189,7 +191,7 @@ class Weights:
         """Which file holds each tensor."""
         found = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            with _opened(path) as file:
+            with opened(path, EXPORT_AGAIN) as file:
                 found |= dict.fromkeys(file.keys(), path)
         return found
 
@@ -198,7 +200,7 @@ class Weights:
         """Shapes of all tensors, by name."""
         found = {}
         for path in set(self._files.values()):
-            with _opened(path) as file:
+            with opened(path, EXPORT_AGAIN) as file:
                 for name in file.keys():  # noqa: SIM118
                     found[name] = tuple(file.get_slice(name).get_shape())
         return found
@@ -206,7 +208,7 @@ class Weights:
     def _tensor(self, name: str) -> Tensor:
         if name not in self._files:
             raise InputError(f"lacks {name}", field=str(self.folder), hint=CHANGED_FOLDER)
-        with _opened(self._files[name]) as file:
+        with opened(self._files[name], EXPORT_AGAIN) as file:
             return file.get_tensor(name)
 
     def kept(self) -> Iterator[tuple[str, Tensor | int]]:
@@ -234,17 +236,3 @@ class Weights:
             widths = getattr(target.model.config, "disp_llm", {}).get("widths", {})
             for site in set(widths) - {site for site in SITES if site != "mlp_mid"}:
                 yield f"layers.{i}.{site}", widths[site][i]
-
-
-def _opened(path: Path) -> Any:
-    """A safetensors file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot be read ({error})", field=str(path), hint="copy or export the folder again"
-        ) from error

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from disp_llm.config.checks import require_paths
+from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig, OutputConfig
 
 
@@ -18,6 +19,11 @@ class ExportConfig:
     """The run folder."""
     keep: tuple[float, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
+    no_measure: bool = False
+    """Write the new model and run nothing: no perplexity, no speed, no sample, no comparison of its
+    logits with the masked model's. No text is needed, nor the original in memory where that lies in
+    safetensors files: the folder is made from file to file, tensor by tensor. The same command
+    without this flag measures it later."""
     force: bool = False
     """Replace a folder that lies where a new size goes and that this run has not written."""
     anyway: bool = False
@@ -41,5 +47,11 @@ class ExportConfig:
             InputError: naming the field.
         """
         require_paths(self)
+        if self.no_measure and self.budget.budget == "latency":
+            raise InputError(
+                "cannot be met without measuring",
+                field="budget",
+                hint="leave `no_measure` out, or give another budget",
+            )
         self.budget.validate(self.keep)
         self.export.validate()

@@ -16,7 +16,7 @@ from torch.autograd import DeviceType
 
 from disp_llm.evaluation.timing import Workload, in_turn, quartiles, runner
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.runs.results import BenchComparison, BenchRow
+from disp_llm.runs.rows import BenchComparison, BenchRow
 
 
 @dataclass(frozen=True)

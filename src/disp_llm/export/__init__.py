@@ -1,7 +1,7 @@
 """Masks -> what others load: the plan of the cut, folders with their card, other formats.
 
-Others use `compact_model`, `fold_into_weights`, `export_folder`, `write_card`, `save`, `push`,
-`write_gguf` and `fuse`, which is also `disp_llm.export.fuse`.
+Others use `compact_model`, `fold_into_weights`, `export_folder`, `stream_folder`, `write_card`,
+`save`, `push`, `write_gguf` and `fuse`, which is also `disp_llm.export.fuse`.
 """
 
 from typing import Any

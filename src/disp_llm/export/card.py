@@ -15,6 +15,7 @@ from disp_llm.runs.results import (
     from_json,
     kept_said,
     percent_with_error,
+    perplexity_said,
     ratio_said,
     served_by_vllm,
 )
@@ -41,9 +42,8 @@ writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988
 {scores}| perplexity | {dense_ppl} | {ppl} | |
 {budget}
 Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
-{stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. {against}, logits
-differ by at most {error} of the largest one in {checked}. Widths are multiples of {align}.
-{cache}
+{stride}. Masks were chosen on {text}: {tokens_seen:,} tokens. {checked}
+Widths are multiples of {align}. {cache}
 
 ## Load
 
@@ -91,8 +91,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
 
 def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
     """Values of the template that tell the dense and the exported model apart."""
-    errors = size.logit_errors
-    worst = errors.get("max_logit_error", next(iter(errors.values())))
+    measured = size.measured or dense.measured
     return {
         "keep": size.keep,
         "keep_total": size.keep_total,
@@ -105,13 +104,11 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
         "dense_bytes": dense.bytes,
         "block": size.block_parameters,
         "all": size.parameters,
-        "ppl": str(size.measured),
+        "ppl": perplexity_said(size),
         "bytes": size.bytes,
-        "tokens": size.measured.tokens,
-        "window": size.measured.window,
-        "stride": size.measured.stride,
-        "error": f"{worst:.1e}",
-        "checked": "float32" if "max_logit_error" in errors else "the dtype of the run",
+        "tokens": measured.tokens,
+        "window": measured.window,
+        "stride": measured.stride,
         "align": size.align,
         "cache": _cache(size),
         "serve": SERVE.format(place=PLACE) if served_by_vllm(size) else "",
@@ -121,7 +118,6 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
 def _of_run(size: SizeResult, told: dict[str, Any]) -> dict[str, Any]:
     """Values of the template that tell where the model comes from."""
     source, versions = told["source"], told["versions"]
-    recovered = "recovered" in told
     return {
         "header": _header(size, source),
         "place": PLACE,
@@ -132,9 +128,7 @@ def _of_run(size: SizeResult, told: dict[str, Any]) -> dict[str, Any]:
         "text": source["text"],
         "tokens_seen": told["tokens_seen"],
         "eval_text": source["eval_text"],
-        "against": "As exported, before that training and against the masked original"
-        if recovered
-        else "Against the masked original",
+        "checked": _checked(size.logit_errors, "recovered" in told),
         "command": told["command"],
         "hardware": told["hardware"]["cpu"],
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
@@ -193,6 +187,21 @@ def _trained(recovered: dict[str, Any] | None) -> str:
     )
 
 
+def _checked(errors: dict[str, float], recovered: bool) -> str:
+    """How far the exported model was held against the masked one."""
+    if not errors:
+        return (
+            "This size was exported\nwithout running it: its logits were not held against those of "
+            "the masked original."
+        )
+    against = "Against the masked original"
+    if recovered:
+        against = "As exported, before that training and against the masked original"
+    worst = errors.get("max_logit_error", next(iter(errors.values())))
+    dtype = "float32" if "max_logit_error" in errors else "the dtype of the run"
+    return f"{against}, logits\ndiffer by at most {worst:.1e} of the largest one in {dtype}."
+
+
 def _cache(size: SizeResult) -> str:
     """Which branches are gone, and what is left of the KV cache."""
     told = f"Blocks have lost {gone}.\n" if (gone := dropped_said(size)) else ""
@@ -205,24 +214,26 @@ def _cache(size: SizeResult) -> str:
 
 
 def _header(size: SizeResult, source: dict[str, str]) -> str:
-    """The hub's metadata: licence and base model where they are known, and the perplexity."""
+    """The hub's metadata: licence, base model and perplexity, where they are known."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    measured = EvalResult(
-        task_type="text-generation",
-        dataset_type="text",
-        dataset_name=source["eval_text"],
-        metric_type="perplexity",
-        metric_value=round(size.measured.perplexity, 4),
-    )
+    measured: dict[str, Any] = {}
+    if size.measured is not None:
+        result = EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=source["eval_text"],
+            metric_type="perplexity",
+            metric_value=round(size.measured.perplexity, 4),
+        )
+        measured = {"model_name": f"keep {size.keep:.4f}", "eval_results": [result]}
     data = ModelCardData(
         base_model=source.get("base_model") or None,
         license=source.get("license") or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["disp-llm", "structural-pruning"],
-        model_name=f"keep {size.keep:.4f}",
-        eval_results=[measured],
+        **measured,
     )
     return data.to_yaml().strip()
 

@@ -18,7 +18,8 @@ READ = (
 )
 """What transformers reads of a folder besides its weights."""
 
-INDEX = "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The one file of weights of a model, or the index of several."""
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Kinds of files that can hold weights, and run whatever code lies in them when they are opened."""

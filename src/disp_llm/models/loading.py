@@ -75,11 +75,15 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     return config
 
 
-def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
+def load(
+    name: str, machine: MachineConfig, dense_only: bool = False, empty: bool = False
+) -> Loaded:
     """Loads a model with its tokenizer.
 
     Args:
         dense_only: whether a pruned or quantised model is refused.
+        empty: whether the model stays on the meta device, with the shapes and data types of its
+            weights and without their numbers.
 
     Raises:
         InputError: no such model, an unknown architecture, or damaged files.
@@ -96,7 +100,7 @@ def load(name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
-    model = _whole_model(name, config, place, device, dtype)
+    model = _whole_model(name, config, place, torch.device("meta") if empty else device, dtype)
     return Loaded(model, tokenizer, family, source_of(name, place["revision"]), dtype)
 
 
@@ -128,13 +132,16 @@ def _whole_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """A model whose configuration has been checked: all of its weights, each a finite number."""
-    packed = "gguf_file" in place
+    """A model whose configuration has been checked: all of its weights, each a finite number; on
+    the meta device all of their shapes."""
+    packed = is_packed(name)
+    placed = {"device_map": "meta"} if device.type == "meta" else {}
     unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
     with _one_line(name):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **place,
             **unpack,
+            **placed,
             dtype=dtype,
             use_safetensors=None if packed else True,
             output_loading_info=True,
@@ -149,7 +156,8 @@ def _whole_model(
     require_whole(name, report)
     if not getattr(config, "quantization_config", None):
         require_stored_types(name, model, _path(name))
-    require_finite(name, model)
+    if not placed:
+        require_finite(name, model)
     if packed:  # unpacked, so no longer quantised
         model.config.__dict__.pop("quantization_config", None)
     model.eval().requires_grad_(False)
@@ -169,6 +177,11 @@ def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: it has shapes and no weights."""
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a model is a GGUF file, which is unpacked as a whole."""
+    return _path(name).suffix == ".gguf"
 
 
 def _path(name: str) -> Path:

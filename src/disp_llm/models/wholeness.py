@@ -71,6 +71,15 @@ def require_finite(name: str, model: PreTrainedModel) -> None:
         InputError: naming the tensors.
     """
     tensors = chain(model.named_parameters(), model.named_buffers())
+    require_finite_tensors(name, tensors)
+
+
+def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuses tensors of a model, each with its name, of which one is not finite throughout.
+
+    Raises:
+        InputError: naming the tensors.
+    """
     damaged = [key for key, tensor in tensors if not _is_finite(tensor)]
     if damaged:
         raise InputError(

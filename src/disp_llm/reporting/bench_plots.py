@@ -5,7 +5,7 @@ from typing import Any
 
 from disp_llm.reporting.canvas import COUNTED, DENSE, PRUNED, panels, save
 from disp_llm.reporting.reading import bench_figures
-from disp_llm.runs.results import BenchComparison
+from disp_llm.runs.rows import BenchComparison
 
 
 def draw_bench(result: dict[str, Any], path: Path) -> None:

@@ -63,7 +63,8 @@ def quality_chart(runs: list[RunData]) -> Chart | None:
     where nothing has been measured."""
     series: Series = {}
     for run in runs:
-        points = {size.figures.keep: size.figures.measured.perplexity for size in run.sizes}
+        sizes = (size.figures for size in run.sizes)
+        points = {size.keep: size.measured.perplexity for size in sizes if size.measured}
         points |= dict(run.curve)
         if points and run.dense is not None:
             points[1.0] = run.dense.measured.perplexity

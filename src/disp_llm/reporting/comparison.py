@@ -5,7 +5,8 @@ from typing import Any
 
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import names_in, without_paths_in_message
-from disp_llm.runs.results import ComparisonRow, kept_said, percent_with_error, ratio_said
+from disp_llm.runs.results import kept_said, percent_with_error, ratio_said
+from disp_llm.runs.rows import ComparisonRow
 from disp_llm.runs.scores import Scores
 
 PHASES = ("prefill", "decode")

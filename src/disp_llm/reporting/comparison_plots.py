@@ -8,7 +8,7 @@ from typing import Any
 from disp_llm.reporting.canvas import OTHERS, PRUNED, mark_dense, panels, save
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import name_of
-from disp_llm.runs.results import ComparisonRow, OriginalResult
+from disp_llm.runs.rows import ComparisonRow, OriginalResult
 
 MARKERS = "os^vDP*"
 """One fewer than the colours, so that no two methods look alike."""

@@ -18,7 +18,13 @@ from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import name_of, named, shown, without_paths
-from disp_llm.runs.results import dropped_said, kept_said, ratio_said, speed_said
+from disp_llm.runs.results import (
+    dropped_said,
+    kept_said,
+    perplexity_said,
+    ratio_said,
+    speed_said,
+)
 
 
 def write_run_page(run: Run) -> Path:
@@ -64,6 +70,7 @@ def _template() -> jinja2.Template:
         "without_paths": without_paths,
         "ratio_said": ratio_said,
         "kept_said": kept_said,
+        "perplexity_said": perplexity_said,
         "speed_said": speed_said,
         "dropped_said": dropped_said,
         "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),

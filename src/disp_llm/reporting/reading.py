@@ -5,13 +5,8 @@ from typing import Any
 
 from disp_llm.config.schema import Amount, Count
 from disp_llm.runs.figures import Hardware, Source
-from disp_llm.runs.results import (
-    BenchComparison,
-    BenchRow,
-    ComparisonRow,
-    OriginalResult,
-    from_json,
-)
+from disp_llm.runs.results import from_json
+from disp_llm.runs.rows import BenchComparison, BenchRow, ComparisonRow, OriginalResult
 
 ROWS_AGAIN = "delete it; every row is made again"
 """What to do about a damaged `compare.json`."""

@@ -22,14 +22,8 @@ from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
 from disp_llm.runs.figures import RunFigures, TrainedResult, run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import (
-    BenchComparison,
-    BenchRow,
-    DenseResult,
-    MeasuredResult,
-    Perplexity,
-    SizeResult,
-)
+from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult
+from disp_llm.runs.rows import BenchComparison, BenchRow
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)

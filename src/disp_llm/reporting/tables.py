@@ -18,7 +18,9 @@ from disp_llm.runs.results import (
     dropped_said,
     from_json,
     kept_said,
+    masked_perplexity_said,
     percent_with_error,
+    perplexity_said,
     ratio_said,
     speed_said,
     with_error,
@@ -65,8 +67,9 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
         row("perplexity of the suite", "×1", lambda m: ratio_said(m.scores))
     if dense.scores and dense.scores.tasks:
         row("kept of its tasks", "100.0 %", lambda m: kept_said(m.scores))
-    row("perplexity", str(dense.measured), lambda m: str(m.measured))
-    row("perplexity, masked", "", lambda m: f"{m.perplexity_masked:.2f}")
+    row("perplexity", str(dense.measured), perplexity_said)
+    if any(model.measured for model in models):
+        row("perplexity, masked", "", masked_perplexity_said)
     row("block parameters", f"{dense.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
     row("of the dense ones", "", lambda m: f"{m.keep:.4%}")
     row("all parameters", f"{dense.parameters:,}", lambda m: f"{m.parameters:,}")

@@ -6,10 +6,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, SITES, BudgetKind
@@ -124,11 +123,6 @@ class SizeResult:
     """Share of block parameters that is kept."""
     keep_total: Amount
     """Share of all parameters that is kept."""
-    measured: Perplexity
-    perplexity_masked: Positive
-    logit_errors: Annotated[dict[str, Amount], Meta(min_length=1)]
-    """`max_logit_error` and the same by data type: max|Δlogit| / max|logit| against the masked
-    model."""
     parameters: Size
     block_parameters: Size
     bytes: Size
@@ -146,8 +140,16 @@ class SizeResult:
     """Rank of the adapters that are added to the weights; 0 = none."""
     widths_full: dict[str, Size]
     """Width of every site of the first block in the dense model."""
-    sample: str
     folder: str
+    measured: Perplexity | None = None
+    """None where the size was exported without running it; neither are the next three then known.
+    """
+    perplexity_masked: Positive | None = None
+    logit_errors: dict[str, Amount] = field(default_factory=dict)
+    """`max_logit_error` and the same by data type: max|Δlogit| / max|logit| against the masked
+    model."""
+    sample: str | None = None
+    """What it writes after the beginning of the evaluation text."""
     dropped: dict[str, Count] = field(default_factory=dict)
     """Number of blocks that have lost their `attention`, and their `mlp`, where whole branches may
     be pruned."""
@@ -164,6 +166,8 @@ class SizeResult:
         require_speeds(self.speed, *SPEEDS, "dense_ms", "speedup_low", "speedup_high")
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
+        if (self.perplexity_masked is None) == bool(self.logit_errors):
+            raise ValueError("has only a part of what holds it against the masked model")
         if self.latency:
             msgspec.convert(self.latency, Timing)
 
@@ -176,6 +180,20 @@ class SizeResult:
 def served_by_vllm(size: SizeResult) -> bool:
     """Whether stock vLLM serves the model: every block has an attention."""
     return not size.dropped.get(ATTENTION)
+
+
+NOT_MEASURED = "not measured"
+"""Stands for a figure of a size that was exported without running it."""
+
+
+def perplexity_said(size: SizeResult) -> str:
+    """`53.29 ± 7.51`."""
+    return str(size.measured or NOT_MEASURED)
+
+
+def masked_perplexity_said(size: SizeResult) -> str:
+    """`53.29`."""
+    return NOT_MEASURED if size.perplexity_masked is None else f"{size.perplexity_masked:.2f}"
 
 
 def dropped_said(size: SizeResult) -> str:
@@ -196,85 +214,6 @@ def speed_said(size: SizeResult, phase: str) -> str:
     return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-@dataclass(frozen=True)
-class OriginalResult:
-    """The model that methods are compared on, as it came."""
-
-    measured: Perplexity
-    parameters: Size
-    block_parameters: Count
-    scores: Scores | None = None
-    """On the suite of the comparison, where it has one."""
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """One method at one size; a row that failed has an error and no figures."""
-
-    method: str
-    keep_asked: Amount
-    perplexity: Positive | None = None
-    perplexity_stderr: Amount | None = None
-    keep: Amount | None = None
-    block_parameters: Count | None = None
-    parameters: Size | None = None
-    flops: Amount | None = None
-    """Multiplications inside the blocks as a share of the dense model's."""
-    tokens_seen: Count | None = None
-    seconds: Amount | None = None
-    """Time to choose or to make the model, without evaluation."""
-    error: str | None = None
-    speed: dict[str, Positive] = field(default_factory=dict)
-    """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
-    scores: Scores | None = None
-    """On the suite of the comparison, against the original's; None where it has none."""
-
-    def __post_init__(self) -> None:
-        figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
-        if self.error is None and None in (*figures, self.tokens_seen):
-            raise ValueError("has neither all figures nor an error")
-        require_speeds(self.speed, *SPEEDS)
-
-    def __str__(self) -> str:
-        if self.perplexity is None:
-            return "–"
-        return with_error(self.perplexity, self.perplexity_stderr)
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One model under one workload."""
-
-    model: str
-    phase: Phase
-    length: Size
-    batch: Size
-    median_s: Positive
-    spread_s: Amount
-    """Between the quartiles."""
-    tokens_per_s: Positive
-    time_shares: dict[str, Amount]
-    """Where the operators' time goes."""
-    flops: Count
-    block_flops: Count
-    bytes_read: Count
-    peak_memory_bytes: Count
-
-
-@dataclass(frozen=True)
-class BenchComparison:
-    """The second model's speed-up over the first under one workload."""
-
-    phase: Phase
-    length: Size
-    batch: Size
-    speedup: Positive
-    speedup_quartiles: Annotated[list[Amount], Meta(min_length=2, max_length=2)]
-    predicted_speedup: Positive
-    predicted_from: str
-    """What was counted for the prediction: `flops` or `bytes_read`."""
-
-
 def as_json(result: Any) -> dict[str, Any]:
     """A result as one flat object of plain values; empty groups are left out."""
     values: dict[str, Any] = {}
@@ -284,7 +223,7 @@ def as_json(result: Any) -> dict[str, Any]:
             values |= dataclasses.asdict(value)
         elif isinstance(value, Scores):
             values |= value.as_json()
-        elif entry.name == "scores":
+        elif entry.name in MEASURED and value is None:
             continue
         elif entry.name in SPREAD:
             values |= value
@@ -295,8 +234,14 @@ def as_json(result: Any) -> dict[str, Any]:
     return values
 
 
+MEASURED = ("measured", "perplexity_masked", "scores", "sample")
+"""Figures that are left out where nothing was measured."""
+
 SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""
+
+PERPLEXITY = {entry.name for entry in dataclasses.fields(Perplexity)}
+"""Keys of an object that holds a perplexity, which is spread out too."""
 
 SCORED = {entry.name for entry in dataclasses.fields(Scores)}
 """Keys of an object that holds scores, which are spread out too."""
@@ -327,7 +272,7 @@ def _nested(kind: Any, values: Any) -> Any:
     found = dict(values)
     for name, declared in get_type_hints(kind).items():
         if name == "measured":
-            found[name] = values
+            found |= {name: values} if PERPLEXITY & values.keys() else {}
         elif name == "scores":
             found |= {name: _nested(Scores, values)} if SCORED & values.keys() else {}
         elif name in SPREAD:

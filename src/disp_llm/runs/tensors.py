@@ -1,8 +1,11 @@
 """Files of tensors -> tensors of the data type and shape that are expected, or one line that says
 what is damaged."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,9 +59,20 @@ def read_tensors(path: Path, hint: str) -> TensorFile:
     Raises:
         InputError: it cannot be read; `hint` says what to do.
     """
+    with opened(path, hint) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return TensorFile(path, hint, tensors, file.metadata() or {})
+
+
+@contextlib.contextmanager
+def opened(path: Path, hint: str) -> Iterator[Any]:
+    """A safetensors file, of which nothing but what is asked for is read.
+
+    Raises:
+        InputError: it cannot be read; `hint` says what to do.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return TensorFile(path, hint, tensors, file.metadata() or {})
+            yield file
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot be read ({error})", field=str(path), hint=hint) from error

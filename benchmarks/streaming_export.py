@@ -1,0 +1,181 @@
+"""Time and memory of an export: the model in memory, and from file to file.
+
+A Llama with random weights is written in bfloat16, and exported both ways at half its block
+parameters with the scales and adapters that a learned run has, each way in a process of its own.
+Peak anonymous memory is what the kernel cannot drop and read again (RssAnon), looked at every 5 ms;
+`nothing` is what libraries, masks and adapters take of it where nothing is exported. The two
+folders must be the same to the byte.
+
+    python benchmarks/streaming_export.py --folder FOLDER [--gigabytes 5] [--shard 1GB]
+        [--hidden 2560] [--intermediate 6912] [--vocabulary 32000] [--ways nothing memory streaming]
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.config.parts import MachineConfig
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folders import write_folder
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.export.streaming import stream_folder, write_weights
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
+from disp_llm.models.checkpoint import load_unread
+from disp_llm.models.loading import empty_model, load
+from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.sums import read_sums, write_sums
+
+MACHINE = MachineConfig(device="cpu", dtype="bfloat16")
+KEEP, ALIGN, RANK = 0.5, 32, 16
+HEAD = 128
+"""Width of a head of attention."""
+
+
+def main() -> None:
+    asked = _arguments()
+    source, found = asked.folder / "model", {}
+    if not source.exists():
+        _write_model(asked, source)
+    files = [path.stat().st_size for path in source.glob("*.safetensors")]
+    for way in asked.ways:
+        shutil.rmtree(asked.folder / way, ignore_errors=True)
+        found[way] = _in_process_of_its_own(WAYS[way], source, asked.folder / way, asked.shard)
+    sums = [read_sums(asked.folder / way) for way in asked.ways if way != "nothing"]
+    print(
+        json.dumps(
+            {
+                "hardware": hardware(),
+                "versions": versions(),
+                "bytes": sum(files),
+                "files": len(files),
+                "largest_file": max(files),
+                "bar": int(1.2 * max(files)) + 200 * 2**20,
+                "ways": found,
+                "same_folders": all(one == sums[0] for one in sums),
+            },
+            indent=2,
+        )
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--gigabytes", type=float, default=5.0)
+    parser.add_argument("--shard", default="1GB")
+    parser.add_argument("--hidden", type=int, default=2560)
+    parser.add_argument("--intermediate", type=int, default=6912)
+    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    return parser.parse_args()
+
+
+def _write_model(asked: argparse.Namespace, folder: Path) -> None:
+    """Writes a Llama of about that size, tensor by tensor."""
+    heads = asked.hidden // HEAD
+    of_block = asked.hidden * (2.5 * asked.hidden + 3 * asked.intermediate)
+    of_ends = 2 * asked.hidden * asked.vocabulary
+    config = LlamaConfig(
+        hidden_size=asked.hidden,
+        intermediate_size=asked.intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        num_hidden_layers=max(1, round((asked.gigabytes * 1e9 / 2 - of_ends) / of_block)),
+        vocab_size=asked.vocabulary,
+    )
+    model = empty_model(config).to(torch.bfloat16)
+    shapes, noise = model.state_dict(), torch.Generator().manual_seed(0)
+
+    def draw(name: str) -> Tensor:
+        return torch.empty(shapes[name].shape, dtype=torch.bfloat16).normal_(
+            0, 0.02, generator=noise
+        )
+
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, state_dict={})
+    write_weights(model, draw, folder, asked.shard)
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+
+
+def _masks(dense: PrunableModel) -> Masks:
+    """Random masks, scales and adapters, the same for every process."""
+    layout, noise = dense.layout, torch.Generator().manual_seed(0)
+    scores = torch.randn(layout.entries, generator=noise)
+    scales = torch.rand(layout.entries, generator=noise) + 0.5
+    shapes = [widths_of(linear) for linear in dense.linears()]
+    adapters = tuple(
+        Adapter(
+            0.01 * torch.randn(RANK, inputs, generator=noise),
+            0.01 * torch.randn(outputs, RANK, generator=noise),
+        )
+        for inputs, outputs in shapes
+    )
+    kept = project(scores, Budget(layout), KEEP, ALIGN).kept
+    return Masks(layout, kept, Selection(scores, Compensation(scales, None, adapters)))
+
+
+def _in_memory(source: Path, folder: Path, shard: str) -> None:
+    loaded = load(str(source), MACHINE, dense_only=True)
+    dense = PrunableModel.of(loaded)
+    masks = _masks(dense)
+    with fold_into_weights(dense, masks):
+        write_folder(compact_model(dense, masks), loaded.tokenizer, folder, shard)
+
+
+def _streaming(source: Path, folder: Path, shard: str) -> None:
+    empty, checkpoint = load_unread(str(source), MACHINE)
+    assert checkpoint is not None
+    dense = PrunableModel.of(empty)
+    stream_folder(dense, _masks(dense), checkpoint, empty.tokenizer, folder, shard)
+
+
+def _nothing(source: Path, folder: Path, shard: str) -> None:
+    empty, _ = load_unread(str(source), MACHINE)
+    _masks(PrunableModel.of(empty))
+
+
+WAYS = {"nothing": _nothing, "memory": _in_memory, "streaming": _streaming}
+
+
+def _in_process_of_its_own(
+    way: Callable[[Path, Path, str], None], source: Path, folder: Path, shard: str
+) -> dict[str, Any]:
+    """Seconds and peak anonymous memory of one way; its folder has its sums then."""
+    folder.mkdir()
+    process = multiprocessing.get_context("spawn").Process(target=way, args=(source, folder, shard))
+    began, peak = time.perf_counter(), 0
+    process.start()
+    while process.is_alive():
+        peak = max(peak, _anonymous(process.pid))
+        process.join(0.005)
+    seconds = time.perf_counter() - began
+    assert process.exitcode == 0, process.exitcode
+    write_sums(folder)
+    return {"seconds": round(seconds, 1), "peak_anonymous_bytes": peak}
+
+
+def _anonymous(pid: int | None) -> int:
+    """RssAnon of a process in bytes; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+if __name__ == "__main__":
+    main()

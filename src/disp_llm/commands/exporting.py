@@ -1,0 +1,128 @@
+"""Masks -> the folder of a compact model: run and measured, or only written.
+
+What is measured is the folder, loaded again: its logits are held against the masked model's. What
+is only written needs no forward pass, and goes from file to file where those of the original can be
+read tensor by tensor.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disp_llm.commands.measuring import Measuring
+from disp_llm.evaluation.agreement import logit_errors, warn_of_error
+from disp_llm.evaluation.timing import speed_against
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folders import write_folder
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.export.streaming import stream_folder
+from disp_llm.masks.masking import masked
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks
+from disp_llm.models.checkpoint import Checkpoint
+from disp_llm.models.loading import load_model
+from disp_llm.models.windows import fitting
+from disp_llm.runs.folder import Run
+from disp_llm.runs.results import DenseResult, from_json
+from disp_llm.training.problem import PruningProblem
+
+CHECK_TOKENS = 256
+"""Length of the window on which the exported logits are held against the masked model's."""
+
+
+def original_of(run: Run) -> DenseResult:
+    """The figures of the model as it came."""
+    return from_json(DenseResult, run.result()["dense"], str(run.result_file))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A compact model that was written."""
+
+    model: PrunableModel
+    """It may be empty."""
+    figures: dict[str, Any]
+    """Those of a `SizeResult` that were measured."""
+
+
+@dataclass(frozen=True)
+class MeasuredExport:
+    """Writes a model in memory, and measures what lies in the folder."""
+
+    problem: PruningProblem
+    measuring: Measuring
+
+    measures = True
+
+    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
+        """Writes the folder.
+
+        Args:
+            name: what progress calls the model.
+        """
+        job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
+        with fold_into_weights(dense, masks), masked(dense) as masking:
+            masking.set(masks.kept.float().to(dense.device))
+            of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
+            job.progress(f"{name}: export", 0, 1, {})
+            compact = compact_model(dense, masks)
+            write_folder(compact, measuring.tokenizer, folder, job.config.export.max_shard_size)
+            job.progress(f"{name}: export", 1, 1, {})
+            model = load_model(str(folder), dense.device, dense.dtype)
+            tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+            errors = logit_errors(dense.model, model, tokens)
+        warn_of_error(errors, folder)
+        loaded = PrunableModel(model, dense.family)
+        figures = {
+            "measured": measuring.perplexity(loaded, f"{name}: compact perplexity"),
+            "perplexity_masked": of_masked.perplexity,
+            "logit_errors": errors,
+            "speed": self._speed(loaded, name),
+            "scores": measuring.scores(loaded, name, original_of(job.run).scores),
+            "sample": measuring.sample(model),
+        }
+        return Exported(loaded, figures)
+
+    def _speed(self, compact: PrunableModel, name: str) -> dict[str, float]:
+        """How fast a model is beside the original, if that is to be measured."""
+        job, rounds = self.problem.job, self.problem.job.config.rounds
+
+        def on_round(phase: str, done: int) -> None:
+            job.progress(f"{name}: timing {phase}", done, rounds, {})
+
+        return speed_against(self.problem.dense.model, compact.model, rounds, on_round)
+
+
+@dataclass(frozen=True)
+class PlainExport:
+    """Writes a model and runs nothing."""
+
+    problem: PruningProblem
+    tokenizer: Any
+    checkpoint: Checkpoint | None
+    """The files of the dense model, which is then empty; None = it is in memory."""
+
+    measures = False
+
+    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
+        """Writes the folder.
+
+        Args:
+            name: what progress calls the model.
+
+        Raises:
+            InputError: a file of the original cannot be read, or is damaged.
+        """
+        job, dense = self.problem.job, self.problem.dense
+        export, shard = job.count(f"{name}: export"), job.config.export.max_shard_size
+        if self.checkpoint is not None:
+            compact = stream_folder(
+                dense, masks, self.checkpoint, self.tokenizer, folder, shard, export
+            )
+            return Exported(compact, {})
+        export(0, 1)
+        with fold_into_weights(dense, masks):
+            model = compact_model(dense, masks)
+        write_folder(model, self.tokenizer, folder, shard)
+        export(1, 1)
+        return Exported(PrunableModel(model, dense.family), {})

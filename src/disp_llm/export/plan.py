@@ -1,0 +1,234 @@
+"""Masks and what comes with them -> the plan of the weights: how each tensor of the compact model
+is made.
+
+The plan needs the shapes of the dense model and none of its weights, so that it can be drawn up on
+the meta device. Three carry it out: `folding` (numbers, nothing cut, on the dense model), `cutting`
+(in memory) and `streaming` (from file to file).
+
+N entries of all sites, D residual stream, H KV heads, F intermediate, M inputs of a layer that
+writes, W inputs or outputs of any linear layer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import ATTENTION, HEADS, MLP
+from disp_llm.export.parts import Bias, Index, Part, Taken, Weight
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks, Selection
+from disp_llm.models.architectures import Branch
+
+
+@dataclass(frozen=True)
+class LinearParts:
+    """What becomes of one linear layer of the blocks."""
+
+    weight: Weight
+    bias: Bias | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a model."""
+
+    parts: dict[str, Part]
+    """How each tensor of the compact model is made, by its name there."""
+    linears: tuple[LinearParts, ...]
+    """Every linear layer of the blocks in turn, also of branches that are pruned as a whole."""
+
+
+def plan_of(target: PrunableModel, masks: Masks) -> Plan:
+    """The plan of a dense model, which may be empty.
+
+    Raises:
+        InputError: the adapters are not of this model's shape.
+    """
+    draft = Draft.of(target)
+    linears: list[LinearParts] = []
+    adapters, means = _adapters(target, masks), _mean_inputs(masks)
+    scales = _scales(masks)
+    places = ((block, branch) for block in target.blocks for branch in target.branches_of(block))
+    for (block, branch), kept in zip(places, _entries(masks.layout, masks.kept), strict=True):
+        scale = next(scales, None)
+        for path in branch.linear_paths:
+            linear, writes = block.get_submodule(path), path == branch.writes
+            name = f"{draft.names[id(linear)]}.weight"
+            if path in branch.inside:
+                weight = Weight(name, is_conv1d(linear))
+            else:
+                weight = _weight(name, linear, writes, kept, scale)
+            weight = replace(weight, adapter=next(adapters))
+            pruned = _pruned(next(means, None), kept) if writes else None
+            linears.append(LinearParts(weight, _bias(linear, weight, pruned)))
+            draft.add(linears[-1])
+        draft.add_indices(block, branch, kept)
+        if kept.whole is not None and not kept.whole.any():
+            draft.drop(block, branch)
+    return Plan(draft.parts, tuple(linears))
+
+
+def cuts_of(target: PrunableModel, masks: Masks) -> Plan:
+    """The plan for a model whose weights have changed already: nothing but rows and columns go."""
+    return plan_of(target, replace(masks, selection=Selection(masks.selection.importance)))
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers of the entries of one branch; None where that is no site of the layout."""
+
+    incoming: Shaped[Tensor, " D"]
+    """Of attn_in or mlp_in."""
+    outgoing: Shaped[Tensor, " D"]
+    """Of attn_out or mlp_out."""
+    heads: Shaped[Tensor, " H"] | None = None
+    """Of attention's KV heads."""
+    middle: Shaped[Tensor, " F"] | None = None
+    """Of mlp_mid."""
+    whole: Shaped[Tensor, " 1"] | None = None
+    """Of the branch itself."""
+
+    def inside(self, width: int) -> Shaped[Tensor, " W"] | None:
+        """The numbers of what lies between reading and writing, laid out as so many inputs or
+        outputs of a linear layer are: KV head by KV head, or each fused projection after the other.
+        """
+        if self.heads is not None:
+            return self.heads.repeat_interleave(width // len(self.heads))
+        return None if self.middle is None else self.middle.repeat(width // len(self.middle))
+
+    @property
+    def rows(self) -> Shaped[Tensor, " D"]:
+        """Factors of the rows of the layer that writes."""
+        return self.outgoing if self.whole is None else self.outgoing * self.whole
+
+
+def _entries(layout: Layout, flat: Shaped[Tensor, " N"]) -> Iterator[Entries]:
+    """Numbers of all entries, block by block those of attention and of the MLP."""
+    parts = iter(layout.split(flat))
+    for _ in layout.blocks:
+        at = {site: next(parts) for site in layout.sites}
+        heads, attention, mlp = (at.get(site) for site in (HEADS, ATTENTION, MLP))
+        yield Entries(at["attn_in"], at["attn_out"], heads=heads, whole=attention)
+        yield Entries(at["mlp_in"], at["mlp_out"], middle=at["mlp_mid"], whole=mlp)
+
+
+def _scales(masks: Masks) -> Iterator[Entries]:
+    """Factors of all entries, likewise; a pruned one has 1. None at all without scales."""
+    scales = masks.compensation.scales
+    if scales is None:
+        return iter(())
+    return _entries(masks.layout, torch.where(masks.kept, scales.cpu(), 1.0))
+
+
+def _mean_inputs(masks: Masks) -> Iterator[Tensor]:
+    """Mean inputs of the layers that write, block by block attention's and the MLP's, (M) each;
+    none where the selection has none."""
+    means = masks.compensation.mean_inputs
+    widths = [width for block in masks.layout.blocks for width in (block.q, block.intermediate)]
+    return iter(() if means is None else means.split(widths))
+
+
+def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
+    """The adapter of every linear layer in turn; None where there are none.
+
+    Raises:
+        InputError: they are not of this model's shape.
+    """
+    linears, adapters = list(target.linears()), masks.compensation.adapters
+    shapes = [(len(one.up), one.down.shape[1]) for one in adapters]
+    if adapters and shapes != [widths_of(linear)[::-1] for linear in linears]:
+        raise InputError(
+            "holds adapters of another model", field="masks.safetensors", hint=MADE_AGAIN
+        )
+    return iter(adapters or [None] * len(linears))
+
+
+def _weight(name: str, linear: Any, writes: bool, kept: Entries, scale: Entries | None) -> Weight:
+    """The weight of a layer that reads or writes, without an adapter."""
+    inputs, outputs = widths_of(linear)
+    inside = _indices(kept.inside(inputs if writes else outputs))
+    stream = _indices(kept.outgoing if writes else kept.incoming)
+    columns = rows = None
+    if scale is not None:
+        columns = scale.inside(inputs) if writes else scale.incoming
+        rows = scale.rows if writes else None
+    ends = (inside, stream) if writes else (stream, inside)
+    return Weight(name, is_conv1d(linear), None, columns, rows, *ends)
+
+
+def _bias(linear: Any, weight: Weight, pruned_means: Tensor | None) -> Bias | None:
+    """The bias of a layer; None where it has none, and gains none."""
+    if linear.bias is None and pruned_means is None:
+        return None
+    source = f"{weight.source.removesuffix('weight')}bias"
+    is_new = linear.bias is None
+    return Bias(source, weight, is_new, pruned_means, weight.rows, weight.outputs)
+
+
+def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
+    """(M) The mean inputs of pruned columns, 0 at the others."""
+    if mean_inputs is None:
+        return None
+    columns = kept.inside(len(mean_inputs))
+    stays = torch.ones(len(mean_inputs), dtype=torch.bool) if columns is None else columns
+    return mean_inputs.masked_fill(stays, 0.0)
+
+
+def _indices(mask: Bool[Tensor, " W"] | None) -> Tensor | None:
+    """Where a mask is true."""
+    return None if mask is None else mask.nonzero().squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The parts of a plan by name, on the way from the dense model's to the compact one's."""
+
+    parts: dict[str, Part]
+    names: dict[int, str]
+    """Name of every module of the dense model, by the module's `id`."""
+
+    @classmethod
+    def of(cls, target: PrunableModel) -> "Draft":
+        """All tensors of a model as they are."""
+        names = {id(module): name for name, module in target.model.named_modules()}
+        return cls({name: Taken(name) for name in target.model.state_dict()}, names)
+
+    def add(self, linear: LinearParts) -> None:
+        """Puts the parts of a linear layer in the place of what was taken as it is."""
+        for part in (linear.weight, linear.bias):
+            if part is not None:
+                self.parts[part.source] = part
+
+    def add_indices(self, block: nn.Module, branch: Branch, kept: Entries) -> None:
+        """Adds the buffers of a branch's gather and scatter, where these are not whole."""
+        places = (
+            (branch.gather, "kept_in", kept.incoming),
+            (branch.scatter, "kept_out", kept.outgoing),
+        )
+        for path, buffer, mask in places:
+            if not mask.all():
+                name = self.names[id(block.get_submodule(path))]
+                self.parts[f"{name}.{buffer}"] = Index(mask.nonzero().squeeze(-1))
+                if path in (*branch.reads, branch.writes):  # a bare layer, which is then wrapped
+                    self._wrap(name)
+
+    def drop(self, block: nn.Module, branch: Branch) -> None:
+        """Takes out all tensors of a branch and its norms."""
+        gone = {branch.gather, branch.scatter, *branch.norms}
+        modules = [module for path, module in block.named_modules() if path in gone]
+        prefixes = tuple(f"{self.names[id(module)]}." for module in modules)
+        for name in [name for name in self.parts if name.startswith(prefixes)]:
+            del self.parts[name]
+
+    def _wrap(self, name: str) -> None:
+        """Moves the parameters of a linear layer to where a `LinearWrapper` has them."""
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in self.parts:
+                self.parts[f"{name}.linear.{part}"] = self.parts.pop(f"{name}.{part}")

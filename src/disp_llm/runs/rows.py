@@ -1,0 +1,89 @@
+"""Rows of tables: methods side by side, and models that were timed."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.runs.results import SPEEDS, Perplexity, Phase, require_speeds, with_error
+from disp_llm.runs.scores import Scores
+
+
+@dataclass(frozen=True)
+class OriginalResult:
+    """The model that methods are compared on, as it came."""
+
+    measured: Perplexity
+    parameters: Size
+    block_parameters: Count
+    scores: Scores | None = None
+    """On the suite of the comparison, where it has one."""
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One method at one size; a row that failed has an error and no figures."""
+
+    method: str
+    keep_asked: Amount
+    perplexity: Positive | None = None
+    perplexity_stderr: Amount | None = None
+    keep: Amount | None = None
+    block_parameters: Count | None = None
+    parameters: Size | None = None
+    flops: Amount | None = None
+    """Multiplications inside the blocks as a share of the dense model's."""
+    tokens_seen: Count | None = None
+    seconds: Amount | None = None
+    """Time to choose or to make the model, without evaluation."""
+    error: str | None = None
+    speed: dict[str, Positive] = field(default_factory=dict)
+    """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
+    scores: Scores | None = None
+    """On the suite of the comparison, against the original's; None where it has none."""
+
+    def __post_init__(self) -> None:
+        figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
+        if self.error is None and None in (*figures, self.tokens_seen):
+            raise ValueError("has neither all figures nor an error")
+        require_speeds(self.speed, *SPEEDS)
+
+    def __str__(self) -> str:
+        if self.perplexity is None:
+            return "–"
+        return with_error(self.perplexity, self.perplexity_stderr)
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One model under one workload."""
+
+    model: str
+    phase: Phase
+    length: Size
+    batch: Size
+    median_s: Positive
+    spread_s: Amount
+    """Between the quartiles."""
+    tokens_per_s: Positive
+    time_shares: dict[str, Amount]
+    """Where the operators' time goes."""
+    flops: Count
+    block_flops: Count
+    bytes_read: Count
+    peak_memory_bytes: Count
+
+
+@dataclass(frozen=True)
+class BenchComparison:
+    """The second model's speed-up over the first under one workload."""
+
+    phase: Phase
+    length: Size
+    batch: Size
+    speedup: Positive
+    speedup_quartiles: Annotated[list[Amount], Meta(min_length=2, max_length=2)]
+    predicted_speedup: Positive
+    predicted_from: str
+    """What was counted for the prediction: `flops` or `bytes_read`."""

@@ -1,0 +1,226 @@
+"""A folder that is made from file to file is, to the byte, the one that is made in memory."""
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, sites_with, tiny_model
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig
+from disp_llm.export.folders import export_folder
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.export.streaming import stream_folder
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
+from disp_llm.models import checkpoint as checkpoint_module
+from disp_llm.models.architectures import FAMILIES
+from disp_llm.models.checkpoint import Checkpoint, checkpoint_of, load_unread
+from disp_llm.models.loading import Loaded, load
+from disp_llm.runs.files import atomic
+from disp_llm.runs.lazily import write_lazily
+from disp_llm.runs.sums import read_sums, write_sums
+
+ALL = sorted(FAMILIES)
+ONE_FILE, SEVERAL = "5GB", "20KB"
+
+
+def saved(model_type: str, folder: Path, shard: str = ONE_FILE) -> Path:
+    tiny_model(model_type).save_pretrained(folder, max_shard_size=shard)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def prunable(loaded, branches: bool = True) -> PrunableModel:
+    """With KV heads and whole branches as sites, where the family can lose them."""
+    return PrunableModel.of(loaded, sites_with(loaded.family.supports_head_pruning, branches))
+
+
+def masks_for(dense: PrunableModel, *kinds: str) -> Masks:
+    """Random masks; the second block has no attention, the third no MLP, every block has lost a
+    head; with random scales, mean inputs and adapters as far as `kinds` names them."""
+    layout, noise = dense.layout, torch.Generator().manual_seed(0)
+    kept = torch.rand(layout.entries, generator=noise) < 0.7
+    for name, part in zip(layout.names, layout.split(kept), strict=True):
+        if len(part) == 1:
+            part[:] = name not in ("layers.1.attention", "layers.2.mlp")
+        elif name.endswith("heads"):
+            part[:] = torch.arange(len(part)) > 0
+    scales = torch.rand(layout.entries, generator=noise) + 0.5
+    means = torch.randn(sum(block.q + block.intermediate for block in layout.blocks))
+    adapters = tuple(
+        Adapter(torch.randn(3, inputs, generator=noise), torch.randn(outputs, 3, generator=noise))
+        for inputs, outputs in (widths_of(linear) for linear in dense.linears())
+    )
+    found = Compensation(
+        scales if "scales" in kinds else None,
+        means if "means" in kinds else None,
+        adapters if "adapters" in kinds else (),
+    )
+    return Masks(layout, layout.without_dropped(kept), Selection(scales, found))
+
+
+def assert_same(source: str, folder: Path, masks_kinds: tuple[str, ...], dtype: str, shard: str):
+    """Both ways give the same files: weights, index, configuration, code, tokenizer."""
+    machine = MachineConfig(device="cpu", dtype=dtype)
+    loaded = load(source, machine, dense_only=True)
+    dense = prunable(loaded)
+    masks = masks_for(dense, *masks_kinds)
+    with fold_into_weights(dense, masks):
+        export_folder(dense, loaded.tokenizer, masks, folder / "memory", shard)
+    empty, checkpoint = load_unread(source, machine)
+    assert checkpoint is not None
+    assert {p.device.type for p in empty.model.parameters()} == {"meta"}
+    unread = prunable(empty)
+    assert unread.layout == dense.layout
+    with atomic(folder / "streamed") as written:
+        stream_folder(unread, masks, checkpoint, empty.tokenizer, written, shard)
+        write_sums(written)
+    sums = read_sums(folder / "memory")
+    assert len(sums) >= 7
+    assert read_sums(folder / "streamed") == sums
+    return folder / "streamed"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", ALL)
+def test_every_family(model_type, dtype, tmp_path):
+    """From one file to several and the other way round."""
+    shards = (ONE_FILE, SEVERAL) if dtype == "float32" else (SEVERAL, ONE_FILE)
+    source = saved(model_type, tmp_path / "model", shards[0])
+    folder = assert_same(str(source), tmp_path, ("scales", "adapters"), dtype, shards[1])
+    files = [len(list(place.glob("*.safetensors"))) for place in (source, folder)]
+    assert [count > 1 for count in files] == [shard == SEVERAL for shard in shards]
+
+
+@pytest.mark.parametrize("kinds", [(), ("means",), ("scales", "means", "adapters")])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "phi3"])
+def test_mean_inputs_become_biases(model_type, kinds, tmp_path):
+    """Where layers have biases, and where they gain them."""
+    source = saved(model_type, tmp_path / "model")
+    folder = assert_same(str(source), tmp_path, kinds, "bfloat16", ONE_FILE)
+    biases = [name for name in load_file(folder / "model.safetensors") if name.endswith("bias")]
+    assert bool(biases) == (bool(kinds) or model_type in ("gpt2", "opt"))
+
+
+def test_gpt2_as_it_is_published(tmp_path):
+    """Without the base model's prefix, and with buffers that no model reads any more."""
+    source = saved("gpt2", tmp_path / "model")
+    weights = load_file(source / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    bare["h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
+    assert "wte.weight" in bare
+    assert_same(str(source), tmp_path, ("scales",), "float32", SEVERAL)
+
+
+def test_a_model_of_the_hub(tmp_path, monkeypatch):
+    commit, place = "0" * 40, tmp_path / "hub" / "models--somebody--tiny"
+    saved("llama", place / "snapshots" / commit, SEVERAL)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert_same("somebody/tiny", tmp_path, ("scales",), "float32", ONE_FILE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_that_lie_in_parts(dtype, tmp_path):
+    """A file of Mixtral has each expert by itself, the model all of them in one tensor."""
+    tiny_model("mixtral", num_local_experts=4).save_pretrained(tmp_path, max_shard_size="40KB")
+    empty, whole = (
+        AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, device_map=place)
+        for place in ("meta", "cpu")
+    )
+    source = {"model": str(tmp_path), "revision": ""}
+    checkpoint = checkpoint_of(Loaded(empty, None, FAMILIES["mistral"], source, dtype))
+    assert checkpoint is not None
+    assert max(len(source.places) for source in checkpoint.sources.values()) == 8
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(checkpoint.read(name), tensor), name
+
+
+def test_one_tensor_at_a_time(tmp_path, monkeypatch):
+    """Nothing that was read for one tensor is still there when another is made."""
+    alive: list[weakref.ref] = []
+    read = Checkpoint.read
+
+    def watched(self, name: str) -> torch.Tensor:
+        held = [one() for one in alive if one() is not None]
+        assert len(held) <= 1, name  # a bias that is read beside its weight
+        tensor = read(self, name)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    source = saved("opt", tmp_path / "model")
+    assert_same(str(source), tmp_path, ("scales", "means", "adapters"), "bfloat16", ONE_FILE)
+    assert len(alive) > 30
+
+
+def test_files_that_do_not_hold_the_tensors_are_loaded_as_a_whole(tmp_path, monkeypatch, caplog):
+    """As GGUF files are."""
+    source = saved("llama", tmp_path / "model")
+    stored = checkpoint_module._stored
+    machine = MachineConfig(device="cpu", dtype="float32")
+
+    def other_names(folder: Path):
+        return [replace(place, name=f"other.{place.name}") for place in stored(folder)]
+
+    monkeypatch.setattr(checkpoint_module, "_stored", other_names)
+    loaded, checkpoint = load_unread(str(source), machine)
+    assert checkpoint is None
+    assert loaded.model.device.type == "cpu"
+    assert "is loaded as a whole" in caplog.text
+
+
+def test_what_comes_after_reading_the_headers_is_noticed(tmp_path):
+    """A number that is not finite, and a file that is gone or cut short since it was looked at."""
+    source = saved("llama", tmp_path / "model")
+    empty, checkpoint = load_unread(str(source), MachineConfig(device="cpu", dtype="float32"))
+    assert checkpoint is not None
+    name, file = "model.layers.1.mlp.up_proj.weight", source / "model.safetensors"
+    weights, whole = load_file(file), file.read_bytes()
+    weights[name][0, 0] = torch.nan
+    save_file(weights, file)
+    with pytest.raises(InputError, match=f"not finite numbers: {name}"):
+        checkpoint.read(name)
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be read") as raised:
+        checkpoint.read(name)
+    assert raised.value.field == str(file)
+    file.unlink()
+    dense = prunable(empty)
+    arguments = (dense, masks_for(dense), checkpoint, empty.tokenizer)
+    with pytest.raises(InputError, match="cannot be read"), atomic(tmp_path / "made") as written:
+        stream_folder(*arguments, written, ONE_FILE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_files_are_those_of_safetensors(tmp_path):
+    noise = torch.Generator().manual_seed(0)
+    tensors = {
+        "b.weight": torch.randn(3, 5, generator=noise).bfloat16(),
+        "a.weight": torch.randn(4, 2, generator=noise).bfloat16(),
+        "norm": torch.randn(7, generator=noise),
+        "kept_in": torch.arange(6),
+        "half": torch.randn(3, generator=noise).half(),
+        "none": torch.zeros(0, 4),
+        "scalar": torch.tensor(2.0),
+    }
+    save_file(tensors, tmp_path / "whole", metadata={"format": "pt"})
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    made: list[str] = []
+
+    def make(name: str) -> torch.Tensor:
+        made.append(name)
+        return tensors[name]
+
+    write_lazily(tmp_path / "lazily", shapes, make, {"format": "pt"})
+    assert (tmp_path / "lazily").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(made) == sorted(tensors)
