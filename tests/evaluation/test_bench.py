@@ -7,7 +7,7 @@ import struct
 import fresh
 import pytest
 import torch
-from conftest import SMALL, masks_of, run_command, tiny_prunable
+from conftest import SMALL, masks_of, run_command, tiny_prunable, without_branches
 from torch.utils.flop_counter import FlopCounterMode
 
 from disp_llm.evaluation import timing
@@ -17,15 +17,17 @@ from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 
 
-def pruned(model_type: str) -> PrunableModel:
-    target = tiny_prunable(model_type)
-    compact = compact_model(target, masks_of("random", target.layout))
-    return PrunableModel(compact, target.family)
+def pruned(model_type: str, branches: bool = False) -> PrunableModel:
+    """Random widths; with `branches`, a block without an attention and one without an MLP."""
+    target = tiny_prunable(model_type, branches=branches)
+    masks = without_branches(target) if branches else masks_of("random", target.layout)
+    return PrunableModel(compact_model(target, masks), target.family)
 
 
+@pytest.mark.parametrize("branches", [False, True])
 @pytest.mark.parametrize("model_type", ["llama", "phi", "opt", "gpt2"])
-def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_type):
-    target = pruned(model_type)
+def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_type, branches):
+    target = pruned(model_type, branches)
     model = target.model
     workload = Workload("prefill", 16, 2)
     with FlopCounterMode(display=False) as counter:
@@ -37,10 +39,12 @@ def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_typ
     assert linear == count(target, workload).block_flops + head
 
 
-def test_decode_reads_weights_once_and_the_cache_of_every_sequence():
-    target = pruned("llama")
+@pytest.mark.parametrize("branches", [False, True])
+def test_decode_reads_weights_once_and_the_cache_of_every_sequence(branches):
+    target = pruned("llama", branches)
     one, four = (count(target, Workload("decode", 20, batch)) for batch in (1, 4))
-    cached = 3 * 2 * (2 * 8) * 20 * 4  # blocks, keys and values, KV width, tokens, bytes
+    attentions = 2 if branches else 3
+    cached = attentions * 2 * (2 * 8) * 20 * 4  # keys and values, KV width, tokens, bytes
     assert four.bytes_read - one.bytes_read == 3 * cached
     linear = sum(
         layer.weight.numel()

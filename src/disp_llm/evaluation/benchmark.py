@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.autograd import DeviceType
 
+from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.evaluation.timing import Workload, in_turn, quartiles, runner
+from disp_llm.masks.layout import cached_numbers
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.rows import BenchComparison, BenchRow
 
@@ -107,9 +109,9 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
     """Counts operations and bytes of the linear layers of the blocks, of attention (causal) and of
     the head, which computes the last position only."""
     head, blocks = target.head_weight.numel(), target.block_parameters
-    shapes = target.layout.blocks
-    q = sum(shape.q for shape in shapes)
-    cached = sum(shape.cached for shape in shapes)
+    attentions = [block for block, own in target.present if own is target.family.attention]
+    q = sum(widths_of(linear_at(block, target.family.attention.writes))[0] for block in attentions)
+    cached = sum(cached_numbers(block, target.family) for block in attentions)
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
     pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1

@@ -44,8 +44,7 @@ class BlockShape:
     inside: int = 0
     """Weights of the linear layers of the attention that no site cuts."""
     held: int | None = None
-    """Outputs of the reads that the KV cache holds of a token, where these are not all but the
-    queries; what has a state of one size in place of them holds none."""
+    """Numbers that the KV cache holds of a token, where these are not all but the queries."""
     heads: int = 0
     """KV heads, where they are a site; 0 where all of them stay."""
     branches: bool = False
@@ -195,12 +194,15 @@ def _numbers(block: nn.Module, branch: Branch) -> int:
     return sum(number for key, number in found.items() if key not in weights)
 
 
-def _held(block: nn.Module, family: Family) -> int | None:
-    """What the KV cache holds of a token, where the row says so or the block has no attention."""
-    if family.branches_of(block)[0] is not family.attention:
+def cached_numbers(block: nn.Module, family: Family) -> int:
+    """Outputs of the attention's reads that the KV cache holds of a token: what the row names, or
+    all but the queries. What has a state of one size in place of an attention holds none."""
+    own, _ = family.branches_of(block)
+    if own is not family.attention:
         return 0
     held = sum(widths_of(linear_at(block, path))[1] for path in family.cached)
-    return held if family.cached else None
+    everything = sum(widths_of(linear_at(block, path))[1] for path in own.reads)
+    return held if family.cached else everything - widths_of(linear_at(block, own.writes))[0]
 
 
 def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
@@ -228,6 +230,6 @@ def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
         intermediate=widths_of(mlp_writes)[0],
         biases=biases,
         inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
-        held=_held(block, family),
+        held=cached_numbers(block, family),
         heads=heads,
     )
