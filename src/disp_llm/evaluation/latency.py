@@ -141,8 +141,9 @@ def _costs_of(
             on_shape(done)
         told = {"workload": workload.name, "hardware": hardware()}
         keep(name, told | {"rows": [asdict(row) for row in rows]})
-    counts = torch.tensor([row.counts for row in rows])
-    shares = torch.tensor([row.share for row in rows], dtype=torch.float64)
+    whole = TimedShape(list(layout.lengths), 1.0)  # known without a watch
+    counts = torch.tensor([row.counts for row in (whole, *rows)])
+    shares = torch.tensor([row.share for row in (whole, *rows)], dtype=torch.float64)
     return for_sites(fit(layout, counts, shares), target.layout)
 
 
