@@ -111,7 +111,8 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
     ]
     if slow:
         say(f"no faster than the original on this machine: {', '.join(slow)}")
-        say("for time ask for `--sites mlp_mid heads`, or for `--budget latency --target 0.8`")
+        if any(model.budget != "latency" for model in models):
+            say("for time ask for `--budget latency --target 0.8`")
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
