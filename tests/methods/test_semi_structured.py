@@ -40,7 +40,7 @@ def matrices(prunable: PrunableModel) -> dict[tuple[int, str], torch.Tensor]:
     return {
         (index, path): matrix_of(linear_at(block, path))
         for index, block in enumerate(prunable.blocks)
-        for path in prunable.linear_paths(prunable.blocks[0])
+        for path in prunable.linear_paths(block)
     }
 
 

@@ -97,7 +97,7 @@ def test_every_family_loads_whole_or_not_at_all(model_type, tmp_path):
         stored = load_file(folder / WEIGHTS)
         indices = [key for key in stored if "kept_" in key]
         assert bool(indices) == (folder.name == "pruned")
-        for gone in (next(key for key in stored if ".1." in key), *indices[-1:]):
+        for gone in (next(key for key in stored if ".1." in key and key in found), *indices[-1:]):
             rest = {key: tensor for key, tensor in stored.items() if key != gone}
             save_file(rest, folder / WEIGHTS, metadata={"format": "pt"})
             with pytest.raises(InputError, match=gone):

@@ -48,13 +48,15 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
 def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
     """How transformers and engines are told that layers have heads of different number: what vLLM
     makes room for in its cache. The numbers of the whole model remain the original's."""
-    heads, groups = masks.layout.blocks[0].heads, config.get_text_config().num_attention_heads
+    heads, text = masks.layout.blocks[0].heads, config.get_text_config()
     kept = masks.of_site(HEADS).tolist()
-    changed = {i: number for i, number in enumerate(kept) if 0 < number < heads}
+    stated = ("num_key_value_heads", "num_attention_heads")  # BioGPT has the second alone
+    numbers = {name: getattr(text, name) for name in stated if hasattr(text, name)}
     return {
         "per_layer_config": {
-            i: {"num_key_value_heads": number, "num_attention_heads": number * groups // heads}
-            for i, number in changed.items()
+            i: {name: number * left // heads for name, number in numbers.items()}
+            for i, left in enumerate(kept)
+            if 0 < left < heads
         },
         "allow_global_per_layer_attribute_access": True,
     }

@@ -82,8 +82,9 @@ def as_stored(prunable: PrunableModel) -> BaselineModel:
 
 
 def stored_numbers(prunable: PrunableModel) -> int:
-    """Numbers in the blocks' matrices, whatever layers hold them; norms and biases do not count."""
-    return sum(p.numel() for p in prunable.blocks.parameters() if p.dim() > 1)
+    """Numbers in the blocks' matrices, whatever layers hold them; norms, biases and convolutions do
+    not count."""
+    return sum(p.numel() for p in prunable.blocks.parameters() if p.dim() == 2)
 
 
 def damped(moment: Float[Tensor, "K K"], share: float) -> Float[Tensor, "K K"]:
