@@ -71,7 +71,9 @@ def log_likelihoods(
         on_request: called with (done, total) after every batch.
     """
     answers: dict[int, Answer] = {}
-    for batch in _batches(_questions(requests, longest)):
+    # A state that sums up what was read, as hybrids have it, cannot be handed to several rows.
+    shares = not target.family.alternatives
+    for batch in _batches(_questions(requests, longest, shares)):
         contexts = Contexts.run(target.model.base_model, [one.shared for one in batch])
         for rows in _parts(batch):
             wanted = torch.tensor([token for _, row in rows for token in row.wanted])
@@ -84,8 +86,12 @@ def log_likelihoods(
     return [answers[place] for place in range(len(requests))]
 
 
-def _questions(requests: Sequence[Request], longest: int) -> list[Question]:
-    """Requests by their context; what is too long, or alone, shares nothing."""
+def _questions(requests: Sequence[Request], longest: int, shares: bool) -> list[Question]:
+    """Requests by their context; what is too long, or alone, shares nothing.
+
+    Args:
+        shares: whether a context can be run once for several requests.
+    """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for place, (context, continuation) in enumerate(requests):
         assert context
@@ -94,7 +100,7 @@ def _questions(requests: Sequence[Request], longest: int) -> list[Question]:
     found = []
     for places in by_context.values():
         wholes = [[*requests[place][0], *requests[place][1]] for place in places]
-        shared = len(requests[places[0]][0]) - 1 if len(places) > 1 else 0
+        shared = len(requests[places[0]][0]) - 1 if shares and len(places) > 1 else 0
         if max(map(len, wholes)) > longest + 1:
             shared = 0
         rows = [
