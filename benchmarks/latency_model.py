@@ -15,6 +15,7 @@ import torch
 
 from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.config.parts import MachineConfig
+from disp_llm.evaluation.alignment import uneven_scores
 from disp_llm.evaluation.latency import latency_costs, measured_share
 from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.cutting import compact_model
@@ -31,8 +32,7 @@ def random_masks(layout: Layout, align: int, seed: int) -> Masks:
     """Scores that differ from site to site as learned ones do, cut to a random number of
     parameters; a whole branch stays unless its own score is among the lowest."""
     noise = torch.Generator().manual_seed(seed)
-    by_site = torch.randn(len(layout.lengths), generator=noise)[layout.site_of_entry] / 2
-    scores = by_site + torch.randn(layout.entries, generator=noise)
+    scores = uneven_scores(layout, noise)
     branch = torch.tensor([site in BRANCHES for site in layout.sites])
     scores += 1.5 * branch[layout.site_of_entry % len(layout.sites)]
     keep = 0.3 + 0.65 * float(torch.rand((), generator=noise))

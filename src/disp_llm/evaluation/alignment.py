@@ -1,4 +1,7 @@
-"""Which multiple of widths is fastest on this machine."""
+"""Which multiple of widths is fastest on this machine.
+
+N entries of all sites.
+"""
 
 import statistics
 from collections.abc import Callable
@@ -6,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.evaluation.cache import cached, keep
@@ -13,6 +18,7 @@ from disp_llm.evaluation.latency import measured_share, table_key
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.provenance import hardware
@@ -46,9 +52,7 @@ def measured_alignments(
         on_model: called with (done, total) after every alignment.
     """
     layout = target.layout
-    noise = torch.Generator().manual_seed(0)
-    uneven = torch.randn(len(layout.lengths), generator=noise)[layout.site_of_entry] / 2
-    scores = uneven + torch.randn(layout.entries, generator=noise)
+    scores = uneven_scores(layout, torch.Generator().manual_seed(0))
     rows = []
     for done, align in enumerate(ALIGNMENTS, start=1):
         masks = Masks(layout, project(scores, Budget(layout), 0.5, align).kept, Selection(scores))
@@ -61,6 +65,12 @@ def measured_alignments(
         row["best"] = row["align"] == best
     keep(_table_of(target.model), {"align": best, "rows": rows, "hardware": hardware()})
     return rows
+
+
+def uneven_scores(layout: Layout, noise: torch.Generator) -> Float[Tensor, " N"]:
+    """Random scores whose masks differ in width from site to site, as learned ones do."""
+    by_site = torch.randn(len(layout.lengths), generator=noise)[layout.site_of_entry] / 2
+    return by_site + torch.randn(layout.entries, generator=noise)
 
 
 def best_alignment(rows: list[dict[str, Any]]) -> int:

@@ -41,7 +41,7 @@ class Budget:
     @property
     def prices_cuts(self) -> bool:
         """Whether it is known what a selection costs, so that `least_cut` need not stand for it."""
-        return self._limited.per_cut > 0 or self._limited.per_selected > 0
+        return self._limited.prices_cuts
 
     def hardly_cut(self, counts: Float[Tensor, " S"]) -> Bool[Tensor, " S"]:
         """Which sites would lose fewer entries than pays for a selection; one inside a branch needs

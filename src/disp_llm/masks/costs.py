@@ -46,7 +46,14 @@ class CostModel:
 
     def cost(self, counts: Tensor) -> Tensor:
         """From the ones of each of the S sites; exact in float64 and differentiable."""
+        if not self.prices_cuts:
+            return self._of_widths(counts)
         return self._of_widths(counts) + self._of_selections(counts).sum()
+
+    @property
+    def prices_cuts(self) -> bool:
+        """Whether it is known what a selection costs."""
+        return self.per_cut > 0 or self.per_selected > 0
 
     def saved_by_cuts(self, counts: Tensor) -> Tensor:
         """How much less the model costs since each of the S sites is cut, the others being as they

@@ -43,8 +43,8 @@ class BlockShape:
     whole branch, those of its norms as well."""
     inside: int = 0
     """Weights of the linear layers of the attention that no site cuts."""
-    held: int | None = None
-    """Numbers that the KV cache holds of a token, where these are not all but the queries."""
+    cached: int = 0
+    """Numbers that the KV cache holds of a token, with all heads kept."""
     heads: int = 0
     """KV heads, where they are a site; 0 where all of them stay."""
     branches: bool = False
@@ -57,11 +57,6 @@ class BlockShape:
         """Names of the sites, in the order of their entries."""
         heads = (HEADS,) if self.heads else ()
         return (*SITES, *heads, *(BRANCHES if self.branches else ()))
-
-    @property
-    def cached(self) -> int:
-        """Numbers that the KV cache holds of a token, with all heads kept."""
-        return self.qkv - self.q if self.held is None else self.held
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -200,9 +195,9 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
     own, _ = family.branches_of(block)
     if own is not family.attention:
         return 0
-    held = sum(widths_of(linear_at(block, path))[1] for path in family.cached)
-    everything = sum(widths_of(linear_at(block, path))[1] for path in own.reads)
-    return held if family.cached else everything - widths_of(linear_at(block, own.writes))[0]
+    queries = 0 if family.cached else widths_of(linear_at(block, own.writes))[0]
+    paths = family.cached or own.reads
+    return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
 
 
 def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
@@ -230,6 +225,6 @@ def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
         intermediate=widths_of(mlp_writes)[0],
         biases=biases,
         inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
-        held=cached_numbers(block, family),
+        cached=cached_numbers(block, family),
         heads=heads,
     )

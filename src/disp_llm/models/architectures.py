@@ -222,7 +222,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": _DEEPSEEK,
     # Hybrids: most blocks have a linear attention, a convolution or a state space.
     "qwen3_5_text": replace(
-        _LLAMA,
+        _LLAMA_WITH_ALL_HEADS,
         alternatives=(
             branch(
                 "linear_attn",
@@ -231,7 +231,6 @@ FAMILIES: dict[str, Family] = {
                 norms="input_layernorm",
             ),
         ),
-        supports_head_pruning=False,
         cached=("self_attn.k_proj", "self_attn.v_proj"),  # the queries come with a gate
     ),
     "olmo_hybrid": Family(
