@@ -13,7 +13,7 @@ import statistics
 
 import torch
 
-from disp_llm.config.names import BRANCHES, HEADS, SITES
+from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.alignment import uneven_scores
 from disp_llm.evaluation.latency import latency_costs, measured_share
@@ -21,7 +21,7 @@ from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
-from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.loading import load
 from disp_llm.reporting.terminal import say
@@ -51,17 +51,17 @@ def main() -> None:
     arguments = parser.parse_args()
 
     loaded = load(arguments.model, MachineConfig())
-    heads = (HEADS,) if loaded.family.supports_head_pruning else ()
-    dense = PrunableModel.of(loaded, (*SITES, *heads, *BRANCHES))
+    dense = PrunableModel.of(loaded, (*SITES, *further_sites(loaded.family)))
     workload = Workload(arguments.workload, arguments.length, 1)
+    mix = Mix((workload,), (1.0,))
     costs = latency_costs(
-        dense, Mix((workload,), (1.0,)), arguments.align,
+        dense, mix, arguments.align,
         lambda done, total: say(f"timing compact models {done}/{total}"),
     )  # fmt: skip
     rows = []
     for seed in range(arguments.shapes):
         masks = random_masks(dense.layout, arguments.align, seed)
-        measured = measured_share(dense.model, compact_model(dense, masks), workload)
+        measured = measured_share(dense.model, compact_model(dense, masks), mix)
         predicted = float(costs.cost(masks.counts))
         rows.append(
             {

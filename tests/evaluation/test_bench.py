@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disp_llm.evaluation import timing
 from disp_llm.evaluation.benchmark import Counted, compare, count, where_time_goes
-from disp_llm.evaluation.timing import Workload, in_turn, speed_against
+from disp_llm.evaluation.timing import Pair, Workload, in_turn, speed_against
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 
@@ -71,12 +71,14 @@ def test_rounds_alternate_who_goes_first():
 
 def test_a_speed_up_is_the_median_of_ratios_within_a_round():
     """A machine that is twice as slow in some rounds changes nothing."""
-    disturbed = [[2.0, 4.0, 2.0, 4.0], [1.0, 2.0, 1.0, 2.0]]
+    disturbed = Pair([2.0, 4.0, 2.0, 4.0], [1.0, 2.0, 1.0, 2.0])
     counted = [Counted(flops, bytes_read=1, block_flops=1) for flops in (30, 10)]
     found = compare(Workload("prefill", 8, 1), disturbed, counted)
     assert found.speedup == 2
     assert found.speedup_quartiles == [2, 2]
     assert found.predicted_speedup == 3
+    assert disturbed.share == 0.5
+    assert Pair([2.0, 9.0], [3.0, 1.5]).least_share == 0.75
 
 
 def test_prune_times_what_it_made(llama_folder, text_file, tmp_path, monkeypatch):

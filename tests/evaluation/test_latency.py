@@ -13,16 +13,9 @@ from disp_llm.config.errors import InputError
 from disp_llm.evaluation import alignment, latency
 from disp_llm.evaluation.alignment import best_alignment, chosen_alignment, measured_alignments
 from disp_llm.evaluation.cache import cache_folder
-from disp_llm.evaluation.latency import (
-    SHAPES,
-    corrected,
-    features,
-    fit,
-    for_sites,
-    masks_of_shape,
-    non_negative,
-)
-from disp_llm.evaluation.timing import Mix, Workload
+from disp_llm.evaluation.latency import SHAPES, corrected, masks_of_shape
+from disp_llm.evaluation.latency_fit import features, fit, for_sites, non_negative
+from disp_llm.evaluation.timing import Mix, Pair, Workload
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import parameter_costs
 
@@ -158,11 +151,11 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     measured = []
 
-    def fake(dense, compact, workload, rounds=1):
-        measured.append(by_parameters(dense, compact, workload))
-        return measured[-1]
+    def fake(dense, compact, workload, rounds):
+        measured.append(by_parameters(dense, compact))
+        return taking(measured[-1])
 
-    monkeypatch.setattr(latency, "least_share", fake)
+    monkeypatch.setattr(latency, "paired", fake)
     workload = Workload("decode", 16, 1)
     first = latency.latency_costs(llama, only(workload), align=1)
     again = latency.latency_costs(llama, only(workload), align=1)
@@ -177,18 +170,17 @@ def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shares = {"prefill": 0.3, "decode": 0.1}
 
-    def fake(dense, compact, workload, rounds=1):
-        return shares[workload.phase] + 0.5 * by_parameters(dense, compact, workload)
+    def fake(dense, compact, workload, rounds):
+        return taking(shares[workload.phase] + 0.5 * by_parameters(dense, compact))
 
-    for name in ("measured_share", "least_share"):
-        monkeypatch.setattr(latency, name, fake)
+    monkeypatch.setattr(latency, "paired", fake)
     parts = (Workload("prefill", 16, 1), Workload("decode", 16, 1))
     mixed = latency.latency_costs(llama, Mix(parts, (0.25, 0.75)), align=1)
     alone = [latency.latency_costs(llama, only(part), align=1) for part in parts]
     counts = torch.tensor(llama.layout.lengths) // 2
     wanted = [float(costs.cost(counts)) for costs in alone]
     assert float(mixed.cost(counts)) == pytest.approx(0.25 * wanted[0] + 0.75 * wanted[1])
-    found = latency.measured_share_of_mix(llama.model, llama.model, Mix(parts, (0.25, 0.75)))
+    found = latency.measured_share(llama.model, llama.model, Mix(parts, (0.25, 0.75)))
     assert found == pytest.approx(0.25 * 0.3 + 0.75 * 0.1 + 0.5)
 
 
@@ -196,9 +188,9 @@ def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
 def cache(monkeypatch, tmp_path):
     """The user's cache, and machines that are measured at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for module, name in ((latency, "least_share"), (alignment, "measured_share")):
+    for module in (latency, alignment):
         monkeypatch.setattr(module, "compact_model", lambda target, masks: masks)
-        monkeypatch.setattr(module, name, by_entries)
+        monkeypatch.setattr(module, "paired", by_entries)
     monkeypatch.setattr(alignment, "ALIGNMENTS", (1, 8))  # of which the tiny model has both
     return cache_folder()
 
@@ -206,9 +198,14 @@ def cache(monkeypatch, tmp_path):
 WORK = Workload("decode", 16, 1)
 
 
-def by_entries(dense, masks, workload) -> float:
+def taking(share: float) -> Pair:
+    """One round, of which the second model takes this share of the first one's time."""
+    return Pair([1.0], [share])
+
+
+def by_entries(dense, masks, workload, rounds) -> Pair:
     """A machine whose time is 0.1 of the dense model's, and the rest by what is kept."""
-    return 0.1 + 0.9 * float(masks.kept.float().mean())
+    return taking(0.1 + 0.9 * float(masks.kept.float().mean()))
 
 
 def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog):
@@ -262,7 +259,7 @@ def test_alignment_is_coarser_only_where_that_saves_time():
     assert best_alignment(rows) == 8
 
 
-def by_parameters(dense, compact, workload, rounds=1) -> float:
+def by_parameters(dense, compact) -> float:
     """A machine whose time is 0.1 of the dense model's, and the rest by parameters squared."""
     of = [sum(p.numel() for p in model.parameters()) for model in (dense, compact)]
     return 0.1 + 0.9 * (of[1] / of[0]) ** 2
@@ -272,8 +269,7 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     llama_folder, text_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("measured_share", "least_share"):
-        monkeypatch.setattr(latency, name, by_parameters)
+    monkeypatch.setattr(latency, "paired", lambda *asked: taking(by_parameters(*asked[:2])))
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
         "--workload", "prefill", "decode", "--workload-weights", 1, 3, "--workload-length", 100,
@@ -286,5 +282,5 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])
         assert model["target"] == target
         assert model["size"] == f"latency-prefill1+decode3-100-{target}"
-        assert model["latency"]["measured_share"] == by_parameters(dense, compact, None)
+        assert model["latency"]["measured_share"] == by_parameters(dense, compact)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)

@@ -9,7 +9,7 @@ from conftest import run_command
 from damage import BYTES, NESTED, names, outcome, wrongly_read
 
 from disp_llm.evaluation.benchmark import Counted, compare
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.timing import Pair, Workload
 from disp_llm.reporting.reading import bench_figures, comparison_figures
 from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.figures import run_figures
@@ -136,7 +136,7 @@ def test_comparison(tmp_path):
 def bench_result() -> dict:
     workload = Workload("prefill", 16, 1)
     counted = [Counted(flops, bytes_read=1, block_flops=1) for flops in (30, 10)]
-    compared = compare(workload, [[2.0, 2.1], [1.0, 1.1]], counted)
+    compared = compare(workload, Pair([2.0, 2.1], [1.0, 1.1]), counted)
     row = BenchRow("m", "prefill", 16, 1, 0.5, 0.1, 32.0, {"attention": 1.0}, 30, 20, 10, 99)
     loading = {"model": "m", "load_s": 1.0, "peak_memory_bytes": 99, "weight_bytes": 9}
     return {

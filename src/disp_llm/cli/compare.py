@@ -6,7 +6,7 @@ from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
 from disp_llm.commands.compare import compare
 from disp_llm.config.compare import CompareConfig
-from disp_llm.reporting.tables import show_comparison
+from disp_llm.reporting.score_tables import show_comparison
 from disp_llm.reporting.terminal import progress_bar
 
 

@@ -5,7 +5,8 @@ from typing import Any
 from disp_llm.cli.parsing import command_line
 from disp_llm.commands.export_sizes import export_sizes
 from disp_llm.config.export import ExportConfig
-from disp_llm.reporting.tables import show_models, show_page
+from disp_llm.reporting.run_tables import show_models
+from disp_llm.reporting.tables import show_page
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 

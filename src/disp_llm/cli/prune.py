@@ -6,7 +6,8 @@ from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
 from disp_llm.commands.prune import prune
 from disp_llm.config.prune import PruneConfig
-from disp_llm.reporting.tables import show_models, show_page
+from disp_llm.reporting.run_tables import show_models
+from disp_llm.reporting.tables import show_page
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 

@@ -6,7 +6,7 @@ from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
 from disp_llm.commands.recover import recover
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.reporting.tables import show_recovery
+from disp_llm.reporting.run_tables import show_recovery
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 

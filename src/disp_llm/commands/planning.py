@@ -4,7 +4,7 @@ import torch
 
 from disp_llm.commands.sizes import timed_mix
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, HEADS, Site
+from disp_llm.config.names import BRANCHES, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Corpus, Texts
@@ -13,7 +13,7 @@ from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs
-from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.kv_cache import cached_tokens
@@ -30,8 +30,7 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     method = method_named(config.method)
     more: tuple[Site, ...] = ()
     if config.budget.budget in ("latency", "memory"):
-        heads = (HEADS,) if family.supports_head_pruning else ()
-        more = (*heads, *(BRANCHES if method.drops_branches else ()))
+        more = further_sites(family, method.drops_branches)
     return config.sites or tuple(dict.fromkeys((*method.sites, *more)))
 
 

@@ -12,7 +12,7 @@ from disp_llm.commands.exporting import MeasuredExport, PlainExport, original_of
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
-from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share_of_mix
+from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
 from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
@@ -128,7 +128,7 @@ class SizeWriter:
         def measure(share: float) -> float:
             job.progress(stage, 0, 1, {})
             compact = compact_model(dense, masks_of(self.problem, selection, share))
-            return measured_share_of_mix(dense.model, compact, mix)
+            return measured_share(dense.model, compact, mix)
 
         share, attempts = corrected(target, measure)
         job.progress(stage, 1, 1, {})

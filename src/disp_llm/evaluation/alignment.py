@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.evaluation.cache import cached, keep
-from disp_llm.evaluation.latency import measured_share, table_key
-from disp_llm.evaluation.timing import Workload
+from disp_llm.evaluation.latency import ROUNDS, table_key
+from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
@@ -57,7 +57,7 @@ def measured_alignments(
     for done, align in enumerate(ALIGNMENTS, start=1):
         masks = Masks(layout, project(scores, Budget(layout), 0.5, align).kept, Selection(scores))
         compact = compact_model(target, masks)
-        shares = {w.name: measured_share(target.model, compact, w) for w in workloads}
+        shares = {w.name: paired(target.model, compact, w, ROUNDS).share for w in workloads}
         rows.append({"align": align, "shares": shares})
         on_model(done, len(ALIGNMENTS))
     best = best_alignment(rows)

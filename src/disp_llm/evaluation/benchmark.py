@@ -1,8 +1,7 @@
 """Speed of two models in one process and in turn, beside what counting predicts.
 
-A round times one model and then the other, the next round the other way about. A speed-up is the
-median over rounds of the ratio within a round, so that what else the machine does cancels out.
-Beside it stands what the counted operations (prefill) and bytes (decode) predict.
+A round times one model and then the other, the next round the other way about. Beside the measured
+speed-up stands what the counted operations (prefill) and bytes (decode) predict.
 
 B batch, T tokens.
 """
@@ -15,7 +14,7 @@ import torch
 from torch.autograd import DeviceType
 
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
-from disp_llm.evaluation.timing import Workload, in_turn, quartiles, runner
+from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles, runner
 from disp_llm.masks.layout import cached_numbers
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.rows import BenchComparison, BenchRow
@@ -53,11 +52,13 @@ def side_by_side(
     rows, comparisons = [], []
     for workload in workloads:
         tick = _progress(on_round, workload.name, rounds)
-        times = in_turn([runner(target.model, workload) for target in targets], rounds, tick)
+        first, second = (target.model for target in targets)
+        pair = paired(first, second, workload, rounds, tick)
         counted = [count(target, workload) for target in targets]
+        times = (pair.first, pair.second)
         for name, target, seconds, cost in zip(names, targets, times, counted, strict=True):
             rows.append(_row(name, target, workload, seconds, cost))
-        comparisons.append(compare(workload, times, counted))
+        comparisons.append(compare(workload, pair, counted))
     return rows, comparisons
 
 
@@ -86,12 +87,9 @@ def _row(
     )
 
 
-def compare(
-    workload: Workload, times: list[list[float]], counted: list[Counted]
-) -> BenchComparison:
+def compare(workload: Workload, pair: Pair, counted: list[Counted]) -> BenchComparison:
     """The second model's speed-up over the first, with its quartiles, and the counted one."""
-    ratios = [first / second for first, second in zip(*times, strict=True)]
-    low, median, high = quartiles(ratios)
+    low, median, high = pair.speedup
     key = "flops" if workload.phase == "prefill" else "bytes_read"
     first, second = (getattr(one, key) for one in counted)
     return BenchComparison(

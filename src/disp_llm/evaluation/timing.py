@@ -84,6 +84,42 @@ def in_turn(
     return times
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of two models for one workload, round by round."""
+
+    first: list[float]
+    second: list[float]
+
+    @property
+    def speedup(self) -> list[float]:
+        """How many times as fast the second is: quartiles over rounds of the ratio within a round,
+        so that what else the machine does cancels out."""
+        return quartiles([one / other for one, other in zip(self.first, self.second, strict=True)])
+
+    @property
+    def share(self) -> float:
+        """The second's time as a share of the first's: the median over rounds."""
+        return Pair(self.second, self.first).speedup[1]
+
+    @property
+    def least_share(self) -> float:
+        """The same of the fastest rounds: whatever else runs on the machine only makes times
+        longer, and a fit suffers from one model that it made twice as slow."""
+        return min(self.second) / min(self.first)
+
+
+def paired(
+    first: PreTrainedModel,
+    second: PreTrainedModel,
+    workload: Workload,
+    rounds: int,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> Pair:
+    """Times two models in turn."""
+    return Pair(*in_turn([runner(model, workload) for model in (first, second)], rounds, on_round))
+
+
 def quartiles(values: list[float]) -> list[float]:
     """The quartiles of one number or more, none of them outside of what was measured."""
     return statistics.quantiles(values * (2 if len(values) == 1 else 1), n=4, method="inclusive")
@@ -108,12 +144,11 @@ def speed_against(
         def tick(done: int, phase: str = phase) -> None:
             on_round(phase, done)
 
-        dense, own = in_turn([runner(one, workload) for one in (original, model)], rounds, tick)
-        ratios = [before / after for before, after in zip(dense, own, strict=True)]
-        low, middle, high = quartiles(ratios)
+        pair = paired(original, model, workload, rounds, tick)
+        low, middle, high = pair.speedup
         figures |= {
-            f"{phase}_ms": 1e3 * statistics.median(own),
-            f"{phase}_dense_ms": 1e3 * statistics.median(dense),
+            f"{phase}_ms": 1e3 * statistics.median(pair.second),
+            f"{phase}_dense_ms": 1e3 * statistics.median(pair.first),
             f"{phase}_speedup": middle,
             f"{phase}_speedup_low": low,
             f"{phase}_speedup_high": high,

@@ -13,11 +13,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
-from disp_llm.config.names import SITES, Site
+from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
 from disp_llm.masks.layout import Layout, layout_of
 from disp_llm.models.architectures import Branch, Family
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import required_bos
+
+
+def further_sites(family: Family, branches: bool = True) -> tuple[Site, ...]:
+    """The sites beside the five that blocks of this family can have: KV heads, if its attention can
+    lose any, and whole branches unless they are to stay."""
+    heads = (HEADS,) if family.supports_head_pruning else ()
+    return (*heads, *(BRANCHES if branches else ()))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Measured times of compact models of different shapes -> what each entry costs.
+
+Times, as shares of the dense model's, are fitted by what budgets can count:
+
+    share ≈ constant + a·attentions + b·Σ h + c·Σ|S1|·qkv·h + d·Σ|S2|·q·h
+            + e·MLPs + f·Σ|S4| + g·Σ n·|S3|·|S4| + i·Σ|S4|·|S5| + j·Σ selected + k·cut sites
+
+for n projections that read for the MLP, h the share of a block's heads that is kept, and a
+selection in every site of the residual stream that is cut, with all coefficients ≥ 0. Models that
+have only their attentions, or only their MLPs, tell apart what the two branches take. A site is cut
+only where that saves more than its selection takes.
+
+L blocks, M measured shapes, K sites of a block, S sites of all blocks.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from disp_llm.config.names import ATTENTION, HEADS, MLP
+from disp_llm.masks.costs import CostModel, of_blocks, parameter_costs
+from disp_llm.masks.layout import Layout
+
+
+def features(layout: Layout, counts: Tensor) -> Float[Tensor, "M 11"]:
+    """What the coefficients multiply, for M sets of counts (M, S)."""
+    widths = counts.double().view(len(counts), len(layout.blocks), -1)  # (M, L, K)
+    s1, s2, s3, s4, s5 = widths[..., :5].unbind(-1)
+    qkv, q, n, hidden, heads = (
+        of_blocks([getattr(block, name) for block in layout.blocks])
+        for name in ("qkv", "q", "num_input_projections", "hidden", "heads")
+    )
+    # What is pruned with its branch has no width.
+    attention, mlp = (s1 > 0).double(), (s3 > 0).double()
+    kept_heads = attention
+    if HEADS in layout.sites:
+        kept_heads = widths[..., layout.sites.index(HEADS)] / heads
+    streams = torch.stack([s1, s2, s3, s5], -1)
+    cut = (streams < hidden[:, None]) & (streams > 0)
+    columns = (
+        attention,
+        kept_heads,
+        s1 * qkv * kept_heads,
+        s2 * q * kept_heads,
+        mlp,
+        s4,
+        n * s3 * s4,
+        s4 * s5,
+        (streams * cut).sum(-1),
+        cut.double().sum(-1),
+    )
+    sums = torch.stack([column.sum(-1) for column in columns], -1)
+    return torch.cat([torch.ones(len(counts), 1, dtype=torch.float64), sums], -1)
+
+
+def fit(layout: Layout, counts: Tensor, shares: Float[Tensor, " M"]) -> CostModel:
+    """Least squares of relative errors with coefficients ≥ 0."""
+    table = features(layout, counts)
+    if HEADS not in layout.sites:
+        table[:, 2] = 0.0  # what all attentions have is part of what an attention costs
+    largest = table.amax(0)
+    scale = torch.where(largest > 0, largest, 1.0)
+    found = (non_negative(table / scale / shares[:, None]) / scale).tolist()
+    constant, attention, heads, read, write, mlp, middle, up, down, per_selected, per_cut = found
+    costs = parameter_costs(layout)
+    per_entry = costs.per_entry.clone()
+    prices = {ATTENTION: attention, MLP: mlp, "mlp_mid": middle}
+    for place, site in enumerate(layout.sites):
+        per_entry[:, place] = prices.get(site, 0.0)
+    if HEADS in layout.sites:
+        of_head = heads / of_blocks([block.heads for block in layout.blocks])
+        per_entry[:, layout.sites.index(HEADS)] = of_head
+    return replace(
+        costs,
+        constant_cost=constant,
+        per_entry=per_entry,
+        per_selected=per_selected,
+        per_cut=per_cut,
+        attention=costs.attention * torch.tensor([read, write], dtype=torch.float64),
+        mlp_read=up * costs.mlp_read,
+        mlp_write=down * costs.mlp_write,
+        dense_cost=1.0,
+    )
+
+
+def for_sites(costs: CostModel, layout: Layout) -> CostModel:
+    """The same costs where branches are no sites, so that all of them are there."""
+    if layout.sites == costs.layout.sites:
+        return costs
+    always = costs.per_entry[:, len(layout.sites) :].sum()
+    return replace(
+        costs,
+        layout=layout,
+        constant_cost=costs.constant_cost + float(always),
+        per_entry=costs.per_entry[:, : len(layout.sites)],
+    )
+
+
+def non_negative(table: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:
+    """The least-squares solution ≥ 0 of `table @ x = 1`: of all subsets of the few columns, the
+    best whose solution is not negative."""
+    columns = table.shape[1]
+    best, error = torch.zeros(columns, dtype=table.dtype), float("inf")
+    ones = torch.ones(len(table), dtype=table.dtype)
+    for subset in range(1, 2**columns):
+        used = [k for k in range(columns) if subset >> k & 1]
+        solution = torch.linalg.lstsq(table[:, used], ones).solution
+        residual = float((table[:, used] @ solution - ones).square().sum())
+        if (solution >= 0).all() and residual < error:
+            best, error = torch.zeros_like(best), residual
+            best[used] = solution
+    return best

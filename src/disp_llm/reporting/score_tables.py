@@ -1,0 +1,97 @@
+"""What models score, alone and methods side by side, as tables and lines on standard error."""
+
+from typing import Any
+
+from disp_llm.config.schema import as_type
+from disp_llm.reporting.comparison import by_method, columns, figures_in, suite_said
+from disp_llm.reporting.reading import comparison_figures
+from disp_llm.reporting.tables import new_table
+from disp_llm.reporting.terminal import console, say
+from disp_llm.runs.results import (
+    Perplexity,
+    from_json,
+    kept_said,
+    percent_with_error,
+    ratio_said,
+    with_error,
+)
+from disp_llm.runs.scores import Scores
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """What `eval` measured, and over what; of a suite, what is lost and kept first."""
+    if "suite" in result:
+        show_scores(result)
+    say(
+        f"{result['model']}: {result['parameters']:,} parameters, "
+        f"{result['block_parameters']:,} in blocks, {result['dtype']}"
+    )
+    if "suite" in result:
+        return
+    if "perplexity" in result:
+        measured = from_json(Perplexity, result, result["model"])
+        say(
+            f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
+            f"window {measured.window}, stride {measured.stride})"
+        )
+    if "tasks" in result:
+        names = ("task", "metric", "accuracy", "standard error", "questions")
+        table = new_table(names, left=("task", "metric"))
+        for name, found in result["tasks"].items():
+            value, error = found[found["metric"]], found["stderr"]
+            table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", f"{found['n']:,}")
+        table.add_row("average", "", f"{result['average']:.2%}", "", "")
+        console.print(table)
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """What a model scores on a suite."""
+    found: Scores = as_type(result, Scores, field=result["model"], hint="measure it again")
+    said = []
+    if found.general_ratio is not None:
+        said.append(f"perplexity of the texts {ratio_said(found)}")
+    if found.kept is not None:
+        said.append(f"kept of the tasks {kept_said(found)}")
+    say(f"{found.suite}: {', '.join(said) or 'no dense model to compare with'}")
+    if found.texts:
+        table = new_table(("text", "perplexity", "dense", "ratio"))
+        for name, text in found.texts.items():
+            dense = "" if text.dense is None else with_error(text.dense, None)
+            ratio = "" if text.ratio is None else with_error(text.ratio, text.ratio_stderr, 3)
+            measured = with_error(text.perplexity, text.perplexity_stderr)
+            table.add_row(name, measured, dense, ratio)
+        console.print(table)
+    if found.tasks:
+        table = new_table(
+            ("task", "metric", "accuracy", "dense", "chance", "kept", "questions"),
+            left=("task", "metric"),
+        )
+        for name, task in found.tasks.items():
+            dense = "" if task.dense is None else percent_with_error(task.dense, None)
+            kept = "" if task.kept is None else percent_with_error(task.kept, task.kept_stderr)
+            right = percent_with_error(task.accuracy, task.stderr)
+            chance = percent_with_error(task.chance, None)
+            table.add_row(name, task.metric, right, dense, chance, kept, f"{task.n:,}")
+        console.print(table)
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    """For each figure a row for each method, a column for each size.
+
+    Args:
+        result: what `compare.json` holds.
+    """
+    found = comparison_figures(result)
+    keeps, rows = found.asked.keep, found.rows
+    for figure in figures_in(rows):
+        table = new_table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
+        for cells in by_method(rows, [figure], keeps):
+            table.add_row(*cells)
+        console.print(table)
+    for method, error in dict.fromkeys((row.method, row.error) for row in rows):
+        if error:
+            say(f"{method}: {error}")
+    if found.dense:
+        console.print(f"dense {found.dense.measured}")
+        for line in suite_said(found.dense.scores):
+            say(line)
