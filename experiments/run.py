@@ -2,9 +2,10 @@
 
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
-be measured, and `tasks`, which they are to be run on zero-shot. A variant that has finished is not
-run again unless its flags have changed; one that was interrupted goes on. Only the results are
-committed, the run folders are not.
+be measured, and `tasks`, which they are to be run on zero-shot. `command` names another command
+than `prune`: `recover`, or `compare`, whose result is what `compare.json` holds. A variant that has
+finished is not run again unless its flags have changed; one that was interrupted goes on. Only the
+results are committed, the run folders are not.
 
     python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
 """
@@ -19,6 +20,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from disp_llm.runs.naming import without_paths_in_message
+
 HERE = Path(__file__).parent
 KEPT = ("seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
         "seconds", "peak_memory_bytes", "keep_by_penalty", "curve", "steps")  # fmt: skip
@@ -32,6 +35,9 @@ def command_of(variant: dict, experiment: dict) -> str:
 
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     """Whether it is of these flags, with all that the experiment wants to know of its models."""
+    if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
+        whole = all(row["error"] is None or not row.get("weights") for row in result["rows"])
+        return whole and result.get("command") == command_of(variant, experiment)
     texts = set(experiment.get("texts", {}))
     return result.get("command") == command_of(variant, experiment) and all(
         texts <= set(model.get("texts", {})) and ("tasks" in model) >= ("tasks" in experiment)
@@ -43,9 +49,10 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     """The variant's result, from its run folder if it has finished there."""
     stated = command_of(variant, experiment)
     arguments = [os.path.expandvars(word) for word in shlex.split(stated)[1:]]
-    resume = ["--resume"] if (folder / "config.toml").exists() else []
+    begun = any((folder / name).exists() for name in ("config.toml", "compare.json"))
+    resume = ["--resume"] if (folder / "config.toml").exists() else []  # `compare` always does
     note = folder.with_name(f"{folder.name}.command")  # beside the folder, which must be empty
-    if resume and (not note.exists() or note.read_text() != stated):
+    if begun and (not note.exists() or note.read_text() != stated):
         return {"name": variant["name"], "error": f"run folder {folder.name} has other flags"}
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(stated)
@@ -59,6 +66,8 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     found = json.loads(done.stdout)
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}
+    if "rows" in found:
+        return {"name": variant["name"], "command": stated} | of_comparison(found)
     kept = {"command": stated} | {key: found[key] for key in KEPT if key in found}
     recovered = "before" in found
     made = [found["model"]] if recovered else found["models"]
@@ -66,9 +75,24 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     for model in models:
         del model["folder"]  # a path of the machine that it ran on
     kept["before" if recovered else "dense"] |= measure(found["source"]["model"], experiment)
-    for key in ("model", "text", "eval_text"):  # names of files, not where this machine has them
-        kept["source"][key] = ", ".join(_named(p) for p in found["source"][key].split(", "))
+    kept["source"] = named_source(found["source"])
     return {"name": variant["name"], **kept, "models": models}
+
+
+def of_comparison(found: dict) -> dict:
+    """What is committed of `compare.json`: all but the places of this machine."""
+    asked = {key: found["asked"][key] for key in ("model", "keep", "steps", "length", "batch")}
+    rows = [
+        row | {"error": row["error"] and without_paths_in_message(row["error"])}
+        for row in found["rows"]
+    ]
+    return found | {"asked": asked, "rows": rows, "source": named_source(found["source"])}
+
+
+def named_source(source: dict) -> dict:
+    """The same with names of files in place of where this machine has them."""
+    keys = ("model", "text", "eval_text")
+    return source | {key: ", ".join(_named(p) for p in source[key].split(", ")) for key in keys}
 
 
 def _named(source: str) -> str:

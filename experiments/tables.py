@@ -3,9 +3,9 @@
     python experiments/tables.py [--check]
 
 docs/reproduce.md, docs/baselines.md and docs/architectures.md are written whole; README.md,
-docs/results.md and the list of files in docs/how-it-works.md between their markers; the chart of
-README.md is drawn. With --check nothing is written and the exit code says whether the texts are up
-to date.
+docs/results.md, docs/choose.md and the list of files in docs/how-it-works.md between their markers;
+the charts are drawn. With --check nothing is written and the exit code says whether the texts are
+up to date.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from architectures_page import architectures_page
 from comparison_tables import HERE, baselines_page, figure, readme_table, results_tables
 from file_tree import file_tree
+from frontier_tables import choices, comparison_section, frontier
 
 ROOT = HERE.parent
 INTRODUCTION = """# Reproduce
@@ -91,6 +92,9 @@ def section(path: Path) -> list[str]:
         why = f"Not run here: it needs {needs}" if needs else "Not run yet"
         return [*lines, f"{why}. Variants: {names}.", ""]
     results = json.loads(results_file.read_text())
+    if experiment.get("command") == "compare":
+        lines += [line for result in results for line in comparison_section(result)]
+        return [*lines, experiment.get("finding", "").strip(), ""]
     done = [result for result in results if "error" not in result]
     lines += [*table(results), "", *dict.fromkeys(dense(result) for result in done)]
     text = Path(done[0]["source"]["eval_text"]).name
@@ -143,13 +147,14 @@ def main() -> None:
     experiments = sorted(HERE.glob("*.toml"))
     page = "\n".join([INTRODUCTION, *(line for path in experiments for line in section(path))])
     docs, readme = ROOT / "docs", ROOT / "README.md"
-    results, code = docs / "results.md", docs / "how-it-works.md"
+    results, code, choose = (docs / f"{name}.md" for name in ("results", "how-it-works", "choose"))
     rooms = re.findall(r"^\| `(\w+)/` \|", code.read_text(), re.MULTILINE)
     files = {
         docs / "reproduce.md": page.rstrip() + "\n",
         docs / "baselines.md": baselines_page(),
         docs / "architectures.md": architectures_page(),
         results: between_markers(results, "results", results_tables()),
+        choose: between_markers(choose, "frontier", choices()),
         readme: between_markers(readme, "results", readme_table()),
         code: between_markers(code, "files", file_tree(rooms)),
     }
@@ -160,7 +165,12 @@ def main() -> None:
         path.write_text(text)
     from chart import draw_equal_tokens  # needs matplotlib, which --check does not
 
+    from disp_llm.reporting.frontier_plots import draw_frontier
+
     draw_equal_tokens(docs / "equal-tokens.png")
+    found = frontier()
+    if found is not None:
+        draw_frontier(found.result, docs)
 
 
 if __name__ == "__main__":

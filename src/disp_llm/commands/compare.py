@@ -1,10 +1,12 @@
 """Methods side by side: same model, text, budget, exporter and evaluation, a row a method and size.
 
     OUTPUT/  compare.json  compare.md  compare.png  METHOD/ (a run folder each, or one a size)
+             frontier.png and one of its panels each: frontier-prefill.png, -decode, -memory
 
-A row that is there is not made again; a method that fails leaves rows that say why.
+A row is written when it is there and not made again; one that fails says why.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -13,21 +15,25 @@ from typing import Any
 from disp_llm.commands.comparison_rows import Comparison, row_makers
 from disp_llm.commands.front import Caller, located
 from disp_llm.commands.measuring import scoreboard_of
+from disp_llm.commands.places import Place, missing, places_of
 from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import DENSE, compared_methods
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
+from disp_llm.reporting.frontier_plots import draw_frontier
 from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.results import as_json
+from disp_llm.runs.rows import ComparisonRow
 
 
 def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -57,16 +63,18 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
             _add_rows(Comparison(config, reference, caller), result)
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
+        if config.frontier:
+            _write(config.output_dir, result, draw_frontier(result, config.output_dir))
     return result
 
 
 def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
-    """Makes the rows that are not there yet, and writes them down as they come."""
+    """Makes the rows that are not there yet, and writes each down as it comes."""
     config, reference = comparison.config, comparison.reference
     makers = row_makers(comparison)
     for name, make_rows in makers.items():
-        done = any(row["method"] == name and not row.get("error") for row in result["rows"])
-        if done or not {"all", name} & set(config.methods):
+        wanted = missing(config, name, [row for row in result["rows"] if row["method"] == name])
+        if not wanted:
             continue
         if "source" in result and not config.anyway:
             require_same_source(result["source"], reference.sources, config.output_dir)
@@ -74,20 +82,33 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
             original = reference.original(comparison.progress("original"))
             result |= {"dense": as_json(original), "source": reference.sources}
             _write(config.output_dir, result)
-        dense = comparison_figures(result).dense
-        comparison = replace(comparison, dense=dense.scores if dense else None)
-        made = [as_json(row) for row in make_rows(comparison, name)]
-        others = [row for row in result["rows"] if row["method"] != name]
-        places = list(makers)
-        result["rows"] = sorted(others + made, key=lambda row: places.index(row["method"]))
-        result |= {"hardware": hardware(), "versions": versions()}
-        _write(config.output_dir, result)
+        comparison = replace(comparison, original=comparison_figures(result).dense)
+        for row in make_rows(comparison, name, wanted):
+            _put(row, result, config)
+            result |= {"hardware": hardware(), "versions": versions()}
+            _write(config.output_dir, result)
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
+def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
+    """Puts a row in its place, where one that failed may be."""
+    made = as_json(row) | ({"measured": row.measured} if row.measured else {})
+    mine, order = (row.method, Place.of(made)), [DENSE, *compared_methods()]
+
+    def rank(row: dict[str, Any]) -> tuple[int, int]:
+        method, places = row["method"], places_of(config, row["method"])
+        return (
+            order.index(method) if method in order else len(order),  # of a package that is not here
+            places.index(Place.of(row)) if Place.of(row) in places else len(places),
+        )
+
+    rows = [old for old in result["rows"] if (old["method"], Place.of(old)) != mine]
+    result["rows"] = sorted([*rows, made], key=rank)
+
+
+def _write(folder: Path, result: dict[str, Any], pictures: Sequence[Path] = ()) -> None:
     write_checked_json(folder / "compare.json", result)
     with atomic(folder / "compare.md") as temporary:
-        temporary.write_text(markdown(result))
+        temporary.write_text(markdown(result, [path.name for path in pictures]))
 
 
 def _started(config: CompareConfig) -> dict[str, Any]:
@@ -103,6 +124,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         "steps": config.steps,
         "length": config.length,
         "batch": config.batch,
+        "align": config.align,
     }
     for table in ("text", "words", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))

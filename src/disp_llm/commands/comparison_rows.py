@@ -1,21 +1,26 @@
-"""How the rows of each method of a comparison are made: by runs of `prune`, or by a baseline."""
+"""How the rows of each method of a comparison are made: by runs of `prune`, by a baseline, or from
+the original itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.places import Place
 from disp_llm.commands.prune import prune_with
 from disp_llm.commands.reference import Reference, shared_settings, with_steps
 from disp_llm.commands.variants import VARIANTS
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import DENSE, WeightKind
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.named import InMemory
+from disp_llm.evaluation.suites import against
+from disp_llm.export.quantising import quantised
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import all_methods
@@ -26,12 +31,14 @@ from disp_llm.models.loading import load_model
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.rows import ComparisonRow
+from disp_llm.runs.results import SizeResult
+from disp_llm.runs.rows import ComparisonRow, OriginalResult
 from disp_llm.runs.scores import Scores
 from disp_llm.training.problem import PruningProblem
 
-FAILURES = (InputError, torch.linalg.LinAlgError, torch.OutOfMemoryError)
-"""What leaves a row that says why, and lets the other methods go on."""
+FAILURES = (InputError, RuntimeError)
+"""What leaves a row that says why, and lets the other methods go on: what a method refuses, what
+torch cannot compute or has no memory or kernel for."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class Comparison:
     config: CompareConfig
     reference: Reference
     caller: Caller
-    dense: Scores | None = None
-    """What the original scores on the suite, if there is one."""
+    original: OriginalResult | None = None
+    """What was measured of the original, once it was."""
 
     def progress(self, method: str) -> ProgressCallback:
         """Reports the stages of one method under its name."""
@@ -58,16 +65,17 @@ class Comparison:
         `prune` are not asked to measure it: they would each measure the original too."""
         target = PrunableModel(model, self.reference.dense.family)
         measuring = self.reference.measuring(self.progress(method))
-        return measuring.scores(target, "suite", self.dense)
+        return measuring.scores(target, "suite", self.original.scores if self.original else None)
 
 
-RowMaker = Callable[[Comparison, str], list[ComparisonRow]]
+RowMaker = Callable[[Comparison, str, list[Place]], Iterator[ComparisonRow]]
+"""Makes the rows of a method at some places, one after the other."""
 
 
 def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     """How the rows of every method are made, in the order of the table."""
     common = shared_settings(comparison.config)
-    makers: dict[str, RowMaker] = {}
+    makers: dict[str, RowMaker] = {DENSE: dense_rows} if comparison.config.frontier else {}
     for name, method in all_methods().items():
         config = replace(common, method=name)
         makers[name] = partial(pruned_rows, settings=config, one_size=method.one_size)
@@ -79,75 +87,155 @@ def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     return makers
 
 
-def failed(name: str, keep: float, error: Exception) -> ComparisonRow:
+def failed(name: str, place: Place, error: Exception) -> ComparisonRow:
     """A row that says in one line why it has no figures."""
-    return ComparisonRow(name, keep, error=str(error).strip().splitlines()[0])
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ComparisonRow(name, **place.fields, error=said)
+
+
+def dense_rows(comparison: Comparison, name: str, missing: list[Place]) -> Iterator[ComparisonRow]:
+    """The original as it runs, timed against itself, and quantised."""
+    original, dense = comparison.original, comparison.reference.dense
+    assert original is not None
+    scores = original.scores and against(original.scores, original.scores, "suite")
+    whole = ComparisonRow(
+        method=name,
+        keep_asked=1.0,
+        perplexity=original.measured.perplexity,
+        perplexity_stderr=original.measured.perplexity_stderr,
+        keep=1.0,
+        block_parameters=original.block_parameters,
+        parameters=original.parameters,
+        flops=1.0,
+        tokens_seen=0,
+        scores=scores,
+    )
+    for place in missing:
+        if place.weights:
+            yield _quantised(comparison, dense, whole, place)
+        else:
+            yield replace(
+                whole, **comparison.reference.costs(dense.model, comparison.progress(name))
+            )
 
 
 def pruned_rows(
-    comparison: Comparison, name: str, settings: PruneConfig, one_size: bool
-) -> list[ComparisonRow]:
-    """One row a size from one run of `prune`, or from a run a size (`one_size`); `seconds` is what
+    comparison: Comparison,
+    name: str,
+    missing: list[Place],
+    settings: PruneConfig,
+    one_size: bool,
+) -> Iterator[ComparisonRow]:
+    """Rows of the sizes of one run of `prune`, or of a run a size (`one_size`); `seconds` is what
     choosing took."""
-    rows: list[ComparisonRow] = []
     asked = comparison.config
     caller = replace(comparison.caller, progress=comparison.progress(name))
     inputs = Inputs(texts=InMemory(words=comparison.reference.words))
-    for keeps in [(keep,) for keep in asked.keep] if one_size else [asked.keep]:
+    in_time = settings.budget.budget == "latency"
+    shares = asked.target if in_time else asked.keep
+    for group in [(share,) for share in shares] if one_size else [shares]:
+        places = [place for place in missing if place.share in group]
+        if not places:
+            continue
         folder = asked.output_dir / name
-        folder = folder / f"keep-{keeps[0]:g}" if one_size else folder
+        folder = folder / f"keep-{group[0]:g}" if one_size else folder
         resume = (folder / "config.toml").exists()
-        config = replace(
-            settings, keep=keeps, output_dir=folder, resume=resume, anyway=asked.anyway
-        )
+        config = replace(settings, output_dir=folder, resume=resume, anyway=asked.anyway)
+        if in_time:
+            config = replace(config, budget=replace(config.budget, target=group))
+        else:
+            config = replace(config, keep=group)
         try:
             result = prune_with(caller, config, inputs)
-        except InputError as error:
-            rows += [failed(name, keep, error) for keep in keeps]
+        except FAILURES as error:
+            yield from (failed(name, place, error) for place in places)
             continue
         for size in result.sizes:
             if size.measured is None:  # exported since then, by hand
                 continue
-            dense = comparison.reference.dense
-            compact = load_model(size.folder, dense.device, dense.dtype)
-            row = ComparisonRow(
-                method=name,
-                keep_asked=size.share_asked,
-                perplexity=size.measured.perplexity,
-                perplexity_stderr=size.measured.perplexity_stderr,
-                keep=size.keep,
-                block_parameters=size.block_parameters,
-                parameters=size.parameters,
-                flops=size.keep,
-                tokens_seen=result.figures["tokens_seen"],
-                seconds=result.figures.get("choosing_s"),
-                speed=comparison.reference.speed(compact, comparison.progress(name)),
-                scores=comparison.scores(compact, name),
-            )
-            rows.append(row)
-    return rows
+            of_size = [place for place in places if place.share == size.share_asked]
+            yield from _of_size(comparison, name, size, result.figures, of_size)
 
 
-def baseline_rows(comparison: Comparison, name: str, baseline: Baseline) -> list[ComparisonRow]:
+def _of_size(
+    comparison: Comparison,
+    name: str,
+    size: SizeResult,
+    figures: dict[str, Any],
+    places: list[Place],
+) -> Iterator[ComparisonRow]:
+    """The rows of one exported model: as it is, and quantised."""
+    if not places:
+        return
+    dense = comparison.reference.dense
+    assert size.measured is not None
+    compact = load_model(size.folder, dense.device, dense.dtype)
+    row = ComparisonRow(
+        method=name,
+        keep_asked=places[0].keep,
+        target=places[0].target,
+        perplexity=size.measured.perplexity,
+        perplexity_stderr=size.measured.perplexity_stderr,
+        keep=size.keep,
+        block_parameters=size.block_parameters,
+        parameters=size.parameters,
+        flops=size.keep,
+        tokens_seen=figures["tokens_seen"],
+        seconds=figures.get("choosing_s"),
+    )
+    for place in places:
+        if place.weights:
+            target = PrunableModel(compact, dense.family)
+            yield _quantised(comparison, target, row, place)
+        else:
+            costs = comparison.reference.costs(compact, comparison.progress(name))
+            yield replace(row, **costs, scores=comparison.scores(compact, name))
+
+
+def _quantised(
+    comparison: Comparison, target: PrunableModel, row: ComparisonRow, place: Place
+) -> ComparisonRow:
+    """The row of the same model with quantised weights, or one that says why there is none."""
+    kind: WeightKind = place.weights
+    name, reference = f"{row.method}, {kind}", comparison.reference
+    progress = comparison.progress(name)
+    try:
+        made, left_out = quantised(target, kind)
+        measured = reference.measuring(progress).perplexity(made, "perplexity")
+        return replace(
+            row,
+            weights=kind,
+            perplexity=measured.perplexity,
+            perplexity_stderr=measured.perplexity_stderr,
+            note=f"{left_out} layers stay as they are" if left_out else "",
+            scores=comparison.scores(made.model, name),
+            **reference.costs(made.model, progress),
+        )
+    except FAILURES as error:
+        return failed(row.method, place, error)
+
+
+def baseline_rows(
+    comparison: Comparison, name: str, missing: list[Place], baseline: Baseline
+) -> Iterator[ComparisonRow]:
     """One row a size from a baseline; `seconds` is its preparation and that size."""
-    config = comparison.config
     problem = _problem(comparison, name)
     began = time.perf_counter()
     try:
         make = baseline.prepare(problem)
     except FAILURES as error:
-        return [failed(name, keep, error) for keep in config.keep]
+        yield from (failed(name, place, error) for place in missing)
+        return
     preparing = time.perf_counter() - began
-    rows: list[ComparisonRow] = []
-    for keep in config.keep:
+    for place in missing:
         began = time.perf_counter()
         try:
-            made = make(keep)
+            made = make(place.share)
             seconds = preparing + time.perf_counter() - began
-            rows.append(_measured(comparison, baseline, keep, made, seconds))
+            row = _measured(comparison, baseline, place.share, made, seconds)
         except FAILURES as error:
-            rows.append(failed(name, keep, error))
-    return rows
+            row = failed(name, place, error)
+        yield row
 
 
 def _problem(comparison: Comparison, name: str) -> PruningProblem:
@@ -164,13 +252,15 @@ def _problem(comparison: Comparison, name: str) -> PruningProblem:
 def _measured(
     comparison: Comparison, baseline: Baseline, keep: float, made: BaselineModel, seconds: float
 ) -> ComparisonRow:
-    """The figures of a baseline's model, which took so many seconds to make."""
+    """The figures of a baseline's model, which took so many seconds to make; what takes the time
+    and memory of the original is not timed."""
     name, reference = baseline.name, comparison.reference
     progress = comparison.progress(name)
     target = PrunableModel(made.model, reference.dense.family)
     measured = reference.measuring(progress).perplexity(target, "perplexity")
     dense = reference.dense.block_parameters
     outside = target.parameters - stored_numbers(target)
+    costs = {} if baseline.not_smaller else reference.costs(made.model, progress)
     return ComparisonRow(
         method=name,
         keep_asked=keep,
@@ -182,6 +272,7 @@ def _measured(
         flops=made.multiplied / dense,
         tokens_seen=comparison.config.scores.tokens if baseline.reads_text else 0,
         seconds=round(seconds, 1),
-        speed=reference.speed(made.model, progress),
         scores=comparison.scores(made.model, name),
+        note=baseline.not_smaller,
+        **costs,
     )

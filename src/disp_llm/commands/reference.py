@@ -4,6 +4,7 @@ clock."""
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -18,8 +19,9 @@ from disp_llm.data.named import read_sources
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.data.written import Writer
+from disp_llm.evaluation.memory import cache_bytes, stored_bytes
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.evaluation.timing import speed_against
+from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.baseline import stored_numbers
 from disp_llm.models.devices import dtype_name, start_process
@@ -42,7 +44,7 @@ def shared_settings(config: CompareConfig) -> PruneConfig:
         words=config.words,
         evaluation=config.evaluation,
         scores=config.scores,
-        export=OutputConfig(align=1),
+        export=OutputConfig(align=config.align),
         rounds=0,  # timed as the baselines are, not by each run
         machine=config.machine,
     )
@@ -134,6 +136,16 @@ class Reference:
             block_parameters=stored_numbers(self.dense),
             scores=measuring.scores(self.dense, "suite"),
         )
+
+    def costs(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, Any]:
+        """Bytes of a model and of its KV cache, and how fast it is beside the original, as fields
+        of a row."""
+        tokens = fitted(USUAL[-1], model).length
+        return {
+            "bytes": stored_bytes(model),
+            "kv_cache_bytes": cache_bytes(model, tokens),
+            "speed": self.speed(model, progress),
+        }
 
     def speed(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, float]:
         """How fast a model is, beside the original."""

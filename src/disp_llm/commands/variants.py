@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from disp_llm.config.names import IN_TIME
+from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.methods.parts.coupled import COUPLED
@@ -27,6 +29,12 @@ def coupled(config: PruneConfig) -> PruneConfig:
     """Ours where most others prune: the residual stream keeps its width, so nothing is gathered
     from it or scattered into it, and KV heads are pruned."""
     return replace(config, sites=COUPLED)
+
+
+def in_time(config: PruneConfig) -> PruneConfig:
+    """Ours where time is the budget: dimensions, KV heads and whole branches compete by what they
+    take of a prompt on this machine."""
+    return replace(config, budget=BudgetConfig("latency", target=(1.0,)))
 
 
 def paper(config: PruneConfig) -> PruneConfig:
@@ -58,6 +66,7 @@ VARIANTS = {
     "masks_and_scales": Variant(masks_and_scales, one_size=False),
     "domain": Variant(domain, one_size=False),
     "coupled": Variant(coupled, one_size=False),
+    IN_TIME: Variant(in_time, one_size=False),
     "paper": Variant(paper, one_size=True),
     "policy_gradient": Variant(policy_gradient, one_size=True),
 }

@@ -14,7 +14,7 @@ from disp_llm.config.checks import (
 )
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.config.names import compared_methods
+from disp_llm.config.names import IN_TIME, VARIANTS, compared_methods, mask_methods
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.words import OwnWordsConfig
 
@@ -32,8 +32,19 @@ class CompareConfig:
     exported models; baselines that do more than drop dimensions are measured and not written."""
     keep: tuple[float, ...] = (0.8, 0.7, 0.5)
     """Share of block parameters that is kept, in (0, 1]."""
+    frontier: bool = False
+    """Measure the original as rows of its own too, in the dtype of the run, in int8 and in int4
+    (which needs torchao), draw every row against its time and its memory, and say which are
+    dominated."""
+    target: tuple[float, ...] = ()
+    """Sizes of the method `latency`, as shares of the original's time for a prompt, in (0, 1]."""
+    quantise: tuple[str, ...] = ()
+    """Methods that choose masks whose models are also measured in int8 and int4."""
+    align: int = 1
+    """Widths of the models that methods that choose masks write are multiples of this number; int4
+    takes multiples of 32."""
     output_dir: Path = Path("comparison")
-    """The folder of compare.json, compare.md, compare.png and the run folders. Rows that are there
+    """The folder of compare.json, compare.md, the pictures and the run folders. Rows that are there
     are not made again."""
     steps: int = 150
     """Optimiser steps of the methods that learn."""
@@ -73,6 +84,32 @@ class CompareConfig:
         require_sizes(keep=self.keep)
         require_not_negative(steps=self.steps, rounds=self.rounds)
         require_at_least(2, length=self.length)
-        require_at_least(1, batch=self.batch)
+        require_at_least(1, batch=self.batch, align=self.align)
+        self._validate_frontier()
         for part in (self.scores, self.text, self.words, self.evaluation):
             part.validate()
+
+    def _validate_frontier(self) -> None:
+        """Refuses sizes without their method, or a method without its sizes, and models that no
+        folder holds."""
+        if self.target:
+            require_sizes(target=self.target)
+        if self.target and not {"all", IN_TIME} & set(self.methods):
+            raise InputError(
+                f"is of the method {IN_TIME}", field="target", hint=f"add {IN_TIME} to `methods`"
+            )
+        if IN_TIME in self.methods and not self.target:
+            raise InputError(
+                f"{IN_TIME} has no sizes", field="methods", hint="give `target`, such as 0.8 0.65"
+            )
+        if self.frontier and not self.rounds:
+            raise InputError(
+                "has no times without rounds", field="frontier", hint="give 1 or more `rounds`"
+            )
+        masks = [*mask_methods(), *VARIANTS]
+        for name in set(self.quantise) - set(masks):
+            raise InputError(
+                f"'{name}' writes no model folder{nearest(name, masks)}",
+                field="quantise",
+                hint=f"use some of {', '.join(masks)}",
+            )

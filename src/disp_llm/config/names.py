@@ -7,7 +7,7 @@ its name is known here without importing it.
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -57,8 +57,25 @@ Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
 """Whether to go on with a run; "auto" = if there is one."""
 
-VARIANTS = ("masks_only", "masks_and_scales", "domain", "coupled", "paper", "policy_gradient")
+IN_TIME = "latency"
+"""The setting of `learned` whose sizes are shares of the original's time."""
+
+VARIANTS = (
+    *("masks_only", "masks_and_scales", "domain", "coupled", IN_TIME),
+    *("paper", "policy_gradient"),
+)
 """Other settings of the method `learned`, which `compare` shows as rows of their own."""
+
+OURS = ("learned", "masks_only", "masks_and_scales", "domain", "coupled", IN_TIME)
+"""What this package recommends, with one thing changed or none; all other rows are of others."""
+
+DENSE = "dense"
+"""The original as a row of a comparison: in the dtype of the run, and quantised."""
+
+WeightKind = Literal["int8", "int4"]
+
+WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
+"""What the weights of blocks can be quantised to, for a comparison."""
 
 SELF, SPEECHES, GENERAL = "self", "speeches", "general"
 

@@ -1,8 +1,10 @@
 """A comparison as tables of text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from disp_llm.config.names import DENSE
+from disp_llm.reporting.frontier import frontier_lines
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import names_in, without_paths_in_message
 from disp_llm.runs.results import kept_said, percent_with_error, ratio_said
@@ -61,15 +63,21 @@ def _seconds(row: ComparisonRow) -> str:
     return "–" if row.seconds is None else f"{row.seconds:.0f}"
 
 
-def markdown(result: dict[str, Any]) -> str:
+def of_sizes(rows: list[ComparisonRow]) -> list[ComparisonRow]:
+    """The rows of models that were made to a number of block parameters, as they were made."""
+    return [row for row in rows if row.method != DENSE and row.target is None and not row.weights]
+
+
+def markdown(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     """A table with a row for each method and a column for each size, and one of what every model
-    costs.
+    costs; with the original among the rows, the frontier too.
 
     Args:
         result: what `compare.json` holds.
+        pictures: names of pictures of the frontier that lie beside the text.
     """
     found = comparison_figures(result)
-    keeps, rows = found.asked.keep, found.rows
+    keeps, rows = found.asked.keep, of_sizes(found.rows)
     figures = figures_in(rows)
     names = columns(figures, keeps)
     lines = [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
@@ -78,13 +86,18 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"Dense: {found.dense.measured}, {names_in(found.source['eval_text'])}."]
         lines += suite_said(found.dense.scores)
     failed: dict[str, dict[str, None]] = {}
-    for row in rows:
+    for row in found.rows:
         if row.error:
-            failed.setdefault(without_paths_in_message(row.error), {})[row.method] = None
+            name = row.method if row in rows else row.name
+            failed.setdefault(without_paths_in_message(row.error), {})[name] = None
     if failed:
         lines += ["", *(f"- {', '.join(methods)}: {error}" for error, methods in failed.items())]
     if any(row.speed for row in rows):
         lines += ["", *_costs(rows)]
+    frontier = frontier_lines(result)
+    lines += ["", "## Frontier", "", *frontier] if frontier else []
+    for name in pictures:
+        lines += ["", f"![{name}]({name})"]
     return "\n".join(lines) + "\n"
 
 

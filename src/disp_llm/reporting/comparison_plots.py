@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.config.names import OURS
 from disp_llm.reporting.canvas import OTHERS, PRUNED, mark_dense, panels, save
+from disp_llm.reporting.comparison import of_sizes
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import name_of
 from disp_llm.runs.rows import ComparisonRow, OriginalResult
@@ -13,14 +15,8 @@ from disp_llm.runs.rows import ComparisonRow, OriginalResult
 MARKERS = "os^vDP*"
 """One fewer than the colours, so that no two methods look alike."""
 
-OURS = {
-    "learned": 2.8,
-    "domain": 1.6,
-    "masks_and_scales": 1.6,
-    "coupled": 1.6,
-    "masks_only": 1.6,
-}
-"""Methods of this package, and how thick their lines are."""
+WIDTHS = {"learned": 2.8}
+"""How thick a line is that stands out."""
 
 CEILING = 100
 """Times the original's perplexity; what is worse is named and not drawn."""
@@ -37,7 +33,8 @@ class Panel:
     value_name: str
     place_name: str
     value: Callable[[ComparisonRow], float]
-    place: Callable[[ComparisonRow], float]
+    place: Callable[[ComparisonRow], float | None]
+    """None where it was not measured."""
     dense: float
     """The value of the original."""
 
@@ -59,7 +56,7 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     """
     found = comparison_figures(result)
     assert found.dense is not None
-    made = [row for row in found.rows if row.error is None]
+    made = [row for row in of_sizes(found.rows) if row.error is None]
     shown = _panels(found.dense, made)
     first, drawn = shown[0], [row for row in made if all(panel.holds(row) for panel in shown)]
     last = {row.method: first.value(row) for row in sorted(drawn, key=lambda r: -(r.keep or 0))}
@@ -107,19 +104,20 @@ def _keep(row: ComparisonRow) -> float:
     return row.keep
 
 
-def _time(row: ComparisonRow) -> float:
-    return 1 / row.speed["prefill_speedup"]
+def _time(row: ComparisonRow) -> float | None:
+    return row.measured.get("prefill")
 
 
 def _draw_methods(axes: Any, rows: list[ComparisonRow], methods: list[str], panel: Panel) -> None:
     """A line for each method."""
     for place, method in enumerate(methods):
         found = sorted((r for r in rows if r.method == method), key=lambda row: row.keep or 0)
+        found = [row for row in found if panel.place(row) is not None]
         ours = method in OURS
         axes.plot(
             [panel.place(row) for row in found], [panel.value(row) for row in found],
             marker=MARKERS[place % len(MARKERS)], markersize=7 if method == "learned" else 4,
             label=method, color=PRUNED if ours else OTHERS[place % len(OTHERS)],
             linestyle="-" if ours else (0, (4, 1 + place % 3)),
-            linewidth=OURS.get(method, 1.0), zorder=3 if ours else 2,
+            linewidth=WIDTHS.get(method, 1.6 if ours else 1.0), zorder=3 if ours else 2,
         )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from disp_llm.config.names import DENSE
 from disp_llm.config.schema import as_type
-from disp_llm.reporting.comparison import by_method, columns, figures_in, suite_said
+from disp_llm.reporting.comparison import by_method, columns, figures_in, of_sizes, suite_said
+from disp_llm.reporting.frontier import HEADINGS, Frontier, table
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.reporting.tables import new_table
 from disp_llm.reporting.terminal import console, say
@@ -82,16 +84,29 @@ def show_comparison(result: dict[str, Any]) -> None:
         result: what `compare.json` holds.
     """
     found = comparison_figures(result)
-    keeps, rows = found.asked.keep, found.rows
+    keeps, rows = found.asked.keep, of_sizes(found.rows)
     for figure in figures_in(rows):
         table = new_table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
         for cells in by_method(rows, [figure], keeps):
             table.add_row(*cells)
         console.print(table)
-    for method, error in dict.fromkeys((row.method, row.error) for row in rows):
-        if error:
-            say(f"{method}: {error}")
+    for row in found.rows:
+        if row.error:
+            say(f"{row.name}: {row.error}")
     if found.dense:
         console.print(f"dense {found.dense.measured}")
         for line in suite_said(found.dense.scores):
             say(line)
+    if any(row.method == DENSE for row in found.rows):
+        _show_frontier(Frontier(found))
+
+
+def _show_frontier(frontier: Frontier) -> None:
+    """What every model costs, and in words which are dominated."""
+    columns = ("model", frontier.value_name, *HEADINGS)
+    shown = new_table(columns, left=(columns[0], columns[-1]), title="frontier")
+    for cells in table(frontier):
+        shown.add_row(*cells)
+    console.print(shown)
+    for sentence in frontier.sentences():
+        say(sentence)

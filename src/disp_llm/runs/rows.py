@@ -1,10 +1,11 @@
 """Rows of tables: methods side by side, and models that were timed."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, get_args
 
 from msgspec import Meta
 
+from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.runs.results import SPEEDS, Perplexity, Phase, require_speeds, with_error
 from disp_llm.runs.scores import Scores
@@ -26,7 +27,8 @@ class ComparisonRow:
     """One method at one size; a row that failed has an error and no figures."""
 
     method: str
-    keep_asked: Amount
+    keep_asked: Amount | None
+    """None where the size is a share of the time."""
     perplexity: Positive | None = None
     perplexity_stderr: Amount | None = None
     keep: Amount | None = None
@@ -42,12 +44,36 @@ class ComparisonRow:
     """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
     scores: Scores | None = None
     """On the suite of the comparison, against the original's; None where it has none."""
+    target: Amount | None = None
+    """Share of the original's prefill time that was asked for, in place of `keep_asked`."""
+    weights: str = ""
+    """What the weights of the blocks are quantised to, such as `int8`; empty = the run's dtype."""
+    bytes: Count | None = None
+    """Of all weights as they are stored; None where no smaller model runs."""
+    kv_cache_bytes: Count | None = None
+    """After a prompt of 512 tokens, or of as many as the model can read."""
+    note: str = ""
+    """What a reader has to know of the figures."""
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
         if self.error is None and None in (*figures, self.tokens_seen):
             raise ValueError("has neither all figures nor an error")
+        if (self.keep_asked is None) == (self.target is None):
+            raise ValueError("has not one of keep_asked and target")
         require_speeds(self.speed, *SPEEDS)
+
+    @property
+    def name(self) -> str:
+        """`learned keep 0.8`, `latency 0.8 int8`, `dense int4`."""
+        size = f" keep {self.keep_asked:g}" if self.target is None else f" {self.target:g}"
+        size = "" if self.method == DENSE else size
+        return f"{self.method}{size}" + (f" {self.weights}" if self.weights else "")
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Time of prefill and decode as a share of the original's; empty where none was timed."""
+        return {p: 1 / self.speed[f"{p}_speedup"] for p in get_args(Phase) if self.speed}
 
     def __str__(self) -> str:
         if self.perplexity is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from disp_llm.methods.parts.baseline import Baseline, Maker
 from disp_llm.methods.parts.block_by_block import SecondMoments
 from disp_llm.methods.parts.two_of_four import (
+    ZEROS,
     best_by_input_norm,
     best_two_of_four,
     input_norms,
@@ -49,4 +50,5 @@ BASELINE = Baseline(
     reference="Guo et al., Dependency-aware Semi-structured Sparsity of GLU Variants in Large "
     "Language Models (arXiv 2405.01943)",
     prepare=dass_2_4,
+    not_smaller=ZEROS,
 )

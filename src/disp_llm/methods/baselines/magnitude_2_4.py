@@ -5,7 +5,7 @@ The score is `|W_ij|` (arXiv 1506.02626).
 
 from disp_llm.compact.modeling_disp_llm import matrix_of
 from disp_llm.methods.parts.baseline import Baseline, Maker, copied
-from disp_llm.methods.parts.two_of_four import best_two_of_four, half_of
+from disp_llm.methods.parts.two_of_four import ZEROS, best_two_of_four, half_of
 from disp_llm.training.problem import PruningProblem
 
 
@@ -29,4 +29,5 @@ BASELINE = Baseline(
     "(arXiv 1506.02626)",
     prepare=magnitude_2_4,
     reads_text=False,
+    not_smaller=ZEROS,
 )

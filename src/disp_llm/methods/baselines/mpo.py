@@ -212,4 +212,5 @@ BASELINE = Baseline(
     "Architecture (arXiv 2303.16753)",
     prepare=mpo,
     reads_text=False,
+    not_smaller="its tensors run multiplied out, as matrices of the original's size",
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.methods.parts.baseline import Baseline, Maker, copied, damped
 from disp_llm.methods.parts.block_by_block import SecondMoments, visit_blocks
-from disp_llm.methods.parts.two_of_four import best_two_of_four, half_of
+from disp_llm.methods.parts.two_of_four import ZEROS, best_two_of_four, half_of
 from disp_llm.training.problem import PruningProblem
 
 COLUMNS = 128
@@ -85,4 +85,5 @@ BASELINE = Baseline(
     reference="Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned "
     "in One-Shot (arXiv 2301.00774)",
     prepare=sparsegpt_2_4,
+    not_smaller=ZEROS,
 )

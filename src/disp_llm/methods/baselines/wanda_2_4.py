@@ -5,7 +5,7 @@ it.
 """
 
 from disp_llm.methods.parts.baseline import Baseline, Maker
-from disp_llm.methods.parts.two_of_four import best_by_input_norm, pruned_block_by_block
+from disp_llm.methods.parts.two_of_four import ZEROS, best_by_input_norm, pruned_block_by_block
 from disp_llm.training.problem import PruningProblem
 
 
@@ -24,4 +24,5 @@ BASELINE = Baseline(
     reference="Sun et al., A Simple and Effective Pruning Approach for Large Language Models "
     "(arXiv 2306.11695)",
     prepare=wanda_2_4,
+    not_smaller=ZEROS,
 )

@@ -53,6 +53,8 @@ class Baseline:
     """Does what serves all sizes; what it returns makes one of them."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
+    not_smaller: str = ""
+    """Why what runs takes the time and the memory of the original; empty where it is smaller."""
 
 
 def require_one_kind(problem: PruningProblem) -> None:

@@ -20,6 +20,9 @@ from disp_llm.methods.parts.baseline import BaselineModel, Maker, copied, stored
 from disp_llm.methods.parts.block_by_block import SecondMoments, visit_blocks
 from disp_llm.training.problem import PruningProblem
 
+ZEROS = "its zeros are stored and multiplied like other weights where no kernel skips them"
+"""Why a model of this kind is no smaller here."""
+
 INDEX_BITS = 2
 """For each kept weight, its place among four."""
 

@@ -1,0 +1,170 @@
+"""The frontier of committed results: its section of docs/reproduce.md, and docs/choose.md's tables.
+
+Every number comes from `results/frontier.json` or, for how pruning and quantising go together, from
+`benchmarks/results/quantise.json`; where the first has not been run, the text says so.
+"""
+
+import json
+from dataclasses import dataclass
+
+from comparison_tables import HERE
+
+from disp_llm.config.names import OURS
+from disp_llm.reporting.frontier import COSTS, Frontier, Point, frontier_lines
+
+RESULTS = HERE / "results" / "frontier.json"
+QUANTISED = HERE.parent / "benchmarks" / "results" / "quantise.json"
+COMMAND = "make experiments/frontier"
+WANTED = {
+    "prefill": "a prompt is to take less time",
+    "decode": "a token is to take less time",
+    "memory": "the model is to take less memory",
+}
+"""What a reader wants who looks at a cost."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A comparison that has been run."""
+
+    result: dict
+    """What `compare.json` holds."""
+
+    @property
+    def machine(self) -> str:
+        """What it ran on."""
+        hardware, versions = self.result["hardware"], self.result["versions"]
+        software = ", ".join(f"{name} {number}" for name, number in versions.items())
+        return f"{hardware['cpu']}, {hardware['threads']} threads; {software}."
+
+
+def frontier() -> Measured | None:
+    """The first variant of the experiment, if it has been run."""
+    if not RESULTS.exists():
+        return None
+    found = [result for result in json.loads(RESULTS.read_text()) if "rows" in result]
+    return Measured(found[0]) if found else None
+
+
+def comparison_section(result: dict) -> list[str]:
+    """One comparison of docs/reproduce.md: every row, and what dominates what."""
+    lines = [f"### {result['name']}", ""]
+    if "error" in result:
+        return [*lines, f"{result['error']}.", ""]
+    return [*lines, *frontier_lines(result), "", Measured(result).machine, ""]
+
+
+def choices() -> list[str]:
+    """Between the markers of docs/choose.md: the fronts, ours beside others, and quantising."""
+    found = frontier()
+    lines = ["## Smaller, faster, or both", ""]
+    if found is None:
+        lines += [f"The frontier has not been run yet: `{COMMAND}` fills this part."]
+    else:
+        measured = Frontier.of(found.result)
+        lines += ["![Perplexity over prefill, decode and memory](frontier.png)", ""]
+        lines += [*fronts(measured), "", "### At the time of others", "", *beside(measured), ""]
+        lines += [f"{found.machine} All rows: [reproduce.md](reproduce.md#frontier)."]
+    return [*lines, "", "## Prune, quantise, or both", "", *quantising(), "", *when(found)]
+
+
+def fronts(frontier: Frontier) -> list[str]:
+    """A row a cost: what nothing dominates, the cheapest last."""
+    lines = [
+        f"| if | nothing else is as good for less ({frontier.value_name}, cost) |",
+        "|---|---|",
+    ]
+    for cost in COSTS:
+        said = "; ".join(
+            f"{point.row.name}: {point.value:,.2f} at {cost.said(point.cost)}"
+            for point in reversed(frontier.front(cost))
+        )
+        lines.append(f"| {WANTED[cost.name]} | {said} |")
+    return lines
+
+
+def beside(frontier: Frontier) -> list[str]:
+    """A row a model of another method: the best of ours that takes its time or less."""
+    lines = [
+        f"| method | {frontier.value_name} | prefill | ours in that time or less | decode "
+        "| ours in that time or less |",
+        "|---|---:|---:|---|---:|---|",
+    ]
+    prefill, decode = (dict(_by_name(frontier, cost)) for cost in COSTS[:2])
+    for name, (other, own) in prefill.items():
+        cells = [name, f"{other.value:,.2f}", f"{other.cost:.2f}", _said(own, other)]
+        theirs, mine = decode[name]
+        lines.append(f"| {' | '.join([*cells, f'{theirs.cost:.2f}', _said(mine, theirs)])} |")
+    return lines
+
+
+def _by_name(frontier: Frontier, cost) -> list[tuple[str, tuple[Point, Point | None]]]:
+    return [(other.row.name, (other, own)) for other, own in frontier.ours_beside(cost)]
+
+
+def _said(own: Point | None, other: Point) -> str:
+    """`learned keep 0.5: 50.92`, and whether that is behind."""
+    if own is None:
+        return "none is as fast"
+    behind = "" if own.value <= other.value else ", behind"
+    return f"{own.row.name}: {own.value:,.2f}{behind}"
+
+
+def quantising() -> list[str]:
+    """Dense and pruned in three kinds of weights, from the benchmark of one pruned model."""
+    found = json.loads(QUANTISED.read_text())
+    lines = [
+        "| model | weights | MB | perplexity | decode, eager | decode, compiled |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        name = "original" if row["model"] == "dense" else "keep 0.5, masks only"
+        error = row["perplexity_stderr"]
+        speeds = " | ".join(f"×{row[mode]['speedup']:.2f}" for mode in ("eager", "compiled"))
+        lines.append(
+            f"| {name} | {row['weights']} | {row['bytes'] / 1e6:.1f} | "
+            f"{row['perplexity']:.2f} ± {error:.2f} | {speeds} |"
+        )
+    note = (
+        "Speed of one token after 128, as a multiple of the original's in bfloat16 in the same "
+        f"mode ({found['hardware']['cpu']}; [benchmarks/quantise.py](../benchmarks/quantise.py))."
+    )
+    return [*lines, "", note]
+
+
+def when(found: Measured | None) -> list[str]:
+    """What follows of the numbers: when to prune, when to quantise, when both."""
+    rows = {
+        (row["model"], row["weights"]): row for row in json.loads(QUANTISED.read_text())["rows"]
+    }
+
+    def said(model: str, weights: str) -> str:
+        row = rows[model, weights]
+        return f"{row['perplexity']:.1f} at {row['bytes'] / 1e6:.0f} MB"
+
+    smallest = min(rows.values(), key=lambda row: row["bytes"])
+    least_dense = min((rows["dense", kind] for kind in ("bf16", "int8", "int4")), key=_bytes)
+    lines = [
+        "- **Memory alone: quantise first.** The original in int4 has "
+        f"{said('dense', 'int4')}, where keep 0.5 in bfloat16 has {said('pruned', 'bf16')}.",
+        "- **Smaller than int4: both.** Nothing dense is below "
+        f"{_bytes(least_dense) / 1e6:.0f} MB; keep 0.5 in {smallest['weights']} has {said('pruned', smallest['weights'])}, in int8 "
+        f"{said('pruned', 'int8')}.",
+    ]
+    if found is None:
+        return lines
+    frontier = Frontier.of(found.result)
+    for cost in COSTS[:2]:
+        faster = [p for p in frontier.points(cost) if p.row.weights and p.cost < 1]
+        packed = ", ".join(f"{p.row.name} {p.cost:.2f}" for p in faster) or "none"
+        own = [p for p in frontier.front(cost) if p.row.method in OURS]
+        pruned = ", ".join(f"{p.row.name} {p.cost:.2f}" for p in own) or "none of ours"
+        lines.append(
+            f"- **Time of {cost.name}**, as a share of the original's: quantised models that are "
+            f"faster, eager: {packed}; on the front: {pruned}."
+        )
+    return lines
+
+
+def _bytes(row: dict) -> int:
+    return row["bytes"]
