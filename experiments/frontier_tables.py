@@ -68,6 +68,13 @@ def choices() -> list[str]:
     return [*lines, "", "## Prune, quantise, or both", "", *quantising(), "", *when(found)]
 
 
+def readme_picture() -> list[str]:
+    """The picture of README.md, once there is one."""
+    if frontier() is None:
+        return []
+    return ["", "![Perplexity over prefill, decode and memory](docs/frontier.png)"]
+
+
 def fronts(frontier: Frontier) -> list[str]:
     """A row a cost: what nothing dominates, the cheapest last."""
     lines = [
@@ -142,14 +149,13 @@ def when(found: Measured | None) -> list[str]:
         row = rows[model, weights]
         return f"{row['perplexity']:.1f} at {row['bytes'] / 1e6:.0f} MB"
 
-    smallest = min(rows.values(), key=lambda row: row["bytes"])
     least_dense = min((rows["dense", kind] for kind in ("bf16", "int8", "int4")), key=_bytes)
     lines = [
         "- **Memory alone: quantise first.** The original in int4 has "
         f"{said('dense', 'int4')}, where keep 0.5 in bfloat16 has {said('pruned', 'bf16')}.",
         "- **Smaller than int4: both.** Nothing dense is below "
-        f"{_bytes(least_dense) / 1e6:.0f} MB; keep 0.5 in {smallest['weights']} has {said('pruned', smallest['weights'])}, in int8 "
-        f"{said('pruned', 'int8')}.",
+        f"{_bytes(least_dense) / 1e6:.0f} MB; keep 0.5 in int4 has {said('pruned', 'int4')}, in "
+        f"int8 {said('pruned', 'int8')}.",
     ]
     if found is None:
         return lines

@@ -18,7 +18,7 @@ from pathlib import Path
 from architectures_page import architectures_page
 from comparison_tables import HERE, baselines_page, figure, readme_table, results_tables
 from file_tree import file_tree
-from frontier_tables import choices, comparison_section, frontier
+from frontier_tables import choices, comparison_section, frontier, readme_picture
 
 ROOT = HERE.parent
 INTRODUCTION = """# Reproduce
@@ -155,7 +155,7 @@ def main() -> None:
         docs / "architectures.md": architectures_page(),
         results: between_markers(results, "results", results_tables()),
         choose: between_markers(choose, "frontier", choices()),
-        readme: between_markers(readme, "results", readme_table()),
+        readme: between_markers(readme, "results", [*readme_table(), *readme_picture()]),
         code: between_markers(code, "files", file_tree(rooms)),
     }
     stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
