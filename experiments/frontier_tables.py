@@ -152,11 +152,22 @@ def when(found: Measured | None) -> list[str]:
     least_dense = min((rows["dense", kind] for kind in ("bf16", "int8", "int4")), key=_bytes)
     lines = [
         "- **Memory alone: quantise first.** The original in int4 has "
-        f"{said('dense', 'int4')}, where keep 0.5 in bfloat16 has {said('pruned', 'bf16')}.",
+        f"{said('dense', 'int4')}, where keep 0.5 in bfloat16 has {said('pruned', 'bf16')}. "
+        "The weights of this original lie on a grid of 4 to 6 bits already (it is unpacked from a "
+        "GGUF file), so int4 costs it next to nothing; another one may lose more.",
         "- **Smaller than int4: both.** Nothing dense is below "
         f"{_bytes(least_dense) / 1e6:.0f} MB; keep 0.5 in int4 has {said('pruned', 'int4')}, in "
         f"int8 {said('pruned', 'int8')}.",
     ]
+    packed = max(rows.values(), key=lambda row: row["compiled"]["speedup"])
+    named = "the original" if packed["model"] == "dense" else "keep 0.5"
+    lines.append(
+        f"- **Time of a token: quantise and compile.** {named} in {packed['weights']}, compiled, "
+        f"is the fastest of these (×{packed['compiled']['speedup']:.2f}); eager int8 is slower "
+        "than bfloat16 "
+        f"(×{rows['dense', 'int8']['eager']['speedup']:.2f}), since weights are unpacked "
+        "for each product."
+    )
     if found is None:
         return lines
     frontier = Frontier.of(found.result)

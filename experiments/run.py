@@ -81,7 +81,8 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
 
 def of_comparison(found: dict) -> dict:
     """What is committed of `compare.json`: all but the places of this machine."""
-    asked = {key: found["asked"][key] for key in ("model", "keep", "steps", "length", "batch")}
+    asked = {key: found["asked"][key] for key in ("keep", "steps", "length", "batch", "align")}
+    asked["model"] = _named(found["asked"]["model"])
     rows = [
         row | {"error": row["error"] and without_paths_in_message(row["error"])}
         for row in found["rows"]
