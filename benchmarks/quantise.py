@@ -12,61 +12,26 @@ model in turn; the ratio to the dense bfloat16 model is the median over rounds.
 """
 
 import argparse
-import copy
 import json
 import statistics
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from torchao.quantization.quantize_.workflows import Int4ChooseQParamsAlgorithm
 
+from disp_llm.config.names import WEIGHT_KINDS, WeightKind
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 from disp_llm.data.reading import read_given
 from disp_llm.data.tokens import stream_of
+from disp_llm.evaluation.memory import stored_bytes
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.evaluation.timing import Workload, in_turn, runner
+from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner
+from disp_llm.export.quantising import quantised
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load
 from disp_llm.runs.provenance import hardware, versions
 
-GROUP = 32
-KINDS = {
-    "bf16": None,
-    "int8": Int8WeightOnlyConfig(set_inductor_config=False),
-    "int4": PrototypeInt4WeightOnlyConfig(
-        GROUP, Int4ChooseQParamsAlgorithm.HQQ, set_inductor_config=False
-    ),
-}
-
-
-def bytes_of(model) -> int:
-    """Of all weights as they are stored, tied ones once."""
-    found = {}
-    for parameter in model.parameters():
-        parts = [parameter]
-        if hasattr(parameter, "tensor_data_names"):  # a torchao tensor: integers and their scales
-            names = parameter.tensor_data_names
-            parts = [getattr(parameter, name) for name in names]
-        found |= {(id(parameter), i): p.numel() * p.element_size() for i, p in enumerate(parts)}
-    return sum(found.values())
-
-
-def quantised(model, kind: str):
-    """A copy whose block layers are quantised, and how many of them were left out."""
-    made = copy.deepcopy(model)
-    if KINDS[kind] is None:
-        return made, 0
-    blocks = [
-        name
-        for name, module in made.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not made.get_output_embeddings()
-    ]
-    quantize_(made, KINDS[kind], lambda module, name: name in blocks)
-    plain = [name for name in blocks if type(made.get_submodule(name).weight.data) is torch.Tensor]
-    return made, len(plain)
+KINDS: tuple[WeightKind | None, ...] = (None, *WEIGHT_KINDS)
 
 
 def main() -> None:
@@ -85,19 +50,21 @@ def main() -> None:
         given = read_given((arguments.text,), "", "text", "test")
         stream = stream_of(given, loaded.tokenizer)
         for kind in KINDS:
-            model, left_out = quantised(loaded.model, kind)
-            found = perplexity(PrunableModel(model, loaded.family), stream, PerplexityConfig())
+            target, left_out = PrunableModel.of(loaded), 0
+            if kind is not None:
+                target, left_out = quantised(target, kind)
+            found = perplexity(target, stream, PerplexityConfig())
             rows.append(
                 {
                     "model": name,
-                    "weights": kind,
-                    "bytes": bytes_of(model),
+                    "weights": kind or "bf16",
+                    "bytes": stored_bytes(target.model),
                     "layers_left_out": left_out,
                     "perplexity": found.perplexity,
                     "perplexity_stderr": found.perplexity_stderr,
                 }
             )
-            models.append(model)
+            models.append(target.model)
             print(json.dumps(rows[-1]), flush=True)
     workload = Workload("decode", 128, 1)
     for mode in ("eager", "compiled"):
@@ -106,8 +73,7 @@ def main() -> None:
                 model.forward = torch.compile(model.forward, dynamic=True)
         times = in_turn([runner(model, workload) for model in models], arguments.rounds)
         for row, seconds in zip(rows, times, strict=True):
-            ratios = [first / own for first, own in zip(times[0], seconds, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
+            low, middle, high = Pair(times[0], seconds).speedup
             row[mode] = {
                 "decode_tokens_per_s": 1 / statistics.median(seconds),
                 "speedup": middle,

@@ -173,7 +173,8 @@ def methods_table() -> list[str]:
         cells = ["" if row["perplexity"] is None else f"{row['perplexity']:,.1f}" for row in rows]
         smallest = rows[-1]
         cells.append(f"{smallest['tokens_seen'] / 1e3:.0f} k")
-        cells += [f"×{smallest[f'{phase}_speedup']:.2f}" for phase in ("prefill", "decode")]
+        times = (smallest.get(f"{phase}_speedup") for phase in ("prefill", "decode"))
+        cells += ["–" if time is None else f"×{time:.2f}" for time in times]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [
         *lines,

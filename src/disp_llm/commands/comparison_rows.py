@@ -142,7 +142,9 @@ def pruned_rows(
         resume = (folder / "config.toml").exists()
         config = replace(settings, output_dir=folder, resume=resume, anyway=asked.anyway)
         if in_time:
-            config = replace(config, budget=replace(config.budget, target=group))
+            tokens = comparison.reference.timed_tokens
+            budget = replace(config.budget, target=group, workload_length=tokens)
+            config = replace(config, budget=budget)
         else:
             config = replace(config, keep=group)
         try:

@@ -137,13 +137,17 @@ class Reference:
             scores=measuring.scores(self.dense, "suite"),
         )
 
+    @property
+    def timed_tokens(self) -> int:
+        """Tokens of the prompt that is timed, and of the cache: as many as the original reads."""
+        return fitted(USUAL[0], self.loaded.model).length
+
     def costs(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, Any]:
         """Bytes of a model and of its KV cache, and how fast it is beside the original, as fields
         of a row."""
-        tokens = fitted(USUAL[-1], model).length
         return {
             "bytes": stored_bytes(model),
-            "kv_cache_bytes": cache_bytes(model, tokens),
+            "kv_cache_bytes": cache_bytes(model, self.timed_tokens),
             "speed": self.speed(model, progress),
         }
 

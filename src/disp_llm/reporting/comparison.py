@@ -85,13 +85,15 @@ def markdown(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     if found.dense and found.source:
         lines += ["", f"Dense: {found.dense.measured}, {names_in(found.source['eval_text'])}."]
         lines += suite_said(found.dense.scores)
-    failed: dict[str, dict[str, None]] = {}
+    remarks: dict[str, dict[str, None]] = {}
     for row in found.rows:
         if row.error:
             name = row.method if row in rows else row.name
-            failed.setdefault(without_paths_in_message(row.error), {})[name] = None
-    if failed:
-        lines += ["", *(f"- {', '.join(methods)}: {error}" for error, methods in failed.items())]
+            remarks.setdefault(without_paths_in_message(row.error), {})[name] = None
+        elif row.note and not row.weights:
+            remarks.setdefault(f"not timed: {row.note}", {})[row.method] = None
+    if remarks:
+        lines += ["", *(f"- {', '.join(methods)}: {said}" for said, methods in remarks.items())]
     if any(row.speed for row in rows):
         lines += ["", *_costs(rows)]
     frontier = frontier_lines(result)
