@@ -165,12 +165,13 @@ def main() -> None:
         path.write_text(text)
     from chart import draw_equal_tokens  # needs matplotlib, which --check does not
 
-    from disp_llm.reporting.frontier_plots import draw_frontier
+    from disp_llm.reporting.frontier import COSTS, Frontier
+    from disp_llm.reporting.frontier_plots import draw_costs
 
     draw_equal_tokens(docs / "equal-tokens.png")
     found = frontier()
     if found is not None:
-        draw_frontier(found.result, docs)
+        draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png")
 
 
 if __name__ == "__main__":
