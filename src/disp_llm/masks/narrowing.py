@@ -44,10 +44,10 @@ class Layer:
         if rows is not None and self.fused > 1:
             width = widths_of_whole(self.linear)[1] // self.fused
             rows = torch.cat([rows + width * k for k in range(self.fused)])
-        weight, bias = (self.linear._parameters[name] for name in ("weight", "bias"))
+        weight, bias = self.linear._parameters["weight"].detach(), self.linear._parameters["bias"]
         turned = is_conv1d(self.linear)
         for indices, dim in ((rows, int(turned)), (columns, int(not turned))):
-            if indices is not None:
+            if indices is not None and len(indices) < weight.shape[dim]:
                 weight = weight.index_select(dim, indices)
         if bias is not None and rows is not None:
             bias = bias.index_select(0, rows)
