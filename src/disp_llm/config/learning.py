@@ -105,6 +105,16 @@ class LearnConfig:
     adapter_rate: float = 0.002
     """Step size of these adapters."""
 
+    spare: float = 1.0
+    """Share of the original's cost that a step computes beyond what it keeps: the entries that are
+    next to be kept, which have a gradient too. Others are left out, which saves their time; 1 =
+    nothing is. Only the projected estimator can leave anything out."""
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a step computes a part of the entries only."""
+        return self.spare < 1 and self.estimator == "projected"
+
     @property
     def learns_adapters(self) -> bool:
         """Whether adapters are learned, which takes a gradient through the model."""
@@ -118,6 +128,7 @@ class LearnConfig:
     def validate(self) -> None:
         """Refuses negative rates and a temperature of 0."""
         require_positive(temperature=self.temperature, adapter_rate=self.adapter_rate)
+        require_share(spare=self.spare)
         require_not_negative(
             steps=self.steps,
             minutes=self.minutes,

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from disp_llm.config.names import BRANCH_OF, HEADS
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.narrowing import Narrowing, gather, scatter
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
 
@@ -25,35 +26,48 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(self, layout: Layout, places: "list[Place]"):
-        self._layout, self._places = layout, places
+    def __init__(self, layout: Layout, places: "list[Place]", narrowing: Narrowing):
+        self._layout, self._places, self._narrowing = layout, places, narrowing
         self._flat = torch.ones(layout.entries)
+        self._computed: Bool[Tensor, " N"] | None = None
 
-    def set(self, flat: Float[Tensor, "*B N"]) -> None:
+    def set(self, flat: Float[Tensor, "*B N"], computed: Bool[Tensor, " N"] | None = None) -> None:
         """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
-        batch."""
-        self._flat = flat
+        batch.
+
+        Args:
+            computed: the entries that are computed, all with a mask other than zero among them;
+                the masks of the others have no gradient. None: everything is computed.
+        """
+        self._flat, self._computed = flat, computed
         parts = flat.split(self._layout.lengths, dim=-1)
         of_site = dict(zip(self._layout.names, parts, strict=True))
+        indices = self._narrowing.set(computed)
         for place in self._places:
             part = of_site[place.site]
+            own = indices.get(place.site)
+            part = part if own is None else part[..., own]
             part = part.repeat_interleave(place.repeats, -1) if place.repeats > 1 else part
             if place.branch:
                 part = part * of_site[place.branch]
-            setattr(place.module, place.name, part.unsqueeze(-2) if flat.dim() > 1 else part)
+            place.lay(part.unsqueeze(-2) if flat.dim() > 1 else part, own)
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
         """While the context lasts, all masks are one: the model is the dense one."""
-        before = self._flat
-        self.set(torch.ones_like(before.detach()))
+        flat, computed = self._flat, self._computed
+        self.set(torch.ones_like(flat.detach()))
         try:
             yield
         finally:
-            self.set(before)
+            self.set(flat, computed)
 
 
 MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"
+COMPUTED = {MASK_IN: "disp_computed_in", MASK_OUT: "disp_computed_out"}
+"""Attribute with the indices of the computed entries beside each mask; None: all are."""
+WIDTH = "disp_width_out"
+"""Attribute with the width of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,22 @@ class Place:
     """How many neighbouring numbers an entry stands for."""
     branch: str
     """The site of the whole branch, whose one entry multiplies this mask; "" = none does."""
+    width: int
+    """Entries of the site."""
+
+    def lay(self, mask: Tensor, computed: Tensor | None) -> None:
+        """Lays the mask, and which entries are computed, on the module."""
+        setattr(self.module, self.name, mask)
+        # What comes to mlp_mid is narrow already: the layers before it have fewer rows.
+        selected = computed if self.site.endswith(STREAM_SITES) else None
+        setattr(self.module, COMPUTED[self.name], selected)
+        if self.name == MASK_OUT:
+            self.module.__dict__[WIDTH] = self.width
+
+    def clear(self) -> None:
+        """Takes both from it."""
+        for name in (self.name, COMPUTED[self.name], WIDTH):
+            self.module.__dict__.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -93,19 +123,22 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
             repeats = shape.q // shape.heads if site == HEADS else 1
             whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
             module = block.get_submodule(path)
-            places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole))
+            width = shape.lengths[shape.sites.index(site)]
+            places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole, width))
     handles = (
         place.module.register_forward_pre_hook(_on_input, with_kwargs=True)
         if place.name == MASK_IN
         else place.module.register_forward_hook(_on_output)
         for place in places
     )
+    narrowing = Narrowing(target)
     try:
         with hooks(handles):
-            yield Masking(layout, places)
+            yield Masking(layout, places, narrowing)
     finally:
         for place in places:
-            place.module.__dict__.pop(place.name, None)
+            place.clear()
+        narrowing.set(None)
 
 
 def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -117,14 +150,15 @@ def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _on_input(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    mask = module.disp_mask_in
-    if args:
-        return (_multiply(args[0], mask), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": _multiply(kwargs["hidden_states"], mask)}
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if module.disp_computed_in is not None:
+        hidden = gather(hidden, module.disp_computed_in)
+    hidden = _multiply(hidden, module.disp_mask_in)
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 def _on_output(module: Any, args: tuple, output):
-    mask = module.disp_mask_out
-    if isinstance(output, tuple):
-        return (_multiply(output[0], mask), *output[1:])
-    return _multiply(output, mask)
+    hidden = _multiply(output[0] if isinstance(output, tuple) else output, module.disp_mask_out)
+    if module.disp_computed_out is not None:
+        hidden = scatter(hidden, module.disp_computed_out, module.disp_width_out)
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.masks.narrowing import computed_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter
 from disp_llm.models.hooks import hooks
@@ -52,9 +53,13 @@ class Adapting:
         self._adapters, self._linears, self._dtype = adapters, linears, dtype
 
     def set(self) -> None:
-        """Takes the adapters as they are now, in the data type of the model."""
+        """Takes the adapters as they are now, in the data type of the model, and of a layer that is
+        narrowed by its masks no more of them than it computes."""
         pairs = zip(self._linears, self._adapters.down, self._adapters.up, strict=True)
         for linear, down, up in pairs:
+            columns, rows = computed_of(linear)
+            down = down if columns is None else down[:, columns]
+            up = up if rows is None else up[rows]
             _lay(linear, down.to(self._dtype), up.to(self._dtype))
 
     @contextlib.contextmanager

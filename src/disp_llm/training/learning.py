@@ -72,7 +72,8 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
         adapting = None
         if state.adapters is not None:
             adapting = stack.enter_context(adapted(problem.dense, state.adapters))
-        stack.enter_context(training_blocks(problem.dense, config, compiled))
+        narrowed = problem.learn.leaves_out
+        stack.enter_context(training_blocks(problem.dense, config, compiled, narrowed))
 
         @contextlib.contextmanager
         def as_it_was() -> Iterator[None]:
@@ -174,13 +175,19 @@ class MaskLearner:
         problem, learn, state = self.problem, self.problem.learn, self.state
         budget, config = problem.budget, problem.training
         never_pruned = budget.never_pruned.to(problem.dense.device)
-        projection = functools.partial(project, budget=budget, share=keep, align=problem.align)
-        draw = Draw(state.logits(), projection, noise, learn.shift, learn.temperature)
+        projection = functools.partial(project, budget=budget, align=problem.align)
+        logits = state.logits()
+        at_keep = functools.partial(projection, share=keep)
+        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
         mask = sample.mask
         if state.scales is not None:
             mask = mask * state.scales.masked_fill(never_pruned, 1.0)
-        self.masking.set(mask)
+        computed = None  # everything
+        if learn.leaves_out:
+            more = projection(logits.detach(), share=min(keep + learn.spare, 1.0)).kept
+            computed = more | (sample.mask.detach() > 0)
+        self.masking.set(mask, computed)
         if self.adapting is not None:
             self.adapting.set()
         tokens, sources = state.mixture.draw(config.batch, config.length, noise)

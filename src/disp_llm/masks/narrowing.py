@@ -1,0 +1,162 @@
+"""A masked model that computes some of its entries and leaves out the others.
+
+What a mask has set to zero adds nothing to a forward pass, so layers without its rows and columns
+give the same numbers in less time. The masks of what is left out have no gradient then, so a step
+of learning computes what is kept and what is next to be kept.
+
+N entries of all sites, K computed ones of one site, D residual stream, T tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from disp_llm.compact.modeling_disp_llm import is_conv1d
+from disp_llm.masks.prunable import PrunableModel
+
+COLUMNS, ROWS = "disp_columns", "disp_rows"
+"""Attributes of a narrowed layer: indices of its inputs and of its outputs, or None for all."""
+
+NARROWED = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
+"""Sites whose entries can be left out; what is inside attention, or a whole branch, is computed."""
+
+Computed = dict[str, Int[Tensor, " K"]]
+"""Indices of the computed entries by the name of their site, such as `layers.3.attn_in`."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer, with the sites that its inputs and its outputs are entries of; "" = none."""
+
+    linear: Any
+    inputs: str
+    outputs: str
+    fused: int = 1
+    """How many projections of equal width it stacks."""
+
+    def part(self, computed: Computed) -> dict[str, Any]:
+        """The attributes with which the layer has these rows and columns alone."""
+        columns, rows = computed.get(self.inputs), computed.get(self.outputs)
+        if rows is not None and self.fused > 1:
+            width = widths_of_whole(self.linear)[1] // self.fused
+            rows = torch.cat([rows + width * k for k in range(self.fused)])
+        weight, bias = self.linear._parameters["weight"].detach(), self.linear._parameters["bias"]
+        turned = is_conv1d(self.linear)
+        for indices, dim in ((rows, int(turned)), (columns, int(not turned))):
+            if indices is not None and len(indices) < weight.shape[dim]:
+                weight = weight.index_select(dim, indices)
+        if bias is not None and rows is not None:
+            bias = bias.index_select(0, rows)
+        part = {"weight": weight, "bias": bias, COLUMNS: columns, ROWS: rows}
+        # A Conv1D shapes its output by a number of its own.
+        return part | ({"nf": weight.shape[1]} if turned else {})
+
+    def lay(self, part: dict[str, Any]) -> None:
+        """Has the layer run with that part of it: past `nn.Module`, which keeps the whole."""
+        self.linear.__dict__.update(part)
+
+    def widen(self) -> None:
+        """Has it run whole again."""
+        for name in ("weight", "bias", COLUMNS, ROWS):
+            self.linear.__dict__.pop(name, None)
+        if is_conv1d(self.linear):
+            self.linear.nf = widths_of_whole(self.linear)[1]
+
+
+def computed_of(linear: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Indices of the inputs and of the outputs that a layer computes; None for all of them."""
+    return linear.__dict__.get(COLUMNS), linear.__dict__.get(ROWS)
+
+
+def widths_of_whole(linear: Any) -> tuple[int, int]:
+    """(inputs, outputs) of a layer, whatever it is narrowed to."""
+    rows, columns = linear._parameters["weight"].shape
+    return (rows, columns) if is_conv1d(linear) else (columns, rows)
+
+
+def layers_of(target: PrunableModel) -> Iterator[Layer]:
+    """Every layer that reads or writes the residual stream."""
+    for i, block in enumerate(target.blocks):
+        attention, mlp = target.branches_of(block)
+        for branch, stream, inside in (
+            (attention, "attn", ""),
+            (mlp, "mlp", f"layers.{i}.mlp_mid"),
+        ):
+            for path in branch.reads:
+                linear = block.get_submodule(path)
+                yield Layer(linear, f"layers.{i}.{stream}_in", inside, branch.fused)
+            yield Layer(block.get_submodule(branch.writes), inside, f"layers.{i}.{stream}_out")
+
+
+class Narrowing:
+    """Which part of every layer runs."""
+
+    def __init__(self, target: PrunableModel):
+        self._layers = list(layers_of(target))
+        self._names = target.layout.names
+        self._split = target.layout.split
+        self._last: tuple[Tensor, Computed, list[dict[str, Any]]] | None = None
+
+    def set(self, computed: Bool[Tensor, " N"] | None) -> Computed:
+        """Has the layers run with these entries alone, or whole; indices by site."""
+        if computed is None:
+            for layer in self._layers:
+                layer.widen()
+            return {}
+        if self._last is None or self._last[0] is not computed:
+            parts = zip(self._names, self._split(computed), strict=True)
+            indices = {
+                name: part.nonzero().squeeze(-1) for name, part in parts if name.endswith(NARROWED)
+            }
+            self._last = computed, indices, [layer.part(indices) for layer in self._layers]
+        _, indices, laid = self._last
+        for layer, part in zip(self._layers, laid, strict=True):
+            layer.lay(part)
+        return indices
+
+
+class _Gather(torch.autograd.Function):
+    """`hidden[..., indices]`; indices differ, so that its gradient is a copy and no sum."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.width = hidden.shape[-1]
+        return hidden.index_select(-1, indices)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return _spread(gradients[0], indices, ctx.width), None
+
+
+class _Scatter(torch.autograd.Function):
+    """Zeros of a width with `hidden` at `indices`."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, indices: Tensor, width: int) -> Tensor:
+        ctx.save_for_backward(indices)
+        return _spread(hidden, indices, width)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (indices,) = ctx.saved_tensors
+        return gradients[0].index_select(-1, indices), None, None
+
+
+def _spread(hidden: Tensor, indices: Tensor, width: int) -> Tensor:
+    return hidden.new_zeros(*hidden.shape[:-1], width).index_copy(-1, indices, hidden)
+
+
+def gather(hidden: Float[Tensor, "*T D"], indices: Int[Tensor, " K"]) -> Float[Tensor, "*T K"]:
+    """The computed entries."""
+    return _Gather.apply(hidden, indices)
+
+
+def scatter(hidden: Float[Tensor, "*T K"], indices: Int[Tensor, " K"], width: int) -> Tensor:
+    """All entries, zero where they are not computed; (…, width)."""
+    return _Scatter.apply(hidden, indices, width)

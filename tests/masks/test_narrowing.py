@@ -1,0 +1,60 @@
+"""Steps that leave out what is masked: the same numbers, and the same gradient of what is left."""
+
+import pytest
+import torch
+from conftest import masks_of, tiny_prunable
+
+from disp_llm.masks.masking import masked
+from disp_llm.models.architectures import FAMILIES
+from disp_llm.training.adapters import Adapters, adapted
+from disp_llm.training.losses import token_losses
+
+TOKENS = torch.arange(4, 44).view(2, 20)
+
+
+def losses_and_gradients(target, kept, computed):
+    """With a scale beside every mask and an adapter on every layer."""
+    noise = torch.Generator().manual_seed(3)
+    adapters = Adapters(target, 2, noise)
+    with torch.no_grad():
+        for up in adapters.up:
+            up.normal_(generator=noise)
+    mask = kept.float() * (1 + 0.1 * torch.rand(len(kept), generator=noise))
+    mask.requires_grad_()
+    with masked(target) as masking, adapted(target, adapters) as adapting:
+        masking.set(mask, computed)
+        adapting.set()
+        with masking.lifted(), adapting.lifted():
+            dense = token_losses(target, TOKENS).detach()
+        losses = token_losses(target, TOKENS)
+        losses.mean().backward()
+    return dense, losses.detach(), mask.grad, [p.grad for p in adapters.parameters()]
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_what_is_left_out_changes_nothing_else(model_type):
+    target = tiny_prunable(model_type, heads=FAMILIES[model_type].supports_head_pruning)
+    kept = masks_of("random", target.layout).kept
+    computed = kept | masks_of("random", target.layout, seed=1).kept
+    whole, part = (losses_and_gradients(target, kept, c) for c in (None, computed))
+    narrowed = torch.tensor([not name.endswith("heads") for name in target.layout.names])[
+        target.layout.site_of_entry
+    ]
+    assert (narrowed & ~computed).any()
+    for ours, theirs in zip(part[:2], whole[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not part[2][narrowed & ~computed].any()
+    seen = computed | ~narrowed
+    pairs = [(part[2][seen], whole[2][seen]), *zip(part[3], whole[3], strict=True)]
+    for ours, theirs in pairs:  # other sums in the kernels: rounding, which delta rules amplify
+        assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max() + 1e-7
+
+
+def test_the_model_is_whole_again():
+    target = tiny_prunable("gpt2")
+    before = target.model(TOKENS).logits
+    kept = masks_of("random", target.layout).kept
+    with masked(target) as masking:
+        masking.set(kept.float(), kept)
+        assert not torch.equal(target.model(TOKENS).logits, before)
+    assert torch.equal(target.model(TOKENS).logits, before)
