@@ -16,11 +16,16 @@ ARCHITECTURES = sorted(name for name in FAMILIES if name in CONFIG_MAPPING)
 
 def _kind_of(model_type: str) -> str:
     family = FAMILIES[model_type]
-    branches = [replace(branch, norms=()) for branch in (family.attention, family.mlp)]
+    kinds = (family.attention, family.mlp, *((family.mixture,) if family.mixture else ()))
+    branches = [replace(branch, norms=()) for branch in kinds]
     return f"{branches} {family.supports_head_pruning}"
 
 
 _IN_ORDER = [name for name in FAMILIES if name in ARCHITECTURES]
+MIXTURES = [
+    name for name in ARCHITECTURES if (FAMILIES[name].mixture or FAMILIES[name].mlp).experts
+]
+"""Those with experts."""
 KINDS = sorted({_kind_of(name): name for name in reversed(_IN_ORDER)}.values())
 """One for each way in which rows differ, norms and the head apart: for what is slow, and asks
 nothing of an architecture but its linear layers."""
@@ -91,7 +96,9 @@ DELTA = {
     "linear_value_head_dim": 8,
 }
 STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+MIXED = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 OTHER_NAMES = {
+    "qwen3_moe": MIXED | {"mlp_only_layers": [1]},
     "cohere_compass_text": {"rope_parameters": ROPE_OF_KINDS},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
@@ -149,6 +156,7 @@ FLIPPED = (
     "layer_norm_elementwise_affine",
     "mlp_bias",
     "multi_query",
+    "norm_topk_prob",
     "qk_layernorm",
     "_remove_final_layer_norm",
     "reorder_and_upcast_attn",

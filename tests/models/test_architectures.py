@@ -73,6 +73,7 @@ AS_THEY_ARE = {
     ("falcon", "parallel_attn"): "the newer form has parallel branches only",
     ("hyperclovax", "use_post_norm"): "without it there are fewer norms",
     ("mpt", "alibi"): "transformers knows no other positions for it",
+    ("qwen3_moe", "decoder_sparse_step"): "mlp_only_layers says which blocks have experts",
     ("opt", "do_layer_norm_before"): "the row refuses the other value",
 }
 """What else may, with the reason."""
@@ -141,7 +142,7 @@ def test_reasons_are_one_short_line():
     ("model_type", "says"),
     [
         ("mamba", "state space or recurrent: its blocks have no attention"),
-        ("qwen3_moe", "mixture of experts (nearest: qwen3)"),
+        ("jetmoe", "mixture of experts"),
         ("gemma3", "wrapper: its language model is one of several parts (nearest: gemma)"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import fresh
 import pytest
 import torch
-from configurations import ARCHITECTURES, VOCABULARY, tiny_config
+from configurations import ARCHITECTURES, MIXTURES, VOCABULARY, tiny_config
 from conftest import (
     byte_tokenizer,
     masks_of,
@@ -169,6 +169,51 @@ def test_whole_heads_can_go(model_type):
     assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
 
 
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_whole_experts_can_go(model_type, tmp_path):
+    """Another number of each block; tokens are routed among the others, as in the export."""
+    target = unusual_prunable(model_type, branches=True, experts=True)
+    model, layout = target.model, target.layout
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    for seed, scales in ((0, None), (1, torch.rand(layout.entries) + 0.5)):
+        masks = masks_of("random", layout, seed)
+        mask = masks.kept * (1.0 if scales is None else scales)
+        selection = Selection(torch.zeros(layout.entries), Compensation(scales))
+        masks = dataclasses.replace(masks, selection=selection)
+        with masked(target) as masking:
+            masking.set(mask)
+            wanted = model(tokens).logits
+            masking.set(mask.clone().requires_grad_(True))  # as it is while masks are learned
+            torch.testing.assert_close(model(tokens).logits, wanted)
+        with fold_into_weights(target, masks):
+            compact = compact_model(target, masks)
+        assert (compact(tokens).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert_counted(target, compact, masks)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    cached = compact.generate(tokens[:1], use_cache=True, **options)
+    assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert set(again.state_dict()) == set(compact.state_dict())
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_a_dropped_expert_has_a_gradient(model_type):
+    """What it would add to the tokens that the whole router would give it."""
+    target = unusual_prunable(model_type, experts=True)
+    layout = target.layout
+    kept = masks_of("random", layout).kept
+    mask = kept.float().requires_grad_(True)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    with masked(target) as masking:
+        masking.set(mask)
+        token_losses(target, tokens).mean().backward()
+    of_experts = torch.tensor([name.endswith("experts") for name in layout.names])
+    dropped = of_experts[layout.site_of_entry] & ~kept
+    assert dropped.sum() > 2
+    assert mask.grad[dropped].ne(0).float().mean() > 0.3  # some no token would be given to
+
+
 @pytest.mark.parametrize("model_type", ALL)
 def test_whole_branches_can_go(model_type, tmp_path):
     heads = FAMILIES[model_type].supports_head_pruning
@@ -300,12 +345,16 @@ def test_row_names_every_linear_of_a_block(model_type):
     target = unchanged(model_type)
     family, block = target.family, target.blocks[0]
     named = set(target.linear_paths(block))
+    for branch in target.branches_of(block):
+        if branch.experts is not None:
+            packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
+            named |= {branch.experts.router, *packed, *branch.experts.counted}
     matrices = {
         name.removesuffix(".weight")
         for name, p in block.named_parameters()
-        if p.dim() == 2 and "norm" not in name  # one of its own for each head
+        if p.dim() > 1 and "norm" not in name  # one of its own for each head
     }
-    assert named == matrices
+    assert named - set(dict(block.named_buffers())) == matrices
     assert all(getattr(family, f.name) is not None for f in dataclasses.fields(family))
 
 

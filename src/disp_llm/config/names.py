@@ -25,13 +25,19 @@ Parametrisation = Literal["logits", "hypernetwork", "heads"]
 
 BudgetKind = Literal["params", "flops", "bytes", "memory", "latency"]
 
-Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "attention", "mlp"]
+Site = Literal[
+    "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "experts", "attention", "mlp"
+]
 
 SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
 """S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
 
 HEADS: Site = "heads"
 """A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
+
+EXPERTS: Site = "experts"
+"""Another, only where it is asked for: an entry is an expert of a mixture with its row of the
+router."""
 
 ATTENTION: Site = "attention"
 MLP: Site = "mlp"
@@ -45,6 +51,7 @@ BRANCH_OF: dict[Site, Site] = {
     "mlp_mid": MLP,
     "mlp_out": MLP,
     HEADS: ATTENTION,
+    EXPERTS: MLP,
     ATTENTION: ATTENTION,
     MLP: MLP,
 }

@@ -1,6 +1,6 @@
 """Which stretch of the flat vector of entries is which site of which block.
 
-N entries of all sites, S sites (5 to 8 a block), L blocks.
+N entries of all sites, S sites (5 to 9 a block), L blocks.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES, Site
+from disp_llm.config.names import BRANCH_OF, BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.models.architectures import Branch, Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
@@ -22,10 +22,13 @@ STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths of one dense block.
+    """Widths of one block that is not pruned.
 
     With `|S|` ones of a site its linear weights count `|S1|·qkv + |S2|·q + n·|S3|·|S4| + |S4|·|S5|`
-    for n input projections, and those inside; qkv and q are those of the kept heads.
+    for n input projections, and those inside; qkv and q are those of the kept heads. A dense MLP is
+    a mixture of one expert: of E, each of which keeps as many intermediate dimensions, `|S4|` are
+    those of all, times the share of the experts that are kept; the router's row of each takes
+    `|S3|` more, and the shared expert `shared_read·|S3| + shared_write·|S5|`.
     """
 
     hidden: int
@@ -37,7 +40,7 @@ class BlockShape:
     num_input_projections: int
     """Projections that read for the MLP: 2 gated, 1 plain."""
     intermediate: int
-    """F, width inside the MLP."""
+    """Width inside the MLP: F, or E·F of all experts of a mixture together."""
     biases: tuple[int, ...]
     """Bias numbers that go with one entry of each site (they follow their output dimension); with a
     whole branch, those of its norms as well."""
@@ -47,6 +50,20 @@ class BlockShape:
     """Numbers that the KV cache holds of a token, with all heads kept."""
     heads: int = 0
     """KV heads, where they are a site; 0 where all of them stay."""
+    experts: int = 1
+    """E, experts of the MLP."""
+    chosen: int = 1
+    """How many of them a token runs through."""
+    least_experts: int = 1
+    """How many of them the router cannot do without."""
+    prunes_experts: bool = False
+    """Whether whole experts are a site."""
+    router: int = 0
+    """Weights that the router has for an expert and a dimension: 1, or 0 where there is none."""
+    shared_read: int = 0
+    """Weights of the shared expert for a dimension that it reads."""
+    shared_write: int = 0
+    """Those for one that it writes."""
     branches: bool = False
     """Whether the attention and the MLP as wholes are sites."""
     kind: str = ""
@@ -56,13 +73,28 @@ class BlockShape:
     def sites(self) -> tuple[Site, ...]:
         """Names of the sites, in the order of their entries."""
         heads = (HEADS,) if self.heads else ()
-        return (*SITES, *heads, *(BRANCHES if self.branches else ()))
+        experts = (EXPERTS,) if self.prunes_experts else ()
+        return (*SITES, *heads, *experts, *(BRANCHES if self.branches else ()))
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Entries of each site."""
-        inside = {"mlp_mid": self.intermediate, HEADS: self.heads} | dict.fromkeys(BRANCHES, 1)
+        inside = {"mlp_mid": self.intermediate, HEADS: self.heads, EXPERTS: self.experts}
+        inside |= dict.fromkeys(BRANCHES, 1)
         return tuple(inside.get(site, self.hidden) for site in self.sites)
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """In how many parts of equal length each site falls, all of which keep as many entries: the
+        intermediate dimensions of each expert, which lie in one tensor."""
+        return tuple(self.experts if site == "mlp_mid" else 1 for site in self.sites)
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """How many entries of each site are kept at least, of each of its lanes; of a whole branch
+        none."""
+        least = dict.fromkeys(BRANCHES, 0) | {EXPERTS: self.least_experts}
+        return tuple(least.get(site, 1) for site in self.sites)
 
 
 @dataclass(frozen=True)
@@ -75,6 +107,21 @@ class Layout:
     def lengths(self) -> tuple[int, ...]:
         """Entries of each of the S sites."""
         return tuple(length for block in self.blocks for length in block.lengths)
+
+    @cached_property
+    def lanes(self) -> tuple[int, ...]:
+        """Lanes of each of the S sites."""
+        return tuple(lanes for block in self.blocks for lanes in block.lanes)
+
+    @cached_property
+    def lane_of_entry(self) -> Int[Tensor, " N"]:
+        """Index of the lane that each entry belongs to, rising."""
+        widths = [
+            length // lanes
+            for length, lanes in zip(self.lengths, self.lanes, strict=True)
+            for _ in range(lanes)
+        ]
+        return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -143,9 +190,16 @@ def layout_of(
             f"{config.model_type} cannot lose whole heads", field="sites", hint="leave heads out"
         )
     text = config.get_text_config()
+    if EXPERTS in sites:
+        _require_experts(text, family)
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     kinds = getattr(text, "layer_types", None) or [""] * len(blocks)
-    shapes = [_measure(block, family, kv_heads if HEADS in sites else 0) for block in blocks]
+    shapes = [_measure(block, family, text, kv_heads if HEADS in sites else 0) for block in blocks]
+    if EXPERTS in sites:
+        shapes = [
+            replace(shape, prunes_experts=True, biases=(*shape.biases, _per_expert(block, family)))
+            for block, shape in zip(blocks, shapes, strict=True)
+        ]
     if set(BRANCHES) & set(sites):
         shapes = [
             replace(shape, branches=True, kind=kind, biases=_with_branches(block, family, shape))
@@ -154,16 +208,35 @@ def layout_of(
     return Layout(tuple(shapes))
 
 
+def _require_experts(config: Any, family: Family) -> None:
+    """Refuses whole experts as a site where there are none, or where groups of them would no longer
+    be of equal size."""
+    branch = family.mixture or family.mlp
+    if branch.experts is None:
+        raise InputError(
+            f"{config.model_type} has no experts", field="sites", hint="leave experts out"
+        )
+    groups = getattr(config, branch.experts.groups, 1) if branch.experts.groups else 1
+    if groups > 1:
+        raise InputError(
+            f"{config.model_type} cannot lose whole experts: its router divides them into {groups} "
+            "groups of equal size",
+            field="sites",
+            hint="leave experts out",
+        )
+
+
 def _require_linears(block: nn.Module, name: str, family: Family) -> None:
     """Refuses a variant of the architecture that its row does not describe."""
     modules = dict(block.named_modules())
     for branch in family.branches_of(block):
-        for path in branch.linear_paths if has_branch(block, branch.scatter) else ():
+        paths = (*branch.linear_paths, *(branch.experts.modules if branch.experts else ()))
+        for path in paths if has_branch(block, branch.scatter) else ():
             if path not in modules:
                 raise InputError(
-                    f"{name} has no linear layer {path}: this variant is not supported",
+                    f"{name} has no {path}: this variant is not supported",
                     field="model",
-                    hint="use a model whose blocks all have the same two branches, both dense",
+                    hint="use a model whose blocks all have the branches of the others",
                 )
 
 
@@ -183,6 +256,7 @@ def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple
 def _numbers(block: nn.Module, branch: Branch) -> int:
     """Parameters of a branch and its norms, but for the weights of its linear layers."""
     weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
+    weights |= {id(weight) for weight in expert_weights(block, branch)}
     paths = [branch.gather, branch.scatter, *branch.norms]
     modules = [module for name, module in block.named_modules() if name in paths]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
@@ -200,20 +274,28 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
     return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
 
 
-def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
+def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
+    """Of a mixture, the weights of its router and of all experts, packed; of another branch none."""
+    if branch.experts is None:
+        return ()
+    experts: Any = block.get_submodule(branch.experts.module)
+    router: Any = block.get_submodule(branch.experts.router)
+    return router.weight, experts.gate_up_proj, experts.down_proj
+
+
+def _per_expert(block: nn.Module, family: Family) -> int:
+    """Parameters that go with an expert and are no weights."""
+    _, mlp = family.branches_of(block)
+    parameters = dict(block.named_parameters())
+    return sum(name in parameters for name in mlp.experts.counted) if mlp.experts else 0
+
+
+def _measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockShape:
     attention, mlp = family.branches_of(block)
-    attn_reads, mlp_reads = (
-        [linear_at(block, path) for path in branch.reads] for branch in (attention, mlp)
-    )
-    attn_writes, mlp_writes = linear_at(block, attention.writes), linear_at(block, mlp.writes)
-    num_input_projections = len(mlp_reads) * mlp.fused
-    biases = (
-        0,
-        1 if attn_writes.bias is not None else 0,
-        0,
-        num_input_projections if mlp_reads[0].bias is not None else 0,
-        1 if mlp_writes.bias is not None else 0,
-    )
+    attn_reads = [linear_at(block, path) for path in attention.reads]
+    attn_writes = linear_at(block, attention.writes)
+    inside_mlp, of_mid, of_out = _measure_mlp(block, mlp, config)
+    biases = (0, 1 if attn_writes.bias is not None else 0, 0, of_mid, of_out)
     if heads:
         outputs = sum(widths_of(linear)[1] for linear in attn_reads if linear.bias is not None)
         biases = (*biases, outputs // heads)
@@ -221,10 +303,34 @@ def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
         hidden=widths_of(attn_reads[0])[0],
         qkv=sum(widths_of(linear)[1] for linear in attn_reads),
         q=widths_of(attn_writes)[0],
-        num_input_projections=num_input_projections,
-        intermediate=widths_of(mlp_writes)[0],
         biases=biases,
         inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
         cached=cached_numbers(block, family),
         heads=heads,
+        **inside_mlp,
     )
+
+
+def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, int], int, int]:
+    """The part of a shape that is the MLP's, and the biases of an mlp_mid and an mlp_out entry."""
+    reads = [linear_at(block, path) for path in mlp.reads]
+    writes = linear_at(block, mlp.writes) if mlp.writes else None
+    of_out = 1 if writes is not None and writes.bias is not None else 0
+    if mlp.experts is None:
+        inputs = len(reads) * mlp.fused
+        found = {"num_input_projections": inputs, "intermediate": widths_of(writes)[0]}
+        return found, inputs if reads[0].bias is not None else 0, of_out
+    _, _, down = expert_weights(block, mlp)
+    experts, _, width = down.shape
+    chosen = getattr(config, mlp.experts.chosen)
+    found = {
+        "num_input_projections": 2,
+        "intermediate": experts * width,
+        "experts": experts,
+        "chosen": chosen,
+        "least_experts": max(chosen, 2 if mlp.experts.groups else 1),  # two are a group's score
+        "router": 1,
+        "shared_read": sum(widths_of(linear)[1] for linear in reads),
+        "shared_write": 0 if writes is None else widths_of(writes)[0],
+    }
+    return found, 0, of_out

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.models.family import Branch, Family, bare_branch, branch
+from disp_llm.models.family import Branch, Experts, Family, bare_branch, branch, mixture
 from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 
@@ -79,6 +79,8 @@ _OPT = Family(
     branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
     bare_branch("fc1", "fc2", "final_layer_norm"),
 )
+# Llama with mixtures in the place of some MLPs, or of all.
+_MIXED = replace(_LLAMA, mixture=mixture("mlp", norms="post_attention_layernorm"))
 # Queries, keys and values come from low-rank projections (multi-head latent attention, MLA), of
 # which the first halves read.
 _DEEPSEEK = Family(
@@ -220,6 +222,8 @@ FAMILIES: dict[str, Family] = {
     "minicpm3": replace(_DEEPSEEK, logits_divisor="logits_scaling"),
     "youtu": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
+    # Mixtures of experts.
+    "qwen3_moe": _MIXED,
     # Hybrids: most blocks have a linear attention, a convolution or a state space.
     "qwen3_5_text": replace(
         _LLAMA_WITH_ALL_HEADS,

@@ -7,7 +7,7 @@ _TYPES_OF = {
         "glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 "
         "inkling2_loop_text inkling2_text inkling_text jetmoe kolibri1 laguna lara_mini "
         "llama4_text longcat_flash mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral "
-        "olmoe phimoe qwen2_moe qwen3_moe sarvam_mla sarvam_moe solar_open zaya"
+        "olmoe phimoe qwen2_moe sarvam_mla sarvam_moe solar_open zaya"
     ),
     "hybrid with experts, or with blocks of other branches than a mixer and an MLP": (
         "bailing_hybrid falcon_h1 jamba kimi_linear lfm2_moe lfm3 "
