@@ -382,7 +382,7 @@ def test_post_norm_opt_is_refused():
         family_of(tiny_config("opt", do_layer_norm_before=False))
 
 
-OTHER = "glm4_moe"  # in the tiny configuration all blocks are dense
+OTHER = "hy_v3"  # in the tiny configuration all blocks are dense
 OTHER_ROWS = """
 from disp_llm.models.architectures import Branch, Family
 
@@ -433,7 +433,7 @@ def exported_by(folder: Path) -> torch.Tensor:
 
 
 def test_another_package_adds_a_row_by_an_entry_point(other_package, tmp_path):
-    with pytest.raises(InputError, match="'glm4_moe' is not supported"):
+    with pytest.raises(InputError, match="'hy_v3' is not supported"):
         family_of(tiny_config(OTHER))
     other_package("other_rows:family")
     assert OTHER in model_types()
@@ -442,7 +442,7 @@ def test_another_package_adds_a_row_by_an_entry_point(other_package, tmp_path):
     for without in (False, True):
         found = fresh.load_and_generate(tmp_path / "model", without)
         torch.testing.assert_close(torch.tensor(found["logits"]), wanted, rtol=0, atol=1e-5)
-        assert found["class"] == "DispGlm4MoeForCausalLM"
+        assert found["class"] == "DispHYV3ForCausalLM"
         assert found["module"].startswith("transformers_modules" if without else "disp_llm.")
 
 
@@ -455,7 +455,7 @@ def test_a_program_registers_a_row(tmp_path, monkeypatch):
         "import disp_llm, sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
         "from disp_llm.models.architectures import FAMILIES, register_architecture\n"
-        "register_architecture('glm4_moe', FAMILIES['llama'])\n"
+        "register_architecture('hy_v3', FAMILIES['llama'])\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "assert type(model).__module__.startswith('disp_llm.')\n"
         f"torch.save(model(torch.tensor([{PROMPT}])).logits[0], sys.argv[2])"
@@ -469,5 +469,5 @@ def test_a_program_registers_a_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("row", ["other_rows:not_a_row", "other_rows:missing", "nowhere:family"])
 def test_a_row_that_cannot_be_loaded_names_its_package(other_package, row):
     other_package(row)
-    with pytest.raises(InputError, match=f"the row of 'glm4_moe', {row}, (is no Family|cannot be)"):
+    with pytest.raises(InputError, match=f"the row of 'hy_v3', {row}, (is no Family|cannot be)"):
         family_of(tiny_config(OTHER))

@@ -54,34 +54,50 @@ def run_experts(
 ALIGNED = 8
 """What widths are to be multiples of for torch's grouped matrix product: 16 bytes."""
 
-CALLED = ("num_experts", "hidden_dim", "hidden_size", "intermediate_dim", "intermediate_size")
+EXPERTS = ("num_experts", "out_features")
+READS = ("hidden_dim", "hidden_size", "in_features")
+INSIDE = ("intermediate_dim", "intermediate_size")
 """What native classes call their number of experts, the dimensions that they read, and the
 intermediate ones."""
 
 
 def resize(module: nn.Module, experts: int, reads: int, inside: int) -> None:
     """Tells a module of a mixture how many experts and dimensions it has."""
+    called = {EXPERTS: experts, READS: reads, INSIDE: inside}
+    sizes = {name: size for names, size in called.items() for name in names}
     own = vars(module)
-    sizes = (experts, reads, reads, inside, inside)
-    own.update({name: size for name, size in zip(CALLED, sizes, strict=True) if name in own})
+    own.update({name: size for name, size in sizes.items() if name in own})
 
 
-def keep_experts(router: Any, counted: list[str], kept: torch.Tensor, reads: int) -> None:
+def keep_experts(
+    module: nn.Module, row: dict, kept: torch.Tensor, reads: int, place: str = ""
+) -> None:
     """Leaves a router some of its experts, and of the dimensions that it reads the first.
 
     Args:
-        counted: its tensors, beside `weight`, with a number for each expert in the last dimension.
+        module: the block that has the router; or what it has at `place`, of which nothing outside
+            changes.
+        row: what the configuration says of the experts.
         kept: int64 indices.
     """
-    router.weight = nn.Parameter(router.weight.data[kept, :reads])
-    for path in counted:
-        place, _, name = path.rpartition(".")
-        module = router.get_submodule(place)
-        tensor = getattr(module, name)
+    rows: Any = module.get_submodule(_relative(row["rows"], place))
+    rows.weight = nn.Parameter(rows.weight.data[kept, :reads])
+    for path in row["counted"]:
+        if place and not path.startswith(f"{place}."):
+            continue
+        of, _, name = _relative(path, place).rpartition(".")
+        owner = module.get_submodule(of)
+        tensor = getattr(owner, name)
         left = tensor.data[..., kept]
         is_parameter = isinstance(tensor, nn.Parameter)
-        setattr(module, name, nn.Parameter(left, requires_grad=False) if is_parameter else left)
-    resize(router, len(kept), reads, 0)
+        setattr(owner, name, nn.Parameter(left, requires_grad=False) if is_parameter else left)
+    for one in (rows, module.get_submodule(_relative(row["router"], place))):
+        resize(one, len(kept), reads, 0)
+
+
+def _relative(path: str, place: str) -> str:
+    """A path in a block as what lies at `place` sees it."""
+    return path.removeprefix(place).removeprefix(".")
 
 
 def cut_experts(
@@ -92,8 +108,8 @@ def cut_experts(
     Raises:
         ValueError: it has not as many.
     """
-    packed = branch["experts"]
-    experts: Any = block.get_submodule(packed["module"])
+    row = branch["experts"]
+    experts: Any = block.get_submodule(row["module"])
     read, write = matrices_of(experts)
     full = (len(read), read.shape[2], write.shape[2], write.shape[1])
     wanted = (count, kept[0], middle, kept[1])
@@ -106,6 +122,4 @@ def cut_experts(
     resize(experts, count, kept[0], middle)
     if kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
         experts.forward = MethodType(run_experts, experts)
-    router = block.get_submodule(packed["router"])
-    counted = [path.removeprefix(f"{packed['router']}.") for path in packed["counted"]]
-    keep_experts(router, counted, torch.arange(count, device=read.device), kept[0])
+    keep_experts(block, row, torch.arange(count, device=read.device), kept[0])

@@ -223,7 +223,7 @@ def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int)
 def _wrap(block: nn.Module, path: str) -> Any:
     """The module that a gather or scatter sits on; a bare linear layer is wrapped first."""
     module = block.get_submodule(path)
-    if isinstance(module, (nn.Linear, Conv1D)):
+    if type(module) in (nn.Linear, Conv1D):
         module = LinearWrapper(module)
         block.set_submodule(path, module)
     return module

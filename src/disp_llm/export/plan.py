@@ -60,8 +60,9 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
     entries = _entries(masks.layout, masks.kept)
     for (block, branch, experts), kept in zip(places, entries, strict=True):
         scale = next(scales, None)
-        # Of a mixture the linear layers are those of the shared expert, which stays whole inside.
-        of_linears = kept if branch.experts is None else replace(kept, middle=None)
+        at_linears = (kept, scale)
+        if branch.experts is not None:  # those of the shared expert, which stays whole inside
+            at_linears = (replace(kept, middle=None), scale and replace(scale, middle=None))
         parts: list[Cut] = []
         for path in branch.linear_paths:
             linear, writes = block.get_submodule(path), path == branch.writes
@@ -69,7 +70,7 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
             if path in branch.inside:
                 weight = Weight(name, is_conv1d(linear))
             else:
-                weight = _weight(name, linear, writes, of_linears, scale)
+                weight = _weight(name, linear, writes, *at_linears)
             weight = replace(weight, adapter=next(adapters))
             pruned = _pruned(next(means, None), kept) if writes else None
             bias = _bias(linear, weight, pruned)
@@ -215,7 +216,7 @@ def _of_experts(
     return [
         Picked(f"{prefix}{row.module}.gate_up_proj", tuple(read), of_read),
         Picked(f"{prefix}{row.module}.down_proj", tuple(write), of_write),
-        Weight(f"{prefix}{row.router}.weight", columns=columns, inputs=incoming, outputs=experts),
+        Weight(f"{prefix}{row.rows}.weight", columns=columns, inputs=incoming, outputs=experts),
         *(
             Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
             for path in row.counted

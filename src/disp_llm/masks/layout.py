@@ -279,8 +279,8 @@ def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
     if branch.experts is None:
         return ()
     experts: Any = block.get_submodule(branch.experts.module)
-    router: Any = block.get_submodule(branch.experts.router)
-    return router.weight, experts.gate_up_proj, experts.down_proj
+    rows: Any = block.get_submodule(branch.experts.rows)
+    return rows.weight, experts.gate_up_proj, experts.down_proj
 
 
 def _per_expert(block: nn.Module, family: Family) -> int:

@@ -14,7 +14,7 @@ B sequences, N tokens of all, E experts, C chosen by each token, F intermediate.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MethodType
 from typing import Any
 
@@ -31,14 +31,12 @@ class MaskedMixture:
 
     experts: Any
     router: Any
-    counted: list[str]
-    """Tensors of the router with a number for each expert."""
+    row: Experts
 
     @classmethod
     def of(cls, block: nn.Module, row: Experts) -> "MaskedMixture":
         """The mixture of a block; from now on it runs masked."""
-        counted = [path.removeprefix(f"{row.router}.") for path in row.counted]
-        made = cls(block.get_submodule(row.module), block.get_submodule(row.router), counted)
+        made = cls(block.get_submodule(row.module), block.get_submodule(row.router), row)
         made.experts.__dict__["forward"] = MethodType(_masked_experts, made.experts)
         return made
 
@@ -57,7 +55,8 @@ class MaskedMixture:
             assert experts.dim() == 1, "sequences that drop different experts cannot run together"
             kept = experts.detach().nonzero().squeeze(-1)
             small = copy.deepcopy(self.router)
-            keep_experts(small, self.counted, kept, self.router.weight.shape[1])
+            reads = self.experts.gate_up_proj.shape[2]
+            keep_experts(small, asdict(self.row), kept, reads, place=self.row.router)
             ghosts = (experts.detach() == 0) if experts.requires_grad else None
             self.router.__dict__["disp_among"] = _Among(small, kept, ghosts)
 
@@ -86,7 +85,9 @@ def route(router: Any, args: tuple, output: tuple) -> tuple:
     if among is None:
         return output
     *others, factors, chosen = output
-    *_, kept_factors, own = among.router.forward(*args)
+    hidden, *of_experts = args
+    of_kept = [numbers[..., among.kept] for numbers in of_experts]
+    *_, kept_factors, own = among.router.forward(hidden, *of_kept)
     kept = among.kept[own]
     if among.ghosts is not None:
         dropped = factors * among.ghosts[chosen]

@@ -16,10 +16,12 @@ class Experts:
     module: str
     """Has `gate_up_proj`, (E, 2F, D), and `down_proj`, (E, D, F)."""
     router: str
-    """Module with a `weight` of (E, D), which gives (…, factors, indices) of each token's experts.
-    """
+    """Module that gives (…, factors, indices) of each token's experts."""
+    rows: str
+    """The module whose `weight`, (E, D), is what the router chooses by: itself, or one inside."""
     counted: tuple[str, ...] = ()
-    """Other tensors of the router with a number for each expert in their last dimension."""
+    """Other tensors with a number for each expert in their last dimension. What is no part of the
+    router is handed to it after the hidden states."""
     count: str = "num_experts"
     """Configuration key of E."""
     width: str = "moe_intermediate_size"
@@ -33,7 +35,7 @@ class Experts:
     @property
     def modules(self) -> tuple[str, str]:
         """Those that a mixture has and a dense MLP has not."""
-        return self.module, self.router
+        return self.module, self.rows
 
 
 @dataclass(frozen=True)
@@ -168,21 +170,23 @@ def _paths(module: str, names: str) -> tuple[str, ...]:
 
 
 def mixture(
-    module: str,
-    router: str = "gate",
+    norms: str,
     shared: str = "",
     shared_gate: str = "",
-    norms: str = "",
     counted: str = "",
+    module: str = "mlp",
+    router: str = "gate",
+    rows: str = "",
     **keys: str,
 ) -> Branch:
     """A mixture of experts that is one module, with its router, and perhaps with a gated MLP that
-    all tokens run through.
+    all tokens run through; names are relative to it.
 
     Args:
         shared: name of that MLP.
         shared_gate: name of the linear layer that weighs its output.
-        counted: other tensors of the router, one number an expert.
+        counted: other tensors with a number for each expert.
+        rows: the router's linear layer, where it is not the router itself.
         keys: what the configuration calls the numbers of `Experts`.
     """
     reads = f"{shared}.gate_proj {shared}.up_proj {shared_gate}" if shared else ""
@@ -193,7 +197,11 @@ def mixture(
         scatter=module,
         norms=tuple(norms.split()),
         experts=Experts(
-            f"{module}.experts", f"{module}.{router}", _paths(f"{module}.{router}", counted), **keys
+            module=f"{module}.experts",
+            router=f"{module}.{router}",
+            rows=f"{module}.{rows or router}",
+            counted=_paths(module, counted),
+            **keys,
         ),
         gathers=_paths(module, f"{router} experts {shared} {shared_gate}"),
         scatters=_paths(module, f"experts {shared}"),
