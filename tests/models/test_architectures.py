@@ -159,7 +159,7 @@ def test_doctor_says_why_not(model_type, says, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "changes", "says"),
     [
-        ("qwen3_moe", {"model_type": "qwen3", "mlp_only_layers": []}, "block 1 has no"),
+        ("ernie4_5_moe", {"moe_num_shared_experts": 0}, "the row has a shared expert"),
         ("youtu", {"q_lora_rank": None}, "q_lora_rank=None is not supported"),
         ("doge", {"is_moe": True, "num_experts": 4}, "mixture of experts"),
     ],

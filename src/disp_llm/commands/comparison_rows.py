@@ -134,6 +134,10 @@ def baseline_rows(comparison: Comparison, name: str, baseline: Baseline) -> list
     problem = _problem(comparison, name)
     began = time.perf_counter()
     try:
+        if problem.budget.layout.has_experts:
+            raise InputError(
+                f"{name} does not know mixtures of experts", field="methods", hint="leave it out"
+            )
         make = baseline.prepare(problem)
     except FAILURES as error:
         return [failed(name, keep, error) for keep in config.keep]

@@ -23,7 +23,7 @@ Estimator = Literal[
 
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
 
-BudgetKind = Literal["params", "flops", "bytes", "memory", "latency"]
+BudgetKind = Literal["params", "flops", "bytes", "memory", "latency", "active"]
 
 Site = Literal[
     "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "experts", "attention", "mlp"
@@ -101,7 +101,7 @@ METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 
 TABLE_ORDER = (
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
-    *("ddp", "grasprune", "gisp", "magnitude", "random"),
+    *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
     *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
 )

@@ -77,6 +77,11 @@ class BlockShape:
         return (*SITES, *heads, *experts, *(BRANCHES if self.branches else ()))
 
     @property
+    def used(self) -> int:
+        """Intermediate dimensions that a token runs through."""
+        return self.intermediate // self.experts * self.chosen
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Entries of each site."""
         inside = {"mlp_mid": self.intermediate, HEADS: self.heads, EXPERTS: self.experts}
@@ -132,6 +137,11 @@ class Layout:
     def sites(self) -> tuple[Site, ...]:
         """Names of the sites of a block."""
         return self.blocks[0].sites
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a block is a mixture of experts."""
+        return any(block.experts > 1 for block in self.blocks)
 
     @cached_property
     def in_stream(self) -> Bool[Tensor, " S"]:
@@ -211,12 +221,12 @@ def layout_of(
 def _require_experts(config: Any, family: Family) -> None:
     """Refuses whole experts as a site where there are none, or where groups of them would no longer
     be of equal size."""
-    branch = family.mixture or family.mlp
-    if branch.experts is None:
+    experts = family.experts
+    if experts is None:
         raise InputError(
             f"{config.model_type} has no experts", field="sites", hint="leave experts out"
         )
-    groups = getattr(config, branch.experts.groups, 1) if branch.experts.groups else 1
+    groups = getattr(config, experts.groups, 1) if experts.groups else 1
     if groups > 1:
         raise InputError(
             f"{config.model_type} cannot lose whole experts: its router divides them into {groups} "

@@ -116,6 +116,11 @@ class Family:
     required: tuple[tuple[str, object, str], ...] = ()
     """The only variants that it does describe: (configuration key, value, what else there is)."""
 
+    @property
+    def experts(self) -> Experts | None:
+        """Those of its mixtures, where it has some."""
+        return (self.mixture or self.mlp).experts
+
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
         present = {name for name, _ in block.named_modules()}
