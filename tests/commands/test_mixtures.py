@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from fresh import PROMPT
 from transformers import AutoModelForCausalLM
-
-import fresh
-
 
 
 @pytest.fixture(scope="module")

@@ -49,9 +49,7 @@ WITHOUT_EFFECT = {
         "decoder_sparse_step first_k_dense_replace"
     ),
     "groups of experts, which a test of its own has": "n_group topk_group",
-    "speculative decoding": (
-        "mtp_layer_types mtp_mlp_layer_types num_nextn_predict_layers"
-    ),
+    "speculative decoding": ("mtp_layer_types mtp_mlp_layer_types num_nextn_predict_layers"),
     "not read where `layer_types` or `no_rope_layers` are given": (
         "_sliding_window_pattern max_window_layers no_rope_layer_interval sliding_window_pattern"
     ),

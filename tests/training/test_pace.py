@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 import torch
-from conftest import BEGUN, SMALL, problem_of, run_command, with_config
+from conftest import BEGUN, SMALL, problem_of, run_command, tiny_prunable, with_config
 from safetensors.torch import load_file
 
 from disp_llm.config.learning import LearnConfig, TrainingConfig

@@ -1,8 +1,8 @@
 """The configuration of a model whose blocks each have widths of their own.
 
-This file, `modeling_disp_llm.py` and `experts_disp_llm.py` lie in every exported folder and stand alone on torch and
-transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`, and likewise for
-every architecture: a class is made when it is asked for by name.
+This file, `modeling_disp_llm.py` and `experts_disp_llm.py` lie in every exported folder and stand
+alone on torch and transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`,
+and likewise for every architecture: a class is made when it is asked for by name.
 
     disp_llm = {
         "blocks": "layers",                       # path of the blocks in the base model

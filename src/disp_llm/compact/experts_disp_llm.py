@@ -1,8 +1,8 @@
 """The experts of a mixture, cut: fewer of them, with fewer dimensions.
 
 This file lies in every exported folder, beside `modeling_disp_llm.py`, and stands alone on torch
-and transformers. The native classes run: their packed weights and their routers are cut. Only the sum
-over experts is taken here, where transformers' own functions ask for other widths.
+and transformers. The native classes run: their packed weights and their routers are cut. Only the
+sum over experts is taken here, where transformers' own functions ask for other widths.
 
 D residual stream, K and K' kept of it, N tokens, E experts, C chosen by each token, F intermediate.
 """

@@ -1,9 +1,9 @@
 """A transformers model each of whose blocks reads, works in and writes dimensions of its own.
 
 This file, `experts_disp_llm.py` and `configuration_disp_llm.py` lie in every exported folder and
-stand alone on torch and transformers. Nothing of transformers is copied: the native classes run, their linear layers are cut
-to the widths of the configuration, and two hooks a branch do the rest (arXiv 2410.11988, Algorithm
-1, with the norm before the selection):
+stand alone on torch and transformers. Nothing of transformers is copied: the native classes run,
+their linear layers are cut to the widths of the configuration, and two hooks a branch do the rest
+(arXiv 2410.11988, Algorithm 1, with the norm before the selection):
 
     branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
@@ -17,6 +17,7 @@ D residual stream, K kept of it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,15 +163,16 @@ def shrink(base: Any, disp: dict) -> None:
                 cut_experts(block, branch, count, width["mlp_mid"], kept)
             else:
                 full = widths_of(block.get_submodule(branch["reads"][0]))[0]
-
-            def inside(of: int, is_mlp: bool = name == "mlp", branch: dict = branch) -> int:
-                """What is left of a width inside of the branch."""
-                if not is_mlp:
-                    return width_of_kept_heads(base.config, width, of)
-                return of if branch.get("experts") else width["mlp_mid"]
-
+            inside = partial(_left_inside, base.config, width, branch, name == "mlp")
             _cut_linears(block, branch, kept, inside, bool(disp.get("biases")))
             _add_hooks(block, branch, kept, full)
+
+
+def _left_inside(config: Any, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
+    """What is left of a width inside of a branch; of a mixture's shared expert all is."""
+    if not is_mlp:
+        return width_of_kept_heads(config, width, full)
+    return full if branch.get("experts") else width["mlp_mid"]
 
 
 def _cut_linears(

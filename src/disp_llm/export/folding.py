@@ -38,9 +38,10 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
 
     A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
     mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias, one of a
-    whole branch or expert all of these rows. Adapters are added to the weights before. What pruned columns of a layer that writes would have added on
-    average becomes its bias. Products are rounded to the model's dtype, so that what is then masked
-    is what is then exported. On a GPU the original weights wait in the machine's memory.
+    whole branch or expert all of these rows. Adapters are added to the weights before. What pruned
+    columns of a layer that writes would have added on average becomes its bias. Products are
+    rounded to the model's dtype, so that what is then masked is what is then exported. On a GPU the
+    original weights wait in the machine's memory.
     """
     replaced: list[Replaced] = []
     try:

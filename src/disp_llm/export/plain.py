@@ -11,8 +11,8 @@ from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Size, as_type
-from disp_llm.masks.layout import expert_weights
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.models.loading import empty_model, family_of_any, load_config
 from disp_llm.runs.files import read_json

@@ -5,8 +5,8 @@ The plan needs the shapes of the dense model and none of its weights, so that it
 the meta device. Three carry it out: `folding` (numbers, nothing cut, on the dense model), `cutting`
 (in memory) and `streaming` (from file to file).
 
-N entries of all sites, D residual stream, H KV heads, F intermediate, E experts, M inputs of a layer
-that writes, W inputs or outputs of any linear layer.
+N entries of all sites, D residual stream, H KV heads, F intermediate, E experts, M inputs of a
+layer that writes, W inputs or outputs of any linear layer.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,6 @@ from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks, Selection
 from disp_llm.models.family import Branch, Experts
-
 
 Cut = Weight | Bias | Picked
 """What becomes of a parameter inside of a block."""

@@ -111,7 +111,6 @@ class CostModel:
         inside = per_entry * widths * stays
         return self.constant_cost + inside.sum() + in_attention.sum() + in_mlp.sum()
 
-
     def _share_of_experts(self, widths: Float[Tensor, "L K"]) -> Float[Tensor, " L"]:
         """The share of its experts that each block keeps; 1 where these are no site."""
         if EXPERTS not in self.layout.sites:

@@ -26,9 +26,7 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(
-        self, layout: Layout, places: "list[Place]", mixtures: dict[str, MaskedMixture]
-    ):
+    def __init__(self, layout: Layout, places: "list[Place]", mixtures: dict[str, MaskedMixture]):
         self._layout, self._places, self._mixtures = layout, places, mixtures
         self._flat = torch.ones(layout.entries)
 

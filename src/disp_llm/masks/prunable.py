@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
 from disp_llm.config.names import SITES, Site
-from disp_llm.masks.layout import Layout, expert_weights, layout_of
+from disp_llm.masks.layout import Layout, layout_of
+from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import Branch, Family
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import required_bos

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.masks.layout import expert_weights
 from disp_llm.masks.selection import Selection
+from disp_llm.masks.shapes import expert_weights
 from disp_llm.methods.parts.method import Method
 from disp_llm.models.family import Branch
 from disp_llm.training.problem import PruningProblem

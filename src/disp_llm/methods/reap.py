@@ -39,7 +39,9 @@ class Added:
         for expert in chosen.unique().tolist():
             token, place = torch.where(chosen == expert)
             one = torch.full_like(token, expert)[:, None]
-            made = run_experts(experts, hidden[token], one, torch.ones_like(one, dtype=hidden.dtype))
+            made = run_experts(
+                experts, hidden[token], one, torch.ones_like(one, dtype=hidden.dtype)
+            )
             lengths = factors[token, place].float() * made.float().norm(dim=-1)
             self.lengths[expert] += lengths.sum()
             self.tokens[expert] += len(token)
@@ -66,9 +68,7 @@ def reap(problem: PruningProblem) -> Selection:
             hint="leave `sites` out, or use another method",
         )
     places = [dense.branches_of(block)[1].experts for block in dense.blocks]
-    added = [
-        Added(*torch.zeros(2, shape.experts, device=dense.device)) for shape in layout.blocks
-    ]
+    added = [Added(*torch.zeros(2, shape.experts, device=dense.device)) for shape in layout.blocks]
     mixtures: list[tuple[nn.Module, Added]] = [
         (block.get_submodule(row.module), one)
         for block, row, one in zip(dense.blocks, places, added, strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.models.family import Branch, Experts, Family, bare_branch, branch, mixture
+from disp_llm.models.family import Branch, Family, bare_branch, branch, mixture
 from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 
