@@ -135,9 +135,14 @@ def branches_of(block: nn.Module, disp: dict) -> tuple[dict, dict]:
     present = {name for name, _ in block.named_modules()}
     kinds = (disp["attention"], *disp.get("alternatives", ()))
     attention = next(branch for branch in kinds if branch["gather"] in present)
-    mixture = disp.get("mixture")
-    mixed = mixture is not None and mixture["experts"]["module"] in present
-    return attention, mixture if mixed else disp["mlp"]
+    kinds = (disp[name] for name in ("mixture", "mlp") if name in disp)
+    mlp = next(branch for branch in kinds if _main_module(branch) in present)
+    return attention, mlp
+
+
+def _main_module(branch: dict) -> str:
+    """What a block of that kind has: of a mixture its experts."""
+    return branch["experts"]["module"] if branch.get("experts") else branch["scatter"]
 
 
 def shrink(base: Any, disp: dict) -> None:

@@ -196,13 +196,13 @@ def _of_experts(
         count: E.
     """
     assert kept.middle is not None
-    experts = None if kept.experts is None else _indices(kept.experts)
+    experts = _indices(kept.experts)
     of_experts = [] if experts is None or len(experts) == count else [(0, experts)]
     middle = kept.middle.view(count, -1)
     width = middle.shape[1]
     middle = middle if experts is None else middle[experts]
     inside = middle.nonzero()[:, 1].view(len(middle), -1)  # of each expert as many
-    incoming, outgoing = _indices(kept.incoming), _indices(kept.outgoing)
+    incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
     columns, of_read, of_write = None, (), ()
     if scale is not None:
         assert scale.middle is not None
@@ -234,7 +234,11 @@ def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
 
 def _indices(mask: Bool[Tensor, " W"] | None) -> Tensor | None:
     """Where a mask is true."""
-    return None if mask is None else mask.nonzero().squeeze(-1)
+    return None if mask is None else _where(mask)
+
+
+def _where(mask: Bool[Tensor, " W"]) -> Tensor:
+    return mask.nonzero().squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from disp_llm.compact.experts_disp_llm import keep_experts, run_experts
-from disp_llm.models.architectures import Experts
+from disp_llm.models.family import Experts
 
 
 @dataclass(frozen=True)

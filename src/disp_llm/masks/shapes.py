@@ -169,7 +169,7 @@ def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockS
     )
 
 
-def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, int], int, int]:
+def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, Any], int, int]:
     """The part of a shape that is the MLP's, and the biases of an mlp_mid and an mlp_out entry."""
     reads = [linear_at(block, path) for path in mlp.reads]
     writes = linear_at(block, mlp.writes) if mlp.writes else None

@@ -126,8 +126,10 @@ class Family:
         present = {name for name, _ in block.named_modules()}
         kinds = (self.attention, *self.alternatives)
         own = (branch for branch in kinds if branch.gather in present)
-        mixed = self.mixture is not None and self.mixture.experts.module in present
-        return next(own, self.attention), self.mixture if mixed else self.mlp
+        mlp, mixture = self.mlp, self.mixture
+        if mixture is not None and mixture.experts is not None:
+            mlp = mixture if mixture.experts.module in present else mlp
+        return next(own, self.attention), mlp
 
     def as_dict(self) -> dict:
         """The branches and the path, as plain JSON: what an exported folder carries."""
