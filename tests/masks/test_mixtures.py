@@ -96,7 +96,7 @@ def test_a_masks_file_whose_experts_differ_is_refused(tmp_path):
     part = target.layout.split(masks.kept)[place]
     part[part.nonzero()[0]] = False
     masks.save(tmp_path / "masks.safetensors")
-    with pytest.raises(InputError, match="layers.0.mlp_mid differs between experts"):
+    with pytest.raises(InputError, match=r"layers\.0\.mlp_mid differs between experts"):
         load_masks(tmp_path / "masks.safetensors", target.layout)
 
 
