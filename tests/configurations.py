@@ -16,19 +16,18 @@ ARCHITECTURES = sorted(name for name in FAMILIES if name in CONFIG_MAPPING)
 
 def _kind_of(model_type: str) -> str:
     family = FAMILIES[model_type]
-    kinds = (family.attention, family.mlp, *((family.mixture,) if family.mixture else ()))
-    branches = [replace(branch, norms=()) for branch in kinds]
+    branches = [replace(branch, norms=()) for branch in (family.attention, family.mlp)]
     return f"{branches} {family.supports_head_pruning}"
 
 
-_IN_ORDER = [name for name in FAMILIES if name in ARCHITECTURES]
 MIXTURES = [
     name for name in ARCHITECTURES if (FAMILIES[name].mixture or FAMILIES[name].mlp).experts
 ]
 """Those with experts."""
-KINDS = sorted({_kind_of(name): name for name in reversed(_IN_ORDER)}.values())
-"""One for each way in which rows differ, norms and the head apart: for what is slow, and asks
-nothing of an architecture but its linear layers."""
+DENSE = [name for name in FAMILIES if name in ARCHITECTURES and name not in MIXTURES]
+KINDS = sorted({_kind_of(name): name for name in reversed(DENSE)}.values())
+"""One for each way in which rows of dense models differ, norms and the head apart: for what is
+slow, and asks nothing of an architecture but its linear layers."""
 
 VOCABULARY = 320
 SHAPE = {
