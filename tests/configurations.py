@@ -120,7 +120,7 @@ OTHER_NAMES = {
         "moe_k": 2,
         "moe_intermediate_size": 24,
         "moe_num_shared_experts": 1,
-        "moe_layer_start_index": 1,
+        "moe_layer_start_index": 0,
         "moe_layer_end_index": 2,
     },
     "qwen3_next": MIXERS
@@ -268,6 +268,7 @@ UNUSUAL = {
     "qwen3_next": MIXERS | {"linear_conv_kernel_dim": 3},
     "qwen3_5_moe_text": MIXERS | {"linear_conv_kernel_dim": 3},
     "mellum": {"rope_parameters": ROPE_OF_KINDS},
+    "ernie4_5_moe": {"moe_layer_interval": 2},
     "gpt_neo": {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
     "granite_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},
     "ministral3": {
