@@ -212,7 +212,7 @@ def test_a_dropped_expert_has_a_gradient(model_type):
     of_experts = torch.tensor([name.endswith("experts") for name in layout.names])
     dropped = of_experts[layout.site_of_entry] & ~kept
     assert dropped.sum() > 1
-    assert mask.grad[dropped].ne(0).float().mean() > 0.3  # some no token would be given to
+    assert mask.grad[dropped].any()  # to some no token would be given
 
 
 @pytest.mark.parametrize("model_type", ALL)
@@ -355,6 +355,7 @@ def test_row_names_every_linear_of_a_block(model_type):
         name.removesuffix(".weight")
         for name, p in block.named_parameters()
         if p.dim() > 1 and "norm" not in name  # one of its own for each head
+        if "conv" not in name
     }
     assert named - set(dict(block.named_buffers())) == matrices
     assert all(f.default is None or getattr(family, f.name) is not None for f in fields(family))
