@@ -22,7 +22,8 @@ KNOWN = """## With a row
 Of every one the tests run tiny models with random weights, in a plain configuration and in one in
 which nothing that changes the computation has its default value: masked and exported models agree
 to 1e-5, whole branches can go, and generation with a cache is that without. "Heads" says whether
-`--sites … heads` can prune KV heads. What else was run stands in the last column: real weights
+`--sites … heads` can prune KV heads, "experts" which blocks are mixtures of experts, and whether
+these have a shared one. What else was run stands in the last column: real weights
 (SmolLM2-135M, [results.md](results.md)), a small model trained for the purpose
 (`tests/proof/test_trained_families.py`), or vLLM (`tests/proof/test_vllm.py`).
 """
@@ -42,7 +43,10 @@ def architectures_page() -> str:
         run[what] = names_in(file, variable)
     run["vLLM"].append("llama")  # as SmolLM2-135M
     lines = [INTRODUCTION, KNOWN]
-    lines += ["| `model_type` | attention | MLP | heads | also run |", "|---|---|---|---|---|"]
+    lines += [
+        "| `model_type` | attention | MLP | heads | experts | also run |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += [row(name, FAMILIES[name], run) for name in sorted(FAMILIES)]
     lines += ["", UNKNOWN, "| why not | `model_type` |", "|---|---|"]
     for reason in dict.fromkeys(WHY_NOT.values()):
@@ -58,15 +62,27 @@ def row(name: str, family: Family, run: dict[str, list[str]]) -> str:
         edges(family.attention),
         edges(family.mlp),
         "yes" if family.supports_head_pruning else "",
+        experts(family),
         ", ".join(what for what, names in run.items() if name in names),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def edges(branch: Branch) -> str:
-    """What of a branch reads and what writes, without the path that they have in common."""
+    """What of a branch reads and what writes, without the path that they have in common; of a
+    mixture the experts."""
+    if branch.experts is not None:
+        return "experts"
     names = [path.rsplit(".", 1)[-1] for path in (*branch.reads, branch.writes)]
     return f"{', '.join(names[:-1])} → {names[-1]}"
+
+
+def experts(family: Family) -> str:
+    """Which blocks are mixtures, and whether they have a shared expert."""
+    if family.experts is None:
+        return ""
+    shared = ", shared" if (family.mixture or family.mlp).reads else ""
+    return ("some blocks" if family.mixture else "all blocks") + shared
 
 
 def names_in(file: str, variable: str) -> list[str]:

@@ -20,10 +20,14 @@ def _kind_of(model_type: str) -> str:
     return f"{branches} {family.supports_head_pruning}"
 
 
-_IN_ORDER = [name for name in FAMILIES if name in ARCHITECTURES]
-KINDS = sorted({_kind_of(name): name for name in reversed(_IN_ORDER)}.values())
-"""One for each way in which rows differ, norms and the head apart: for what is slow, and asks
-nothing of an architecture but its linear layers."""
+MIXTURES = [
+    name for name in ARCHITECTURES if (FAMILIES[name].mixture or FAMILIES[name].mlp).experts
+]
+"""Those with experts."""
+DENSE = [name for name in FAMILIES if name in ARCHITECTURES and name not in MIXTURES]
+KINDS = sorted({_kind_of(name): name for name in reversed(DENSE)}.values())
+"""One for each way in which rows of dense models differ, norms and the head apart: for what is
+slow, and asks nothing of an architecture but its linear layers."""
 
 VOCABULARY = 320
 SHAPE = {
@@ -91,7 +95,39 @@ DELTA = {
     "linear_value_head_dim": 8,
 }
 STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+MIXED = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LOCAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
+ROUTED = {
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+}
 OTHER_NAMES = {
+    "qwen2_moe": MIXED | {"mlp_only_layers": [1], "shared_expert_intermediate_size": 20},
+    "qwen3_moe": MIXED | {"mlp_only_layers": [1]},
+    "mellum": MIXED | {"mlp_layer_types": ["sparse", "dense", "sparse"]},
+    "mixtral": LOCAL,
+    "minimax_m2": LOCAL,
+    "phimoe": LOCAL | {"num_experts_per_tok": 2},
+    "granitemoe": LOCAL | {"logits_scaling": 4.0},
+    "olmoe": MIXED,
+    "flex_olmo": MIXED,
+    "ernie4_5_moe": {
+        "moe_num_experts": 6,
+        "moe_k": 2,
+        "moe_intermediate_size": 24,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 0,
+        "moe_layer_end_index": 2,
+    },
+    "qwen3_next": MIXERS
+    | DELTA
+    | MIXED
+    | {"mlp_only_layers": [1], "shared_expert_intermediate_size": 20},
+    "qwen3_5_moe_text": MIXERS | DELTA | MIXED | {"shared_expert_intermediate_size": 20},
     "cohere_compass_text": {"rope_parameters": ROPE_OF_KINDS},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
@@ -100,8 +136,14 @@ OTHER_NAMES = {
     "gemma3_text": {"final_logit_softcapping": 5.0},
     "minicpm3": LATENT | {"dim_model_base": 32},
     "youtu": LATENT,
-    "deepseek_v3": LATENT | {"first_k_dense_replace": 3},
-    "glm4_moe": {"first_k_dense_replace": 3},
+    "deepseek_v3": LATENT | ROUTED | {"first_k_dense_replace": 1},
+    "glm4_moe_lite": LATENT | ROUTED | {"mlp_layer_types": ["sparse", "dense", "sparse"]},
+    "hy_v3": {"first_k_dense_replace": 3, "mlp_layer_types": ["dense"] * 3},
+    "glm4_moe": ROUTED | {"first_k_dense_replace": 2},
+    "dots1": ROUTED | {"first_k_dense_replace": 1},
+    "solar_open": ROUTED,
+    "exaone_moe": MIXED
+    | {"num_shared_experts": 2, "mlp_layer_types": ["sparse", "dense", "sparse"]},
     "qwen3_5_text": MIXERS | DELTA,
     "olmo_hybrid": MIXERS | DELTA | {"linear_num_key_heads": 4},
     "lfm2": {
@@ -149,9 +191,12 @@ FLIPPED = (
     "layer_norm_elementwise_affine",
     "mlp_bias",
     "multi_query",
+    "norm_topk_prob",
     "qk_layernorm",
     "_remove_final_layer_norm",
     "reorder_and_upcast_attn",
+    "lm_head_bias",
+    "qkv_bias",
     "rope_interleave",
     "scale_attention_softmax_in_fp32",
     "scale_attn_by_inverse_layer_idx",
@@ -185,6 +230,8 @@ UNUSUAL_VALUES = {
     "logits_scaling": 0.25,
     "query_pre_attn_scalar": 16,
     "clip_qkv": 1.5,
+    "routed_scaling_factor": 1.3,
+    "moe_norm_min": 0.6,
     "partial_rotary_factor": 0.75,
     "sliding_window": 8,
     # The second loses its attention in a test, which the first of a kind cannot.
@@ -218,6 +265,10 @@ UNUSUAL = {
     },
     "olmo_hybrid": MIXERS | {"linear_conv_kernel_dim": 3, "linear_allow_neg_eigval": False},
     "qwen3_5_text": MIXERS | {"linear_conv_kernel_dim": 3},
+    "qwen3_next": MIXERS | {"linear_conv_kernel_dim": 3},
+    "qwen3_5_moe_text": MIXERS | {"linear_conv_kernel_dim": 3},
+    "mellum": {"rope_parameters": ROPE_OF_KINDS},
+    "ernie4_5_moe": {"moe_layer_interval": 2},
     "gpt_neo": {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
     "granite_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},
     "ministral3": {

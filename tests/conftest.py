@@ -33,7 +33,7 @@ from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_llm.cli.main import main
 from disp_llm.commands import measuring
-from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
+from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
@@ -65,21 +65,27 @@ def tiny_model(model_type: str, seed: int = 0, **changes):
 
 
 def tiny_prunable(
-    model_type: str, heads: bool = False, branches: bool = False, **changes
+    model_type: str, heads: bool = False, branches: bool = False, experts: bool = False, **changes
 ) -> PrunableModel:
-    """A tiny model with its row of the table; with `heads` and `branches`, these are sites too."""
+    """A tiny model with its row of the table; with `heads`, `branches` and `experts`, these are
+    sites too."""
     model = tiny_model(model_type, **changes)
-    return PrunableModel(model, family_of(model.config), sites_with(heads, branches))
+    return PrunableModel(model, family_of(model.config), sites_with(heads, branches, experts))
 
 
-def unusual_prunable(model_type: str, heads: bool = False, branches: bool = False) -> PrunableModel:
+def unusual_prunable(
+    model_type: str, heads: bool = False, branches: bool = False, experts: bool = False
+) -> PrunableModel:
     """The same of an unusual configuration."""
-    return tiny_prunable(model_type, heads, branches, **unusual_values(model_type))
+    return tiny_prunable(model_type, heads, branches, experts, **unusual_values(model_type))
 
 
-def sites_with(heads: bool = False, branches: bool = False) -> tuple[Site, ...]:
+def sites_with(
+    heads: bool = False, branches: bool = False, experts: bool = False
+) -> tuple[Site, ...]:
     """The five sites and what else may be pruned."""
-    return (*SITES, *((HEADS,) if heads else ()), *(BRANCHES if branches else ()))
+    more = ((HEADS,) if heads else ()) + ((EXPERTS,) if experts else ())
+    return (*SITES, *more, *(BRANCHES if branches else ()))
 
 
 def masks_of(kind: str, layout, seed: int = 0) -> Masks:
@@ -90,8 +96,11 @@ def masks_of(kind: str, layout, seed: int = 0) -> Masks:
         kept = torch.rand(layout.entries, generator=generator) < shares[layout.site_of_entry]
     else:
         kept = torch.full((layout.entries,), kind == "keep-all")
-    for part in layout.split(kept):  # a site may not be empty
-        part[torch.randint(len(part), (), generator=generator)] = True
+    least = [least for block in layout.blocks for least in block.least]
+    for part, lanes, few in zip(layout.split(kept), layout.lanes, least, strict=True):
+        wanted = max(int(part[: len(part) // lanes].sum()), few, 1)
+        for lane in part.view(lanes, -1):  # no site may be empty, and each expert keeps as many
+            lane[:] = torch.randperm(len(lane), generator=generator) < wanted
     return Masks(layout, kept, Selection(torch.zeros(layout.entries)))
 
 

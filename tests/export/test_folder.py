@@ -73,7 +73,7 @@ def test_import_order_does_not_matter(llama, order):
 def test_contents(llama):
     names = {path.name for path in llama.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert {"configuration_disp_llm.py", "modeling_disp_llm.py"} <= names
+    assert {f"{name}_disp_llm.py" for name in ("configuration", "experts", "modeling")} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     config = json.loads((llama / "config.json").read_text())
     assert config["model_type"] == "disp_llama"
@@ -120,6 +120,7 @@ def test_linears_stay_plain_under_their_names(llama):
         ("llama", ["q_proj", "o_proj", "down_proj"]),
         ("opt", "all-linear"),  # its MLP is of bare linear layers, which we wrap
         ("phi", ["q_proj", "v_proj", "dense", "fc1", "fc2"]),
+        ("qwen2_moe", "all-linear"),  # its experts are packed and stay as they are
     ],
 )
 def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, sites_with, tiny_model
+from conftest import byte_tokenizer, masks_of, sites_with, tiny_model
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -38,15 +38,17 @@ def saved(model_type: str, folder: Path, shard: str = ONE_FILE) -> Path:
 
 
 def prunable(loaded, branches: bool = True) -> PrunableModel:
-    """With KV heads and whole branches as sites, where the family can lose them."""
-    return PrunableModel.of(loaded, sites_with(loaded.family.supports_head_pruning, branches))
+    """With KV heads, whole branches and whole experts as sites, where the family can lose them."""
+    family = loaded.family
+    sites = sites_with(family.supports_head_pruning, branches, family.experts is not None)
+    return PrunableModel.of(loaded, sites)
 
 
 def masks_for(dense: PrunableModel, *kinds: str) -> Masks:
     """Random masks; the second block has no attention, the third no MLP, every block has lost a
     head; with random scales, mean inputs and adapters as far as `kinds` names them."""
     layout, noise = dense.layout, torch.Generator().manual_seed(0)
-    kept = torch.rand(layout.entries, generator=noise) < 0.7
+    kept = masks_of("random", layout).kept
     for name, part in zip(layout.names, layout.split(kept), strict=True):
         if len(part) == 1:
             part[:] = name not in ("layers.1.attention", "layers.2.mlp")

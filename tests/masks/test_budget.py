@@ -15,9 +15,10 @@ from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs, parameter_costs
-from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.models.kv_cache import cached_tokens, empty_cache, with_cache
 
 

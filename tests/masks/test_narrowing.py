@@ -5,6 +5,7 @@ import torch
 from conftest import masks_of, tiny_prunable
 
 from disp_llm.masks.masking import masked
+from disp_llm.masks.narrowing import Narrowing
 from disp_llm.models.architectures import FAMILIES
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.losses import token_losses
@@ -37,9 +38,9 @@ def test_what_is_left_out_changes_nothing_else(model_type):
     kept = masks_of("random", target.layout).kept
     computed = kept | masks_of("random", target.layout, seed=1).kept
     whole, part = (losses_and_gradients(target, kept, c) for c in (None, computed))
-    narrowed = torch.tensor([not name.endswith("heads") for name in target.layout.names])[
-        target.layout.site_of_entry
-    ]
+    sites = Narrowing(target).sites  # all but those of experts and of heads
+    of_site = torch.tensor([name in sites for name in target.layout.names])
+    narrowed = of_site[target.layout.site_of_entry]
     assert (narrowed & ~computed).any()
     for ours, theirs in zip(part[:2], whole[:2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

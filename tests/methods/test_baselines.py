@@ -12,8 +12,8 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods.baselines.depth import block_influence, depth
 from disp_llm.methods.baselines.greedy import greedy, least_squares, most_similar
 from disp_llm.methods.parts.baseline import copied, stored_numbers

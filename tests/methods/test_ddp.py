@@ -13,8 +13,9 @@ from disp_llm.config.names import HEADS
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.masking import masked
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import ddp
 from disp_llm.methods.parts.coupled import COUPLED
 from disp_llm.training.problem import PruningProblem

@@ -40,16 +40,16 @@ WITHOUT_EFFECT = {
         "activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop dropout "
         "emb_pdrop embd_pdrop embed_dropout embedding_dropout hidden_dropout hidden_dropout_prob "
         "layerdrop resid_dropout resid_pdrop residual_dropout router_aux_loss_coef "
-        "z_loss_coefficient"
+        "input_jitter_noise router_jitter_noise z_loss_coefficient"
     ),
     "decoders that read an encoder": "add_cross_attention is_decoder is_encoder_decoder",
     "models that are not causal": "use_bidirectional_attention",
-    "blocks with experts, which have no row": (
-        "first_k_dense_replace is_moe moe_intermediate_size n_group n_routed_experts "
-        "n_shared_experts norm_topk_prob num_experts num_experts_per_tok routed_scaling_factor "
-        "topk_group"
+    "blocks with experts, which have no row": "is_moe",
+    "which blocks have experts, where `mlp_layer_types` or `mlp_only_layers` say so": (
+        "decoder_sparse_step first_k_dense_replace"
     ),
-    "speculative decoding": "num_nextn_predict_layers",
+    "groups of experts, which a test of its own has": "n_group topk_group",
+    "speculative decoding": ("mtp_layer_types mtp_mlp_layer_types num_nextn_predict_layers"),
     "not read where `layer_types` or `no_rope_layers` are given": (
         "_sliding_window_pattern max_window_layers no_rope_layer_interval sliding_window_pattern"
     ),
@@ -73,6 +73,10 @@ AS_THEY_ARE = {
     ("falcon", "parallel_attn"): "the newer form has parallel branches only",
     ("hyperclovax", "use_post_norm"): "without it there are fewer norms",
     ("mpt", "alibi"): "transformers knows no other positions for it",
+    ("doge", "num_experts"): "the row refuses its mixtures",
+    ("doge", "num_experts_per_tok"): "the row refuses its mixtures",
+    ("granitemoehybrid", "num_experts_per_tok"): "the row is that without experts",
+    ("phimoe", "num_experts_per_tok"): "its router takes two",
     ("opt", "do_layer_norm_before"): "the row refuses the other value",
 }
 """What else may, with the reason."""
@@ -141,7 +145,7 @@ def test_reasons_are_one_short_line():
     ("model_type", "says"),
     [
         ("mamba", "state space or recurrent: its blocks have no attention"),
-        ("qwen3_moe", "mixture of experts (nearest: qwen3)"),
+        ("jetmoe", "mixture of experts"),
         ("gemma3", "wrapper: its language model is one of several parts (nearest: gemma)"),
     ],
 )
@@ -157,7 +161,7 @@ def test_doctor_says_why_not(model_type, says, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "changes", "says"),
     [
-        ("deepseek_v3", {"first_k_dense_replace": 1, "n_routed_experts": 4}, "block 1 has no"),
+        ("ernie4_5_moe", {"moe_num_shared_experts": 0}, "the row has a shared expert"),
         ("youtu", {"q_lora_rank": None}, "q_lora_rank=None is not supported"),
         ("doge", {"is_moe": True, "num_experts": 4}, "mixture of experts"),
     ],

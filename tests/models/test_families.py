@@ -3,13 +3,14 @@ can."""
 
 import dataclasses
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import fresh
 import pytest
 import torch
-from configurations import ARCHITECTURES, VOCABULARY, tiny_config
+from configurations import ARCHITECTURES, MIXTURES, VOCABULARY, tiny_config
 from conftest import (
     byte_tokenizer,
     masks_of,
@@ -169,6 +170,51 @@ def test_whole_heads_can_go(model_type):
     assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
 
 
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_whole_experts_can_go(model_type, tmp_path):
+    """Another number of each block; tokens are routed among the others, as in the export."""
+    target = unusual_prunable(model_type, branches=True, experts=True)
+    model, layout = target.model, target.layout
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    for seed, scales in ((0, None), (1, torch.rand(layout.entries) + 0.5)):
+        masks = masks_of("random", layout, seed)
+        mask = masks.kept * (1.0 if scales is None else scales)
+        selection = Selection(torch.zeros(layout.entries), Compensation(scales))
+        masks = dataclasses.replace(masks, selection=selection)
+        with masked(target) as masking:
+            masking.set(mask)
+            wanted = model(tokens).logits
+            masking.set(mask.clone().requires_grad_(True))  # as it is while masks are learned
+            torch.testing.assert_close(model(tokens).logits, wanted)
+        with fold_into_weights(target, masks):
+            compact = compact_model(target, masks)
+        assert (compact(tokens).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert_counted(target, compact, masks)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    cached = compact.generate(tokens[:1], use_cache=True, **options)
+    assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert set(again.state_dict()) == set(compact.state_dict())
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_a_dropped_expert_has_a_gradient(model_type):
+    """What it would add to the tokens that the whole router would give it."""
+    target = unusual_prunable(model_type, experts=True)
+    layout = target.layout
+    kept = masks_of("random", layout).kept
+    mask = kept.float().requires_grad_(True)
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    with masked(target) as masking:
+        masking.set(mask)
+        token_losses(target, tokens).mean().backward()
+    of_experts = torch.tensor([name.endswith("experts") for name in layout.names])
+    dropped = of_experts[layout.site_of_entry] & ~kept
+    assert dropped.sum() > 1
+    assert mask.grad[dropped].any()  # to some no token would be given
+
+
 @pytest.mark.parametrize("model_type", ALL)
 def test_whole_branches_can_go(model_type, tmp_path):
     heads = FAMILIES[model_type].supports_head_pruning
@@ -208,8 +254,9 @@ def test_cache_holds_what_is_counted(model_type):
     assert held == [3 * block.cached * repeats for block in target.layout.blocks]
 
 
-STAYS = {"stablelm": "input_layernorm"}
-"""Norms that serve both branches where these are parallel, and so stay where they are not."""
+STAYS = {"stablelm": "input_layernorm", "ernie4_5_moe": "e_score_correction_bias"}
+"""Norms that serve both branches where these are parallel, and so stay where they are not; and what
+only chooses experts, and has no gradient."""
 
 
 @pytest.mark.parametrize("model_type", ALL)
@@ -300,13 +347,18 @@ def test_row_names_every_linear_of_a_block(model_type):
     target = unchanged(model_type)
     family, block = target.family, target.blocks[0]
     named = set(target.linear_paths(block))
+    for branch in target.branches_of(block):
+        if branch.experts is not None:
+            packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
+            named |= {branch.experts.router, *packed, *branch.experts.counted}
     matrices = {
         name.removesuffix(".weight")
         for name, p in block.named_parameters()
-        if p.dim() == 2 and "norm" not in name  # one of its own for each head
+        if p.dim() > 1 and "norm" not in name  # one of its own for each head
+        if "conv" not in name
     }
-    assert named == matrices
-    assert all(getattr(family, f.name) is not None for f in dataclasses.fields(family))
+    assert named - set(dict(block.named_buffers())) == matrices
+    assert all(f.default is None or getattr(family, f.name) is not None for f in fields(family))
 
 
 def test_layout_of_grouped_queries_and_biases():
@@ -333,7 +385,7 @@ def test_post_norm_opt_is_refused():
         family_of(tiny_config("opt", do_layer_norm_before=False))
 
 
-OTHER = "glm4_moe"  # in the tiny configuration all blocks are dense
+OTHER = "hy_v3"  # in the tiny configuration all blocks are dense
 OTHER_ROWS = """
 from disp_llm.models.architectures import Branch, Family
 
@@ -384,7 +436,7 @@ def exported_by(folder: Path) -> torch.Tensor:
 
 
 def test_another_package_adds_a_row_by_an_entry_point(other_package, tmp_path):
-    with pytest.raises(InputError, match="'glm4_moe' is not supported"):
+    with pytest.raises(InputError, match="'hy_v3' is not supported"):
         family_of(tiny_config(OTHER))
     other_package("other_rows:family")
     assert OTHER in model_types()
@@ -393,7 +445,7 @@ def test_another_package_adds_a_row_by_an_entry_point(other_package, tmp_path):
     for without in (False, True):
         found = fresh.load_and_generate(tmp_path / "model", without)
         torch.testing.assert_close(torch.tensor(found["logits"]), wanted, rtol=0, atol=1e-5)
-        assert found["class"] == "DispGlm4MoeForCausalLM"
+        assert found["class"] == "DispHYV3ForCausalLM"
         assert found["module"].startswith("transformers_modules" if without else "disp_llm.")
 
 
@@ -406,7 +458,7 @@ def test_a_program_registers_a_row(tmp_path, monkeypatch):
         "import disp_llm, sys, torch\n"
         "from transformers import AutoModelForCausalLM\n"
         "from disp_llm.models.architectures import FAMILIES, register_architecture\n"
-        "register_architecture('glm4_moe', FAMILIES['llama'])\n"
+        "register_architecture('hy_v3', FAMILIES['llama'])\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "assert type(model).__module__.startswith('disp_llm.')\n"
         f"torch.save(model(torch.tensor([{PROMPT}])).logits[0], sys.argv[2])"
@@ -420,5 +472,5 @@ def test_a_program_registers_a_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("row", ["other_rows:not_a_row", "other_rows:missing", "nowhere:family"])
 def test_a_row_that_cannot_be_loaded_names_its_package(other_package, row):
     other_package(row)
-    with pytest.raises(InputError, match=f"the row of 'glm4_moe', {row}, (is no Family|cannot be)"):
+    with pytest.raises(InputError, match=f"the row of 'hy_v3', {row}, (is no Family|cannot be)"):
         family_of(tiny_config(OTHER))

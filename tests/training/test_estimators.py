@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.training.estimators import ESTIMATORS, Draw, deterministic_mask
 
 N = 6

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from disp_llm.data.randomness import generator_of
-from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.training.hypernetwork import PARAMETRISATIONS, FreeLogits, Hypernetwork, build
 
 

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 import torch
-from conftest import BEGUN, SMALL, problem_of, run_command, with_config
+from conftest import BEGUN, SMALL, problem_of, run_command, tiny_prunable, with_config
 from safetensors.torch import load_file
 
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -68,8 +68,8 @@ def test_auto_compiles_what_is_long_enough_where_there_is_a_compiler(tool, steps
     monkeypatch.setattr("shutil.which", lambda name: name if name == "g++" else None)
     monkeypatch.setenv("CXX", tool)
     wanted = steps >= WORTH_COMPILING and tool == "g++"
-    assert compiles(TrainingConfig(), steps, torch.device("cpu")) == wanted
-    assert compiles(TrainingConfig(compile="yes"), steps, torch.device("cpu"))
+    assert compiles(TrainingConfig(), steps, tiny_prunable("llama")) == wanted
+    assert compiles(TrainingConfig(compile="yes"), steps, tiny_prunable("llama"))
 
 
 def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(

@@ -224,6 +224,10 @@ def baseline_rows(
     problem = _problem(comparison, name)
     began = time.perf_counter()
     try:
+        if problem.budget.layout.has_experts:
+            raise InputError(
+                f"{name} does not know mixtures of experts", field="methods", hint="leave it out"
+            )
         make = baseline.prepare(problem)
     except FAILURES as error:
         yield from (failed(name, place, error) for place in missing)

@@ -79,6 +79,7 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
         "keep_total": left / parameters,
         "parameters": left,
         "block_parameters": int(budget.block_parameters(counts)),
+        "active_block_parameters": budget.active_parameters(counts),
         "bytes": left * itemsize,
         "gflops_per_token": budget.flops_per_token(counts) / 1e9,
     }
@@ -98,8 +99,7 @@ def memory(empty: PrunableModel, tokens: int, itemsize: int) -> dict[str, int]:
     trained = 5 * 4 * empty.layout.entries + 4 * 4 * adapters
     constant = weights + 3 * 4 * CHUNK * vocabulary + trained
     blocks = [
-        tokens * (12 * block.hidden + 6 * block.intermediate + 3 * block.qkv) * itemsize
-        for block in shapes
+        tokens * (12 * block.hidden + 6 * block.used + 3 * block.qkv) * itemsize for block in shapes
     ]
     inputs = sum(tokens * block.hidden * itemsize for block in shapes)
     return {

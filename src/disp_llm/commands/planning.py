@@ -1,10 +1,13 @@
 """What a run of `prune` will do, settled and checked before it does anything."""
 
+import math
+
 import torch
 
 from disp_llm.commands.sizes import timed_mix
+from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, Site
+from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.data.tokens import Corpus, Texts
@@ -12,9 +15,9 @@ from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs
+from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs, parameter_costs
 from disp_llm.masks.prunable import PrunableModel, further_sites
-from disp_llm.methods import method_named
+from disp_llm.methods import all_methods, method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.loading import Loaded
@@ -28,6 +31,8 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     memory is the budget, at whatever else makes a model cheaper, if the architecture and the method
     can do without: KV heads and whole branches."""
     method = method_named(config.method)
+    if config.uniform and not config.sites:
+        return ("mlp_mid", EXPERTS) if family.experts and method.knows_experts else ("mlp_mid",)
     more: tuple[Site, ...] = ()
     if config.budget.budget in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)
@@ -47,6 +52,8 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     config = job.config
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
+    if config.uniform:
+        align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     budget = budget_of(job, dense, align)
     return PruningProblem(dense, Corpus(()), budget, config.learned_shares, align, job)
 
@@ -63,14 +70,23 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         require_positions(dense.model, settings.workload_length, "workload_length")
         cached = cached_tokens(dense.model, settings.workload_length, settings.workload_batch)
         costs = memory_costs(layout, dense.parameters, dense.head_weight.element_size(), cached)
+    elif settings.budget == "active":
+        costs = parameter_costs(layout, counts_chosen=True)
     elif settings.budget == "latency":
+        if layout.has_experts:
+            raise InputError(
+                "cannot be foretold of a mixture of experts",
+                field="budget",
+                hint="give active, which counts what a token uses",
+            )
         # Not shortened where the default is too long: the name of a size tells the length.
         decoded = "decode" in settings.workload  # one token more than are cached
         longest = settings.workload_length + decoded
         require_positions(dense.model, longest, "workload_length")
         progress = job.count("timing compact models")
         costs = latency_costs(dense, timed_mix(settings), align, progress)
-    return Budget(layout, costs, sites_of(job.config, dense.family), job.config.least_cut)
+    sites, config = sites_of(job.config, dense.family), job.config
+    return Budget(layout, costs, sites, config.uniform, config.least_cut)
 
 
 def refuse_impossible(problem: PruningProblem) -> None:
@@ -78,6 +94,7 @@ def refuse_impossible(problem: PruningProblem) -> None:
     windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
     require_possible(config, config.learned_shares)
+    require_known_blocks(problem)
     if config.learn.minutes and not method_named(config.method).learns:
         raise InputError(
             f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
@@ -86,6 +103,22 @@ def refuse_impossible(problem: PruningProblem) -> None:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
     for field, tokens in windows_of(config).items():
         require_positions(model, tokens, field)
+
+
+def require_known_blocks(problem: PruningProblem) -> None:
+    """Refuses a mixture of experts for a method that knows dense MLPs only.
+
+    Raises:
+        InputError: naming those that know it.
+    """
+    name = problem.job.config.method
+    if problem.budget.layout.has_experts and not method_named(name).knows_experts:
+        known = [other.name for other in all_methods().values() if other.knows_experts]
+        raise InputError(
+            f"the method {name} does not know mixtures of experts",
+            field="method",
+            hint=f"use one of {', '.join(known)}",
+        )
 
 
 def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:

@@ -203,8 +203,8 @@ def measure_curve(
     with masked(problem.dense) as masking:
         for share in shares[len(points) :]:
             masks = masks_of(problem, selection, share)
-            masking.set(masks.kept.float().to(problem.dense.device))
             with fold_into_weights(problem.dense, masks):
+                masking.set(masks.kept.float().to(problem.dense.device))
                 found = measuring.perplexity(problem.dense, f"curve at keep {share:g}")
             keep = float(problem.budget.keep(masks.counts))
             points.append({"keep_asked": share, "keep": keep} | as_json(found))

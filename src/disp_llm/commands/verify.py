@@ -229,10 +229,15 @@ class Weights:
             branches: tuple[Branch, Branch] = target.branches_of(block)
             for branch, prefix in zip(branches, ("attn", "mlp"), strict=True):
                 there = has_branch(block, branch.scatter)
-                places = {"in": (branch.gather, "kept_in"), "out": (branch.scatter, "kept_out")}
+                first_in, *_ = branch.gathers or (branch.gather,)
+                first_out, *_ = branch.scatters or (branch.scatter,)
+                places = {"in": (first_in, "kept_in"), "out": (first_out, "kept_out")}
                 for side, (path, buffer) in places.items():
                     kept = indices(path, buffer) if there else torch.arange(0)
                     yield f"layers.{i}.{prefix}_{side}", kept
             widths = getattr(target.model.config, "disp_llm", {}).get("widths", {})
+            experts = branches[1].experts
+            lanes = getattr(target.model.config, experts.count) if experts else 1
             for site in set(widths) - {site for site in SITES if site != "mlp_mid"}:
-                yield f"layers.{i}.{site}", widths[site][i]
+                of_all = lanes if site == "mlp_mid" else 1  # the masks have dropped experts as well
+                yield f"layers.{i}.{site}", widths[site][i] * of_all

@@ -1,8 +1,8 @@
 """The configuration of a model whose blocks each have widths of their own.
 
-This file and `modeling_disp_llm.py` lie in every exported folder and stand alone on torch and
-transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`, and likewise for
-every architecture: a class is made when it is asked for by name.
+This file, `modeling_disp_llm.py` and `experts_disp_llm.py` lie in every exported folder and stand
+alone on torch and transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`,
+and likewise for every architecture: a class is made when it is asked for by name.
 
     disp_llm = {
         "blocks": "layers",                       # path of the blocks in the base model
@@ -10,8 +10,11 @@ every architecture: a class is made when it is asked for by name.
                       "norms": [...], "inside": [...]},
         "alternatives": [{...}],                  # in place of attention, in blocks of other kinds
         "mlp": {...},                             # module paths are relative to a block
+        "mixture": {..., "experts": {...}},       # in place of the MLP, in blocks with experts
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
                                                   # and "heads": KV heads, where some are pruned;
+                                                  # "experts": experts, likewise; mlp_mid is then
+                                                  # the width of each;
                                                   # "attention", "mlp": 0 where a block has none
         "biases": True,                           # where the layers that write have gained one
     }

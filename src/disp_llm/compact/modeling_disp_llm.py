@@ -1,27 +1,32 @@
 """A transformers model each of whose blocks reads, works in and writes dimensions of its own.
 
-This file and `configuration_disp_llm.py` lie in every exported folder and stand alone on torch and
-transformers. Nothing of transformers is copied: the native classes run, their linear layers are cut
-to the widths of the configuration, and two hooks a branch do the rest (arXiv 2410.11988, Algorithm
-1, with the norm before the selection):
+This file, `experts_disp_llm.py` and `configuration_disp_llm.py` lie in every exported folder and
+stand alone on torch and transformers. Nothing of transformers is copied: the native classes run,
+their linear layers are cut to the widths of the configuration, and two hooks a branch do the rest
+(arXiv 2410.11988, Algorithm 1, with the norm before the selection):
 
     branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
 
 `kept_in` and `kept_out` are int64 buffers of the module that the hook sits on. A branch that keeps
 all dimensions has neither buffer nor hook there. Where a block has lost a whole branch, zeros stand
-in its place.
+in its place. A mixture of experts gathers and scatters at its router, its experts and its shared
+expert, since its own forward takes for granted that it reads and writes as many dimensions.
 
 D residual stream, K kept of it.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .configuration_disp_llm import PREFIX, pruned_config
+from .experts_disp_llm import cut_experts, matrices_of
 
 
 def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -124,11 +129,20 @@ def width_of_kept_heads(config: Any, width: dict, full: int) -> int:
     return full // heads * width["heads"] if "heads" in width else full
 
 
-def attention_of(block: nn.Module, disp: dict) -> dict:
-    """The attention of a block, or what it has in its place, by the modules that it has."""
+def branches_of(block: nn.Module, disp: dict) -> tuple[dict, dict]:
+    """The attention of a block, or what it has in its place, and its MLP, by the modules that it
+    has."""
     present = {name for name, _ in block.named_modules()}
     kinds = (disp["attention"], *disp.get("alternatives", ()))
-    return next(branch for branch in kinds if branch["gather"] in present)
+    attention = next(branch for branch in kinds if branch["gather"] in present)
+    kinds = (disp[name] for name in ("mixture", "mlp") if name in disp)
+    mlp = next(branch for branch in kinds if _main_module(branch) in present)
+    return attention, mlp
+
+
+def _main_module(branch: dict) -> str:
+    """What a block of that kind has: of a mixture its experts."""
+    return branch["experts"]["module"] if branch.get("experts") else branch["scatter"]
 
 
 def shrink(base: Any, disp: dict) -> None:
@@ -142,23 +156,52 @@ def shrink(base: Any, disp: dict) -> None:
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
     for i, block in enumerate(blocks):
         width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
-        for name, site, middle in (("attention", "attn", None), ("mlp", "mlp", width["mlp_mid"])):
-            branch = attention_of(block, disp) if name == "attention" else disp[name]
+        attention, mlp = branches_of(block, disp)
+        for name, site, branch in (("attention", "attn", attention), ("mlp", "mlp", mlp)):
             if not width.get(name, 1):
                 _drop(block, branch, branch is disp["attention"])
                 continue
-            reads = [block.get_submodule(path) for path in branch["reads"]]
-            writes = block.get_submodule(branch["writes"])
-            full = widths_of(reads[0])[0]
-            kept_in, kept_out = width[f"{site}_in"], width[f"{site}_out"]
-            for linear in reads:
-                kept = width_of_kept_heads(base.config, width, widths_of(linear)[1])
-                cut(linear, kept_in, kept if middle is None else middle * branch["fused"])
-            if disp.get("biases") and writes.bias is None:
-                writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
-            kept = width_of_kept_heads(base.config, width, widths_of(writes)[0])
-            cut(writes, kept if middle is None else middle, kept_out)
-            _add_hooks(block, branch, (kept_in, kept_out), full)
+            kept = width[f"{site}_in"], width[f"{site}_out"]
+            if branch.get("experts"):
+                experts, _ = matrices_of(block.get_submodule(branch["experts"]["module"]))
+                count, full = width.get("experts", len(experts)), experts.shape[2]
+                cut_experts(block, branch, count, width["mlp_mid"], kept)
+            else:
+                full = widths_of(block.get_submodule(branch["reads"][0]))[0]
+            inside = partial(_left_inside, base.config, width, branch, name == "mlp")
+            _cut_linears(block, branch, kept, inside, bool(disp.get("biases")))
+            _add_hooks(block, branch, kept, full)
+
+
+def _left_inside(config: Any, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
+    """What is left of a width inside of a branch; of a mixture's shared expert all is."""
+    if not is_mlp:
+        return width_of_kept_heads(config, width, full)
+    return full if branch.get("experts") else width["mlp_mid"]
+
+
+def _cut_linears(
+    block: nn.Module,
+    branch: dict,
+    kept: tuple[int, int],
+    inside: Callable[[int], int],
+    biases: bool,
+) -> None:
+    """Cuts what reads and what writes; of a mixture those of its shared expert, where it has one.
+
+    Args:
+        inside: what is left of a width inside of the branch.
+        biases: whether the layers that write have gained one.
+    """
+    fused = branch["fused"]
+    for path in branch["reads"]:
+        linear = block.get_submodule(path)
+        cut(linear, kept[0], inside(widths_of(linear)[1] // fused) * fused)
+    if branch["writes"]:
+        writes: Any = block.get_submodule(branch["writes"])
+        if biases and writes.bias is None:
+            writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
+        cut(writes, inside(widths_of(writes)[0]), kept[1])
 
 
 def _drop(block: nn.Module, branch: dict, is_attention: bool) -> None:
@@ -172,13 +215,13 @@ def _drop(block: nn.Module, branch: dict, is_attention: bool) -> None:
 def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int) -> None:
     """Gather and scatter of a branch, where it does not keep all dimensions of the stream."""
     kept_in, kept_out = kept
-    if kept_in < full:
-        module = _wrap(block, branch["gather"])
+    for path in branch.get("gathers") or (branch["gather"],) if kept_in < full else ():
+        module = _wrap(block, path)
         _add_index(module, "kept_in", kept_in)
         module.full_width = full
         module.register_forward_pre_hook(gather, with_kwargs=True)
-    if kept_out < full:
-        module = _wrap(block, branch["scatter"])
+    for path in branch.get("scatters") or (branch["scatter"],) if kept_out < full else ():
+        module = _wrap(block, path)
         _add_index(module, "kept_out", kept_out)
         module.full_width = full
         module.register_forward_hook(scatter)
@@ -187,7 +230,7 @@ def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int)
 def _wrap(block: nn.Module, path: str) -> Any:
     """The module that a gather or scatter sits on; a bare linear layer is wrapped first."""
     module = block.get_submodule(path)
-    if next(module.children(), None) is None:
+    if type(module) in (nn.Linear, Conv1D):
         module = LinearWrapper(module)
         block.set_submodule(path, module)
     return module

@@ -23,15 +23,21 @@ Estimator = Literal[
 
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
 
-BudgetKind = Literal["params", "flops", "bytes", "memory", "latency"]
+BudgetKind = Literal["params", "flops", "bytes", "memory", "latency", "active"]
 
-Site = Literal["attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "attention", "mlp"]
+Site = Literal[
+    "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "experts", "attention", "mlp"
+]
 
 SITES: tuple[Site, ...] = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
 """S1 to S5 of the paper, in the order in which a block's entries lie in the flat vector."""
 
 HEADS: Site = "heads"
 """A sixth site, only where it is asked for: an entry is a KV head with the queries that read it."""
+
+EXPERTS: Site = "experts"
+"""Another, only where it is asked for: an entry is an expert of a mixture with its row of the
+router."""
 
 ATTENTION: Site = "attention"
 MLP: Site = "mlp"
@@ -45,6 +51,7 @@ BRANCH_OF: dict[Site, Site] = {
     "mlp_mid": MLP,
     "mlp_out": MLP,
     HEADS: ATTENTION,
+    EXPERTS: MLP,
     ATTENTION: ATTENTION,
     MLP: MLP,
 }
@@ -111,7 +118,7 @@ METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 
 TABLE_ORDER = (
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
-    *("ddp", "grasprune", "gisp", "magnitude", "random"),
+    *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
     *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
 )

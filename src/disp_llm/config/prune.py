@@ -14,7 +14,16 @@ from disp_llm.config.checks import (
 )
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import BRANCHES, HEADS, SITES, Resume, Site, Tracker, mask_methods
+from disp_llm.config.names import (
+    BRANCHES,
+    EXPERTS,
+    HEADS,
+    SITES,
+    Resume,
+    Site,
+    Tracker,
+    mask_methods,
+)
 from disp_llm.config.parts import (
     BudgetConfig,
     MachineConfig,
@@ -50,8 +59,13 @@ class PruneConfig:
     prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
     mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
     `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks.
+    `experts` also prunes whole experts of a mixture, with their rows of the router.
     `attention` and `mlp` also prune those of a block as wholes, with their norms; vLLM cannot serve
     a block without an attention. --budget latency and memory add all three by default."""
+    uniform: bool = False
+    """Keep as many intermediate dimensions, and as many experts, in every block, so that the result
+    is a model of the original's own class, which everything serves that serves the original. Prunes
+    mlp_mid and, in mixtures of experts, experts."""
     least_cut: float = 0.1
     """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
@@ -131,13 +145,20 @@ class PruneConfig:
             )
 
     def _validate_names(self) -> None:
-        known = (*SITES, HEADS, *BRANCHES)
+        known = (*SITES, HEADS, EXPERTS, *BRANCHES)
         for site in set(self.sites) - set(known):
             raise InputError(
                 f"no site '{site}'{nearest(site, list(known))}", field="sites", hint=f"use {known}"
             )
         if len(set(self.sites)) < len(self.sites):
             raise InputError("repeated", field="sites", hint="give each site once")
+        others = set(self.sites) - {"mlp_mid", EXPERTS}
+        if self.uniform and others:
+            raise InputError(
+                f"{', '.join(sorted(others))} cannot be the same in every block",
+                field="uniform",
+                hint="leave `sites` out, or give mlp_mid, experts or both",
+            )
         methods = list(mask_methods())
         if self.method not in methods:
             raise InputError(

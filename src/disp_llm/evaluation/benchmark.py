@@ -15,8 +15,8 @@ from torch.autograd import DeviceType
 
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles, runner
-from disp_llm.masks.layout import cached_numbers
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import cached_numbers
 from disp_llm.runs.rows import BenchComparison, BenchRow
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.runs.files import read_json
 
-CODE = ("configuration_disp_llm.py", "modeling_disp_llm.py")
+CODE = ("configuration_disp_llm.py", "experts_disp_llm.py", "modeling_disp_llm.py")
 """The code that travels with a folder: files of `disp_llm.compact`."""
 
 BELONGS = (

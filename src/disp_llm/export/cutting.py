@@ -25,12 +25,10 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     model = target.model
     native = type(model.config)
     base, causal = model_classes(native)
-    sites = masks.layout.sites
-    widths = masks.counts.view(-1, len(sites)).T.tolist()
     values = model.config.to_dict()
     for key in ("model_type", "architectures", "quantization_config", "transformers_version"):
         values.pop(key, None)
-    values["disp_llm"] = target.family.as_dict() | {"widths": dict(zip(sites, widths, strict=True))}
+    values["disp_llm"] = target.family.as_dict() | {"widths": masks.widths}
     if masks.compensation.mean_inputs is not None:
         values["disp_llm"]["biases"] = True
     if masks.heads_pruned:

@@ -11,24 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disp_llm.export.parts import Bias, Weight
-from disp_llm.export.plan import plan_of
+from disp_llm.export.plan import Cut, plan_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """A parameter that was taken out of its layer."""
+    """A parameter that was taken out of its module."""
 
-    linear: Any
+    module: Any
     name: str
     parameter: nn.Parameter | None
     device: torch.device
 
     def put_back(self) -> None:
-        """Gives the layer its own parameter again, on the device that it came from."""
-        setattr(self.linear, self.name, self.parameter)
+        """Gives the module its own parameter again, on the device that it came from."""
+        setattr(self.module, self.name, self.parameter)
         if self.parameter is not None:
             self.parameter.data = self.parameter.data.to(self.device)
 
@@ -39,35 +38,34 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
 
     A scale of attn_in or mlp_in multiplies the columns of all linear layers that read there, one of
     mlp_mid those of the layer that writes, one of attn_out or mlp_out its rows and bias, one of a
-    whole branch all of these rows. Adapters
-    are added to the weights before. What pruned columns of a layer that writes would have added on
-    average becomes its bias. Products are rounded to the model's dtype, so that what is then masked
-    is what is then exported. On a GPU the original weights wait in the machine's memory.
+    whole branch or expert all of these rows. Adapters are added to the weights before. What pruned
+    columns of a layer that writes would have added on average becomes its bias. Products are
+    rounded to the model's dtype, so that what is then masked is what is then exported. On a GPU the
+    original weights wait in the machine's memory.
     """
     replaced: list[Replaced] = []
     try:
         if masks.compensation:
-            for linear in plan_of(target, masks).linears:
-                parts = [part for part in (linear.weight, linear.bias) if part is not None]
-                _replace(target.model, [part for part in parts if part.changes], replaced)
+            for part in plan_of(target, masks).cut:
+                if part.changes:
+                    _replace(target.model, part, replaced)
         yield
     finally:
         for one in replaced:
             one.put_back()
 
 
-def _replace(model: nn.Module, parts: list[Weight | Bias], replaced: list[Replaced]) -> None:
-    """Gives a layer new parameters; on a GPU the old ones move to the CPU."""
+def _replace(model: nn.Module, part: Cut, replaced: list[Replaced]) -> None:
+    """Gives a module a new parameter; on a GPU the old one moves to the CPU."""
 
     def read(name: str) -> Tensor:
         return model.get_parameter(name).detach()
 
-    made = [(part.source, part.changed(read)) for part in parts]
-    for source, new in made:
-        path, _, name = source.rpartition(".")
-        linear = model.get_submodule(path)
-        old = getattr(linear, name)
-        replaced.append(Replaced(linear, name, old, new.device))
-        setattr(linear, name, nn.Parameter(new, requires_grad=False))
-        if old is not None:
-            old.data = old.data.cpu()
+    new = part.changed(read)
+    path, _, name = part.source.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, name)
+    replaced.append(Replaced(module, name, old, new.device))
+    setattr(module, name, nn.Parameter(new, requires_grad=False))
+    if old is not None:
+        old.data = old.data.cpu()

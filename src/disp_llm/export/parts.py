@@ -5,7 +5,8 @@ one tensor after the other. In float32 an adapter is added, then columns and row
 product is rounded to the data type of the weights, and only then are rows and columns cut, so that
 what is cut here is, to the bit, what a masked model with these weights has.
 
-I inputs and O outputs of a linear layer, C and R kept of them, K kept of the residual stream.
+I inputs and O outputs of a linear layer, C and R kept of them, K kept of the residual stream; E
+experts.
 """
 
 from collections.abc import Callable
@@ -118,6 +119,47 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """A tensor with a slice or a number for each of the E experts of a mixture; its weights are
+    packed into such."""
+
+    source: str
+    """Its name in the dense model."""
+    picks: tuple[tuple[int, Tensor], ...]
+    """Dimensions that are cut, one after the other, and what is kept of each: (K) for all experts,
+    or (E, K) for each of those that the picks before have left."""
+    factors: tuple[Tensor, ...] = ()
+    """What it is multiplied by, of shapes that broadcast."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether its numbers change."""
+        return bool(self.factors)
+
+    def changed(self, read: Read) -> Tensor:
+        """All of it with its new numbers."""
+        stored = read(self.source)
+        if not self.changes:
+            return stored
+        made = stored.to(torch.float32, copy=True)
+        for factor in self.factors:
+            made *= factor.to(made.device)
+        return made.to(stored.dtype)
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """What is kept of it."""
+        for dim, kept in self.picks:
+            kept = kept.to(whole.device)
+            if kept.dim() == 1:
+                whole = whole.index_select(dim, kept)
+            else:
+                shape = [len(kept)] + [1] * (whole.dim() - 1)
+                shape[dim] = kept.shape[1]
+                whole = whole.take_along_dim(kept.view(shape), dim)
+        return whole
+
+
+@dataclass(frozen=True)
 class Index:
     """A buffer that says which dimensions a branch reads or writes."""
 
@@ -132,7 +174,7 @@ class Taken:
     """Its name in the dense model."""
 
 
-Part = Weight | Bias | Index | Taken
+Part = Weight | Bias | Picked | Index | Taken
 
 
 def made(part: Part, read: Read) -> Tensor:

@@ -11,7 +11,10 @@ from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Size, as_type
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.models.loading import empty_model, family_of_any, load_config
 from disp_llm.runs.files import read_json
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
@@ -65,6 +68,12 @@ def require_exported(folder: Path) -> None:
     as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
 
 
+def is_mixture(folder: Path) -> bool:
+    """Whether an exported folder has mixtures of experts."""
+    said = read_json(folder / "config.json", EXPORT_AGAIN)["disp_llm"]
+    return "mixture" in said or "experts" in said.get("mlp", {})
+
+
 def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Configuration and widths of a folder in which nothing is cut but intermediate widths and
     whole branches.
@@ -88,6 +97,12 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
         if kept and width < full
     ]
     cut = list(dict.fromkeys(cut)) + [site for site in widths if site == HEADS]
+    if is_mixture(folder) and field != "plain":
+        raise InputError(
+            "is a mixture of experts, which only our own architecture or the original's can hold",
+            field=field,
+            hint="use the folder as it is",
+        )
     if cut or config["disp_llm"].get("biases"):
         biases = "layers have gained biases (as the method flap adds them)"
         what = f"{', '.join(cut)} are cut" if cut else biases
@@ -110,30 +125,52 @@ def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> 
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with the original's architecture and one intermediate width.
+    """The folder's configuration with the original's architecture, one intermediate width and, of a
+    mixture, one number of experts.
 
     Raises:
         InputError: the original's architecture cannot hold the folder.
     """
     config, cut = intermediate_only(folder, "plain")
-    widths = cut["mlp_mid"]
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
             "whole branches are pruned, which only our own architecture can hold",
             field="plain",
             hint="prune with `sites` mlp_mid alone",
         )
-    if len(set(widths)) > 1:
-        raise InputError(
-            "intermediate widths differ between blocks",
-            field="plain",
-            hint="prune with `sites` mlp_mid to the smallest size of a large `align`",
-        )
-    name, _ = _number_of(INTERMEDIATE, config, folder)
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
         "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],
-        name: widths[0],
     }
     ours = ("disp_llm", "auto_map")
-    return {key: value for key, value in config.items() if key not in ours} | native
+    sizes = _sizes(folder, config, cut)
+    return {key: value for key, value in config.items() if key not in ours} | native | sizes
+
+
+def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> dict[str, int]:
+    """What the original's configuration says of the widths, by its keys: one number for all dense
+    MLPs, and for all mixtures one width and one number of experts.
+
+    Raises:
+        InputError: they differ between blocks.
+    """
+    stated = load_config(str(folder))
+    target = PrunableModel(empty_model(stated), family_of_any(stated))
+    called, found = type(stated).attribute_map, dict[str, set[int]]()
+    for block, width in zip(target.blocks, cut["mlp_mid"], strict=True):
+        _, mlp = target.branches_of(block)
+        if mlp.experts is None:
+            name, _ = _number_of(INTERMEDIATE, config, folder)
+            found.setdefault(name, set()).add(width)
+        else:
+            count = len(expert_weights(block, mlp)[0])
+            for key, number in ((mlp.experts.width, width), (mlp.experts.count, count)):
+                found.setdefault(called.get(key, key), set()).add(number)
+    for name, numbers in found.items():
+        if len(numbers) > 1:
+            raise InputError(
+                f"{name} differs between blocks ({', '.join(map(str, sorted(numbers)))})",
+                field="plain",
+                hint="prune with `uniform`",
+            )
+    return {name: min(numbers) for name, numbers in found.items()}

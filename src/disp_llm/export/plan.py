@@ -5,8 +5,8 @@ The plan needs the shapes of the dense model and none of its weights, so that it
 the meta device. Three carry it out: `folding` (numbers, nothing cut, on the dense model), `cutting`
 (in memory) and `streaming` (from file to file).
 
-N entries of all sites, D residual stream, H KV heads, F intermediate, M inputs of a layer that
-writes, W inputs or outputs of any linear layer.
+N entries of all sites, D residual stream, H KV heads, F intermediate, E experts, M inputs of a
+layer that writes, W inputs or outputs of any linear layer.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,15 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, HEADS, MLP
-from disp_llm.export.parts import Bias, Index, Part, Taken, Weight
+from disp_llm.config.names import ATTENTION, EXPERTS, HEADS, MLP
+from disp_llm.export.parts import Bias, Index, Part, Picked, Taken, Weight
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks, Selection
-from disp_llm.models.architectures import Branch
+from disp_llm.models.family import Branch, Experts
 
-
-@dataclass(frozen=True)
-class LinearParts:
-    """What becomes of one linear layer of the blocks."""
-
-    weight: Weight
-    bias: Bias | None
+Cut = Weight | Bias | Picked
+"""What becomes of a parameter inside of a block."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,9 @@ class Plan:
 
     parts: dict[str, Part]
     """How each tensor of the compact model is made, by its name there."""
-    linears: tuple[LinearParts, ...]
-    """Every linear layer of the blocks in turn, also of branches that are pruned as a whole."""
+    cut: tuple[Cut, ...]
+    """All parameters of the blocks' linear layers and experts, also of branches that are pruned as
+    a whole."""
 
 
 def plan_of(target: PrunableModel, masks: Masks) -> Plan:
@@ -52,27 +48,42 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
         InputError: the adapters are not of this model's shape.
     """
     draft = Draft.of(target)
-    linears: list[LinearParts] = []
+    cut: list[Cut] = []
     adapters, means = _adapters(target, masks), _mean_inputs(masks)
     scales = _scales(masks)
-    places = ((block, branch) for block in target.blocks for branch in target.branches_of(block))
-    for (block, branch), kept in zip(places, _entries(masks.layout, masks.kept), strict=True):
+    places = (
+        (block, branch, shape.experts)
+        for block, shape in zip(target.blocks, masks.layout.blocks, strict=True)
+        for branch in target.branches_of(block)
+    )
+    entries = _entries(masks.layout, masks.kept)
+    for (block, branch, experts), kept in zip(places, entries, strict=True):
         scale = next(scales, None)
+        at_linears = (kept, scale)
+        if branch.experts is not None:  # those of the shared expert, which stays whole inside
+            at_linears = (replace(kept, middle=None), scale and replace(scale, middle=None))
+        parts: list[Cut] = []
         for path in branch.linear_paths:
             linear, writes = block.get_submodule(path), path == branch.writes
             name = f"{draft.names[id(linear)]}.weight"
             if path in branch.inside:
                 weight = Weight(name, is_conv1d(linear))
             else:
-                weight = _weight(name, linear, writes, kept, scale)
+                weight = _weight(name, linear, writes, *at_linears)
             weight = replace(weight, adapter=next(adapters))
             pruned = _pruned(next(means, None), kept) if writes else None
-            linears.append(LinearParts(weight, _bias(linear, weight, pruned)))
-            draft.add(linears[-1])
+            bias = _bias(linear, weight, pruned)
+            # Where both change, the bias is made of the weight as it was.
+            parts += [weight] if bias is None else [bias, weight]
+        if branch.experts is not None:
+            prefix = f"{draft.names[id(block)]}."
+            parts += _of_experts(prefix, branch.experts, experts, kept, scale)
+        draft.parts.update({part.source: part for part in parts})
+        cut += parts
         draft.add_indices(block, branch, kept)
         if kept.whole is not None and not kept.whole.any():
             draft.drop(block, branch)
-    return Plan(draft.parts, tuple(linears))
+    return Plan(draft.parts, tuple(cut))
 
 
 def cuts_of(target: PrunableModel, masks: Masks) -> Plan:
@@ -91,7 +102,9 @@ class Entries:
     heads: Shaped[Tensor, " H"] | None = None
     """Of attention's KV heads."""
     middle: Shaped[Tensor, " F"] | None = None
-    """Of mlp_mid."""
+    """Of mlp_mid; of a mixture expert by expert."""
+    experts: Shaped[Tensor, " E"] | None = None
+    """Of whole experts."""
     whole: Shaped[Tensor, " 1"] | None = None
     """Of the branch itself."""
 
@@ -115,8 +128,9 @@ def _entries(layout: Layout, flat: Shaped[Tensor, " N"]) -> Iterator[Entries]:
     for _ in layout.blocks:
         at = {site: next(parts) for site in layout.sites}
         heads, attention, mlp = (at.get(site) for site in (HEADS, ATTENTION, MLP))
+        experts = at.get(EXPERTS)
         yield Entries(at["attn_in"], at["attn_out"], heads=heads, whole=attention)
-        yield Entries(at["mlp_in"], at["mlp_out"], middle=at["mlp_mid"], whole=mlp)
+        yield Entries(at["mlp_in"], at["mlp_out"], None, at["mlp_mid"], experts, mlp)
 
 
 def _scales(masks: Masks) -> Iterator[Entries]:
@@ -172,6 +186,43 @@ def _bias(linear: Any, weight: Weight, pruned_means: Tensor | None) -> Bias | No
     return Bias(source, weight, is_new, pruned_means, weight.rows, weight.outputs)
 
 
+def _of_experts(
+    prefix: str, row: Experts, count: int, kept: Entries, scale: Entries | None
+) -> list[Cut]:
+    """What becomes of the packed weights of all experts of a mixture, and of its router.
+
+    Args:
+        prefix: of the names of a block's tensors.
+        count: E.
+    """
+    assert kept.middle is not None
+    experts = _indices(kept.experts)
+    of_experts = [] if experts is None or len(experts) == count else [(0, experts)]
+    middle = kept.middle.view(count, -1)
+    width = middle.shape[1]
+    middle = middle if experts is None else middle[experts]
+    inside = middle.nonzero()[:, 1].view(len(middle), -1)  # of each expert as many
+    incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
+    columns, of_read, of_write = None, (), ()
+    if scale is not None:
+        assert scale.middle is not None
+        columns, of_read = scale.incoming, (scale.incoming,)
+        of_write = (scale.rows[:, None], scale.middle.view(count, 1, width))
+        if scale.experts is not None:
+            of_write = (*of_write, scale.experts[:, None, None])
+    read = [*of_experts, (1, torch.cat([inside, inside + width], 1)), (2, incoming)]
+    write = [*of_experts, (1, outgoing), (2, inside)]
+    return [
+        Picked(f"{prefix}{row.module}.gate_up_proj", tuple(read), of_read),
+        Picked(f"{prefix}{row.module}.down_proj", tuple(write), of_write),
+        Weight(f"{prefix}{row.rows}.weight", columns=columns, inputs=incoming, outputs=experts),
+        *(
+            Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
+            for path in row.counted
+        ),
+    ]
+
+
 def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
     """(M) The mean inputs of pruned columns, 0 at the others."""
     if mean_inputs is None:
@@ -183,7 +234,11 @@ def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
 
 def _indices(mask: Bool[Tensor, " W"] | None) -> Tensor | None:
     """Where a mask is true."""
-    return None if mask is None else mask.nonzero().squeeze(-1)
+    return None if mask is None else _where(mask)
+
+
+def _where(mask: Bool[Tensor, " W"]) -> Tensor:
+    return mask.nonzero().squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -200,18 +255,12 @@ class Draft:
         names = {id(module): name for name, module in target.model.named_modules()}
         return cls({name: Taken(name) for name in target.model.state_dict()}, names)
 
-    def add(self, linear: LinearParts) -> None:
-        """Puts the parts of a linear layer in the place of what was taken as it is."""
-        for part in (linear.weight, linear.bias):
-            if part is not None:
-                self.parts[part.source] = part
-
     def add_indices(self, block: nn.Module, branch: Branch, kept: Entries) -> None:
         """Adds the buffers of a branch's gather and scatter, where these are not whole."""
-        places = (
-            (branch.gather, "kept_in", kept.incoming),
-            (branch.scatter, "kept_out", kept.outgoing),
-        )
+        places = [
+            *((path, "kept_in", kept.incoming) for path in branch.gathers or (branch.gather,)),
+            *((path, "kept_out", kept.outgoing) for path in branch.scatters or (branch.scatter,)),
+        ]
         for path, buffer, mask in places:
             if not mask.all():
                 name = self.names[id(block.get_submodule(path))]

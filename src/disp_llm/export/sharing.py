@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.share import PushConfig, SaveConfig
 from disp_llm.export.belongings import CODE, belongings
 from disp_llm.export.card import PLACE
-from disp_llm.export.plain import plain_config, require_exported
+from disp_llm.export.native import native_weights
+from disp_llm.export.plain import is_mixture, plain_config, require_exported
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import SUMS, folder_problems, read_sums, sha256
 
@@ -41,11 +43,9 @@ def save(config: SaveConfig) -> dict[str, Any]:
     files, left_out = _files(config.folder)
     contents: Contents = {**files}
     contents[CARD] = _card(config.folder, config.license, config.to.name)
-    if config.plain:
-        plain = plain_config(config.folder)
-        contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
-        contents = {name: content for name, content in contents.items() if name not in CODE}
-    with atomic(config.to) as temporary:
+    with atomic(config.to) as temporary, tempfile.TemporaryDirectory() as aside:
+        if config.plain:
+            contents = _plain(config.folder, contents, Path(aside))
         for name, content in _with_sums(config.folder, contents).items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
@@ -54,6 +54,22 @@ def save(config: SaveConfig) -> dict[str, Any]:
                 (temporary / name).write_bytes(content)
     size = sum(path.stat().st_size for path in config.to.rglob("*") if path.is_file())
     return {"folder": str(config.to), "bytes": size, "left_out": left_out}
+
+
+def _plain(folder: Path, contents: Contents, aside: Path) -> Contents:
+    """The same as the original's architecture has it.
+
+    Args:
+        aside: a folder for files that are to be copied.
+    """
+    plain = plain_config(folder)
+    left_out = set(CODE)
+    if is_mixture(folder):
+        left_out |= {name for name in contents if name.startswith("model")}
+        contents |= {path.name: path for path in native_weights(folder, plain, aside)}
+        left_out -= {path.name for path in aside.iterdir()}
+    contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
+    return {name: content for name, content in contents.items() if name not in left_out}
 
 
 def push(config: PushConfig) -> dict[str, Any]:

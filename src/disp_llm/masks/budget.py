@@ -4,8 +4,9 @@
 are one formula with costs of their own. `project` turns scores into the masks with the best scores
 that stay within a share of the dense model's cost, exactly, with aligned widths.
 
-N entries of all sites, S sites (5 to 8 a block), L blocks, G groups of `align` entries of
-one site.
+N entries of all sites, S sites (5 to 9 a block), L blocks, G groups of entries that are kept or
+pruned together: `align` of one site, of each of its lanes, and of each of the sites that are to be
+alike; P pieces of groups, each of one site.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, SITES
+from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.masks.costs import CostModel, parameter_costs
 from disp_llm.masks.layout import Layout
 
@@ -29,6 +30,9 @@ class Budget:
     costs: CostModel | None = None
     sites: tuple[str, ...] = SITES
     """Sites whose entries may be pruned; the others keep all of theirs."""
+    uniform: bool = False
+    """Whether all blocks keep as many entries inside of their MLP: one intermediate width and one
+    number of experts."""
     least_cut: float = 0.0
     """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
     for a site that is cut costs a selection, whatever its width."""
@@ -99,7 +103,8 @@ class Budget:
         """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
 
         `|S1|·(q + 2kv) + |S2|·q + n·|S3|·|S4| + |S4|·|S5|` for n input projections, summed over
-        blocks, and what no site cuts; q and kv shrink with the heads, where these are a site.
+        blocks, and what no site cuts; q and kv shrink with the heads, and the MLP with the experts,
+        where these are a site.
         """
         return self._parameters.cost(counts)
 
@@ -120,8 +125,17 @@ class Budget:
         return weights + int(((lengths - counts.cpu()) * biases).sum())
 
     def flops_per_token(self, counts: Tensor) -> int:
-        """Floating-point operations of the block linears for one token, two a weight."""
-        return 2 * int(self.block_parameters(counts))
+        """Floating-point operations of the block linears for one token, two a weight that it
+        uses."""
+        return 2 * self.active_parameters(counts)
+
+    @cached_property
+    def _active(self) -> CostModel:
+        return parameter_costs(self.layout, counts_chosen=True)
+
+    def active_parameters(self, counts: Tensor) -> int:
+        """Block parameters that a token uses: all, but for the experts that are not chosen."""
+        return int(self._active.cost(counts))
 
     @cached_property
     def entry_costs(self) -> Float[Tensor, " N"]:
@@ -150,23 +164,25 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
 
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
     One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
-    by position and the waste is less than the next group. Every site keeps its best group, and one
+    by position and the waste is less than the next group. Of a mixture every expert keeps as many
+    intermediate dimensions, its best. Every site keeps its best group, and one
     that the budget never prunes, or of which it would prune hardly anything, keeps all. A whole
-    branch that there is no room for is passed over. What is kept inside of a pruned branch counts
-    nothing, but stays in the masks: it is what the branch would come back with.
+    branch or expert that there is no room for is passed over. What is kept inside of a pruned one
+    counts nothing, but stays in the masks: it is what it would come back with.
 
     Raises:
         InputError: even the best group of every site is more than the budget.
     """
     layout = budget.layout
-    site = layout.site_of_entry.to(scores.device)
+    lane = layout.lane_of_entry.to(scores.device)
     ranked = torch.argsort(scores, descending=True, stable=True)
-    ranked = ranked[torch.argsort(site[ranked], stable=True)]  # by site, best first within a site
-    group, sizes, group_site, first = _groups(layout, align, scores.device)
+    ranked = ranked[torch.argsort(lane[ranked], stable=True)]  # by lane, best first within a lane
+    group, sizes, pieces, first = _groups(layout, align, budget.uniform, scores.device)
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
     means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
-    groups = _Groups(means, sizes.double(), group_site)
-    kept_anyway = first | budget.never_pruned_sites.to(first.device)[group_site]
+    groups = _Groups(means, pieces)
+    never_pruned = budget.never_pruned_sites.to(first.device)[pieces.site]
+    kept_anyway = first.index_fill(0, pieces.group[never_pruned], True)
     if budget.least_cut or budget.prices_cuts:
         # First which sites are cut, then what of them, by the rest of the budget.
         kept_anyway = kept_anyway | groups.hardly_cut(budget, share, kept_anyway)
@@ -181,31 +197,49 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
 
 
 @dataclass(frozen=True)
+class _Pieces:
+    """What groups consist of: so many entries of one site each; most groups are one piece."""
+
+    group: Int[Tensor, " P"]
+    site: Int[Tensor, " P"]
+    sizes: Float[Tensor, " P"]
+
+    def counts(self, sites: int, chosen: Tensor | slice) -> Float[Tensor, " S"]:
+        """How many entries of each site the chosen pieces have."""
+        counts = self.sizes.new_zeros(sites)
+        return counts.index_add(0, self.site[chosen], self.sizes[chosen]).cpu()
+
+    def in_order(self, order: Int[Tensor, " G"]) -> tuple["_Pieces", Int[Tensor, " G"]]:
+        """The pieces of the groups in that order, and where those of each group end."""
+        ends = torch.arange(1, len(order) + 1, device=order.device)
+        if len(self.group) > len(order):
+            rank = torch.empty_like(order).index_copy(0, order, ends - 1)
+            ends = torch.bincount(rank[self.group], minlength=len(order)).cumsum(0)
+            order = torch.argsort(rank[self.group], stable=True)
+        return _Pieces(self.group[order], self.site[order], self.sizes[order]), ends
+
+
+@dataclass(frozen=True)
 class _Groups:
     """Entries that are kept or pruned together."""
 
     means: Float[Tensor, " G"]
-    sizes: Float[Tensor, " G"]
-    site: Int[Tensor, " G"]
-
-    def _in_order(self, order: Int[Tensor, " G"]) -> "_Groups":
-        return _Groups(self.means[order], self.sizes[order], self.site[order])
-
-    def _counts(self, budget: Budget, chosen: Tensor | slice) -> Float[Tensor, " S"]:
-        """How many entries of each site the chosen groups have."""
-        counts = self.sizes.new_zeros(len(budget.lengths))
-        return counts.index_add(0, self.site[chosen], self.sizes[chosen]).cpu()
+    pieces: _Pieces
 
     def hardly_cut(
         self, budget: Budget, share: float, kept_anyway: Bool[Tensor, " G"]
     ) -> Bool[Tensor, " G"]:
         """The groups of sites that are to keep all of theirs, since hardly any would be pruned."""
-        may_be_whole = torch.ones(len(budget.lengths), dtype=torch.bool)
+        sites, pieces = len(budget.lengths), self.pieces
+        may_be_whole = torch.ones(sites, dtype=torch.bool)
         if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
-            may_be_whole = ~budget.hardly_cut(self._counts(budget, kept_anyway))
+            counts = pieces.counts(sites, kept_anyway[pieces.group])
+            may_be_whole = ~budget.hardly_cut(counts)
         order, low = self.within(budget, share, kept_anyway, may_be_whole)
-        whole = may_be_whole & budget.hardly_cut(self._counts(budget, order[:low]))
-        return whole.to(self.site.device)[self.site]
+        kept = torch.zeros_like(kept_anyway).index_fill(0, order[:low], True)
+        whole = may_be_whole & budget.hardly_cut(pieces.counts(sites, kept[pieces.group]))
+        of_whole = pieces.group[whole.to(pieces.site.device)[pieces.site]]
+        return torch.zeros_like(kept_anyway).index_fill(0, of_whole, True)
 
     def within(
         self,
@@ -226,11 +260,11 @@ class _Groups:
         order = torch.argsort(
             self.means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True
         )
-        ordered = self._in_order(order)
+        pieces, ends = self.pieces.in_order(order)
         allowed = share * budget.dense_cost
 
         def cost(groups: int) -> float:
-            counts = ordered._counts(budget, slice(groups))
+            counts = pieces.counts(len(budget.lengths), slice(int(ends[groups - 1])))
             if may_be_whole is not None:
                 whole = may_be_whole & budget.hardly_cut(counts)
                 counts = torch.where(whole, budget.lengths, counts)
@@ -243,37 +277,51 @@ class _Groups:
                 field=budget.field,
                 hint="ask for more, for a smaller `align`, or for more `sites`",
             )
-        branches = torch.tensor([site in BRANCHES for site in budget.layout.sites])
+        large = torch.tensor([site in (*BRANCHES, EXPERTS) for site in budget.layout.sites])
         end = high
         while True:
             while low < high:
                 middle = (low + high + 1) // 2
                 low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
-            if low == end or not branches[ordered.site[low] % len(branches)]:
+            if low == end or not large[pieces.site[ends[low] - 1] % len(large)]:
                 return order, low
-            # No room for a whole branch: it comes last, and what follows it may still fit.
+            # No room for a whole branch or expert: it comes last, and what follows may still fit.
             order = torch.cat([order[:low], order[low + 1 :], order[low : low + 1]])
-            ordered, end = self._in_order(order), end - 1
+            (pieces, ends), end = self.pieces.in_order(order), end - 1
             high = end
 
 
 @lru_cache(maxsize=4)  # the same at every step of a run
 def _groups(
-    layout: Layout, align: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For entries laid out by site: the group of each, and each group's size, site, being first.
+    layout: Layout, align: int, uniform: bool, device: torch.device
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " G"], _Pieces, Bool[Tensor, " G"]]:
+    """For entries laid out lane by lane: the group of each, and each group's size, its pieces, and
+    whether it is the first of its site.
 
     The last group of a site is smaller where `align` does not divide its length.
     """
-    group, sizes, sites, first = [], [], [], []
-    for index, length in enumerate(layout.lengths):
-        site = layout.sites[index % len(layout.sites)]
-        of = 1 if site == HEADS else align  # heads are no width
-        count = -(-length // of)
-        group.append(torch.arange(length) // of + sum(len(part) for part in sizes))
-        sizes.append(torch.full((count,), of).clamp(max=length))
-        sizes[-1][-1] = length - of * (count - 1)
+    group, of_pieces, piece_group, sites, first = [], [], [], [], []
+    begins: dict[object, int] = {}  # the first group of each site
+    lengths, lanes = layout.lengths, layout.lanes
+    for index, (length, many) in enumerate(zip(lengths, lanes, strict=True)):
+        place = index % len(layout.sites)
+        block, site = layout.blocks[index // len(layout.sites)], layout.sites[place]
+        of = 1 if site in (HEADS, EXPERTS) else align  # these are no width
+        width = length // many
+        count = -(-width // of)
+        shared = uniform and site in ("mlp_mid", EXPERTS)
+        key = (site, block.router, width) if shared else index
+        if key not in begins:
+            begins[key] = sum(map(len, first))
+            first.append(torch.arange(count) < -(-block.least[place] // of))
+        groups = torch.arange(count) + begins[key]
+        group.append(groups.repeat_interleave(of)[:width].repeat(many))
+        of_pieces.append(torch.full((count,), of * many))
+        of_pieces[-1][-1] = (width - of * (count - 1)) * many
+        piece_group.append(groups)
         sites.append(torch.full((count,), index))
-        first.append((torch.arange(count) == 0) & (site not in BRANCHES))
-    joined = [torch.cat(parts).to(device) for parts in (group, sizes, sites, first)]
-    return joined[0], joined[1], joined[2], joined[3]
+    joined = [torch.cat(p).to(device) for p in (group, of_pieces, piece_group, sites, first)]
+    entries, piece_sizes, groups, piece_sites, is_first = joined
+    sizes = torch.zeros(len(is_first), dtype=torch.long, device=device)
+    sizes = sizes.index_add(0, groups, piece_sizes)
+    return entries, sizes, _Pieces(groups, piece_sites, piece_sizes.double()), is_first

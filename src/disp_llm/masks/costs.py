@@ -1,6 +1,6 @@
 """What widths cost: parameters, FLOPs, bytes or time, all by one formula.
 
-S sites (5 to 8 a block), K sites of a block, L blocks.
+S sites (5 to 9 a block), K sites of a block, L blocks.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, HEADS
+from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, EXPERTS, HEADS
 from disp_llm.masks.layout import Layout
 
 
@@ -19,11 +19,13 @@ from disp_llm.masks.layout import Layout
 class CostModel:
     """What a model of given widths costs.
 
-    With |S1| to |S5| the widths of a block's sites and h the share of its KV heads that is kept:
-    `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) + mlp_read·|S3|·|S4| +
-    mlp_write·|S4|·|S5| + Σ_cut sites (per_cut + per_selected·|S|)`; a site of the stream is
-    cut where it does not keep all of its entries. What lies in a branch that is not kept as a whole
-    costs nothing.
+    With |S1| to |S5| the widths of a block's sites, h the share of its KV heads that is kept and e
+    that of its experts: `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) +
+    e·(mlp_read·|S3|·|S4| + mlp_write·|S4|·|S5| + router·|S3|) + Σ_cut sites (per_cut +
+    per_selected·|S|)`; a site of the stream is cut where it does not keep all of its entries. What
+    lies in a branch that is not kept as a whole costs nothing. Where `counts_chosen` says so, only
+    the experts that a token runs through count, of which there are as many whatever is kept, so
+    that e = 1 there but for the router.
     """
 
     layout: Layout
@@ -37,6 +39,10 @@ class CostModel:
     """Cost of one pair of an mlp_in and an mlp_mid entry."""
     mlp_write: Float[Tensor, " L"]
     """Cost of one pair of an mlp_mid and an mlp_out entry."""
+    router: Float[Tensor, " L"]
+    """Cost of one mlp_in entry in the router, with all experts kept."""
+    counts_chosen: bool = False
+    """Whether experts count as far as a token runs through them."""
     per_cut: float = 0.0
     """Cost of the selection that a cut site of the residual stream takes, whatever its width."""
     per_selected: float = 0.0
@@ -87,9 +93,9 @@ class CostModel:
 
     def _of_widths(self, counts: Tensor) -> Tensor:
         widths = self._by_block(counts)
-        per_entry, attention, mlp_read, mlp_write = (
+        per_entry, attention, mlp_read, mlp_write, router = (
             t.to(counts.device)
-            for t in (self.per_entry, self.attention, self.mlp_read, self.mlp_write)
+            for t in (self.per_entry, self.attention, self.mlp_read, self.mlp_write, self.router)
         )
         stays = self._stays(widths)
         in_attention = attention * widths[:, :2] * stays[:, :2]
@@ -98,9 +104,19 @@ class CostModel:
             kept = widths[:, self.layout.sites.index(HEADS)] / heads.to(counts.device)
             in_attention = in_attention * kept[:, None]
         s3, s4, s5 = widths[:, 2:5].unbind(-1)
-        in_mlp = (mlp_read * s3 * s4 + mlp_write * s4 * s5) * stays[:, 3]
+        experts = self._share_of_experts(widths)
+        in_experts = mlp_read * s3 * s4 + mlp_write * s4 * s5
+        in_experts = in_experts if self.counts_chosen else in_experts * experts
+        in_mlp = (in_experts + router * s3 * experts) * stays[:, 3]
         inside = per_entry * widths * stays
         return self.constant_cost + inside.sum() + in_attention.sum() + in_mlp.sum()
+
+    def _share_of_experts(self, widths: Float[Tensor, "L K"]) -> Float[Tensor, " L"]:
+        """The share of its experts that each block keeps; 1 where these are no site."""
+        if EXPERTS not in self.layout.sites:
+            return torch.ones_like(widths[:, 0])
+        experts = torch.tensor([block.experts for block in self.layout.blocks])
+        return widths[:, self.layout.sites.index(EXPERTS)] / experts.to(widths.device)
 
 
 def of_blocks(numbers: Sequence) -> Tensor:
@@ -108,24 +124,37 @@ def of_blocks(numbers: Sequence) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def parameter_costs(layout: Layout) -> CostModel:
-    """Block parameters: the weights of the linear layers inside the blocks."""
+def parameter_costs(layout: Layout, counts_chosen: bool = False) -> CostModel:
+    """Block parameters: the weights of the linear layers inside the blocks.
+
+    Args:
+        counts_chosen: whether of the experts of a mixture those count that a token runs through.
+    """
     per_entry = torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64)
+    for site in ("mlp_in", "mlp_out"):
+        shared = [b.shared_read if site == "mlp_in" else b.shared_write for b in layout.blocks]
+        per_entry[:, layout.sites.index(site)] += of_blocks(shared)
+    share = of_blocks(
+        [block.chosen / block.experts if counts_chosen else 1.0 for block in layout.blocks]
+    )
     inside = of_blocks([block.inside for block in layout.blocks])
     costs = CostModel(
         layout,
         constant_cost=_add_to_attention(per_entry, layout, inside),
         per_entry=per_entry,
         attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
-        mlp_read=of_blocks([block.num_input_projections for block in layout.blocks]),
-        mlp_write=of_blocks([1.0] * len(layout.blocks)),
+        mlp_read=share * of_blocks([block.num_input_projections for block in layout.blocks]),
+        mlp_write=share,
+        router=of_blocks([block.router * block.experts for block in layout.blocks]),
+        counts_chosen=counts_chosen,
     )
     return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
 
 
 def weighted(*parts: tuple[float, CostModel]) -> CostModel:
     """Cost models of one layout, each times its factor, together."""
-    numbers = (field.name for field in fields(CostModel) if field.name != "layout")
+    same = ("layout", "counts_chosen")  # of parts that belong together
+    numbers = (field.name for field in fields(CostModel) if field.name not in same)
     sums: dict[str, Any] = {
         name: sum(factor * getattr(part, name) for factor, part in parts) for name in numbers
     }
@@ -146,7 +175,7 @@ def _add_to_attention(
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
     """Floating-point operations for one token, two a weight, of the linear layers of the blocks and
     of the head; attention itself, which depends on the length and is not pruned, is left out."""
-    weights = parameter_costs(layout)
+    weights = parameter_costs(layout, counts_chosen=True)
     with_head = replace(
         weights,
         constant_cost=weights.constant_cost + head_parameters,

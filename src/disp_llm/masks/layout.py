@@ -1,6 +1,6 @@
 """Which stretch of the flat vector of entries is which site of which block.
 
-N entries of all sites, S sites (5 to 8 a block), L blocks.
+N entries of all sites, S sites (5 to 9 a block), L blocks.
 """
 
 from dataclasses import dataclass, replace
@@ -11,58 +11,14 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
+from disp_llm.compact.modeling_disp_llm import has_branch
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES, Site
-from disp_llm.models.architectures import Branch, Family
+from disp_llm.config.names import BRANCH_OF, BRANCHES, EXPERTS, HEADS, SITES, Site
+from disp_llm.masks.shapes import BlockShape, measure, per_expert, with_branches
+from disp_llm.models.family import Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 """Those whose entries are dimensions of the residual stream."""
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """Widths of one dense block.
-
-    With `|S|` ones of a site its linear weights count `|S1|·qkv + |S2|·q + n·|S3|·|S4| + |S4|·|S5|`
-    for n input projections, and those inside; qkv and q are those of the kept heads.
-    """
-
-    hidden: int
-    """D, width of the residual stream."""
-    qkv: int
-    """Outputs of the attention's reads together: q + 2kv, where these are what it reads with."""
-    q: int
-    """Inputs of the attention's write."""
-    num_input_projections: int
-    """Projections that read for the MLP: 2 gated, 1 plain."""
-    intermediate: int
-    """F, width inside the MLP."""
-    biases: tuple[int, ...]
-    """Bias numbers that go with one entry of each site (they follow their output dimension); with a
-    whole branch, those of its norms as well."""
-    inside: int = 0
-    """Weights of the linear layers of the attention that no site cuts."""
-    cached: int = 0
-    """Numbers that the KV cache holds of a token, with all heads kept."""
-    heads: int = 0
-    """KV heads, where they are a site; 0 where all of them stay."""
-    branches: bool = False
-    """Whether the attention and the MLP as wholes are sites."""
-    kind: str = ""
-    """Kind of attention, where a model has several (sliding or full)."""
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """Names of the sites, in the order of their entries."""
-        heads = (HEADS,) if self.heads else ()
-        return (*SITES, *heads, *(BRANCHES if self.branches else ()))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Entries of each site."""
-        inside = {"mlp_mid": self.intermediate, HEADS: self.heads} | dict.fromkeys(BRANCHES, 1)
-        return tuple(inside.get(site, self.hidden) for site in self.sites)
 
 
 @dataclass(frozen=True)
@@ -77,6 +33,21 @@ class Layout:
         return tuple(length for block in self.blocks for length in block.lengths)
 
     @cached_property
+    def lanes(self) -> tuple[int, ...]:
+        """Lanes of each of the S sites."""
+        return tuple(lanes for block in self.blocks for lanes in block.lanes)
+
+    @cached_property
+    def lane_of_entry(self) -> Int[Tensor, " N"]:
+        """Index of the lane that each entry belongs to, rising."""
+        widths = [
+            length // lanes
+            for length, lanes in zip(self.lengths, self.lanes, strict=True)
+            for _ in range(lanes)
+        ]
+        return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """`layers.3.attn_in` and so on, S of them."""
         return tuple(f"layers.{i}.{site}" for i in range(len(self.blocks)) for site in self.sites)
@@ -85,6 +56,11 @@ class Layout:
     def sites(self) -> tuple[Site, ...]:
         """Names of the sites of a block."""
         return self.blocks[0].sites
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a block is a mixture of experts."""
+        return any(block.experts > 1 for block in self.blocks)
 
     @cached_property
     def in_stream(self) -> Bool[Tensor, " S"]:
@@ -143,88 +119,51 @@ def layout_of(
             f"{config.model_type} cannot lose whole heads", field="sites", hint="leave heads out"
         )
     text = config.get_text_config()
+    if EXPERTS in sites:
+        _require_experts(text, family)
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     kinds = getattr(text, "layer_types", None) or [""] * len(blocks)
-    shapes = [_measure(block, family, kv_heads if HEADS in sites else 0) for block in blocks]
+    shapes = [measure(block, family, text, kv_heads if HEADS in sites else 0) for block in blocks]
+    if EXPERTS in sites:
+        shapes = [
+            replace(shape, prunes_experts=True, biases=(*shape.biases, per_expert(block, family)))
+            for block, shape in zip(blocks, shapes, strict=True)
+        ]
     if set(BRANCHES) & set(sites):
         shapes = [
-            replace(shape, branches=True, kind=kind, biases=_with_branches(block, family, shape))
+            replace(shape, branches=True, kind=kind, biases=with_branches(block, family, shape))
             for block, shape, kind in zip(blocks, shapes, kinds, strict=True)
         ]
     return Layout(tuple(shapes))
+
+
+def _require_experts(config: Any, family: Family) -> None:
+    """Refuses whole experts as a site where there are none, or where groups of them would no longer
+    be of equal size."""
+    experts = family.experts
+    if experts is None:
+        raise InputError(
+            f"{config.model_type} has no experts", field="sites", hint="leave experts out"
+        )
+    groups = getattr(config, experts.groups, 1) if experts.groups else 1
+    if groups > 1:
+        raise InputError(
+            f"{config.model_type} cannot lose whole experts: its router divides them into {groups} "
+            "groups of equal size",
+            field="sites",
+            hint="leave experts out",
+        )
 
 
 def _require_linears(block: nn.Module, name: str, family: Family) -> None:
     """Refuses a variant of the architecture that its row does not describe."""
     modules = dict(block.named_modules())
     for branch in family.branches_of(block):
-        for path in branch.linear_paths if has_branch(block, branch.scatter) else ():
+        paths = (*branch.linear_paths, *(branch.experts.modules if branch.experts else ()))
+        for path in paths if has_branch(block, branch.scatter) else ():
             if path not in modules:
                 raise InputError(
-                    f"{name} has no linear layer {path}: this variant is not supported",
+                    f"{name} has no {path}: this variant is not supported",
                     field="model",
-                    hint="use a model whose blocks all have the same two branches, both dense",
+                    hint="use a model whose blocks all have the branches of the others",
                 )
-
-
-def _with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:
-    """Bias numbers of all sites, with what else goes with each branch: all of its parameters that
-    are neither weights of linear layers nor counted with the sites inside."""
-    counted = dict.fromkeys(BRANCHES, 0)
-    for site, length, numbers in zip(shape.sites, shape.lengths, shape.biases, strict=True):
-        counted[BRANCH_OF[site]] += length * numbers
-    numbers = [
-        _numbers(block, branch) - counted[name]
-        for name, branch in zip(BRANCHES, family.branches_of(block), strict=True)
-    ]
-    return (*shape.biases, *numbers)
-
-
-def _numbers(block: nn.Module, branch: Branch) -> int:
-    """Parameters of a branch and its norms, but for the weights of its linear layers."""
-    weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
-    paths = [branch.gather, branch.scatter, *branch.norms]
-    modules = [module for name, module in block.named_modules() if name in paths]
-    found = {id(p): p.numel() for module in modules for p in module.parameters()}
-    return sum(number for key, number in found.items() if key not in weights)
-
-
-def cached_numbers(block: nn.Module, family: Family) -> int:
-    """Outputs of the attention's reads that the KV cache holds of a token: what the row names, or
-    all but the queries. What has a state of one size in place of an attention holds none."""
-    own, _ = family.branches_of(block)
-    if own is not family.attention:
-        return 0
-    queries = 0 if family.cached else widths_of(linear_at(block, own.writes))[0]
-    paths = family.cached or own.reads
-    return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
-
-
-def _measure(block: nn.Module, family: Family, heads: int) -> BlockShape:
-    attention, mlp = family.branches_of(block)
-    attn_reads, mlp_reads = (
-        [linear_at(block, path) for path in branch.reads] for branch in (attention, mlp)
-    )
-    attn_writes, mlp_writes = linear_at(block, attention.writes), linear_at(block, mlp.writes)
-    num_input_projections = len(mlp_reads) * mlp.fused
-    biases = (
-        0,
-        1 if attn_writes.bias is not None else 0,
-        0,
-        num_input_projections if mlp_reads[0].bias is not None else 0,
-        1 if mlp_writes.bias is not None else 0,
-    )
-    if heads:
-        outputs = sum(widths_of(linear)[1] for linear in attn_reads if linear.bias is not None)
-        biases = (*biases, outputs // heads)
-    return BlockShape(
-        hidden=widths_of(attn_reads[0])[0],
-        qkv=sum(widths_of(linear)[1] for linear in attn_reads),
-        q=widths_of(attn_writes)[0],
-        num_input_projections=num_input_projections,
-        intermediate=widths_of(mlp_writes)[0],
-        biases=biases,
-        inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
-        cached=cached_numbers(block, family),
-        heads=heads,
-    )

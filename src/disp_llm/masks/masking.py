@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from disp_llm.config.names import BRANCH_OF, HEADS
+from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS
 from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.mixtures import MaskedMixture, route
 from disp_llm.masks.narrowing import Narrowing, gather, scatter
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
@@ -26,8 +27,15 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(self, layout: Layout, places: "list[Place]", narrowing: Narrowing):
-        self._layout, self._places, self._narrowing = layout, places, narrowing
+    def __init__(
+        self,
+        layout: Layout,
+        places: "list[Place]",
+        mixtures: dict[str, MaskedMixture],
+        narrowing: Narrowing,
+    ):
+        self._layout, self._places = layout, places
+        self._mixtures, self._narrowing = mixtures, narrowing
         self._flat = torch.ones(layout.entries)
         self._computed: Bool[Tensor, " N"] | None = None
 
@@ -51,6 +59,8 @@ class Masking:
             if place.branch:
                 part = part * of_site[place.branch]
             place.lay(part.unsqueeze(-2) if flat.dim() > 1 else part, own)
+        for block, mixture in self._mixtures.items():
+            mixture.set(of_site[f"{block}.mlp_mid"], of_site.get(f"{block}.{EXPERTS}"))
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
@@ -106,16 +116,20 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
     layout = target.layout
     places: list[Place] = []
+    mixtures: dict[str, MaskedMixture] = {}
     for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
         attention, mlp = target.branches_of(block)
         paths = {
             "attn_in": (attention.gather, MASK_IN),
             "attn_out": (attention.scatter, MASK_OUT),
             "mlp_in": (mlp.gather, MASK_IN),
-            "mlp_mid": (mlp.writes, MASK_IN),
             "mlp_out": (mlp.scatter, MASK_OUT),
             HEADS: (attention.writes, MASK_IN),
         }
+        if mlp.experts is None:
+            paths["mlp_mid"] = (mlp.writes, MASK_IN)
+        else:
+            mixtures[f"layers.{i}"] = MaskedMixture.of(block, mlp.experts)
         for site, (path, name) in paths.items():
             if site not in shape.sites:
                 continue
@@ -125,17 +139,20 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
             module = block.get_submodule(path)
             width = shape.lengths[shape.sites.index(site)]
             places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole, width))
-    handles = (
+    handles = [
         place.module.register_forward_pre_hook(_on_input, with_kwargs=True)
         if place.name == MASK_IN
         else place.module.register_forward_hook(_on_output)
         for place in places
-    )
+    ]
+    handles += [one.router.register_forward_hook(route) for one in mixtures.values()]
     narrowing = Narrowing(target)
     try:
         with hooks(handles):
-            yield Masking(layout, places, narrowing)
+            yield Masking(layout, places, mixtures, narrowing)
     finally:
+        for mixture in mixtures.values():
+            mixture.restore()
         for place in places:
             place.clear()
         narrowing.set(None)

@@ -21,9 +21,6 @@ from disp_llm.masks.prunable import PrunableModel
 COLUMNS, ROWS = "disp_columns", "disp_rows"
 """Attributes of a narrowed layer: indices of its inputs and of its outputs, or None for all."""
 
-NARROWED = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out")
-"""Sites whose entries can be left out; what is inside attention, or a whole branch, is computed."""
-
 Computed = dict[str, Int[Tensor, " K"]]
 """Indices of the computed entries by the name of their site, such as `layers.3.attn_in`."""
 
@@ -79,13 +76,16 @@ def widths_of_whole(linear: Any) -> tuple[int, int]:
 
 
 def layers_of(target: PrunableModel) -> Iterator[Layer]:
-    """Every layer that reads or writes the residual stream."""
+    """Every layer that reads or writes the residual stream, but for those of mixtures of experts:
+    there, and inside attention, everything is computed."""
     for i, block in enumerate(target.blocks):
         attention, mlp = target.branches_of(block)
         for branch, stream, inside in (
             (attention, "attn", ""),
             (mlp, "mlp", f"layers.{i}.mlp_mid"),
         ):
+            if branch.experts:
+                continue
             for path in branch.reads:
                 linear = block.get_submodule(path)
                 yield Layer(linear, f"layers.{i}.{stream}_in", inside, branch.fused)
@@ -97,8 +97,9 @@ class Narrowing:
 
     def __init__(self, target: PrunableModel):
         self._layers = list(layers_of(target))
-        self._names = target.layout.names
-        self._split = target.layout.split
+        self.sites = {site for one in self._layers for site in (one.inputs, one.outputs)}
+        """Names of the sites whose entries can be left out, and ""."""
+        self._layout = target.layout
         self._last: tuple[Tensor, Computed, list[dict[str, Any]]] | None = None
 
     def set(self, computed: Bool[Tensor, " N"] | None) -> Computed:
@@ -108,9 +109,9 @@ class Narrowing:
                 layer.widen()
             return {}
         if self._last is None or self._last[0] is not computed:
-            parts = zip(self._names, self._split(computed), strict=True)
+            parts = zip(self._layout.names, self._layout.split(computed), strict=True)
             indices = {
-                name: part.nonzero().squeeze(-1) for name, part in parts if name.endswith(NARROWED)
+                name: part.nonzero().squeeze(-1) for name, part in parts if name in self.sites
             }
             self._last = computed, indices, [layer.part(indices) for layer in self._layers]
         _, indices, laid = self._last

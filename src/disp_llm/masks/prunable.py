@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
 from disp_llm.config.names import BRANCHES, HEADS, SITES, Site
 from disp_llm.masks.layout import Layout, layout_of
+from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import Branch, Family
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import required_bos
@@ -138,5 +139,10 @@ class PrunableModel:
 
     @property
     def block_parameters(self) -> int:
-        """Number of the weights of the linear layers inside the blocks."""
-        return sum(linear.weight.numel() for linear in self.linears())
+        """Number of the weights of the linear layers inside the blocks, experts included."""
+        in_experts = (
+            weight for block, branch in self.present for weight in expert_weights(block, branch)
+        )
+        return sum(linear.weight.numel() for linear in self.linears()) + sum(
+            weight.numel() for weight in in_experts
+        )

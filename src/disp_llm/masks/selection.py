@@ -102,6 +102,13 @@ class Masks:
         """How many entries each of the S sites keeps."""
         return self.layout.counts(self.kept.long())
 
+    @property
+    def widths(self) -> dict[str, list[int]]:
+        """The same of every site, block by block; in a mixture mlp_mid is that of each expert."""
+        lanes = torch.tensor(self.layout.lanes)
+        by_block = (self.counts // lanes).view(-1, len(self.layout.sites))
+        return dict(zip(self.layout.sites, by_block.T.tolist(), strict=True))
+
     def of_site(self, site: Site) -> Int[Tensor, " L"]:
         """How many entries of a site each block keeps."""
         sites = self.layout.sites
@@ -190,6 +197,9 @@ def load_masks(path: Path, layout: Layout) -> Masks:
         torch.zeros(length, dtype=torch.bool).index_fill(0, kept[name], True)
         for name, length in zip(layout.names, layout.lengths, strict=True)
     ]
+    for name, mask, lanes in zip(layout.names, masks, layout.lanes, strict=True):
+        of_experts = mask.view(lanes, -1).sum(1)
+        file.require(bool((of_experts == of_experts[0]).all()), f"{name} differs between experts")
     return Masks(layout, torch.cat(masks), Selection(flat("logits"), compensation))
 
 

@@ -59,4 +59,5 @@ METHOD = Method(
     reference="this project (docs/how-it-works.md)",
     choose=fisher,
     drops_branches=True,
+    knows_experts=True,
 )

@@ -35,5 +35,6 @@ METHOD = Method(
     "Models (arXiv 2410.11988); our default differs from it (docs/how-it-works.md)",
     choose=learned,
     drops_branches=True,
+    knows_experts=True,
     learns=True,
 )

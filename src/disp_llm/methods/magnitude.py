@@ -3,43 +3,84 @@
 The criterion of arXiv 1506.02626, with the group of weights of an entry in place of one weight.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import matrix_of
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.selection import Selection
+from disp_llm.masks.shapes import expert_weights
 from disp_llm.methods.parts.method import Method
+from disp_llm.models.family import Branch
 from disp_llm.training.problem import PruningProblem
 
 
 def magnitude(problem: PruningProblem) -> Selection:
     """Logarithm of the mean squared weight of each entry."""
     parts = []
-    for block in problem.dense.blocks:
+    for block, shape in zip(problem.dense.blocks, problem.budget.layout.blocks, strict=True):
         attention, mlp = problem.dense.branches_of(block)
         q_k_v = [_squares(block.get_submodule(path)) for path in attention.reads]
-        gate_up = [_squares(block.get_submodule(path)) for path in mlp.reads]
-        o, down = (_squares(block.get_submodule(path)) for path in (attention.writes, mlp.writes))
-        rows = sum(
-            projection.sum(1) for linear in gate_up for projection in linear.chunk(mlp.fused)
-        )  # one number an intermediate channel
+        o = _squares(block.get_submodule(attention.writes))
+        of_mlp = _dense(block, mlp) if mlp.experts is None else _mixture(block, mlp)
         parts += [
             sum(linear.sum(0) for linear in q_k_v),
             o.sum(1),
-            sum(linear.sum(0) for linear in gate_up),
-            rows + down.sum(0),
-            down.sum(1),
+            of_mlp.incoming,
+            of_mlp.middle,
+            of_mlp.outgoing,
         ]
-        heads = problem.budget.layout.blocks[0].heads
-        if heads:
-            rows = sum(linear.sum(1).view(heads, -1).sum(1) for linear in q_k_v)
-            parts.append(rows + o.sum(0).view(heads, -1).sum(1))
-        if problem.budget.layout.blocks[0].branches:
-            parts += [_total(*q_k_v, o), _total(*gate_up, down)]
+        if shape.heads:
+            rows = sum(linear.sum(1).view(shape.heads, -1).sum(1) for linear in q_k_v)
+            parts.append(rows + o.sum(0).view(shape.heads, -1).sum(1))
+        if shape.prunes_experts:
+            parts.append(of_mlp.experts)
+        if shape.branches:
+            parts += [_total(*q_k_v, o), of_mlp.whole]
     return Selection(torch.cat(parts).log() - problem.budget.entry_costs.to(parts[0].device).log())
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Sums of squared weights of an MLP."""
+
+    incoming: Float[Tensor, " D"]
+    """Of what reads each dimension."""
+    middle: Float[Tensor, " F"]
+    """Of each intermediate dimension; of a mixture expert by expert."""
+    outgoing: Float[Tensor, " D"]
+    """Of what writes each dimension."""
+    experts: Float[Tensor, " E"]
+    """Of each expert, with its row of the router."""
+    whole: Float[Tensor, "1"]
+
+
+def _dense(block: nn.Module, mlp: Branch) -> Squares:
+    gate_up = [_squares(linear_at(block, path)) for path in mlp.reads]
+    down = _squares(linear_at(block, mlp.writes))
+    rows = sum(projection.sum(1) for linear in gate_up for projection in linear.chunk(mlp.fused))
+    whole = _total(*gate_up, down)
+    incoming = torch.stack([linear.sum(0) for linear in gate_up]).sum(0)
+    return Squares(incoming, rows + down.sum(0), down.sum(1), whole, whole)
+
+
+def _mixture(block: nn.Module, mlp: Branch) -> Squares:
+    """Of the experts, the router, and the shared expert where there is one."""
+    router, gate_up, down = (weight.float().square() for weight in expert_weights(block, mlp))
+    shared = [_squares(linear_at(block, path)) for path in mlp.reads]
+    shared_down = [_squares(linear_at(block, mlp.writes))] if mlp.writes else []
+    rows = torch.stack(gate_up.sum(2).chunk(2, 1)).sum(0)
+    middle = rows + down.sum(1)  # (E, F)
+    return Squares(
+        torch.stack([gate_up.sum((0, 1)), router.sum(0), *(part.sum(0) for part in shared)]).sum(0),
+        middle.flatten(),
+        torch.stack([down.sum((0, 2)), *(part.sum(1) for part in shared_down)]).sum(0),
+        middle.sum(1) + router.sum(1),
+        _total(router, gate_up, down, *shared, *shared_down),
+    )
 
 
 def _total(*squares: Tensor) -> Float[Tensor, "1"]:
@@ -59,5 +100,6 @@ METHOD = Method(
     "(arXiv 1506.02626)",
     choose=magnitude,
     drops_branches=True,
+    knows_experts=True,
     reads_text=False,
 )

@@ -21,5 +21,6 @@ METHOD = Method(
     reference="none: what any method must beat",
     choose=random,
     drops_branches=True,
+    knows_experts=True,
     reads_text=False,
 )

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.config.names import HEADS, SITES
-from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.selection import Selection
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods.parts.mask_training import LossUnder, train_masks
 from disp_llm.methods.parts.method import Method
 from disp_llm.training.pace import planned_steps

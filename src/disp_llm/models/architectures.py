@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.models.family import Branch, Family, bare_branch, branch
+from disp_llm.models.family import Branch, Family, bare_branch, branch, mixture
 from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 
@@ -93,6 +93,33 @@ _DEEPSEEK = Family(
     _gated("post_attention_layernorm"),
     cached=("self_attn.kv_a_proj_with_mqa",),
     refused=(("q_lora_rank", None, "its queries come from one projection, not from two"),),
+)
+# Llama with mixtures in the place of some MLPs, or of all.
+_MIXED = replace(_LLAMA, mixture=mixture("post_attention_layernorm"))
+_ALL_MIXED = replace(_LLAMA, mlp=mixture("post_attention_layernorm"))
+# An expert that all tokens run through, and a router with a bias, in groups of experts.
+_SHARED = mixture(
+    "post_attention_layernorm",
+    shared="shared_experts",
+    counted="gate.e_score_correction_bias",
+    groups="n_group",
+)
+_SHARED_AND_WEIGHED = mixture(
+    "post_attention_layernorm", shared="shared_expert", shared_gate="shared_expert_gate"
+)
+
+# Most blocks have a linear attention.
+_QWEN3_5 = replace(
+    _LLAMA_WITH_ALL_HEADS,
+    alternatives=(
+        branch(
+            "linear_attn",
+            "in_proj_qkv in_proj_z in_proj_b in_proj_a",
+            "out_proj",
+            norms="input_layernorm",
+        ),
+    ),
+    cached=("self_attn.k_proj", "self_attn.v_proj"),  # the queries come with a gate
 )
 
 FAMILIES: dict[str, Family] = {
@@ -219,19 +246,77 @@ FAMILIES: dict[str, Family] = {
     ),
     "minicpm3": replace(_DEEPSEEK, logits_divisor="logits_scaling"),
     "youtu": _DEEPSEEK,
-    "deepseek_v3": _DEEPSEEK,
-    # Hybrids: most blocks have a linear attention, a convolution or a state space.
-    "qwen3_5_text": replace(
-        _LLAMA_WITH_ALL_HEADS,
-        alternatives=(
-            branch(
-                "linear_attn",
-                "in_proj_qkv in_proj_z in_proj_b in_proj_a",
-                "out_proj",
-                norms="input_layernorm",
-            ),
+    "deepseek_v3": replace(_DEEPSEEK, mixture=_SHARED),
+    "glm4_moe_lite": replace(_DEEPSEEK, mixture=_SHARED),
+    # Mixtures of experts.
+    "qwen2_moe": replace(_LLAMA, mixture=_SHARED_AND_WEIGHED),
+    "qwen3_moe": _MIXED,
+    "mellum": _MIXED,
+    "mixtral": replace(
+        _LLAMA,
+        mlp=mixture(
+            "post_attention_layernorm", count="num_local_experts", width="intermediate_size"
         ),
-        cached=("self_attn.k_proj", "self_attn.v_proj"),  # the queries come with a gate
+    ),
+    "minimax_m2": replace(
+        _LLAMA_WITH_ALL_HEADS,
+        mlp=mixture(
+            "post_attention_layernorm",
+            counted="e_score_correction_bias",
+            count="num_local_experts",
+            width="intermediate_size",
+        ),
+    ),
+    "phimoe": replace(
+        _LLAMA,
+        mlp=mixture(
+            "post_attention_layernorm",
+            router="router",
+            count="num_local_experts",
+            width="intermediate_size",
+        ),
+    ),
+    "olmoe": replace(
+        _LLAMA_WITH_ALL_HEADS, mlp=mixture("post_attention_layernorm", width="intermediate_size")
+    ),
+    "flex_olmo": replace(
+        _OLMO2, mlp=mixture("post_feedforward_layernorm", width="intermediate_size")
+    ),
+    "granitemoe": replace(
+        _LLAMA,
+        mlp=mixture(
+            "post_attention_layernorm",
+            module="block_sparse_moe",
+            router="router",
+            count="num_local_experts",
+            width="intermediate_size",
+        ),
+        logits_divisor="logits_scaling",
+    ),
+    "ernie4_5_moe": replace(
+        _LLAMA,
+        mixture=mixture(
+            "post_attention_layernorm",
+            shared="shared_experts",
+            counted="gate.moe_statics.e_score_correction_bias",
+            count="moe_num_experts",
+            chosen="moe_k",
+        ),
+        refused=(("moe_num_shared_experts", 0, "the row has a shared expert"),),
+    ),
+    "dots1": replace(_LLAMA, mixture=_SHARED),
+    "glm4_moe": replace(_LLAMA, mixture=_SHARED),
+    "solar_open": replace(_LLAMA, mlp=_SHARED),
+    "exaone_moe": replace(_LLAMA, mixture=_SHARED),
+    # Hybrids: most blocks have a linear attention, a convolution or a state space.
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe_text": replace(_QWEN3_5, mlp=_SHARED_AND_WEIGHED),
+    "qwen3_next": replace(
+        _QWEN3_5,
+        mixture=_SHARED_AND_WEIGHED,
+        alternatives=(
+            branch("linear_attn", "in_proj_qkvz in_proj_ba", "out_proj", norms="input_layernorm"),
+        ),
     ),
     "olmo_hybrid": Family(
         "layers",

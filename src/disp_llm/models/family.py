@@ -9,6 +9,36 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The routed experts of a mixture: gated MLPs of one width F, whose weights are packed into one
+    tensor for all E of them; paths are relative to the block."""
+
+    module: str
+    """Has `gate_up_proj`, (E, 2F, D), and `down_proj`, (E, D, F)."""
+    router: str
+    """Module that gives (…, factors, indices) of each token's experts."""
+    rows: str
+    """The module whose `weight`, (E, D), is what the router chooses by: itself, or one inside."""
+    counted: tuple[str, ...] = ()
+    """Other tensors with a number for each expert in their last dimension. What is no part of the
+    router is handed to it after the hidden states."""
+    count: str = "num_experts"
+    """Configuration key of E."""
+    width: str = "moe_intermediate_size"
+    """Configuration key of F."""
+    chosen: str = "num_experts_per_tok"
+    """Configuration key of how many experts a token has."""
+    groups: str = ""
+    """Configuration key of how many groups of equal size the router divides them into; "" = it does
+    not."""
+
+    @property
+    def modules(self) -> tuple[str, str]:
+        """Those that a mixture has and a dense MLP has not."""
+        return self.module, self.rows
+
+
+@dataclass(frozen=True)
 class Branch:
     """One of the two branches of a block; module paths are relative to the block."""
 
@@ -29,11 +59,19 @@ class Branch:
     inside: tuple[str, ...] = ()
     """Linear modules of attention that neither read nor write the residual stream (the second
     halves of low-rank projections): no site cuts them, and they go with the whole branch."""
+    experts: Experts | None = None
+    """Of a mixture: mlp_mid is what lies inside of these. `reads` and `writes` are then those of
+    the shared expert, of which nothing inside is cut; () and "" where there is none."""
+    gathers: tuple[str, ...] = ()
+    """Modules inside of `gather` that are to select for themselves; () = `gather` does for all. The
+    forward of a mixture takes for granted that what it is given is as wide as what it gives."""
+    scatters: tuple[str, ...] = ()
+    """Likewise those inside of `scatter`."""
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
         """Every linear module of the branch, in the order in which they run."""
-        return (*self.reads, *self.inside, self.writes)
+        return (*self.reads, *self.inside, *((self.writes,) if self.writes else ()))
 
 
 @dataclass(frozen=True)
@@ -51,6 +89,9 @@ class Family:
     mlp: Branch
     """The branch whose gather is the site mlp_in and whose scatter is mlp_out; mlp_mid lies between
     `reads` and `writes`."""
+    mixture: Branch | None = None
+    """What some blocks have in the place of the MLP, where others have a dense one: a block has it
+    that has its experts. Where all are mixtures, `mlp` is one."""
     alternatives: tuple[Branch, ...] = ()
     """What blocks of other kinds have in the place of attention: linear attention, a convolution, a
     state space. A block has the one whose modules it has. Their modules give one tensor, where
@@ -75,21 +116,44 @@ class Family:
     required: tuple[tuple[str, object, str], ...] = ()
     """The only variants that it does describe: (configuration key, value, what else there is)."""
 
+    @property
+    def experts(self) -> Experts | None:
+        """Those of its mixtures, where it has some."""
+        return (self.mixture or self.mlp).experts
+
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
         present = {name for name, _ in block.named_modules()}
         kinds = (self.attention, *self.alternatives)
         own = (branch for branch in kinds if branch.gather in present)
-        return next(own, self.attention), self.mlp
+        mlp, mixture = self.mlp, self.mixture
+        if mixture is not None and mixture.experts is not None:
+            mlp = mixture if mixture.experts.module in present else mlp
+        return next(own, self.attention), mlp
 
     def as_dict(self) -> dict:
         """The branches and the path, as plain JSON: what an exported folder carries."""
-        others = [asdict(branch) for branch in self.alternatives]
-        return {
-            "blocks": self.blocks,
-            "attention": asdict(self.attention),
-            "mlp": asdict(self.mlp),
-        } | ({"alternatives": others} if others else {})
+        others = [_said(branch) for branch in self.alternatives]
+        mixture = {"mixture": _said(self.mixture)} if self.mixture else {}
+        return (
+            {
+                "blocks": self.blocks,
+                "attention": _said(self.attention),
+                "mlp": _said(self.mlp),
+            }
+            | mixture
+            | ({"alternatives": others} if others else {})
+        )
+
+
+def _said(branch: Branch) -> dict:
+    """A branch as plain JSON, without what only mixtures have where it is none."""
+    found = asdict(branch)
+    return {key: value for key, value in found.items() if value or key not in MIXTURE_ONLY}
+
+
+MIXTURE_ONLY = ("experts", "gathers", "scatters")
+"""Columns that are left out of the JSON of a dense branch."""
 
 
 def branch(
@@ -108,7 +172,47 @@ def branch(
 
 
 def _paths(module: str, names: str) -> tuple[str, ...]:
+    """`mlp`, `gate_proj up_proj` -> `mlp.gate_proj`, `mlp.up_proj`."""
     return tuple(f"{module}.{name}" for name in names.split())
+
+
+def mixture(
+    norms: str,
+    shared: str = "",
+    shared_gate: str = "",
+    counted: str = "",
+    module: str = "mlp",
+    router: str = "gate",
+    rows: str = "",
+    **keys: str,
+) -> Branch:
+    """A mixture of experts that is one module, with its router, and perhaps with a gated MLP that
+    all tokens run through; names are relative to it.
+
+    Args:
+        shared: name of that MLP.
+        shared_gate: name of the linear layer that weighs its output.
+        counted: other tensors with a number for each expert.
+        rows: the router's linear layer, where it is not the router itself.
+        keys: what the configuration calls the numbers of `Experts`.
+    """
+    reads = f"{shared}.gate_proj {shared}.up_proj {shared_gate}" if shared else ""
+    return Branch(
+        _paths(module, reads),
+        f"{module}.{shared}.down_proj" if shared else "",
+        gather=module,
+        scatter=module,
+        norms=tuple(norms.split()),
+        experts=Experts(
+            module=f"{module}.experts",
+            router=f"{module}.{router}",
+            rows=f"{module}.{rows or router}",
+            counted=_paths(module, counted),
+            **keys,
+        ),
+        gathers=_paths(module, f"{router} experts {shared} {shared_gate}"),
+        scatters=_paths(module, f"experts {shared}"),
+    )
 
 
 def bare_branch(first: str, second: str, norms: str) -> Branch:

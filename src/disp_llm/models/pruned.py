@@ -25,6 +25,8 @@ class Widths:
     mlp_out: list[Count]
     heads: list[Count] = field(default_factory=list)
     """KV heads, where some are pruned."""
+    experts: list[Count] = field(default_factory=list)
+    """Experts of mixtures, where some are pruned."""
     attention: list[Whether] = field(default_factory=list)
     """Which blocks have an attention, where some have none."""
     mlp: list[Whether] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Pruned:
     mlp: Branch
     widths: Widths
     biases: bool = False
+    mixture: Branch | None = None
     alternatives: list[Branch] = field(default_factory=list)
 
 

@@ -3,15 +3,15 @@
 _TYPES_OF = {
     "mixture of experts": (
         "afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v32 deepseek_v4 "
-        "dots1 dots3_note_text ernie4_5_moe exaone_moe flex_olmo flint glm4_moe glm4_moe_lite "
-        "glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 "
+        "dots3_note_text flint glm_moe_dsa gpt_oss granitemoe_swa granitemoeshared hunyuan_v1_moe "
+        "hy_v3 hy_v4 "
         "inkling2_loop_text inkling2_text inkling_text jetmoe kolibri1 laguna lara_mini "
-        "llama4_text longcat_flash mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mixtral "
-        "olmoe phimoe qwen2_moe qwen3_moe sarvam_mla sarvam_moe solar_open zaya"
+        "llama4_text longcat_flash mimo_v2_flash minimax_m3_vl_text "
+        "sarvam_mla sarvam_moe zaya"
     ),
     "hybrid with experts, or with blocks of other branches than a mixer and an MLP": (
         "bailing_hybrid falcon_h1 jamba kimi_linear lfm2_moe lfm3 "
-        "minimax nemotron_h qwen3_5_moe_text qwen3_next qwen4_exp_text "
+        "minimax nemotron_h qwen4_exp_text "
         "recurrent_gemma zamba zamba2"
     ),
     "state space or recurrent: its blocks have no attention": (

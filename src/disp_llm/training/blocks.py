@@ -77,10 +77,12 @@ def checkpointed_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
             block.__dict__.pop("forward", None)
 
 
-def compiles(config: TrainingConfig, steps: int, device: torch.device) -> bool:
-    """Whether blocks run through torch.compile: as asked, or where it is worth it."""
+def compiles(config: TrainingConfig, steps: int, target: PrunableModel) -> bool:
+    """Whether blocks run through torch.compile: as asked, or where it is worth it. What tokens run
+    through in a mixture of experts changes from step to step, so that it is not there."""
     if config.compile == "auto":
-        return steps >= WORTH_COMPILING and can_compile(device)
+        worth = steps >= WORTH_COMPILING and target.family.experts is None
+        return worth and can_compile(target.device)
     return config.compile == "yes"
 
 

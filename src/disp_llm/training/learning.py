@@ -66,7 +66,7 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
     config, device = problem.training, start.device
     problem.corpus.require_length(config.length, "length")
     state = _initial_state(problem, start)
-    compiled = compiles(config, steps, device)
+    compiled = compiles(config, steps, problem.dense)
     with contextlib.ExitStack() as stack:
         masking = stack.enter_context(masked(problem.dense))
         adapting = None

@@ -47,7 +47,7 @@ def train_weights(
     reference = teacher.target if teacher is not None else student
     with computing_in(dtype, device):
         mixture = _mixture(corpus, reference, config.length, seed)
-    compiled = compiles(config, steps, device)
+    compiled = compiles(config, steps, student)
 
     def backward(step: int) -> dict[str, Any]:
         noise = random_stream("weights", seed, step, process.index)

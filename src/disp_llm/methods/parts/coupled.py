@@ -11,7 +11,8 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
-from disp_llm.masks.layout import BlockShape, Layout
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.shapes import BlockShape
 
 COUPLED = ("mlp_mid", HEADS)
 """The sites of methods that leave the residual stream alone."""

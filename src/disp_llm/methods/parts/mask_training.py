@@ -55,7 +55,7 @@ def train_masks(
     """
     dense, process = problem.dense, problem.job.process
     mixture = Mixture(problem.corpus).to(dense.device)
-    compiled = compiles(config, steps, dense.device)
+    compiled = compiles(config, steps, dense)
 
     def backward(step: int) -> dict[str, Any]:
         prepare(step)

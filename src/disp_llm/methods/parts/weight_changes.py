@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
-from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods.parts.coupled import by_head
 from disp_llm.models.architectures import Branch
 

@@ -1,0 +1,125 @@
+"""The experts of a mixture, cut: fewer of them, with fewer dimensions.
+
+This file lies in every exported folder, beside `modeling_disp_llm.py`, and stands alone on torch
+and transformers. The native classes run: their packed weights and their routers are cut. Only the
+sum over experts is taken here, where transformers' own functions ask for other widths.
+
+D residual stream, K and K' kept of it, N tokens, E experts, C chosen by each token, F intermediate.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def matrices_of(experts: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed weights of all experts, (E, 2F, D) and (E, D, F)."""
+    return experts.gate_up_proj, experts.down_proj
+
+
+def run_experts(
+    experts: Any,
+    hidden: torch.Tensor,
+    chosen: torch.Tensor,
+    factors: torch.Tensor,
+    on_middle: Callable[..., torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """What experts add to tokens, where transformers' own functions for experts cannot say it: they
+    take for granted that as many dimensions are written (K') as are read (K), of aligned widths.
+
+    Args:
+        hidden: (N, K).
+        chosen: indices of each token's experts, (N, C).
+        factors: of their outputs, (N, C).
+        on_middle: what to do to intermediate dimensions, given them, the expert and the tokens.
+
+    Returns:
+        (N, K').
+    """
+    read, write = matrices_of(experts)
+    added = hidden.new_zeros(len(hidden), write.shape[1])
+    for expert in chosen.unique().tolist():
+        token, place = torch.where(chosen == expert)
+        middle = experts._apply_gate(nn.functional.linear(hidden[token], read[expert]))
+        if on_middle is not None:
+            middle = on_middle(middle, expert, token)
+        made = nn.functional.linear(middle, write[expert]) * factors[token, place, None]
+        added = added.index_add(0, token, made.to(added.dtype))
+    return added
+
+
+ALIGNED = 8
+"""What widths are to be multiples of for torch's grouped matrix product: 16 bytes."""
+
+EXPERTS = ("num_experts", "out_features")
+READS = ("hidden_dim", "hidden_size", "in_features")
+INSIDE = ("intermediate_dim", "intermediate_size")
+"""What native classes call their number of experts, the dimensions that they read, and the
+intermediate ones."""
+
+
+def resize(module: nn.Module, experts: int, reads: int, inside: int) -> None:
+    """Tells a module of a mixture how many experts and dimensions it has."""
+    called = {EXPERTS: experts, READS: reads, INSIDE: inside}
+    sizes = {name: size for names, size in called.items() for name in names}
+    own = vars(module)
+    own.update({name: size for name, size in sizes.items() if name in own})
+
+
+def keep_experts(
+    module: nn.Module, row: dict, kept: torch.Tensor, reads: int, place: str = ""
+) -> None:
+    """Leaves a router some of its experts, and of the dimensions that it reads the first.
+
+    Args:
+        module: the block that has the router; or what it has at `place`, of which nothing outside
+            changes.
+        row: what the configuration says of the experts.
+        kept: int64 indices.
+    """
+    rows: Any = module.get_submodule(_relative(row["rows"], place))
+    rows.weight = nn.Parameter(rows.weight.data[kept, :reads])
+    for path in row["counted"]:
+        if place and not path.startswith(f"{place}."):
+            continue
+        of, _, name = _relative(path, place).rpartition(".")
+        owner = module.get_submodule(of)
+        tensor = getattr(owner, name)
+        left = tensor.data[..., kept]
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(owner, name, nn.Parameter(left, requires_grad=False) if is_parameter else left)
+    for one in (rows, module.get_submodule(_relative(row["router"], place))):
+        resize(one, len(kept), reads, 0)
+
+
+def _relative(path: str, place: str) -> str:
+    """A path in a block as what lies at `place` sees it."""
+    return path.removeprefix(place).removeprefix(".")
+
+
+def cut_experts(
+    block: nn.Module, branch: dict, count: int, middle: int, kept: tuple[int, int]
+) -> None:
+    """Shrinks the experts and the router of a mixture in place to their first, of everything.
+
+    Raises:
+        ValueError: it has not as many.
+    """
+    row = branch["experts"]
+    experts: Any = block.get_submodule(row["module"])
+    read, write = matrices_of(experts)
+    full = (len(read), read.shape[2], write.shape[2], write.shape[1])
+    wanted = (count, kept[0], middle, kept[1])
+    if not all(0 < some <= all_ for some, all_ in zip(wanted, full, strict=True)):
+        raise ValueError(f"{full} experts and dimensions cannot be cut to {wanted}")
+    if wanted == full:
+        return
+    experts.gate_up_proj = nn.Parameter(read.data[:count, : 2 * middle, : kept[0]].clone())
+    experts.down_proj = nn.Parameter(write.data[:count, : kept[1], :middle].clone())
+    resize(experts, count, kept[0], middle)
+    if kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
+        experts.forward = MethodType(run_experts, experts)
+    keep_experts(block, row, torch.arange(count, device=read.device), kept[0])

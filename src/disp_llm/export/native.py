@@ -1,0 +1,50 @@
+"""The weights of a folder of mixtures as files of the original's own architecture have them.
+
+transformers packs the weights of all experts into one tensor when it loads a model, and unpacks
+them when it saves one; our folders have them packed.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.models.loading import empty_model, load_config
+from disp_llm.runs.files import write_json
+
+
+def native_weights(folder: Path, plain: dict[str, Any], to: Path) -> list[Path]:
+    """The weights of a folder under the names that the original's files have, where transformers
+    packs what lies in parts there; which files they are."""
+    native: Any = _native_model(folder, plain)
+    state = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        state |= load_file(path)
+    native.load_state_dict(state, strict=False, assign=True)
+    native.tie_weights()
+    native.save_pretrained(to)
+    return [path for path in to.iterdir() if path.name.startswith("model")]
+
+
+def _native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
+    """The original's model of a plain configuration, without weights.
+
+    Raises:
+        InputError: its tensors are not those of the folder: another width follows from one that is
+            cut, such as a shared expert's from the others'.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        write_json(Path(temporary) / "config.json", plain)
+        native = empty_model(load_config(temporary))
+    stated = empty_model(load_config(str(folder))).state_dict()
+    shapes = {name: tensor.shape for name, tensor in native.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in stated.items()}:
+        raise InputError(
+            "the original's architecture ties another width to the one that is cut",
+            field="plain",
+            hint="prune with `sites` experts alone",
+        )
+    return native

@@ -1,0 +1,112 @@
+"""Mixtures of experts that run masked.
+
+Intermediate dimensions are multiplied by their mask inside of each expert. A dropped expert (a mask
+of 0) is not there for the router either: tokens are routed by a router that has the rows of the
+kept experts alone, which is the one that is exported, so that softmax, sigmoid and top-k are the
+same to the bit. What a token is given is multiplied by its expert's mask, which therefore has a
+gradient.
+
+That gradient alone would tell nothing of a dropped expert, which no token reaches. Where masks are
+learned, tokens also run through the dropped experts that the whole router would choose for them,
+times a mask of 0: what they would add has a gradient, and so they can come back.
+
+B sequences, N tokens of all, E experts, C chosen by each token, F intermediate.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disp_llm.compact.experts_disp_llm import keep_experts, run_experts
+from disp_llm.models.family import Experts
+
+
+@dataclass(frozen=True)
+class MaskedMixture:
+    """The experts of one block, with their masks laid on them."""
+
+    experts: Any
+    router: Any
+    row: Experts
+
+    @classmethod
+    def of(cls, block: nn.Module, row: Experts) -> "MaskedMixture":
+        """The mixture of a block; from now on it runs masked."""
+        made = cls(block.get_submodule(row.module), block.get_submodule(row.router), row)
+        made.experts.__dict__["forward"] = MethodType(_masked_experts, made.experts)
+        return made
+
+    def set(self, middle: Tensor, experts: Tensor | None) -> None:
+        """Lays masks on the mixture, each with or without a dimension of sequences before.
+
+        Args:
+            middle: of all intermediate dimensions, expert by expert.
+            experts: of whole experts; None where these are no site.
+        """
+        count = len(self.experts.gate_up_proj)
+        self.experts.__dict__["disp_mask_middle"] = middle.unflatten(-1, (count, -1))
+        self.experts.__dict__["disp_mask_experts"] = experts
+        self.router.__dict__.pop("disp_among", None)
+        if experts is not None and bool((experts == 0).any()):
+            assert experts.dim() == 1, "sequences that drop different experts cannot run together"
+            kept = experts.detach().nonzero().squeeze(-1)
+            small = copy.deepcopy(self.router)
+            reads = self.experts.gate_up_proj.shape[2]
+            keep_experts(small, asdict(self.row), kept, reads, place=self.row.router)
+            ghosts = (experts.detach() == 0) if experts.requires_grad else None
+            self.router.__dict__["disp_among"] = _Among(small, kept, ghosts)
+
+    def restore(self) -> None:
+        """Takes everything off again."""
+        for name in ("forward", "disp_mask_middle", "disp_mask_experts"):
+            self.experts.__dict__.pop(name, None)
+        self.router.__dict__.pop("disp_among", None)
+
+
+@dataclass(frozen=True)
+class _Among:
+    """Routing among the kept experts."""
+
+    router: Any
+    """That of the kept experts alone."""
+    kept: Tensor
+    """Indices of these."""
+    ghosts: Tensor | None
+    """Which experts are dropped, (E), where these are to have a gradient."""
+
+
+def route(router: Any, args: tuple, output: tuple) -> tuple:
+    """Forward hook of a router: (…, factors (N, C), indices (N, C)) of kept experts alone."""
+    among = router.__dict__.get("disp_among")
+    if among is None:
+        return output
+    *others, factors, chosen = output
+    hidden, *of_experts = args
+    of_kept = [numbers[..., among.kept] for numbers in of_experts]
+    *_, kept_factors, own = among.router.forward(hidden, *of_kept)
+    kept = among.kept[own]
+    if among.ghosts is not None:
+        dropped = factors * among.ghosts[chosen]
+        kept_factors, kept = torch.cat([kept_factors, dropped], -1), torch.cat([kept, chosen], -1)
+    return *others, kept_factors, kept
+
+
+def _masked_experts(experts: Any, hidden: Tensor, chosen: Tensor, factors: Tensor) -> Tensor:
+    """What the experts add to tokens, masked; (N, K)."""
+    middle, of_experts = experts.disp_mask_middle, experts.disp_mask_experts
+    sequence = None
+    if middle.dim() > 2:  # a mask of its own for each sequence
+        sequence = torch.arange(len(hidden), device=hidden.device) // (len(hidden) // len(middle))
+
+    def on_middle(inside: Tensor, expert: int, token: Tensor) -> Tensor:
+        mask = middle[expert] if sequence is None else middle[sequence[token], expert]
+        return inside * mask.to(inside.dtype)
+
+    if of_experts is not None:
+        mask = of_experts[chosen] if sequence is None else of_experts[sequence[:, None], chosen]
+        factors = factors * mask.to(factors.dtype)
+    return run_experts(experts, hidden, chosen, factors, on_middle)

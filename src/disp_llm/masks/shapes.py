@@ -1,0 +1,194 @@
+"""Widths of a block that is not pruned, measured on its modules."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
+from disp_llm.config.names import BRANCH_OF, BRANCHES, EXPERTS, HEADS, SITES, Site
+from disp_llm.models.family import Branch, Family
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths of one block that is not pruned.
+
+    With `|S|` ones of a site its linear weights count `|S1|·qkv + |S2|·q + n·|S3|·|S4| + |S4|·|S5|`
+    for n input projections, and those inside; qkv and q are those of the kept heads. A dense MLP is
+    a mixture of one expert: of E, each of which keeps as many intermediate dimensions, `|S4|` are
+    those of all, times the share of the experts that are kept; the router's row of each takes
+    `|S3|` more, and the shared expert `shared_read·|S3| + shared_write·|S5|`.
+    """
+
+    hidden: int
+    """D, width of the residual stream."""
+    qkv: int
+    """Outputs of the attention's reads together: q + 2kv, where these are what it reads with."""
+    q: int
+    """Inputs of the attention's write."""
+    num_input_projections: int
+    """Projections that read for the MLP: 2 gated, 1 plain."""
+    intermediate: int
+    """Width inside the MLP: F, or E·F of all experts of a mixture together."""
+    biases: tuple[int, ...]
+    """Bias numbers that go with one entry of each site (they follow their output dimension); with a
+    whole branch, those of its norms as well."""
+    inside: int = 0
+    """Weights of the linear layers of the attention that no site cuts."""
+    cached: int = 0
+    """Numbers that the KV cache holds of a token, with all heads kept."""
+    heads: int = 0
+    """KV heads, where they are a site; 0 where all of them stay."""
+    experts: int = 1
+    """E, experts of the MLP."""
+    chosen: int = 1
+    """How many of them a token runs through."""
+    least_experts: int = 1
+    """How many of them the router cannot do without."""
+    prunes_experts: bool = False
+    """Whether whole experts are a site."""
+    router: int = 0
+    """Weights that the router has for an expert and a dimension: 1, or 0 where there is none."""
+    shared_read: int = 0
+    """Weights of the shared expert for a dimension that it reads."""
+    shared_write: int = 0
+    """Those for one that it writes."""
+    branches: bool = False
+    """Whether the attention and the MLP as wholes are sites."""
+    kind: str = ""
+    """Kind of attention, where a model has several (sliding or full)."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Names of the sites, in the order of their entries."""
+        heads = (HEADS,) if self.heads else ()
+        experts = (EXPERTS,) if self.prunes_experts else ()
+        return (*SITES, *heads, *experts, *(BRANCHES if self.branches else ()))
+
+    @property
+    def used(self) -> int:
+        """Intermediate dimensions that a token runs through."""
+        return self.intermediate // self.experts * self.chosen
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Entries of each site."""
+        inside = {"mlp_mid": self.intermediate, HEADS: self.heads, EXPERTS: self.experts}
+        inside |= dict.fromkeys(BRANCHES, 1)
+        return tuple(inside.get(site, self.hidden) for site in self.sites)
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """In how many parts of equal length each site falls, all of which keep as many entries: the
+        intermediate dimensions of each expert, which lie in one tensor."""
+        return tuple(self.experts if site == "mlp_mid" else 1 for site in self.sites)
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """How many entries of each site are kept at least, of each of its lanes; of a whole branch
+        none."""
+        least = dict.fromkeys(BRANCHES, 0) | {EXPERTS: self.least_experts}
+        return tuple(least.get(site, 1) for site in self.sites)
+
+
+def with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:
+    """Bias numbers of all sites, with what else goes with each branch: all of its parameters that
+    are neither weights of linear layers nor counted with the sites inside."""
+    counted = dict.fromkeys(BRANCHES, 0)
+    for site, length, numbers in zip(shape.sites, shape.lengths, shape.biases, strict=True):
+        counted[BRANCH_OF[site]] += length * numbers
+    numbers = [
+        _numbers(block, branch) - counted[name]
+        for name, branch in zip(BRANCHES, family.branches_of(block), strict=True)
+    ]
+    return (*shape.biases, *numbers)
+
+
+def _numbers(block: nn.Module, branch: Branch) -> int:
+    """Parameters of a branch and its norms, but for the weights of its linear layers."""
+    weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
+    weights |= {id(weight) for weight in expert_weights(block, branch)}
+    paths = [branch.gather, branch.scatter, *branch.norms]
+    modules = [module for name, module in block.named_modules() if name in paths]
+    found = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(number for key, number in found.items() if key not in weights)
+
+
+def cached_numbers(block: nn.Module, family: Family) -> int:
+    """Outputs of the attention's reads that the KV cache holds of a token: what the row names, or
+    all but the queries. What has a state of one size in place of an attention holds none."""
+    own, _ = family.branches_of(block)
+    if own is not family.attention:
+        return 0
+    queries = 0 if family.cached else widths_of(linear_at(block, own.writes))[0]
+    paths = family.cached or own.reads
+    return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
+
+
+def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
+    """Of a mixture, the weights of its router, and those of all experts, packed: two tensors."""
+    if branch.experts is None:
+        return ()
+    experts: Any = block.get_submodule(branch.experts.module)
+    rows: Any = block.get_submodule(branch.experts.rows)
+    return rows.weight, experts.gate_up_proj, experts.down_proj
+
+
+def per_expert(block: nn.Module, family: Family) -> int:
+    """Parameters that go with an expert and are no weights."""
+    _, mlp = family.branches_of(block)
+    parameters = dict(block.named_parameters())
+    return sum(name in parameters for name in mlp.experts.counted) if mlp.experts else 0
+
+
+def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockShape:
+    """The shape of a block.
+
+    Args:
+        config: the transformers configuration of the language model.
+        heads: KV heads, where these are a site, else 0.
+    """
+    attention, mlp = family.branches_of(block)
+    attn_reads = [linear_at(block, path) for path in attention.reads]
+    attn_writes = linear_at(block, attention.writes)
+    inside_mlp, of_mid, of_out = _measure_mlp(block, mlp, config)
+    biases = (0, 1 if attn_writes.bias is not None else 0, 0, of_mid, of_out)
+    if heads:
+        outputs = sum(widths_of(linear)[1] for linear in attn_reads if linear.bias is not None)
+        biases = (*biases, outputs // heads)
+    return BlockShape(
+        hidden=widths_of(attn_reads[0])[0],
+        qkv=sum(widths_of(linear)[1] for linear in attn_reads),
+        q=widths_of(attn_writes)[0],
+        biases=biases,
+        inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
+        cached=cached_numbers(block, family),
+        heads=heads,
+        **inside_mlp,
+    )
+
+
+def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, Any], int, int]:
+    """The part of a shape that is the MLP's, and the biases of an mlp_mid and an mlp_out entry."""
+    reads = [linear_at(block, path) for path in mlp.reads]
+    writes = linear_at(block, mlp.writes) if mlp.writes else None
+    of_out = 1 if writes is not None and writes.bias is not None else 0
+    if mlp.experts is None:
+        inputs = len(reads) * mlp.fused
+        found = {"num_input_projections": inputs, "intermediate": widths_of(writes)[0]}
+        return found, inputs if reads[0].bias is not None else 0, of_out
+    _, _, down = expert_weights(block, mlp)
+    experts, _, width = down.shape
+    chosen = getattr(config, mlp.experts.chosen)
+    found = {
+        "num_input_projections": 2,
+        "intermediate": experts * width,
+        "experts": experts,
+        "chosen": chosen,
+        "least_experts": max(chosen, 2 if mlp.experts.groups else 1),  # two are a group's score
+        "router": 1,
+        "shared_read": sum(widths_of(linear)[1] for linear in reads),
+        "shared_write": 0 if writes is None else widths_of(writes)[0],
+    }
+    return found, 0, of_out

@@ -1,0 +1,123 @@
+"""Mixtures of experts through the commands: pruned, measured, verified, exported again."""
+
+import json
+from pathlib import Path
+
+import fresh
+import pytest
+import torch
+from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from fresh import PROMPT
+from transformers import AutoModelForCausalLM
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Path:
+    """A tiny Qwen 3 with mixtures, whose files have the weights of each expert by themselves."""
+    folder = tmp_path_factory.mktemp("mixture")
+    tiny_model("qwen3_moe", norm_topk_prob=True).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict:
+    done = run_command(
+        "prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    assert run_command("verify", run).returncode == 0
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("method", ["learned", "fisher", "magnitude", "random"])
+def test_methods_prune_mixtures_and_their_experts(mixture, text_file, tmp_path, method):
+    sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "experts")
+    found = pruned(
+        mixture, text_file, tmp_path / "run", "--method", method, "--keep", 0.5, "--sites", *sites
+    )
+    (size,) = found["models"]
+    assert 0.47 < size["keep"] <= 0.5
+    assert size["max_logit_error"] < 1e-4
+    widths = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["disp_llm"]
+    assert widths["widths"]["experts"][1] == 1  # the dense block
+    assert all(2 <= number <= 6 for number in widths["widths"]["experts"][::2])
+    again = fresh.load_and_generate(tmp_path / "run" / "model", without=True)
+    assert again["class"] == "DispQwen3MoeForCausalLM"
+
+
+def test_another_size_is_made_from_file_to_file(mixture, text_file, tmp_path):
+    """The files of the original have each expert by itself."""
+    run = tmp_path / "run"
+    pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.5)
+    done = run_command("export", run, "--keep", 0.7, "--no-measure", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "is loaded as a whole" not in done.stderr
+    assert run_command("verify", run).returncode == 0
+
+
+def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):
+    found = pruned(mixture, text_file, tmp_path / "run", "--method", "reap", "--keep", 0.75)
+    widths = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["disp_llm"]
+    numbers = widths["widths"]["experts"][::2]
+    assert max(numbers) - min(numbers) <= 1  # the last one that there was room for
+    assert max(numbers) < 6
+    assert found["models"][0]["max_logit_error"] < 1e-4
+
+
+def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_path):
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.6, "--uniform")
+    config = json.loads((run / "model" / "config.json").read_text())["disp_llm"]
+    experts, middle = (config["widths"][site][::2] for site in ("experts", "mlp_mid"))
+    assert len(set(experts)) == len(set(middle)) == 1
+    assert middle[0] % 8 == 0
+    done = run_command("save", run / "model", "--to", plain, "--plain", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not list(plain.glob("*.py"))
+    model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
+    assert type(model).__name__ == "Qwen3MoeForCausalLM"
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.num_experts == experts[0]
+    assert model.config.moe_intermediate_size == middle[0]
+    tokens = torch.tensor([PROMPT])
+    wanted = AutoModelForCausalLM.from_pretrained(run / "model")(tokens).logits
+    torch.testing.assert_close(model(tokens).logits, wanted)
+    names = json.loads(json.dumps(list(report.get("mismatched_keys", []))))
+    assert not names
+
+
+def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):
+    flags = ("--method", "fisher", "--budget", "active", "--target", 0.6)
+    found = pruned(mixture, text_file, tmp_path / "run", *flags)
+    assert 0.55 < found["models"][0]["share_of_budget"] <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--method", "flap"), "the method flap does not know mixtures of experts"),
+        (("--uniform", "--sites", "mlp_in"), "mlp_in cannot be the same in every block"),
+        (("--budget", "latency", "--target", 0.5), "cannot be foretold of a mixture of experts"),
+    ],
+)
+def test_what_a_mixture_cannot_have_is_refused(mixture, text_file, tmp_path, flags, says):
+    run = tmp_path / "run"
+    done = run_command("prune", mixture, "--text", text_file, "--output-dir", run, *SMALL, *flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not run.exists()
+
+
+def test_experts_of_a_dense_model_are_refused(llama_folder, text_file, tmp_path):
+    flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--sites", "experts")
+    done = run_command("prune", llama_folder, *flags, *SMALL)
+    assert done.returncode == 2
+    assert "llama has no experts" in done.stderr
+
+
+def test_doctor_counts_what_a_token_uses(mixture):
+    done = run_command("doctor", mixture, "--json")
+    assert done.returncode == 0, done.stderr
+    size = json.loads(done.stdout)["sizes"][0]
+    assert size["active_block_parameters"] < size["block_parameters"]
