@@ -137,7 +137,7 @@ def shrink(base: Any, disp: dict) -> None:
     Raises:
         ValueError: a width that the model does not have, or one too few or too many.
     """
-    blocks = list(base.get_submodule(disp["blocks"]))
+    blocks, config = list(base.get_submodule(disp["blocks"])), base.config.get_text_config()
     if any(len(of_blocks) != len(blocks) for of_blocks in disp["widths"].values()):
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
     for i, block in enumerate(blocks):
@@ -152,11 +152,11 @@ def shrink(base: Any, disp: dict) -> None:
             full = widths_of(reads[0])[0]
             kept_in, kept_out = width[f"{site}_in"], width[f"{site}_out"]
             for linear in reads:
-                kept = width_of_kept_heads(base.config, width, widths_of(linear)[1])
+                kept = width_of_kept_heads(config, width, widths_of(linear)[1])
                 cut(linear, kept_in, kept if middle is None else middle * branch["fused"])
             if disp.get("biases") and writes.bias is None:
                 writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
-            kept = width_of_kept_heads(base.config, width, widths_of(writes)[0])
+            kept = width_of_kept_heads(config, width, widths_of(writes)[0])
             cut(writes, kept if middle is None else middle, kept_out)
             _add_hooks(block, branch, (kept_in, kept_out), full)
 
@@ -233,7 +233,7 @@ def pruned_model(native_name: str) -> type:
         native = getattr(transformers, native_name)
 
         def __init__(self, config, *args, **kwargs):
-            read_quietly(config)
+            read_quietly(config.get_text_config())
             native.__init__(self, config, *args, **kwargs)
             shrink(self.base_model, config.disp_llm)
 

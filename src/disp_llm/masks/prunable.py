@@ -45,9 +45,14 @@ class PrunableModel:
         return layout_of(self.blocks, self.model.config, self.family, self.sites)
 
     @property
+    def language_model(self) -> nn.Module:
+        """What has the blocks: the base model, or of a wrapper one of its parts."""
+        return self.model.base_model.get_submodule(self.family.tower)
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The list of blocks."""
-        blocks = self.model.base_model.get_submodule(self.family.blocks)
+        blocks = self.language_model.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList), self.family.blocks
         return blocks
 
@@ -105,7 +110,7 @@ class PrunableModel:
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor]:
         """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
-        config, output = self.model.config, self._output_embeddings
+        config, output = self.model.config.get_text_config(), self._output_embeddings
         family = self.family
         multiplier, divisor, softcap = (
             getattr(config, key) if key else None
@@ -128,6 +133,16 @@ class PrunableModel:
     def parameters(self) -> int:
         """Number of all parameters, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def other_parameters(self) -> dict[str, int]:
+        """Number of the parameters of each part of a wrapper that is not its language model; empty
+        where the model is no wrapper."""
+        if not self.family.tower:
+            return {}
+        parts = self.model.base_model.named_children()
+        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
+        return {name: number for name, number in numbers.items() if name != self.family.tower}
 
     @property
     def block_parameters(self) -> int:

@@ -45,7 +45,7 @@ class Family:
     """
 
     blocks: str
-    """Path of the list of blocks inside the base model."""
+    """Path of the list of blocks inside the language model."""
     attention: Branch
     """The branch whose gather is the site attn_in and whose scatter is attn_out."""
     mlp: Branch
@@ -74,6 +74,9 @@ class Family:
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
     required: tuple[tuple[str, object, str], ...] = ()
     """The only variants that it does describe: (configuration key, value, what else there is)."""
+    tower: str = ""
+    """Path of the language model inside the base model; "" = it is the base model. No row says so:
+    `wrappers` does."""
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
@@ -86,7 +89,7 @@ class Family:
         """The branches and the path, as plain JSON: what an exported folder carries."""
         others = [asdict(branch) for branch in self.alternatives]
         return {
-            "blocks": self.blocks,
+            "blocks": f"{self.tower}.{self.blocks}" if self.tower else self.blocks,
             "attention": asdict(self.attention),
             "mlp": asdict(self.mlp),
         } | ({"alternatives": others} if others else {})
