@@ -62,7 +62,7 @@ def random_weights(model):
     """The model with weights as `tiny_model` has them, frozen."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.3 * torch.randn_like(parameter))
             else:
                 parameter.mul_(3)

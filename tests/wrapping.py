@@ -13,8 +13,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 
-PICTURE, VIDEO, BEGIN, END = 300, 301, 302, 303
-"""Tokens that stand for a picture's features, a video's, and where a picture begins and ends."""
+BEGIN, PICTURE, END, VIDEO = 260, 261, 262, 263
+"""Tokens after those of `byte_tokenizer`: where a picture begins, its features, where it ends, and
+those of a video."""
 
 SIGHT = {
     "hidden_size": 24,
@@ -109,7 +110,11 @@ TINY: dict[str, Tiny] = {
         SIGHT | {"model_type": "siglip_vision_model", "vision_use_head": False},
         36,  # the whole and its one tile, with a mark at the end of each row
         {"pixel_values": (1, 2, 3, 16, 16)},
-        {"image_token_index": PICTURE, "video_token_index": VIDEO, "image_grid_pinpoints": [[16, 16]]},
+        {
+            "image_token_index": PICTURE,
+            "video_token_index": VIDEO,
+            "image_grid_pinpoints": [[16, 16]],
+        },
         {"image_sizes": [[16, 16]]},
     ),
     "mistral3": Tiny(
@@ -124,9 +129,7 @@ TINY: dict[str, Tiny] = {
         {"rope_parameters": _SECTIONS}, out_hidden_size=32, fullatt_block_indexes=[1], window_size=8
     ),
     "qwen2_vl": _qwen({"rope_parameters": _SECTIONS}, embed_dim=24, hidden_size=32, mlp_ratio=2),
-    "qwen3_5": _qwen(
-        MIXERS | DELTA, out_hidden_size=32, num_position_embeddings=16
-    ),
+    "qwen3_5": _qwen(MIXERS | DELTA, out_hidden_size=32, num_position_embeddings=16),
     "qwen3_vl": _qwen(
         {"rope_parameters": _SECTIONS},
         out_hidden_size=32,

@@ -39,7 +39,7 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     values["auto_map"] = {
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
         "AutoModel": f"modeling_disp_llm.{base.__name__}",
-    } | {name: f"modeling_disp_llm.{causal.__name__}" for name in auto_classes(native)}
+    } | dict.fromkeys(auto_classes(native), f"modeling_disp_llm.{causal.__name__}")
     config = config_class(native)(**copy.deepcopy(values))
     config._name_or_path = getattr(model.config, "_name_or_path", "")
     return config

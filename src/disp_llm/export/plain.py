@@ -78,7 +78,7 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
     require_exported(folder)
     config = read_json(folder / "config.json", EXPORT_AGAIN)
     widths = config["disp_llm"]["widths"]
-    full = _number_of(STREAM, config, folder)[1]
+    full = _number_of(STREAM, language_model_in(config), folder)[1]
     there = {name: widths.get(name, [1] * len(widths["mlp_mid"])) for name in BRANCHES}
     cut = [
         site
@@ -97,6 +97,12 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
             hint="prune with `sites` mlp_mid, and with another method if it was flap",
         )
     return config, {"mlp_mid": widths["mlp_mid"], **there}
+
+
+def language_model_in(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the language model: all of it, unless it is a wrapper's."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
 
 
 def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> tuple[str, int]:
@@ -129,11 +135,12 @@ def plain_config(folder: Path) -> dict[str, Any]:
             field="plain",
             hint="prune with `sites` mlp_mid to the smallest size of a large `align`",
         )
-    name, _ = _number_of(INTERMEDIATE, config, folder)
+    inner = language_model_in(config)
+    name, _ = _number_of(INTERMEDIATE, inner, folder)
+    narrow = {name: widths[0]}
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
         "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],
-        name: widths[0],
-    }
+    } | (narrow if inner is config else {"text_config": inner | narrow})
     ours = ("disp_llm", "auto_map")
     return {key: value for key, value in config.items() if key not in ours} | native

@@ -6,6 +6,7 @@ D hidden, V vocabulary.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ class PrunableModel:
     family: Family
     sites: tuple[Site, ...] = SITES
     """The sites that masks of it have."""
+    processor: tuple[Path, ...] = ()
+    """Files of a wrapper's processor."""
 
     @classmethod
     def of(cls, loaded: Loaded, sites: tuple[Site, ...] = SITES) -> "PrunableModel":
         """What was loaded."""
-        return cls(loaded.model, loaded.family, sites)
+        return cls(loaded.model, loaded.family, sites, loaded.processor)
 
     @cached_property
     def layout(self) -> Layout:

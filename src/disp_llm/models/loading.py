@@ -21,6 +21,7 @@ from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
+from disp_llm.models.processor import processor_files
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.source import commit_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
@@ -48,6 +49,8 @@ class Loaded:
     """Name and revision, for provenance."""
     dtype: torch.dtype
     """The data type that it was loaded in."""
+    processor: tuple[Path, ...] = ()
+    """Files of a wrapper's processor, which travel with what is made of the model."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -97,12 +100,17 @@ def load(
     device = resolve_device(machine.device)
     with _one_line(name, "the tokenizer of "):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    processor: tuple[Path, ...] = ()
+    if family.tower:
+        with _one_line(name, "the processor of "):
+            processor = processor_files(_path(name), place["revision"])
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
     model = _whole_model(name, config, place, torch.device("meta") if empty else device, dtype)
-    return Loaded(model, tokenizer, family, source_of(name, place["revision"]), dtype)
+    source = source_of(name, place["revision"])
+    return Loaded(model, tokenizer, family, source, dtype, processor)
 
 
 def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:

@@ -5,6 +5,7 @@ lies, and that the wrapper has a head of its own, which rarely scales its logits
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from disp_llm.models.family import Family
 
@@ -23,7 +24,7 @@ class Wrapper:
 
     def row(self, family: Family) -> Family:
         """The row of the language model, as it is seen from the wrapper."""
-        without = {column: "" for column in HEAD if column not in self.head}
+        without: dict[str, Any] = {column: "" for column in HEAD if column not in self.head}
         return replace(family, tower=self.tower, **without)
 
 
