@@ -1,6 +1,6 @@
-"""Tiny wrappers, and prompts with a picture for them."""
+"""Tiny wrappers, and prompts with a picture for them, or with a sound."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -14,8 +14,8 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 
 BEGIN, PICTURE, END, VIDEO = 260, 261, 262, 263
-"""Tokens after those of `byte_tokenizer`: where a picture begins, its features, where it ends, and
-those of a video."""
+"""Tokens after those of `byte_tokenizer`: where a picture or a sound begins, its features, where it
+ends, and those of a video."""
 
 SIGHT = {
     "hidden_size": 24,
@@ -45,17 +45,20 @@ class Tiny:
 
     text: dict[str, Any]
     """What its language model's configuration says besides the usual shape."""
-    vision: dict[str, Any]
+    tower: dict[str, Any]
+    """What that of the tower says."""
     features: int
     """How many tokens stand for a picture."""
     shown: dict[str, tuple[int, ...]]
-    """Shapes of what it is given of a picture."""
+    """Shapes of what it is given of a picture; first comes the picture itself."""
     more: dict[str, Any] = field(default_factory=dict)
     """What its own configuration says."""
     numbers: dict[str, list] = field(default_factory=dict)
     """Numbers that it is given of a picture."""
     types: str = ""
     """The argument that says which tokens stand for a picture."""
+    sense: str = "vision"
+    """What the tower is for."""
 
 
 _PIXELS = {"pixel_values": (1, 3, 16, 16)}
@@ -86,12 +89,36 @@ def _qwen(text: dict[str, Any], **vision: Any) -> Tiny:
     )
 
 
+_SIGLIP = SIGHT | {"model_type": "siglip_vision_model", "vision_use_head": False}
 _SECTIONS = {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [1, 1, 2]}
 
+_TILES = Tiny(
+    {"model_type": "qwen2"},
+    _SIGLIP,
+    36,  # the whole and its one tile, with a mark at the end of each row
+    {"pixel_values": (1, 2, 3, 16, 16)},
+    {"image_token_index": PICTURE, "image_grid_pinpoints": [[16, 16]]},
+    {"image_sizes": [[16, 16]]},
+)
+
 TINY: dict[str, Tiny] = {
+    "aya_vision": Tiny(
+        {"model_type": "cohere2", "logit_scale": 0.5, "sliding_window": 8},
+        _SIGLIP,
+        4,
+        _PIXELS,
+        {"image_token_index": PICTURE},
+    ),
+    "cohere2_vision": Tiny(
+        {"model_type": "cohere2", "logit_scale": 0.5, "sliding_window": 8},
+        _SIGLIP,
+        4,
+        _PIXELS,
+        {"image_token_id": PICTURE, "alignment_intermediate_size": 40},
+    ),
     "gemma3": Tiny(
         {"rope_parameters": ROPE_OF_KINDS, "final_logit_softcapping": 0.1, "sliding_window": 8},
-        SIGHT | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        _SIGLIP,
         4,
         _PIXELS,
         {"mm_tokens_per_image": 4, "image_token_index": PICTURE},
@@ -105,18 +132,19 @@ TINY: dict[str, Tiny] = {
         _PIXELS,
         {"image_token_id": PICTURE, "image_seq_length": 4},
     ),
-    "llava_onevision": Tiny(
-        {"model_type": "qwen2"},
-        SIGHT | {"model_type": "siglip_vision_model", "vision_use_head": False},
-        36,  # the whole and its one tile, with a mark at the end of each row
-        {"pixel_values": (1, 2, 3, 16, 16)},
-        {
-            "image_token_index": PICTURE,
-            "video_token_index": VIDEO,
-            "image_grid_pinpoints": [[16, 16]],
-        },
-        {"image_sizes": [[16, 16]]},
+    "llava": Tiny(
+        {"model_type": "llama"},
+        _SIGLIP,
+        16,
+        _PIXELS,
+        {"image_token_index": PICTURE, "vision_feature_select_strategy": "full"},
     ),
+    "llava_next": replace(
+        _TILES,
+        text={"model_type": "mistral"},
+        more=_TILES.more | {"vision_feature_select_strategy": "full"},
+    ),
+    "llava_onevision": replace(_TILES, more=_TILES.more | {"video_token_index": VIDEO}),
     "mistral3": Tiny(
         {"model_type": "mistral"},
         SIGHT | {"model_type": "pixtral", "head_dim": 12},
@@ -128,6 +156,22 @@ TINY: dict[str, Tiny] = {
     "qwen2_5_vl": _qwen(
         {"rope_parameters": _SECTIONS}, out_hidden_size=32, fullatt_block_indexes=[1], window_size=8
     ),
+    "qwen2_audio": Tiny(
+        {"model_type": "qwen2"},
+        {
+            "d_model": 24,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 40,
+            "num_mel_bins": 8,
+            "max_source_positions": 8,
+        },
+        4,
+        {"input_features": (1, 8, 16)},
+        {"audio_token_index": PICTURE},
+        {"feature_attention_mask": [[1] * 16]},
+        sense="audio",
+    ),
     "qwen2_vl": _qwen({"rope_parameters": _SECTIONS}, embed_dim=24, hidden_size=32, mlp_ratio=2),
     "qwen3_5": _qwen(MIXERS | DELTA, out_hidden_size=32, num_position_embeddings=16),
     "qwen3_vl": _qwen(
@@ -137,6 +181,21 @@ TINY: dict[str, Tiny] = {
         deepstack_visual_indexes=[0, 1],
     ),
     "smolvlm": _IDEFICS,
+    "voxtral": Tiny(
+        {"model_type": "llama"},
+        {
+            "hidden_size": 24,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_mel_bins": 8,
+            "max_source_positions": 8,
+        },
+        2,
+        {"input_features": (1, 8, 16)},
+        {"audio_token_id": PICTURE},
+        sense="audio",
+    ),
 }
 """By `model_type`."""
 
@@ -145,7 +204,7 @@ def tiny_wrapper_config(model_type: str, **text: Any) -> transformers.PreTrained
     """A tiny configuration; the language model's with these changes."""
     tiny = TINY[model_type]
     return CONFIG_MAPPING[model_type](
-        text_config=SHAPE | tiny.text | text, vision_config=tiny.vision, **tiny.more
+        text_config=SHAPE | tiny.text | text, **{f"{tiny.sense}_config": tiny.tower}, **tiny.more
     )
 
 
