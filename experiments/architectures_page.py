@@ -29,11 +29,13 @@ to 1e-5, whole branches can go, and generation with a cache is that without. "He
 """
 WRAPPED = """## Wrappers
 
-Models whose language model is one of several parts, beside what sees. It is pruned by its own row,
-and all else stays as it is: which language model a wrapper has, its `config.json` says, and any that
-has a row will do ({others} have those of {rows}). Of every one the tests show a picture
-to a tiny model with random weights: its logits are the original's, to the bit, where everything is
-kept, and those of the masked model to 1e-5 where anything is not.
+Models whose language model is one of several parts, beside what sees or hears. It is pruned by its
+own row, and all else stays as it is. Which language model a wrapper has, its `config.json` says, and
+any that has a row will do; some exist in wrappers alone and have the row of another: {rows}. Of every
+wrapper the tests show a picture to a tiny model with random weights, or let it hear a sound: its logits
+are the original's, to the bit, where everything is kept, and those of the masked model to 1e-5 where
+anything is not. It generates with a cache what it does without, loads in a fresh process with and
+without this package, and takes LoRA.
 """
 UNKNOWN = """## Without a row
 
@@ -53,9 +55,8 @@ def architectures_page() -> str:
     lines = [INTRODUCTION, KNOWN]
     lines += ["| `model_type` | attention | MLP | heads | also run |", "|---|---|---|---|---|"]
     lines += [row(name, FAMILIES[name], run) for name in sorted(FAMILIES)]
-    others = ", ".join(f"`{name}`" for name in ROW_OF)
-    rows = ", ".join(f"`{name}`" for name in ROW_OF.values())
-    lines += ["", WRAPPED.format(others=others, rows=rows)]
+    rows = ", ".join(f"`{name}` that of `{row}`" for name, row in ROW_OF.items())
+    lines += ["", WRAPPED.format(rows=rows)]
     lines += ["| `model_type` | where its language model is |", "|---|---|"]
     lines += [f"| `{name}` | `model.{WRAPPERS[name].tower}` |" for name in sorted(WRAPPERS)]
     lines += ["", UNKNOWN, "| why not | `model_type` |", "|---|---|"]

@@ -200,7 +200,7 @@ TINY: dict[str, Tiny] = {
 """By `model_type`."""
 
 
-def tiny_wrapper_config(model_type: str, **text: Any) -> transformers.PreTrainedConfig:
+def tiny_wrapper_config(model_type: str, /, **text: Any) -> transformers.PreTrainedConfig:
     """A tiny configuration; the language model's with these changes."""
     tiny = TINY[model_type]
     return CONFIG_MAPPING[model_type](

@@ -7,7 +7,7 @@ import pytest
 import torch
 from configurations import tiny_config
 from conftest import byte_tokenizer, masks_of, run_command, without_branches
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForMultimodalLM
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
 
 from disp_llm.config.errors import InputError
@@ -50,7 +50,7 @@ def test_a_picture_is_seen(model_type):
     seen = model(**prompt).logits
     shown = next(iter(TINY[model_type].shown))
     other = model(**prompt | {shown: -prompt[shown]}).logits
-    assert (seen - other)[:, -1].abs().max() > 0.01 * seen.abs().max()
+    assert (seen - other)[:, -1].abs().max() > 1e-3 * seen.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])
@@ -133,7 +133,7 @@ def test_everything_that_can_go(model_type, tmp_path):
         compact = compact_model(target, masks)
         export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
     assert_near(compact(**prompt).logits, wanted)
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    again = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model")
     assert torch.equal(again(**prompt).logits, compact(**prompt).logits)
     cached = compact.generate(**prompt, use_cache=True, **OPTIONS)
     assert torch.equal(cached, compact.generate(**prompt, use_cache=False, **OPTIONS))
@@ -150,7 +150,7 @@ else:
 import torch, transformers
 arguments = {{"trust_remote_code": True}} if {without} else {{}}
 prompt, found = torch.load(sys.argv[2]), {{}}
-for name in ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM"):
+for name in {classes}:
     model = getattr(transformers, name).from_pretrained(sys.argv[1], **arguments)
     found[name] = type(model).__name__, type(model).__module__.partition(".")[0]
     found["logits"] = model(**prompt).logits[0].tolist()
@@ -173,7 +173,7 @@ merged = tuned.merge_and_unload()
 found["merged"] = float((merged(**prompt).logits - with_adapters).abs().max())
 found["adapters"] = float((torch.tensor(found["logits"]) - with_adapters[0]).abs().max())
 merged.save_pretrained(sys.argv[3])
-again = transformers.AutoModelForImageTextToText.from_pretrained(sys.argv[3], **arguments)
+again = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[3], **arguments)
 assert torch.equal(again(**prompt).logits, merged(**prompt).logits)
 print(json.dumps(found))
 """
@@ -189,7 +189,10 @@ def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
         wanted = target.model(**prompt).logits[0]
     export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
     torch.save(prompt, tmp_path / "prompt.pt")
-    script = SCRIPT.format(without=without, tower=target.family.tower)
+    classes = [f"AutoModelFor{what}" for what in ("MultimodalLM", "ImageTextToText", "CausalLM")]
+    if TINY[model_type].sense == "audio":
+        classes.remove("AutoModelForImageTextToText")
+    script = SCRIPT.format(without=without, tower=target.family.tower, classes=classes)
     done = fresh.run(script, tmp_path / "model", tmp_path / "prompt.pt", tmp_path / "tuned")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -197,8 +200,8 @@ def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
     assert found["tokens"] == compact_model(target, masks).generate(**prompt, **OPTIONS)[0].tolist()
     name = f"Disp{type(target.model).__name__}"
     package = "transformers_modules" if without else "disp_llm"
-    for loaded in ("MultimodalLM", "ImageTextToText", "CausalLM"):
-        assert found[f"AutoModelFor{loaded}"] == [name, package]
+    for loaded in classes:
+        assert found[loaded] == [name, package]
     assert found["adapted"] == [target.family.tower]
     assert found["adapters"] > 0.01
     assert found["merged"] < 1e-5 * wanted.abs().max()

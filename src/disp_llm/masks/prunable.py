@@ -3,6 +3,7 @@
 D hidden, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,9 +144,11 @@ class PrunableModel:
         where the model is no wrapper."""
         if not self.family.tower:
             return {}
-        parts = self.model.base_model.named_children()
-        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in parts}
-        return {name: number for name, number in numbers.items() if name != self.family.tower}
+        numbers: Counter[str] = Counter()
+        for name, parameter in self.model.base_model.named_parameters():
+            numbers[name.partition(".")[0]] += parameter.numel()
+        del numbers[self.family.tower]
+        return dict(numbers)
 
     @property
     def block_parameters(self) -> int:

@@ -31,16 +31,22 @@ class Wrapper:
 _LANGUAGE_MODEL, _TEXT_MODEL = Wrapper("language_model"), Wrapper("text_model")
 
 WRAPPERS: dict[str, Wrapper] = {
+    "aya_vision": _LANGUAGE_MODEL,
+    "cohere2_vision": _LANGUAGE_MODEL,
     "gemma3": _LANGUAGE_MODEL,
     "idefics3": _TEXT_MODEL,
     "internvl": _LANGUAGE_MODEL,
+    "llava": _LANGUAGE_MODEL,
+    "llava_next": _LANGUAGE_MODEL,
     "llava_onevision": _LANGUAGE_MODEL,
     "mistral3": _LANGUAGE_MODEL,
     "qwen2_5_vl": _LANGUAGE_MODEL,
+    "qwen2_audio": _LANGUAGE_MODEL,
     "qwen2_vl": _LANGUAGE_MODEL,
     "qwen3_5": _LANGUAGE_MODEL,
     "qwen3_vl": _LANGUAGE_MODEL,
     "smolvlm": _TEXT_MODEL,
+    "voxtral": _LANGUAGE_MODEL,
 }
 """By the `model_type` of the wrapper; which language model it has, its configuration says."""
 
