@@ -156,22 +156,6 @@ TINY: dict[str, Tiny] = {
     "qwen2_5_vl": _qwen(
         {"rope_parameters": _SECTIONS}, out_hidden_size=32, fullatt_block_indexes=[1], window_size=8
     ),
-    "qwen2_audio": Tiny(
-        {"model_type": "qwen2"},
-        {
-            "d_model": 24,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 40,
-            "num_mel_bins": 8,
-            "max_source_positions": 8,
-        },
-        4,
-        {"input_features": (1, 8, 16)},
-        {"audio_token_index": PICTURE},
-        {"feature_attention_mask": [[1] * 16]},
-        sense="audio",
-    ),
     "qwen2_vl": _qwen({"rope_parameters": _SECTIONS}, embed_dim=24, hidden_size=32, mlp_ratio=2),
     "qwen3_5": _qwen(MIXERS | DELTA, out_hidden_size=32, num_position_embeddings=16),
     "qwen3_vl": _qwen(

@@ -134,7 +134,7 @@ def test_everything_that_can_go(model_type, tmp_path):
         export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
     assert_near(compact(**prompt).logits, wanted)
     again = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model")
-    assert torch.equal(again(**prompt).logits, compact(**prompt).logits)
+    assert_near(again(**prompt).logits, compact(**prompt).logits)
     cached = compact.generate(**prompt, use_cache=True, **OPTIONS)
     assert torch.equal(cached, compact.generate(**prompt, use_cache=False, **OPTIONS))
     assert torch.equal(cached, again.generate(**prompt, **OPTIONS))
@@ -174,13 +174,21 @@ found["merged"] = float((merged(**prompt).logits - with_adapters).abs().max())
 found["adapters"] = float((torch.tensor(found["logits"]) - with_adapters[0]).abs().max())
 merged.save_pretrained(sys.argv[3])
 again = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[3], **arguments)
-assert torch.equal(again(**prompt).logits, merged(**prompt).logits)
+torch.testing.assert_close(again(**prompt).logits, merged(**prompt).logits, rtol=0, atol=1e-5)
 print(json.dumps(found))
 """
 
 
+OFTEN = ("gemma3", "idefics3", "qwen3_5", "voxtral")
+"""One that sees, one with another path, one with a hybrid, one that hears: two processes take a
+second each, and those of the others are proofs."""
+
+
 @pytest.mark.parametrize("without", [True, False])
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(n, marks=() if n in OFTEN else pytest.mark.proof) for n in ALL],
+)
 def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
     target, prompt = prunable_wrapper(model_type), picture(model_type)
     masks = masks_of("random", target.layout)

@@ -219,8 +219,8 @@ def _cache(size: SizeResult) -> str:
 
 def _others(size: SizeResult) -> str:
     """Rows for the parts of a wrapper beside its language model."""
-    rows = (f"| {name} | {n:,} | {n:,} | 100 % |\n" for name, n in size.other_parameters.items())
-    return "".join(rows)
+    parts = size.other_parameters.items()
+    return "".join(f"| {name} | {n:,} | {n:,} | 100 % |\n" for name, n in parts)
 
 
 def _loading(size: SizeResult) -> dict[str, str]:

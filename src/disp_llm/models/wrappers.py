@@ -41,7 +41,6 @@ WRAPPERS: dict[str, Wrapper] = {
     "llava_onevision": _LANGUAGE_MODEL,
     "mistral3": _LANGUAGE_MODEL,
     "qwen2_5_vl": _LANGUAGE_MODEL,
-    "qwen2_audio": _LANGUAGE_MODEL,
     "qwen2_vl": _LANGUAGE_MODEL,
     "qwen3_5": _LANGUAGE_MODEL,
     "qwen3_vl": _LANGUAGE_MODEL,
