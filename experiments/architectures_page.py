@@ -30,12 +30,12 @@ to 1e-5, whole branches can go, and generation with a cache is that without. "He
 WRAPPED = """## Wrappers
 
 Models whose language model is one of several parts, beside what sees or hears. It is pruned by its
-own row, and all else stays as it is. Which language model a wrapper has, its `config.json` says, and
-any that has a row will do; some exist in wrappers alone and have the row of another: {rows}. Of every
-wrapper the tests show a picture to a tiny model with random weights, or let it hear a sound: its logits
-are the original's, to the bit, where everything is kept, and those of the masked model to 1e-5 where
-anything is not. It generates with a cache what it does without, loads in a fresh process with and
-without this package, and takes LoRA.
+own row, and all else stays as it is. Which language model a wrapper has, its `config.json` says;
+any that has a row will do, and some exist in wrappers alone and have the row of another: {rows}. Of
+every wrapper the tests show a picture to a tiny model with random weights, or let it hear a sound:
+its logits are the original's, to the bit, where everything is kept, and the masked model's to
+1e-5 where anything is not. It generates with a cache what it does without, loads in a fresh process
+with and without this package, and takes LoRA.
 """
 UNKNOWN = """## Without a row
 
