@@ -178,23 +178,27 @@ def test_learned_masks_with_scales_and_adapters(wrapped, text_file, tmp_path):
     done = run_command(
         "prune", model, "--keep", 0.6, "--text", text_file, "--output-dir", tmp_path / "run",
         "--sites", "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "attention", "mlp",
-        "--json", *SMALL,
+        "--json", *SMALL, "--rounds", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["models"][0]["max_logit_error"] < 1e-5
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["max_logit_error"] < 1e-5
+    assert made["prefill_ms"] > 0 < made["decode_ms"]
 
 
-def test_measured_and_timed(wrapped, text_file):
+def test_both_are_evaluated(wrapped, text_file):
+    """The wrapper that transformers has, and the one that was made of it."""
     _, model, run = wrapped
-    for name in ("model", "model-0.6"):
+    result = json.loads((run / "result.json").read_text())
+    for folder, stated in ((model, result["dense"]), (run / "model-0.6", result["models"][1])):
         done = run_command(
-            "eval", model if name == "model" else run / name, "--text", text_file,
-            "--context", 32, "--windows", 4, "--device", "cpu", "--dtype", "float32", "--json",
+            "eval", folder, "--text", text_file, "--context", 32, "--windows", 4,
+            "--device", "cpu", "--dtype", "float32", "--json",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    result = json.loads((run / "result.json").read_text())
-    sizes = {size["folder"].rsplit("/", 1)[-1]: size for size in result["models"]}
-    assert json.loads(done.stdout)["parameters"] == sizes["model-0.6"]["parameters"]
+        found = json.loads(done.stdout)
+        for key in ("parameters", "block_parameters"):
+            assert found[key] == stated[key]
 
 
 def test_plain_wrappers_load_anywhere(tmp_path, text_file):
