@@ -71,7 +71,7 @@ def beside(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_at_keep_1_the_answer_is_the_same(wrapped):
     model_type, model, run = wrapped
-    wanted, got = loaded(model), loaded(run / "model-1")
+    wanted, got = loaded(model), loaded(run / "model")
     prompt = picture(model_type)
     assert type(got).__name__ == f"Disp{type(wanted).__name__}"
     assert torch.equal(got(**prompt).logits, wanted(**prompt).logits)
@@ -125,7 +125,7 @@ def test_the_processor_travels(wrapped, tmp_path):
         prompt = processor(**shown)
         assert prompt["pixel_values"].shape == (1, 3, 16, 16)
         wanted = loaded(model)(**AutoProcessor.from_pretrained(model)(**shown)).logits
-        assert torch.equal(loaded(run / "model-1")(**prompt).logits, wanted)
+        assert torch.equal(loaded(run / "model")(**prompt).logits, wanted)
 
 
 def test_another_size_with_little_memory(wrapped):

@@ -143,7 +143,7 @@ def test_reasons_are_one_short_line():
     ("model_type", "says"),
     [
         ("mamba", "state space or recurrent: its blocks have no attention"),
-        ("qwen3_moe", "mixture of experts (nearest: qwen3)"),
+        ("qwen3_moe", "mixture of experts (nearest: qwen3_5)"),
         ("gemma3n", "wrapper: its language model has no row, or nobody has tried it (nearest: gem"),
     ],
 )
