@@ -54,10 +54,15 @@ measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 def tiny_model(model_type: str, seed: int = 0, **changes):
     """Random weights, large enough to matter; norms and biases away from their trivial values."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(tiny_config(model_type, **changes))
+    config = tiny_config(model_type, **changes)
+    return random_weights(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def random_weights(model):
+    """The model with weights as `tiny_model` has them, frozen."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.3 * torch.randn_like(parameter))
             else:
                 parameter.mul_(3)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from configurations import ARCHITECTURES
 from conftest import masks_of, tiny_prunable
+from wrapping import prunable_wrapper
 
 from disp_llm.evaluation import continuations
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.wrappers import WRAPPERS
 
 LONGEST = 60
 
@@ -52,6 +54,12 @@ def require_same(target, requests) -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_family(model_type, requests):
     require_same(tiny_prunable(model_type), requests)
+
+
+@pytest.mark.parametrize("model_type", sorted(WRAPPERS))
+def test_every_wrapper(model_type, requests):
+    """Which place tokens by themselves, unless they are told where they are."""
+    require_same(prunable_wrapper(model_type), requests)
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text"])

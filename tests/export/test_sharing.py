@@ -111,6 +111,7 @@ FOREIGN_CODE = {
     "configuration_disp_llm.py": "is not the code that this version",
     "config.json": "names code that is not ours (AutoModel: a/b--modeling_disp_llm.M)",
     "tokenizer_config.json": "names code that is not ours (AutoTokenizer: ['tokens.T', None])",
+    "processor_config.json": "names code that is not ours (AutoImageProcessor: a/b--pixels.P)",
 }
 
 
@@ -121,6 +122,9 @@ def test_code_of_others_is_refused(name, why, folder, tmp_path):
     elif name == "config.json":
         own = json.loads((folder / name).read_text())["auto_map"]
         edit(folder / name, auto_map=own | {"AutoModel": "a/b--modeling_disp_llm.M"})
+    elif name == "processor_config.json":
+        part = {"auto_map": {"AutoImageProcessor": "a/b--pixels.P"}}
+        (folder / name).write_text(json.dumps({"image_processor": part}))
     else:
         edit(folder / name, auto_map={"AutoTokenizer": ["tokens.T", None]})
     line = refused(run_command("save", folder, "--to", tmp_path / "new"))
@@ -162,13 +166,16 @@ def test_settings_of_the_original_say_nothing_of_its_maker(tmp_path, old):
     tokens = ["tokenization_SECRET.Tokens", None]
     tokens = tokens if old else {"AutoTokenizer": tokens}
     edit(original / "tokenizer_config.json", name_or_path=place, files=place, auto_map=tokens)
-    model = transformers.AutoModelForCausalLM.from_pretrained(original)
+    pixels, processor = {"size": 4, "cache_dir": place, "auto_map": code}, "processor_config.json"
+    (original / processor).write_text(json.dumps({"image_processor": pixels, "auto_map": code}))
+    model = transformers.AutoModelForCausalLM.from_pretrained(original).requires_grad_(False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(original)
-    target = PrunableModel(model.requires_grad_(False), family_of(model.config))
+    target = PrunableModel(model, family_of(model.config), processor=(original / processor,))
     export_folder(target, tokenizer, masks_of("random", target.layout), exported, "5GB")
     assert not [name for name, content in tree(exported).items() if b"SECRET" in (content or b"")]
     config = json.loads((exported / "config.json").read_text())
     assert config["auto_map"]["AutoConfig"] == "configuration_disp_llm.DispLlamaConfig"
+    assert json.loads((exported / processor).read_text()) == {"image_processor": {"size": 4}}
     transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
 
 

@@ -10,6 +10,7 @@ from conftest import byte_tokenizer, masks_of, sites_with, tiny_model
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from wrapping import tiny_wrapper
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
@@ -23,6 +24,7 @@ from disp_llm.models import checkpoint as checkpoint_module
 from disp_llm.models.architectures import FAMILIES
 from disp_llm.models.checkpoint import Checkpoint, checkpoint_of, load_unread
 from disp_llm.models.loading import Loaded, load
+from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.runs.files import atomic
 from disp_llm.runs.lazily import write_lazily
 from disp_llm.runs.sums import read_sums, write_sums
@@ -32,8 +34,11 @@ ONE_FILE, SEVERAL = "5GB", "20KB"
 
 
 def saved(model_type: str, folder: Path, shard: str = ONE_FILE) -> Path:
-    tiny_model(model_type).save_pretrained(folder, max_shard_size=shard)
+    model = (tiny_wrapper if model_type in WRAPPERS else tiny_model)(model_type)
+    model.save_pretrained(folder, max_shard_size=shard)
     byte_tokenizer().save_pretrained(folder)
+    if model_type in WRAPPERS:
+        (folder / "preprocessor_config.json").write_text('{"patch_size": 4}')
     return folder
 
 
@@ -99,6 +104,14 @@ def test_every_family(model_type, dtype, tmp_path):
     folder = assert_same(str(source), tmp_path, ("scales", "adapters"), dtype, shards[1])
     files = [len(list(place.glob("*.safetensors"))) for place in (source, folder)]
     assert [count > 1 for count in files] == [shard == SEVERAL for shard in shards]
+
+
+@pytest.mark.parametrize("model_type", sorted(WRAPPERS))
+def test_every_wrapper(model_type, tmp_path):
+    """With what is no tensor of its language model, and the file of its processor."""
+    source = saved(model_type, tmp_path / "model", SEVERAL)
+    folder = assert_same(str(source), tmp_path, ("scales", "adapters"), "bfloat16", ONE_FILE)
+    assert (folder / "preprocessor_config.json").read_text() == '{"patch_size": 4}'
 
 
 @pytest.mark.parametrize("kinds", [(), ("means",), ("scales", "means", "adapters")])

@@ -51,6 +51,7 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
         "sites": sites(empty.layout),
         "parameters": empty.parameters,
         "block_parameters": budget.dense_block_parameters,
+        "other_parameters": empty.other_parameters,
         "mask_entries": empty.layout.entries,
         "sizes": [size(budget, keep, empty.parameters, itemsize) for keep in config.keep],
         "device": str(device),
@@ -93,7 +94,7 @@ def memory(empty: PrunableModel, tokens: int, itemsize: int) -> dict[str, int]:
     width, 6 of the intermediate one and 3 of the attention's; with gradient checkpointing only its
     input.
     """
-    shapes, vocabulary = empty.layout.blocks, empty.model.config.vocab_size
+    shapes, vocabulary = empty.layout.blocks, empty.model.config.get_text_config().vocab_size
     weights = empty.parameters * itemsize
     adapters = LearnConfig().adapter_rank * sum(sum(widths_of(one)) for one in empty.linears())
     trained = 5 * 4 * empty.layout.entries + 4 * 4 * adapters

@@ -66,7 +66,8 @@ class MeasuredExport:
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
             job.progress(f"{name}: export", 0, 1, {})
             compact = compact_model(dense, masks)
-            write_folder(compact, measuring.tokenizer, folder, job.config.export.max_shard_size)
+            shard = job.config.export.max_shard_size
+            write_folder(compact, measuring.tokenizer, folder, shard, dense.processor)
             job.progress(f"{name}: export", 1, 1, {})
             model = load_model(str(folder), dense.device, dense.dtype)
             tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
@@ -123,6 +124,6 @@ class PlainExport:
         export(0, 1)
         with fold_into_weights(dense, masks):
             model = compact_model(dense, masks)
-        write_folder(model, self.tokenizer, folder, shard)
+        write_folder(model, self.tokenizer, folder, shard, dense.processor)
         export(1, 1)
         return Exported(PrunableModel(model, dense.family), {})

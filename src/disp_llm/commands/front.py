@@ -5,6 +5,7 @@ lie in memory (Python); both go the same way from here on.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -30,12 +31,15 @@ from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import require_tracker, start_process
 from disp_llm.models.embedded import MODEL
 from disp_llm.models.loading import Loaded, family_of_any, load
+from disp_llm.models.processor import processor_files
 from disp_llm.models.source import fingerprint_of
 from disp_llm.models.wholeness import require_finite
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, never
 from disp_llm.runs.progress import ProgressCallback, silent
+
+logger = logging.getLogger(__name__)
 
 Model = str | Path | PreTrainedModel
 
@@ -119,7 +123,10 @@ class Inputs:
         family = family_of(config) if dense_only else family_of_any(config)
         require_finite(name, self.model)
         source = {"model": name, "revision": fingerprint_of(self.model)}
-        return Loaded(self.model, self.tokenizer, family, source, self.model.dtype)
+        beside = processor_files(Path(name), None) if family.tower and Path(name).is_dir() else ()
+        if family.tower and not beside:
+            logger.warning("%s has no processor beside it: save one into what is exported", name)
+        return Loaded(self.model, self.tokenizer, family, source, self.model.dtype, beside)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

@@ -140,7 +140,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     process.wait()
     adapted = None
     if config.how == "lora":
-        adapted = add_adapters(loaded.model, config.rank, config.machine.seed)
+        adapted = add_adapters(student, config.rank, config.machine.seed)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
     process.wait()
     process.accelerator.end_training()
@@ -235,7 +235,8 @@ def _export(
     after = as_json(MeasuredResult(measured, scores))
     folder = run.folder / "model"
     with atomic(folder) as written:
-        write_folder(made, loaded.tokenizer, written, config.max_shard_size)
+        shard = config.max_shard_size
+        write_folder(made, loaded.tokenizer, written, shard, loaded.processor)
         figures = after | _sizes(model, written, read_facts(config.folder).get("dense", {}))
         write_recovered_card(
             Path(config.folder), written, figures, _training(config, run.result(), tokens)

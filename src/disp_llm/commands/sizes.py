@@ -178,6 +178,7 @@ class SizeWriter:
             kv_cache=masks.kv_cache,
             heads_pruned=masks.heads_pruned,
             dropped=masks.dropped,
+            other_parameters=compact.other_parameters,
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,

@@ -7,6 +7,16 @@ The files `configuration_disp_llm` and `modeling_disp_llm` are copied into every
 import importlib
 
 from disp_llm.models.architectures import PRUNED_PREFIX, model_types, on_registration
+from disp_llm.models.wrappers import WRAPPERS
+
+CAUSAL = {"AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING"}
+"""The auto class of causal models, and the table of those that transformers makes by it."""
+
+WRAPPING = {
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+}
+"""The same of wrappers; the first has all of them."""
 
 
 def register() -> None:
@@ -16,7 +26,7 @@ def register() -> None:
     A placeholder gives way to the real class when a folder of its architecture is first loaded:
     making all classes at once would import the modelling files of all of them, a second and a half.
     """
-    for model_type in model_types():
+    for model_type in (*model_types(), *WRAPPERS):
         register_type(model_type)
     if register_type not in on_registration:
         on_registration.append(register_type)
@@ -49,14 +59,27 @@ def config_class(native: type) -> type:
 
 
 def model_classes(native_config: type) -> tuple[type, type]:
-    """`LlamaConfig` -> (`DispLlamaModel`, `DispLlamaForCausalLM`), known to the auto classes."""
+    """`LlamaConfig` -> (`DispLlamaModel`, `DispLlamaForCausalLM`), known to the auto classes; of a
+    wrapper the whole model with its head."""
     transformers = importlib.import_module("transformers")
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     module = importlib.import_module("disp_llm.compact.modeling_disp_llm")
     config = config_class(native_config)
     base = module.pruned_model(auto.MODEL_MAPPING[native_config].__name__)
-    causal = module.pruned_model(auto.MODEL_FOR_CAUSAL_LM_MAPPING[native_config].__name__)
+    tables = WRAPPING if native_config.model_type in WRAPPERS else CAUSAL
+    native = getattr(auto, next(iter(tables.values())))[native_config]
+    causal = module.pruned_model(native.__name__)
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     auto.AutoModel.register(config, base, exist_ok=True)
-    auto.AutoModelForCausalLM.register(config, causal, exist_ok=True)
+    for name in auto_classes(native_config):
+        getattr(auto, name).register(config, causal, exist_ok=True)
     return base, causal
+
+
+def auto_classes(native_config: type) -> list[str]:
+    """Names of the auto classes that load the model with its head: for causal models in any case,
+    by which a wrapper reads text too."""
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    tables = WRAPPING if native_config.model_type in WRAPPERS else {}
+    known = [name for name, table in tables.items() if native_config in getattr(auto, table)]
+    return [*CAUSAL, *known]

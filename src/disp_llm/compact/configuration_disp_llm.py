@@ -5,7 +5,8 @@ alone on torch and transformers. `DispLlamaConfig` is `LlamaConfig` with one mor
 and likewise for every architecture: a class is made when it is asked for by name.
 
     disp_llm = {
-        "blocks": "layers",                       # path of the blocks in the base model
+        "blocks": "layers",                       # path of the blocks in the base model, of a
+                                                  # wrapper such as "language_model.layers"
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1,
                       "norms": [...], "inside": [...]},
         "alternatives": [{...}],                  # in place of attention, in blocks of other kinds

@@ -151,7 +151,7 @@ def shrink(base: Any, disp: dict) -> None:
     Raises:
         ValueError: a width that the model does not have, or one too few or too many.
     """
-    blocks = list(base.get_submodule(disp["blocks"]))
+    blocks, config = list(base.get_submodule(disp["blocks"])), base.config.get_text_config()
     if any(len(of_blocks) != len(blocks) for of_blocks in disp["widths"].values()):
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
     for i, block in enumerate(blocks):
@@ -168,7 +168,7 @@ def shrink(base: Any, disp: dict) -> None:
                 cut_experts(block, branch, count, width["mlp_mid"], kept)
             else:
                 full = widths_of(block.get_submodule(branch["reads"][0]))[0]
-            inside = partial(_left_inside, base.config, width, branch, name == "mlp")
+            inside = partial(_left_inside, config, width, branch, name == "mlp")
             _cut_linears(block, branch, kept, inside, bool(disp.get("biases")))
             _add_hooks(block, branch, kept, full)
 
@@ -276,7 +276,7 @@ def pruned_model(native_name: str) -> type:
         native = getattr(transformers, native_name)
 
         def __init__(self, config, *args, **kwargs):
-            read_quietly(config)
+            read_quietly(config.get_text_config())
             native.__init__(self, config, *args, **kwargs)
             shrink(self.base_model, config.disp_llm)
 

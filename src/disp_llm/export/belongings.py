@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
+from disp_llm.models.files import PROCESSOR
 from disp_llm.runs.files import read_json
 
 CODE = ("configuration_disp_llm.py", "experts_disp_llm.py", "modeling_disp_llm.py")
@@ -18,7 +20,7 @@ BELONGS = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "*.model"),
-    *("chat_template.jinja", "chat_template.json"),
+    *("chat_template.jinja", *PROCESSOR),
     *("README.md", "card.json", "SHA256SUMS", "LICENSE*", "NOTICE*"),
     *CODE,
 )
@@ -27,8 +29,9 @@ BELONGS = (
 TEMPLATES = "additional_chat_templates"
 """The one folder that may lie in it, of .jinja files."""
 
-SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
-"""Files that transformers writes from what it has loaded, whoever wrote that."""
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSOR)
+"""Files that transformers writes from what it has loaded, whoever wrote that, or that are copied.
+"""
 
 ABSOLUTE = re.compile(r"~?(/[^/\n{}]+){2,}/?|[A-Za-z]:\\[^\n{}]*")
 """A path that begins at the root or at a home folder; no token of a vocabulary looks like it."""
@@ -40,14 +43,29 @@ def strip_foreign(folder: Path) -> None:
     for path in (folder / name for name in SETTINGS):
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            kept = {key: value for key, value in found.items() if not is_place(value)}
-            code = kept.pop("auto_map", None)
-            classes = code.items() if isinstance(code, dict) else ()  # old tokenizers have a list
-            own = {name: stated for name, stated in classes if not _foreign(stated)}
-            kept |= {"auto_map": own} if own else {}
+            kept = _without_foreign(found, path.name != "tokenizer_config.json")
             if kept != found:
                 said = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
                 path.write_text(said + "\n", encoding="utf-8")
+
+
+def _without_foreign(found: dict[str, Any], with_parts: bool) -> dict[str, Any]:
+    """The same settings without them.
+
+    Args:
+        with_parts: whether parts are settings too (of a tower, an image processor); those of a
+            tokenizer hold words, which are left alone.
+    """
+    kept = {key: value for key, value in found.items() if not is_place(value)}
+    code = kept.pop("auto_map", None)
+    classes = code.items() if isinstance(code, dict) else ()  # old tokenizers have a list
+    own = {name: stated for name, stated in classes if not _foreign(stated)}
+    parts = {
+        key: _without_foreign(part, True)
+        for key, part in kept.items()
+        if with_parts and isinstance(part, dict)
+    }
+    return kept | parts | ({"auto_map": own} if own else {})
 
 
 def belongings(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -94,14 +112,22 @@ def _require_own_code(files: dict[str, Path]) -> None:
                 hint="export the folder again",
             )
     for path in (files[name] for name in SETTINGS if name in files):
-        stated = read_json(path, "export the folder again").get("auto_map", {})
-        for name, classes in stated.items() if isinstance(stated, dict) else [("auto_map", stated)]:
+        for name, classes in _code_of(read_json(path, "export the folder again")):
             if _foreign(classes):
                 raise InputError(
                     f"names code that is not ours ({name}: {classes})",
                     field=str(path),
                     hint="take that out of its auto_map, or export the folder again",
                 )
+
+
+def _code_of(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What settings, or a part of them, ask to be run."""
+    stated = settings.get("auto_map", {})
+    yield from stated.items() if isinstance(stated, dict) else [("auto_map", stated)]
+    for key, part in settings.items():
+        if isinstance(part, dict) and key != "auto_map":
+            yield from _code_of(part)
 
 
 def _foreign(stated: Any) -> bool:

@@ -5,6 +5,7 @@ is loaded in each engine.
 from pathlib import Path
 from typing import Any
 
+from disp_llm.config.names import ATTENTION
 from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
 from disp_llm.runs.files import atomic
 from disp_llm.runs.results import (
@@ -38,7 +39,7 @@ writes dimensions of its own choice ([DISP-LLM](https://arxiv.org/abs/2410.11988
 |---|---:|---:|---:|
 | block parameters (`keep`) | {dense_block:,} | {block:,} | {keep:.2%} |
 | all parameters | {dense_all:,} | {all:,} | {keep_total:.2%} |
-| weight files, bytes | {dense_bytes:,} | {bytes:,} | {keep_bytes:.2%} |
+{others}| weight files, bytes | {dense_bytes:,} | {bytes:,} | {keep_bytes:.2%} |
 {scores}| perplexity | {dense_ppl} | {ppl} | |
 {budget}
 Perplexity ± standard error over {tokens:,} tokens of {eval_text}, windows of {window}, stride
@@ -48,18 +49,18 @@ Widths are multiples of {align}. {cache}
 ## Load
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {model_class}, {reader_class}
 
 # With disp-llm installed: `import disp_llm` first, and no flag. Without it:
-model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
+model = {model_class}.from_pretrained("{place}", trust_remote_code=True)
+{reader} = {reader_class}.from_pretrained("{place}", trust_remote_code=True)
 ```
 
 ```
 {serve}lm_eval --model hf --model_args pretrained={place},trust_remote_code=True --tasks arc_easy
 ```
 
-LoRA: `peft.LoraConfig(target_modules="all-linear")`, or layers by the names that they have in
+LoRA: `peft.LoraConfig({targets})`, or layers by the names that they have in
 {base}.
 
 ## Made by
@@ -98,6 +99,8 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
         "keep_bytes": size.bytes / dense.bytes,
         "budget": _budget(size),
         "scores": _scores(size),
+        "others": _others(size),
+        **_loading(size),
         "dense_block": dense.block_parameters,
         "dense_all": dense.parameters,
         "dense_ppl": str(dense.measured),
@@ -210,7 +213,40 @@ def _cache(size: SizeResult) -> str:
     told += f"The KV cache has {size.kv_cache:.1%} of the original's size"
     if size.heads_pruned:
         told += ": KV heads are pruned, another number in\nevery block"
-    return told + ("." if served_by_vllm(size) else ". vLLM serves no block without an attention.")
+    gone = size.dropped.get(ATTENTION)
+    return told + (". vLLM serves no block without an attention." if gone else ".")
+
+
+def _others(size: SizeResult) -> str:
+    """Rows for the parts of a wrapper beside its language model."""
+    parts = size.other_parameters.items()
+    return "".join(f"| {name} | {n:,} | {n:,} | 100 % |\n" for name, n in parts)
+
+
+def _loading(size: SizeResult) -> dict[str, str]:
+    """By which classes the model and what reads for it are loaded, and where adapters go."""
+    parts, targets = "|".join(size.other_parameters), 'target_modules="all-linear"'
+    if not parts:
+        return {
+            "model_class": "AutoModelForCausalLM",
+            "reader_class": "AutoTokenizer",
+            "reader": "tokenizer",
+            "targets": targets,
+        }
+    return {
+        "model_class": "AutoModelForMultimodalLM",
+        "reader_class": "AutoProcessor",
+        "reader": "processor",
+        "targets": rf'{targets}, exclude_modules=r".*\.({parts})\..*"',
+    }
+
+
+def _task(size: SizeResult) -> str:
+    """What the hub calls what the model does."""
+    if not size.other_parameters:
+        return "text-generation"
+    hears = any("audio" in part for part in size.other_parameters)
+    return "audio-text-to-text" if hears else "image-text-to-text"
 
 
 def _header(size: SizeResult, source: dict[str, str]) -> str:
@@ -231,7 +267,7 @@ def _header(size: SizeResult, source: dict[str, str]) -> str:
         base_model=source.get("base_model") or None,
         license=source.get("license") or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_task(size),
         tags=["disp-llm", "structural-pruning"],
         **measured,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from disp_llm.compact import config_class, model_classes
+from disp_llm.compact import auto_classes, config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.names import HEADS
 from disp_llm.export.parts import made
@@ -32,12 +32,12 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     if masks.compensation.mean_inputs is not None:
         values["disp_llm"]["biases"] = True
     if masks.heads_pruned:
-        values |= heads_by_layer(model.config, masks)
+        text = values["text_config"] if target.family.tower else values
+        text |= heads_by_layer(model.config, masks)
     values["auto_map"] = {
         "AutoConfig": f"configuration_disp_llm.{PREFIX}{native.__name__}",
         "AutoModel": f"modeling_disp_llm.{base.__name__}",
-        "AutoModelForCausalLM": f"modeling_disp_llm.{causal.__name__}",
-    }
+    } | dict.fromkeys(auto_classes(native), f"modeling_disp_llm.{causal.__name__}")
     config = config_class(native)(**copy.deepcopy(values))
     config._name_or_path = getattr(model.config, "_name_or_path", "")
     return config

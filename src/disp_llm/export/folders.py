@@ -1,5 +1,6 @@
 """Models -> folders, and what is in them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,33 @@ def export_folder(
         InputError: it cannot be written.
     """
     with atomic(folder) as temporary:
-        write_folder(compact_model(target, masks), tokenizer, temporary, max_shard_size)
+        compact = compact_model(target, masks)
+        write_folder(compact, tokenizer, temporary, max_shard_size, target.processor)
         write_sums(temporary)
 
 
 def write_folder(
-    compact: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str
+    compact: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    max_shard_size: str,
+    processor: tuple[Path, ...] = (),
 ) -> None:
-    """Writes a model with its tokenizer.
+    """Writes a model with its tokenizer, and beside them the files of its processor.
 
     `save_pretrained` of transformers writes it, so that the code that the folder needs travels
     with it, also when the model is loaded, tuned and saved again.
     """
     compact.save_pretrained(folder, max_shard_size=max_shard_size)
+    write_readers(tokenizer, processor, folder)
+
+
+def write_readers(tokenizer: Any, processor: tuple[Path, ...], folder: Path) -> None:
+    """Writes what turns text, and files of what turns pictures and sound, into a model's inputs;
+    then the folder has all of its settings, and nothing of others stays in them."""
     tokenizer.save_pretrained(folder)
+    for file in processor:
+        shutil.copyfile(file, folder / file.name)
     strip_foreign(folder)
 
 

@@ -87,7 +87,7 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
     require_exported(folder)
     config = read_json(folder / "config.json", EXPORT_AGAIN)
     widths = config["disp_llm"]["widths"]
-    full = _number_of(STREAM, config, folder)[1]
+    full = _number_of(STREAM, language_model_in(config), folder)[1]
     there = {name: widths.get(name, [1] * len(widths["mlp_mid"])) for name in BRANCHES}
     cut = [
         site
@@ -112,6 +112,12 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
             hint="prune with `sites` mlp_mid, and with another method if it was flap",
         )
     return config, {"mlp_mid": widths["mlp_mid"], **there}
+
+
+def language_model_in(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the language model: all of it, unless it is a wrapper's."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
 
 
 def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> tuple[str, int]:
@@ -143,8 +149,9 @@ def plain_config(folder: Path) -> dict[str, Any]:
         "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],
     }
     ours = ("disp_llm", "auto_map")
-    sizes = _sizes(folder, config, cut)
-    return {key: value for key, value in config.items() if key not in ours} | native | sizes
+    inner, sizes = language_model_in(config), _sizes(folder, config, cut)
+    narrow = sizes if inner is config else {"text_config": inner | sizes}
+    return {key: value for key, value in config.items() if key not in ours} | native | narrow
 
 
 def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> dict[str, int]:
@@ -156,11 +163,11 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
     """
     stated = load_config(str(folder))
     target = PrunableModel(empty_model(stated), family_of_any(stated))
-    called, found = type(stated).attribute_map, dict[str, set[int]]()
+    called, found = type(stated.get_text_config()).attribute_map, dict[str, set[int]]()
     for block, width in zip(target.blocks, cut["mlp_mid"], strict=True):
         _, mlp = target.branches_of(block)
         if mlp.experts is None:
-            name, _ = _number_of(INTERMEDIATE, config, folder)
+            name, _ = _number_of(INTERMEDIATE, language_model_in(config), folder)
             found.setdefault(name, set()).add(width)
         else:
             count = len(expert_weights(block, mlp)[0])

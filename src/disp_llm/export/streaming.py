@@ -14,8 +14,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disp_llm.export.belongings import strip_foreign
 from disp_llm.export.cutting import empty_compact_model
+from disp_llm.export.folders import write_readers
 from disp_llm.export.parts import made
 from disp_llm.export.plan import plan_of
 from disp_llm.masks.prunable import PrunableModel
@@ -57,8 +57,7 @@ def stream_folder(
 
     compact.save_pretrained(folder, state_dict={})  # all but the weights
     write_weights(compact, make, folder, max_shard_size, on_tensor)
-    tokenizer.save_pretrained(folder)
-    strip_foreign(folder)
+    write_readers(tokenizer, target.processor, folder)
     return PrunableModel(compact, target.family)
 
 

@@ -3,9 +3,11 @@
 D hidden, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,11 +38,13 @@ class PrunableModel:
     family: Family
     sites: tuple[Site, ...] = SITES
     """The sites that masks of it have."""
+    processor: tuple[Path, ...] = ()
+    """Files of a wrapper's processor."""
 
     @classmethod
     def of(cls, loaded: Loaded, sites: tuple[Site, ...] = SITES) -> "PrunableModel":
         """What was loaded."""
-        return cls(loaded.model, loaded.family, sites)
+        return cls(loaded.model, loaded.family, sites, loaded.processor)
 
     @cached_property
     def layout(self) -> Layout:
@@ -53,9 +57,14 @@ class PrunableModel:
         return layout_of(self.blocks, self.model.config, self.family, self.sites)
 
     @property
+    def language_model(self) -> nn.Module:
+        """What has the blocks: the base model, or of a wrapper one of its parts."""
+        return self.model.base_model.get_submodule(self.family.tower)
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The list of blocks."""
-        blocks = self.model.base_model.get_submodule(self.family.blocks)
+        blocks = self.language_model.get_submodule(self.family.blocks)
         assert isinstance(blocks, nn.ModuleList), self.family.blocks
         return blocks
 
@@ -113,7 +122,7 @@ class PrunableModel:
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor]:
         """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
-        config, output = self.model.config, self._output_embeddings
+        config, output = self.model.config.get_text_config(), self._output_embeddings
         family = self.family
         multiplier, divisor, softcap = (
             getattr(config, key) if key else None
@@ -136,6 +145,18 @@ class PrunableModel:
     def parameters(self) -> int:
         """Number of all parameters, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def other_parameters(self) -> dict[str, int]:
+        """Number of the parameters of each part of a wrapper that is not its language model; empty
+        where the model is no wrapper."""
+        if not self.family.tower:
+            return {}
+        numbers: Counter[str] = Counter()
+        for name, parameter in self.model.base_model.named_parameters():
+            numbers[name.partition(".")[0]] += parameter.numel()
+        del numbers[self.family.tower]
+        return dict(numbers)
 
     @property
     def block_parameters(self) -> int:

@@ -8,11 +8,13 @@ architecture. Another package adds rows of its own by entry points or by `regist
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.models.family import Branch, Family, bare_branch, branch, mixture
 from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
+from disp_llm.models.wrappers import ROW_OF, WRAPPERS
 
 
 def _attention(norms: str, inside: str = "") -> Branch:
@@ -390,8 +392,19 @@ def row_of(model_type: str) -> Family | None:
     return None if entry is None else loaded(entry)
 
 
+def row_for(config: Any) -> Family | None:
+    """The row of a dense or a pruned model's configuration, of a wrapper that of its language
+    model; None where there is none."""
+    wrapper = WRAPPERS.get(config.model_type.removeprefix(PRUNED_PREFIX))
+    if wrapper is None:
+        return row_of(config.model_type.removeprefix(PRUNED_PREFIX))
+    inner = config.get_text_config().model_type
+    row = row_of(ROW_OF.get(inner, inner))
+    return None if row is None else wrapper.row(row)
+
+
 def _without_row(model_type: str) -> InputError:
-    known = model_types()
+    known = (*model_types(), *WRAPPERS)
     near, why = nearest(model_type, list(known)), WHY_NOT.get(model_type)
     if why:
         return InputError(
@@ -407,7 +420,7 @@ def _without_row(model_type: str) -> InputError:
     )
 
 
-def family_of(config: object) -> Family:
+def family_of(config: Any) -> Family:
     """The row of a transformers configuration.
 
     Raises:
@@ -421,7 +434,10 @@ def family_of(config: object) -> Family:
             field="model",
             hint="prune the original, or make another size of its run with `disp-llm export`",
         )
-    family = row_of(model_type)
+    family = row_for(config)
+    if model_type in WRAPPERS:
+        config = config.get_text_config()
+        model_type = config.model_type
     if family is None:
         raise _without_row(model_type)
     rules = [(rule, True) for rule in family.refused] + [(rule, False) for rule in family.required]

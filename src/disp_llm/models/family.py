@@ -83,7 +83,7 @@ class Family:
     """
 
     blocks: str
-    """Path of the list of blocks inside the base model."""
+    """Path of the list of blocks inside the language model."""
     attention: Branch
     """The branch whose gather is the site attn_in and whose scatter is attn_out."""
     mlp: Branch
@@ -115,6 +115,9 @@ class Family:
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
     required: tuple[tuple[str, object, str], ...] = ()
     """The only variants that it does describe: (configuration key, value, what else there is)."""
+    tower: str = ""
+    """Path of the language model inside the base model; "" = it is the base model. No row says so:
+    `wrappers` does."""
 
     @property
     def experts(self) -> Experts | None:
@@ -137,7 +140,7 @@ class Family:
         mixture = {"mixture": _said(self.mixture)} if self.mixture else {}
         return (
             {
-                "blocks": self.blocks,
+                "blocks": f"{self.tower}.{self.blocks}" if self.tower else self.blocks,
                 "attention": _said(self.attention),
                 "mlp": _said(self.mlp),
             }

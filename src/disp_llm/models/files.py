@@ -11,10 +11,17 @@ from disp_llm.config.schema import as_type
 from disp_llm.models.wholeness import AGAIN, first_of
 from disp_llm.runs.sums import CHANGED_FOLDER, read_sums, sha256_of
 
+PROCESSOR = (
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    "chat_template.json",
+)
+"""What transformers reads of a folder to make the processor of a model that sees or hears."""
+
 READ = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja"),
+    *PROCESSOR,
 )
 """What transformers reads of a folder besides its weights."""
 

@@ -18,13 +18,15 @@ from transformers import PreTrainedModel
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
-from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_of
+from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
+from disp_llm.models.processor import processor_files
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.source import commit_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
+from disp_llm.models.wrappers import WRAPPERS
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Loaded:
     """Name and revision, for provenance."""
     dtype: torch.dtype
     """The data type that it was loaded in."""
+    processor: tuple[Path, ...] = ()
+    """Files of a wrapper's processor, which travel with what is made of the model."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -96,12 +100,17 @@ def load(
     device = resolve_device(machine.device)
     with _one_line(name, "the tokenizer of "):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    processor: tuple[Path, ...] = ()
+    if family.tower:
+        with _one_line(name, "the processor of "):
+            processor = processor_files(_path(name), place["revision"])
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
         logger.warning("%s is stored in %s and runs in %s, see `dtype`", name, stored, dtype)
     model = _whole_model(name, config, place, torch.device("meta") if empty else device, dtype)
-    return Loaded(model, tokenizer, family, source_of(name, place["revision"]), dtype)
+    source = source_of(name, place["revision"])
+    return Loaded(model, tokenizer, family, source, dtype, processor)
 
 
 def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:
@@ -138,7 +147,7 @@ def _whole_model(
     placed = {"device_map": "meta"} if device.type == "meta" else {}
     unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
     with _one_line(name):
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = _auto_class(config).from_pretrained(
             **place,
             **unpack,
             **placed,
@@ -170,13 +179,21 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
     Raises:
         InputError: the architecture is not in the table.
     """
-    return row_of(config.model_type.removeprefix(PRUNED_PREFIX)) or family_of(config)
+    return row_for(config) or family_of(config)
 
 
 def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: it has shapes and no weights."""
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return _auto_class(config).from_config(config, trust_remote_code=False)
+
+
+def _auto_class(config: transformers.PreTrainedConfig) -> Any:
+    """What makes the whole model of a configuration: of some wrappers the class for causal models
+    would make the language model alone."""
+    if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
+        return transformers.AutoModelForMultimodalLM
+    return transformers.AutoModelForCausalLM
 
 
 def is_packed(name: str) -> bool:

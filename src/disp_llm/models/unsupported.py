@@ -17,9 +17,9 @@ _TYPES_OF = {
     "state space or recurrent: its blocks have no attention": (
         "falcon_mamba mamba mamba2 rwkv xlstm"
     ),
-    "wrapper: its language model is one of several parts": (
-        "dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama "
-        "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal qwen3_5 "
+    "wrapper: its language model has no row, or nobody has tried it": (
+        "dots3_note emu3 fuyu gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama "
+        "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal "
         "qwen3_5_moe qwen4_exp"
     ),
     "encoder-decoder: its decoder has a third branch, which reads the encoder": (

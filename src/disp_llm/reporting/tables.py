@@ -35,6 +35,9 @@ def show_examination(result: dict[str, Any]) -> None:
         f"{result['model']}: supported ({result['model_type']}, {result['blocks']} blocks, "
         f"{result['mask_entries']:,} mask entries)"
     )
+    if result["other_parameters"]:
+        parts = ", ".join(f"{name} {n:,}" for name, n in result["other_parameters"].items())
+        say(f"pruned is the language model; parameters that stay: {parts}")
     say("sites of a block: " + ", ".join(f"{name} {n}" for name, n in result["sites"].items()))
     names = ("keep", "of all parameters", "block parameters", "all parameters", "weights")
     table = new_table((*names, "block GFLOPs a token"), left=())

@@ -155,6 +155,9 @@ class SizeResult:
     be pruned."""
     latency: dict[str, Any] = field(default_factory=dict)
     """A `Timing` where time is the budget, else empty."""
+    other_parameters: dict[str, Count] = field(default_factory=dict)
+    """Of a wrapper the parameters of each part beside its language model, which stay as they are.
+    """
     speed: dict[str, Positive] = field(default_factory=dict)
     """`prefill_ms`, `prefill_dense_ms`, `prefill_speedup`, its quartiles `prefill_speedup_low` and
     `prefill_speedup_high`, and the same of decode, where the model was timed beside the original on
@@ -178,8 +181,9 @@ class SizeResult:
 
 
 def served_by_vllm(size: SizeResult) -> bool:
-    """Whether stock vLLM serves the model: every block has an attention."""
-    return not size.dropped.get(ATTENTION)
+    """Whether stock vLLM serves the model: every block has an attention, and it is no wrapper (with
+    which it was not tried)."""
+    return not (size.dropped.get(ATTENTION) or size.other_parameters)
 
 
 NOT_MEASURED = "not measured"

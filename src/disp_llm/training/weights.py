@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
@@ -36,7 +35,7 @@ def train_weights(
         dtype: that the model computes in.
     """
     config, device, process = job.config.training, student.device, job.process
-    trained = trained_parameters(student.model, job.config.how)
+    trained = trained_parameters(student, job.config.how)
     optimizer = torch.optim.AdamW(
         trained,
         lr=config.learning_rate,
@@ -84,17 +83,20 @@ def _mixture(corpus: Corpus, reference: PrunableModel, length: int, seed: int) -
     return mixture
 
 
-def trained_parameters(model: PreTrainedModel, how: str) -> list[nn.Parameter]:
+def trained_parameters(student: PrunableModel, how: str) -> list[nn.Parameter]:
     """Makes what is trained float32 and lets it have gradients: the adapters that are there, or
-    everything but embeddings and head."""
+    the language model without its embeddings (a head is no part of it, unless the two are tied).
+    """
+    model = student.model
     if how == "full":
+        model.requires_grad_(False)
         frozen = {
             id(parameter)
             for module in model.modules()
             if isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
             for parameter in module.parameters()
         }
-        for parameter in model.parameters():
+        for parameter in student.language_model.parameters():
             parameter.requires_grad_(id(parameter) not in frozen)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -102,7 +104,7 @@ def trained_parameters(model: PreTrainedModel, how: str) -> list[nn.Parameter]:
     return trained
 
 
-def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> Any:
+def add_adapters(student: PrunableModel, rank: int, seed: int) -> Any:
     """Puts LoRA adapters (arXiv 2106.09685) on every linear layer of the blocks, in place.
 
     Raises:
@@ -114,10 +116,12 @@ def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> Any:
         raise InputError(
             "lora needs peft", field="how", hint="run `pip install 'disp-llm[recover]'`"
         ) from error
-    settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    names = {id(module): name for name, module in student.model.named_modules()}
+    targets = [names[id(linear)] for linear in student.linears()]
+    settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, settings)
+        return peft.get_peft_model(student.model, settings)
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:

@@ -79,7 +79,7 @@ def keep_blocks(prunable: PrunableModel, kept: list[int]) -> None:
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", place)  # noqa: B010
-    prunable.model.base_model.set_submodule(prunable.family.blocks, left)
+    prunable.language_model.set_submodule(prunable.family.blocks, left)
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == len(blocks):
             setattr(config, key, [value[index] for index in kept])  # kinds of attention

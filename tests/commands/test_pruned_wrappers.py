@@ -1,0 +1,218 @@
+"""Commands on wrappers, from folder to folder: what they say of a picture, and what travels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import SMALL, byte_tokenizer, run_command
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedTokenizerFast
+from wrapping import BEGIN, END, PICTURE, picture, tiny_wrapper
+
+FIXED = "--method fisher --rounds 0".split()
+"""Flags of a run that changes no weight."""
+
+
+def gemma3_processor(folder: Path) -> None:
+    """A real processor, of pictures of 16×16 pixels for 4 tokens."""
+    found = transformers.models.gemma3.image_processing_pil_gemma3
+    tokens = {"boi_token": "<begin>", "image_token": "<picture>", "eoi_token": "<end>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer().backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=tokens,
+    )
+    ids = tokenizer.convert_tokens_to_ids(list(tokens.values()))
+    assert ids == [BEGIN, PICTURE, END]
+    size = {"height": 16, "width": 16}
+    pixels = found.Gemma3ImageProcessorPil(size=size, image_seq_length=4)
+    made = transformers.Gemma3Processor(pixels, tokenizer, image_seq_length=4)
+    made.save_pretrained(folder)
+
+
+def settings_alone(folder: Path) -> None:
+    """A tokenizer, and files of a processor as they lie in many a folder."""
+    byte_tokenizer().save_pretrained(folder)
+    of_pictures = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4}
+    (folder / "preprocessor_config.json").write_text(json.dumps(of_pictures))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps({"fps": 2}))
+
+
+@pytest.fixture(scope="module", params=["gemma3", "qwen3_5"])
+def wrapped(request, tmp_path_factory, text_file) -> tuple[str, Path, Path]:
+    """The type of a wrapper, its folder, and that of a finished run at two sizes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_wrapper(request.param).save_pretrained(folder / "model")
+    write = {"gemma3": gemma3_processor, "qwen3_5": settings_alone}[request.param]
+    write(folder / "model")
+    done = run_command(
+        "prune", folder / "model", "--keep", 1.0, 0.6, "--text", text_file,
+        "--output-dir", folder / "run", "--json", *SMALL, *FIXED,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return request.param, folder / "model", folder / "run"
+
+
+def loaded(folder: Path):
+    return AutoModelForMultimodalLM.from_pretrained(folder)
+
+
+def beside(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that are not the language model's."""
+    weights = load_file(folder / "model.safetensors")
+    return {n: t for n, t in weights.items() if "language_model" not in n and "lm_head" not in n}
+
+
+def test_at_keep_1_the_answer_is_the_same(wrapped):
+    model_type, model, run = wrapped
+    wanted, got = loaded(model), loaded(run / "model")
+    prompt = picture(model_type)
+    assert type(got).__name__ == f"Disp{type(wanted).__name__}"
+    assert torch.equal(got(**prompt).logits, wanted(**prompt).logits)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(got.generate(**prompt, **options), wanted.generate(**prompt, **options))
+
+
+def test_what_is_pruned_is_the_language_model(wrapped):
+    model_type, model, run = wrapped
+    result = json.loads((run / "result.json").read_text())
+    size = result["models"][1]
+    pruned, whole = loaded(run / "model-0.6"), loaded(model)
+    parts = size["other_parameters"]
+    assert size["parameters"] == sum(p.numel() for p in pruned.parameters())
+    assert sum(parts.values()) == sum(t.numel() for t in beside(run / "model-0.6").values())
+    assert 0.5 < size["keep"] <= 0.6
+    assert size["keep_total"] > size["keep"]
+    before, after = dict(whole.named_parameters()), beside(run / "model-0.6")
+    assert len(after) > 10
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    prompt = picture(model_type)
+    assert not torch.equal(pruned(**prompt).logits, whole(**prompt).logits)
+    card = (run / "model-0.6" / "README.md").read_text()
+    for name, number in parts.items():
+        assert f"| {name} | {number:,} | {number:,} | 100 % |" in card
+    assert "AutoModelForMultimodalLM.from_pretrained" in card
+    assert "pipeline_tag: image-text-to-text" in card
+    assert "vllm" not in card
+    done = run_command("verify", run, "--json")
+    assert json.loads(done.stdout)["ok"], done.stdout
+
+
+def test_the_processor_travels(wrapped, tmp_path):
+    model_type, model, run = wrapped
+    done = run_command("save", run / "model-0.6", "--to", tmp_path / "saved")
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stderr
+    files = [path.name for path in model.glob("*processor_config.json")]
+    assert files
+    for name in files:
+        for folder in (run / "model-0.6", tmp_path / "saved"):
+            assert (folder / name).read_bytes() == (model / name).read_bytes()
+    if model_type == "gemma3":
+        processor = AutoProcessor.from_pretrained(tmp_path / "saved")
+        noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        shown = {
+            "images": Image.fromarray(noise),
+            "text": "It shows <begin>",
+            "return_tensors": "pt",
+        }
+        prompt = processor(**shown)
+        assert prompt["pixel_values"].shape == (1, 3, 16, 16)
+        wanted = loaded(model)(**AutoProcessor.from_pretrained(model)(**shown)).logits
+        assert torch.equal(loaded(run / "model")(**prompt).logits, wanted)
+
+
+def test_another_size_with_little_memory(wrapped):
+    """From file to file, to the byte what is made in memory."""
+    _, _, run = wrapped
+    for flags in ((), ("--no-measure",)):
+        done = run_command("export", run, "--keep", 0.8, "--force", *flags)
+        assert done.returncode == 0, done.stderr
+        files = {
+            path.name: path.read_bytes()
+            for path in (run / "model-0.8").iterdir()
+            if path.name not in ("README.md", "card.json", "SHA256SUMS")
+        }
+        if not flags:
+            first = files
+    assert first == files
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_recover_trains_the_language_model_alone(wrapped, text_file, tmp_path, how):
+    model_type, _, run = wrapped
+    if how == "lora":
+        pytest.importorskip("peft", reason="the extra `recover` is not installed")
+    student = run / "model-0.6"
+    done = run_command(
+        "recover", student, "--text", text_file, "--tokens", 128, "--length", 32, "--batch", 1,
+        "--context", 32, "--windows", 4, "--how", how, "--learning-rate", 0.01,
+        "--output-dir", tmp_path / "better", "--device", "cpu", "--dtype", "float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    better = tmp_path / "better" / "model"
+    before, after = beside(student), beside(better)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    old, new = load_file(student / "model.safetensors"), load_file(better / "model.safetensors")
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
+    assert len(changed) > 10
+    assert all(
+        "language_model.layers" in n or n.endswith("language_model.norm.weight") for n in changed
+    )
+    prompt = picture(model_type)
+    assert not torch.equal(loaded(better)(**prompt).logits, loaded(student)(**prompt).logits)
+    names = {path.name for path in student.glob("*processor_config.json")}
+    assert names == {path.name for path in better.glob("*processor_config.json")}
+
+
+def test_learned_masks_with_scales_and_adapters(wrapped, text_file, tmp_path):
+    """The default method, all kinds of entries: what is written is what was masked."""
+    _, model, _ = wrapped
+    done = run_command(
+        "prune", model, "--keep", 0.6, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--sites", "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "attention", "mlp",
+        "--json", *SMALL, "--rounds", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["max_logit_error"] < 1e-5
+    assert made["prefill_ms"] > 0 < made["decode_ms"]
+
+
+def test_both_are_evaluated(wrapped, text_file):
+    """The wrapper that transformers has, and the one that was made of it."""
+    _, model, run = wrapped
+    result = json.loads((run / "result.json").read_text())
+    for folder, stated in ((model, result["dense"]), (run / "model-0.6", result["models"][1])):
+        done = run_command(
+            "eval", folder, "--text", text_file, "--context", 32, "--windows", 4,
+            "--device", "cpu", "--dtype", "float32", "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        for key in ("parameters", "block_parameters"):
+            assert found[key] == stated[key]
+
+
+def test_plain_wrappers_load_anywhere(tmp_path, text_file):
+    tiny_wrapper("gemma3").save_pretrained(tmp_path / "model")
+    gemma3_processor(tmp_path / "model")
+    done = run_command(
+        "prune", tmp_path / "model", "--keep", 0.75, "--text", text_file, "--sites", "mlp_mid",
+        "--align", 24, "--output-dir", tmp_path / "run", *SMALL, *FIXED,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = run_command("save", tmp_path / "run/model", "--to", tmp_path / "plain", "--plain")
+    assert done.returncode == 0, done.stderr
+    plain, prompt = loaded(tmp_path / "plain"), picture("gemma3")
+    assert type(plain).__name__ == "Gemma3ForConditionalGeneration"
+    assert plain.config.text_config.intermediate_size == 24
+    assert torch.equal(plain(**prompt).logits, loaded(tmp_path / "run/model")(**prompt).logits)
+    assert (tmp_path / "plain" / "processor_config.json").is_file()

@@ -1,0 +1,244 @@
+"""Wrappers: their language model is pruned, and what they say of a picture is exact."""
+
+import json
+
+import fresh
+import pytest
+import torch
+from configurations import tiny_config
+from conftest import byte_tokenizer, masks_of, run_command, without_branches
+from transformers import AutoConfig, AutoModelForMultimodalLM
+from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
+
+from disp_llm.config.errors import InputError
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folders import export_folder
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.export.fusing import fuse
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.masking import masked
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import FAMILIES, family_of
+from disp_llm.models.unsupported import WHY_NOT
+from disp_llm.models.wrappers import ROW_OF, WRAPPERS
+from disp_llm.training.losses import token_losses
+
+ALL = sorted(WRAPPERS)
+WITH_HEADS = [name for name in ALL if name != "qwen3_5"]
+OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+
+
+def words() -> torch.Tensor:
+    """Two prompts without a picture."""
+    return torch.randint(4, 256, (2, 19), generator=torch.Generator().manual_seed(0))
+
+
+def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_every_wrapper_is_tried():
+    assert set(TINY) == set(WRAPPERS)
+    assert not set(WRAPPERS) & (set(FAMILIES) | set(WHY_NOT))
+    assert set(ROW_OF.values()) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_a_picture_is_seen(model_type):
+    """Or a sound is heard. Else nothing below would show what becomes of one."""
+    model, prompt = tiny_wrapper(model_type), picture(model_type)
+    seen = model(**prompt).logits
+    shown = next(iter(TINY[model_type].shown))
+    other = model(**prompt | {shown: -prompt[shown]}).logits
+    assert (seen - other)[:, -1].abs().max() > 1e-3 * seen.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])
+@pytest.mark.parametrize("model_type", ALL)
+def test_exported_equals_masked(model_type, kind):
+    """On text, and on a prompt with a picture."""
+    target = prunable_wrapper(model_type)
+    model, layout, prompts = (
+        target.model,
+        target.layout,
+        ({"input_ids": words()}, picture(model_type)),
+    )
+    masks = masks_of(kind, layout)
+    dense = [model(**prompt).logits for prompt in prompts]
+    with masked(target) as masking:
+        masking.set(masks.kept.float())
+        wanted = [model(**prompt).logits for prompt in prompts]
+    compact = compact_model(target, masks)
+    got = [compact(**prompt).logits for prompt in prompts]
+    for one, of_masked, of_dense in zip(got, wanted, dense, strict=True):
+        assert_near(one, of_masked)
+        if kind == "keep-all":
+            assert torch.equal(one, of_dense)
+        else:
+            assert (of_masked - of_dense).abs().max() > 0.01 * of_dense.abs().max()
+    if kind == "keep-all":
+        assert set(compact.state_dict()) == set(model.state_dict())
+    counts, budget = layout.counts(masks.kept.long()), Budget(layout)
+    small = PrunableModel(compact, target.family)
+    assert small.parameters == target.parameters - budget.removed_parameters(counts)
+    assert small.block_parameters == int(budget.block_parameters(counts))
+    assert small.other_parameters == target.other_parameters
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_parts_are_counted_and_named(model_type):
+    target = prunable_wrapper(model_type)
+    tied = target.model.get_input_embeddings().weight is target.head_weight
+    head = 0 if tied else target.head_weight.numel()
+    inner = sum(p.numel() for p in target.language_model.parameters())
+    others = target.other_parameters
+    assert others
+    assert all(number > 0 for number in others.values())
+    assert target.parameters == inner + head + sum(others.values())
+    assert target.family.tower not in others
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_loss_equals_that_of_transformers(model_type):
+    """A wrapper has a head of its own, which may scale its logits in another way."""
+    target = prunable_wrapper(model_type)
+    ours = token_losses(target, words()).mean()
+    assert ours == pytest.approx(float(target.model(words(), labels=words()).loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_every_mask_entry_has_a_gradient(model_type):
+    target = prunable_wrapper(model_type, branches=True)
+    layout = target.layout
+    mask = torch.ones(layout.entries, requires_grad=True)
+    with masked(target) as masking:
+        masking.set(mask)
+        token_losses(target, words()).mean().backward()
+    for name, part in zip(layout.names, layout.split(mask.grad), strict=True):
+        assert (part != 0).float().mean() > (0.2 if name.endswith("mlp_mid") else 0.9), name
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_everything_that_can_go(model_type, tmp_path):
+    """Heads, whole branches, and scales in the weights; with a picture, with and without a cache,
+    fused, and out of a folder."""
+    target = prunable_wrapper(model_type, heads=model_type in WITH_HEADS, branches=True)
+    model, layout, prompt = target.model, target.layout, picture(model_type)
+    scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
+    masks = without_branches(target, scales)
+    with masked(target) as masking:
+        masking.set(masks.kept * scales)
+        wanted = model(**prompt).logits
+    with fold_into_weights(target, masks):
+        compact = compact_model(target, masks)
+        export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    assert_near(compact(**prompt).logits, wanted)
+    again = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model")
+    assert_near(again(**prompt).logits, compact(**prompt).logits)
+    cached = compact.generate(**prompt, use_cache=True, **OPTIONS)
+    assert torch.equal(cached, compact.generate(**prompt, use_cache=False, **OPTIONS))
+    assert torch.equal(cached, again.generate(**prompt, **OPTIONS))
+    assert_near(fuse(compact)(**prompt).logits, wanted)
+
+
+SCRIPT = """
+import json, sys
+if {without}:
+    sys.modules["disp_llm"] = None  # as if it were not installed
+else:
+    import disp_llm
+import torch, transformers
+arguments = {{"trust_remote_code": True}} if {without} else {{}}
+prompt, found = torch.load(sys.argv[2]), {{}}
+for name in {classes}:
+    model = getattr(transformers, name).from_pretrained(sys.argv[1], **arguments)
+    found[name] = type(model).__name__, type(model).__module__.partition(".")[0]
+    found["logits"] = model(**prompt).logits[0].tolist()
+base = transformers.AutoModel.from_pretrained(sys.argv[1], **arguments)
+assert torch.equal(base(**prompt)[0], model.base_model(**prompt)[0])
+options = {{"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}}
+found["tokens"] = model.generate(**prompt, **options)[0].tolist()
+import peft
+parts = "|".join(name for name, _ in base.named_children() if name != {tower!r})
+settings = peft.LoraConfig(
+    r=2, target_modules="all-linear", exclude_modules=rf".*\\.({{parts}})\\..*",
+    init_lora_weights=False,
+)
+tuned = peft.get_peft_model(model, settings)
+adapters = [name for name, _ in tuned.named_parameters() if "lora_" in name]
+found["adapted"] = sorted({{name.split(".")[3] for name in adapters}})
+with_adapters = tuned(**prompt).logits
+tuned(**prompt, labels=prompt["input_ids"]).loss.backward()
+merged = tuned.merge_and_unload()
+found["merged"] = float((merged(**prompt).logits - with_adapters).abs().max())
+found["adapters"] = float((torch.tensor(found["logits"]) - with_adapters[0]).abs().max())
+merged.save_pretrained(sys.argv[3])
+again = transformers.AutoModelForMultimodalLM.from_pretrained(sys.argv[3], **arguments)
+torch.testing.assert_close(again(**prompt).logits, merged(**prompt).logits, rtol=0, atol=1e-5)
+print(json.dumps(found))
+"""
+
+
+OFTEN = ("gemma3", "idefics3", "qwen3_5", "voxtral")
+"""One that sees, one with another path, one with a hybrid, one that hears: two processes take a
+second each, and those of the others are proofs."""
+
+
+@pytest.mark.parametrize("without", [True, False])
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(n, marks=() if n in OFTEN else pytest.mark.proof) for n in ALL],
+)
+def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
+    target, prompt = prunable_wrapper(model_type), picture(model_type)
+    masks = masks_of("random", target.layout)
+    with masked(target) as masking:
+        masking.set(masks.kept.float())
+        wanted = target.model(**prompt).logits[0]
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    torch.save(prompt, tmp_path / "prompt.pt")
+    classes = [f"AutoModelFor{what}" for what in ("MultimodalLM", "ImageTextToText", "CausalLM")]
+    if TINY[model_type].sense == "audio":
+        classes.remove("AutoModelForImageTextToText")
+    script = SCRIPT.format(without=without, tower=target.family.tower, classes=classes)
+    done = fresh.run(script, tmp_path / "model", tmp_path / "prompt.pt", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert_near(torch.tensor(found["logits"]), wanted)
+    assert found["tokens"] == compact_model(target, masks).generate(**prompt, **OPTIONS)[0].tolist()
+    name = f"Disp{type(target.model).__name__}"
+    package = "transformers_modules" if without else "disp_llm"
+    for loaded in classes:
+        assert found[loaded] == [name, package]
+    assert found["adapted"] == [target.family.tower]
+    assert found["adapters"] > 0.01
+    assert found["merged"] < 1e-5 * wanted.abs().max()
+
+
+def test_what_a_wrapper_asks_of_its_language_model(tmp_path):
+    """Its row, and the variants that this refuses."""
+    config = tiny_wrapper_config("internvl", model_type="opt", do_layer_norm_before=False)
+    with pytest.raises(InputError, match="opt with do_layer_norm_before=False"):
+        family_of(config)
+    with pytest.raises(InputError, match="'mamba' is not supported: state space"):
+        family_of(tiny_wrapper_config("internvl", model_type="mamba"))
+    assert family_of(tiny_wrapper_config("internvl")).tower == "language_model"
+    assert not family_of(tiny_config("qwen3")).tower
+    with pytest.raises(InputError, match="'qwen3_vl_text' is not known"):
+        family_of(tiny_wrapper_config("qwen3_vl").get_text_config())
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen3_5"])
+def test_doctor_counts_the_parts(model_type, tmp_path):
+    target = prunable_wrapper(model_type)
+    target.model.config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).model_type == model_type
+    done = run_command("doctor", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["parameters"] == target.parameters
+    assert found["block_parameters"] == target.block_parameters
+    assert found["other_parameters"] == target.other_parameters
+    done = run_command("doctor", tmp_path)
+    name, number = next(iter(target.other_parameters.items()))
+    assert f"parameters that stay: {name} {number:,}" in done.stderr
