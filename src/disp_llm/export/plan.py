@@ -201,7 +201,8 @@ def _of_experts(
     middle = kept.middle.view(count, -1)
     width = middle.shape[1]
     middle = middle if experts is None else middle[experts]
-    inside = middle.nonzero()[:, 1].view(len(middle), -1)  # of each expert as many
+    each = int(middle.sum()) // max(len(middle), 1)  # of every expert as many
+    inside = middle.nonzero()[:, 1].view(len(middle), each)
     incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
     columns, of_read, of_write = None, (), ()
     if scale is not None:

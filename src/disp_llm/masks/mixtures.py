@@ -51,9 +51,11 @@ class MaskedMixture:
         self.experts.__dict__["disp_mask_middle"] = middle.unflatten(-1, (count, -1))
         self.experts.__dict__["disp_mask_experts"] = experts
         self.router.__dict__.pop("disp_among", None)
-        if experts is not None and bool((experts == 0).any()):
-            assert experts.dim() == 1, "sequences that drop different experts cannot run together"
-            kept = experts.detach().nonzero().squeeze(-1)
+        if experts is None or bool((experts != 0).all()):
+            return
+        assert experts.dim() == 1, "sequences that drop different experts cannot run together"
+        kept = experts.detach().nonzero().squeeze(-1)
+        if len(kept):  # else the whole branch is dropped, and what it gives is multiplied by 0
             small = copy.deepcopy(self.router)
             reads = self.experts.gate_up_proj.shape[2]
             keep_experts(small, asdict(self.row), kept, reads, place=self.row.router)
