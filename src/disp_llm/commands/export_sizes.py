@@ -6,6 +6,7 @@ from typing import Any
 
 from disp_llm.commands.exporting import MeasuredExport, PlainExport
 from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
@@ -74,7 +75,8 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
 def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
-    loaded, problem, sources = open_problem(job, Inputs())
+    loaded = load_original(job, Inputs())
+    problem, sources = open_problem(job, loaded, Inputs())
     problem, texts = with_texts(problem, loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     evaluation = problem.job.config.evaluation

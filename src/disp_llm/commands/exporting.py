@@ -5,11 +5,14 @@ is only written needs no forward pass, and goes from file to file where those of
 read tensor by tensor.
 """
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.measuring import Measuring
+from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
 from disp_llm.export.cutting import compact_model
@@ -19,11 +22,14 @@ from disp_llm.export.streaming import stream_folder
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import Checkpoint
+from disp_llm.models.checkpoint import Checkpoint, load_unread
+from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load_model
+from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import DenseResult, from_json
+from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
 
 CHECK_TOKENS = 256
@@ -126,3 +132,74 @@ class PlainExport:
         write_folder(model, self.tokenizer, folder, shard)
         export(1, 1)
         return Exported(PrunableModel(model, dense.family), {})
+
+
+@dataclass(frozen=True)
+class ShardedExport:
+    """Writes from the files of a model that several processes hold together, and measures what lies
+    in the folder as they hold it: the first process leads (`Sharding.lead`)."""
+
+    problem: PruningProblem
+    measuring: Measuring
+    sharding: Sharding
+
+    measures = True
+
+    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
+        """Writes the folder.
+
+        Args:
+            name: what progress calls the model.
+
+        Raises:
+            InputError: a file of the original cannot be read, or is damaged.
+        """
+        job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
+        with as_learned(dense, masks):
+            of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
+        exported = self._plain.write(masks, name, folder)
+        loaded = self.sharding.load(str(folder), self._machine)
+        with as_learned(dense, masks):
+            tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+            errors = logit_errors(dense.model, loaded.model, tokens)
+        warn_of_error(errors, folder)
+        compact = PrunableModel(loaded.model, dense.family)
+        figures = {
+            "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
+            "perplexity_masked": of_masked.perplexity,
+            "logit_errors": errors,
+            "scores": measuring.scores(compact, name, original_of(job.run).scores),
+            "sample": measuring.sample(loaded.model),
+        }
+        self.sharding.drop(loaded.model)
+        return Exported(exported.model, figures)
+
+    @property
+    def _machine(self) -> MachineConfig:
+        """Where both models run, and in which data type."""
+        dense, machine = self.problem.dense, self.problem.job.config.machine
+        return replace(machine, device=str(dense.device), dtype=dtype_name(dense.dtype))
+
+    @property
+    def _plain(self) -> PlainExport:
+        """What writes from the files of the original."""
+        dense = self.problem.dense
+        machine = replace(self._machine, device="cpu")
+        loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
+        original = replace(self.problem, dense=PrunableModel.of(loaded, dense.sites))
+        return PlainExport(original, self.measuring.tokenizer, checkpoint)
+
+
+@contextlib.contextmanager
+def as_learned(dense: PrunableModel, masks: Masks) -> Iterator[None]:
+    """While the context lasts, a model runs with masks, scales and adapters beside its weights, as
+    it did when they were learned: none of its weights is touched."""
+    device, scales = dense.device, masks.compensation.scales
+    flat = masks.kept.float()
+    flat = flat if scales is None else flat * scales.cpu()
+    pairs = masks.compensation.adapters
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(masked(dense)).set(flat.to(device))
+        if pairs:
+            stack.enter_context(adapted(dense, Adapters.of(pairs).to(device)))
+        yield

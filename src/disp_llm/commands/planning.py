@@ -83,10 +83,26 @@ def refuse_impossible(problem: PruningProblem) -> None:
         raise InputError(
             f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
         )
+    if not problem.dense.is_whole:
+        require_unread(config)
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
     for field, tokens in windows_of(config).items():
         require_positions(model, tokens, field)
+
+
+def require_unread(config: PruneConfig) -> None:
+    """Refuses what needs all weights in one process.
+
+    Raises:
+        InputError: the method looks at weights, or time is the budget.
+    """
+    if method_named(config.method).reads_weights:
+        raise InputError(
+            f"the method {config.method} looks at whole weights", field="shard", hint="use no"
+        )
+    if config.budget.budget == "latency":
+        raise InputError("times whole models", field="budget", hint="add `shard` no")
 
 
 def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:

@@ -13,6 +13,7 @@ from disp_llm.config.checks import (
     require_sizes,
 )
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import BRANCHES, HEADS, SITES, Resume, Site, Tracker, mask_methods
 from disp_llm.config.parts import (
@@ -77,6 +78,7 @@ class PruneConfig:
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    frozen: FrozenConfig = field(default_factory=FrozenConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)

@@ -58,5 +58,6 @@ METHOD = Method(
     title="Fisher scores",
     reference="this project (docs/how-it-works.md)",
     choose=fisher,
+    reads_weights=False,
     drops_branches=True,
 )

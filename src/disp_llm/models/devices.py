@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
@@ -18,7 +19,8 @@ from disp_llm.runs.provenance import cpu_facts
 
 LONGEST_WAIT = timedelta(days=1)
 """How long the other processes wait for the main one while it lets the model write its own text or
-measures; torch gives up after ten minutes on GPUs."""
+measures; torch gives up after ten minutes on GPUs. Within a step they wait as long as the setting
+`patience` says."""
 
 
 def start_process(machine: MachineConfig) -> Process:
@@ -32,7 +34,8 @@ def start_process(machine: MachineConfig) -> Process:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     if accelerator.num_processes > 1:
-        return Process(accelerator, accelerator.device)
+        group = torch.distributed.new_group(timeout=timedelta(minutes=machine.patience))
+        return Process(accelerator, accelerator.device, group)
     return Process(accelerator, resolve_device(machine.device))
 
 

@@ -47,6 +47,8 @@ class Loaded:
     """Name and revision, for provenance."""
     dtype: torch.dtype
     """The data type that it was loaded in."""
+    sharding: Any = None
+    """The `Sharding` by which several processes hold it together; None = it is whole here."""
 
     @property
     def bos_token_id(self) -> int | None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream
+from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.data.tokens import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
@@ -50,11 +50,11 @@ def train_weights(
     compiled = compiles(config, steps, device)
 
     def backward(step: int) -> dict[str, Any]:
-        noise = random_stream("weights", seed, step, process.index)
+        noise = shared_stream("weights", seed, step)
         mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            tokens, sources = mixture.draw(config.batch, config.length, noise)
+            tokens, sources = mixture.draw_own(config.batch, config.length, noise, process)
             with computing_in(dtype, device):
                 losses = token_losses(student, tokens.to(device), teacher, compiled)
                 losses = losses.mean(-1)  # (B)

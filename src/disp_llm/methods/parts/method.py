@@ -24,6 +24,8 @@ class Method:
     """Where it prunes entries, unless the setting `sites` says otherwise."""
     drops_branches: bool = False
     """Whether it gives whole branches an importance, where they are sites."""
+    reads_weights: bool = True
+    """Whether it looks at the weights themselves, and not only at what the model computes."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
     learns: bool = False
