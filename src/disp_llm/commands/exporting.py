@@ -24,8 +24,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import load_model
-from disp_llm.models.sharding import Sharding
+from disp_llm.models.loading import Holding, load_model
 from disp_llm.models.windows import fitting
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import DenseResult, from_json
@@ -67,8 +66,7 @@ class MeasuredExport:
             name: what progress calls the model.
         """
         job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
-        with fold_into_weights(dense, masks), masked(dense) as masking:
-            masking.set(masks.kept.float().to(dense.device))
+        with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
             job.progress(f"{name}: export", 0, 1, {})
             compact = compact_model(dense, masks)
@@ -135,13 +133,13 @@ class PlainExport:
 
 
 @dataclass(frozen=True)
-class ShardedExport:
-    """Writes from the files of a model that several processes hold together, and measures what lies
-    in the folder as they hold it: the first process leads (`Sharding.lead`)."""
+class HeldExport:
+    """Writes from the files of a model whose weights do not all lie here, and measures what lies in
+    the folder, held likewise; where processes hold them together, the first leads."""
 
     problem: PruningProblem
     measuring: Measuring
-    sharding: Sharding
+    holding: Holding
 
     measures = True
 
@@ -155,11 +153,11 @@ class ShardedExport:
             InputError: a file of the original cannot be read, or is damaged.
         """
         job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
-        with as_learned(dense, masks):
+        with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
         exported = self._plain.write(masks, name, folder)
-        loaded = self.sharding.load(str(folder), self._machine)
-        with as_learned(dense, masks):
+        loaded = self.holding.load(str(folder), self._machine)
+        with as_masked(dense, masks):
             tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
             errors = logit_errors(dense.model, loaded.model, tokens)
         warn_of_error(errors, folder)
@@ -171,7 +169,7 @@ class ShardedExport:
             "scores": measuring.scores(compact, name, original_of(job.run).scores),
             "sample": measuring.sample(loaded.model),
         }
-        self.sharding.drop(loaded.model)
+        self.holding.drop(loaded.model)
         return Exported(exported.model, figures)
 
     @property
@@ -190,16 +188,30 @@ class ShardedExport:
         return PlainExport(original, self.measuring.tokenizer, checkpoint)
 
 
+def measured_export(
+    problem: PruningProblem, measuring: Measuring, holding: Holding | None
+) -> MeasuredExport | HeldExport:
+    """An export of a model that is whole here, or that something holds."""
+    if holding is None:
+        return MeasuredExport(problem, measuring)
+    return HeldExport(problem, measuring, holding)
+
+
 @contextlib.contextmanager
-def as_learned(dense: PrunableModel, masks: Masks) -> Iterator[None]:
-    """While the context lasts, a model runs with masks, scales and adapters beside its weights, as
-    it did when they were learned: none of its weights is touched."""
-    device, scales = dense.device, masks.compensation.scales
+def as_masked(dense: PrunableModel, masks: Masks) -> Iterator[None]:
+    """While the context lasts, a model runs as the compact one of some masks will: its weights
+    changed or, where they do not lie here, with scales and adapters beside them, as it ran when
+    these were learned."""
+    device, compensation = dense.device, masks.compensation
     flat = masks.kept.float()
-    flat = flat if scales is None else flat * scales.cpu()
-    pairs = masks.compensation.adapters
     with contextlib.ExitStack() as stack:
+        if dense.is_whole:
+            stack.enter_context(fold_into_weights(dense, masks))
+        else:
+            assert compensation.mean_inputs is None, "a method has read weights"
+            flat = flat if compensation.scales is None else flat * compensation.scales.cpu()
+            if compensation.adapters:
+                adapters = Adapters.of(compensation.adapters).to(device)
+                stack.enter_context(adapted(dense, adapters))
         stack.enter_context(masked(dense)).set(flat.to(device))
-        if pairs:
-            stack.enter_context(adapted(dense, Adapters.of(pairs).to(device)))
         yield

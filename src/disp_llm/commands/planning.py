@@ -83,8 +83,6 @@ def refuse_impossible(problem: PruningProblem) -> None:
         raise InputError(
             f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
         )
-    if not problem.dense.is_whole:
-        require_unread(config)
     for share in config.learned_shares:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
     for field, tokens in windows_of(config).items():
@@ -99,10 +97,16 @@ def require_unread(config: PruneConfig) -> None:
     """
     if method_named(config.method).reads_weights:
         raise InputError(
-            f"the method {config.method} looks at whole weights", field="shard", hint="use no"
+            f"{config.method} looks at weights, which do not all lie in this process",
+            field="method",
+            hint="use learned, or leave `shard`, `offload` and `base_precision` out",
         )
     if config.budget.budget == "latency":
-        raise InputError("times whole models", field="budget", hint="add `shard` no")
+        raise InputError(
+            "times whole models, and not all weights lie in this process",
+            field="budget",
+            hint="leave `shard`, `offload` and `base_precision` out",
+        )
 
 
 def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from disp_llm.commands.exporting import MeasuredExport, ShardedExport
+from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.front import (
     Caller,
     Inputs,
@@ -21,7 +21,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.holding import load_original
+from disp_llm.commands.holding import as_held, load_original
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
@@ -29,6 +29,7 @@ from disp_llm.commands.planning import (
     problem_of,
     refuse_impossible,
     refuse_short_text,
+    require_unread,
     tokens_seen,
     usual_settings,
 )
@@ -43,8 +44,7 @@ from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
+from disp_llm.models.loading import Holding, Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
@@ -183,14 +183,14 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     selection = choose(problem)
 
     def export() -> None:
-        export_all(problem, measuring, selection, loaded.sharding)
+        export_all(problem, measuring, selection, loaded.holding)
 
     first_alone(job, loaded, export)
     process.accelerator.end_training()
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, holding: Holding | None
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -198,10 +198,7 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    if sharding is None:
-        export = MeasuredExport(problem, measuring)
-    else:
-        export = ShardedExport(problem, measuring, sharding)
+    export = measured_export(problem, measuring, holding)
     SizeWriter(problem, export, config.first_size).write(selection, config.shares)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
@@ -210,8 +207,8 @@ def export_all(
 def first_alone(job: Job, loaded: Loaded, work: Callable[[], Result]) -> Result | None:
     """Lets the first process work while the others wait, or take part where they hold the model
     together; None in the others."""
-    if loaded.sharding is not None:
-        return loaded.sharding.lead(work)
+    if loaded.holding is not None:
+        return loaded.holding.lead(work)
     result = work() if job.process.is_main else None
     job.process.wait()
     return result
@@ -254,12 +251,14 @@ def open_problem(
     """Reads texts, and settles budget, alignment and the length of windows: the job of the problem
     has settings that the model can follow. It has no learning text yet."""
     config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
-    job = replace(job, config=config)
+    job = replace(job, config=as_held(config, loaded))
     progress = job.count("reading text")
     progress(0, 1)
     needs = own_needs(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, needs.learning)
     progress(1, 1)
+    if loaded.holding is not None:
+        require_unread(config)
     return problem_of(job, loaded), sources
 
 

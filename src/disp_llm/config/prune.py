@@ -121,7 +121,7 @@ class PruneConfig:
         self._validate_range()
         for part in (self.text, self.words, self.evaluation):
             part.validate()
-        for part in (self.scores, self.learn, self.training):
+        for part in (self.scores, self.learn, self.training, self.frozen):
             part.validate()
         self.export.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"

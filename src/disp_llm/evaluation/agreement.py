@@ -41,8 +41,8 @@ def logit_errors(
     errors = {f"max_logit_error_{dtype_name(dtype)}": _error(dense, compact, tokens)}
     extra = 2 * sum(model.num_parameters() for model in (dense, compact))
     if dtype != torch.float32:
-        divided = any(isinstance(parameter, DTensor) for parameter in dense.parameters())
-        if divided or extra > free_memory(device):
+        held = any(isinstance(p, DTensor) or p.is_meta for p in dense.parameters())
+        if held or extra > free_memory(device):
             logger.warning("no memory to check the export in float32: only %s was checked", dtype)
             return errors
         for model in (dense, compact):

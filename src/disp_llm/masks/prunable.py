@@ -77,9 +77,10 @@ class PrunableModel:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all weights lie here as they are: not divided among processes."""
+        """Whether all weights lie here as they are: neither divided among processes nor fetched
+        when a block runs."""
         weights = (linear.weight for linear in self.linears())
-        return not any(isinstance(weight, DTensor) for weight in weights)
+        return not any(isinstance(weight, DTensor) or weight.is_meta for weight in weights)
 
     @property
     def device(self) -> torch.device:

@@ -6,10 +6,10 @@ folder is run. Weights are frozen and dropout is off.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import transformers
@@ -28,12 +28,31 @@ from disp_llm.models.windows import required_bos
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 """Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
 """
+
+
+class Holding(Protocol):
+    """A way to hold models of which not all weights lie here as they are: `Sharding`, `Fetching`."""
+
+    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> "Loaded":
+        """Loads another one that is held likewise."""
+        ...
+
+    def drop(self, model: PreTrainedModel) -> None:
+        """Lets go of the one that was loaded last."""
+        ...
+
+    def lead(self, work: Callable[[], Result]) -> Result | None:
+        """Lets the first of all processes work alone with what is held, as the original is; None in
+        the others, which call it alike."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +66,8 @@ class Loaded:
     """Name and revision, for provenance."""
     dtype: torch.dtype
     """The data type that it was loaded in."""
-    sharding: Any = None
-    """The `Sharding` by which several processes hold it together; None = it is whole here."""
+    holding: "Holding | None" = None
+    """What holds its weights, where they do not all lie here as they are."""
 
     @property
     def bos_token_id(self) -> int | None:

@@ -9,14 +9,12 @@ the model, the others hand it their parts.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-import accelerate
 import torch
 import torch.distributed
-import transformers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,6 +26,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, is_packed, load
+from disp_llm.models.skeleton import computed_buffers
 from disp_llm.runs.job import Process
 
 Result = TypeVar("Result")
@@ -145,7 +144,7 @@ class Sharding:
     def _load(self, name: str, machine: MachineConfig, dense_only: bool) -> Loaded:
         empty = load(name, machine, dense_only, empty=True)
         model: Any = empty.model
-        skeleton = _with_buffers(model.config)
+        buffers = computed_buffers(model)
         self._divide(model.base_model, empty.family.blocks)
         read = self._reader(name, machine, empty)
         model.to_empty(device=self.process.device)
@@ -153,11 +152,10 @@ class Sharding:
         tensors = model.state_dict()
         for key, tensor in tensors.items():
             read(key, tensor)
-        for key, buffer in skeleton.named_buffers():
-            if key not in tensors:
-                model.get_buffer(key).copy_(buffer)
+        for key, buffer in buffers.items():
+            model.get_buffer(key).copy_(buffer)
         model.eval().requires_grad_(False)
-        return replace(empty, sharding=self)
+        return replace(empty, holding=self)
 
     def _divide(self, base: nn.Module, path: str) -> None:
         """Divides blocks, each a unit; what lies outside of them stays whole."""
@@ -203,12 +201,3 @@ class Sharding:
         most = -(-len(tensor) // mesh.size())
         first = min(mesh.get_local_rank() * most, len(tensor))
         return tensor.to_local(), slice(first, min(first + most, len(tensor)))
-
-
-def _with_buffers(config: transformers.PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration with nothing in memory but the numbers that it computes itself,
-    such as rotary frequencies."""
-    with accelerate.init_empty_weights(include_buffers=False):
-        return transformers.AutoModelForCausalLM.from_config(
-            config, dtype=config.dtype, trust_remote_code=False
-        )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from disp_llm.config.learning import TrainingConfig
@@ -33,14 +34,13 @@ def compiled_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
     """While the context lasts, blocks run through torch.compile; blocks of one shape share the
     result. What cannot be compiled runs as it is."""
     blocks = list(target.blocks) if active else []
-    with torch._dynamo.config.patch(suppress_errors=True, cache_size_limit=8 + 2 * len(blocks)):
+    with (
+        torch._dynamo.config.patch(suppress_errors=True, cache_size_limit=8 + 2 * len(blocks)),
+        _forward_of(blocks),
+    ):
         for block in blocks:
             block.forward = torch.compile(block.forward)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                block.__dict__.pop("forward", None)
+        yield
 
 
 @contextmanager
@@ -50,13 +50,24 @@ def checkpointed_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
     transformers' own switch needs training mode, which would bring dropout with it.
     """
     blocks = list(target.blocks) if active else []
-    for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    with _forward_of(blocks):
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+
+
+@contextmanager
+def _forward_of(blocks: list[nn.Module]) -> Iterator[None]:
+    """At the end of the context, the blocks run as they did before; what holds their weights may
+    run them in its own way."""
+    before = [block.__dict__.get("forward") for block in blocks]
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward
 
 
 def compiles(config: TrainingConfig, steps: int, device: torch.device) -> bool:
