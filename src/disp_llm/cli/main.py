@@ -42,18 +42,10 @@ def main() -> None:
     except RuntimeError as error:
         if type(error).__name__ == "Ended":  # the process that has failed says why
             _end(USAGE_ERROR)
-        if _has_lost_another(error):
-            hint = (
-                "start all of them again with `resume` auto, which goes on from the last checkpoint"
-            )
-            lost = InputError(
-                "another process has ended or hangs", field=program(arguments), hint=hint
-            )
-            _refuse(lost, command, as_json)
-        if not _is_out_of_memory(error):
+        found = _explained(error, arguments)
+        if found is None:
             raise
-        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
-        _refuse(InputError("out of memory", field=program(arguments), hint=hint), command, as_json)
+        _refuse(found, command, as_json)
     except KeyboardInterrupt:
         if rank() == 0:
             print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
@@ -130,6 +122,18 @@ def _run(command: str, config: Config) -> dict[str, Any]:
     """Imports the command, and with it whatever it needs, only now."""
     module = importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
     return module.run(config)
+
+
+def _explained(error: RuntimeError, arguments: list[str]) -> InputError | None:
+    """What a user can do about an error that a library raised; None where it is ours."""
+    field = program(arguments)
+    if _has_lost_another(error):
+        hint = "start all again with `resume` auto, which goes on from the last checkpoint"
+        return InputError("another process has ended or hangs", field=field, hint=hint)
+    if _is_out_of_memory(error):
+        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
+        return InputError("out of memory", field=field, hint=hint)
+    return None
 
 
 def _has_lost_another(error: RuntimeError) -> bool:

@@ -76,8 +76,8 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
 def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | HeldExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
-    loaded = load_original(job, Inputs())
-    problem, sources = open_problem(job, loaded, Inputs())
+    held, loaded = load_original(job, Inputs())
+    problem, sources = open_problem(held, loaded, Inputs())
     problem, texts = with_texts(problem, loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     evaluation = problem.job.config.evaluation
@@ -104,7 +104,8 @@ def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
     return replace(
         stored,
         keep=config.shares,
-        frozen=FrozenConfig(offload=stored.frozen.offload),  # one process, and nothing is learned
+        frozen=FrozenConfig(shard="no", offload=stored.frozen.offload),  # nothing is learned
+        training=replace(stored.training, gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
         budget=replace(config.budget, target=config.shares),

@@ -176,7 +176,8 @@ class HeldExport:
     def _machine(self) -> MachineConfig:
         """Where both models run, and in which data type."""
         dense, machine = self.problem.dense, self.problem.job.config.machine
-        return replace(machine, device=str(dense.device), dtype=dtype_name(dense.dtype))
+        dtype: Any = dtype_name(dense.dtype)
+        return replace(machine, device=str(dense.device), dtype=dtype)
 
     @property
     def _plain(self) -> PlainExport:

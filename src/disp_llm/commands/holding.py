@@ -1,29 +1,38 @@
-"""The original of a run: whole in every process, divided among them, or fetched block by block."""
+"""The original of a run: whole in every process, divided among them, or fetched block by block; as
+was asked for, or as it fits."""
 
 import logging
 from dataclasses import replace
 
 from disp_llm.commands.front import Inputs
+from disp_llm.commands.planning import usual_settings
+from disp_llm.commands.ways import first_way
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.architectures import family_of
+from disp_llm.models.devices import resolve_dtype
 from disp_llm.models.fetching import Fetching
-from disp_llm.models.loading import Holding, Loaded
+from disp_llm.models.loading import Holding, Loaded, load_shapes
 from disp_llm.models.sharding import Sharding
+from disp_llm.models.windows import within_positions
 from disp_llm.runs.job import Job
 
 logger = logging.getLogger(__name__)
 
 
-def load_original(job: Job[PruneConfig], inputs: Inputs) -> Loaded:
-    """Loads the model as the settings say.
+def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfig], Loaded]:
+    """Loads the model as the settings say; the job with settings in which nothing of that is open.
 
     Raises:
         InputError: no such model, an unknown architecture, damaged files, or it cannot be held as
             was asked for.
     """
-    config, process = job.config, job.process
     progress = job.count("loading model")
     progress(0, 1)
+    holding_of(job, inputs)  # which refuses what cannot be, before anything is counted
+    job = replace(job, config=_settled(job, inputs))
+    config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
     holding = holding_of(job, inputs)
     if holding is None:
@@ -33,7 +42,7 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> Loaded:
             logger.warning("models are not timed where not all weights lie in one process")
         loaded = holding.load(config.model, machine, dense_only=True)
     progress(1, 1)
-    return loaded
+    return job, loaded
 
 
 def holding_of(job: Job[PruneConfig], inputs: Inputs) -> Holding | None:
@@ -43,28 +52,47 @@ def holding_of(job: Job[PruneConfig], inputs: Inputs) -> Holding | None:
         InputError: it is to be divided, and there is one process; or it lies in memory.
     """
     frozen, process = job.config.frozen, job.process
-    kind = "no" if frozen.shard == "auto" else frozen.shard
-    if kind == "no" and not frozen.is_fetched:
+    if frozen.shard in ("auto", "no") and not frozen.is_fetched:
         return None
     if inputs.model is not None:
         raise InputError(
             "is in memory, as it is", field="model", hint="name a folder to have it held otherwise"
         )
-    if kind == "no":
+    if frozen.shard in ("auto", "no"):
         return Fetching(process, frozen)
     if process.count == 1:
         raise InputError(
-            f"{kind}, and there is one process",
+            f"{frozen.shard}, and there is one process",
             field="shard",
             hint="start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out",
         )
-    return Sharding.among(process, kind)
+    return Sharding.among(process, frozen.shard)
 
 
-def as_held(config: PruneConfig, loaded: Loaded) -> PruneConfig:
-    """Settings that suit how a model is held: fetched blocks are run again in the backward pass,
-    since autograd would keep their weights, and they are not compiled."""
-    if not isinstance(loaded.holding, Fetching):
+def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
+    """Settings in which it is decided how the weights are held and whether blocks run again in the
+    backward pass: as was asked for and, where that is left open, as it fits. Fetched blocks always
+    run again, since autograd would keep their weights, and are not compiled."""
+    config, frozen, training = job.config, job.config.frozen, job.config.training
+    if frozen.is_fetched:
+        training = replace(training, gradient_checkpointing="yes", compile="no")
+        return replace(config, frozen=replace(frozen, shard="no"), training=training)
+    if frozen.shard != "auto" and training.gradient_checkpointing != "auto":
         return config
-    training = replace(config.training, gradient_checkpointing=True, compile="no")
-    return replace(config, training=training)
+    if inputs.model is not None:
+        target = PrunableModel(inputs.model, family_of(inputs.model.config))
+        config, dtype = replace(config, frozen=replace(frozen, shard="no")), inputs.model.dtype
+    else:
+        target = PrunableModel(*load_shapes(config.model))
+        dtype = resolve_dtype(config.machine.dtype, job.process.device)
+    config = within_positions(config, usual_settings(config), target.model.config)
+    way, fastest = first_way(config, target, job.process, dtype.itemsize)
+    if way != fastest and job.process.is_main:
+        needed, takes = (one.memory.total / 2**30 for one in (fastest, way))
+        logger.warning("learning would take %.1f GiB; with %s it is %.1f", needed, way.name, takes)
+    choice = "yes" if way.recomputes else "no"
+    training = replace(config.training, gradient_checkpointing=choice)
+    if way.frozen.is_fetched:
+        training = replace(training, compile="no")
+    shard = frozen.shard if frozen.shard == "hybrid" else way.frozen.shard
+    return replace(config, frozen=replace(way.frozen, shard=shard), training=training)

@@ -21,7 +21,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.holding import as_held, load_original
+from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
@@ -148,9 +148,9 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
     board = scoreboard_of_run(asked, run)
-    loaded = load_original(job, inputs)
+    held, loaded = load_original(job, inputs)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
-        problem, sources = open_problem(job, loaded, inputs)
+        problem, sources = open_problem(held, loaded, inputs)
         refuse_impossible(problem)
 
     def begin() -> None:
@@ -251,7 +251,7 @@ def open_problem(
     """Reads texts, and settles budget, alignment and the length of windows: the job of the problem
     has settings that the model can follow. It has no learning text yet."""
     config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
-    job = replace(job, config=as_held(config, loaded))
+    job = replace(job, config=config)
     progress = job.count("reading text")
     progress(0, 1)
     needs = own_needs(config, job.process.count)

@@ -21,7 +21,7 @@ class FrozenConfig:
     fit otherwise."""
     base_precision: BasePrecision = "same"
     """Precision of the linear layers' weights while scores and masks are learned: that of the
-    model, bfloat16, int8 or nf4 (4 bits), each in groups of 64. Implies --gradient-checkpointing."""
+    model, bfloat16, int8 or nf4 (4 bits, in groups of 64). Implies --gradient-checkpointing."""
     offload: Offload = "no"
     """Where the blocks' weights wait until their block runs: in the machine's memory (cpu), or in
     the model's files (disk). Implies --gradient-checkpointing."""

@@ -39,7 +39,7 @@ SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 
 
 class Holding(Protocol):
-    """A way to hold models of which not all weights lie here as they are: `Sharding`, `Fetching`."""
+    """A way to hold models whose weights do not all lie here: `Sharding`, `Fetching`."""
 
     def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> "Loaded":
         """Loads another one that is held likewise."""
@@ -198,6 +198,19 @@ def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration on the meta device: it has shapes and no weights."""
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
+    """A dense model on the meta device, made from its configuration alone, and its row.
+
+    Raises:
+        InputError: there is no such model, it is quantised, or its architecture is unknown.
+    """
+    config = load_config(name)
+    family = family_of(config)  # before what transformers says of a model that it cannot make
+    _refuse_quantised(name, config)
+    with _one_line(name):
+        return empty_model(config), family
 
 
 def is_packed(name: str) -> bool:

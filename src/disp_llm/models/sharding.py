@@ -80,8 +80,13 @@ class Sharding:
         loaded = self._load(name, machine, dense_only)
         index = len(self.models)
         self.models.append(loaded.model)
-        base: nn.Module = loaded.model.base_model
-        base.register_forward_pre_hook(lambda module, args: self._tell("run", index), prepend=True)
+        self._run(index)  # what runs first is the root, and some heads call the blocks past it
+        blocks: Any = loaded.model.base_model.get_submodule(loaded.family.blocks)
+
+        def tell(block: nn.Module, args: Any) -> None:
+            self._tell("run", index)
+
+        blocks[0].register_forward_pre_hook(tell, prepend=True)
         return loaded
 
     def drop(self, model: PreTrainedModel) -> None:
@@ -123,15 +128,19 @@ class Sharding:
         return self.process.device if self.process.device.type == "cuda" else None
 
     @torch.no_grad()
+    def _run(self, index: int) -> None:
+        """Runs a model on two tokens: what matters is that this process gives its weights."""
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.process.device)
+        self.models[index].base_model(input_ids=tokens, use_cache=False)
+
     def _follow(self) -> None:
         """Takes part in what the first process does until it has done."""
         told: Any = [None, None]
         while True:
             torch.distributed.broadcast_object_list(told, device=self._messenger)
             match told:
-                case ["run", index]:  # on two tokens: only the weights of this process matter
-                    tokens = torch.zeros(1, 2, dtype=torch.long, device=self.process.device)
-                    self.models[index].base_model(input_ids=tokens, use_cache=False)
+                case ["run", index]:
+                    self._run(index)
                 case ["load", arguments]:
                     self.load(*arguments)
                 case ["drop", _]:
@@ -179,7 +188,8 @@ class Sharding:
                     part.copy_(checkpoint.read(key, rows))
 
             return read
-        whole, on_cpu = None, replace(machine, device="cpu", dtype=dtype_name(empty.dtype))
+        dtype: Any = dtype_name(empty.dtype)
+        whole, on_cpu = None, replace(machine, device="cpu", dtype=dtype)
         if self.process.is_main:
             whole = load(name, on_cpu).model.state_dict()
 

@@ -46,6 +46,15 @@ class Process:
         numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=step)
 
+    def least(self, value: float) -> float:
+        """The smallest of all processes' values, likewise."""
+        if self.group is None:
+            return value
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        least = torch.distributed.ReduceOp.MIN
+        torch.distributed.all_reduce(found, least, group=self.group)
+        return float(found)
+
     def own(self, batch: Tensor) -> Tensor:
         """This process's rows of what all processes have drawn alike."""
         return batch.chunk(self.count)[self.index]

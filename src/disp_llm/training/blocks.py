@@ -24,7 +24,7 @@ def training_blocks(
     """While the context lasts, the blocks run as training is to run them."""
     with (
         compiled_blocks(target, compiled),
-        checkpointed_blocks(target, config.gradient_checkpointing),
+        checkpointed_blocks(target, config.recomputes),
     ):
         yield
 

@@ -159,7 +159,7 @@ class MaskLearner:
 
     def backward(self, step: int) -> dict[str, Any]:
         """Accumulates the gradient, and returns the figures of the step."""
-        problem, process = self.problem, self.problem.job.process
+        problem = self.problem
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
         noise = shared_stream("steps", problem.seed, step)
         self.state.mixture.update(step)

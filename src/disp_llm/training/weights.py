@@ -65,7 +65,7 @@ def train_weights(
 
     state = nn.ModuleDict({"model": student.model, "mixture": mixture})
     with (
-        checkpointed_blocks(student, config.gradient_checkpointing),
+        checkpointed_blocks(student, config.recomputes),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
         train(state, optimizer, backward, Schedule(config, steps, "training"), job)
