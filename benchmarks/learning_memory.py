@@ -4,11 +4,12 @@ checkpointing, by one process and by two that share the weights.
     python benchmarks/learning_memory.py --sizes 10M 100M --length 256
 
 Every case runs in fresh processes. Measured is what the resident memory of the first process grows
-by from before the model is loaded to the peak of learning (VmHWM, which Linux has); files that are
-mapped while the model loads are not counted, since the peak is reset after that.
+by from before the model is loaded, libraries having been used once, to the peak of learning (VmHWM,
+which Linux has); what loading takes in passing is not counted.
 """
 
 import argparse
+import gc
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 SIZES = {"10M": (256, 704, 8, 4, 8000), "100M": (768, 2048, 12, 12, 8000)}
 SIZES["400M"] = (1024, 2816, 28, 16, 32000)
@@ -41,19 +43,20 @@ def main() -> None:
         return
     for size in given.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            make(size, Path(folder))
+            make(SIZES[size], Path(folder))
+            make((64, 176, 2, 4, 512), Path(folder) / "tiny")
             for processes in given.processes:
                 for checkpointing in ("no", "yes"):
                     print(run(folder, processes, checkpointing), flush=True)
 
 
-def make(size: str, folder: Path) -> None:
+def make(shape: tuple[int, ...], folder: Path) -> None:
     """A folder of random weights, and a tokenizer that nobody uses."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-    hidden, intermediate, layers, heads, vocabulary = SIZES[size]
+    hidden, intermediate, layers, heads, vocabulary = shape
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -89,62 +92,21 @@ def run(folder: str, processes: int, checkpointing: str) -> str:
 
 
 def child(given: argparse.Namespace) -> None:
-    """Loads the model, takes two steps, and prints what was counted and measured."""
+    """Takes two steps, and prints what was counted and measured."""
     import torch
 
-    from disp_llm.config.frozen import FrozenConfig
-    from disp_llm.config.learning import LearnConfig, TrainingConfig
     from disp_llm.config.parts import MachineConfig
-    from disp_llm.config.prune import PruneConfig
-    from disp_llm.data.tokens import Corpus
-    from disp_llm.masks.budget import Budget
-    from disp_llm.masks.prunable import PrunableModel
     from disp_llm.models.devices import start_process
-    from disp_llm.models.fetching import Fetching
-    from disp_llm.models.loading import load
-    from disp_llm.models.sharding import Sharding
-    from disp_llm.runs.folder import Run
-    from disp_llm.runs.job import Job
-    from disp_llm.training.learning import learn
     from disp_llm.training.memory import learning_memory
-    from disp_llm.training.problem import PruningProblem
 
     torch.set_num_threads(1)
-    machine = MachineConfig(device="cpu", dtype="float32")
-    process = start_process(machine)
-    frozen = FrozenConfig("no", given.base_precision, given.offload)
+    process = start_process(MachineConfig(device="cpu", dtype="float32"))
+    learned(given, process, f"{given.child}/tiny")  # loads what libraries load when they are used
+    gc.collect()
     before = memory("VmRSS")
-    if process.count > 1:
-        frozen = replace(frozen, shard="full")
-        loaded = Sharding.among(process, "full").load(given.child, machine)
-    elif frozen.is_fetched:
-        loaded = Fetching(process, frozen).load(given.child, machine)
-    else:
-        loaded = load(given.child, machine)
-        for parameter in loaded.model.parameters():  # which may be mapped from the files
-            parameter.data = parameter.data.clone()
-    target = PrunableModel.of(loaded)
-    config = PruneConfig(
-        given.child,
-        machine=machine,
-        learn=LearnConfig(adapter_rank=given.adapter_rank),
-        training=TrainingConfig(
-            length=given.length,
-            batch=1,
-            compile="no",
-            distill=given.distill,
-            gradient_checkpointing=given.checkpointing,
-        ),
-    )
-    tokens = torch.randint(1, target.model.config.vocab_size, (20_000,))
-    reset()
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(config, Run(Path(folder)), process)
-        budget = Budget(target.layout)
-        problem = PruningProblem(target, Corpus((tokens,)), budget, (0.5,), 1, job)
-        learn(problem, torch.randn(target.layout.entries), steps=2)
+    target, config = learned(given, process, given.child)
     measured = memory("VmHWM") - before
-    counted = learning_memory(target, config, frozen, process.count, 4)
+    counted = learning_memory(target, config, config.frozen, process.count, 4)
     figures = {
         "parameters": target.parameters,
         "length": given.length,
@@ -159,6 +121,56 @@ def child(given: argparse.Namespace) -> None:
     }
     print(json.dumps(figures))
     process.accelerator.end_training()
+
+
+def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, Any]:
+    """Loads a model as is asked for and takes two steps; the peak begins when it is loaded."""
+    import torch
+
+    from disp_llm.config.frozen import FrozenConfig
+    from disp_llm.config.learning import LearnConfig, TrainingConfig
+    from disp_llm.config.parts import MachineConfig
+    from disp_llm.config.prune import PruneConfig
+    from disp_llm.data.tokens import Corpus
+    from disp_llm.masks.budget import Budget
+    from disp_llm.masks.prunable import PrunableModel
+    from disp_llm.models.fetching import Fetching
+    from disp_llm.models.loading import load
+    from disp_llm.models.sharding import Sharding
+    from disp_llm.runs.folder import Run
+    from disp_llm.runs.job import Job
+    from disp_llm.training.learning import learn
+    from disp_llm.training.problem import PruningProblem
+
+    machine = MachineConfig(device="cpu", dtype="float32")
+    frozen = FrozenConfig("no", given.base_precision, given.offload)
+    if process.count > 1:
+        frozen = replace(frozen, shard="full")
+        loaded = Sharding.among(process, "full").load(folder, machine)
+    elif frozen.is_fetched:
+        loaded = Fetching(process, frozen).load(folder, machine)
+    else:
+        loaded = load(folder, machine)
+        for parameter in loaded.model.parameters():  # which may be mapped from the files
+            parameter.data = parameter.data.clone()
+    target = PrunableModel.of(loaded)
+    training = TrainingConfig(
+        length=given.length,
+        batch=1,
+        compile="no",
+        distill=given.distill,
+        gradient_checkpointing=given.checkpointing,
+    )
+    learning = LearnConfig(adapter_rank=given.adapter_rank)
+    config = PruneConfig(folder, machine=machine, learn=learning, training=training, frozen=frozen)
+    tokens = torch.randint(1, target.model.config.vocab_size, (20_000,))
+    reset()
+    with tempfile.TemporaryDirectory() as run:
+        job = Job(config, Run(Path(run)), process)
+        budget = Budget(target.layout)
+        problem = PruningProblem(target, Corpus((tokens,)), budget, (0.5,), 1, job)
+        learn(problem, torch.randn(target.layout.entries), steps=2)
+    return target, config
 
 
 def memory(key: str) -> int:
