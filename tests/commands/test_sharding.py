@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def test_own_words_are_the_same(llama_folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--method", "wanda", "--sites", "mlp_mid", "heads"), "--shard: the method wanda looks"),
+        (("--method", "wanda", "--sites", "mlp_mid", "heads"), "--method: wanda looks at weights"),
         (("--budget", "latency", "--target", 0.8), "--budget: times whole models"),
     ],
 )
@@ -109,7 +108,7 @@ MetricsLog.append = {then}
 """Lines that do something in the first process once it has logged a step."""
 
 
-@pytest.mark.parametrize("what", ["os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(60)"])
+@pytest.mark.parametrize("what", ["os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)"])
 def test_a_process_that_is_lost_ends_the_others_in_one_line(
     what, llama_folder, text_file, tmp_path
 ):
@@ -120,9 +119,8 @@ def test_a_process_that_is_lost_ends_the_others_in_one_line(
     children = together.start(
         together.COMMAND, *command, "--output-dir", tmp_path / "run", *SMALL, before=before
     )
-    began = time.monotonic()
     done = children[1].wait()
-    assert time.monotonic() - began < 60
+    assert children[0].alive() == ("sleep" in what)
     children[0].send_signal(signal.SIGKILL)
     children[0].wait()
     assert done.returncode == 2

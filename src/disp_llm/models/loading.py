@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import transformers
@@ -38,6 +38,7 @@ SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 """
 
 
+@runtime_checkable
 class Holding(Protocol):
     """A way to hold models whose weights do not all lie here: `Sharding`, `Fetching`."""
 
