@@ -86,7 +86,8 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, usual_settings(config), target.model.config)
-    way, fastest = first_way(config, target, job.process, dtype.itemsize)
+    in_memory = inputs.model is not None
+    way, fastest = first_way(config, target, job.process, dtype.itemsize, in_memory)
     if way != fastest and job.process.is_main:
         needed, takes = (one.memory.total / 2**30 for one in (fastest, way))
         logger.warning("learning would take %.1f GiB; with %s it is %.1f", needed, way.name, takes)

@@ -49,7 +49,7 @@ class TrainingConfig:
     steps to win its time back."""
     gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
     """Run each block again in the backward pass: less memory, a third more time; auto does where
-    learning would not fit otherwise, by what `disp-llm doctor` counts."""
+    `prune` would not fit otherwise, by what `disp-llm doctor` counts."""
 
     @property
     def recomputes(self) -> bool:
