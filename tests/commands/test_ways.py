@@ -132,3 +132,15 @@ def test_memory_falls_with_what_is_saved():
     assert parts(FrozenConfig("no", offload="disk"), "yes").weights == 4 * (
         target.parameters - blocks
     )
+
+
+def test_what_needs_whole_weights_is_never_held_otherwise(
+    llama_folder, text_file, tmp_path, monkeypatch
+):
+    """A method that looks at weights runs as it did, however little memory there is."""
+    monkeypatch.setattr(commands_ways, "free_memory", lambda device: 1.0)
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--method", "magnitude", *SMALL,
+        "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

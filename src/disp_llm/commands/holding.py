@@ -10,6 +10,7 @@ from disp_llm.commands.ways import first_way
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods import method_named
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_dtype
 from disp_llm.models.fetching import Fetching
@@ -30,11 +31,11 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     """
     progress = job.count("loading model")
     progress(0, 1)
-    holding_of(job, inputs)  # which refuses what cannot be, before anything is counted
+    _refuse_impossible(job, inputs)
     job = replace(job, config=_settled(job, inputs))
     config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
-    holding = holding_of(job, inputs)
+    holding = _holding(job)
     if holding is None:
         loaded = inputs.load(config.model, machine, dense_only=True)
     else:
@@ -45,28 +46,30 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     return job, loaded
 
 
-def holding_of(job: Job[PruneConfig], inputs: Inputs) -> Holding | None:
-    """What holds the model; None = this process has all of it.
-
-    Raises:
-        InputError: it is to be divided, and there is one process; or it lies in memory.
-    """
+def _holding(job: Job[PruneConfig]) -> Holding | None:
+    """What holds the model; None = this process has all of it."""
     frozen, process = job.config.frozen, job.process
-    if frozen.shard in ("auto", "no") and not frozen.is_fetched:
+    if frozen.is_fetched:
+        return Fetching(process, frozen)
+    if frozen.shard in ("auto", "no"):
         return None
-    if inputs.model is not None:
+    return Sharding.among(process, frozen.shard)
+
+
+def _refuse_impossible(job: Job[PruneConfig], inputs: Inputs) -> None:
+    """Refuses, before anything is counted, to hold a model that lies in memory in another way, and
+    to divide one that nobody shares."""
+    frozen, shard = job.config.frozen, job.config.frozen.shard
+    if inputs.model is not None and (frozen.is_fetched or shard not in ("auto", "no")):
         raise InputError(
             "is in memory, as it is", field="model", hint="name a folder to have it held otherwise"
         )
-    if frozen.shard in ("auto", "no"):
-        return Fetching(process, frozen)
-    if process.count == 1:
+    if shard not in ("auto", "no") and job.process.count == 1:
         raise InputError(
-            f"{frozen.shard}, and there is one process",
+            f"{shard}, and there is one process",
             field="shard",
             hint="start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out",
         )
-    return Sharding.among(process, frozen.shard)
 
 
 def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
@@ -86,8 +89,9 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, usual_settings(config), target.model.config)
-    in_memory = inputs.model is not None
-    way, fastest = first_way(config, target, job.process, dtype.itemsize, in_memory)
+    reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
+    stays_whole = inputs.model is not None or reads
+    way, fastest = first_way(config, target, job.process, dtype.itemsize, stays_whole)
     if way != fastest and job.process.is_main:
         needed, takes = (one.memory.total / 2**30 for one in (fastest, way))
         logger.warning("learning would take %.1f GiB; with %s it is %.1f", needed, way.name, takes)

@@ -99,22 +99,23 @@ def first_way(
     target: PrunableModel,
     process: Process,
     itemsize: int,
-    in_memory: bool = False,
+    stays_whole: bool,
 ) -> tuple[Way, Way]:
     """The way that is taken where nobody asks for one: the first that fits and is exact (the last
     of these where none fits), and the way that would be fastest.
 
     Args:
         target: the model, which may be empty.
-        in_memory: whether it lies in memory already, as it is.
+        stays_whole: whether all weights have to lie in each process.
     """
     count = in_node(process) if config.frozen.shard == "hybrid" else process.count
     on_gpu = process.device.type != "cpu"
     known = ways(target, config, count, itemsize, on_gpu)
     found = [way for way in known if _agrees(way, config)]
     free = process.least(free_share(process))
-    if in_memory:
+    if stays_whole:
         found = [way for way in found if way.frozen.shard == "no" and not way.frozen.is_fetched]
+    if not next(target.model.parameters()).is_meta:  # then they lie there already
         free += found[0].memory.weights
     return next((way for way in found if way.fits(free)), found[-1]), found[0]
 
