@@ -16,6 +16,7 @@
 set -euo pipefail
 model=$1 text=$2 run=$3
 
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # which would keep the addresses of lost processes
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_PER_NODE" --max-restarts 3 \

@@ -86,7 +86,10 @@ def ways_of(config: DoctorConfig, empty: PrunableModel, device: torch.device) ->
     settings = usual_settings(PruneConfig(config.model))
     training = replace(settings.training, length=config.length, batch=config.batch)
     settings = replace(settings, training=training)
-    count, free = config.elsewhere or (max(torch.cuda.device_count(), 1), free_memory(device))
+    count, free = config.elsewhere or (
+        max(torch.cuda.device_count(), 1),
+        float(free_memory(device)),
+    )
     on_gpu = config.elsewhere is not None or device.type != "cpu"
     found = ways(empty, settings, count, dtype.itemsize, on_gpu)
     rate = 0.0

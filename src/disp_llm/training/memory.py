@@ -27,6 +27,9 @@ BYTES: dict[BasePrecision, float] = {"bfloat16": 2.0, "int8": 1 + 2 / 64, "nf4":
 LOGITS, TAUGHT_LOGITS = 4, 7
 """How many numbers there are at one time for each logit of a chunk, alone and with a teacher's."""
 
+ALLOCATED = 1.2
+"""Memory that allocators hold for each byte of what comes and goes, as measured."""
+
 GATHERED = 3
 """Blocks that are whole at one time where processes hold parts: one that runs, the next, and the
 buffer that it comes in."""
@@ -36,21 +39,22 @@ buffer that it comes in."""
 class Memory:
     """Bytes in one process."""
 
-    weights: float
+    weights: int
     """Frozen weights, as they are held."""
-    running: float
+    running: int
     """What else there is of them while a block runs."""
-    trained: float
+    trained: int
     """Logits, scales and adapters, with gradients and moments."""
-    kept: float
+    kept: int
     """What autograd keeps for the backward pass."""
-    passing: float
+    passing: int
     """What comes and goes besides: logits of a chunk, or the backward pass of a block."""
 
     @property
     def total(self) -> int:
         """The peak."""
-        return round(self.weights + self.running + self.trained + self.kept + self.passing)
+        around = self.trained + self.kept + self.passing
+        return self.weights + self.running + round(ALLOCATED * around)
 
 
 def learning_memory(
@@ -73,10 +77,10 @@ def learning_memory(
     outside = (target.parameters - sum(blocks)) * itemsize
     held, running = sum(blocks) * itemsize, 0
     if frozen.shard != "no":
-        held, running = held / processes, GATHERED * largest
+        held, running = held // processes, GATHERED * largest
     elif frozen.is_fetched:
         rounded = BYTES.get(frozen.base_precision, itemsize)
-        held = sum(blocks) * rounded if frozen.offload == "no" else 0
+        held = round(sum(blocks) * rounded) if frozen.offload == "no" else 0
         running = largest
     of_blocks = [kept_by_block(shape, tokens) * itemsize for shape in target.layout.blocks]
     inputs = sum(tokens * shape.hidden * itemsize for shape in target.layout.blocks)
@@ -101,7 +105,7 @@ def passing_in_block(shape: BlockShape, tokens: int) -> int:
     return tokens * (3 * shape.intermediate + 2 * shape.hidden)
 
 
-def trained_bytes(target: PrunableModel, config: PruneConfig) -> float:
+def trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     """What is trained, its gradient, two moments, and what the optimiser computes with."""
     learn, entries = config.learn, target.layout.entries
     numbers = entries * (2 if learn.learns_scales else 1)
