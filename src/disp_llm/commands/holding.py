@@ -2,7 +2,9 @@
 was asked for, or as it fits."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from disp_llm.commands.front import Inputs
 from disp_llm.commands.planning import usual_settings
@@ -20,6 +22,8 @@ from disp_llm.models.windows import within_positions
 from disp_llm.runs.job import Job
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfig], Loaded]:
@@ -44,6 +48,16 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
         loaded = holding.load(config.model, machine, dense_only=True)
     progress(1, 1)
     return job, loaded
+
+
+def first_alone(job: Job, loaded: Loaded, work: Callable[[], Result]) -> Result | None:
+    """Lets the first process work while the others wait, or take part where they hold the model
+    together; None in the others."""
+    if loaded.holding is not None:
+        return loaded.holding.lead(work)
+    result = work() if job.process.is_main else None
+    job.process.wait()
+    return result
 
 
 def _holding(job: Job[PruneConfig]) -> Holding | None:

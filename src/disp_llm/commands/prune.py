@@ -7,7 +7,7 @@ scores, mask learning, and for every size masks, export, and the measurement of 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.front import (
@@ -21,7 +21,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.holding import load_original
+from disp_llm.commands.holding import first_alone, load_original
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
@@ -57,8 +57,6 @@ from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.results import DenseResult, as_json, from_json
 from disp_llm.runs.settings import available, begin_run
 from disp_llm.training.problem import PruningProblem
-
-Result = TypeVar("Result")
 
 
 def prune(
@@ -202,16 +200,6 @@ def export_all(
     SizeWriter(problem, export, config.first_size).write(selection, config.shares)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
-
-
-def first_alone(job: Job, loaded: Loaded, work: Callable[[], Result]) -> Result | None:
-    """Lets the first process work while the others wait, or take part where they hold the model
-    together; None in the others."""
-    if loaded.holding is not None:
-        return loaded.holding.lead(work)
-    result = work() if job.process.is_main else None
-    job.process.wait()
-    return result
 
 
 def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:
