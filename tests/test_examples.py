@@ -1,11 +1,14 @@
 """The scripts of examples/, on a tiny model."""
 
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 import transformers
 from conftest import SETTINGS
+
+from disp_llm.cli.parsing import parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -39,3 +42,14 @@ def test_add_a_method(run_in, llama_folder, text_file, tmp_path):
     perplexity = run_in("add_a_method", str(llama_folder), str(text_file), **SETTINGS)
     assert perplexity > 1
     assert 'method = "mine"' in (tmp_path / "run-mine" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["prune_on_slurm.sh", "prune_on_skypilot.yaml"])
+def test_launchers_ask_for_what_there_is(name):
+    """The command that they start is one, with the flags that it has."""
+    said = (EXAMPLES / name).read_text().replace("\\\n", " ")
+    (line,) = [line for line in said.splitlines() if "-m disp_llm" in line]
+    arguments = shlex.split(line.partition("-m disp_llm")[2])
+    config = parse([word.replace("$", "") for word in arguments])
+    assert config.resume == "auto"
+    assert config.frozen.shard in ("full", "hybrid")

@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
 
-import fresh
 import pytest
+import together
 import torch
 import transformers
 from conftest import (
@@ -492,20 +491,7 @@ def by_torchrun(*arguments: object) -> str:
 def as_torchrun_does(*arguments: object) -> str:
     """Standard output of two fresh processes with the environment that torchrun gives to its own,
     whose three interpreters take fifteen seconds to start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    module = 'import runpy; runpy.run_module("disp_llm", run_name="__main__")'
-    both = [
-        fresh.Child(
-            module, ["disp-llm", *map(str, arguments)], env | {"RANK": rank, "LOCAL_RANK": rank}
-        )
-        for rank in "01"
-    ]
-    done = [one.wait() for one in both]
-    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
-    return "".join(one.stdout for one in done)
+    return "".join(one.stdout for one in together.run(together.COMMAND, *arguments))
 
 
 @pytest.mark.parametrize(

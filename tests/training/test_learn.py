@@ -180,7 +180,7 @@ def test_learning_lowers_the_loss_of_the_exact_masks(problem, tmp_path):
 
 def test_gradient_checkpointing_changes_nothing_but_memory(problem, tmp_path):
     plain = learned(problem, tmp_path / "a")
-    training = dataclasses.replace(TRAINING, gradient_checkpointing=True)
+    training = dataclasses.replace(TRAINING, gradient_checkpointing="yes")
     again = learned(problem, tmp_path / "b", training=training)
     assert torch.equal(plain.importance, again.importance)
     assert "forward" not in vars(problem.dense.blocks[0])

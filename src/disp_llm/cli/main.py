@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 import warnings
 from typing import Any, NoReturn
 
@@ -39,13 +40,16 @@ def main() -> None:
     except InputError as error:
         _refuse(error, command, as_json)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if type(error).__name__ == "Ended":  # the process that has failed says why
+            _end(USAGE_ERROR)
+        found = _explained(error, arguments)
+        if found is None:
             raise
-        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
-        _refuse(InputError("out of memory", field=program(arguments), hint=hint), command, as_json)
+        _refuse(found, command, as_json)
     except KeyboardInterrupt:
-        print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        if rank() == 0:
+            print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        _end(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         _drop_output()
         sys.exit(1)
@@ -78,13 +82,35 @@ def _write(text: str) -> None:
 
 
 def _refuse(error: InputError, command: str, as_json: bool) -> NoReturn:
-    """Says what is wrong and ends the process, also where standard output cannot be written."""
+    """Says what is wrong and ends the process, also where standard output cannot be written. Of
+    several processes the first says it, and another one if the first has not ended by then."""
+    if rank() > 0:
+        time.sleep(PAUSE)
     try:
         print_error(error, command, as_json)
         _write("")
     except (OSError, InputError):
         _drop_output()
-    sys.exit(USAGE_ERROR)
+    _end(USAGE_ERROR)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process. One of several is kept from it by the group that the others may have left,
+    unless it leaves at once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+PAUSE = 5.0
+"""Seconds that another process than the first waits before it says why it ends: whoever has started
+them ends it before, if the first has."""
+
+
+def rank() -> int:
+    """Number of this process among those that were started together, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _drop_output() -> None:
@@ -96,6 +122,25 @@ def _run(command: str, config: Config) -> dict[str, Any]:
     """Imports the command, and with it whatever it needs, only now."""
     module = importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
     return module.run(config)
+
+
+def _explained(error: RuntimeError, arguments: list[str]) -> InputError | None:
+    """What a user can do about an error that a library raised; None where it is ours."""
+    field = program(arguments)
+    if _has_lost_another(error):
+        hint = "start all again with `resume` auto, which goes on from the last checkpoint"
+        return InputError("another process has ended or hangs", field=field, hint=hint)
+    if _is_out_of_memory(error):
+        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
+        return InputError("out of memory", field=field, hint=hint)
+    return None
+
+
+def _has_lost_another(error: RuntimeError) -> bool:
+    """Whether it is the word of what connects processes for one that does not answer."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    said = str(error)
+    return "DistError" in kinds or "/gloo/" in said or "by peer" in said
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -132,7 +177,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    level = logging.WARNING if rank() == 0 else logging.ERROR  # which the first says for all
+    logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
     warnings.formatwarning = lambda message, *place, **line: str(message)

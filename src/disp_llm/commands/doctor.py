@@ -3,26 +3,27 @@
 Only where alignments are to be measured is the model itself needed.
 """
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from disp_llm.commands.front import Caller
-from disp_llm.compact.modeling_disp_llm import widths_of
+from disp_llm.commands.planning import usual_settings
+from disp_llm.commands.ways import Way, ways
 from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.learning import LearnConfig
 from disp_llm.config.parts import MachineConfig
+from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.alignment import measured_alignments
 from disp_llm.evaluation.timing import Workload, fitted
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.loading import empty_model, load, load_config
+from disp_llm.models.loading import load, load_shapes
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.training.losses import CHUNK
 
 
 def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -37,13 +38,10 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
     """
     caller, config = Caller.asking(DoctorConfig, asked, options)
     config.validate()
-    described = load_config(config.model)
-    device = resolve_device(config.device)
-    family = family_of(described)  # before what transformers says of a model that it cannot make
-    empty = PrunableModel(empty_model(described), family)
+    empty = PrunableModel(*load_shapes(config.model))
+    described, device = empty.model.config, resolve_device(config.device)
     budget = Budget(empty.layout)
     itemsize = resolve_dtype("auto", device).itemsize
-    needed, free = memory(empty, config.length * config.batch, itemsize), free_memory(device)
     result = {
         "model": config.model,
         "model_type": described.model_type,
@@ -55,10 +53,8 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
         "mask_entries": empty.layout.entries,
         "sizes": [size(budget, keep, empty.parameters, itemsize) for keep in config.keep],
         "device": str(device),
-        "memory_needed_bytes": needed,
-        "memory_free_bytes": free,
-        "advice": advice(needed, free),
     }
+    result |= ways_of(config, empty, device)
     if config.measure:
         with caller.watching() as progress:
             result["alignments"] = measure_alignments(config, progress)
@@ -86,39 +82,78 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
     }
 
 
-def memory(empty: PrunableModel, tokens: int, itemsize: int) -> dict[str, int]:
-    """Bytes that three ways of learning need: weights, activations of so many tokens, and what is
-    trained (logits, scales, adapters of the default rank) with its gradient and moments.
-
-    An estimate: for its backward pass a block keeps about 12 vectors of the residual stream's
-    width, 6 of the intermediate one and 3 of the attention's; with gradient checkpointing only its
-    input.
-    """
-    shapes, vocabulary = empty.layout.blocks, empty.model.config.get_text_config().vocab_size
-    weights = empty.parameters * itemsize
-    adapters = LearnConfig().adapter_rank * sum(sum(widths_of(one)) for one in empty.linears())
-    trained = 5 * 4 * empty.layout.entries + 4 * 4 * adapters
-    constant = weights + 3 * 4 * CHUNK * vocabulary + trained
-    blocks = [
-        tokens * (12 * block.hidden + 6 * block.used + 3 * block.qkv) * itemsize for block in shapes
-    ]
-    inputs = sum(tokens * block.hidden * itemsize for block in shapes)
+def ways_of(config: DoctorConfig, empty: PrunableModel, device: torch.device) -> dict[str, Any]:
+    """Every way to learn, what it takes and whether it fits: of the default recipe."""
+    dtype = resolve_dtype("auto", device)
+    settings = usual_settings(PruneConfig(config.model))
+    training = replace(settings.training, length=config.length, batch=config.batch)
+    settings = replace(settings, training=training)
+    count, free = config.elsewhere or (
+        max(torch.cuda.device_count(), 1),
+        float(free_memory(device)),
+    )
+    on_gpu = config.elsewhere is not None or device.type != "cpu"
+    found = ways(empty, settings, count, dtype.itemsize, on_gpu)
+    rate = 0.0
+    if config.seconds and config.elsewhere is None:
+        tokens = config.length * config.batch
+        rate = operations_per_second(empty, tokens, dtype, device, config.seconds)
+    operations = [learning_operations(empty, settings, way) for way in found]
     return {
-        "learning": constant + sum(blocks),
-        "gradient_checkpointing": constant + inputs + max(blocks),
-        "forward_only": constant + max(blocks),
+        "devices": count,
+        "memory_free_bytes": round(free),
+        "ways": [
+            {
+                "name": way.name,
+                "processes": way.processes,
+                "memory_bytes": way.memory.total,
+                "fits": way.fits(free),
+                "exact": way.exact,
+                "learning_s": round(needed / rate, 1) if rate else None,
+            }
+            for way, needed in zip(found, operations, strict=True)
+        ],
+        "advice": advice(found, free),
     }
 
 
-def advice(needed: dict[str, int], free: int) -> str:
-    """The first way that fits."""
-    if needed["learning"] <= free:
-        return "fits"
-    if needed["gradient_checkpointing"] <= free:
-        return "fits with --gradient-checkpointing"
-    if needed["forward_only"] <= free:
-        return "forward passes fit, learning does not: --method flap or wanda"
-    return "does not fit: use a larger device, or a smaller --length or --batch"
+def learning_operations(empty: PrunableModel, settings: PruneConfig, way: Way) -> float:
+    """Operations of scoring and learning in each process: two for each weight and token of a
+    forward pass, with the teacher's."""
+    forward = 2 * (empty.block_parameters + empty.head_weight.numel())
+    learning = settings.learn.steps * settings.training.tokens_per_step
+    passes = way.operations + (1 if settings.training.distill else 0)
+    return forward * (learning * passes + settings.scores.tokens * way.operations)
+
+
+def operations_per_second(
+    empty: PrunableModel, tokens: int, dtype: torch.dtype, device: torch.device, seconds: float
+) -> float:
+    """How fast the device multiplies matrices of the model's own shape, measured for so long."""
+    shape = empty.layout.blocks[0]
+    left = torch.randn(tokens, shape.hidden, dtype=dtype, device=device)
+    right = torch.randn(shape.hidden, shape.intermediate, dtype=dtype, device=device)
+
+    def product() -> None:
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    product()
+    done, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        product()
+        done += 1
+    return 2 * tokens * shape.hidden * shape.intermediate * max(done, 1) / passed
+
+
+def advice(found: list[Way], free: float) -> str:
+    """The first way that fits and is exact, or else the first that fits."""
+    fitting = [way for way in found if way.fits(free)]
+    if not fitting:
+        return "does not fit: use a larger device, several, or a smaller --length or --batch"
+    best = next((way for way in fitting if way.exact), fitting[0])
+    return "fits" if best is found[0] else f"fits with {best.name}"
 
 
 def measure_alignments(config: DoctorConfig, progress: ProgressCallback) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from disp_llm.commands.exporting import MeasuredExport, PlainExport
+from disp_llm.commands.exporting import HeldExport, MeasuredExport, PlainExport, measured_export
 from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
@@ -13,6 +14,7 @@ from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
+from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import load_masks
 from disp_llm.models.architectures import family_of
@@ -71,15 +73,16 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
     return PruneResult(run.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport:
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | HeldExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
-    loaded, problem, sources = open_problem(job, Inputs())
+    held, loaded = load_original(job, Inputs())
+    problem, sources = open_problem(held, loaded, Inputs())
     problem, texts = with_texts(problem, loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     evaluation = problem.job.config.evaluation
     measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, job.progress, board)
-    return MeasuredExport(problem, measuring)
+    return measured_export(problem, measuring, loaded.holding)
 
 
 def _plain(job: Job[PruneConfig]) -> PlainExport:
@@ -101,6 +104,8 @@ def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
     return replace(
         stored,
         keep=config.shares,
+        frozen=FrozenConfig(shard="no", offload=stored.frozen.offload),  # nothing is learned
+        training=replace(stored.training, gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
         budget=replace(config.budget, target=config.shares),

@@ -5,11 +5,14 @@ is only written needs no forward pass, and goes from file to file where those of
 read tensor by tensor.
 """
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.measuring import Measuring
+from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
 from disp_llm.export.cutting import compact_model
@@ -19,11 +22,13 @@ from disp_llm.export.streaming import stream_folder
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import Checkpoint
-from disp_llm.models.loading import load_model
+from disp_llm.models.checkpoint import Checkpoint, load_unread
+from disp_llm.models.devices import dtype_name
+from disp_llm.models.loading import Holding, load_model
 from disp_llm.models.windows import fitting
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import DenseResult, from_json
+from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
 
 CHECK_TOKENS = 256
@@ -61,8 +66,7 @@ class MeasuredExport:
             name: what progress calls the model.
         """
         job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
-        with fold_into_weights(dense, masks), masked(dense) as masking:
-            masking.set(masks.kept.float().to(dense.device))
+        with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
             job.progress(f"{name}: export", 0, 1, {})
             compact = compact_model(dense, masks)
@@ -127,3 +131,89 @@ class PlainExport:
         write_folder(model, self.tokenizer, folder, shard, dense.processor)
         export(1, 1)
         return Exported(PrunableModel(model, dense.family), {})
+
+
+@dataclass(frozen=True)
+class HeldExport:
+    """Writes from the files of a model whose weights do not all lie here, and measures what lies in
+    the folder, held likewise; where processes hold them together, the first leads."""
+
+    problem: PruningProblem
+    measuring: Measuring
+    holding: Holding
+
+    measures = True
+
+    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
+        """Writes the folder.
+
+        Args:
+            name: what progress calls the model.
+
+        Raises:
+            InputError: a file of the original cannot be read, or is damaged.
+        """
+        job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
+        with as_masked(dense, masks):
+            of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
+        exported = self._plain.write(masks, name, folder)
+        loaded = self.holding.load(str(folder), self._machine)
+        with as_masked(dense, masks):
+            tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+            errors = logit_errors(dense.model, loaded.model, tokens)
+        warn_of_error(errors, folder)
+        compact = PrunableModel(loaded.model, dense.family)
+        figures = {
+            "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
+            "perplexity_masked": of_masked.perplexity,
+            "logit_errors": errors,
+            "scores": measuring.scores(compact, name, original_of(job.run).scores),
+            "sample": measuring.sample(loaded.model),
+        }
+        self.holding.drop(loaded.model)
+        return Exported(exported.model, figures)
+
+    @property
+    def _machine(self) -> MachineConfig:
+        """Where both models run, and in which data type."""
+        dense, machine = self.problem.dense, self.problem.job.config.machine
+        dtype: Any = dtype_name(dense.dtype)
+        return replace(machine, device=str(dense.device), dtype=dtype)
+
+    @property
+    def _plain(self) -> PlainExport:
+        """What writes from the files of the original."""
+        dense = self.problem.dense
+        machine = replace(self._machine, device="cpu")
+        loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
+        original = replace(self.problem, dense=PrunableModel.of(loaded, dense.sites))
+        return PlainExport(original, self.measuring.tokenizer, checkpoint)
+
+
+def measured_export(
+    problem: PruningProblem, measuring: Measuring, holding: Holding | None
+) -> MeasuredExport | HeldExport:
+    """An export of a model that is whole here, or that something holds."""
+    if holding is None:
+        return MeasuredExport(problem, measuring)
+    return HeldExport(problem, measuring, holding)
+
+
+@contextlib.contextmanager
+def as_masked(dense: PrunableModel, masks: Masks) -> Iterator[None]:
+    """While the context lasts, a model runs as the compact one of some masks will: its weights
+    changed or, where they do not lie here, with scales and adapters beside them, as it ran when
+    these were learned."""
+    device, compensation = dense.device, masks.compensation
+    flat = masks.kept.float()
+    with contextlib.ExitStack() as stack:
+        if dense.is_whole:
+            stack.enter_context(fold_into_weights(dense, masks))
+        else:
+            assert compensation.mean_inputs is None, "a method has read weights"
+            flat = flat if compensation.scales is None else flat * compensation.scales.cpu()
+            if compensation.adapters:
+                adapters = Adapters.of(compensation.adapters).to(device)
+                stack.enter_context(adapted(dense, adapters))
+        stack.enter_context(masked(dense)).set(flat.to(device))
+        yield

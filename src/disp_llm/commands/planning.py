@@ -121,6 +121,32 @@ def require_known_blocks(problem: PruningProblem) -> None:
         )
 
 
+def require_unread(config: PruneConfig) -> None:
+    """Refuses what needs all weights in one process.
+
+    Raises:
+        InputError: the method looks at weights, learning leaves some out, or time is the budget.
+    """
+    if method_named(config.method).reads_weights:
+        raise InputError(
+            f"{config.method} looks at weights, which do not all lie in this process",
+            field="method",
+            hint="use learned, or leave `shard`, `offload` and `base_precision` out",
+        )
+    if config.learn.leaves_out:
+        raise InputError(
+            "cuts weights, which do not all lie in this process",
+            field="spare",
+            hint="leave it out, or leave `shard`, `offload` and `base_precision` out",
+        )
+    if config.budget.budget == "latency":
+        raise InputError(
+            "times whole models, and not all weights lie in this process",
+            field="budget",
+            hint="leave `shard`, `offload` and `base_precision` out",
+        )
+
+
 def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
     """Refuses text that is shorter than a window, and an evaluation window that is longer than what
     the model can read."""

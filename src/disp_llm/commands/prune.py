@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.exporting import MeasuredExport
+from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.front import (
     Caller,
     Inputs,
@@ -21,6 +21,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
+from disp_llm.commands.holding import first_alone, load_original
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
@@ -28,6 +29,7 @@ from disp_llm.commands.planning import (
     problem_of,
     refuse_impossible,
     refuse_short_text,
+    require_unread,
     tokens_seen,
     usual_settings,
 )
@@ -42,7 +44,7 @@ from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Loaded
+from disp_llm.models.loading import Holding, Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
@@ -144,15 +146,19 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
     board = scoreboard_of_run(asked, run)
+    held, loaded = load_original(job, inputs)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
-        loaded, problem, sources = open_problem(job, inputs)
+        problem, sources = open_problem(held, loaded, inputs)
         refuse_impossible(problem)
 
-        def begin() -> None:
-            run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-            _begin(job, problem, loaded)
+    def begin() -> None:
+        run.require_same_source(loaded.source, dtype_name(loaded.dtype))
+        _begin(job, problem, loaded)
 
-        problem, texts = with_texts(problem, loaded, sources, inputs.texts.words, begin)
+    def written() -> tuple[PruningProblem, Texts]:
+        return with_texts(problem, loaded, sources, inputs.texts.words, begin)
+
+    problem, texts = first_alone(job, loaded, written) or written()
     refuse_short_text(problem, texts)
     run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     config = problem.job.config
@@ -163,23 +169,34 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
         _begin(job, problem, loaded)
     process.wait()
     start_tracking(process, config.track, run.folder)
-    if process.is_main:
-        if "source" not in run.result() or config.anyway:
-            base, terms = base_and_license(config.model)
-            source = loaded.source | texts.names | {"base_model": base, "license": terms}
-            run.update(source=source)
+    if process.is_main and ("source" not in run.result() or config.anyway):
+        base, terms = base_and_license(config.model)
+        source = loaded.source | texts.names | {"base_model": base, "license": terms}
+        run.update(source=source)
+
+    def measure_dense() -> None:
         run.update(dense=dense_figures(problem, measuring))
-    process.wait()
+
+    first_alone(job, loaded, measure_dense)
     selection = choose(problem)
-    process.wait()
-    process.accelerator.end_training()  # the others have nothing more to do and may leave
-    if not process.is_main:
-        return
+
+    def export() -> None:
+        export_all(problem, measuring, selection, loaded.holding)
+
+    first_alone(job, loaded, export)
+    process.accelerator.end_training()
+
+
+def export_all(
+    problem: PruningProblem, measuring: Measuring, selection: Selection, holding: Holding | None
+) -> None:
+    """Writes and measures everything that follows from a selection."""
+    config, run = problem.job.config, problem.job.run
     steps = run.result().get("steps", config.learn.steps)
-    run.update(tokens_seen=tokens_seen(config, steps, process.count))
+    run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = MeasuredExport(problem, measuring)
+    export = measured_export(problem, measuring, holding)
     SizeWriter(problem, export, config.first_size).write(selection, config.shares)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
@@ -216,21 +233,21 @@ def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
     return scoreboard_of(config.suite, found.scores if found else None)
 
 
-def open_problem(job: Job[PruneConfig], inputs: Inputs) -> tuple[Loaded, PruningProblem, Sources]:
-    """Loads the model, reads texts, and settles budget, alignment and the length of windows: the
-    job of the problem has settings that the model can follow. It has no learning text yet."""
-    config, device = job.config, job.process.device
-    progress = job.count("loading model and text")
-    progress(0, 2)
-    machine = replace(config.machine, device=str(device))
-    loaded = inputs.load(config.model, machine, dense_only=True)
-    config = within_positions(config, usual_settings(config), loaded.model.config)
+def open_problem(
+    job: Job[PruneConfig], loaded: Loaded, inputs: Inputs
+) -> tuple[PruningProblem, Sources]:
+    """Reads texts, and settles budget, alignment and the length of windows: the job of the problem
+    has settings that the model can follow. It has no learning text yet."""
+    config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
     job = replace(job, config=config)
-    progress(1, 2)
+    progress = job.count("reading text")
+    progress(0, 1)
     needs = own_needs(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, needs.learning)
-    progress(2, 2)
-    return loaded, problem_of(job, loaded), sources
+    progress(1, 1)
+    if loaded.holding is not None:
+        require_unread(config)
+    return problem_of(job, loaded), sources
 
 
 def with_texts(

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.exporting import MeasuredExport, PlainExport, original_of
+from disp_llm.commands.exporting import (
+    HeldExport,
+    MeasuredExport,
+    PlainExport,
+    as_masked,
+    original_of,
+)
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
@@ -18,9 +24,7 @@ from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import figures_of
 from disp_llm.export.folders import added_biases, weight_bytes
-from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import project
-from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.files import atomic
@@ -55,7 +59,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    export: MeasuredExport | PlainExport
+    export: MeasuredExport | HeldExport | PlainExport
     first_size: str
     """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""
@@ -201,15 +205,13 @@ def measure_curve(
     """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
     run = problem.job.run
     points = run.result().get("curve", [])
-    with masked(problem.dense) as masking:
-        for share in shares[len(points) :]:
-            masks = masks_of(problem, selection, share)
-            with fold_into_weights(problem.dense, masks):
-                masking.set(masks.kept.float().to(problem.dense.device))
-                found = measuring.perplexity(problem.dense, f"curve at keep {share:g}")
-            keep = float(problem.budget.keep(masks.counts))
-            points.append({"keep_asked": share, "keep": keep} | as_json(found))
-            run.update(curve=points)
+    for share in shares[len(points) :]:
+        masks = masks_of(problem, selection, share)
+        with as_masked(problem.dense, masks):
+            found = measuring.perplexity(problem.dense, f"curve at keep {share:g}")
+        keep = float(problem.budget.keep(masks.counts))
+        points.append({"keep_asked": share, "keep": keep} | as_json(found))
+        run.update(curve=points)
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

@@ -255,14 +255,14 @@ def read_quietly(config: Any) -> None:
 
 def require_indices(model: nn.Module, missing: set[str]) -> None:
     """Refuses indices that a file lacks, which are then whatever the memory held before, and those
-    that are no selection of the stream.
+    that are no selection of the stream. On the meta device nothing is known of them yet.
 
     Raises:
         ValueError: naming them.
     """
     for name, kept in model.named_buffers():
         path, _, buffer = name.rpartition(".")
-        if buffer in ("kept_in", "kept_out"):
+        if buffer in ("kept_in", "kept_out") and not kept.is_meta:
             full: Any = model.get_submodule(path).full_width
             whole = name not in missing and kept.dtype == torch.int64
             if not (whole and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < full):

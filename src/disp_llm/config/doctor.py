@@ -1,12 +1,23 @@
 """What `disp-llm doctor` can be asked."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_paths, require_sizes
+from disp_llm.config.checks import (
+    require_at_least,
+    require_not_negative,
+    require_paths,
+    require_sizes,
+)
+from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
+
+UNITS = {"GB": 1e9, "GiB": 2.0**30}
+DEVICES = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)(GB|GiB)")
+"""`4x80GB`: how many, the memory of each, and its unit."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,18 @@ class DoctorConfig:
     """Print one JSON object on standard output."""
     device: str = "auto"
     """Device whose memory is compared: cpu, cuda, ..."""
+    devices: str = ""
+    """Other devices to compare with, such as 80GB or 4x80GB. Default: what is here."""
+    seconds: float = 10.0
+    """How long the speed of this device is measured, for the time that learning takes; 0 = not."""
+
+    @property
+    def elsewhere(self) -> tuple[int, float] | None:
+        """How many other devices are asked about, and the bytes of each; None = what is here."""
+        found = DEVICES.fullmatch(self.devices)
+        if not self.devices or found is None:
+            return None
+        return int(found[1] or 1), float(found[2]) * UNITS[found[3]]
 
     def validate(self) -> None:
         """Refuses sizes that no model has.
@@ -39,3 +62,10 @@ class DoctorConfig:
         require_sizes(keep=self.keep)
         require_at_least(2, length=self.length)
         require_at_least(1, batch=self.batch)
+        require_not_negative(seconds=self.seconds)
+        if self.devices and (self.elsewhere is None or min(self.elsewhere) <= 0):
+            raise InputError(
+                f"'{self.devices}' is no number of devices with their memory",
+                field="devices",
+                hint="give 80GB, or 4x80GB for several",
+            )

@@ -47,8 +47,14 @@ class TrainingConfig:
     compile: Literal["auto", "yes", "no"] = "auto"
     """Run the blocks through torch.compile; auto does where there is a C++ compiler and enough
     steps to win its time back."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, a third more time."""
+    gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
+    """Run each block again in the backward pass: less memory, a third more time; auto does where
+    `prune` would not fit otherwise, by what `disp-llm doctor` counts."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks run again in the backward pass; not where nothing has settled it."""
+        return self.gradient_checkpointing == "yes"
 
     @property
     def tokens_per_step(self) -> int:

@@ -238,3 +238,5 @@ class MachineConfig:
     float32."""
     seed: int = 0
     """Seed of every random draw."""
+    patience: float = 30.0
+    """Minutes that one of several processes waits for the others within a step; then all end."""

@@ -13,6 +13,7 @@ from disp_llm.config.checks import (
     require_sizes,
 )
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import (
     BRANCHES,
@@ -91,6 +92,7 @@ class PruneConfig:
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    frozen: FrozenConfig = field(default_factory=FrozenConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -133,7 +135,7 @@ class PruneConfig:
         self._validate_range()
         for part in (self.text, self.words, self.evaluation):
             part.validate()
-        for part in (self.scores, self.learn, self.training):
+        for part in (self.scores, self.learn, self.training, self.frozen):
             part.validate()
         self.export.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"

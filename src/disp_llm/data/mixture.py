@@ -71,6 +71,13 @@ class Mixture(nn.Module):
         windows = [self._windows(source, 1, length, noise) for source in sources.tolist()]
         return torch.cat(windows), sources
 
+    def draw_own(
+        self, count: int, length: int, noise: torch.Generator, process: Process
+    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+        """The part of one process, so many windows, of a batch that all draw alike."""
+        windows, sources = self.draw(count * process.count, length, noise)
+        return process.own(windows), process.own(sources)
+
     def _windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Tensor:
         corpus = self.corpus
         return random_windows(corpus.streams[source], count, length, noise, corpus.bos_token_id)

@@ -26,6 +26,12 @@ def random_stream(name: Stream, seed: int, *place: int) -> torch.Generator:
     return generator_of(seed, STREAMS[name], *place)
 
 
+def shared_stream(name: Stream, seed: int, step: int) -> torch.Generator:
+    """The generator of a step for all processes alike: each takes its part of what is drawn, so
+    that the text of a step does not depend on how many they are."""
+    return random_stream(name, seed, step, 0)
+
+
 def generator_of(*numbers: int) -> torch.Generator:
     """A generator whose stream depends on all of the numbers (their order counts)."""
     mixed = 0

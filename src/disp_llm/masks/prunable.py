@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
@@ -92,9 +93,16 @@ class PrunableModel:
                 yield linear_at(block, path)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all weights lie here as they are: neither divided among processes nor fetched
+        when a block runs."""
+        weights = (linear.weight for linear in self.linears())
+        return not any(isinstance(weight, DTensor) or weight.is_meta for weight in weights)
+
+    @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(self.model.parameters()).device
+        """Where it runs."""
+        return self.head_weight.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -216,6 +216,7 @@ METHOD = Method(
     reference="Huang et al., Deterministic Differentiable Structured Pruning for Large Language "
     "Models (arXiv 2603.08065)",
     choose=ddp,
+    reads_weights=False,
     sites=COUPLED,
     reads_text=False,
     learns=True,

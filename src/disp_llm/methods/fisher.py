@@ -45,7 +45,7 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
     else:
         windows = calibration_windows(problem)
         rounds = min(config.score_rounds or rounds, config.calibration_sequences)
-        with checkpointed_blocks(problem.dense, problem.training.gradient_checkpointing):
+        with checkpointed_blocks(problem.dense, problem.training.recomputes):
             importance = fisher_importance(problem, windows, rounds)
         if problem.job.process.is_main:
             write_tensors(path, {"fisher": importance.cpu()})
@@ -58,6 +58,7 @@ METHOD = Method(
     title="Fisher scores",
     reference="this project (docs/how-it-works.md)",
     choose=fisher,
+    reads_weights=False,
     drops_branches=True,
     knows_experts=True,
 )

@@ -63,7 +63,7 @@ def gisp(problem: PruningProblem) -> Selection:
     order = torch.zeros(len(kept), dtype=torch.float64, device=dense.device)
     done = 0
     with (
-        checkpointed_blocks(dense, problem.training.gradient_checkpointing),
+        checkpointed_blocks(dense, problem.training.recomputes),
         masked(dense) as masking,
     ):
         for number, part in enumerate(windows.tensor_split(rounds), start=1):

@@ -135,6 +135,7 @@ METHOD = Method(
     reference="Wang et al., GRASPrune: Global Gating for Budgeted Structured Pruning of Large "
     "Language Models (arXiv 2604.19398)",
     choose=grasprune,
+    reads_weights=False,
     sites=COUPLED,
     learns=True,
     one_size=True,

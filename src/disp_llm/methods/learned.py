@@ -34,6 +34,7 @@ METHOD = Method(
     reference="Gao et al., DISP-LLM: Dimension-Independent Structural Pruning for Large Language "
     "Models (arXiv 2410.11988); our default differs from it (docs/how-it-works.md)",
     choose=learned,
+    reads_weights=False,
     drops_branches=True,
     knows_experts=True,
     learns=True,

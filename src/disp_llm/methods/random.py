@@ -20,6 +20,7 @@ METHOD = Method(
     title="Random",
     reference="none: what any method must beat",
     choose=random,
+    reads_weights=False,
     drops_branches=True,
     knows_experts=True,
     reads_text=False,

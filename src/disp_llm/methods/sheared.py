@@ -189,6 +189,7 @@ METHOD = Method(
     reference="Xia et al., Sheared LLaMA: Accelerating Language Model Pre-training via Structured "
     "Pruning (arXiv 2310.06694)",
     choose=sheared,
+    reads_weights=False,
     sites=(*SITES, HEADS),
     reads_text=False,
     learns=True,

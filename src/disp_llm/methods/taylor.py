@@ -29,7 +29,7 @@ def taylor(problem: PruningProblem) -> Selection:
     windows, progress = calibration_windows(problem), problem.job.count("scoring")
     channels, heads = [], []
     with (
-        checkpointed_blocks(dense, problem.training.gradient_checkpointing),
+        checkpointed_blocks(dense, problem.training.recomputes),
         weight_gradients(dense),
     ):
         for done, window in enumerate(windows, start=1):

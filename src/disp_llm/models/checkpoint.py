@@ -70,21 +70,27 @@ class Checkpoint:
     sources: dict[str, Source]
     """By the names of the model."""
 
-    def read(self, name: str) -> Tensor:
-        """A tensor, in the data type that the model has it in.
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """A tensor, in the data type that the model has it in, or some of its rows, of which no
+        others are then read where files have it as it is.
 
         Raises:
             InputError: a file cannot be read, or a number in it is not finite.
         """
         source = self.sources[name]
+        as_it_is = source.converter is None and rows != slice(None)
 
         def read(place: Place) -> Tensor:
             with opened(place.file, AGAIN) as file:
-                tensor = file.get_tensor(place.name)
+                if as_it_is:
+                    tensor = file.get_slice(place.name)[rows]
+                else:
+                    tensor = file.get_tensor(place.name)
             require_finite_tensors(self.loaded.source["model"], [(place.name, tensor)])
             return tensor.to(source.dtype)
 
-        return source.made(name, self.loaded.model, read)
+        made = source.made(name, self.loaded.model, read)
+        return made if as_it_is or rows == slice(None) else made[rows]
 
 
 def load_unread(name: str, machine: MachineConfig) -> tuple[Loaded, Checkpoint | None]:

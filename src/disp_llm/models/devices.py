@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
@@ -18,7 +19,8 @@ from disp_llm.runs.provenance import cpu_facts
 
 LONGEST_WAIT = timedelta(days=1)
 """How long the other processes wait for the main one while it lets the model write its own text or
-measures; torch gives up after ten minutes on GPUs."""
+measures; torch gives up after ten minutes on GPUs. Within a step they wait as long as the setting
+`patience` says."""
 
 
 def start_process(machine: MachineConfig) -> Process:
@@ -27,13 +29,35 @@ def start_process(machine: MachineConfig) -> Process:
     Raises:
         InputError: no such device here.
     """
+    _connect_again(machine)
     accelerator = Accelerator(
         cpu=machine.device == "cpu" or not torch.cuda.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     if accelerator.num_processes > 1:
-        return Process(accelerator, accelerator.device)
+        group = torch.distributed.new_group(timeout=timedelta(minutes=machine.patience))
+        return Process(accelerator, accelerator.device, group)
     return Process(accelerator, resolve_device(machine.device))
+
+
+def _connect_again(machine: MachineConfig) -> None:
+    """Connects processes that torchrun has started again on one node. Its store outlives them, and
+    in it lie the addresses of those that are gone: every attempt gets names of its own."""
+    env, distributed = os.environ, torch.distributed
+    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+    of_agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env["GROUP_WORLD_SIZE"] == "1"
+    if attempt == "0" or not of_agent or distributed.is_initialized():
+        return
+    on_cpu = machine.device == "cpu" or not torch.cuda.is_available()
+    count = int(env["WORLD_SIZE"])
+    store = distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), count, False)
+    distributed.init_process_group(
+        "gloo" if on_cpu else "nccl",
+        store=distributed.PrefixStore(f"attempt-{attempt}", store),
+        rank=int(env["RANK"]),
+        world_size=count,
+        timeout=LONGEST_WAIT,
+    )
 
 
 def require_tracker(tracker: Tracker) -> None:

@@ -6,10 +6,10 @@ folder is run. Weights are frozen and dropout is off.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import transformers
@@ -30,12 +30,32 @@ from disp_llm.models.wrappers import WRAPPERS
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 """Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
 """
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """A way to hold models whose weights do not all lie here: `Sharding`, `Fetching`."""
+
+    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> "Loaded":
+        """Loads another one that is held likewise."""
+        ...
+
+    def drop(self, model: PreTrainedModel) -> None:
+        """Lets go of the one that was loaded last."""
+        ...
+
+    def lead(self, work: Callable[[], Result]) -> Result | None:
+        """Lets the first of all processes work alone with what is held, as the original is; None in
+        the others, which call it alike."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,8 @@ class Loaded:
     """The data type that it was loaded in."""
     processor: tuple[Path, ...] = ()
     """Files of a wrapper's processor, which travel with what is made of the model."""
+    holding: "Holding | None" = None
+    """What holds its weights, where they do not all lie here as they are."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -194,6 +216,19 @@ def _auto_class(config: transformers.PreTrainedConfig) -> Any:
     if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
         return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForCausalLM
+
+
+def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
+    """A dense model on the meta device, made from its configuration alone, and its row.
+
+    Raises:
+        InputError: there is no such model, it is quantised, or its architecture is unknown.
+    """
+    config = load_config(name)
+    family = family_of(config)  # before what transformers says of a model that it cannot make
+    _refuse_quantised(name, config)
+    with _one_line(name):
+        return empty_model(config), family
 
 
 def is_packed(name: str) -> bool:

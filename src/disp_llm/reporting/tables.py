@@ -51,13 +51,21 @@ def show_examination(result: dict[str, Any]) -> None:
             f"{size['gflops_per_token']:.3f}",
         )
     console.print(table)
-    needed = result["memory_needed_bytes"]
-    say(
-        f"learning needs about {needed['learning'] / 2**30:.1f} GiB "
-        f"({needed['gradient_checkpointing'] / 2**30:.1f} with gradient checkpointing, "
-        f"{needed['forward_only'] / 2**30:.1f} forward only), {result['device']} has "
-        f"{result['memory_free_bytes'] / 2**30:.1f} GiB free: {result['advice']}"
-    )
+    names = ("learning", "processes", "memory each", "fits", "masks", "time")
+    table = new_table(names, left=("learning",))
+    for way in result["ways"]:
+        table.add_row(
+            way["name"],
+            str(way["processes"]),
+            f"{way['memory_bytes'] / 2**30:.1f} GiB",
+            "yes" if way["fits"] else "no",
+            "the same" if way["exact"] else "near",
+            "" if way["learning_s"] is None else f"{way['learning_s'] / 3600:.2f} h",
+        )
+    console.print(table)
+    where = f"{result['devices']} × " if result["devices"] > 1 else ""
+    free = f"{where}{result['memory_free_bytes'] / 2**30:.1f} GiB are free"
+    say(f"{free}: {result['advice']}")
     if "alignments" in result:
         _show_alignments(result["alignments"])
 
@@ -82,7 +90,7 @@ def show_bench(result: dict[str, Any]) -> None:
     models = f"{found.model} against {found.against}"
     say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
     names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
-    table = new_table(names, left=("work", "time goes to"))
+    table = newnew_table(names, left=("work", "time goes to"))
     for comparison, dense, pruned in found.rows:
         low, high = comparison.speedup_quartiles
         shares = pruned.time_shares.items()

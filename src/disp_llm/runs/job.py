@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -21,6 +22,9 @@ class Process:
 
     accelerator: Accelerator
     device: torch.device
+    group: Any = None
+    """All processes, as a group that gives up soon when one of them does not answer; None = this
+    one is alone."""
 
     @property
     def is_main(self) -> bool:
@@ -42,17 +46,32 @@ class Process:
         numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=step)
 
+    def least(self, value: float) -> float:
+        """The smallest of all processes' values, likewise."""
+        if self.group is None:
+            return value
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        least = torch.distributed.ReduceOp.MIN
+        torch.distributed.all_reduce(found, least, group=self.group)
+        return float(found)
+
+    def own(self, batch: Tensor) -> Tensor:
+        """This process's rows of what all processes have drawn alike."""
+        return batch.chunk(self.count)[self.index]
+
     def wait(self) -> None:
         """Returns when all processes have come here."""
         self.accelerator.wait_for_everyone()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, which call it alike."""
-        return self.accelerator.reduce(tensor, reduction="sum")
+        """The sum over all processes, which call it alike; it takes the place of the tensor."""
+        if self.group is not None:
+            torch.distributed.all_reduce(tensor, group=self.group)
+        return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes, which call it alike."""
-        return self.accelerator.reduce(tensor, reduction="mean")
+        """The mean over all processes, likewise."""
+        return self.sum(tensor).div_(self.count)
 
 
 class Interrupted(KeyboardInterrupt):

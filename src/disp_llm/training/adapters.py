@@ -36,6 +36,15 @@ class Adapters(nn.Module):
         self.down = nn.ParameterList(down)  # A, (R, I)
         self.up = nn.ParameterList(torch.zeros(o, rank) for _, o in widths)  # B, (O, R)
 
+    @classmethod
+    def of(cls, pairs: tuple[Adapter, ...]) -> "Adapters":
+        """Those that were learned before."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.down = nn.ParameterList(pair.down for pair in pairs)
+        made.up = nn.ParameterList(pair.up for pair in pairs)
+        return made
+
     def pairs(self) -> tuple[Adapter, ...]:
         """What has been learned, apart from any gradient."""
         pairs = zip(self.down, self.up, strict=True)

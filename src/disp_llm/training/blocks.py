@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config as shapes
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from disp_llm.config.learning import TrainingConfig
@@ -32,7 +33,7 @@ def training_blocks(
     """
     with (
         compiled_blocks(target, compiled, narrowed),
-        checkpointed_blocks(target, config.gradient_checkpointing),
+        checkpointed_blocks(target, config.recomputes),
     ):
         yield
 
@@ -51,14 +52,11 @@ def compiled_blocks(target: PrunableModel, active: bool, narrowed: bool = False)
         # Widths that happen to be equal would be taken for one number, and translated again when
         # they differ.
         SHAPES.patch(use_duck_shape=not narrowed),
+        _forward_of(blocks),
     ):
         for block in blocks:
             block.forward = torch.compile(block.forward, dynamic=narrowed or None)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                block.__dict__.pop("forward", None)
+        yield
 
 
 @contextmanager
@@ -68,13 +66,24 @@ def checkpointed_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
     transformers' own switch needs training mode, which would bring dropout with it.
     """
     blocks = list(target.blocks) if active else []
-    for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    with _forward_of(blocks):
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+
+
+@contextmanager
+def _forward_of(blocks: list[nn.Module]) -> Iterator[None]:
+    """At the end of the context, the blocks run as they did before; what holds their weights may
+    run them in its own way."""
+    before = [block.__dict__.get("forward") for block in blocks]
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, before, strict=True):
             block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward
 
 
 def compiles(config: TrainingConfig, steps: int, target: PrunableModel) -> bool:

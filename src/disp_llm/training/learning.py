@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream
+from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.selection import Compensation, Selection
@@ -160,9 +160,9 @@ class MaskLearner:
 
     def backward(self, step: int) -> dict[str, Any]:
         """Accumulates the gradient, and returns the figures of the step."""
-        problem, process = self.problem, self.problem.job.process
+        problem = self.problem
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
-        noise = random_stream("steps", problem.seed, step, process.index)
+        noise = shared_stream("steps", problem.seed, step)
         self.state.mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
@@ -190,7 +190,9 @@ class MaskLearner:
         self.masking.set(mask, computed)
         if self.adapting is not None:
             self.adapting.set()
-        tokens, sources = state.mixture.draw(config.batch, config.length, noise)
+        tokens, sources = state.mixture.draw_own(
+            config.batch, config.length, noise, problem.job.process
+        )
         with torch.set_grad_enabled(sample.log_probability is None):
             losses = self.losses_of(tokens)  # (B)
         state.mixture.record_losses(sources, losses, problem.job.process)

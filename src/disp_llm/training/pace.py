@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from disp_llm.runs.folder import Run
 from disp_llm.training.blocks import WORTH_COMPILING, can_compile
 from disp_llm.training.problem import PruningProblem
@@ -44,8 +42,6 @@ def planned_steps(problem: PruningProblem, take: Take) -> int:
         return found
     process = problem.job.process
     steps = _steps_in(problem, take)
-    if process.count > 1:  # all must take the same number
-        steps = int(process.mean(torch.tensor(float(steps), device=process.device)))
     if process.is_main:
         run.update(steps=steps)
     process.wait()
@@ -54,12 +50,18 @@ def planned_steps(problem: PruningProblem, take: Take) -> int:
 
 def _steps_in(problem: PruningProblem, take: Take) -> int:
     eager = _seconds_per_step(problem, take, "no")
-    steps = int(_seconds_left(problem) / eager)
+    steps = _steps_of(problem, eager)
     auto = problem.training.compile == "auto" and can_compile(problem.dense.device)
     if problem.training.compile == "yes" or (auto and steps >= WORTH_COMPILING):
         compiled = _seconds_per_step(problem, take, "yes")
-        steps = max(int(_seconds_left(problem) / compiled), WORTH_COMPILING if auto else 0)
+        steps = max(_steps_of(problem, compiled), WORTH_COMPILING if auto else 0)
     return max(steps, FEWEST)
+
+
+def _steps_of(problem: PruningProblem, seconds: float) -> int:
+    """How many steps of so many seconds the time allows, in the slowest of all processes: they
+    decide alike."""
+    return int(problem.job.process.least(_seconds_left(problem) / seconds))
 
 
 def _seconds_left(problem: PruningProblem) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream
+from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.data.tokens import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
@@ -49,11 +49,11 @@ def train_weights(
     compiled = compiles(config, steps, student)
 
     def backward(step: int) -> dict[str, Any]:
-        noise = random_stream("weights", seed, step, process.index)
+        noise = shared_stream("weights", seed, step)
         mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            tokens, sources = mixture.draw(config.batch, config.length, noise)
+            tokens, sources = mixture.draw_own(config.batch, config.length, noise, process)
             with computing_in(dtype, device):
                 losses = token_losses(student, tokens.to(device), teacher, compiled)
                 losses = losses.mean(-1)  # (B)
@@ -64,7 +64,7 @@ def train_weights(
 
     state = nn.ModuleDict({"model": student.model, "mixture": mixture})
     with (
-        checkpointed_blocks(student, config.gradient_checkpointing),
+        checkpointed_blocks(student, config.recomputes),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
         train(state, optimizer, backward, Schedule(config, steps, "training"), job)

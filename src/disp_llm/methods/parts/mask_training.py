@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream
+from disp_llm.data.randomness import shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.loop import Schedule, accumulate, train
@@ -59,11 +59,11 @@ def train_masks(
 
     def backward(step: int) -> dict[str, Any]:
         prepare(step)
-        noise = random_stream("steps", problem.seed, step, process.index)
+        noise = shared_stream("steps", problem.seed, step)
 
         def loss_under(mask: Tensor) -> Tensor:
             masking.set(mask)
-            tokens, _ = mixture.draw(config.batch, config.length, noise)
+            tokens, _ = mixture.draw_own(config.batch, config.length, noise, process)
             return token_losses(dense, tokens.to(dense.device), teacher, compiled).mean()
 
         return accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))

@@ -26,6 +26,8 @@ class Method:
     """Whether it gives whole branches an importance, where they are sites."""
     knows_experts: bool = False
     """Whether it can prune mixtures of experts."""
+    reads_weights: bool = True
+    """Whether it looks at the weights themselves, and not only at what the model computes."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
     learns: bool = False

@@ -49,14 +49,15 @@ def fisher_importance(
             if number:
                 size = 1 - (1 - min(problem.keeps)) * number / (rounds - 1)
                 current_mask = project(per_parameter(importance, budget), budget, size).kept.float()
-            for place, window in enumerate(part):
-                if place % process.count != process.index:
-                    continue
+            for first in range(0, len(part), process.count):
+                # All take as many turns, since those that hold parts of one model run together.
+                place = min(first + process.index, len(part) - 1)
                 mask = current_mask.clone().requires_grad_(True)
                 masking.set(mask)
-                token_losses(dense, window[None]).mean().backward()
+                token_losses(dense, part[place, None]).mean().backward()
                 assert mask.grad is not None
-                sums += mask.grad.square()
+                if place == first + process.index:
+                    sums += mask.grad.square()
                 progress(done + place + 1, len(windows))
             done += len(part)
             importance = process.sum(sums.clone()) / done

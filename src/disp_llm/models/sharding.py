@@ -1,0 +1,213 @@
+"""A frozen model whose blocks are divided among processes (FSDP2): each holds a part of every
+weight, and all of a block's only while the block runs.
+
+Embeddings, head and final norm stay whole in every process, so that losses are what they are. What
+all processes do alike (a step of learning, a turn of scoring) needs nothing more. What the first
+does alone (measuring, writing text, exporting) it does inside of `Sharding.lead`: whenever it runs
+the model, the others hand it their parts.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig
+from disp_llm.models.checkpoint import checkpoint_of
+from disp_llm.models.devices import dtype_name
+from disp_llm.models.loading import Loaded, is_packed, load
+from disp_llm.models.skeleton import computed_buffers
+from disp_llm.runs.job import Process
+
+Result = TypeVar("Result")
+Told = tuple[Literal["run", "load", "drop", "end", "failed"], Any]
+"""What the first process does next, and with which model."""
+
+
+class Ended(RuntimeError):
+    """Another process of this run has failed, and says why."""
+
+
+@dataclass
+class Sharding:
+    """How models are divided, and all that are: the same ones in every process."""
+
+    process: Process
+    mesh: DeviceMesh
+    models: list[PreTrainedModel] = field(default_factory=list)
+    leading: bool = False
+    """Whether the others wait for what this process tells them."""
+
+    @classmethod
+    def among(cls, process: Process, kind: Literal["full", "hybrid"]) -> "Sharding":
+        """Among all processes, or among those of each node.
+
+        Raises:
+            InputError: there are not several nodes of several processes each.
+        """
+        device, count = process.device.type, process.count
+        if kind == "full":
+            assert process.group is not None, "one process has nobody to share with"
+            return cls(process, DeviceMesh.from_group(process.group, device))
+        in_node = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        if count % in_node or in_node in (1, count):
+            raise InputError(
+                f"hybrid takes several nodes of several processes, not {count} of {in_node}",
+                field="shard",
+                hint="use full",
+            )
+        shape, names = (count // in_node, in_node), ("replicate", "shard")
+        return cls(process, init_device_mesh(device, shape, mesh_dim_names=names))
+
+    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
+        """Loads a model of which every process reads only its part. All do so alike, the others
+        when the first is leading.
+
+        Raises:
+            InputError: no such model, an unknown architecture, or damaged files.
+        """
+        self._tell("load", (name, machine, dense_only))
+        loaded = self._load(name, machine, dense_only)
+        index = len(self.models)
+        self.models.append(loaded.model)
+        self._run(index)  # what runs first is the root, and some heads call the blocks past it
+        blocks: Any = loaded.model.base_model.get_submodule(loaded.family.blocks)
+
+        def tell(block: nn.Module, args: Any) -> None:
+            self._tell("run", index)
+
+        blocks[0].register_forward_pre_hook(tell, prepend=True)
+        return loaded
+
+    def drop(self, model: PreTrainedModel) -> None:
+        """Lets go of the model that was loaded last."""
+        assert self.models[-1] is model
+        self._tell("drop", None)
+        self.models.pop()
+
+    def lead(self, work: Callable[[], Result]) -> Result | None:
+        """Lets the first process work alone; the others take part when it runs a model, and return
+        None when it has done.
+
+        Raises:
+            Ended: in the others, where the work has failed.
+        """
+        if not self.process.is_main:
+            self._follow()
+            return None
+        self.leading = True
+        try:
+            result = work()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the work may have failed for want of another
+                self._tell("failed", None)
+            raise
+        else:
+            self._tell("end", None)
+            return result
+        finally:
+            self.leading = False
+
+    def _tell(self, what: str, argument: Any) -> None:
+        if self.leading:
+            torch.distributed.broadcast_object_list([what, argument], device=self._messenger)
+
+    @property
+    def _messenger(self) -> torch.device | None:
+        """Where messages lie: on the GPU, if processes talk through it."""
+        return self.process.device if self.process.device.type == "cuda" else None
+
+    @torch.no_grad()
+    def _run(self, index: int) -> None:
+        """Runs a model on two tokens: what matters is that this process gives its weights."""
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.process.device)
+        self.models[index].base_model(input_ids=tokens, use_cache=False)
+
+    def _follow(self) -> None:
+        """Takes part in what the first process does until it has done."""
+        told: Any = [None, None]
+        while True:
+            torch.distributed.broadcast_object_list(told, device=self._messenger)
+            match told:
+                case ["run", index]:
+                    self._run(index)
+                case ["load", arguments]:
+                    self.load(*arguments)
+                case ["drop", _]:
+                    self.drop(self.models[-1])
+                case ["end", _]:
+                    return
+                case _:
+                    raise Ended("the first process has ended")
+
+    def _load(self, name: str, machine: MachineConfig, dense_only: bool) -> Loaded:
+        empty = load(name, machine, dense_only, empty=True)
+        model: Any = empty.model
+        buffers = computed_buffers(model)
+        self._divide(model.base_model, empty.family.blocks)
+        read = self._reader(name, machine, empty)
+        model.to_empty(device=self.process.device)
+        model.tie_weights()
+        tensors = model.state_dict()
+        for key, tensor in tensors.items():
+            read(key, tensor)
+        for key, buffer in buffers.items():
+            model.get_buffer(key).copy_(buffer)
+        model.eval().requires_grad_(False)
+        return replace(empty, holding=self)
+
+    def _divide(self, base: nn.Module, path: str) -> None:
+        """Divides blocks, each a unit; what lies outside of them stays whole."""
+        blocks: Any = base.get_submodule(path)
+        inside = {parameter for block in blocks for parameter in block.parameters()}
+        for block in blocks:
+            fully_shard(block, mesh=self.mesh)
+        fully_shard(base, mesh=self.mesh, ignored_params=set(base.parameters()) - inside)
+
+    def _reader(
+        self, name: str, machine: MachineConfig, empty: Loaded
+    ) -> Callable[[str, Tensor], None]:
+        """What fills a tensor of the model: from the files or, where these do not hold tensors one
+        by one, from the first process, which loads the whole model."""
+        checkpoint = None if is_packed(name) else checkpoint_of(empty)
+        if checkpoint is not None:
+
+            def read(key: str, tensor: Tensor) -> None:
+                if key in checkpoint.sources:
+                    part, rows = self._part(tensor)
+                    part.copy_(checkpoint.read(key, rows))
+
+            return read
+        dtype: Any = dtype_name(empty.dtype)
+        whole, on_cpu = None, replace(machine, device="cpu", dtype=dtype)
+        if self.process.is_main:
+            whole = load(name, on_cpu).model.state_dict()
+
+        def receive(key: str, tensor: Tensor) -> None:
+            part, rows = self._part(tensor)
+            sent = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.process.device)
+            if whole is not None:
+                sent.copy_(whole[key])
+            torch.distributed.broadcast(sent, 0)
+            part.copy_(sent[rows] if tensor.dim() else sent)
+
+        return receive
+
+    def _part(self, tensor: Tensor) -> tuple[Tensor, slice]:
+        """What of a tensor lies here, and which of its rows that is."""
+        if not isinstance(tensor, DTensor):
+            return tensor, slice(None)
+        mesh = self.mesh["shard"] if self.mesh.ndim > 1 else self.mesh
+        most = -(-len(tensor) // mesh.size())
+        first = min(mesh.get_local_rank() * most, len(tensor))
+        return tensor.to_local(), slice(first, min(first + most, len(tensor)))

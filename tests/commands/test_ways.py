@@ -1,0 +1,148 @@
+"""What fits is counted, said by `doctor`, and taken by `prune` without changing the masks."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import SMALL, run_command, tiny_prunable
+from safetensors.torch import load_file
+
+from disp_llm.cli.parsing import parse
+from disp_llm.commands import ways as commands_ways
+from disp_llm.commands.ways import ROOM, ways
+from disp_llm.config.frozen import FrozenConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.training.memory import learning_memory
+
+
+def examined(folder, *flags: object) -> dict:
+    done = run_command("doctor", folder, "--json", "--seconds", 0, *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_doctor_lists_every_way_and_names_the_first_that_fits(llama_folder):
+    result = examined(llama_folder, "--devices", "4x80GB")
+    assert result["devices"] == 4
+    assert result["memory_free_bytes"] == 80e9
+    assert result["advice"] == "fits"
+    of = {way["name"]: way for way in result["ways"]}
+    assert list(of)[:4] == [
+        "as it is",
+        "--gradient-checkpointing yes",
+        "--shard full",
+        "--shard full --gradient-checkpointing yes",
+    ]
+    assert [name for name, way in of.items() if not way["exact"]] == [
+        "--base-precision int8",
+        "--base-precision nf4",
+    ]
+    sizes = {name: way["memory_bytes"] for name, way in of.items()}
+    assert sizes["--gradient-checkpointing yes"] < sizes["as it is"]
+    assert sizes["--base-precision nf4"] < sizes["--base-precision int8"] < sizes["as it is"]
+    between = sizes["--gradient-checkpointing yes"] / ROOM / 1e9 * 1.0001
+    found = examined(llama_folder, "--devices", f"{between:.9f}GB")
+    assert found["advice"] == "fits with --gradient-checkpointing yes"
+    assert examined(llama_folder, "--devices", "0.000001GB")["advice"].startswith("does not fit")
+
+
+def test_doctor_measures_this_machine(llama_folder):
+    done = run_command("doctor", llama_folder, "--json", "--seconds", 0.05)
+    assert all(way["learning_s"] > 0 for way in json.loads(done.stdout)["ways"])
+
+
+@pytest.mark.parametrize("said", ["many", "4x", "0x80GB", "80"])
+def test_devices_that_are_none(said, llama_folder):
+    done = run_command("doctor", llama_folder, "--devices", said)
+    assert done.returncode == 2
+    assert "--devices:" in done.stderr
+
+
+@pytest.mark.parametrize("way", [1, 2])
+def test_prune_takes_the_first_way_that_fits(
+    way, llama_folder, text_file, tmp_path, monkeypatch, caplog
+):
+    """Less memory than the plain way takes: blocks run again, or are read from the files; every
+    number stays the same."""
+    target = tiny_prunable("llama")
+    settings = parse(["prune", str(llama_folder), *SMALL])
+    takes = [one.memory.total for one in ways(target, settings, 1, 4, on_gpu=False)][way]
+    monkeypatch.setattr(commands_ways, "free_memory", lambda device: takes / ROOM * 1.0001)
+    command = ("prune", llama_folder, "--text", text_file, *SMALL, "--compile", "no")
+    done = run_command(*command, "--output-dir", tmp_path / "little")
+    assert done.returncode == 0, done.stderr
+    name = ("--gradient-checkpointing yes", "--offload disk")[way - 1]
+    assert f"GiB; with {name} it is" in caplog.text
+    monkeypatch.undo()
+    done = run_command(*command, "--output-dir", tmp_path / "much")
+    assert done.returncode == 0, done.stderr
+    assert "GiB; with" not in done.stderr
+    little, much = (load_file(tmp_path / run / "masks.safetensors") for run in ("little", "much"))
+    assert all((little[name] == much[name]).all() for name in much)
+    assert (tmp_path / "little" / "model" / "model.safetensors").read_bytes() == (
+        tmp_path / "much" / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("flags", [("--base-precision", "int8"), ("--offload", "disk")])
+def test_held_models_are_measured_as_the_original(flags, llama_folder, text_file, tmp_path):
+    """Figures of the original are the original's, and the folder is proven against its weights."""
+    command = ("prune", llama_folder, "--text", text_file, "--json", *SMALL)
+    results = []
+    for more, name in (((), "plain"), (flags, "held")):
+        done = run_command(*command, *more, "--output-dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    plain, held = results
+    assert held["dense"]["perplexity"] == plain["dense"]["perplexity"]
+    (model,) = held["models"]
+    assert model["max_logit_error"] <= 1e-5
+    assert model["perplexity"] == pytest.approx(model["perplexity_masked"], rel=1e-5)
+    done = run_command("export", tmp_path / "held", "--keep", 0.7, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["models"][0]["max_logit_error"] <= 1e-5
+
+
+def test_what_excludes_each_other_is_refused(llama_folder, text_file):
+    command = ("prune", llama_folder, "--text", text_file, *SMALL)
+    for flags, said in (
+        (("--offload", "disk", "--base-precision", "int8"), "--base-precision: weights in files"),
+        (("--offload", "cpu", "--shard", "full"), "--shard: cannot be given together"),
+        (("--offload", "disk", "--method", "wanda"), "--method: wanda looks at weights"),
+    ):
+        done = run_command(*command, *flags)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_memory_falls_with_what_is_saved():
+    target = tiny_prunable("llama")
+    config = PruneConfig("tiny")
+
+    def parts(frozen: FrozenConfig, recomputes: str = "no", processes: int = 1):
+        training = replace(config.training, gradient_checkpointing=recomputes)
+        settings = replace(config, training=training)
+        return learning_memory(target, settings, frozen, processes, 4)
+
+    plain = parts(FrozenConfig("no"))
+    blocks = sum(p.numel() for block in target.blocks for p in block.parameters())
+    assert plain.weights == 4 * target.parameters
+    assert parts(FrozenConfig("full"), processes=4).weights == pytest.approx(
+        4 * (target.parameters - blocks) + blocks
+    )
+    assert parts(FrozenConfig("no"), "yes").kept < plain.kept
+    assert parts(FrozenConfig("no", offload="disk"), "yes").weights == 4 * (
+        target.parameters - blocks
+    )
+
+
+def test_what_needs_whole_weights_is_never_held_otherwise(
+    llama_folder, text_file, tmp_path, monkeypatch
+):
+    """A method that looks at weights runs as it did, however little memory there is."""
+    monkeypatch.setattr(commands_ways, "free_memory", lambda device: 1.0)
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--method", "magnitude", *SMALL,
+        "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

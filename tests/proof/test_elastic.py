@@ -1,0 +1,59 @@
+"""A process that is killed outright under torchrun: all start again, go on, and end with the masks
+of a run that nobody has disturbed, bit for bit."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import SMALL, environment
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.proof
+
+
+def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "--max-restarts", "3", "-m", "disp_llm", "prune", *map(str, arguments),
+            "--output-dir", str(folder), "--resume", "auto", *SMALL, "--steps", "60",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+
+
+def kill(launched: subprocess.Popen[str], rank: int) -> None:
+    for child in psutil.Process(launched.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(rank):
+            child.kill()
+            return
+    raise AssertionError(f"no process {rank}")
+
+
+def steps_of(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.parametrize("shard", ["no", "full"])
+def test_a_run_goes_on_after_kills(shard, llama_folder, text_file, tmp_path):
+    arguments = (llama_folder, "--text", text_file, "--shard", shard)
+    disturbed = launch(tmp_path / "disturbed", *arguments)
+    for rank, step in ((1, 5), (0, 20)):
+        while steps_of(tmp_path / "disturbed") < step:
+            assert disturbed.poll() is None, disturbed.communicate()
+            time.sleep(0.02)
+        kill(disturbed, rank)
+        time.sleep(2)  # the killed ones are seen to have ended
+    _, err = disturbed.communicate(timeout=250)
+    assert disturbed.returncode == 0, err
+    assert "Traceback" not in err, err
+    whole = launch(tmp_path / "whole", *arguments)
+    whole.communicate(timeout=250)
+    assert whole.returncode == 0
+    first, second = ((tmp_path / name / "masks.safetensors") for name in ("disturbed", "whole"))
+    assert first.read_bytes() == second.read_bytes()
+    assert load_file(first)
