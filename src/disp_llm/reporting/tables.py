@@ -90,7 +90,7 @@ def show_bench(result: dict[str, Any]) -> None:
     models = f"{found.model} against {found.against}"
     say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
     names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
-    table = newnew_table(names, left=("work", "time goes to"))
+    table = new_table(names, left=("work", "time goes to"))
     for comparison, dense, pruned in found.rows:
         low, high = comparison.speedup_quartiles
         shares = pruned.time_shares.items()
