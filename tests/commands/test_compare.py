@@ -205,6 +205,9 @@ def test_every_method_has_a_row_a_size(comparison):
             assert "half" in row["error"]
             assert row["perplexity"] is None
             continue
+        if row["method"] == "reap":
+            assert "llama has no experts" in row["error"]
+            continue
         assert row["error"] is None, row
         assert row["keep"] <= row["keep_asked"] or row["method"].endswith("2_4")
         assert row["perplexity"] > 1

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_registered_methods")
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 OURS = [
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
-    *("ddp", "grasprune", "gisp", "magnitude", "random"),
+    *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
 ]
 BASELINES = [
     *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),

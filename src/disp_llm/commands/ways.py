@@ -113,8 +113,9 @@ def first_way(
     known = ways(target, config, count, itemsize, on_gpu)
     found = [way for way in known if _agrees(way, config)]
     free = process.least(free_share(process))
-    if stays_whole:
-        found = [way for way in found if way.frozen.shard == "no" and not way.frozen.is_fetched]
+    if stays_whole:  # what was asked for against it is refused when the settings are known
+        whole = [way for way in found if way.frozen.shard == "no" and not way.frozen.is_fetched]
+        found = whole or found
     if not next(target.model.parameters()).is_meta:  # then they lie there already
         free += found[0].memory.weights
     return next((way for way in found if way.fits(free)), found[-1]), found[0]

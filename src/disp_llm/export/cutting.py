@@ -85,9 +85,9 @@ def empty_compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
     with torch.device("meta"):
         empty = causal(config).to(target.dtype)
     state = target.model.state_dict()
-    for name, parameter in empty.named_parameters():
+    for name, tensor in (*empty.named_parameters(), *empty.named_buffers()):
         if name in state:  # some families keep a few in float32
-            parameter.data = parameter.data.to(state[name].dtype)
+            tensor.data = tensor.data.to(state[name].dtype)
     return _finished(empty, target)
 
 

@@ -1,6 +1,7 @@
 """What other formats can hold: folders in which nothing but the intermediate width is cut, and
 perhaps whole branches."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +72,8 @@ def require_exported(folder: Path) -> None:
 def is_mixture(folder: Path) -> bool:
     """Whether an exported folder has mixtures of experts."""
     said = read_json(folder / "config.json", EXPORT_AGAIN)["disp_llm"]
-    return "mixture" in said or "experts" in said.get("mlp", {})
+    mlp = said.get("mlp")
+    return "mixture" in said or (isinstance(mlp, dict) and "experts" in mlp)
 
 
 def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
@@ -161,6 +163,9 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
     Raises:
         InputError: they differ between blocks.
     """
+    if not is_mixture(folder):
+        name, _ = _number_of(INTERMEDIATE, language_model_in(config), folder)
+        return {name: _one(name, cut["mlp_mid"])}
     stated = load_config(str(folder))
     target = PrunableModel(empty_model(stated), family_of_any(stated))
     called, found = type(stated.get_text_config()).attribute_map, dict[str, set[int]]()
@@ -173,11 +178,20 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
             count = len(expert_weights(block, mlp)[0])
             for key, number in ((mlp.experts.width, width), (mlp.experts.count, count)):
                 found.setdefault(called.get(key, key), set()).add(number)
-    for name, numbers in found.items():
-        if len(numbers) > 1:
-            raise InputError(
-                f"{name} differs between blocks ({', '.join(map(str, sorted(numbers)))})",
-                field="plain",
-                hint="prune with `uniform`",
-            )
-    return {name: min(numbers) for name, numbers in found.items()}
+    return {name: _one(name, numbers) for name, numbers in found.items()}
+
+
+def _one(name: str, numbers: Iterable[int]) -> int:
+    """The number that all blocks have.
+
+    Raises:
+        InputError: they differ.
+    """
+    several = sorted(set(numbers))
+    if len(several) > 1:
+        raise InputError(
+            f"{name} differs between blocks ({', '.join(map(str, several))})",
+            field="plain",
+            hint="prune with `uniform`",
+        )
+    return several[0]
