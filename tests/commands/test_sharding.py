@@ -65,7 +65,7 @@ def test_one_process_or_several_give_the_same_model(
         assert found["perplexity"] == pytest.approx(wanted["perplexity"], rel=1e-4)
         assert found["perplexity_masked"] == pytest.approx(found["perplexity"], rel=1e-5)
         assert found["max_logit_error"] <= 1e-5
-        assert found["sample"] == wanted["sample"]
+        assert found["sample"].startswith(wanted["sample"])  # of which tests write fewer tokens
     for found, wanted in zip(sharded["curve"], single["curve"], strict=True):
         assert found["perplexity"] == pytest.approx(wanted["perplexity"], rel=1e-4)
     Run(tmp_path / kind).require_whole()
