@@ -312,3 +312,15 @@ def test_compiled_blocks_learn_the_same(problem, tmp_path):
         torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
     )  # not one a block: with masks, as the original, and losses
     assert not any("forward" in vars(module) for module in problem.dense.model.modules())
+
+
+def test_what_is_left_out_is_not_learned(problem, tmp_path):
+    """Entries beyond the spare ones stay where they began; the others move, as far as they go."""
+    config = dataclasses.replace(LEARN, spare=0.1)
+    found = learned(problem, tmp_path / "part", learn_config=config).importance
+    start = start_of(problem)
+    computed = project(start, problem.budget, problem.keeps[0] + 0.1, problem.align).kept
+    assert (found[computed] != start[computed]).float().mean() > 0.9
+    last = start < start[computed].min() - 1  # far below: nothing computes them in eight steps
+    assert last.any()
+    assert torch.equal(found[last & ~computed], start[last & ~computed])
