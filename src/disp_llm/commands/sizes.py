@@ -186,7 +186,7 @@ class SizeWriter:
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,
-            widths_full=dict(zip(layout.sites, layout.blocks[0].lengths, strict=True)),
+            widths_full=layout.largest_widths,
             folder=str(self.files(size)[1]),
             **measured,
         )

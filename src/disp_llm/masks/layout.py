@@ -69,6 +69,12 @@ class Layout:
         return of_block.repeat(len(self.blocks))
 
     @property
+    def largest_widths(self) -> dict[str, int]:
+        """Entries of each site, of the block that has most: mixtures and dense MLPs differ."""
+        by_block = zip(*(block.lengths for block in self.blocks), strict=True)
+        return dict(zip(self.sites, map(max, by_block), strict=True))
+
+    @property
     def entries(self) -> int:
         """N."""
         return sum(self.lengths)

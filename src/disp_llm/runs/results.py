@@ -139,7 +139,7 @@ class SizeResult:
     adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
     widths_full: dict[str, Size]
-    """Width of every site of the first block in the dense model."""
+    """Width of every site in the dense model, of the block where it is widest."""
     folder: str
     measured: Perplexity | None = None
     """None where the size was exported without running it; neither are the next three then known.
