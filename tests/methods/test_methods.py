@@ -50,7 +50,7 @@ def test_a_file_holds_what_it_is_named_after():
     assert baseline_named("depth") is all_baselines()["depth"]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [name for name in OURS if name != "reap"])  # of mixtures alone
 def test_every_method_gives_every_entry_a_finite_importance(problem, name):
     found = method_named(name).choose(problem)
     assert found.importance.shape == (problem.budget.layout.entries,)

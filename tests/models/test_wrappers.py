@@ -212,7 +212,7 @@ def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
         assert found[loaded] == [name, package]
     assert found["adapted"] == [target.family.tower]
     assert found["adapters"] > 0.01
-    assert found["merged"] < 1e-5 * wanted.abs().max()
+    assert found["merged"] < 1e-4 * wanted.abs().max()  # sums in another order
 
 
 def test_what_a_wrapper_asks_of_its_language_model(tmp_path):
