@@ -45,7 +45,7 @@ def engine(tmp_path_factory) -> Path:
     "flags",
     [
         ("--sites", "mlp_mid", "--keep", 0.8),
-        ("--sites", "mlp_mid", "attention", "mlp", "--keep", 0.45, "--method", "fisher"),
+        "--sites mlp_mid attention mlp --keep 0.4 --method fisher --dtype float32".split(),
     ],
     ids=["widths", "branches"],
 )
