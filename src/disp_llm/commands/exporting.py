@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
@@ -69,33 +71,16 @@ class MeasuredExport:
         with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
             job.progress(f"{name}: export", 0, 1, {})
-            compact = compact_model(dense, masks)
+            cut = compact_model(dense, masks)
             shard = job.config.export.max_shard_size
-            write_folder(compact, measuring.tokenizer, folder, shard, dense.processor)
+            write_folder(cut, measuring.tokenizer, folder, shard, dense.processor)
             job.progress(f"{name}: export", 1, 1, {})
             model = load_model(str(folder), dense.device, dense.dtype)
-            tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
-            errors = logit_errors(dense.model, model, tokens)
-        warn_of_error(errors, folder)
-        loaded = PrunableModel(model, dense.family)
-        figures = {
-            "measured": measuring.perplexity(loaded, f"{name}: compact perplexity"),
-            "perplexity_masked": of_masked.perplexity,
-            "logit_errors": errors,
-            "speed": self._speed(loaded, name),
-            "scores": measuring.scores(loaded, name, original_of(job.run).scores),
-            "sample": measuring.sample(model),
-        }
-        return Exported(loaded, figures)
-
-    def _speed(self, compact: PrunableModel, name: str) -> dict[str, float]:
-        """How fast a model is beside the original, if that is to be measured."""
-        job, rounds = self.problem.job, self.problem.job.config.rounds
-
-        def on_round(phase: str, done: int) -> None:
-            job.progress(f"{name}: timing {phase}", done, rounds, {})
-
-        return speed_against(self.problem.dense.model, compact.model, rounds, on_round)
+            errors = _checked(dense, model, measuring, folder)
+        compact = PrunableModel(model, dense.family)
+        figures = _measured(compact, name, self.problem, measuring, job.config.rounds)
+        figures |= {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
+        return Exported(compact, figures)
 
 
 @dataclass(frozen=True)
@@ -153,23 +138,16 @@ class HeldExport:
         Raises:
             InputError: a file of the original cannot be read, or is damaged.
         """
-        job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
+        dense, measuring = self.problem.dense, self.measuring
         with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
         exported = self._plain.write(masks, name, folder)
         loaded = self.holding.load(str(folder), self._machine)
         with as_masked(dense, masks):
-            tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
-            errors = logit_errors(dense.model, loaded.model, tokens)
-        warn_of_error(errors, folder)
+            errors = _checked(dense, loaded.model, measuring, folder)
         compact = PrunableModel(loaded.model, dense.family)
-        figures = {
-            "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
-            "perplexity_masked": of_masked.perplexity,
-            "logit_errors": errors,
-            "scores": measuring.scores(compact, name, original_of(job.run).scores),
-            "sample": measuring.sample(loaded.model),
-        }
+        figures = _measured(compact, name, self.problem, measuring, rounds=0)
+        figures |= {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
         self.holding.drop(loaded.model)
         return Exported(exported.model, figures)
 
@@ -188,6 +166,39 @@ class HeldExport:
         loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
         original = replace(self.problem, dense=PrunableModel.of(loaded, dense.sites))
         return PlainExport(original, self.measuring.tokenizer, checkpoint)
+
+
+def _checked(
+    dense: PrunableModel, model: PreTrainedModel, measuring: Measuring, folder: Path
+) -> dict[str, float]:
+    """Errors of the logits of a compact model beside the dense one's, which runs masked; a warning
+    where rounding does not explain them."""
+    tokens = measuring.stream[: fitting(dense.model, CHECK_TOKENS)]
+    errors = logit_errors(dense.model, model, tokens)
+    warn_of_error(errors, folder)
+    return errors
+
+
+def _measured(
+    compact: PrunableModel, name: str, problem: PruningProblem, measuring: Measuring, rounds: int
+) -> dict[str, Any]:
+    """What a compact model is measured on.
+
+    Args:
+        name: what progress calls it.
+        rounds: in which it is timed in turn with the original; 0 = it is not.
+    """
+    job = problem.job
+
+    def on_round(phase: str, done: int) -> None:
+        job.progress(f"{name}: timing {phase}", done, rounds, {})
+
+    return {
+        "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
+        "speed": speed_against(problem.dense.model, compact.model, rounds, on_round),
+        "scores": measuring.scores(compact, name, original_of(job.run).scores),
+        "sample": measuring.sample(compact.model),
+    }
 
 
 def measured_export(

@@ -85,8 +85,7 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         require_positions(dense.model, longest, "workload_length")
         progress = job.count("timing compact models")
         costs = latency_costs(dense, timed_mix(settings), align, progress)
-    sites, config = sites_of(job.config, dense.family), job.config
-    return Budget(layout, costs, sites, config.uniform, config.least_cut)
+    return Budget(layout, costs, dense.sites, job.config.uniform, job.config.least_cut)
 
 
 def refuse_impossible(problem: PruningProblem) -> None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from disp_llm.masks.narrowing import kept_of_matrix
 from disp_llm.masks.selection import Adapter
 
 Read = Callable[[str], Tensor]
@@ -67,10 +68,7 @@ class Weight:
 
     def cut(self, whole: Tensor) -> Tensor:
         """The kept rows and columns of the weight as the layer stores it."""
-        for dim, kept in ((not self.turned, self.inputs), (self.turned, self.outputs)):
-            if kept is not None:
-                whole = whole.index_select(int(dim), kept.to(whole.device))
-        return whole
+        return kept_of_matrix(whole, self.turned, self.inputs, self.outputs)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Place:
         selected = computed if self.site.endswith(STREAM_SITES) else None
         setattr(self.module, COMPUTED[self.name], selected)
         if self.name == MASK_OUT:
-            self.module.__dict__[WIDTH] = self.width
+            setattr(self.module, WIDTH, self.width)
 
     def clear(self) -> None:
         """Takes both from it."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from disp_llm.compact.modeling_disp_llm import is_conv1d
+from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at, widths_of
 from disp_llm.masks.prunable import PrunableModel
 
 COLUMNS, ROWS = "disp_columns", "disp_rows"
@@ -32,6 +32,8 @@ class Layer:
     linear: Any
     inputs: str
     outputs: str
+    widths: tuple[int, int]
+    """(inputs, outputs) of all of it."""
     fused: int = 1
     """How many projections of equal width it stacks."""
 
@@ -39,13 +41,15 @@ class Layer:
         """The attributes with which the layer has these rows and columns alone."""
         columns, rows = computed.get(self.inputs), computed.get(self.outputs)
         if rows is not None and self.fused > 1:
-            width = widths_of_whole(self.linear)[1] // self.fused
+            width = self.widths[1] // self.fused
             rows = torch.cat([rows + width * k for k in range(self.fused)])
         weight, bias = self.linear._parameters["weight"].detach(), self.linear._parameters["bias"]
         turned = is_conv1d(self.linear)
-        for indices, dim in ((rows, int(turned)), (columns, int(not turned))):
-            if indices is not None and len(indices) < weight.shape[dim]:
-                weight = weight.index_select(dim, indices)
+        fewer = (  # a matrix that is computed whole is not copied
+            None if indices is None or len(indices) == width else indices
+            for indices, width in zip((columns, rows), self.widths, strict=True)
+        )
+        weight = kept_of_matrix(weight, turned, *fewer)
         if bias is not None and rows is not None:
             bias = bias.index_select(0, rows)
         part = {"weight": weight, "bias": bias, COLUMNS: columns, ROWS: rows}
@@ -61,7 +65,7 @@ class Layer:
         for name in ("weight", "bias", COLUMNS, ROWS):
             self.linear.__dict__.pop(name, None)
         if is_conv1d(self.linear):
-            self.linear.nf = widths_of_whole(self.linear)[1]
+            self.linear.nf = self.widths[1]
 
 
 def computed_of(linear: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -69,10 +73,21 @@ def computed_of(linear: Any) -> tuple[Tensor | None, Tensor | None]:
     return linear.__dict__.get(COLUMNS), linear.__dict__.get(ROWS)
 
 
-def widths_of_whole(linear: Any) -> tuple[int, int]:
-    """(inputs, outputs) of a layer, whatever it is narrowed to."""
-    rows, columns = linear._parameters["weight"].shape
-    return (rows, columns) if is_conv1d(linear) else (columns, rows)
+def kept_of_matrix(
+    stored: Tensor, turned: bool, inputs: Tensor | None, outputs: Tensor | None
+) -> Tensor:
+    """Some rows and columns of a weight as its layer stores it.
+
+    Args:
+        turned: whether it is stored as (inputs, outputs), as a `Conv1D` has it.
+        inputs: indices of those that are kept; None = all.
+        outputs: likewise.
+    """
+    kept_by_dim = (inputs, outputs) if turned else (outputs, inputs)
+    for dim, kept in enumerate(kept_by_dim):  # rows of memory first, which cost next to nothing
+        if kept is not None:
+            stored = stored.index_select(dim, kept.to(stored.device))
+    return stored
 
 
 def layers_of(target: PrunableModel) -> Iterator[Layer]:
@@ -87,9 +102,11 @@ def layers_of(target: PrunableModel) -> Iterator[Layer]:
             if branch.experts:
                 continue
             for path in branch.reads:
-                linear = block.get_submodule(path)
-                yield Layer(linear, f"layers.{i}.{stream}_in", inside, branch.fused)
-            yield Layer(block.get_submodule(branch.writes), inside, f"layers.{i}.{stream}_out")
+                linear = linear_at(block, path)
+                reads = f"layers.{i}.{stream}_in"
+                yield Layer(linear, reads, inside, widths_of(linear), branch.fused)
+            linear = linear_at(block, branch.writes)
+            yield Layer(linear, inside, f"layers.{i}.{stream}_out", widths_of(linear))
 
 
 class Narrowing:

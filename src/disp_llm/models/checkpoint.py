@@ -117,7 +117,7 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
     """
     model: Any = empty.model
     state = model.state_dict()
-    folder = _folder_of(empty.source)
+    folder = None if is_packed(empty.source["model"]) else _folder_of(empty.source)
     if folder is None or getattr(model.config, "transformers_weights", None):
         return None
     found = _by_target(_stored(folder), model, state)

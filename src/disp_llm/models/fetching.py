@@ -20,7 +20,7 @@ from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import resolve_device
-from disp_llm.models.loading import Loaded, is_packed, load
+from disp_llm.models.loading import Loaded, load
 from disp_llm.models.rounding import ROUNDINGS, Rounded
 from disp_llm.models.skeleton import computed_buffers, put
 from disp_llm.runs.job import Process
@@ -83,7 +83,7 @@ class Fetching:
                 hold tensors one by one.
         """
         empty = load(name, machine, dense_only, empty=True)
-        checkpoint = None if is_packed(name) else checkpoint_of(empty)
+        checkpoint = checkpoint_of(empty)
         if checkpoint is None:
             raise InputError(
                 f"{name} is not stored tensor by tensor",

@@ -25,7 +25,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Loaded, is_packed, load
+from disp_llm.models.loading import Loaded, load
 from disp_llm.models.skeleton import computed_buffers
 from disp_llm.runs.job import Process
 
@@ -179,7 +179,7 @@ class Sharding:
     ) -> Callable[[str, Tensor], None]:
         """What fills a tensor of the model: from the files or, where these do not hold tensors one
         by one, from the first process, which loads the whole model."""
-        checkpoint = None if is_packed(name) else checkpoint_of(empty)
+        checkpoint = checkpoint_of(empty)
         if checkpoint is not None:
 
             def read(key: str, tensor: Tensor) -> None:
