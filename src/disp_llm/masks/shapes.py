@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from disp_llm.compact.experts_disp_llm import matrices_of
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.names import BRANCH_OF, BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.models.family import Branch, Family
@@ -132,7 +133,7 @@ def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
         return ()
     experts: Any = block.get_submodule(branch.experts.module)
     rows: Any = block.get_submodule(branch.experts.rows)
-    return rows.weight, experts.gate_up_proj, experts.down_proj
+    return rows.weight, *matrices_of(experts)
 
 
 def per_expert(block: nn.Module, family: Family) -> int:
