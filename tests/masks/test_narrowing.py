@@ -16,7 +16,7 @@ TOKENS = torch.arange(4, 44).view(2, 20)
 def losses_and_gradients(target, kept, computed):
     """With a scale beside every mask and an adapter on every layer."""
     noise = torch.Generator().manual_seed(3)
-    adapters = Adapters(target, 2, noise)
+    adapters = Adapters.begun(target, 2, noise)
     with torch.no_grad():
         for up in adapters.up:
             up.normal_(generator=noise)

@@ -18,7 +18,7 @@ ADAPTED = dataclasses.replace(LEARN, adapter_rank=3)
 
 
 def with_random_up(target) -> Adapters:
-    adapters = Adapters(target, 3, generator_of(1))
+    adapters = Adapters.begun(target, 3, generator_of(1))
     for up in adapters.up:
         up.data.normal_(std=0.1, generator=generator_of(len(up)))
     return adapters.requires_grad_(False)

@@ -224,7 +224,7 @@ def as_masked(dense: PrunableModel, masks: Masks) -> Iterator[None]:
             assert compensation.mean_inputs is None, "a method has read weights"
             flat = flat if compensation.scales is None else flat * compensation.scales.cpu()
             if compensation.adapters:
-                adapters = Adapters.of(compensation.adapters).to(device)
+                adapters = Adapters(compensation.adapters).to(device)
                 stack.enter_context(adapted(dense, adapters))
         stack.enter_context(masked(dense)).set(flat.to(device))
         yield

@@ -9,7 +9,7 @@ R rank, I inputs and O outputs of a linear layer.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,27 +23,23 @@ from disp_llm.models.hooks import hooks
 
 
 class Adapters(nn.Module):
-    """A and B of every linear layer of the blocks, in the order of `PrunableModel.linears`.
+    """A and B of every linear layer of the blocks, in the order of `PrunableModel.linears`."""
 
-    A begins at random, with rows of length 1 on average, and B at zero: training begins with the
-    model as it is.
-    """
-
-    def __init__(self, target: PrunableModel, rank: int, noise: torch.Generator):
+    def __init__(self, pairs: Iterable[Adapter]):
         super().__init__()
-        widths = [widths_of(linear) for linear in target.linears()]
-        down = [torch.randn(rank, i, generator=noise) / math.sqrt(i) for i, _ in widths]
-        self.down = nn.ParameterList(down)  # A, (R, I)
-        self.up = nn.ParameterList(torch.zeros(o, rank) for _, o in widths)  # B, (O, R)
+        pairs = list(pairs)
+        self.down = nn.ParameterList(pair.down for pair in pairs)  # A, (R, I)
+        self.up = nn.ParameterList(pair.up for pair in pairs)  # B, (O, R)
 
     @classmethod
-    def of(cls, pairs: tuple[Adapter, ...]) -> "Adapters":
-        """Those that were learned before."""
-        made = cls.__new__(cls)
-        nn.Module.__init__(made)
-        made.down = nn.ParameterList(pair.down for pair in pairs)
-        made.up = nn.ParameterList(pair.up for pair in pairs)
-        return made
+    def begun(cls, target: PrunableModel, rank: int, noise: torch.Generator) -> "Adapters":
+        """A at random, with rows of length 1 on average, and B at zero: training begins with the
+        model as it is."""
+        widths = [widths_of(linear) for linear in target.linears()]
+        return cls(
+            Adapter(torch.randn(rank, i, generator=noise) / math.sqrt(i), torch.zeros(o, rank))
+            for i, o in widths
+        )
 
     def pairs(self) -> tuple[Adapter, ...]:
         """What has been learned, apart from any gradient."""

@@ -116,7 +116,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     adapters = None
     if learn.learns_adapters:
         noise = random_stream("adapters", problem.seed)
-        adapters = Adapters(problem.dense, learn.adapter_rank, noise)
+        adapters = Adapters.begun(problem.dense, learn.adapter_rank, noise)
     mixture = Mixture(problem.corpus)
     with torch.no_grad():
         mixture.measure_reference(
