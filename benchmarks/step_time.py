@@ -25,7 +25,8 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
-from disp_llm.data.tokens import Corpus, random_windows
+from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import random_windows
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import start_process

@@ -13,7 +13,7 @@ from disp_llm.masks.selection import Selection
 from disp_llm.methods import register
 from disp_llm.methods.parts.calibration import calibration_windows
 from disp_llm.methods.parts.method import Method
-from disp_llm.training.losses import token_losses
+from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 
 
@@ -23,10 +23,10 @@ def first_order(problem: PruningProblem) -> Selection:
     windows = calibration_windows(problem).to(dense.device)
     mask = torch.ones(dense.layout.entries, device=dense.device, requires_grad=True)
     with masked(dense) as masking:
-        for done, window in enumerate(windows, start=1):
+        for done in range(len(windows)):
             masking.set(mask)
-            token_losses(dense, window[None]).mean().backward()
-            progress(done, len(windows))
+            mean_losses(dense, windows.one(done)).backward()
+            progress(done + 1, len(windows))
     assert mask.grad is not None
     return Selection(mask.grad.abs() / problem.budget.entry_costs.to(dense.device))
 

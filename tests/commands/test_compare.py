@@ -40,7 +40,7 @@ def test_moments_are_those_of_what_enters_the_layer(tmp_path, text_file):
     seen = []
     layer = problem.dense.model.model.layers[1].mlp.down_proj
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    problem.dense.model(windows)
+    problem.dense.model(windows.tokens)
     handle.remove()
     inputs = seen[0].flatten(0, 1).double()
     _, found = input_moments(problem)[1]
@@ -134,7 +134,7 @@ def test_wanda_sees_what_pruned_blocks_give(tmp_path, text_file):
     for part in layout.split(first)[6:]:  # blocks behind the first are whole
         part.fill_(1.0)
     down = problem.dense.model.model.layers[1].mlp.down_proj
-    windows, seen = calibration_windows(problem), []
+    windows, seen = calibration_windows(problem).tokens, []
     handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with masked(problem.dense) as masking:
         for mask in (first, torch.ones_like(first)):
@@ -154,7 +154,7 @@ def test_wanda_sees_what_pruned_blocks_give(tmp_path, text_file):
 def test_taylor_sums_changes_of_the_loss_over_a_channel_s_weights(tmp_path, text_file, model_type):
     problem = replace(problem_of(model_type, text_file.read_text(), tmp_path), keeps=(0.7,))
     ranks = parts_of(problem, method_named("taylor").choose(problem).importance)["layers.0.mlp_mid"]
-    windows = calibration_windows(problem)
+    windows = calibration_windows(problem).tokens
     mlp = problem.dense.family.mlp
     block = problem.dense.blocks[0]
     layers = [linear_at(block, path) for path in (*mlp.reads, mlp.writes)]

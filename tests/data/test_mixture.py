@@ -20,6 +20,7 @@ def noise(seed: int = 0) -> torch.Generator:
 
 def test_windows_come_from_their_source_in_its_share():
     windows, sources = Mixture(Corpus(STREAMS, (0.25, 0.75))).draw(2000, 10, noise())
+    windows = windows.tokens
     assert windows.shape == (2000, 10)
     assert torch.equal((windows >= 1000).all(1), sources == 1)
     assert torch.equal((windows < 1000).all(1), sources == 0)
@@ -39,7 +40,9 @@ def test_shares_follow_the_loss_above_the_dense_models():
     mixture = Mixture(Corpus(STREAMS, (0.5, 0.5), dynamic=True))
     dense_losses = {0: 3.0, 1: 1.0}
     mixture.measure_reference(
-        lambda tokens: torch.full((1, 9), dense_losses[int(tokens.min() >= 1000)]), 10, noise()
+        lambda windows: torch.full((1,), dense_losses[int(windows.tokens.min() >= 1000)]),
+        10,
+        noise(),
     )
     process = one_process()
     for _ in range(EVERY):  # both lose, the second twice as much; the first even below the dense

@@ -29,7 +29,7 @@ def problem(text_file, tmp_path):
 
 
 def test_visits_are_given_what_enters_each_layer(problem):
-    windows = calibration_windows(problem)
+    windows = calibration_windows(problem).tokens
     seen = {}
     block = problem.dense.model.model.layers[1]
 
@@ -64,7 +64,7 @@ def test_blocks_behind_a_changed_one_see_what_it_gives(problem):
 
     found = {}
     visit_blocks(problem, copied(problem), silence)
-    windows = calibration_windows(problem)
+    windows = calibration_windows(problem).tokens
     block = problem.dense.model.model.layers[1]
     inputs = block.input_layernorm(problem.dense.model.model.embed_tokens(windows)).flatten(0, 1)
     wanted = (inputs.T @ inputs).detach()
@@ -73,7 +73,7 @@ def test_blocks_behind_a_changed_one_see_what_it_gives(problem):
 
 
 def test_influence_is_one_less_the_cosine_of_a_block_s_ends(problem):
-    windows = calibration_windows(problem)
+    windows = calibration_windows(problem).tokens
     states = problem.dense.model(windows, output_hidden_states=True).hidden_states
     alike = torch.cosine_similarity(states[0], states[1], dim=-1).mean()
     assert float(block_influence(problem)[0]) == pytest.approx(float(1 - alike), rel=1e-4)

@@ -74,7 +74,8 @@ def test_the_first_step_differentiates_cross_entropy_and_twice_the_divergence(pr
     ddp.trained_gates(problem, kinds, steps=1)
     model, layout = problem.dense.model, problem.budget.layout
     noise = random_stream("steps", problem.seed, 0, 0)
-    tokens, _ = Mixture(problem.corpus).draw(problem.training.batch, 32, noise)
+    windows, _ = Mixture(problem.corpus).draw(problem.training.batch, 32, noise)
+    tokens = windows.tokens
     z = 1 + 0.01 * torch.randn(layout.entries, generator=random_stream("start", problem.seed))
     gated = kinds[0].entries | kinds[1].entries
     dense = model(tokens).logits[:, :-1].log_softmax(-1)

@@ -27,7 +27,7 @@ def test_the_place_of_an_expert_is_that_of_what_it_adds(tmp_path):
     block = found.dense.blocks[1].mlp
     seen = []
     handle = block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    for window in calibration_windows(found):
+    for window in calibration_windows(found).tokens:
         found.dense.model(window[None])
     handle.remove()
     hidden = torch.cat([one.flatten(0, 1) for one in seen])

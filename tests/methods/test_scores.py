@@ -8,6 +8,7 @@ from configurations import VOCABULARY
 from conftest import problem_of
 from damage import BYTES, names, outcome, rewrite
 
+from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.methods.fisher import fisher_scores
@@ -28,7 +29,7 @@ def windows(count: int = 6) -> torch.Tensor:
 
 
 def importance_of(problem: PruningProblem, sequences: torch.Tensor, keep: float, rounds: int):
-    return fisher_importance(replace(problem, keeps=(keep,)), sequences, rounds)
+    return fisher_importance(replace(problem, keeps=(keep,)), Windows(sequences), rounds)
 
 
 def test_one_round_is_the_mean_square_of_each_sequences_gradient(problem):

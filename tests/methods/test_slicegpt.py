@@ -96,7 +96,7 @@ def test_bases_are_the_principal_components_of_the_sliced_stream(problem_with_la
     problem = problem_with_large_epsilon("llama")
     bases = projected_stream(problem).bases(11)
     model, seen = projecting(problem, bases)
-    model(calibration_windows(problem))
+    model(calibration_windows(problem).tokens)
     assert len(seen) == len(bases) == 2 * 3 + 1
     for stream, basis in zip(seen, bases, strict=True):
         _, _, right = torch.linalg.svd(stream.flatten(0, 1).double(), full_matrices=False)

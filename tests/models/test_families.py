@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
+from disp_llm.data.windows import Windows
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
 from disp_llm.export.folding import fold_into_weights
@@ -39,7 +40,7 @@ from disp_llm.models.architectures import (
     register_architecture,
 )
 from disp_llm.models.kv_cache import empty_cache, with_cache
-from disp_llm.training.losses import token_losses
+from disp_llm.training.losses import mean_losses, token_losses
 
 ALL = ARCHITECTURES
 
@@ -301,6 +302,20 @@ def test_loss_equals_that_of_transformers(model_type):
     tokens = torch.randint(4, VOCABULARY, (2, 19))
     ours = token_losses(target, tokens).mean()
     assert ours == pytest.approx(float(target.model(tokens, labels=tokens).loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ALL)
+def test_examples_in_one_window_do_not_see_each_other(model_type):
+    """Each costs what it costs alone; where they cannot be kept apart, the first alone counts."""
+    target = unchanged(model_type)
+    first, second = torch.randint(4, VOCABULARY, (8,)), torch.randint(4, VOCABULARY, (11,))
+    examples = [Windows(one[None], torch.arange(len(one))[None] > 2) for one in (first, second)]
+    alone = [float(mean_losses(target, one)) for one in examples]
+    counted = torch.cat([one.counted for one in examples], 1)
+    places = torch.cat([torch.arange(8), torch.arange(11)])[None]
+    together = Windows(torch.cat([first, second])[None], counted, places)
+    wanted = (5 * alone[0] + 8 * alone[1]) / 13 if target.keeps_apart else alone[0]
+    assert float(mean_losses(target, together)) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ALL)

@@ -1,29 +1,36 @@
 """Perplexity, zero-shot tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from disp_llm.commands.front import Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score
-from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.recipes import with_settings
+from disp_llm.data.example_tokens import ExampleStream
+from disp_llm.data.examples import read_examples, read_input_examples
+from disp_llm.data.named import Given
 from disp_llm.data.reading import read_given
-from disp_llm.data.sources import GivenText, read_input
-from disp_llm.data.tokens import load_tokens, require_length, stream_of
+from disp_llm.data.sources import read_input
+from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
+from disp_llm.evaluation.answers import written_answers
+from disp_llm.evaluation.metrics import AnswerScore, scored
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.tasks import average, run_tasks
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
+
+IN_MEMORY = Path("in memory")
+"""Stands in the settings for what a program hands over."""
 
 
 def evaluate(
@@ -31,6 +38,7 @@ def evaluate(
     tokenizer: Any = None,
     *,
     text: Any = None,
+    examples: Any = None,
     config: EvalConfig | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -41,6 +49,8 @@ def evaluate(
         tokenizer: of a model in memory.
         text: what to measure on: paths, strings, a `datasets.Dataset` or token ids. Default: the
             held-out tenth of the embedded speeches.
+        examples: of a task, whose answers are measured in place of a text: paths, rows of prompt
+            and answer, or a `datasets.Dataset` of them.
         config: all settings at once, which `options` change.
         options: settings by the names of their flags (`context=2048`, `windows=0`, `tasks=`,
             `suite="general"`, ...) and `progress`.
@@ -54,15 +64,16 @@ def evaluate(
     name, inputs = inputs_of(model, tokenizer)
     settings: EvalConfig = with_settings(config or EvalConfig(name), options)
     settings = replace(settings, machine=machine_of(inputs, settings.machine))
-    found = None if text is None else read_input(text)
-    given = found if isinstance(found, GivenText) else None
-    if isinstance(found, tuple):
-        settings = replace(settings, text=found)
+    given: Given | None = None
+    if text is not None:
+        found = read_input(text)
+        given, paths = (None, found) if isinstance(found, tuple) else (found, (IN_MEMORY,))
+        settings = replace(settings, text=paths)
+    if examples is not None:
+        read = read_input_examples(examples, settings.template)
+        given, paths = (None, read) if isinstance(read, tuple) else (read, (IN_MEMORY,))
+        settings = replace(settings, examples=paths)
     settings.validate()
-    if given and settings.suite:
-        raise InputError(
-            "given together with `suite`", field="text", hint="write it into the suite's file"
-        )
     with caller.watching() as progress, inputs.frozen():
         if settings.suite:
             return score(settings, inputs, progress)
@@ -70,7 +81,7 @@ def evaluate(
 
 
 def _evaluated(
-    config: EvalConfig, inputs: Inputs, given: GivenText | None, progress: ProgressCallback
+    config: EvalConfig, inputs: Inputs, given: Given | None, progress: ProgressCallback
 ) -> dict[str, Any]:
     def on_window(done: int, total: int) -> None:
         progress("perplexity", done, total, {})
@@ -81,11 +92,14 @@ def _evaluated(
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = facts_of(loaded, target)
-    if given or config.text or config.dataset or not config.tasks:
-        stream, names = evaluation_stream(config, loaded.tokenizer, given)
+    if given or config.text or config.dataset or config.examples or not config.tasks:
+        stream, names = evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
         result |= names | as_json(measured)
+        if config.metric:
+            assert isinstance(stream, ExampleStream)
+            result["answers"] = asdict(_answered(config, loaded, stream, on_request))
     if config.tasks:
         pairs = (pair.partition("=") for pair in config.task_data)
         files = {name: Path(file) for name, _, file in pairs}
@@ -94,19 +108,37 @@ def _evaluated(
     return result
 
 
+def _answered(
+    config: EvalConfig,
+    loaded: Loaded,
+    stream: ExampleStream,
+    on_answer: Callable[[int, int], None],
+) -> AnswerScore:
+    """What the model's own answers to the examples score."""
+    asked = stream.first(config.limit) if config.limit else stream
+    target = PrunableModel.of(loaded)
+    answers = written_answers(target, loaded.tokenizer, asked, config.answer_tokens, on_answer)
+    return scored(config.metric, answers, [one.answer for one in asked.examples])
+
+
 def evaluation_stream(
-    config: EvalConfig, tokenizer: Any, given: GivenText | None = None
-) -> tuple[Tensor, dict[str, str]]:
+    config: EvalConfig, loaded: Loaded, given: Given | None = None
+) -> tuple[Stream, dict[str, str]]:
     """The tokens that are measured on, and where they come from: `text` and `text_sha256`.
 
     Raises:
-        InputError: the text is unusable, empty, or too short to predict anything.
+        InputError: the text or an example is unusable, empty, or too short to predict anything.
     """
-    text = given or read_given(config.text, config.dataset, config.text_field, "test")
+    text = (
+        given
+        or read_given(config.text, config.dataset, config.text_field, "test")
+        or read_examples(config.examples, config.template)
+    )
     if text is None:
-        texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer)
+        texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), loaded.tokenizer)
         source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
         return texts.evaluation, {"text": source, "text_sha256": digest}
-    stream = stream_of(text, tokenizer)
-    require_length(stream, 2, text.field, text.name)
+    stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
+    if not isinstance(stream, ExampleStream):
+        require_length(stream, 2, text.field, text.name)
     return stream, {"text": text.name, "text_sha256": text.sha256}

@@ -25,8 +25,9 @@ from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.examples import read_input_examples
 from disp_llm.data.named import InMemory
-from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.sources import read_input
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import require_tracker, start_process
 from disp_llm.models.embedded import MODEL
@@ -172,25 +173,33 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
     Raises:
         InputError: an option that is no setting, or something that is no text.
     """
-    texts = {field: options.pop(field, None) for field in ("text", "eval_text")}
+    given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES)}
     config = with_settings(config, options)
-    inputs, named = _with_texts(inputs, config.text, texts)
+    inputs, named = _with_texts(inputs, config.text, given)
     return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
 
 
+TEXTS = ("text", "eval_text")
+EXAMPLES = ("examples", "eval_examples")
+"""Settings that name files, in place of which a program may hand over what they would hold."""
+
+
 def _with_texts(
-    inputs: Inputs, config: TextConfig, texts: dict[str, Any]
+    inputs: Inputs, config: TextConfig, given: dict[str, Any]
 ) -> tuple[Inputs, TextConfig]:
-    """Texts by their setting: files become settings, the rest stays in memory."""
-    for field, text in texts.items():
-        if text is None:
-            continue
-        found = read_input(text, field)
-        if isinstance(found, GivenText):
-            inputs = replace(inputs, texts=replace(inputs.texts, **{field: found}))
-        else:
-            config = with_settings(config, {field: found})
-    return inputs, config
+    """Texts and examples by their setting: files become settings, the rest stays in memory."""
+    paths: dict[str, Any] = {}
+    held: dict[str, Any] = {}
+    for field, what in given.items():
+        if what is not None:
+            found: Any
+            if field in TEXTS:
+                found = read_input(what, field)
+            else:
+                found = read_input_examples(what, config.template, field)
+            (paths if isinstance(found, tuple) else held)[field] = found
+    inputs = replace(inputs, texts=replace(inputs.texts, **held))
+    return inputs, with_settings(config, paths)
 
 
 def located(config: Located) -> Located:
@@ -201,14 +210,17 @@ def located(config: Located) -> Located:
         value = getattr(config, name, "")
         if value != MODEL and value and Path(value).exists():
             names[name] = os.path.abspath(value)
-    text, eval_text = (
-        tuple(path if str(path) in NAMED_TEXTS else path.absolute() for path in paths)
-        for paths in (config.text.text, config.text.eval_text)
-    )
+    texts: dict[str, Any] = {
+        name: tuple(
+            path if str(path) in NAMED_TEXTS else path.absolute()
+            for path in getattr(config.text, name)
+        )
+        for name in (*TEXTS, *EXAMPLES)
+    }
     suite = getattr(config, "suite", "")
     if suite.endswith(".toml"):
         names["suite"] = os.path.abspath(suite)
-    return replace(config, **names, text=replace(config.text, text=text, eval_text=eval_text))
+    return replace(config, **names, text=replace(config.text, **texts))
 
 
 LOCAL_NAMES = ("model", "folder", "teacher")

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.suites import load_suite
+from disp_llm.data.tokens import Stream, opening
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.masks.prunable import PrunableModel
@@ -63,7 +63,7 @@ def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
 class Measuring:
     """One evaluation text, and how it is read."""
 
-    stream: Tensor
+    stream: Stream
     config: PerplexityConfig
     tokenizer: Any
     progress: ProgressCallback
@@ -98,13 +98,14 @@ class Measuring:
 
     @property
     def prompt(self) -> str:
-        """The first tokens of the evaluation text."""
-        return self.tokenizer.decode(self.stream[:PROMPT_TOKENS])
+        """The first tokens of the evaluation text, or the first example's prompt."""
+        return self.tokenizer.decode(opening(self.stream, PROMPT_TOKENS))
 
     def sample(self, model: PreTrainedModel) -> str:
         """What a model writes after them, always taking the likeliest token."""
-        prompt = self.stream[: fitting(model, PROMPT_TOKENS)][None].to(model.device)
-        room = fitting(model, PROMPT_TOKENS + SAMPLE_TOKENS) - prompt.shape[1]
+        start = opening(self.stream, PROMPT_TOKENS)
+        prompt = start[: fitting(model, len(start))][None].to(model.device)
+        room = fitting(model, len(start) + SAMPLE_TOKENS) - prompt.shape[1]
         generate: Any = model.generate
         made = generate(
             prompt,

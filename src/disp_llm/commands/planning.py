@@ -150,7 +150,7 @@ def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
     """Refuses text that is shorter than a window, and an evaluation window that is longer than what
     the model can read."""
     config = problem.job.config
-    window = config.evaluation.longest_window(len(texts.evaluation))
+    window = texts.longest_window(config.evaluation)
     require_positions(problem.dense.model, window, "context")
     for field, tokens in windows_of(config).items():
         texts.corpus.require_length(tokens, field)

@@ -207,7 +207,7 @@ def _load(
         )
     progress(2, 2)
     texts.corpus.require_length(length, "length")
-    window = config.evaluation.longest_window(len(texts.evaluation))
+    window = texts.longest_window(config.evaluation)
     for model in models:
         require_positions(model, window, "context")
     return job, loaded, original, texts

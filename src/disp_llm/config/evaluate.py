@@ -8,6 +8,7 @@ import tyro
 
 from disp_llm.config.checks import require_not_negative, require_paths
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 
 
@@ -25,13 +26,24 @@ class EvalConfig:
     text."""
     dataset: str = ""
     """A hub data set in place of --text, as NAME:CONFIG:SPLIT (default split: test)."""
+    examples: tuple[Path, ...] = ()
+    """Examples to measure the perplexity of answers on, in place of --text: files as `prune` reads
+    them."""
+    template: Template = "auto"
+    """How an example is written: by the chat template of the tokenizer, or the prompt and then the
+    answer; auto takes the template where there is one."""
+    metric: str = ""
+    """Let the model answer the --examples, and score what it writes: exact_match, f1 (of words), or
+    a metric of an installed package (entry points `disp_llm.metrics`)."""
+    answer_tokens: int = 0
+    """Most tokens of such an answer; 0 = a quarter more than the longest of the examples has."""
     tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness, such as arc_easy piqa; `paper` is the paper's five. Without
     --text or --dataset, perplexity is then not measured."""
     task_data: tuple[str, ...] = ()
     """NAME=FILE: read a local JSON-lines file in place of that task's hub data set."""
     limit: int = 0
-    """Number of questions of each task; 0 = all."""
+    """Number of questions of each task, and of examples that are answered; 0 = all."""
     suite: str = ""
     """A suite of texts and tasks in place of all these: general, or a .toml file."""
     dense: str = ""
@@ -54,7 +66,13 @@ class EvalConfig:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"
             )
-        require_not_negative(limit=self.limit)
+        if self.examples and (self.text or self.dataset):
+            raise InputError(
+                "given together with a text", field="examples", hint="choose one of them"
+            )
+        if self.metric and not self.examples:
+            raise InputError("scores answers to examples", field="metric", hint="give `examples`")
+        require_not_negative(limit=self.limit, answer_tokens=self.answer_tokens)
         if self.dense and not self.suite:
             raise InputError("is for a suite", field="dense", hint="give `suite` too")
         self._require_suite_alone()
@@ -76,5 +94,8 @@ class EvalConfig:
             )
 
 
-BESIDE_SUITE = ("text", "text_field", "dataset", "tasks", "task_data", "limit")
+BESIDE_SUITE = (
+    *("text", "text_field", "dataset", "examples", "template", "metric", "answer_tokens"),
+    *("tasks", "task_data", "limit"),
+)
 """Settings that a suite has of its own."""

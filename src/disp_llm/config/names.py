@@ -59,6 +59,8 @@ BRANCH_OF: dict[Site, Site] = {
 
 LearningRateSchedule = Literal["cosine", "constant"]
 
+Template = Literal["auto", "chat", "plain"]
+
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 
 Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]

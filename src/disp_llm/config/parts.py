@@ -15,7 +15,14 @@ from disp_llm.config.checks import (
     require_sizes,
 )
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, TextPath, is_mixture
+from disp_llm.config.names import (
+    NAMED_TEXTS,
+    SELF,
+    BudgetKind,
+    Template,
+    TextPath,
+    is_mixture,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,31 @@ class TextConfig:
     eval_dataset: str = ""
     """A hub data set in place of --eval-text, as NAME:CONFIG or NAME:CONFIG:SPLIT (default split:
     test)."""
+    examples: tuple[Path, ...] = ()
+    """Examples of a task to learn from in place of text, or beside what --text names: .jsonl or
+    .json files of prompt and answer, of instruction, input and output, or of messages. The loss is
+    that of the answers; --weights has one number more for them."""
+    eval_examples: tuple[Path, ...] = ()
+    """Examples to measure the perplexity of answers on. Default: the last tenth of --examples,
+    which is then never learned from."""
+    template: Template = "auto"
+    """How an example is written: by the chat template of the tokenizer, or the prompt and then the
+    answer; auto takes the template where there is one."""
+
+    @property
+    def learns_from_text(self) -> bool:
+        """Whether a text is named."""
+        return bool(self.text or self.dataset)
 
     @property
     def learns_from(self) -> tuple[Path, ...]:
         """The texts, or the one where none is named; none where there is a data set."""
         return self.text or (() if self.dataset else (Path(SELF),))
+
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether what is measured on is not a part of the learning text."""
+        return bool(self.eval_text or self.eval_dataset or self.examples or self.eval_examples)
 
     def validate(self) -> None:
         """Refuses text that is named twice, and weights that do not fit the texts."""
@@ -63,11 +90,12 @@ class TextConfig:
                 hint="leave it out where `text` is self: words that are not learned from are "
                 "written too",
             )
-        if self.weights and (len(self.weights) != len(self.text) or min(self.weights) <= 0):
+        self._validate_weights()
+        if self.eval_examples and (self.eval_text or self.eval_dataset):
             raise InputError(
-                f"{len(self.weights)} for {len(self.text)} texts",
-                field="weights",
-                hint="give one number above 0 for each text of `text`",
+                "given together with a text to measure on",
+                field="eval_examples",
+                hint="choose one of them",
             )
         mixtures = any(map(is_mixture, self.text))
         if self.mix == "dynamic" and len(self.weights) < 2 and not mixtures:
@@ -79,6 +107,16 @@ class TextConfig:
         if self.eval_text and self.eval_dataset:
             raise InputError(
                 "given together with `eval_text`", field="eval_dataset", hint="choose one of them"
+            )
+
+    def _validate_weights(self) -> None:
+        wanted = len(self.text) + (bool(self.dataset) + 1 if self.examples else 0)
+        if self.weights and (len(self.weights) != wanted or min(self.weights) <= 0):
+            of_examples = " and one for `examples`" if self.examples else ""
+            raise InputError(
+                f"{len(self.weights)} for {wanted} texts",
+                field="weights",
+                hint=f"give one number above 0 for each text of `text`{of_examples}",
             )
 
 

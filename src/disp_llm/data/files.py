@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from disp_llm.data.formats import documents_in
+from disp_llm.data.formats import Take, documents_in, rows_in
 from disp_llm.data.rows import Unusable, said_by
 
 KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
@@ -42,22 +42,40 @@ def documents_of(path: Path, column: str) -> list[str]:
         Unusable: no text, damaged, or empty.
         OSError, UnicodeDecodeError: not readable, not UTF-8.
     """
+    documents = _read(path, lambda file, kind: documents_in(file, kind, column))
+    if all(not document or document.isspace() for document in documents):
+        raise _empty()
+    return documents
+
+
+def rows_of(path: Path, take: Take) -> list[Any]:
+    """What is read of the rows of a JSON file: one a line, or of a .json file an array.
+
+    Raises:
+        Unusable: damaged, empty, or what `take` refuses.
+        OSError, UnicodeDecodeError: not readable, not UTF-8.
+    """
+    rows = _read(path, lambda file, kind: rows_in(file, kind, take))
+    if not rows:
+        raise _empty()
+    return rows
+
+
+def _read(path: Path, reader: Callable[[Any, str], list[Any]]) -> list[Any]:
+    """What a reader makes of a file, which is given open and decompressed, with its kind."""
     kind, compression = kind_of_file(path)
     opener: Callable[[Path], Any] = COMPRESSIONS.get(compression, _open_plain)
     if path.is_file() and not path.stat().st_size:
         raise _empty()
     try:
         with opener(path) as file:
-            documents = documents_in(file, kind, column)
+            return reader(file, kind)
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
     except OSError as error:
         if error.errno is None:  # of a decompressor, not of the system
             raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
         raise
-    if all(not document or document.isspace() for document in documents):
-        raise _empty()
-    return documents
 
 
 def _empty() -> Unusable:

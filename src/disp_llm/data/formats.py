@@ -18,6 +18,9 @@ from typing import Any
 
 from disp_llm.data.rows import Unusable, no_column, said_by, text_of
 
+Take = Callable[[Any, str, int], Any]
+"""A row, what its number counts ("line" or "row"), and that number -> what is read of it."""
+
 LONGEST_CELL = 2**31 - 1
 """Characters of a cell of a .csv file; Python's own limit is 131,072."""
 
@@ -36,18 +39,49 @@ def documents_in(file: Any, kind: str, column: str) -> list[str]:
     """
     if kind == ".parquet":
         return _parquet(file, column)
+    content = _decoded(file)
+    if kind == ".csv":
+        return _csv(content.removeprefix("\ufeff"), column)
+    content = _with_plain_ends(content)
+    reader = _JSON.get(kind)
+    if reader is None:
+        return [content]
+
+    def take(row: Any, unit: str, number: int) -> str:
+        return text_of(row, column, unit, number, strings=unit == "row")
+
+    return reader(content.removeprefix("\ufeff"), take)
+
+
+def rows_in(file: Any, kind: str, take: Take) -> list[Any]:
+    """What is read of the rows of a JSON file that is open; of any kind but .json, one a line.
+
+    Args:
+        file: binary, as `open` gives it.
+        kind: the suffix, without that of a compression.
+
+    Raises:
+        Unusable: damaged, binary, or what `take` refuses.
+        UnicodeDecodeError: not UTF-8.
+    """
+    content = _with_plain_ends(_decoded(file)).removeprefix("\ufeff")
+    return _JSON.get(kind, _jsonl)(content, take)
+
+
+def _decoded(file: Any) -> str:
     content = file.read().decode("utf-8")
     if "\0" in content:
         raise Unusable("is binary, not text", "name a text file")
-    if kind == ".csv":
-        return _csv(content.removeprefix("\ufeff"), column)
-    content = content.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
-    reader = _JSON.get(kind)
-    return reader(content.removeprefix("\ufeff"), column) if reader else [content]
+    return content
 
 
-def _jsonl(content: str, column: str) -> list[str]:
-    documents = []
+def _with_plain_ends(content: str) -> str:
+    """Its lines end as Python reads them."""
+    return content.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _jsonl(content: str, take: Take) -> list[Any]:
+    found = []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
@@ -56,22 +90,22 @@ def _jsonl(content: str, column: str) -> list[str]:
                 raise Unusable(
                     f"has no JSON object in line {number}", "mend or delete that line"
                 ) from error
-            documents.append(text_of(row, column, "line", number))
-    return documents
+            found.append(take(row, "line", number))
+    return found
 
 
-def _json(content: str, column: str) -> list[str]:
+def _json(content: str, take: Take) -> list[Any]:
     try:
         found = json.loads(content) if content.strip() else []
     except (ValueError, RecursionError) as error:
         if content.lstrip().startswith("["):
             raise Unusable(f"is no whole JSON array ({said_by(error)})", "mend it") from error
-        return _jsonl(content, column)
+        return _jsonl(content, take)
     rows = found if isinstance(found, list) else [found]
-    return [text_of(row, column, "row", number, True) for number, row in enumerate(rows, start=1)]
+    return [take(row, "row", number) for number, row in enumerate(rows, start=1)]
 
 
-_JSON: dict[str, Callable[[str, str], list[str]]] = {".jsonl": _jsonl, ".json": _json}
+_JSON: dict[str, Callable[[str, Take], list[Any]]] = {".jsonl": _jsonl, ".json": _json}
 
 
 def _csv(content: str, column: str) -> list[str]:

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from disp_llm.data.tokens import Corpus, random_windows
+from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Windows, joined
 from disp_llm.runs.job import Process
 
 EVERY = 10
@@ -44,23 +45,23 @@ class Mixture(nn.Module):
         self.register_buffer("sums", torch.zeros(2, len(corpus.streams), dtype=torch.float64))
 
     def measure_reference(
-        self, loss_of: Callable[[Tensor], Tensor], length: int, noise: torch.Generator
+        self, loss_of: Callable[[Windows], Tensor], length: int, noise: torch.Generator
     ) -> None:
         """Takes the loss of the dense model on every source, where weights are to follow it."""
         if self.corpus.dynamic:
             for source in range(len(self.corpus.streams)):
-                windows = self._windows(source, REFERENCE_WINDOWS, length, noise)
-                losses = [float(loss_of(window[None]).mean()) for window in windows]
+                windows = self.corpus.windows(source, REFERENCE_WINDOWS, length, noise)
+                losses = [float(loss_of(windows.one(i)).mean()) for i in range(len(windows))]
                 self.get_buffer("reference")[source] = sum(losses) / len(losses)
 
     def draw(
         self, count: int, length: int, noise: torch.Generator
-    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    ) -> tuple[Windows, Int[Tensor, " B"]]:
         """Windows in a random order, and which source each is from: of every source as many as its
         weight says, to the next whole number above or below, so that a step is not all of a kind.
         """
         if len(self.corpus.streams) == 1:
-            windows = self._windows(0, count, length, noise)
+            windows = self.corpus.windows(0, count, length, noise)
             return windows, torch.zeros(count, dtype=torch.long)
         weights = self.get_buffer("weights").cpu()
         ends = weights.cumsum(0) / weights.sum()
@@ -68,19 +69,16 @@ class Mixture(nn.Module):
         places = (torch.arange(count) + first) / count  # systematic sampling
         sources = torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
         sources = sources[torch.randperm(count, generator=noise)]
-        windows = [self._windows(source, 1, length, noise) for source in sources.tolist()]
-        return torch.cat(windows), sources
+        windows = [self.corpus.windows(source, 1, length, noise) for source in sources.tolist()]
+        return joined(windows), sources
 
     def draw_own(
         self, count: int, length: int, noise: torch.Generator, process: Process
-    ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
+    ) -> tuple[Windows, Int[Tensor, " B"]]:
         """The part of one process, so many windows, of a batch that all draw alike."""
         windows, sources = self.draw(count * process.count, length, noise)
-        return process.own(windows), process.own(sources)
-
-    def _windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Tensor:
-        corpus = self.corpus
-        return random_windows(corpus.streams[source], count, length, noise, corpus.bos_token_id)
+        own = process.own(torch.arange(len(windows)))
+        return windows[own], sources[own]
 
     def record_losses(
         self, sources: Int[Tensor, " B"], losses: Float[Tensor, " B"], process: Process

@@ -1,4 +1,5 @@
-"""What settings name, or a program hands over, as text -> documents, before there are tokens."""
+"""What settings name, or a program hands over, as text -> documents and examples, before there are
+tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,26 +7,32 @@ from pathlib import Path
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.texts import load_mixture
+from disp_llm.data.examples import GivenExamples, read_examples
 from disp_llm.data.reading import read_documents, read_given, read_mixture
 from disp_llm.data.sources import GivenText
 from disp_llm.models.embedded import speech_files
 
+Given = GivenText | GivenExamples
+"""What is learned from or measured on."""
+
 
 @dataclass(frozen=True)
 class InMemory:
-    """Text that a program handed over, in place of what the settings name."""
+    """What a program handed over, in place of what the settings name."""
 
     text: GivenText | None = None
     eval_text: GivenText | None = None
+    examples: GivenExamples | None = None
+    eval_examples: GivenExamples | None = None
     words: GivenText | None = None
     """What the model has written already, where `text` names its own words."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One text to learn from."""
+    """One text, or examples, to learn from."""
 
-    text: GivenText | None
+    text: Given | None
     """None is what the model has still to write."""
     group: int = 0
     """Which of the texts that the settings name it is part of."""
@@ -38,7 +45,7 @@ class Sources:
     """Text as it was found, before there are tokens."""
 
     learning: tuple[Source, ...]
-    evaluation: GivenText | None
+    evaluation: Given | None
     """None = the end of the learning text."""
 
     @property
@@ -56,13 +63,22 @@ def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: i
     Raises:
         InputError: a file or data set is unusable.
     """
-    return Sources(
-        learning=_learning_sources(config, in_memory.text, tokens),
-        evaluation=in_memory.eval_text
-        or read_given(
-            config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text"
-        ),
+    examples = in_memory.examples or read_examples(config.examples, config.template)
+    evaluation = (
+        in_memory.eval_text
+        or in_memory.eval_examples
+        or read_given(config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text")
+        or read_examples(config.eval_examples, config.template, "eval_examples")
     )
+    if examples is not None and evaluation is None:
+        examples, evaluation = examples.parted()
+    texts = ()
+    if in_memory.text is not None or config.learns_from_text or examples is None:
+        texts = _learning_sources(config, in_memory.text, tokens)
+    if examples is not None:
+        group = 1 + max((source.group for source in texts), default=-1)
+        texts = (*texts, Source(examples, group))
+    return Sources(texts, evaluation)
 
 
 def _learning_sources(
@@ -84,7 +100,7 @@ def _learning_sources(
 def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
     """The names that belong to each source: with weights each to its own, else all files to one."""
     names = config.learns_from
-    if config.weights:
+    if config.weights and names:
         return [(name,) for name in names]
     apart = [name for name in names if str(name) in NAMED_TEXTS or is_mixture(name)]
     files = tuple(name for name in names if name not in apart)

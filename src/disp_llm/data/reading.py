@@ -29,16 +29,16 @@ def read_documents(paths: Iterable[Path], column: str, field: str = "text") -> l
     """
     documents: list[str] = []
     for path in paths:
-        with _naming(path, field):
+        with naming(path, field):
             files = files_under(path)
         for file in files:
-            with _naming(file, field):
+            with naming(file, field):
                 documents += documents_of(file, column)
     return documents
 
 
 @contextlib.contextmanager
-def _naming(path: Path, field: str) -> Iterator[None]:
+def naming(path: Path, field: str) -> Iterator[None]:
     """Says of which file of which setting an error is."""
     try:
         yield
@@ -133,7 +133,7 @@ def read_given(
         documents = read_dataset(dataset, column, split, DATASET[field])
         return GivenText(documents, field=DATASET[field], named=dataset_name(dataset))
     if paths:
-        named = ", ".join(_base_name(path) for path in paths)
+        named = ", ".join(base_name(path) for path in paths)
         return GivenText(read_documents(paths, column, field), field=field, named=named)
     return None
 
@@ -183,7 +183,7 @@ def _mixed_text(text: MixedText, enough: int) -> GivenText:
     return GivenText(documents, named=dataset_name(text.dataset))
 
 
-def _base_name(path: Path) -> str:
+def base_name(path: Path) -> str:
     """What results, which are shared, call a file or a folder: where it lies is not said."""
     name = os.path.basename(os.path.abspath(path))
     return f"{name}/" if path.is_dir() else name
@@ -193,4 +193,4 @@ def dataset_name(name: str) -> str:
     """What results call a data set."""
     repository, colon, rest = name.partition(":")
     local = Path(repository)
-    return f"{_base_name(local)}{colon}{rest}" if local.exists() else name
+    return f"{base_name(local)}{colon}{rest}" if local.exists() else name

@@ -52,7 +52,7 @@ def text_of(row: Any, column: str, unit: str, number: int, strings: bool = False
             "leave such rows out, or name the right `text_field`",
         )
     if not value.isascii():
-        _require_whole_characters(value, f"in {unit} {number}")
+        require_whole_characters(value, f"in {unit} {number}")
     return value
 
 
@@ -73,7 +73,7 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _require_whole_characters(text: str, place: str) -> None:
+def require_whole_characters(text: str, place: str) -> None:
     """Refuses halves of surrogate pairs, which JSON can escape and no tokenizer reads."""
     try:
         text.encode()

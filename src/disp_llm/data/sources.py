@@ -68,7 +68,7 @@ class GivenText:
         return digest.hexdigest()
 
 
-def joint_sha256(texts: Sequence[GivenText]) -> str:
+def joint_sha256(texts: Sequence[Any]) -> str:
     """The hash of several sources in their order; of a single one, its own."""
     if len(texts) == 1:
         return texts[0].sha256

@@ -1,5 +1,5 @@
-"""Files, hub data sets, the embedded speeches or the model's own words -> streams of tokens ->
-windows.
+"""Files, hub data sets, the embedded speeches, the model's own words or examples -> streams of
+tokens -> windows.
 
 A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's
 released code puts one at every line, which the model never saw in training.)
@@ -10,6 +10,7 @@ B windows, T tokens of a window, N tokens of the stream.
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,33 +18,33 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.named import Sources, read_sources
+from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
+from disp_llm.data.examples import HELD_OUT, GivenExamples
+from disp_llm.data.named import Given, Sources, read_sources
 from disp_llm.data.sources import GivenText, joint_sha256
+from disp_llm.data.windows import Windows, random_windows, usual_bos, with_bos
 
 SEPARATOR = "\n\n"
 """Between documents; the usual perplexity text of WikiText joins its rows with it too."""
 
 
-HELD_OUT = 0.1
-"""Share of the learning text, at its end, that is only measured on when no other text is given; of
-own words it is as many as are measured on."""
-
-
-def tokenize(documents: Iterable[str], tokenizer) -> Int[Tensor, " N"]:
+def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:
     """One stream: an initial BOS where the tokenizer adds one, then the documents, joined."""
     text = SEPARATOR.join(documents)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if begins and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id, *ids]
-    return torch.tensor(ids, dtype=torch.long)
+    bos = usual_bos(tokenizer)
+    return torch.tensor(ids if bos is None else [bos, *ids], dtype=torch.long)
+
+
+Stream = Tensor | ExampleStream
+"""The tokens of a text, (N), or those of examples."""
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Text to learn from, one stream of tokens a source."""
 
-    streams: tuple[Tensor, ...]
+    streams: tuple[Stream, ...]
     weights: tuple[float, ...] = (1.0,)
     """Share of the windows that come from each source; they sum to 1."""
     dynamic: bool = False
@@ -58,9 +59,19 @@ class Corpus:
     def require_length(self, tokens: int, setting: str) -> None:
         """Refuses a source that cannot fill one window, whose length that setting says."""
         for i, stream in enumerate(self.streams):
+            if isinstance(stream, ExampleStream):
+                stream.require_length(tokens, setting)
+                continue
             name = self.names[i] if self.names else "the text"
             hint = f"give more text or a smaller `{setting}`"
             require_length(stream, tokens, self.field, name, hint)
+
+    def windows(self, source: int, count: int, length: int, noise: torch.Generator) -> Windows:
+        """Windows at random places of one source."""
+        stream = self.streams[source]
+        if isinstance(stream, ExampleStream):
+            return stream.random_windows(count, length, noise)
+        return Windows(random_windows(stream, count, length, noise, self.bos_token_id))
 
 
 @dataclass(frozen=True)
@@ -68,16 +79,27 @@ class Texts:
     """Learning text and evaluation text of one task; the two share no token."""
 
     corpus: Corpus
-    evaluation: Int[Tensor, " N"]
+    evaluation: Stream
     names: dict[str, str]
     """Where they came from, `text` and `eval_text`, without the folders that they lie in; and the
     SHA-256 of what was read, `text_sha256` and `eval_text_sha256`: of the documents (`GivenText`),
     and of the ids where they are given or held out."""
 
+    def longest_window(self, config: PerplexityConfig) -> int:
+        """Tokens of the longest window that is measured on.
+
+        Raises:
+            InputError: an example is longer than `context`.
+        """
+        if isinstance(self.evaluation, ExampleStream):
+            self.evaluation.require_length(config.context, "context")
+            return len(self.evaluation.longest.tokens)
+        return config.longest_window(len(self.evaluation))
+
 
 def load_tokens(
     config: TextConfig,
-    tokenizer,
+    tokenizer: Any,
     bos_token_id: int | None = None,
     sources: Sources | None = None,
     write: Callable[[float], GivenText] | None = None,
@@ -93,7 +115,7 @@ def load_tokens(
         InputError: a file or data set is unusable.
     """
     sources = sources or read_sources(config)
-    texts: list[GivenText] = []
+    texts: list[Given] = []
     for source in sources.learning:
         text = source.text
         if text is None:
@@ -101,18 +123,13 @@ def load_tokens(
             given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
             text = write(given)
         texts.append(text)
-    held_out = sources.evaluation
-    streams = [stream_of(text, tokenizer) for text in texts]
-    name = ", ".join(text.name for text in texts)
+    streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
+    held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
-        cuts = [_cut(text, stream) for text, stream in zip(texts, streams, strict=True)]
-        last = torch.cat([s[cut:] for s, cut in zip(streams, cuts, strict=True)])
-        usual = all(text.held_out is None for text in texts)
-        share = HELD_OUT if usual else len(last) / sum(map(len, streams))
-        streams = [stream[:cut] for stream, cut in zip(streams, cuts, strict=True)]
-        held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
-    evaluation = stream_of(held_out, tokenizer)
-    require_length(evaluation, 2, held_out.field, held_out.name)
+        streams, held_out = _held_out(texts, streams, name)
+    evaluation = stream_of(held_out, tokenizer, bos_token_id)
+    if not isinstance(evaluation, ExampleStream):
+        require_length(evaluation, 2, held_out.field, held_out.name)
     corpus = Corpus(
         streams=tuple(streams),
         weights=_weights(config, sources, [len(stream) for stream in streams]),
@@ -123,6 +140,25 @@ def load_tokens(
     )
     hashes = {"text_sha256": joint_sha256(texts), "eval_text_sha256": held_out.sha256}
     return Texts(corpus, evaluation, {"text": name, "eval_text": held_out.name} | hashes)
+
+
+def _held_out(
+    texts: list[Given], streams: list[Stream], name: str
+) -> tuple[list[Stream], GivenText]:
+    """What is left to learn from, and the end of every text, which is only measured on."""
+    left: list[Stream] = []
+    ends: list[Tensor] = []
+    usual = True
+    for text, stream in zip(texts, streams, strict=True):
+        assert isinstance(text, GivenText)  # beside examples, some of these are held out
+        assert isinstance(stream, Tensor)
+        cut = _cut(text, stream)
+        left.append(stream[:cut])
+        ends.append(stream[cut:])
+        usual = usual and text.held_out is None
+    last = torch.cat(ends)
+    share = HELD_OUT if usual else len(last) / sum(map(len, streams))
+    return left, GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
 
 
 def _cut(text: GivenText, stream: Tensor) -> int:
@@ -144,7 +180,21 @@ def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[
     return tuple(whole[one.group] * one.share / total for one in sources.learning)
 
 
-def stream_of(given: GivenText, tokenizer) -> Int[Tensor, " N"]:
+def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
+    """The tokens of a text or of examples.
+
+    Args:
+        bos_token_id: a token that every example begins with, where the model needs one.
+
+    Raises:
+        InputError: ids that the tokenizer does not have, or conversations that it cannot write.
+    """
+    if isinstance(given, GivenExamples):
+        return stream_of_examples(given, tokenizer, bos_token_id)
+    return stream_of_text(given, tokenizer)
+
+
+def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
     """The tokens of a text.
 
     Raises:
@@ -163,6 +213,20 @@ def stream_of(given: GivenText, tokenizer) -> Int[Tensor, " N"]:
     return given.tokens
 
 
+def first_tokens(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
+    """So many tokens from the start, or all there are; those of examples one after the other."""
+    if isinstance(stream, ExampleStream):
+        return torch.cat([example.tokens for example in stream.examples[:tokens]])[:tokens]
+    return stream[:tokens]
+
+
+def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
+    """The first tokens of a text, or the prompt of the first example."""
+    if isinstance(stream, ExampleStream):
+        return stream.examples[0].prompt
+    return stream[:tokens]
+
+
 def require_length(
     stream: Tensor,
     tokens: int,
@@ -175,26 +239,6 @@ def require_length(
         raise InputError(
             f"{name} has {len(stream)} tokens and a window takes {tokens}", field=field, hint=hint
         )
-
-
-def random_windows(
-    stream: Int[Tensor, " N"],
-    count: int,
-    length: int,
-    generator: torch.Generator,
-    bos_token_id: int | None = None,
-) -> Int[Tensor, "B T"]:
-    """Windows at uniformly drawn places."""
-    starts = torch.randint(len(stream) - length + 1, (count,), generator=generator)
-    windows = torch.stack([stream[start : start + length] for start in starts.tolist()])
-    return with_bos(windows, bos_token_id)
-
-
-def with_bos(windows: Int[Tensor, "B T"], bos_token_id: int | None) -> Int[Tensor, "B T"]:
-    """Windows with that token in place of their first; as they are without one."""
-    if bos_token_id is None:
-        return windows
-    return torch.cat([torch.full_like(windows[:, :1], bos_token_id), windows[:, 1:]], 1)
 
 
 def eval_windows(

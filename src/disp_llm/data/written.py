@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.words import OwnWordsConfig
+from disp_llm.data.examples import HELD_OUT
 from disp_llm.data.own_words import Openings, fitting_batch, write_sequences
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import GivenText
-from disp_llm.data.tokens import HELD_OUT
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
 from disp_llm.runs.figures import OwnWords, run_figures
@@ -67,7 +67,7 @@ def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> i
     Args:
         learning: tokens that are learned from.
     """
-    if text.eval_text or text.eval_dataset:
+    if text.has_evaluation:
         return 0
     return evaluation.tokens or math.ceil(learning * HELD_OUT / (1 - HELD_OUT))
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.tokens import eval_windows
+from disp_llm.data.example_tokens import ExampleStream
+from disp_llm.data.tokens import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.results import Perplexity
-from disp_llm.training.losses import token_losses
+from disp_llm.training.losses import mean_losses, token_losses
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
@@ -63,11 +64,12 @@ class WindowLosses:
 
 def perplexity(
     target: PrunableModel,
-    stream: Int[Tensor, " N"],
+    stream: Stream,
     config: PerplexityConfig,
     on_window: Callable[[int, int], None] = lambda done, total: None,
 ) -> Perplexity:
-    """Measures perplexity over windows of a stream of tokens.
+    """Measures perplexity over windows of a stream of tokens; of examples, that of their answers,
+    each read alone, over as many from the start as the windows have tokens.
 
     Args:
         on_window: called with (done, total) after every window.
@@ -76,6 +78,8 @@ def perplexity(
         InputError: a window is longer than what the model was made for, or the loss is no number
             of which there is a perplexity.
     """
+    if isinstance(stream, ExampleStream):
+        return answer_losses(target, stream, config, on_window).perplexity()
     windows = eval_windows(stream, config, target.bos_token_id)
     return window_losses(target, windows, config.stride, on_window).perplexity()
 
@@ -110,3 +114,31 @@ def window_losses(
         counts.append(len(fresh))
         on_window(done, len(windows))
     return WindowLosses(sums, counts, context, stride)
+
+
+@torch.no_grad()
+def answer_losses(
+    target: PrunableModel,
+    stream: ExampleStream,
+    config: PerplexityConfig,
+    on_example: Callable[[int, int], None] = lambda done, total: None,
+) -> WindowLosses:
+    """What a model loses on the answers of examples.
+
+    Args:
+        on_example: called with (done, total) after every example.
+
+    Raises:
+        InputError: an example is longer than `context`, or than what the model was made for.
+    """
+    stream.require_length(config.context, "context")
+    require_positions(target.model, len(stream.longest.tokens), "context")
+    sums, counts = [], []
+    examples = list(stream.alone(config.tokens))
+    for done, windows in enumerate(examples, start=1):
+        loss = mean_losses(target, windows.to(target.device))
+        counts.append(int(windows.predicted.sum()))
+        sums.append(float(loss.double()) * counts[-1])
+        on_example(done, len(examples))
+    longest = max(len(windows.tokens[0]) for windows in examples)
+    return WindowLosses(sums, counts, longest, longest)

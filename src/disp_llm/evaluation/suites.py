@@ -28,7 +28,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
 from disp_llm.data.reading import dataset_name, read_dataset, read_given
 from disp_llm.data.sources import GivenText
-from disp_llm.data.tokens import eval_windows, require_length, stream_of
+from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.perplexity import window_losses
 from disp_llm.evaluation.tasks import answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
@@ -88,7 +88,7 @@ class Scoreboard:
             self.progress(f"perplexity, {name}", done, total, {})
 
         with self.suite.naming(f"texts.{name}"):
-            stream = stream_of(given, tokenizer)
+            stream = stream_of_text(given, tokenizer)
             require_length(stream, 2, given.field, given.name)
             windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
             losses = window_losses(target, windows, on_window=on_window)

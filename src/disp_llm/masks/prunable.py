@@ -3,6 +3,7 @@
 D hidden, V vocabulary.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,6 +109,15 @@ class PrunableModel:
     def dtype(self) -> torch.dtype:
         """Data type of the weights."""
         return self.model.dtype
+
+    @cached_property
+    def keeps_apart(self) -> bool:
+        """Whether examples that stand in one window do not see each other, if the model is told the
+        places of their tokens: its attention alone looks back, and it makes a mask of them."""
+        forward = inspect.signature(self.model.base_model.forward)
+        family = self.family
+        alone = family.masks_by_place and not family.alternatives and not family.tower
+        return alone and "position_ids" in forward.parameters
 
     @property
     def bos_token_id(self) -> int | None:

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.masking import masked
@@ -31,7 +32,7 @@ from disp_llm.methods.parts.coupled import COUPLED, flat_of
 from disp_llm.methods.parts.method import Method
 from disp_llm.methods.parts.weight_changes import changes_of, weight_gradients
 from disp_llm.training.blocks import checkpointed_blocks
-from disp_llm.training.losses import token_losses
+from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 
 ROUNDS = 22
@@ -95,13 +96,13 @@ def spared_entries(layout: Layout) -> Bool[Tensor, " N"]:
     return (whole[:, None] | elsewhere).flatten()[layout.site_of_entry]
 
 
-def mean_changes(dense: PrunableModel, windows: Int[Tensor, "B T"]) -> Float[Tensor, " N"]:
+def mean_changes(dense: PrunableModel, windows: Windows) -> Float[Tensor, " N"]:
     """The mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the masks that
     are set; 0 of what these have removed."""
     layout = dense.layout
     with weight_gradients(dense):
-        for window in windows:
-            loss = token_losses(dense, window[None].to(dense.device)).mean()
+        for place in range(len(windows)):
+            loss = mean_losses(dense, windows.one(place).to(dense.device))
             (loss / len(windows)).backward()
         changes = [
             changes_of(dense, block, shape)

@@ -74,7 +74,7 @@ def reap(problem: PruningProblem) -> Selection:
         for block, row, one in zip(dense.blocks, places, added, strict=True)
         if row is not None
     ]
-    windows = calibration_windows(problem).to(dense.device)
+    windows = calibration_windows(problem).tokens.to(dense.device)
     progress = problem.job.count("scoring")
     with hooks(module.register_forward_pre_hook(one.hook) for module, one in mixtures):
         for number, window in enumerate(windows):

@@ -11,7 +11,7 @@ from disp_llm.methods.parts.coupled import COUPLED, Sizes, flat_of, sizes_of, to
 from disp_llm.methods.parts.method import Method
 from disp_llm.methods.parts.weight_changes import changes_of, weight_gradients
 from disp_llm.training.blocks import checkpointed_blocks
-from disp_llm.training.losses import token_losses
+from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 
 ENDS = 0.1
@@ -32,9 +32,9 @@ def taylor(problem: PruningProblem) -> Selection:
         checkpointed_blocks(dense, problem.training.recomputes),
         weight_gradients(dense),
     ):
-        for done, window in enumerate(windows, start=1):
-            token_losses(dense, window[None].to(dense.device)).mean().backward()
-            progress(done, len(windows))
+        for done in range(len(windows)):
+            mean_losses(dense, windows.one(done).to(dense.device)).backward()
+            progress(done + 1, len(windows))
         for block, shape, kept in zip(dense.blocks, layout.blocks, sizes, strict=True):
             of_heads, of_channels = changes_of(dense, block, shape)
             heads.append(top_k(of_heads, kept.heads))

@@ -80,6 +80,7 @@ _OPT = Family(
     "decoder.layers",
     branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="self_attn_layer_norm"),
     bare_branch("fc1", "fc2", "final_layer_norm"),
+    masks_by_place=False,
 )
 # Queries, keys and values come from low-rank projections (multi-head latent attention, MLA), of
 # which the first halves read.

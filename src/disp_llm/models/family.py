@@ -111,6 +111,9 @@ class Family:
     requires_bos: bool = False
     """Whether the model needs a BOS before its text (Gemma): every window then has one in place of
     its first token, which is never predicted."""
+    masks_by_place: bool = True
+    """Whether a model that is told the places of tokens masks attention where they begin anew, so
+    that examples in one window do not see each other."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
     required: tuple[tuple[str, object, str], ...] = ()

@@ -4,6 +4,7 @@ from typing import Any
 
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import as_type
+from disp_llm.evaluation.metrics import AnswerScore
 from disp_llm.reporting.comparison import by_method, columns, figures_in, of_sizes, suite_said
 from disp_llm.reporting.frontier import HEADINGS, Frontier, table
 from disp_llm.reporting.reading import comparison_figures
@@ -36,6 +37,12 @@ def show_evaluation(result: dict[str, Any]) -> None:
             f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
             f"window {measured.window}, stride {measured.stride})"
         )
+    if "answers" in result:
+        found: AnswerScore = as_type(
+            result["answers"], AnswerScore, field=result["model"], hint="measure it again"
+        )
+        score = with_error(found.score, found.score_stderr, 3)
+        say(f"{found.metric} {score}  ({found.answers:,} answers)")
     if "tasks" in result:
         names = ("task", "metric", "accuracy", "standard error", "questions")
         table = new_table(names, left=("task", "metric"))

@@ -4,7 +4,7 @@ an adapter for every linear layer.
 Every step draws its windows, its noise and, for several sizes, its keep from named random streams,
 as the loop wants it.
 
-N entries of all sites, B windows, T tokens of a window.
+N entries of all sites, B windows of a batch.
 """
 
 import contextlib
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream, shared_stream
+from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.selection import Compensation, Selection
@@ -28,7 +29,7 @@ from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
-from disp_llm.training.losses import Teacher, token_losses
+from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
 BASELINE_DECAY = 0.9
@@ -83,8 +84,8 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
 
         teacher = Teacher(problem.dense, config.distill, as_it_was) if config.distill else None
 
-        def losses_of(tokens: Tensor) -> Tensor:
-            return token_losses(problem.dense, tokens.to(device), teacher, compiled).mean(-1)
+        def losses_of(windows: Windows) -> Tensor:
+            return mean_losses(problem.dense, windows.to(device), teacher, compiled)
 
         learner = MaskLearner(problem, state, masking, adapting, losses_of)
         train(
@@ -120,7 +121,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     mixture = Mixture(problem.corpus)
     with torch.no_grad():
         mixture.measure_reference(
-            lambda tokens: token_losses(problem.dense, tokens.to(device)),
+            lambda windows: mean_losses(problem.dense, windows.to(device)),
             problem.training.length,
             random_stream("reference", problem.seed),
         )
@@ -155,7 +156,7 @@ class MaskLearner:
     state: LearningState
     masking: Masking
     adapting: Adapting | None
-    losses_of: Callable[[Int[Tensor, "B T"]], Float[Tensor, " B"]]
+    losses_of: Callable[[Windows], Float[Tensor, " B"]]
     """Mean loss of every window under the masks that are set."""
 
     def backward(self, step: int) -> dict[str, Any]:
@@ -190,11 +191,11 @@ class MaskLearner:
         self.masking.set(mask, computed)
         if self.adapting is not None:
             self.adapting.set()
-        tokens, sources = state.mixture.draw_own(
+        windows, sources = state.mixture.draw_own(
             config.batch, config.length, noise, problem.job.process
         )
         with torch.set_grad_enabled(sample.log_probability is None):
-            losses = self.losses_of(tokens)  # (B)
+            losses = self.losses_of(windows)  # (B)
         state.mixture.record_losses(sources, losses, problem.job.process)
         loss = losses.mean()
         share = budget.share(budget.layout.counts(sample.counted))

@@ -4,7 +4,7 @@ The head is frozen, so its gradient towards the hidden states can be taken in th
 pass, a chunk of tokens at a time, and kept in place of the logits: the same two matrix products as
 usual, and the memory of one chunk.
 
-B batch, T tokens, D hidden, V vocabulary.
+B windows, T tokens of each, P positions whose tokens count, D hidden, V vocabulary.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from disp_llm.data.windows import Windows
 from disp_llm.masks.prunable import PrunableModel
 
 Head = Callable[[Tensor], Tensor]
@@ -71,12 +72,38 @@ def token_losses(
         compiled: whether what follows the blocks runs through torch.compile, which turns some ten
             passes over the logits into two.
     """
+    return _counted_losses(target, Windows(tokens), teacher, compiled).view(len(tokens), -1)
+
+
+def mean_losses(
+    target: PrunableModel,
+    windows: Windows,
+    teacher: Teacher | None = None,
+    compiled: bool = False,
+) -> Float[Tensor, " B"]:
+    """The mean of the same over the tokens of each window that count.
+
+    Examples in a window do not see each other where the model can be told the places of tokens;
+    else the first of each window counts alone.
+    """
+    if not target.keeps_apart:
+        windows = windows.of_first_example
+    return windows.means(_counted_losses(target, windows, teacher, compiled))
+
+
+def _counted_losses(
+    target: PrunableModel,
+    windows: Windows,
+    teacher: Teacher | None,
+    compiled: bool,
+) -> Float[Tensor, " P"]:
+    """One window's tokens that count behind the other's."""
     taught = None
     if teacher is not None:
         with teacher.teaching(), torch.no_grad():  # masks are set again with their gradient
-            taught = _states(teacher.target, tokens)
-    states = _states(target, tokens)
-    targets = tokens[:, 1:].flatten()
+            taught = _states(teacher.target, windows)
+    states = _states(target, windows)
+    targets = windows.tokens[:, 1:][windows.predicted]
     of_chunk = _compiled() if compiled else _loss_of_chunk
 
     def loss_of(hidden: Tensor, place: slice) -> Tensor:
@@ -85,8 +112,7 @@ def token_losses(
         lesson = (taught[place], teacher.target.head, teacher.share)
         return of_chunk(hidden, targets[place], target.head, lesson)
 
-    losses = _ChunkedLoss.apply(states, loss_of)
-    return losses.view(len(tokens), -1)
+    return _ChunkedLoss.apply(states, loss_of)
 
 
 def _loss_of_chunk(
@@ -116,8 +142,15 @@ def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_loss_of_chunk)
 
 
-def _states(target: PrunableModel, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "P D"]:
-    """Final hidden states of all positions that predict a token of their window, P = B·(T − 1)."""
+def _states(target: PrunableModel, windows: Windows) -> Float[Tensor, "P D"]:
+    """Final hidden states of the positions that predict a token that counts, one window's behind
+    the other's; of running text there are B·(T − 1)."""
+    places = {}
+    if windows.places is not None and target.keeps_apart:
+        places = {"position_ids": windows.places}
     base = target.model.base_model
-    hidden = base(input_ids=tokens, use_cache=False).last_hidden_state  # (B, T, D)
-    return hidden[:, :-1].flatten(0, 1)
+    output = base(input_ids=windows.tokens, use_cache=False, **places)
+    hidden = output.last_hidden_state  # (B, T, D)
+    if windows.counted is None:
+        return hidden[:, :-1].flatten(0, 1)
+    return hidden[:, :-1][windows.predicted]

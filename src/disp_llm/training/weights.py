@@ -15,11 +15,12 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
 from disp_llm.training.loop import Schedule, accumulate, train
-from disp_llm.training.losses import Teacher, token_losses
+from disp_llm.training.losses import Teacher, mean_losses
 
 
 def train_weights(
@@ -53,10 +54,9 @@ def train_weights(
         mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            tokens, sources = mixture.draw_own(config.batch, config.length, noise, process)
+            windows, sources = mixture.draw_own(config.batch, config.length, noise, process)
             with computing_in(dtype, device):
-                losses = token_losses(student, tokens.to(device), teacher, compiled)
-                losses = losses.mean(-1)  # (B)
+                losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
             mixture.record_losses(sources, losses, process)
             return losses.mean(), {"loss": losses.mean()}
 
@@ -76,8 +76,8 @@ def _mixture(corpus: Corpus, reference: PrunableModel, length: int, seed: int) -
     """Draws windows; where its weights follow losses, against those of the reference model."""
     mixture = Mixture(corpus).to(reference.device)
 
-    def losses(tokens: Tensor) -> Tensor:
-        return token_losses(reference, tokens.to(reference.device))
+    def losses(windows: Windows) -> Tensor:
+        return mean_losses(reference, windows.to(reference.device))
 
     mixture.measure_reference(losses, length, random_stream("reference", seed))
     return mixture

@@ -48,7 +48,7 @@ def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows, dense = calibration_windows(problem), problem.dense
+    windows, dense = calibration_windows(problem).tokens, problem.dense
     progress = problem.job.count("scoring")
     influence = torch.zeros(len(dense.blocks), dtype=torch.float64)
 

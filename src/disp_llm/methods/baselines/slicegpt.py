@@ -188,7 +188,7 @@ def projected_stream(problem: PruningProblem) -> ProjectedStream:
         norms = [module.get_submodule(name) for name in _norms(module)]
         if len(norms) != count or any(isinstance(norm, nn.LayerNorm) for norm in norms):
             raise _unfit(problem)
-    windows = calibration_windows(problem).to(dense.device)
+    windows = calibration_windows(problem).tokens.to(dense.device)
     stream = ProjectedStream(problem, *block_inputs(dense, windows))
     stream.require_fit()
     return stream

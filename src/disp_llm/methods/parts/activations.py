@@ -38,7 +38,7 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows, dense = calibration_windows(problem), problem.dense
+    windows, dense = calibration_windows(problem).tokens, problem.dense
     progress = problem.job.count("scoring")
     layers = [
         linear_at(block, branch.writes)

@@ -38,7 +38,7 @@ def visit_blocks(
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows = calibration_windows(problem).to(prunable.device)
+    windows = calibration_windows(problem).tokens.to(prunable.device)
     blocks, progress = prunable.blocks, problem.job.count("scoring")
     states, arguments = block_inputs(prunable, windows)
     outputs = states

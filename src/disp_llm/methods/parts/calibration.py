@@ -1,16 +1,15 @@
 """The calibration sequences, on which all methods of one seed agree."""
 
-from jaxtyping import Int
-from torch import Tensor
-
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
+from disp_llm.data.windows import Windows
 from disp_llm.models.windows import require_positions
 from disp_llm.training.problem import PruningProblem
 
 
-def calibration_windows(problem: PruningProblem) -> Int[Tensor, "B T"]:
-    """The same windows for every method of one seed.
+def calibration_windows(problem: PruningProblem) -> Windows:
+    """The same windows for every method of one seed. Those that look at activations alone read the
+    tokens, prompts too.
 
     Raises:
         InputError: a window is longer than the text or than the model can read.

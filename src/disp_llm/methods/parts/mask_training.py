@@ -16,7 +16,7 @@ from disp_llm.data.randomness import shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.loop import Schedule, accumulate, train
-from disp_llm.training.losses import Teacher, token_losses
+from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
 LossUnder = Callable[[Float[Tensor, " N"]], Float[Tensor, ""]]
@@ -63,8 +63,8 @@ def train_masks(
 
         def loss_under(mask: Tensor) -> Tensor:
             masking.set(mask)
-            tokens, _ = mixture.draw_own(config.batch, config.length, noise, process)
-            return token_losses(dense, tokens.to(dense.device), teacher, compiled).mean()
+            windows, _ = mixture.draw_own(config.batch, config.length, noise, process)
+            return mean_losses(dense, windows.to(dense.device), teacher, compiled).mean()
 
         return accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
 

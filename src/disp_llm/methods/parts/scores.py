@@ -10,16 +10,17 @@ knows which others will be pruned (docs/experiment-log.md: at keep 0.5 this near
 perplexity of one-shot masks, for the same tokens). The mean is taken over the sequences of all
 rounds.
 
-B batch, T tokens, N entries of all sites.
+N entries of all sites.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
-from disp_llm.training.losses import token_losses
+from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 
 CLAMP = 8.0
@@ -27,7 +28,7 @@ CLAMP = 8.0
 
 
 def fisher_importance(
-    problem: PruningProblem, windows: Int[Tensor, "B T"], rounds: int
+    problem: PruningProblem, windows: Windows, rounds: int
 ) -> Float[Tensor, " N"]:
     """Mean squared gradient of each sequence's loss with respect to its mask, float32.
 
@@ -54,7 +55,7 @@ def fisher_importance(
                 place = min(first + process.index, len(part) - 1)
                 mask = current_mask.clone().requires_grad_(True)
                 masking.set(mask)
-                token_losses(dense, part[place, None]).mean().backward()
+                mean_losses(dense, part.one(place)).backward()
                 assert mask.grad is not None
                 if place == first + process.index:
                     sums += mask.grad.square()

@@ -1,0 +1,202 @@
+"""Examples -> tokens, of which those of answers count; and windows of them.
+
+A prompt and its answer are tokenised apart, and the answer ends with EOS; or both as the chat
+template of the tokenizer writes them, whose text is cut where the assistant's turns begin and end.
+
+Training windows are filled with one example after the other, drawn at random; the last is cut off.
+A model that can be told the places of tokens reads each without those before it; of what other
+models read, the first example of a window counts alone (`Windows.of_first_example`).
+
+E examples, N tokens of all of them, B windows, T tokens of a window.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.data.examples import ASSISTANT, Example, GivenExamples
+from disp_llm.data.windows import Windows, usual_bos
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One example."""
+
+    tokens: Int[Tensor, " N"]
+    counted: Bool[Tensor, " N"]
+    place: str
+    """Where it was read, for messages."""
+    answer: str
+    """What its last answer says."""
+
+    @property
+    def prompt(self) -> Int[Tensor, " N"]:
+        """What stands before its last answer."""
+        return self.tokens[: int(self.counted.logical_not().nonzero()[-1]) + 1]
+
+
+@dataclass(frozen=True)
+class ExampleStream:
+    """What a text's stream of tokens is for examples."""
+
+    examples: tuple[Tokenized, ...]
+    field: str = "examples"
+    """The setting that they were given in."""
+
+    def __len__(self) -> int:
+        """Tokens of all examples together."""
+        return sum(len(example.tokens) for example in self.examples)
+
+    def first(self, count: int) -> "ExampleStream":
+        """So many from the start."""
+        return ExampleStream(self.examples[:count], self.field)
+
+    @cached_property
+    def longest(self) -> Tokenized:
+        """The example with most tokens."""
+        return max(self.examples, key=lambda example: len(example.tokens))
+
+    def require_length(self, tokens: int, setting: str) -> None:
+        """Refuses an example that is longer than a window, whose length that setting says.
+
+        Raises:
+            InputError: naming its file and line.
+        """
+        if len(self.longest.tokens) > tokens:
+            raise InputError(
+                f"{self.longest.place}, has {len(self.longest.tokens):,} tokens and a window takes "
+                f"{tokens:,}",
+                field=self.field,
+                hint=f"shorten or leave it out, or give a larger `{setting}`",
+            )
+
+    def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
+        """Windows that are filled with examples, each drawn anew."""
+        found = [self._random_window(length, noise) for _ in range(count)]
+        tokens, counted, places = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return Windows(tokens, counted, places)
+
+    def _random_window(self, length: int, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        drawn: list[Tokenized] = []
+        while sum(len(example.tokens) for example in drawn) < length:
+            place = int(torch.randint(len(self.examples), (), generator=noise))
+            drawn.append(self.examples[place])
+        return (
+            torch.cat([example.tokens for example in drawn])[:length],
+            torch.cat([example.counted for example in drawn])[:length],
+            torch.cat([torch.arange(len(example.tokens)) for example in drawn])[:length],
+        )
+
+    def alone(self, most_tokens: int = 0) -> Iterator[Windows]:
+        """Every example as a window of its own, in order.
+
+        Args:
+            most_tokens: ends before more tokens than these, but after one example; 0 = no end.
+        """
+        read = 0
+        for number, example in enumerate(self.examples):
+            read += len(example.tokens)
+            if number and most_tokens and read > most_tokens:
+                return
+            yield Windows(example.tokens[None], example.counted[None])
+
+
+def stream_of_examples(
+    given: GivenExamples, tokenizer: Any, bos_token_id: int | None = None
+) -> ExampleStream:
+    """The tokens of examples.
+
+    Args:
+        bos_token_id: a token that every example begins with, where the model needs one.
+
+    Raises:
+        InputError: a conversation for a tokenizer without a chat template, or one whose template
+            changes what was said before.
+    """
+    writer = _Writer(given, tokenizer, bos_token_id)
+    return ExampleStream(tuple(map(writer.tokenized, given.examples)), given.field)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes examples as one tokenizer reads them."""
+
+    given: GivenExamples
+    tokenizer: Any
+    bos_token_id: int | None
+
+    def tokenized(self, example: Example) -> Tokenized:
+        chat = self._is_chat(example)
+        tokens = self._opening(chat)
+        counted = [False] * len(tokens)
+        for text, is_answer in self._in_template(example) if chat else self._plain(example):
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if is_answer and not chat and self.tokenizer.eos_token_id is not None:
+                ids = [*ids, self.tokenizer.eos_token_id]
+            if chat and tokens and ids[:1] == tokens:
+                ids = ids[1:]  # the template writes BOS too
+            tokens += ids
+            counted += [is_answer] * len(ids)
+        return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, example.answer)
+
+    def _opening(self, chat: bool) -> list[int]:
+        """BOS, where the model needs one; without a template also where the tokenizer has one."""
+        bos = self.bos_token_id
+        if bos is None and not chat:
+            bos = usual_bos(self.tokenizer)
+        return [] if bos is None else [bos]
+
+    def _is_chat(self, example: Example) -> bool:
+        can = bool(getattr(self.tokenizer, "chat_template", None))
+        if self.given.template == "plain" and not example.is_chat:
+            return False
+        if self.given.template == "auto" and not example.is_chat:
+            return can
+        if not can:
+            raise InputError(
+                f"{example.place}, is a conversation, and the tokenizer has no chat template",
+                field=self.given.field,
+                hint="give prompt and answer, and `template` plain",
+            )
+        return True
+
+    def _plain(self, example: Example) -> Iterator[tuple[str, bool]]:
+        prompt, answer = (turn.content for turn in example.turns)
+        yield prompt + example.between, False
+        yield answer, True
+
+    def _in_template(self, example: Example) -> Iterator[tuple[str, bool]]:
+        """The text of a conversation in parts, and which of them are answers."""
+        messages = [turn.as_message() for turn in example.turns]
+        written = ""
+        for number, turn in enumerate(example.turns):
+            if turn.role != ASSISTANT:
+                continue
+            before = self._applied(messages[:number], example, add_generation_prompt=True)
+            after = self._applied(messages[: number + 1], example)
+            if not before.startswith(written) or not after.startswith(before):
+                raise InputError(
+                    f"{example.place}, is written otherwise by the chat template once more is said",
+                    field=self.given.field,
+                    hint="split it into several with one answer each",
+                )
+            yield before[len(written) :], False
+            end = len(after.rstrip())  # what a template puts behind the end is not to be learned
+            yield after[len(before) : end], True
+            written = after[:end]
+
+    def _applied(self, messages: list[dict[str, str]], example: Example, **options: Any) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except Exception as error:  # a template raises what it likes
+            raise InputError(
+                f"{example.place}, is refused by the chat template ({error})",
+                field=self.given.field,
+                hint="correct that example",
+            ) from error

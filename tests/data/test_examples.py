@@ -1,0 +1,191 @@
+"""Rows of prompt and answer, or conversations -> tokens, of which those of answers count."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import TextConfig
+from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
+from disp_llm.data.examples import GivenExamples, read_examples, read_input_examples
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.named import read_sources
+from disp_llm.data.tokens import load_tokens
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+TALK = [
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "and 1?"},
+    {"role": "assistant", "content": "5"},
+]
+
+
+def written(folder: Path, rows: list, name: str = "train.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def stream(rows: list, template: str = "auto", tokenizer=None, bos: int | None = None):
+    given = read_input_examples(rows, template)
+    assert isinstance(given, GivenExamples)
+    return stream_of_examples(given, tokenizer or byte_tokenizer(), bos)
+
+
+def said(found: ExampleStream, place: int = 0) -> tuple[str, str]:
+    """An example as text, and what counts of it."""
+    one, tokenizer = found.examples[place], byte_tokenizer()
+    return tokenizer.decode(one.tokens), tokenizer.decode(one.tokens[one.counted])
+
+
+@pytest.mark.parametrize(
+    ("row", "whole", "answer"),
+    [
+        ({"prompt": "2+2=", "answer": "4"}, "2+2=4</s>", "4</s>"),
+        ({"prompt": "2+2=", "completion": "4"}, "2+2=4</s>", "4</s>"),
+        ({"instruction": "Add.", "input": "2 2", "output": "4"}, "Add.\n\n2 2\n\n4</s>", "4</s>"),
+        ({"instruction": "Say hi.", "input": "", "output": "hi"}, "Say hi.\n\nhi</s>", "hi</s>"),
+    ],
+)
+def test_an_answer_counts_and_ends_the_text(row, whole, answer):
+    assert said(stream([row])) == (whole, answer)
+
+
+def test_a_template_is_cut_where_the_assistant_speaks():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    whole, answers = said(stream([{"messages": TALK}], tokenizer=tokenizer))
+    assert whole == (
+        "<|user|>2+2?<|end|>\n<|assistant|>4<|end|>\n<|user|>and 1?<|end|>\n<|assistant|>5<|end|>"
+    )
+    assert answers == "4<|end|>5<|end|>"
+    row = {"prompt": "2+2=", "answer": "4"}
+    assert said(stream([row], tokenizer=tokenizer))[1] == "4<|end|>"
+    assert said(stream([row], "plain", tokenizer))[1] == "4</s>"
+
+
+def test_a_needed_bos_stands_first_and_once():
+    row = {"prompt": "a", "answer": "b"}
+    for tokenizer, bos in ((byte_tokenizer(bos=True), None), (byte_tokenizer(), 1)):
+        assert said(stream([row], tokenizer=tokenizer, bos=bos))[0] == "<s>ab</s>"
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "<s>" + TEMPLATE
+    whole, _ = said(stream([row], tokenizer=tokenizer, bos=1))
+    assert whole.count("<s>") == 1
+
+
+def test_prompts_end_before_the_last_answer():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    one = stream([{"messages": TALK}], tokenizer=tokenizer).examples[0]
+    assert tokenizer.decode(one.prompt).endswith("4<|end|>\n<|user|>and 1?<|end|>\n<|assistant|>")
+    assert one.answer == "5"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "a"}, "has no answer in line 2"),
+        ({"prompt": "a", "answer": "  "}, "has an empty answer in line 2"),
+        ({"prompt": "", "answer": "b"}, "has an empty prompt in line 2"),
+        ({"prompt": "a", "answer": 3}, "has no text but a number as 'answer' in line 2"),
+        ({"text": "a"}, "has no prompt in line 2"),
+        ([1], "has no example but a list in line 2"),
+        ({"messages": TALK[:3]}, "has no answer in line 2: its last message is by 'user'"),
+        ({"messages": []}, "has no list of messages but a list in line 2"),
+        ({"messages": [{"content": "a"}]}, "has no role in line 2"),
+    ],
+)
+def test_a_row_that_is_no_example_is_named(tmp_path, row, words):
+    path = written(tmp_path, [{"prompt": "a", "answer": "b"}, row])
+    with pytest.raises(InputError) as error:
+        read_examples([path], "auto")
+    assert error.value.what.startswith(f"{path} {words}")
+    assert error.value.field == "examples"
+
+
+def test_what_cannot_be_written_is_named_by_its_line(tmp_path):
+    given = read_examples([written(tmp_path, [{"messages": TALK}])], "auto")
+    assert given is not None
+    with pytest.raises(InputError, match=r"train.jsonl, line 1, is a conversation"):
+        stream_of_examples(given, byte_tokenizer())
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}" + TEMPLATE
+    with pytest.raises(InputError, match=r"train.jsonl, line 1, is written otherwise"):
+        stream_of_examples(given, tokenizer)
+
+
+def test_an_example_longer_than_a_window_is_named_by_its_line(tmp_path):
+    rows = [{"prompt": "a" * n, "answer": "b"} for n in (5, 40)]
+    texts = load_tokens(
+        TextConfig(
+            examples=(written(tmp_path, rows),),
+            eval_examples=(written(tmp_path, rows[:1], "test.jsonl"),),
+        ),
+        byte_tokenizer(),
+    )
+    texts.corpus.require_length(42, "length")
+    with pytest.raises(InputError, match=r"train.jsonl, line 2, has 42 tokens and a window"):
+        texts.corpus.require_length(41, "length")
+
+
+def test_windows_are_filled_with_examples_from_their_first_token_on():
+    found = stream([{"prompt": "x" * n, "answer": "yz"} for n in range(1, 6)])
+    windows = found.random_windows(50, 20, torch.Generator().manual_seed(0))
+    assert windows.tokens.shape == windows.counted.shape == windows.places.shape == (50, 20)
+    wanted = {tuple(one.tokens.tolist()): one.counted.tolist() for one in found.examples}
+    drawn = set()
+    for tokens, counted, places in zip(
+        windows.tokens.tolist(), windows.counted.tolist(), windows.places.tolist(), strict=True
+    ):
+        starts = [i for i, place in enumerate(places) if place == 0]
+        assert starts[0] == 0
+        for start, end in itertools.pairwise(starts):  # all but the last, which is cut
+            example = tuple(tokens[start:end])
+            assert counted[start:end] == wanted[example]
+            assert places[start:end] == list(range(end - start))
+            drawn.add(example)
+    assert drawn == set(wanted)
+    first = windows.of_first_example
+    assert torch.equal(first.predicted.sum(1), torch.full((50,), 3))  # y, z and EOS
+
+
+def test_the_last_tenth_is_only_measured_on(tmp_path):
+    rows = [{"prompt": f"{n:02}", "answer": "b"} for n in range(20)]
+    path = written(tmp_path, rows)
+    texts = load_tokens(TextConfig(examples=(path,)), byte_tokenizer())
+    (learned,) = texts.corpus.streams
+    assert (len(learned.examples), len(texts.evaluation.examples)) == (18, 2)
+    assert said(texts.evaluation)[0] == "18b</s>"
+    assert texts.names["text"] == "train.jsonl"
+    assert texts.names["eval_text"] == "the last 2 of train.jsonl"
+    assert texts.names["text_sha256"] != texts.names["eval_text_sha256"]
+    with pytest.raises(InputError, match="holds one example"):
+        read_sources(TextConfig(examples=(written(tmp_path, rows[:1], "one.jsonl"),)))
+
+
+def test_examples_and_texts_are_drawn_by_their_weights(tmp_path):
+    path = written(tmp_path, [{"prompt": "p", "answer": "a"}] * 20)
+    (tmp_path / "text.txt").write_text("t" * 500)
+    config = TextConfig(text=(tmp_path / "text.txt",), examples=(path,), weights=(1, 3))
+    config.validate()
+    texts = load_tokens(config, byte_tokenizer())
+    assert texts.corpus.weights == (0.25, 0.75)
+    assert len(texts.corpus.streams[0]) == 500  # measured on are examples, so no text is held out
+    windows, sources = Mixture(texts.corpus).draw(8, 10, torch.Generator().manual_seed(0))
+    assert sorted(sources.tolist()) == [0, 0, 1, 1, 1, 1, 1, 1]
+    of_text = sources == 0
+    assert windows.counted[of_text].all()
+    assert not windows.counted[~of_text].all(1).any()
+    assert torch.equal(windows.places[of_text], torch.arange(10).expand(2, 10))
+    with pytest.raises(InputError, match="1 for 2 texts"):
+        TextConfig(text=config.text, examples=(path,), weights=(1,)).validate()

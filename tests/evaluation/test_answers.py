@@ -1,0 +1,164 @@
+"""Answers to examples: how likely the right ones are, what the model writes, what that scores."""
+
+import json
+import math
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from conftest import SETTINGS, SMALL, byte_tokenizer, run_command, tiny_model, tiny_prunable
+
+import disp_llm
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import PerplexityConfig
+from disp_llm.data.example_tokens import stream_of_examples
+from disp_llm.data.examples import read_input_examples
+from disp_llm.evaluation import metrics
+from disp_llm.evaluation.answers import written_answers
+from disp_llm.evaluation.metrics import scored
+from disp_llm.evaluation.perplexity import answer_losses, perplexity
+
+ROWS = [{"prompt": "x" * n + "=", "answer": "abc"[: 1 + n % 3]} for n in (3, 11, 6, 1, 8, 2)]
+
+
+def stream(rows: list = ROWS):
+    return stream_of_examples(read_input_examples(rows, "auto"), byte_tokenizer())
+
+
+@pytest.fixture
+def target():
+    return tiny_prunable("llama")
+
+
+def test_perplexity_is_that_of_the_answers_each_read_alone(target):
+    total, count = 0.0, 0
+    for one in stream().examples:
+        values = target.model(one.tokens[None]).logits[0, :-1].log_softmax(-1)
+        found = values.gather(1, one.tokens[1:, None]).squeeze(1)[one.counted[1:]]
+        total, count = total - float(found.sum()), count + len(found)
+    measured = perplexity(target, stream(), PerplexityConfig(context=32))
+    assert measured.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert measured.tokens == count == sum(len(row["answer"]) + 1 for row in ROWS)
+
+
+def test_as_many_examples_are_measured_as_the_windows_have_tokens(target):
+    lengths = [len(one.tokens) for one in stream().examples]
+    found = answer_losses(target, stream(), PerplexityConfig(context=20, windows=2))
+    assert sum(lengths[: len(found.sums)]) <= 40 < sum(lengths[: len(found.sums) + 1])
+    assert len(answer_losses(target, stream(), PerplexityConfig(windows=0)).sums) == len(ROWS)
+    with pytest.raises(InputError, match="row 2, has 16 tokens and a window takes 14"):
+        answer_losses(target, stream(), PerplexityConfig(context=14))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3_5_text"])
+def test_answers_do_not_depend_on_what_is_answered_beside(model_type):
+    target, tokenizer = tiny_prunable(model_type), byte_tokenizer()
+    together = written_answers(target, tokenizer, stream(), 6)
+    for place, row in enumerate(ROWS):
+        prompt = torch.tensor(tokenizer(row["prompt"])["input_ids"])[None]
+        made = target.model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        written = tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+        assert together[place] == written
+    assert len(set(together)) > 1
+
+
+def test_an_answer_ends_where_the_model_ends_text(target):
+    tokenizer, rows = byte_tokenizer(), ROWS[1:2]
+    prompt = torch.tensor(tokenizer(rows[0]["prompt"])["input_ids"])[None]
+    made = target.model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    free = made[0, prompt.shape[1] :].tolist()
+    end = next(token for token in free if token != free[0])
+    target.model.generation_config.eos_token_id = [end]
+    wanted = tokenizer.decode(free[: free.index(end)], skip_special_tokens=True).strip()
+    assert written_answers(target, tokenizer, stream(rows), 6) == [wanted]
+
+
+def test_a_prompt_without_room_for_its_answer_is_named():
+    rows = [*ROWS, {"prompt": "y" * 121, "answer": "z"}]
+    short = tiny_prunable("llama", max_position_embeddings=128)
+    with pytest.raises(InputError, match="row 7, has 121 tokens before the answer"):
+        written_answers(short, byte_tokenizer(), stream(rows), 20)
+
+
+def test_metrics():
+    assert scored("exact_match", ["a b ", "c"], ["a b", "d"]).score == 0.5
+    found = scored("f1", ["The cat, sat", "x", ""], ["cat sat down", "y", "z"])
+    assert found.score == pytest.approx((2 * 2 / 6) / 3)
+    assert found.score_stderr == pytest.approx(2 / 9, rel=1e-6)
+    assert found.answers == 3
+
+
+def test_a_package_can_add_a_metric(monkeypatch):
+    entry = EntryPoint("longest", f"{__name__}:longest", metrics.PLUGINS)
+    broken = EntryPoint("broken", "nowhere:nothing", metrics.PLUGINS)
+    short = EntryPoint("short", f"{__name__}:short", metrics.PLUGINS)
+    monkeypatch.setattr(metrics, "entry_points", lambda group: [entry, broken, short])
+    found = scored("longest", ["a", "bbb"], ["a", "b"])
+    assert (found.score, found.score_stderr) == (3.0, None)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        scored("broken", ["a"], ["a"])
+    with pytest.raises(InputError, match="short gave 1 numbers for 2 answers"):
+        scored("short", ["a", "b"], ["a", "b"])
+    with pytest.raises(InputError, match=r"no metric 'longst'.*longest"):
+        scored("longst", ["a"], ["a"])
+
+
+def longest(answers, references) -> float:
+    return float(max(map(len, answers)))
+
+
+def short(answers, references) -> list[float]:
+    return [1.0]
+
+
+@pytest.fixture
+def examples(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 4))
+    return path
+
+
+def test_from_the_command_line(llama_folder, examples, tmp_path):
+    small = [*SMALL, "--keep", "0.6", "--examples", examples, "--output-dir", tmp_path / "run"]
+    done = run_command("prune", llama_folder, *small, "--json")
+    assert done.returncode == 0, done.stderr
+    pruned = json.loads(done.stdout)
+    assert pruned["source"]["text"] == "train.jsonl"
+    assert pruned["source"]["eval_text"] == "the last 3 of train.jsonl"
+    assert pruned["dense"]["prompt"] == ROWS[3]["prompt"]
+    folder, again = tmp_path / "run" / "model", tmp_path / "again"
+    flags = ["--examples", examples, "--context", 32, "--windows", 0, "--dtype", "float32"]
+    done = run_command("eval", folder, *flags, "--metric", "f1", "--limit", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["answers"]["answers"] == 5
+    assert found["tokens"] == 4 * sum(len(row["answer"]) + 1 for row in ROWS)
+    short = ["--examples", examples, "--tokens", 256, "--length", 32, "--batch", 2]
+    more = ["--context", 32, "--dtype", "float32", "--output-dir", again, "--json"]
+    done = run_command("recover", folder, *short, *more, "--learning-rate", 0.01)
+    assert done.returncode == 0, done.stderr
+    recovered = json.loads(done.stdout)
+    assert recovered["model"]["perplexity"] < recovered["before"]["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--metric", "f1"], "--metric: scores answers to examples"),
+        (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with a text"),
+        (["--examples", "missing.jsonl"], "--examples: missing.jsonl: No such file"),
+        (["--suite", "general", "--metric", "f1"], "--metric: "),
+    ],
+)
+def test_what_eval_refuses(llama_folder, flags, words):
+    done = run_command("eval", llama_folder, *flags)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_from_python():
+    model, tokenizer = tiny_model("llama"), byte_tokenizer()
+    found = disp_llm.evaluate(model, tokenizer, examples=ROWS, metric="exact_match", context=32)
+    assert found["answers"]["answers"] == len(ROWS)
+    result = disp_llm.prune(model, tokenizer, examples=ROWS * 4, keep=0.6, **SETTINGS)
+    assert result.figures["source"]["text"].startswith("24 examples in memory")
