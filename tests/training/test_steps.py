@@ -1,0 +1,129 @@
+"""What a step draws, weighs, clips and at which rate it goes: each against its formula."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import problem_of
+from torch import nn
+
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.data.randomness import random_stream
+from disp_llm.training import learning
+from disp_llm.training.estimators import Sample
+from disp_llm.training.learning import BASELINE_DECAY, learn
+from disp_llm.training.loop import Schedule, train
+from disp_llm.training.problem import SMALL_FIRST, PruningProblem
+
+
+@pytest.fixture
+def problem(text_file, tmp_path) -> PruningProblem:
+    return problem_of("llama", text_file.read_text(), tmp_path)
+
+
+def test_small_sizes_are_drawn_more_often(problem):
+    """Of u^1.5 the mean is 1 / 2.5, and a half lies below 0.5^1.5."""
+    several = dataclasses.replace(problem, keeps=(0.8, 0.4, 0.6))
+    drawn = torch.tensor([several.keep_at(random_stream("sizes", 0, i)) for i in range(2000)])
+    shares = (drawn - 0.4) / 0.4
+    assert float(shares.min()) >= 0
+    assert float(shares.max()) <= 1
+    assert float(shares.mean()) == pytest.approx(1 / (1 + SMALL_FIRST), abs=0.02)
+    assert float(shares.median()) == pytest.approx(0.5**SMALL_FIRST, abs=0.03)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_the_rate_grows_to_its_peak_and_falls_to_a_tenth(warmup):
+    schedule = Schedule(TrainingConfig(warmup=warmup, schedule="cosine"), 40, "")
+    rates = [schedule.rate(step) for step in range(41)]
+    first = int(40 * warmup)
+    assert rates[:first] == pytest.approx([(step + 1) / first for step in range(first)])
+    assert rates[first] == pytest.approx(1.0)
+    half = first + (40 - first) // 2
+    assert rates[half] == pytest.approx(0.55)
+    assert rates[40] == pytest.approx(0.1)
+    assert rates[first:] == sorted(rates[first:], reverse=True)
+    constant = Schedule(TrainingConfig(warmup=warmup, schedule="constant"), 40, "")
+    assert {constant.rate(step) for step in range(first, 41)} == {1.0}
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_the_gradient_is_as_long_as_the_clip_allows(problem, clip):
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.zeros(2))
+
+    trained, before = Vector(), torch.tensor([3.0, 4.0])
+
+    def backward(step: int) -> dict[str, float]:
+        (trained.values * before).sum().backward()
+        return {"loss": 1.0}
+
+    config = TrainingConfig(clip=clip, schedule="constant", warmup=0.0, checkpoint_every=10)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
+    train(trained, optimizer, backward, Schedule(config, 1, "training"), problem.job)
+    wanted = before * min(1.0, clip / 5.0 if clip else 1.0)
+    torch.testing.assert_close(trained.values.detach(), -wanted, rtol=1e-4, atol=1e-6)
+
+
+def learner_of(problem: PruningProblem, monkeypatch, config: LearnConfig) -> learning.MaskLearner:
+    """The learner of a run, caught where its first step would begin."""
+    caught = []
+
+    def catch(trained, optimizer, backward, schedule, job) -> None:
+        caught.append(backward.__self__)
+
+    training = TrainingConfig(length=24, distill=0.0)
+    job = dataclasses.replace(
+        problem.job,
+        config=dataclasses.replace(problem.job.config, learn=config, training=training),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "train", catch)
+        start = torch.zeros(problem.budget.layout.entries)
+        learn(dataclasses.replace(problem, job=job), start, 1)
+    return caught[0]
+
+
+def test_the_penalty_counts_what_the_sample_says_is_counted(problem, monkeypatch):
+    """Which need not be the mask that the model runs under: that of `gumbel_soft` is a blend."""
+    entries = problem.budget.layout.entries
+    counted = (torch.arange(entries) % 3 == 0).float()
+
+    def sample(draw) -> Sample:
+        return Sample(torch.ones(entries) + 0 * draw.logits, counted)
+
+    monkeypatch.setitem(learning.ESTIMATORS, "reinmax", sample)
+    config = LearnConfig(estimator="reinmax", penalty=6.0, adapter_rank=0)
+    learner = learner_of(problem, monkeypatch, config)
+    learner = dataclasses.replace(learner, losses_of=lambda w: torch.full((len(w),), 2.0))
+    total, figures = learner._batch_loss(0.6, random_stream("steps", 0, 0))
+    share = float(problem.budget.share(problem.budget.layout.counts(counted)))
+    assert share < 0.5
+    assert float(figures["keep"]) == pytest.approx(share)
+    assert float(total) == pytest.approx(2.0 + 6.0 * abs(math.log(share / 0.6)), rel=1e-5)
+
+
+def test_a_reward_counts_by_how_far_it_lies_from_those_before(problem, monkeypatch):
+    """The first, beside nothing, teaches nothing; then 3 − 5 and 1 − (0.9·5 + 0.1·3) weigh what the
+    slope of the log-probability would be alone."""
+    learner = learner_of(
+        problem, monkeypatch, LearnConfig(estimator="policy_gradient", penalty=1e-9)
+    )
+
+    def slope(reward: float, step: int) -> torch.Tensor:
+        found = dataclasses.replace(learner, losses_of=lambda w: torch.full((len(w),), reward))
+        total, _ = found._batch_loss(0.6, random_stream("steps", 0, step))
+        parts = torch.autograd.grad(total, list(learner.state.logits.parameters()))
+        return torch.cat([part.flatten() for part in parts])
+
+    found = [slope(reward, step) for step, reward in enumerate((5.0, 3.0, 1.0))]
+    later = BASELINE_DECAY * 5 + (1 - BASELINE_DECAY) * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(learning.MaskLearner, "_against_baseline", lambda self, reward: 1.0)
+        plain = [slope(0.0, step) for step in range(3)]
+    assert all(bool(one.any()) for one in plain)
+    for one, whole, weight in zip(found, plain, (0.0, 3.0 - 5.0, 1.0 - later), strict=True):
+        torch.testing.assert_close(one, weight * whole, rtol=1e-4, atol=1e-6)
