@@ -15,7 +15,7 @@ from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import read_input_examples
 from disp_llm.evaluation import metrics
 from disp_llm.evaluation.answers import written_answers
-from disp_llm.evaluation.metrics import scored
+from disp_llm.evaluation.metrics import rights, scored
 from disp_llm.evaluation.perplexity import answer_losses, perplexity
 
 ROWS = [{"prompt": "x" * n + "=", "answer": "abc"[: 1 + n % 3]} for n in (3, 11, 6, 1, 8, 2)]
@@ -86,6 +86,9 @@ def test_metrics():
     assert found.score == pytest.approx((2 * 2 / 6) / 3)
     assert found.score_stderr == pytest.approx(2 / 9, rel=1e-6)
     assert found.answers == 3
+    assert rights("exact_match", ["a", "b"], ["a", "c"]) == [1.0, 0.0]
+    with pytest.raises(InputError, match="f1 does not say of every answer whether it is right"):
+        rights("f1", ["a b"], ["a c"])
 
 
 def test_a_package_can_add_a_metric(monkeypatch):

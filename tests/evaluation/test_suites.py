@@ -10,8 +10,11 @@ from conftest import SMALL, byte_tokenizer, run_command, tiny_model, tiny_prunab
 
 import disp_llm
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.parts import MachineConfig, PerplexityConfig
+from disp_llm.data.example_tokens import stream_of_examples
+from disp_llm.data.examples import read_input_examples
 from disp_llm.data.tokens import tokenize
+from disp_llm.evaluation.answers import written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import (
     against,
@@ -20,6 +23,8 @@ from disp_llm.evaluation.suites import (
     loss_ratio,
     mean,
 )
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.loading import load
 from disp_llm.runs.scores import Scores, TaskScore
 
 SAMPLES = 4000
@@ -232,6 +237,38 @@ def test_tasks_that_cannot_be_run(llama_folder, suite, tmp_path, task, said):
     assert done.returncode == 2
     assert f"two.toml: {said}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_task_of_one_s_own(llama_folder, other_folder, suite, tmp_path):
+    """The model answers in words; what it wrote itself is right for it, and kept of that is 1."""
+    prompts = ["xx=", "a long prompt=", "b=", "yyyyy="]
+    rows = [{"prompt": prompt, "answer": "not this"} for prompt in prompts]
+    path = tmp_path / "mine.jsonl"
+    loaded = load(str(llama_folder), MachineConfig(device="cpu", dtype="float32"))
+    given = read_input_examples(rows, "auto")
+    stream = stream_of_examples(given, loaded.tokenizer)
+    written = written_answers(PrunableModel.of(loaded), loaded.tokenizer, stream, 4)
+    for row, answer in zip(rows[:3], written, strict=False):
+        row["answer"] = answer
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = "[examples.mine]\nfiles = ['mine.jsonl']\nanswer_tokens = 4\n"
+    suite.write_text(table)
+    (tmp_path / "dense.json").write_text(json.dumps(evaluated(llama_folder, "--suite", suite)[0]))
+    found, _ = evaluated(other_folder, "--suite", suite, "--dense", tmp_path / "dense.json")
+    scored = found["tasks"]["mine"]
+    assert (scored["dense"], scored["n"], scored["metric"]) == (0.75, 4, "acc")
+    assert scored["acc"] == scored["right"].count("1") / 4 < 0.75
+    assert found["kept"] == pytest.approx(scored["acc"] / 0.75)
+    for more, said in (
+        ("metric = 'exact'", "examples.mine: no metric 'exact' (nearest: exact_match)"),
+        ("limit = 2", "has answered 4 questions of tasks.mine, not 2"),
+        ("[tasks.mine]\nchance = 0", "names mine as a task and as examples"),
+    ):
+        suite.write_text(table + more)
+        flags = ["--suite", suite, "--dense", tmp_path / "dense.json"]
+        done = run_command("eval", other_folder, *flags, "--dtype", "float32")
+        assert done.returncode == 2
+        assert said in done.stderr.splitlines()[-1]
 
 
 def change(scores, place, value):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.names import Template
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.places import (
     Name,
@@ -58,8 +59,26 @@ class SuiteTask:
 
 
 @dataclass(frozen=True)
+class SuiteExamples:
+    """A task of one's own: examples that a model answers rightly or wrongly."""
+
+    files: tuple[Path, ...]
+    """Files or folders of examples, as `--examples` reads them."""
+    chance: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of right answers of who guesses."""
+    metric: Name = "exact_match"
+    """What says of an answer whether it is right (1) or wrong (0)."""
+    template: Template = "auto"
+    """How an example is written, as `--template`."""
+    answer_tokens: Count = 0
+    """Most tokens of an answer, as `--answer-tokens`."""
+    limit: Count = 0
+    """Number of examples; 0 = all."""
+
+
+@dataclass(frozen=True)
 class Suite:
-    """Texts and tasks, by their names."""
+    """Texts, tasks and examples, by their names."""
 
     title: str = ""
     context: Annotated[int, Meta(ge=2)] = 1024
@@ -68,6 +87,8 @@ class Suite:
     """Number of windows of each text, as `--windows`."""
     texts: dict[Name, SuiteText] = field(default_factory=dict)
     tasks: dict[Name, SuiteTask] = field(default_factory=dict)
+    examples: dict[Name, SuiteExamples] = field(default_factory=dict)
+    """Tasks too, which are scored like the others; no name is both."""
     file: str = ""
     """Where it was read from, for messages."""
 
@@ -75,6 +96,11 @@ class Suite:
     def name(self) -> str:
         """What results call it: the name of its file without `.toml`."""
         return Path(self.file).stem
+
+    @property
+    def all_tasks(self) -> list[str]:
+        """Names of what is answered."""
+        return [*self.tasks, *self.examples]
 
     @property
     def evaluation(self) -> PerplexityConfig:
@@ -124,12 +150,17 @@ def load_suite(name: str) -> Suite:
 
 def _checked(tables: dict[str, Any], file: str) -> Suite:
     require_known(tables, [f.name for f in dataclasses.fields(Suite) if f.name != "file"], file)
-    for group, kind in (("texts", SuiteText), ("tasks", SuiteTask)):
+    groups = (("texts", SuiteText), ("tasks", SuiteTask), ("examples", SuiteExamples))
+    for group, kind in groups:
         require_known_entries(tables, group, kind, file)
     suite: Suite = as_type(tables | {"file": file}, Suite, field=file, hint="correct it")
-    if not suite.texts and not suite.tasks:
+    if not suite.texts and not suite.all_tasks:
         raise InputError("names no texts and no tasks", field=file, hint="add some")
-    texts, tasks = dict(suite.texts), dict(suite.tasks)
+    for name in suite.tasks.keys() & suite.examples.keys():
+        raise InputError(
+            f"names {name} as a task and as examples", field=file, hint="rename one of them"
+        )
+    texts, tasks, examples = dict(suite.texts), dict(suite.tasks), dict(suite.examples)
     for name, text in texts.items():
         files = found_files(text.files, suite.file, f"texts.{name}.files")
         texts[name] = dataclasses.replace(text, files=files)
@@ -137,4 +168,7 @@ def _checked(tables: dict[str, Any], file: str) -> Suite:
         if task.data is not None:
             path = found_file(task.data, suite.file, f"tasks.{name}.data")
             tasks[name] = dataclasses.replace(task, data=path)
-    return dataclasses.replace(suite, texts=texts, tasks=tasks)
+    for name, of_task in examples.items():
+        files = found_files(of_task.files, suite.file, f"examples.{name}.files")
+        examples[name] = dataclasses.replace(of_task, files=files)
+    return dataclasses.replace(suite, texts=texts, tasks=tasks, examples=examples)

@@ -83,6 +83,10 @@ class GivenExamples:
         found = f"{len(self.examples):,} examples"
         return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
 
+    def first(self, count: int) -> "GivenExamples":
+        """So many from the start; 0 = all."""
+        return replace(self, examples=self.examples[:count]) if count else self
+
     def parted(self) -> tuple["GivenExamples", "GivenExamples"]:
         """What is left to learn from, and the last of them, which are only measured on.
 
@@ -111,9 +115,16 @@ class GivenExamples:
 
 
 def read_examples(
-    paths: Iterable[Path], template: str, field: str = "examples"
+    paths: Sequence[Path], template: str, field: str = "examples"
 ) -> GivenExamples | None:
-    """The examples of .jsonl and .json files, and of those in folders; None where none is named.
+    """`required_examples`; None where no file is named."""
+    return required_examples(paths, template, field) if paths else None
+
+
+def required_examples(
+    paths: Sequence[Path], template: str, field: str = "examples"
+) -> GivenExamples:
+    """The examples of .jsonl and .json files, and of those in folders.
 
     Args:
         field: the setting that the files were named in, for messages.
@@ -121,7 +132,6 @@ def read_examples(
     Raises:
         InputError: a file is missing, damaged or empty, or a row is no example; it names the line.
     """
-    paths = tuple(paths)
     found: list[Example] = []
     for path in paths:
         with naming(path, field):
@@ -134,7 +144,7 @@ def read_examples(
             with naming(file, field):
                 found += rows_of(file, take)
     named = ", ".join(base_name(path) for path in paths)
-    return GivenExamples(tuple(found), field, named, template) if paths else None
+    return GivenExamples(tuple(found), field, named, template)
 
 
 def read_input_examples(

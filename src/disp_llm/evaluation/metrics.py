@@ -87,6 +87,23 @@ def metric_named(name: str) -> Metric:
     )
 
 
+def rights(name: str, answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Which answers are right (1) and which are wrong (0) by a metric that says so.
+
+    Raises:
+        InputError: no such metric, or one that gives something else.
+    """
+    found = metric_named(name)(answers, references)
+    values = [] if isinstance(found, int | float) else [float(value) for value in found]
+    if len(values) != len(answers) or any(value not in (0, 1) for value in values):
+        raise InputError(
+            f"{name} does not say of every answer whether it is right",
+            field="metric",
+            hint="use exact_match, or a metric that gives 0 or 1 for each",
+        )
+    return values
+
+
 def scored(name: str, answers: Sequence[str], references: Sequence[str]) -> AnswerScore:
     """What answers score.
 

@@ -26,9 +26,13 @@ from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
+from disp_llm.data.example_tokens import stream_of_examples
+from disp_llm.data.examples import GivenExamples, required_examples
 from disp_llm.data.reading import dataset_name, read_dataset, read_given
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
+from disp_llm.evaluation.answers import written_answers
+from disp_llm.evaluation.metrics import metric_named, rights
 from disp_llm.evaluation.perplexity import window_losses
 from disp_llm.evaluation.tasks import answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
@@ -50,6 +54,7 @@ class Scoreboard:
 
     suite: Suite
     texts: dict[str, GivenText]
+    examples: dict[str, GivenExamples]
     progress: ProgressCallback = silent
 
     @classmethod
@@ -66,7 +71,12 @@ class Scoreboard:
         for name, text in suite.texts.items():
             with suite.naming(f"texts.{name}"):
                 texts[name] = _read(text)
-        return cls(suite, texts, progress)
+        examples = {}
+        for name, task in suite.examples.items():
+            with suite.naming(f"examples.{name}"):
+                metric_named(task.metric)
+                examples[name] = required_examples(task.files, task.template)
+        return cls(suite, texts, examples, progress)
 
     def measure(self, target: PrunableModel, tokenizer: Any) -> Scores:
         """What a model scores, alone.
@@ -78,7 +88,8 @@ class Scoreboard:
         return Scores(
             suite=self.suite.name,
             texts={name: self._text(name, target, tokenizer) for name in self.texts},
-            tasks={name: self._task(name, target, tokenizer) for name in self.suite.tasks},
+            tasks={name: self._task(name, target, tokenizer) for name in self.suite.tasks}
+            | {name: self._own_task(name, target, tokenizer) for name in self.examples},
         )
 
     def _text(self, name: str, target: PrunableModel, tokenizer: Any) -> TextScore:
@@ -117,6 +128,28 @@ class Scoreboard:
             chance=task.chance,
             questions_sha256=found.questions_sha256,
             right="".join(f"{answer:.0f}" for answer in found.right),
+        )
+
+    def _own_task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
+        task = self.suite.examples[name]
+
+        def on_answer(done: int, total: int) -> None:
+            self.progress(f"answers, {name}", done, total, {})
+
+        with self.suite.naming(f"examples.{name}"):
+            given = self.examples[name].first(task.limit)
+            stream = stream_of_examples(given, tokenizer, target.bos_token_id)
+            answers = written_answers(target, tokenizer, stream, task.answer_tokens, on_answer)
+            right = rights(task.metric, answers, [one.answer for one in stream.examples])
+        share, n = statistics.fmean(right), len(right)
+        return TaskScore(
+            acc=share,
+            stderr=(share * (1 - share) / max(n - 1, 1)) ** 0.5,
+            n=n,
+            metric="acc",
+            chance=task.chance,
+            questions_sha256=given.sha256,
+            right="".join(f"{answer:.0f}" for answer in right),
         )
 
 
@@ -158,7 +191,7 @@ def require_suite(board: Scoreboard, dense: Scores, name: str) -> None:
         InputError: naming the first that differs.
     """
     hashes = {key: text.sha256 for key, text in board.texts.items()}
-    _refuse(_other_suite(hashes, list(board.suite.tasks), dense), name)
+    _refuse(_other_suite(hashes, board.suite.all_tasks, dense), name)
 
 
 def require_same(scores: Scores, dense: Scores, name: str) -> None:
