@@ -116,7 +116,7 @@ def test_a_row_that_is_no_example_is_named(tmp_path, row, words):
 def test_what_cannot_be_written_is_named_by_its_line(tmp_path):
     given = read_examples([written(tmp_path, [{"messages": TALK}])], "auto")
     assert given is not None
-    with pytest.raises(InputError, match=r"train.jsonl, line 1, is a conversation"):
+    with pytest.raises(InputError, match=r"train.jsonl, line 1, needs a chat template"):
         stream_of_examples(given, byte_tokenizer())
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}" + TEMPLATE

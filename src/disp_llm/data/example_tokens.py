@@ -160,7 +160,7 @@ class _Writer:
             return can
         if not can:
             raise InputError(
-                f"{example.place}, is a conversation, and the tokenizer has no chat template",
+                f"{example.place}, needs a chat template, and the tokenizer has none",
                 field=self.given.field,
                 hint="give prompt and answer, and `template` plain",
             )

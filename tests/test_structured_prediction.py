@@ -1,0 +1,234 @@
+"""The example of structured prediction: every structure is a sequence of actions and back, the loss
+is the log-probability of the right one, and decoding gives valid structures only."""
+
+import itertools
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+
+FOLDER = Path(__file__).parents[1] / "examples" / "structured_prediction"
+sys.path.insert(0, str(FOLDER))
+
+import actions  # noqa: E402
+import ner  # noqa: E402
+from actions import CLOSE, OPEN, Pieces, State, right_sequence  # noqa: E402
+from conll import Sentence, Span, read_conll  # noqa: E402
+from tagger import Scorers, Tagger  # noqa: E402
+
+from disp_llm.config.errors import InputError  # noqa: E402
+
+LABELS = ("person", "place")
+
+
+def tagger(model_type: str = "llama", labels=LABELS) -> Tagger:
+    model = tiny_model(model_type)
+    torch.manual_seed(0)
+    return Tagger(model, byte_tokenizer(), Scorers(model.config.hidden_size, labels))
+
+
+def random_spans(words: int, draws: random.Random) -> tuple[Span, ...]:
+    """Up to three different ones, nested and crossing."""
+    places = list(itertools.combinations(range(words + 1), 2))
+    return tuple(Span(*place, draws.choice(LABELS)) for place in draws.sample(places, 3))
+
+
+def replayed(pieces: Pieces, spans: tuple[Span, ...]) -> list[Span]:
+    """The spans that the right actions build."""
+    tokens, choices = right_sequence(pieces, spans)
+    state, read = State(len(pieces.words)), list(pieces.prompt)
+    for choice in choices:
+        assert choice.position == len(read) - 1
+        assert choice.allowed == state.allowed
+        assert choice.allowed[choice.action]
+        if choice.action == OPEN:
+            read += pieces.opening
+            state.opens(len(read) - 1)
+        elif choice.action == CLOSE:
+            assert choice.partners == tuple(b.position for b in state.partners)
+            state.close(state.partners[choice.right.index(True)], choice.label)
+            read += pieces.closing
+        else:
+            read += pieces.words[state.word]
+            state.copy()
+    assert read == tokens
+    assert state.is_done
+    return sorted(state.spans)
+
+
+def test_every_structure_is_a_sequence_of_actions():
+    pieces = Pieces((1, 2), ((10,), (11, 12), (13,), (14, 15, 16)), (20,), (21, 22))
+    draws = random.Random(0)
+    for _ in range(200):
+        spans = random_spans(4, draws)
+        assert replayed(pieces, spans) == sorted(spans)
+    tokens, _ = right_sequence(pieces, (Span(1, 3, "place"), Span(1, 2, "person")))
+    assert tokens == [1, 2, 10, 20, 20, 11, 12, 21, 22, 13, 21, 22, 14, 15, 16]
+
+
+def test_any_allowed_actions_build_a_structure():
+    draws = random.Random(1)
+    for _ in range(300):
+        state = State(draws.randint(1, 5))
+        while not state.is_done:
+            action = draws.choice([a for a, allowed in enumerate(state.allowed) if allowed])
+            if action == OPEN:
+                state.opens(0)
+                assert len(state.open) <= actions.DEPTH
+            elif action == CLOSE:
+                state.close(draws.choice(state.partners), "x")
+            else:
+                state.copy()
+        assert all(0 <= span.start < span.end <= state.words for span in state.spans)
+
+
+def test_too_many_open_spans_are_refused():
+    pieces = Pieces((1,), ((2,), (3,), (4,), (5,), (6,), (7,)), (20,), (21,))
+    spans = tuple(Span(0, end, "x") for end in range(1, 6))
+    with pytest.raises(ValueError, match="more than 4 spans are open at word 1"):
+        right_sequence(pieces, spans)
+
+
+def probability(found: Tagger, sentence: Sentence, spans: tuple[Span, ...]) -> float:
+    """e^(−loss · choices): that of a structure."""
+    one = Sentence(sentence.words, spans, "here")
+    _, choices = right_sequence(found.pieces(one), spans)
+    return math.exp(-float(found.loss([one]).detach()) * len(choices))
+
+
+def test_probabilities_of_all_structures_of_a_word_sum_to_one(monkeypatch):
+    """With one bracket at a time, a word is free, or a span of either label; of two words each, or
+    both together, likewise."""
+    monkeypatch.setattr(actions, "DEPTH", 1)
+    found = tagger()
+    for count in (1, 2):
+        sentence = Sentence(("ab", "c")[:count], (), "here")
+        places = list(itertools.combinations(range(count + 1), 2))
+        one = [(Span(*place, label),) for place in places for label in LABELS]
+        two = [(Span(0, 1, a), Span(1, 2, b)) for a in LABELS for b in LABELS if count == 2]
+        total = sum(probability(found, sentence, spans) for spans in [(), *one, *two])
+        assert total == pytest.approx(1.0, rel=1e-4)
+
+
+def test_brackets_that_give_the_same_span_count_together():
+    """Of two spans that begin at one word, the first that ends may close either bracket."""
+    found = tagger()
+    spans = (Span(0, 2, "person"), Span(0, 1, "place"))
+    _, choices = right_sequence(found.pieces(Sentence(("a", "b"), spans, "")), spans)
+    closes = [choice for choice in choices if choice.action == CLOSE]
+    assert [choice.right for choice in closes] == [(True, True), (True,)]
+    assert float(found.loss([Sentence(("a", "b"), spans, "")]).detach()) > 0
+
+
+def test_sentences_of_a_batch_cost_what_they_cost_alone():
+    found = tagger()
+    sentences = [
+        Sentence(("a", "longer", "one"), (Span(1, 3, "place"),), ""),
+        Sentence(("b",), (), ""),
+    ]
+    counts = [len(right_sequence(found.pieces(s), s.spans)[1]) for s in sentences]
+    alone = [float(found.loss([one]).detach()) for one in sentences]
+    together = float(found.loss(sentences).detach())
+    wanted = sum(n * value for n, value in zip(counts, alone, strict=True)) / sum(counts)
+    assert together == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "qwen3_5_text"])
+def test_decoding_takes_the_likeliest_action_with_and_without_a_cache(model_type):
+    """Against one action at a time, each after reading everything anew."""
+    found = tagger(model_type)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        found = Tagger(
+            found.model, found.tokenizer, Scorers(found.model.config.hidden_size, LABELS)
+        )
+        sentence = Sentence(tuple("the cat sat on a mat".split()), (), "")
+        slow = step_by_step(found, sentence)
+        assert found.tag(sentence) == found.tag(sentence, cached=False) == slow
+
+
+def step_by_step(found: Tagger, sentence: Sentence) -> list[Span]:
+    pieces, state = found.pieces(sentence), State(len(sentence.words))
+    tokens = list(pieces.prompt)
+    with torch.no_grad():
+        while not state.is_done:
+            base = found.model.base_model
+            states = base(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
+            action = found._likeliest(states[-1].float(), state)
+            if action == OPEN:
+                tokens += pieces.opening
+                state.opens(len(tokens) - 1)
+            elif action == CLOSE:
+                at = len(tokens) - 1
+                state.close(*found._partner(states.float(), at, state.partners))
+                tokens += pieces.closing
+            else:
+                tokens += pieces.words[state.word]
+                state.copy()
+    return sorted(state.spans)
+
+
+TRAIN = "Ann\tB-person\nLee\tI-person\nsaw\tO\nRome\tB-place\n\nit\tO\nrained\tO\n\n" * 6
+
+
+def test_from_training_to_a_tagged_sentence(llama_folder, tmp_path, capsys):
+    path, out = tmp_path / "train.conll", tmp_path / "tagger"
+    path.write_text(TRAIN)
+    flags = ["--epochs", "30", "--batch", "4", "--rate", "0.003", "--scorer-rate", "0.01"]
+    files = ["--train", str(path), "--dev", str(path), "--output", str(out)]
+    found = ner.main(["train", str(llama_folder), *files, *flags])
+    assert found["labels"] == ["person", "place"]
+    assert found["dev"]["f1"] == 1.0
+    assert ner.main(["eval", str(out), "--test", str(path)])["f1"] == 1.0
+    tagged = ner.main(["tag", str(out), "Ann Lee saw Rome"])
+    assert tagged["spans"] == [
+        {"start": 0, "end": 2, "label": "person"},
+        {"start": 3, "end": 4, "label": "place"},
+    ]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["spans"] == tagged["spans"]
+
+
+def test_f1_counts_exact_spans_with_their_labels():
+    right = [Span(0, 1, "a"), Span(2, 4, "b")]
+    counts = [ner.counts_of([Span(0, 1, "a"), Span(2, 4, "a")], right), ner.counts_of([], [])]
+    assert ner.f1_of(counts) == (0.5, 0.5, 0.5)
+    assert ner.f1_of([(0, 0, 3)]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Ann\tB-person\nLee\n", "line 2: has a word without a tag"),
+        ("Ann\tB-person\n\nLee\tI-person\n", "line 3: goes on with 'person', which was not begun"),
+        ("Ann\tB-person\nLee\tI-place\n", "line 2: goes on with 'place', which was not begun"),
+        ("Ann\tX\n", "line 1: has the tag 'X'"),
+        ("Ann\tB-\n", "line 1: has the tag 'B-'"),
+        ("Ann\tB-thing\n", "line 1: has the type 'thing', which was not learned"),
+        ("\n\n", "holds no sentences"),
+    ],
+)
+def test_what_is_no_sentence_is_named_by_its_line(tmp_path, content, said):
+    path = tmp_path / "bad.conll"
+    path.write_text(content)
+    with pytest.raises(InputError) as error:
+        read_conll(path, LABELS)
+    assert said in str(error.value)
+
+
+def test_bad_input_ends_in_one_line(llama_folder, tmp_path, capsys):
+    path = tmp_path / "long.conll"
+    path.write_text("a\tB-person\n" + "word\tO\n" * 400)
+    for arguments, said in (
+        (["train", str(llama_folder), "--train", str(path)], "long.conll, line 1: has 2"),
+        (["eval", str(llama_folder), "--test", str(path)], "holds no tagger"),
+        (["train", str(llama_folder), "--train", str(tmp_path / "no")], "cannot be read"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            ner.main(arguments)
+        assert error.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
