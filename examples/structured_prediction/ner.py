@@ -7,17 +7,17 @@
 See README.md beside this file.
 """
 
-import argparse
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from conll import Sentence, Span, read_conll
 from safetensors.torch import load_file, save_file
 from tagger import Scorers, Tagger
@@ -32,27 +32,6 @@ SAMPLES = 1000
 """Bootstrap samples of the sentences."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """Micro F1 over exact spans with their labels."""
-
-    precision: float
-    recall: float
-    f1: float
-    error: float
-    """Standard deviation of F1 over bootstrap samples of the sentences."""
-    sentences: int
-    seconds: float
-    """Of tagging one sentence, on average."""
-
-    def __str__(self) -> str:
-        return (
-            f"F1 {100 * self.f1:.1f} ± {100 * self.error:.1f}  (precision "
-            f"{100 * self.precision:.1f}, recall {100 * self.recall:.1f}, {self.sentences:,} "
-            f"sentences, {1000 * self.seconds:.0f} ms each)"
-        )
-
-
 def counts_of(found: Sequence[Span], right: Sequence[Span]) -> tuple[int, int, int]:
     """Spans that are both, that were found, and that are right."""
     return len(set(found) & set(right)), len(set(found)), len(set(right))
@@ -65,28 +44,22 @@ def f1_of(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:
     return precision, recall, 2 * both / max(found + right, 1)
 
 
-def score(tagger: Tagger, sentences: Sequence[Sentence]) -> Score:
-    """What a tagger finds in sentences."""
+def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, float]:
+    """Micro F1 over exact spans with their labels, its standard deviation over bootstrap samples of
+    the sentences, and the seconds that a sentence took."""
     began = time.perf_counter()
     counts = [counts_of(tagger.tag(one), one.spans) for one in sentences]
     seconds = (time.perf_counter() - began) / len(sentences)
     draws = random.Random(0)
     sampled = [f1_of(draws.choices(counts, k=len(counts)))[2] for _ in range(SAMPLES)]
-    mean = sum(sampled) / SAMPLES
-    error = (sum((value - mean) ** 2 for value in sampled) / (SAMPLES - 1)) ** 0.5
-    return Score(*f1_of(counts), error, len(sentences), seconds)
+    precision, recall, f1 = f1_of(counts)
+    found = {"f1": f1, "f1_stderr": statistics.stdev(sampled), "precision": precision}
+    return found | {"recall": recall, "sentences": len(sentences), "seconds": seconds}
 
 
-def loaded(name: str, device: str) -> tuple[Any, Any]:
-    """A model in float32, which is trained, and its tokenizer."""
-    found = load(name, MachineConfig(device=device, dtype="float32"))
-    return found.model, found.tokenizer
-
-
-def train(
+def fit(
     tagger: Tagger,
     sentences: Sequence[Sentence],
-    *,
     epochs: int,
     batch: int,
     rate: float,
@@ -155,72 +128,70 @@ def tagger_in(folder: Path, device: str = "cpu") -> Tagger:
     return Tagger(model, AutoTokenizer.from_pretrained(folder), scorers.to(device))
 
 
-def run_train(args: argparse.Namespace) -> dict[str, Any]:
-    sentences = read_conll(args.train)
+def train(
+    model: tyro.conf.Positional[str],
+    train: Path,
+    dev: Path | None = None,
+    output: Path = Path("tagger"),
+    epochs: int = 3,
+    batch: int = 16,
+    rate: float = 5e-5,
+    scorer_rate: float = 1e-3,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train a model and its scorers.
+
+    Args:
+        model: Hub id, folder (pruned ones too), or smollm2-135m.
+        train: CoNLL file.
+        dev: CoNLL file that is scored at the end.
+        output: Folder that is written.
+        epochs: How often every sentence is read.
+        batch: Sentences of a step.
+        rate: Step size of the model.
+        scorer_rate: Step size of the scorers.
+        seed: Of the order of sentences, and of how scorers begin.
+        device: Where it runs.
+    """
+    sentences = read_conll(train)
     labels = sorted({span.label for one in sentences for span in one.spans})
-    dev = read_conll(args.dev, labels) if args.dev else []
-    torch.manual_seed(args.seed)
-    model, tokenizer = loaded(args.model, args.device)
-    scorers = Scorers(model.config.get_text_config().hidden_size, labels).to(args.device)
-    tagger = Tagger(model, tokenizer, scorers)
-    for one in (*sentences, *dev):
+    held_out = read_conll(dev, labels) if dev else []
+    torch.manual_seed(seed)
+    loaded = load(model, MachineConfig(device=device, dtype="float32"))
+    scorers = Scorers(loaded.model.config.get_text_config().hidden_size, labels).to(device)
+    tagger = Tagger(loaded.model, loaded.tokenizer, scorers)
+    for one in (*sentences, *held_out):
         tagger.pieces(one)  # refused now and not after an hour
     began = time.perf_counter()
-    train(
-        tagger, sentences, epochs=args.epochs, batch=args.batch, rate=args.rate,
-        scorer_rate=args.scorer_rate, seed=args.seed,
-    )  # fmt: skip
-    seconds = time.perf_counter() - began
-    save(tagger, args.output)
-    found = {"seconds": seconds, "sentences": len(sentences), "labels": labels}
-    return found | ({"dev": vars(score(tagger, dev))} if dev else {})
+    fit(tagger, sentences, epochs, batch, rate, scorer_rate, seed)
+    found = {"seconds": time.perf_counter() - began, "labels": labels}
+    save(tagger, output)
+    return found | ({"dev": score(tagger, held_out)} if dev else {})
 
 
-def run_eval(args: argparse.Namespace) -> dict[str, Any]:
-    tagger = tagger_in(args.folder, args.device)
-    found = score(tagger, read_conll(args.test, tagger.scorers.labels))
-    print(found, file=sys.stderr)
-    return vars(found)
+def evaluate(folder: tyro.conf.Positional[Path], test: Path, device: str = "cpu") -> dict[str, Any]:
+    """Score a tagger on a CoNLL file."""
+    tagger = tagger_in(folder, device)
+    return score(tagger, read_conll(test, tagger.scorers.labels))
 
 
-def run_tag(args: argparse.Namespace) -> dict[str, Any]:
-    words = tuple(args.sentence.split())
-    spans = tagger_in(args.folder, args.device).tag(Sentence(words, (), "the sentence"))
+def tag(
+    folder: tyro.conf.Positional[Path],
+    sentence: tyro.conf.Positional[str],
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Tag one sentence, its words apart by spaces."""
+    words = tuple(sentence.split())
+    spans = tagger_in(folder, device).tag(Sentence(words, (), "the sentence"))
     return {"words": words, "spans": [vars(span) for span in spans]}
-
-
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = found.add_subparsers(required=True)
-    one = commands.add_parser("train", help="train a model and its scorers")
-    one.add_argument("model", help="hub id, folder (pruned ones too), or smollm2-135m")
-    one.add_argument("--train", type=Path, required=True, help="CoNLL file")
-    one.add_argument("--dev", type=Path, help="CoNLL file that is scored at the end")
-    one.add_argument("--output", type=Path, default=Path("tagger"))
-    one.add_argument("--epochs", type=int, default=3)
-    one.add_argument("--batch", type=int, default=16, help="sentences of a step")
-    one.add_argument("--rate", type=float, default=5e-5, help="step size of the model")
-    one.add_argument("--scorer-rate", type=float, default=1e-3, help="step size of the scorers")
-    one.add_argument("--seed", type=int, default=0)
-    one.set_defaults(run=run_train)
-    one = commands.add_parser("eval", help="score a tagger")
-    one.add_argument("folder", type=Path)
-    one.add_argument("--test", type=Path, required=True, help="CoNLL file")
-    one.set_defaults(run=run_eval)
-    one = commands.add_parser("tag", help="tag one sentence, its words apart by spaces")
-    one.add_argument("folder", type=Path)
-    one.add_argument("sentence")
-    one.set_defaults(run=run_tag)
-    for command in commands.choices.values():
-        command.add_argument("--device", default="cpu")
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command; bad input ends in one line and exit code 2."""
-    args = parser().parse_args(arguments)
+    commands = {"train": train, "eval": evaluate, "tag": tag}
     try:
-        result = args.run(args)
+        result = tyro.extras.subcommand_cli_from_dict(commands, args=arguments)
     except InputError as error:
         print(f"ner.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
