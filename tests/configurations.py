@@ -113,6 +113,7 @@ OTHER_NAMES = {
     "minimax_m2": LOCAL,
     "phimoe": LOCAL | {"num_experts_per_tok": 2},
     "granitemoe": LOCAL | {"logits_scaling": 4.0},
+    "gpt_oss": LOCAL | {"intermediate_size": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 900.0}},
     "olmoe": MIXED,
     "flex_olmo": MIXED,
     "ernie4_5_moe": {
@@ -269,6 +270,7 @@ UNUSUAL = {
     "qwen3_5_moe_text": MIXERS | {"linear_conv_kernel_dim": 3},
     "mellum": {"rope_parameters": ROPE_OF_KINDS},
     "ernie4_5_moe": {"moe_layer_interval": 2},
+    "gpt_oss": {"swiglu_alpha": 1.2, "swiglu_limit": 0.4},
     "gpt_neo": {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
     "granite_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},
     "ministral3": {

@@ -354,7 +354,9 @@ def test_row_names_every_linear_of_a_block(model_type):
     named = set(target.linear_paths(block))
     for branch in target.branches_of(block):
         if branch.experts is not None:
-            packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
+            names = ["gate_up_proj", "down_proj"]
+            names += [f"{name}_bias" for name in names if branch.experts.biased]
+            packed = (f"{branch.experts.module}.{name}" for name in names)
             named |= {branch.experts.router, *packed, *branch.experts.counted}
     matrices = {
         name.removesuffix(".weight")
@@ -362,7 +364,8 @@ def test_row_names_every_linear_of_a_block(model_type):
         if p.dim() > 1 and "norm" not in name  # one of its own for each head
         if not name.split(".")[-2].endswith(("conv", "conv1d"))
     }
-    assert named - set(dict(block.named_buffers())) == matrices
+    vectors = {name for name, p in block.named_parameters() if p.dim() == 1}
+    assert named - vectors - set(dict(block.named_buffers())) == matrices
     assert all(f.default is None or getattr(family, f.name) is not None for f in fields(family))
 
 

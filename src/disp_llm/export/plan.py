@@ -75,9 +75,13 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
             bias = _bias(linear, weight, pruned)
             # Where both change, the bias is made of the weight as it was.
             parts += [weight] if bias is None else [bias, weight]
+        prefix = f"{draft.names[id(block)]}."
         if branch.experts is not None:
-            prefix = f"{draft.names[id(block)]}."
             parts += _of_experts(prefix, branch.experts, experts, kept, scale)
+        if kept.heads is not None:
+            for path in branch.per_head:
+                heads = kept.inside(block.get_parameter(path).numel())
+                parts.append(Picked(f"{prefix}{path}", ((0, _where(heads)),)))
         draft.parts.update({part.source: part for part in parts})
         cut += parts
         draft.add_indices(block, branch, kept)
@@ -204,18 +208,31 @@ def _of_experts(
     each = int(middle.sum()) // max(len(middle), 1)  # of every expert as many
     inside = middle.nonzero()[:, 1].view(len(middle), each)
     incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
-    columns, of_read, of_write = None, (), ()
+    gate_up = torch.cat([inside, inside + width], 1)
+    if row.interleaved:
+        gate_up = torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
+    columns, of_read, of_write, of_bias = None, (), (), ()
     if scale is not None:
         assert scale.middle is not None
-        columns, of_read = scale.incoming, (scale.incoming,)
+        columns, of_read, of_bias = scale.incoming, (scale.incoming[None],), (scale.rows,)
         of_write = (scale.rows[:, None], scale.middle.view(count, 1, width))
         if scale.experts is not None:
             of_write = (*of_write, scale.experts[:, None, None])
-    read = [*of_experts, (1, torch.cat([inside, inside + width], 1)), (2, incoming)]
-    write = [*of_experts, (1, outgoing), (2, inside)]
+            of_bias = (*of_bias, scale.experts[:, None])
+    rows, across = (2, 1) if row.transposed else (1, 2)
+    if row.transposed:
+        of_read, of_write = (tuple(f.mT for f in factors) for factors in (of_read, of_write))
+    read = [*of_experts, (rows, gate_up), (across, incoming)]
+    write = [*of_experts, (rows, outgoing), (across, inside)]
+    packed = f"{prefix}{row.module}"
+    biases = [
+        Picked(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
+        Picked(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
+    ]
     return [
-        Picked(f"{prefix}{row.module}.gate_up_proj", tuple(read), of_read),
-        Picked(f"{prefix}{row.module}.down_proj", tuple(write), of_write),
+        Picked(f"{packed}.gate_up_proj", tuple(read), of_read),
+        Picked(f"{packed}.down_proj", tuple(write), of_write),
+        *(biases if row.biased else ()),
         Weight(f"{prefix}{row.rows}.weight", columns=columns, inputs=incoming, outputs=experts),
         *(
             Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))

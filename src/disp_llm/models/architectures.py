@@ -17,8 +17,8 @@ from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import ROW_OF, WRAPPERS
 
 
-def _attention(norms: str, inside: str = "") -> Branch:
-    return branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms, inside=inside)
+def _attention(norms: str, inside: str = "", per_head: str = "") -> Branch:
+    return branch("self_attn", "q_proj k_proj v_proj", "o_proj", 1, norms, inside, per_head)
 
 
 def _gated(norms: str) -> Branch:
@@ -155,8 +155,11 @@ FAMILIES: dict[str, Family] = {
         _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")
     ),
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
-    # A sink for each head.
-    "granite_swa": replace(_LLAMA_WITH_ALL_HEADS, logits_divisor="logits_scaling"),
+    "granite_swa": replace(
+        _LLAMA,
+        attention=_attention("input_layernorm", per_head="sinks"),
+        logits_divisor="logits_scaling",
+    ),
     "hyperclovax": replace(
         _LLAMA,
         attention=_attention("input_layernorm post_norm1"),
@@ -305,6 +308,21 @@ FAMILIES: dict[str, Family] = {
             chosen="moe_k",
         ),
         refused=(("moe_num_shared_experts", 0, "the row has a shared expert"),),
+    ),
+    "gpt_oss": replace(
+        _LLAMA,
+        attention=_attention("input_layernorm", per_head="sinks"),
+        mlp=mixture(
+            "post_attention_layernorm",
+            counted="router.bias",
+            router="router",
+            gives_pair=True,
+            count="num_local_experts",
+            width="intermediate_size",
+            transposed=True,
+            interleaved=True,
+            biased=True,
+        ),
     ),
     "dots1": replace(_LLAMA, mixture=_SHARED),
     "glm4_moe": replace(_LLAMA, mixture=_SHARED),

@@ -3,7 +3,7 @@
 _TYPES_OF = {
     "mixture of experts": (
         "afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v32 deepseek_v4 "
-        "dots3_note_text flint glm_moe_dsa gpt_oss granitemoe_swa granitemoeshared hunyuan_v1_moe "
+        "dots3_note_text flint glm_moe_dsa granitemoe_swa granitemoeshared hunyuan_v1_moe "
         "hy_v3 hy_v4 "
         "inkling2_loop_text inkling2_text inkling_text jetmoe kolibri1 laguna lara_mini "
         "llama4_text longcat_flash mimo_v2_flash minimax_m3_vl_text "
