@@ -54,6 +54,8 @@ class Training:
     decay: float = 0.1
     spread: float = 0.02
     """Standard deviation of the first weights."""
+    keep: float = 0.5
+    """To what share of its block parameters it is pruned."""
 
 
 TRAININGS = {
@@ -63,6 +65,9 @@ TRAININGS = {
     "qwen3": Training(),
     "gemma3_text": Training(steps=600, rate=1e-3),
     "gpt_neox": Training(steps=600, decay=0.3),
+    "mixtral": Training(keep=0.25),
+    "qwen3_5_text": Training(),
+    "deepseek_v3": Training(),
 }
 SHAPE = {
     "hidden_size": 256,
@@ -77,13 +82,37 @@ SHAPE = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+SMALLER = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384, "head_dim": 32}
+"""Of the kinds whose blocks take longer."""
 OWN = {
     "opt": {"ffn_dim": 1024, "word_embed_proj_dim": 256, "dropout": 0.0},
     "phi": {"intermediate_size": 1024},
     "gpt_neox": {"intermediate_size": 1024},
     "gemma3_text": {"query_pre_attn_scalar": 64},
+    # Two of eight experts for a token.
+    "mixtral": SMALLER
+    | {"intermediate_size": 128, "num_local_experts": 8, "num_experts_per_tok": 2},
+    # Three gated DeltaNets, then an attention.
+    "qwen3_5_text": SMALLER
+    | {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+    },
+    # Latent attention; all of its MLPs are dense.
+    "deepseek_v3": SMALLER
+    | {
+        "first_k_dense_replace": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 96,
+        "kv_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+    },
 }
-NO_HEAD_DIM = ("opt", "phi", "gpt_neox")
+NO_HEAD_DIM = ("opt", "phi", "gpt_neox", "deepseek_v3")
 ORDER = ("dense", "learned", "fisher", "magnitude", "random")
 ANOTHER_PROCESSOR = 1.03
 """What other rounding, that of the training included, may do to Fisher scores against magnitude,
@@ -132,12 +161,12 @@ def trained(model_type: str, stream: torch.Tensor):
 
 
 def perplexities(model_type: str, folder: Path) -> dict[str, float]:
-    """Of the dense model and of the masks of every method at keep 0.5, on held-out speeches."""
+    """Of the dense model and of the masks of every method, on held-out speeches."""
     torch.set_num_threads(1)  # as many models at once as there are cores
     stream, held_out = speeches()
     model = trained(model_type, stream).eval().requires_grad_(False).to(torch.bfloat16)
     dense = PrunableModel(model, family_of(model.config))
-    budget = Budget(dense.layout)
+    budget, keep = Budget(dense.layout), TRAININGS[model_type].keep
     config = PruneConfig(
         model_type,
         scores=ScoreConfig(calibration_length=256),
@@ -150,9 +179,9 @@ def perplexities(model_type: str, folder: Path) -> dict[str, float]:
         kept = torch.ones(budget.layout.entries)
         if method != "dense":
             job = Job(config, Run(folder / method), process)  # scores of learned and Fisher differ
-            problem = PruningProblem(dense, Corpus((stream,)), budget, (0.5,), align=1, job=job)
+            problem = PruningProblem(dense, Corpus((stream,)), budget, (keep,), align=1, job=job)
             selection = method_named(method).choose(problem)
-            kept = project(selection.importance, budget, 0.5).kept.float()
+            kept = project(selection.importance, budget, keep).kept.float()
             if selection.compensation.scales is not None:
                 kept = kept * selection.compensation.scales
         with masked(dense) as masking:

@@ -217,6 +217,8 @@ def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
     present = {name for name, _ in block.named_modules()}
     for path in present.intersection((*branch["norms"], branch["gather"])):
         block.set_submodule(path, nn.Identity())
+    for path in branch.get("beside", ()):
+        block.set_submodule(path, DroppedBranch(False))
     block.set_submodule(branch["scatter"], DroppedBranch(gives_pair))
 
 

@@ -288,7 +288,7 @@ class Draft:
 
     def drop(self, block: nn.Module, branch: Branch) -> None:
         """Takes out all tensors of a branch and its norms."""
-        gone = {branch.gather, branch.scatter, *branch.norms}
+        gone = {branch.gather, branch.scatter, *branch.beside, *branch.norms}
         modules = [module for path, module in block.named_modules() if path in gone]
         prefixes = tuple(f"{self.names[id(module)]}." for module in modules)
         for name in [name for name in self.parts if name.startswith(prefixes)]:

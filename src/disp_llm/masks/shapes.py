@@ -117,7 +117,7 @@ def _numbers(block: nn.Module, branch: Branch) -> int:
         packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
         of_experts = (*packed, f"{branch.experts.rows}.weight")
         weights |= {id(block.get_parameter(path)) for path in of_experts}
-    paths = [branch.gather, branch.scatter, *branch.norms]
+    paths = [branch.gather, branch.scatter, *branch.beside, *branch.norms]
     modules = [module for name, module in block.named_modules() if name in paths]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
     return sum(number for key, number in found.items() if key not in weights)

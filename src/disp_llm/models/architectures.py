@@ -110,6 +110,28 @@ _SHARED_AND_WEIGHED = mixture(
     "post_attention_layernorm", shared="shared_expert", shared_gate="shared_expert_gate"
 )
 
+# A shared expert beside the mixture.
+_GRANITE_MIXTURE = replace(
+    mixture(
+        "post_attention_layernorm",
+        module="block_sparse_moe",
+        router="router",
+        count="num_local_experts",
+        width="intermediate_size",
+    ),
+    reads=("shared_mlp.input_linear",),
+    writes="shared_mlp.output_linear",
+    beside=("shared_mlp",),
+    gathers=("block_sparse_moe.router", "block_sparse_moe.experts", "shared_mlp"),
+    scatters=("block_sparse_moe.experts", "shared_mlp"),
+)
+_GRANITE_SHARED = replace(
+    _LLAMA,
+    mlp=_GRANITE_MIXTURE,
+    logits_divisor="logits_scaling",
+    refused=(("shared_intermediate_size", 0, "the row has a shared expert"),),
+)
+
 # Most blocks have a linear attention.
 _QWEN3_5 = replace(
     _LLAMA_WITH_ALL_HEADS,
@@ -298,6 +320,10 @@ FAMILIES: dict[str, Family] = {
         ),
         logits_divisor="logits_scaling",
     ),
+    "granitemoeshared": _GRANITE_SHARED,
+    "granitemoe_swa": replace(
+        _GRANITE_SHARED, attention=_attention("input_layernorm", per_head="sinks")
+    ),
     "ernie4_5_moe": replace(
         _LLAMA,
         mixture=mixture(
@@ -361,9 +387,9 @@ FAMILIES: dict[str, Family] = {
         "layers",
         _attention("input_layernorm"),
         branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
+        mixture=_GRANITE_MIXTURE,
         alternatives=(branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
         logits_divisor="logits_scaling",
-        required=(("num_local_experts", 0, "its experts are no branch of this row"),),
     ),
     "bamba": Family(
         "layers",

@@ -73,6 +73,8 @@ class Branch:
     forward of a mixture takes for granted that what it is given is as wide as what it gives."""
     scatters: tuple[str, ...] = ()
     """Likewise those inside of `scatter`."""
+    beside: tuple[str, ...] = ()
+    """Modules beside `gather` that read what it reads, and whose outputs the block adds to its."""
     per_head: tuple[str, ...] = ()
     """Parameters of attention with a number for each head of the queries, which go with it."""
     gives_pair: bool = False
@@ -166,7 +168,7 @@ def _said(branch: Branch) -> dict:
     return {key: value for key, value in found.items() if value or key not in OF_FEW}
 
 
-OF_FEW = ("experts", "gathers", "scatters", "per_head", "gives_pair")
+OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "gives_pair")
 """Columns that are left out of the JSON of a branch that has nothing there."""
 
 
