@@ -115,7 +115,8 @@ OTHER_NAMES = {
     "granitemoe": LOCAL | {"logits_scaling": 4.0},
     "granitemoeshared": LOCAL | {"logits_scaling": 4.0, "shared_intermediate_size": 20},
     "granitemoe_swa": LOCAL | {"logits_scaling": 4.0, "shared_intermediate_size": 20},
-    "gpt_oss": LOCAL | {"intermediate_size": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 900.0}},
+    "gpt_oss": LOCAL
+    | {"intermediate_size": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 900.0}},
     "olmoe": MIXED,
     "flex_olmo": MIXED,
     "ernie4_5_moe": {

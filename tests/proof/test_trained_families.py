@@ -5,7 +5,8 @@ text, cut by the embedded tokenizer into the 4,096 tokens that it uses most, and
 user's cache. Pruned to half, learned masks must beat one-shot Fisher scores, these magnitude, and
 magnitude random masks. How far the last two depend on the training, docs/experiment-log.md tells.
 
-`PYTHONPATH=tests python tests/proof/test_trained_families.py` prints the figures of every family.
+`PYTHONPATH=tests python tests/proof/test_trained_families.py` prints the figures of every family,
+`… experts 0.45` those of the mixture at that size when experts or channels of them are pruned.
 """
 
 import multiprocessing
@@ -23,7 +24,7 @@ from accelerate import Accelerator
 from environments import CACHE
 
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import SPEECHES
+from disp_llm.config.names import EXPERTS, SITES, SPEECHES, Site
 from disp_llm.config.parts import PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
@@ -113,6 +114,14 @@ OWN = {
     },
 }
 NO_HEAD_DIM = ("opt", "phi", "gpt_neox", "deepseek_v3")
+EXPERTS_OR_CHANNELS: dict[str, tuple[Site, ...]] = {
+    "experts": (EXPERTS,),
+    "channels": ("mlp_mid",),
+    "channels and experts": ("mlp_mid", EXPERTS),
+    "five sites": SITES,
+    "five sites and experts": (*SITES, EXPERTS),
+}
+"""What of a mixture can be pruned."""
 ORDER = ("dense", "learned", "fisher", "magnitude", "random")
 ANOTHER_PROCESSOR = 1.03
 """What other rounding, that of the training included, may do to Fisher scores against magnitude,
@@ -160,35 +169,69 @@ def trained(model_type: str, stream: torch.Tensor):
     return model
 
 
-def perplexities(model_type: str, folder: Path) -> dict[str, float]:
-    """Of the dense model and of the masks of every method, on held-out speeches."""
-    torch.set_num_threads(1)  # as many models at once as there are cores
-    stream, held_out = speeches()
-    model = trained(model_type, stream).eval().requires_grad_(False).to(torch.bfloat16)
-    dense = PrunableModel(model, family_of(model.config))
-    budget, keep = Budget(dense.layout), TRAININGS[model_type].keep
-    config = PruneConfig(
-        model_type,
-        scores=ScoreConfig(calibration_length=256),
-        learn=LearnConfig(steps=100, adapter_rank=0),  # as the recipe `domain` has it
-        training=TrainingConfig(length=128, batch=4, distill=0.0),
-    )
-    process = Process(Accelerator(cpu=True), torch.device("cpu"))
-    found = {}
-    for method in ORDER:
+@dataclass(frozen=True)
+class Trained:
+    """A model that was made here, and its text."""
+
+    model: transformers.PreTrainedModel
+    stream: torch.Tensor
+    held_out: torch.Tensor
+
+    @classmethod
+    def of(cls, model_type: str) -> "Trained":
+        torch.set_num_threads(1)  # as many models at once as there are cores
+        stream, held_out = speeches()
+        model = trained(model_type, stream).eval().requires_grad_(False).to(torch.bfloat16)
+        return cls(model, stream, held_out)
+
+    def perplexity(self, method: str, sites: tuple[Site, ...], keep: float, folder: Path) -> float:
+        """With the masks of a method, on held-out speeches.
+
+        Args:
+            sites: those that are pruned.
+            folder: where the method may leave its scores.
+        """
+        family = family_of(self.model.config)
+        dense = PrunableModel(self.model, family, tuple(dict.fromkeys((*SITES, *sites))))
+        budget = Budget(dense.layout, sites=sites)
         kept = torch.ones(budget.layout.entries)
         if method != "dense":
-            job = Job(config, Run(folder / method), process)  # scores of learned and Fisher differ
-            problem = PruningProblem(dense, Corpus((stream,)), budget, (keep,), align=1, job=job)
+            config = PruneConfig(
+                self.model.config.model_type,
+                scores=ScoreConfig(calibration_length=256),
+                learn=LearnConfig(steps=100, adapter_rank=0),  # as the recipe `domain` has it
+                training=TrainingConfig(length=128, batch=4, distill=0.0),
+            )
+            job = Job(config, Run(folder), Process(Accelerator(cpu=True), torch.device("cpu")))
+            text = Corpus((self.stream,))
+            problem = PruningProblem(dense, text, budget, (keep,), align=1, job=job)
             selection = method_named(method).choose(problem)
             kept = project(selection.importance, budget, keep).kept.float()
             if selection.compensation.scales is not None:
                 kept = kept * selection.compensation.scales
         with masked(dense) as masking:
             masking.set(kept)
-            windows = PerplexityConfig(256, 0, 40)
-            found[method] = perplexity(dense, held_out, windows).perplexity
-    return found
+            return perplexity(dense, self.held_out, PerplexityConfig(256, 0, 40)).perplexity
+
+
+def perplexities(model_type: str, folder: Path) -> dict[str, float]:
+    """Of the dense model and of the masks of every method."""
+    model, keep = Trained.of(model_type), TRAININGS[model_type].keep
+    return {
+        method: model.perplexity(method, SITES, keep, folder / method)  # scores of its own
+        for method in ORDER
+    }
+
+
+def experts_against_channels(keep: float, folder: Path) -> None:
+    """Prints the mixture's perplexities with other sites, all at one budget."""
+    model = Trained.of("mixtral")
+    print("dense", round(model.perplexity("dense", SITES, keep, folder), 1), flush=True)
+    for name, sites in EXPERTS_OR_CHANNELS.items():
+        reap = ("reap",) if sites == (EXPERTS,) else ()
+        for method in (*ORDER[1:], *reap):
+            found = model.perplexity(method, sites, keep, folder / f"{name} {method}")
+            print(name, method, round(found, 1), flush=True)
 
 
 def of_all(families: list[str], folder: Path) -> dict[str, dict[str, float]]:
@@ -214,5 +257,7 @@ def test_learned_beats_fisher_beats_magnitude_beats_random(model_type, found):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
+        if sys.argv[1:2] == ["experts"]:
+            sys.exit(experts_against_channels(float(sys.argv[2]), Path(temporary)))
         for name, figures in of_all(sys.argv[1:] or list(TRAININGS), Path(temporary)).items():
             print(name, "  ".join(f"{method} {value:.1f}" for method, value in figures.items()))

@@ -22,10 +22,10 @@ class CostModel:
     With |S1| to |S5| the widths of a block's sites, h the share of its KV heads that is kept and e
     that of its experts: `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) +
     e·(mlp_read·|S3|·|S4| + mlp_write·|S4|·|S5| + router·|S3| + in_experts·(|S4|, |S5|)) + Σ_cut
-    sites (per_cut + per_selected·|S|)`; a site of the stream is cut where it does not keep all of its entries. What
-    lies in a branch that is not kept as a whole costs nothing. Where `counts_chosen` says so, only
-    the experts that a token runs through count, of which there are as many whatever is kept, so
-    that e = 1 there but for the router.
+    sites (per_cut + per_selected·|S|)`; a site of the stream is cut where it does not keep all of
+    its entries. What lies in a branch that is not kept as a whole costs nothing. Where
+    `counts_chosen` says so, only the experts that a token runs through count, of which there are as
+    many whatever is kept, so that e = 1 there but for the router and for what is an expert's own.
     """
 
     layout: Layout

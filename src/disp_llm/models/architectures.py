@@ -484,10 +484,9 @@ def family_of(config: Any) -> Family:
         model_type = config.model_type
     if family is None:
         raise _without_row(model_type)
-    rules = [(rule, True) for rule in family.refused] + [(rule, False) for rule in family.required]
-    for (key, value, reason), wrong in rules:
+    for key, value, reason in family.refused:
         found = getattr(config, key, None)
-        if (found == value) is wrong:
+        if found == value:
             raise InputError(
                 f"{model_type} with {key}={found} is not supported: {reason}",
                 field="model",

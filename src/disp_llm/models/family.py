@@ -126,8 +126,6 @@ class Family:
     its first token, which is never predicted."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
-    required: tuple[tuple[str, object, str], ...] = ()
-    """The only variants that it does describe: (configuration key, value, what else there is)."""
     tower: str = ""
     """Path of the language model inside the base model; "" = it is the base model. No row says so:
     `wrappers` does."""
