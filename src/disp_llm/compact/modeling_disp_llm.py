@@ -160,7 +160,8 @@ def shrink(base: Any, disp: dict) -> None:
         attention, mlp = branches_of(block, disp)
         for name, site, branch in (("attention", "attn", attention), ("mlp", "mlp", mlp)):
             if not width.get(name, 1):
-                _drop(block, branch, branch is disp["attention"] or branch.get("gives_pair"))
+                gives_pair = branch is disp["attention"] or branch.get("gives_pair", False)
+                _drop(block, branch, gives_pair)
                 continue
             kept = width[f"{site}_in"], width[f"{site}_out"]
             if branch.get("experts"):

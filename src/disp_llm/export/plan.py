@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
@@ -78,10 +78,7 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
         prefix = f"{draft.names[id(block)]}."
         if branch.experts is not None:
             parts += _of_experts(prefix, branch.experts, experts, kept, scale)
-        if kept.heads is not None:
-            for path in branch.per_head:
-                heads = kept.inside(block.get_parameter(path).numel())
-                parts.append(Picked(f"{prefix}{path}", ((0, _where(heads)),)))
+        parts += _of_heads(prefix, block, branch, kept)
         draft.parts.update({part.source: part for part in parts})
         cut += parts
         draft.add_indices(block, branch, kept)
@@ -190,6 +187,17 @@ def _bias(linear: Any, weight: Weight, pruned_means: Tensor | None) -> Bias | No
     return Bias(source, weight, is_new, pruned_means, weight.rows, weight.outputs)
 
 
+def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
+    """What becomes of what heads of attention have beside rows and columns of its linear layers."""
+    sizes = {path: block.get_parameter(path).numel() for path in branch.per_head}
+    heads = {path: _indices(kept.inside(size)) for path, size in sizes.items()}
+    return [
+        Picked(f"{prefix}{path}", ((0, indices),))
+        for path, indices in heads.items()
+        if indices is not None
+    ]
+
+
 def _of_experts(
     prefix: str, row: Experts, count: int, kept: Entries, scale: Entries | None
 ) -> list[Cut]:
@@ -208,9 +216,7 @@ def _of_experts(
     each = int(middle.sum()) // max(len(middle), 1)  # of every expert as many
     inside = middle.nonzero()[:, 1].view(len(middle), each)
     incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
-    gate_up = torch.cat([inside, inside + width], 1)
-    if row.interleaved:
-        gate_up = torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
+    gate_up = _gate_and_up(inside, width, row)
     columns, of_read, of_write, of_bias = None, (), (), ()
     if scale is not None:
         assert scale.middle is not None
@@ -239,6 +245,13 @@ def _of_experts(
             for path in row.counted
         ),
     ]
+
+
+def _gate_and_up(inside: Int[Tensor, "E K"], width: int, row: Experts) -> Int[Tensor, "E 2*K"]:
+    """Rows of what reads that make these intermediate dimensions of F = `width`."""
+    if row.interleaved:
+        return torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
+    return torch.cat([inside, inside + width], 1)
 
 
 def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:

@@ -83,19 +83,21 @@ class _Among:
 
 
 def route(router: Any, args: tuple, output: tuple) -> tuple:
-    """Forward hook of a router: (…, factors (N, C), indices (N, C)) of kept experts alone."""
+    """Forward hook of a router: (…, factors (N, C), indices (N, C)) of kept experts alone, or the
+    other way round, as older transformers have it for Granite."""
     among = router.__dict__.get("disp_among")
     if among is None:
         return output
-    *others, factors, chosen = output
+    way = 1 if output[0].is_floating_point() else -1
+    *others, factors, chosen = output[::way]
     hidden, *of_experts = args
     of_kept = [numbers[..., among.kept] for numbers in of_experts]
-    *_, kept_factors, own = among.router.forward(hidden, *of_kept)
+    *_, kept_factors, own = among.router.forward(hidden, *of_kept)[::way]
     kept = among.kept[own]
     if among.ghosts is not None:
         dropped = factors * among.ghosts[chosen]
         kept_factors, kept = torch.cat([kept_factors, dropped], -1), torch.cat([kept, chosen], -1)
-    return *others, kept_factors, kept
+    return (*others, kept_factors, kept)[::way]
 
 
 def _masked_experts(

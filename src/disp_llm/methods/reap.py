@@ -28,12 +28,12 @@ from disp_llm.training.problem import PruningProblem
 class Added:
     """What the experts of one layer have added to tokens so far."""
 
+    row: dict
+    """What is known of them."""
     lengths: Float[Tensor, " E"]
     """Sum of the lengths."""
     tokens: Float[Tensor, " E"]
     """Number of the tokens."""
-    row: dict
-    """What is known of the layer's experts."""
 
     def hook(self, experts: Any, args: tuple) -> None:
         """Forward pre-hook of the experts: hidden states (N, D), indices and factors (N, C)."""
@@ -71,7 +71,7 @@ def reap(problem: PruningProblem) -> Selection:
         )
     rows = [dense.branches_of(block)[1].experts for block in dense.blocks]
     added = [
-        Added(*torch.zeros(2, shape.experts, device=dense.device), asdict(row) if row else {})
+        Added(asdict(row) if row else {}, *torch.zeros(2, shape.experts, device=dense.device))
         for row, shape in zip(rows, layout.blocks, strict=True)
     ]
     mixtures: list[tuple[nn.Module, Added]] = [

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 import transformers
 from transformers import PreTrainedModel
+from transformers.utils import quantization_config
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
 
-UNPACKED = {"mxfp4": partial(transformers.Mxfp4Config, dequantize=True)}
+UNPACKED = {"mxfp4": partial(quantization_config.Mxfp4Config, dequantize=True)}
 """Ways to quantise in which originals are published (gpt-oss), with what tells transformers to
 unpack their weights."""
 
