@@ -91,7 +91,21 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     assert {one["class"] for one in found} == {"DispGptOssForCausalLM"}
     done = run_command("export", run, "--keep", 0.7, "--no-measure", "--json")
     assert done.returncode == 0, done.stderr
-    assert "is loaded as a whole" in done.stderr
+    assert "is loaded as a whole" not in done.stderr
+    assert run_command("verify", run).returncode == 0
+
+
+def test_its_blocks_are_fetched_from_four_bits(published, text_file, tmp_path):
+    """Masks are those of the whole model."""
+    masks = []
+    for offload in ("no", "disk"):
+        run = tmp_path / offload
+        where = ("--text", text_file, "--output-dir", run, "--offload", offload)
+        done = run_command("prune", published[0], *where, *SMALL)
+        assert done.returncode == 0, done.stderr
+        masks.append(load_file(run / "masks.safetensors"))
+    assert masks[0].keys() == masks[1].keys()
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
 def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_path):
