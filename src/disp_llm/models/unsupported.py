@@ -17,8 +17,9 @@ _TYPES_OF = {
     "state space or recurrent: its blocks have no attention": (
         "falcon_mamba mamba mamba2 rwkv xlstm"
     ),
-    "the scores of its router multiply what experts read, and its class for causal models lies, "
-    "with its head, inside of the wrapper": "llama4 llama4_text",
+    "its router's scores multiply what experts read, and its wrapper has no base model": (
+        "llama4 llama4_text"
+    ),
     "wrapper: its language model has no row, or nobody has tried it": (
         "dots3_note emu3 fuyu gemma3n gemma4 gemma4_unified git got_ocr2 mllama "
         "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal "
