@@ -34,6 +34,8 @@ def main() -> None:
     asked.add_argument("--base-precision", default="same")
     asked.add_argument("--offload", default="no")
     asked.add_argument("--adapter-rank", type=int, default=16)
+    asked.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    asked.add_argument("--checkpointed", nargs="+", default=["no", "yes"], choices=["no", "yes"])
     asked.add_argument("--distill", type=float, default=0.5)
     asked.add_argument("--child", default="", help=argparse.SUPPRESS)
     asked.add_argument("--checkpointing", default="no", help=argparse.SUPPRESS)
@@ -46,7 +48,7 @@ def main() -> None:
             make(SIZES[size], Path(folder))
             make((64, 176, 2, 4, 512), Path(folder) / "tiny")
             for processes in given.processes:
-                for checkpointing in ("no", "yes"):
+                for checkpointing in given.checkpointed:
                     print(run(folder, processes, checkpointing), flush=True)
 
 
@@ -100,15 +102,16 @@ def child(given: argparse.Namespace) -> None:
     from disp_llm.training.memory import learning_memory
 
     torch.set_num_threads(1)
-    process = start_process(MachineConfig(device="cpu", dtype="float32"))
+    process = start_process(MachineConfig(device="cpu", dtype=given.dtype))
     learned(given, process, f"{given.child}/tiny")  # loads what libraries load when they are used
     gc.collect()
     before = memory("VmRSS")
     target, config = learned(given, process, given.child)
     measured = memory("VmHWM") - before
-    counted = learning_memory(target, config, config.frozen, process.count, 4)
+    counted = learning_memory(target, config, config.frozen, process.count, target.dtype.itemsize)
     figures = {
         "parameters": target.parameters,
+        "dtype": given.dtype,
         "length": given.length,
         "processes": process.count,
         "checkpointing": given.checkpointing,
@@ -142,7 +145,7 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     from disp_llm.training.learning import learn
     from disp_llm.training.problem import PruningProblem
 
-    machine = MachineConfig(device="cpu", dtype="float32")
+    machine = MachineConfig(device="cpu", dtype=given.dtype)
     frozen = FrozenConfig("no", given.base_precision, given.offload)
     if process.count > 1:
         frozen = replace(frozen, shard="full")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import together
 import torch
-from conftest import one_process, run_command, tiny_model
+from conftest import BEGUN, one_process, run_command, tiny_model
 from safetensors.torch import load_file
 
 import disp_llm
@@ -154,7 +154,7 @@ def test_windows_that_cannot_be_shared(tmp_path, monkeypatch):
 def job_of(folder: Path) -> Job[RecoverConfig]:
     """A job in a run that two processes have begun."""
     run = Run(folder / "run")
-    run.update(processes=2)
+    run.update(**BEGUN, processes=2)
     config = RecoverConfig("tiny", training=TrainingConfig(batch=6))
     return Job(config, run, one_process())
 
