@@ -141,7 +141,11 @@ def second_device() -> Iterator[None]:
     """Makes the device known to torch, in the whole process; while the context lasts, there is
     one."""
     _setup_privateuseone_for_python_backend(NAME)
-    with pytest.MonkeyPatch.context() as patch, _Made():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.autograd.set_multithreading_enabled(False),  # modes are of one thread
+        _Made(),
+    ):
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _sent(getattr(torch, name)))
         yield
