@@ -1,8 +1,11 @@
-"""A second device on a machine that has none: it is called `cuda`, computes on the processor, and
-refuses what a GPU refuses, a tensor of the one device beside a tensor of the other.
+"""A second device on a machine that has none: it is called `elsewhere`, computes on the processor,
+and refuses what a GPU refuses, a tensor of the one device beside a tensor of the other.
 
-`FakeTensorMode` of torch does the same without numbers, so that it ends where a program first looks
-at one. Here all numbers are there, and those of both devices can be compared.
+`FakeTensorMode` of torch does the same without numbers: on a torch that was not built for GPUs it
+crashes in the first linear layer, and on one that was it ends where a program first looks at a
+number. Here all numbers are there, and those of both devices can be compared. A model is made
+before, since not all of what transformers does while it loads one stays within the mode, and blocks
+are not run again in the backward pass, which this kind of device does not bear.
 """
 
 import contextlib

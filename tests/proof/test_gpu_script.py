@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import environment
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 

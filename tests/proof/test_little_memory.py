@@ -15,7 +15,7 @@ import torch
 from conftest import byte_tokenizer, environment, random_weights
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 
 COMMAND = """
 import os, sys
@@ -28,6 +28,9 @@ with open(sys.argv.pop(1), "w") as file:
 main()
 """
 """Imports libraries, joins a control group, which counts what is taken from then on, and runs."""
+
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+"""Lets the C library of Linux give the memory of freed weights back, in place of keeping it."""
 
 LIMITS = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max"))
 """Where control groups are made, and the file of their limit, by the version of Linux's."""
@@ -97,7 +100,7 @@ def prune(
     command = [sys.executable, "-c", COMMAND, str(group / "cgroup.procs"), "prune", str(model)]
     return subprocess.run(
         [*command, *FLAGS, "--output-dir", str(folder), *map(str, flags)],
-        capture_output=True, text=True, env=environment(), check=False,
+        capture_output=True, text=True, check=False, env=environment(**GIVEN_BACK),
     )  # fmt: skip
 
 
