@@ -155,22 +155,22 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         adapted = add_adapters(student, config.rank, config.machine.seed)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
     process.wait()
-    whole = None
-    if loaded.holding is not None:
-        whole = gathered(loaded.model, process.is_main)
+    divided = loaded.holding is not None
+    tensors = gathered(loaded.model, process.is_main) if divided else {}
 
     def export() -> None:
-        if run.has(run.folder / "model"):
-            return
-        if whole is not None:
-            made = put_together(config, loaded, whole)
-        else:
-            made = adapted.merge_and_unload() if adapted is not None else loaded.model
-        tokens = steps * config.training.tokens_per_step * process.count
-        _export(job, made, loaded, measuring, tokens)
+        if not run.has(run.folder / "model"):
+            made = put_together(config, loaded, tensors) if divided else _merged(loaded, adapted)
+            tokens = steps * config.training.tokens_per_step * process.count
+            _export(job, made, loaded, measuring, tokens)
 
     first_alone(job, loaded, export)
     process.accelerator.end_training()
+
+
+def _merged(loaded: Loaded, adapted: Any) -> PreTrainedModel:
+    """The trained model, which lies here as a whole; adapters, if it has any, in its layers."""
+    return loaded.model if adapted is None else adapted.merge_and_unload()
 
 
 def _begin(job: Job[RecoverConfig], asked: RecoverConfig, loaded: Loaded) -> None:
