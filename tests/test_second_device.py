@@ -74,7 +74,7 @@ PLANTED = {
     "masks": "set = Masking.set; Masking.set = lambda self, flat, *more: set(self, flat.cpu())",
     "windows": (
         "import disp_llm.training.losses as losses; states = losses._states; "
-        "losses._states = lambda target, tokens: states(target, tokens.cpu())"
+        "losses._states = lambda target, windows: states(target, windows.to(torch.device('cpu')))"
     ),
 }
 
