@@ -1,12 +1,14 @@
 """How much of the counted speed-up a cut model reaches, on one that keeps the cores busy.
 
-A Llama-shaped model with random weights (hidden 2,048, intermediate 5,632, 8 blocks, 32 heads, 8 KV
-heads) against itself at keep 0.48. Widths differ from site to site and from block to block as in
-the masks that were learned for SmolLM2-135M at keep 0.5 (WIDTHS). Both models are timed in turn in
-one process, in the same mode; the ratio is the measured speed-up over the counted one, FLOPs for
-prefill, bytes for decode.
+A Llama-shaped model with random weights (by default hidden 2,048, intermediate 5,632, 8 blocks, 32
+heads, 8 KV heads) against itself at keep 0.48. Widths differ from site to site and from block to
+block as in the masks that were learned for SmolLM2-135M at keep 0.5 (WIDTHS). Both models are timed
+in turn in one process, in the same mode; the ratio is the measured speed-up over the counted one,
+FLOPs for prefill, bytes for decode. Counted FLOPs and bytes over seconds are what the device was
+seen to do.
 
-    python benchmarks/compact_speed.py [--rounds 15] [--align 1] [--compile] [--length 512]
+    python benchmarks/compact_speed.py [--shape 8-blocks] [--rounds 15] [--align 1] [--compile]
+        [--length 512] [--device cpu]
 """
 
 import argparse
@@ -25,6 +27,7 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.architectures import family_of
+from disp_llm.models.devices import resolve_device
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.rows import BenchComparison, BenchRow
@@ -59,6 +62,15 @@ WIDTHS = {
 """Shares of each site's entries that the learned masks keep in each of the 30 blocks of SmolLM2."""
 
 
+SHAPES = {
+    "8-blocks": (2048, 5632, 8, 32, 8, 32000),
+    "1B": (2048, 5632, 22, 32, 8, 32000),
+    "7B": (4096, 11008, 32, 32, 8, 32000),
+    "tiny": (64, 176, 3, 4, 2, 512),
+}
+"""Width, intermediate width, blocks, heads, KV heads, vocabulary."""
+
+
 def masks_as_learned(layout, keep: float, align: int) -> Masks:
     """Random entries, as many of each site as learning kept at that depth, cut to `keep`."""
     blocks = len(layout.blocks)
@@ -80,12 +92,29 @@ def with_counted(found: BenchComparison, rows: list[BenchRow]) -> dict[str, Any]
         "of_counted": found.speedup / found.predicted_speedup,
         "time_shares": [row.time_shares for row in both],
         "median_s": [row.median_s for row in both],
+        "tflops_per_s": [row.flops / row.median_s / 1e12 for row in both],
+        "gigabytes_per_s": [row.bytes_read / row.median_s / 1e9 for row in both],
     }
+
+
+def random_model(shape: str, device: torch.device) -> PrunableModel:
+    """A Llama of that shape, in bfloat16."""
+    hidden, intermediate, blocks, heads, kv_heads, vocabulary = SHAPES[shape]
+    config = AutoConfig.for_model(
+        "llama", hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=blocks,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=vocabulary,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    return PrunableModel(model, family_of(config))
 
 
 def main() -> None:
     """Prints both models' times, and how they compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="8-blocks", choices=list(SHAPES))
+    parser.add_argument("--device", default="cpu", help="auto: a GPU, where there is one")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--align", type=int, default=1)
     parser.add_argument("--keep", type=float, default=0.48)
@@ -93,13 +122,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
 
-    config = AutoConfig.for_model(
-        "llama", hidden_size=2048, intermediate_size=5632, num_hidden_layers=8,
-        num_attention_heads=32, num_key_value_heads=8, vocab_size=32000,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    dense = PrunableModel(model, family_of(config))
+    dense = random_model(arguments.shape, resolve_device(arguments.device))
     masks = masks_as_learned(dense.layout, arguments.keep, arguments.align)
     compact = PrunableModel(compact_model(dense, masks), dense.family)
     targets = [dense, compact]
@@ -113,6 +136,7 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "shape": arguments.shape,
                 "keep": arguments.keep,
                 "align": arguments.align,
                 "compiled": arguments.compile,

@@ -1,11 +1,12 @@
-"""Counted against measured peak memory of learning: random Llamas, with and without gradient
-checkpointing, by one process and by two that share the weights.
+"""Counted against measured peak memory of learning, and the time of a step: random Llamas, with and
+without gradient checkpointing, by one process and by several that share the weights.
 
     python benchmarks/learning_memory.py --sizes 10M 100M --length 256
 
-Every case runs in fresh processes. Measured is what the resident memory of the first process grows
-by from before the model is loaded, libraries having been used once, to the peak of learning (VmHWM,
-which Linux has); what loading takes in passing is not counted.
+Every case runs in fresh processes. Measured is by how much the memory of the first process grows
+from before the model is loaded, libraries having been used once, to the peak of learning: on a GPU
+what torch has allocated, else resident memory (VmHWM, which Linux has). What loading takes in
+passing is not counted. The time of a step is that of the last one.
 """
 
 import argparse
@@ -16,12 +17,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 SIZES = {"10M": (256, 704, 8, 4, 8000), "100M": (768, 2048, 12, 12, 8000)}
-SIZES["400M"] = (1024, 2816, 28, 16, 32000)
+SIZES |= {"400M": (1024, 2816, 28, 16, 32000), "1B": (2048, 5504, 24, 16, 32000)}
+SIZES |= {"7B": (4096, 11008, 32, 32, 32000), "tiny": (64, 176, 2, 4, 512)}
 """Width, intermediate width, blocks, heads, vocabulary."""
 
 
@@ -31,9 +34,13 @@ def main() -> None:
     asked.add_argument("--sizes", nargs="+", default=["10M", "100M"], choices=list(SIZES))
     asked.add_argument("--length", type=int, default=256)
     asked.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    asked.add_argument("--steps", type=int, default=2)
+    asked.add_argument("--device", default="cpu", help="auto: a GPU, where there is one")
     asked.add_argument("--base-precision", default="same")
     asked.add_argument("--offload", default="no")
     asked.add_argument("--adapter-rank", type=int, default=16)
+    asked.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    asked.add_argument("--checkpointed", nargs="+", default=["no", "yes"], choices=["no", "yes"])
     asked.add_argument("--distill", type=float, default=0.5)
     asked.add_argument("--child", default="", help=argparse.SUPPRESS)
     asked.add_argument("--checkpointing", default="no", help=argparse.SUPPRESS)
@@ -43,15 +50,16 @@ def main() -> None:
         return
     for size in given.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            make(SIZES[size], Path(folder))
-            make((64, 176, 2, 4, 512), Path(folder) / "tiny")
+            make(SIZES[size], Path(folder), given.dtype)
+            make(SIZES["tiny"], Path(folder) / "tiny", given.dtype)
             for processes in given.processes:
-                for checkpointing in ("no", "yes"):
+                for checkpointing in given.checkpointed:
                     print(run(folder, processes, checkpointing), flush=True)
 
 
-def make(shape: tuple[int, ...], folder: Path) -> None:
-    """A folder of random weights, and a tokenizer that nobody uses."""
+def make(shape: tuple[int, ...], folder: Path, dtype: str) -> None:
+    """A folder of random weights, and a tokenizer that nobody uses; a GPU, where there is one,
+    draws large models in seconds."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -67,7 +75,12 @@ def make(shape: tuple[int, ...], folder: Path) -> None:
         max_position_embeddings=4096,
     )
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="200MB")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder, max_shard_size="200MB")
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the processes that learn
     backend = Tokenizer(models.BPE(vocab={"<s>": 0}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(folder)
 
@@ -92,23 +105,25 @@ def run(folder: str, processes: int, checkpointing: str) -> str:
 
 
 def child(given: argparse.Namespace) -> None:
-    """Takes two steps, and prints what was counted and measured."""
+    """Takes the steps, and prints what was counted and measured."""
     import torch
 
     from disp_llm.config.parts import MachineConfig
     from disp_llm.models.devices import start_process
+    from disp_llm.runs.provenance import hardware, versions
     from disp_llm.training.memory import learning_memory
 
     torch.set_num_threads(1)
-    process = start_process(MachineConfig(device="cpu", dtype="float32"))
+    process = start_process(MachineConfig(device=given.device, dtype=given.dtype))
     learned(given, process, f"{given.child}/tiny")  # loads what libraries load when they are used
     gc.collect()
-    before = memory("VmRSS")
-    target, config = learned(given, process, given.child)
-    measured = memory("VmHWM") - before
-    counted = learning_memory(target, config, config.frozen, process.count, 4)
+    before = taken(process.device)
+    target, config, seconds = learned(given, process, given.child)
+    measured = peak(process.device) - before
+    counted = learning_memory(target, config, config.frozen, process.count, target.dtype.itemsize)
     figures = {
         "parameters": target.parameters,
+        "dtype": given.dtype,
         "length": given.length,
         "processes": process.count,
         "checkpointing": given.checkpointing,
@@ -118,13 +133,17 @@ def child(given: argparse.Namespace) -> None:
         "measured_mb": round(measured / 1e6, 1),
         "counted_over_measured": round(counted.total / measured, 3),
         "parts_mb": {key: round(value / 1e6, 1) for key, value in vars(counted).items()},
+        "step_s": round(seconds, 3),
+        "hardware": hardware(),
+        "versions": versions(),
     }
     print(json.dumps(figures))
     process.accelerator.end_training()
 
 
-def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, Any]:
-    """Loads a model as is asked for and takes two steps; the peak begins when it is loaded."""
+def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, Any, float]:
+    """Loads a model as is asked for and takes the steps, the seconds of the last of which are the
+    third result; the peak begins when it is loaded."""
     import torch
 
     from disp_llm.config.frozen import FrozenConfig
@@ -142,7 +161,7 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     from disp_llm.training.learning import learn
     from disp_llm.training.problem import PruningProblem
 
-    machine = MachineConfig(device="cpu", dtype="float32")
+    machine = MachineConfig(device=str(process.device), dtype=given.dtype)
     frozen = FrozenConfig("no", given.base_precision, given.offload)
     if process.count > 1:
         frozen = replace(frozen, shard="full")
@@ -164,13 +183,19 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     learning = LearnConfig(adapter_rank=given.adapter_rank)
     config = PruneConfig(folder, machine=machine, learn=learning, training=training, frozen=frozen)
     tokens = torch.randint(1, target.model.config.vocab_size, (20_000,))
-    reset()
+    reset(process.device)
+    times: list[float] = []
+
+    def on_step(stage: str, done: int, total: int, figures: dict) -> None:
+        times.append(time.perf_counter())
+
     with tempfile.TemporaryDirectory() as run:
-        job = Job(config, Run(Path(run)), process)
+        job = Job(config, Run(Path(run)), process, on_step)
         budget = Budget(target.layout)
         problem = PruningProblem(target, Corpus((tokens,)), budget, (0.5,), 1, job)
-        learn(problem, torch.randn(target.layout.entries), steps=2)
-    return target, config
+        start = torch.randn(target.layout.entries, device=target.device)
+        learn(problem, start, steps=given.steps)
+    return target, config, times[-1] - times[-2] if len(times) > 1 else 0.0
 
 
 def memory(key: str) -> int:
@@ -179,9 +204,28 @@ def memory(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def reset() -> None:
-    """Lets the peak of resident memory begin anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+def taken(device: Any) -> int:
+    """Bytes that this process has now."""
+    import torch
+
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else memory("VmRSS")
+
+
+def peak(device: Any) -> int:
+    """The most that it has had since `reset`."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory("VmHWM")
+
+
+def reset(device: Any) -> None:
+    """Lets the peak begin anew."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

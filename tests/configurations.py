@@ -113,6 +113,10 @@ OTHER_NAMES = {
     "minimax_m2": LOCAL,
     "phimoe": LOCAL | {"num_experts_per_tok": 2},
     "granitemoe": LOCAL | {"logits_scaling": 4.0},
+    "granitemoeshared": LOCAL | {"logits_scaling": 4.0, "shared_intermediate_size": 20},
+    "granitemoe_swa": LOCAL | {"logits_scaling": 4.0, "shared_intermediate_size": 20},
+    "gpt_oss": LOCAL
+    | {"intermediate_size": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 900.0}},
     "olmoe": MIXED,
     "flex_olmo": MIXED,
     "ernie4_5_moe": {
@@ -257,7 +261,11 @@ UNUSUAL = {
     "falcon": {"num_ln_in_parallel_attn": 2},
     "gemma3_text": {"rope_parameters": ROPE_OF_KINDS},
     "bamba": UNUSUAL_STATES | {"tie_word_embeddings": True},
-    "granitemoehybrid": MIXERS | UNUSUAL_STATES | {"position_embedding_type": "rope"},
+    # Plain without experts, unusual with some.
+    "granitemoehybrid": MIXERS
+    | UNUSUAL_STATES
+    | LOCAL
+    | {"position_embedding_type": "rope", "shared_intermediate_size": 20},
     "lfm2": {
         "layer_types": ["conv", "conv", "full_attention"],
         "conv_L_cache": 2,
@@ -269,8 +277,10 @@ UNUSUAL = {
     "qwen3_5_moe_text": MIXERS | {"linear_conv_kernel_dim": 3},
     "mellum": {"rope_parameters": ROPE_OF_KINDS},
     "ernie4_5_moe": {"moe_layer_interval": 2},
+    "gpt_oss": {"swiglu_alpha": 1.2, "swiglu_limit": 0.4},
     "gpt_neo": {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
     "granite_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},
+    "granitemoe_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},
     "ministral3": {
         "rope_parameters": {
             "rope_type": "yarn",

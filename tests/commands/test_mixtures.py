@@ -83,8 +83,11 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     tokens = torch.tensor([PROMPT])
     wanted = AutoModelForCausalLM.from_pretrained(run / "model")(tokens).logits
     torch.testing.assert_close(model(tokens).logits, wanted)
-    names = json.loads(json.dumps(list(report.get("mismatched_keys", []))))
-    assert not names
+    assert not report["mismatched_keys"]
+    tokens = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    found = fresh.load_and_generate(plain, without=True)
+    assert found["tokens"] == tokens[0].tolist()
+    assert found["module"].startswith("transformers.models.qwen3_moe.")
 
 
 def test_active_parameters_are_a_budget(mixture, text_file, tmp_path):

@@ -27,7 +27,7 @@ def llama(tmp_path_factory) -> Path:
     return folder_of("llama", tmp_path_factory.mktemp("folder") / "model")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gemma2", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gemma2", "gpt2", "gpt_oss"])
 def test_fresh_process_with_and_without_the_package(model_type, tmp_path):
     folder = folder_of(model_type, tmp_path / "model")
     target = tiny_prunable(model_type)
@@ -121,6 +121,7 @@ def test_linears_stay_plain_under_their_names(llama):
         ("opt", "all-linear"),  # its MLP is of bare linear layers, which we wrap
         ("phi", ["q_proj", "v_proj", "dense", "fc1", "fc2"]),
         ("qwen2_moe", "all-linear"),  # its experts are packed and stay as they are
+        ("gpt_oss", "all-linear"),
     ],
 )
 def test_lora_trains_merges_saves_and_reloads(model_type, targets, tmp_path):

@@ -76,7 +76,6 @@ AS_THEY_ARE = {
     ("mpt", "alibi"): "transformers knows no other positions for it",
     ("doge", "num_experts"): "the row refuses its mixtures",
     ("doge", "num_experts_per_tok"): "the row refuses its mixtures",
-    ("granitemoehybrid", "num_experts_per_tok"): "the row is that without experts",
     ("phimoe", "num_experts_per_tok"): "its router takes two",
     ("opt", "do_layer_norm_before"): "the row refuses the other value",
 }

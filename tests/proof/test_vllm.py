@@ -17,7 +17,16 @@ import openai
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer, environment, masks_of, sites_with, tiny_model, without_branches
+from conftest import (
+    SMALL,
+    byte_tokenizer,
+    environment,
+    masks_of,
+    run_command,
+    sites_with,
+    tiny_model,
+    without_branches,
+)
 from environments import CACHE, make_environment
 
 from disp_llm.config.names import SPEECHES
@@ -187,12 +196,17 @@ def test_every_topology_runs(model_type, package, also, tmp_path, request):
         assert masks.heads_pruned
     folder = tmp_path / "model"
     export_folder(target, byte_tokenizer(), masks, folder, "5GB")
+    python = request.getfixturevalue(package)
+    assert_same_tokens(python, folder, tmp_path, trust=package == "without_package")
+
+
+def assert_same_tokens(python: Path, folder: Path, tmp_path: Path, trust: bool) -> None:
+    """vLLM generates offline what transformers generates."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(4, 300, (PROMPTS, 10), generator=generator).tolist()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     wanted = greedy(model, prompts, 8)
-    python = request.getfixturevalue(package)
-    script = OFFLINE.format(trust=package == "without_package")
+    script = OFFLINE.format(trust=trust)
     done = subprocess.run(
         [python, "-c", script, folder, json.dumps(prompts), "8", tmp_path / "found.json"],
         capture_output=True, text=True, timeout=600, env=environment(**SETTINGS), cwd=tmp_path,
@@ -200,3 +214,23 @@ def test_every_topology_runs(model_type, package, also, tmp_path, request):
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert json.loads((tmp_path / "found.json").read_text()) == wanted
+
+
+def test_a_uniform_mixture_is_served_as_the_original(without_package, text_file, tmp_path):
+    """`--uniform`, then `save --plain`: vLLM's own class for Qwen 3 with experts runs it, and sees
+    neither this package nor any code in the folder."""
+    dense, run, plain = tmp_path / "dense", tmp_path / "run", tmp_path / "plain"
+    experts = {"num_experts": 8, "moe_intermediate_size": 32, "mlp_only_layers": []}
+    model = tiny_model("qwen3_moe", hidden_size=128, head_dim=32, norm_topk_prob=True, **experts)
+    model.save_pretrained(dense)
+    byte_tokenizer().save_pretrained(dense)
+    flags = ("--method", "fisher", "--keep", 0.6, "--uniform")
+    done = run_command("prune", dense, "--text", text_file, "--output-dir", run, *SMALL, *flags)
+    assert done.returncode == 0, done.stderr
+    done = run_command("save", run / "model", "--to", plain, "--plain")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((plain / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3MoeForCausalLM"]
+    assert config["num_local_experts"] * config["moe_intermediate_size"] < 8 * 32
+    assert not list(plain.glob("*.py"))
+    assert_same_tokens(without_package, plain, tmp_path, trust=False)

@@ -48,7 +48,7 @@ def test_result_of_prune(small_run, tmp_path):
     result["models"][0]["latency"] = {"work": "prefill", "measured_share": 0.5, "attempts": []}
     result["curve"] = [{"keep_asked": 0.5, "keep": 0.5} | MEASURED]
     path.write_text(json.dumps(result))
-    free = (*FREE, "base_model", "license", "latency", "prompt", "sample")
+    free = (*FREE, "processes", "base_model", "license", "latency", "prompt", "sample")
     free += ("max_logit_error", "max_logit_error_float32")
     wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
     assert wrong == ["curve.0 dropped"]  # a curve may have fewer points
@@ -64,7 +64,7 @@ def test_result_of_recover(small_run, tmp_path):
     result["model"] = MEASURED | sizes | {"folder": "run/model"}
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))
-    free = (*FREE, "base_model", "license", "teacher", "measuring_dense_s")
+    free = (*FREE, "processes", "base_model", "license", "teacher", "measuring_dense_s")
     wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
     assert not wrong
     assert refused > 200

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from disp_llm.runs.files import tensors_sha256
-from disp_llm.training.checkpoints import checkpoints, restore, save
+from disp_llm.training.checkpoints import checkpoints, restore, save, whole_tensors
 
 
 class State(nn.Module):
@@ -31,7 +31,7 @@ def trained(steps: int, folder=None) -> tuple[State, torch.optim.Optimizer]:
         optimizer.step()
         optimizer.zero_grad()
         if folder is not None:
-            save(folder, {"step": str(step)}, state, optimizer)
+            save(folder, {"step": str(step)}, whole_tensors(state, optimizer))
     return state, optimizer
 
 

@@ -10,7 +10,9 @@ from disp_llm.commands.front import Inputs
 from disp_llm.commands.planning import usual_settings
 from disp_llm.commands.ways import first_way
 from disp_llm.config.errors import InputError
+from disp_llm.config.frozen import Shard
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import method_named
 from disp_llm.models.architectures import family_of
@@ -19,11 +21,32 @@ from disp_llm.models.fetching import Fetching
 from disp_llm.models.loading import Holding, Loaded, load_shapes
 from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.job import Job
+from disp_llm.runs.job import Job, Process
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
+
+
+def as_begun(job: Job[Settings]) -> Job[Settings]:
+    """The job with as many windows in each process that a step reads what it read when the run was
+    begun, with however many processes that was.
+
+    Raises:
+        InputError: these processes cannot share the windows of a step evenly.
+    """
+    count, training = job.process.count, job.config.training
+    begun = job.run.result().get("processes", count)
+    windows = training.batch * begun
+    if windows % count:
+        raise InputError(
+            f"{begun} processes read {windows} windows a step, which {count} cannot share evenly",
+            field="resume",
+            hint=f"start as many as divide {windows}",
+        )
+    training = replace(training, batch=windows // count)
+    return replace(job, config=replace(job.config, training=training))
 
 
 def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfig], Loaded]:
@@ -35,7 +58,8 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     """
     progress = job.count("loading model")
     progress(0, 1)
-    _refuse_impossible(job, inputs)
+    frozen, in_memory = job.config.frozen, "" if inputs.model is None else "model"
+    refuse_impossible(job.process, frozen.shard, in_memory, frozen.is_fetched)
     job = replace(job, config=_settled(job, inputs))
     config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
@@ -70,15 +94,25 @@ def _holding(job: Job[PruneConfig]) -> Holding | None:
     return Sharding.among(process, frozen.shard)
 
 
-def _refuse_impossible(job: Job[PruneConfig], inputs: Inputs) -> None:
+def refuse_impossible(
+    process: Process, shard: Shard, in_memory: str, is_fetched: bool = False
+) -> None:
     """Refuses, before anything is counted, to hold a model that lies in memory in another way, and
-    to divide one that nobody shares."""
-    frozen, shard = job.config.frozen, job.config.frozen.shard
-    if inputs.model is not None and (frozen.is_fetched or shard not in ("auto", "no")):
+    to divide one that nobody shares.
+
+    Args:
+        in_memory: the setting that would name the model; "" = it does not lie in memory.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if in_memory and (is_fetched or shard not in ("auto", "no")):
         raise InputError(
-            "is in memory, as it is", field="model", hint="name a folder to have it held otherwise"
+            "is in memory, as it is",
+            field=in_memory,
+            hint="name a folder to have it held otherwise",
         )
-    if shard not in ("auto", "no") and job.process.count == 1:
+    if shard not in ("auto", "no") and process.count == 1:
         raise InputError(
             f"{shard}, and there is one process",
             field="shard",

@@ -12,6 +12,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.evaluation.suites import comparable
 from disp_llm.export.facts import FACTS, filled, read_facts
 from disp_llm.export.original import original_of
+from disp_llm.models.loading import Holding
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, from_json
 from disp_llm.runs.scores import Scores
@@ -19,7 +20,11 @@ from disp_llm.training.losses import Teacher
 
 
 def scores_of_original(
-    job: Job[RecoverConfig], measuring: Measuring, student: Scores, teacher: Teacher | None
+    job: Job[RecoverConfig],
+    measuring: Measuring,
+    student: Scores,
+    teacher: Teacher | None,
+    holding: Holding | None,
 ) -> Scores:
     """The scores that a trained model is held against: those in the card of its folder, if they are
     of this suite; else those of the teacher, where that is the original; else the original is
@@ -27,6 +32,7 @@ def scores_of_original(
 
     Args:
         student: what the pruned model scores before it is trained.
+        holding: what holds models; None = each process has all of them.
 
     Raises:
         InputError: nobody knows where the original lies, or it cannot be loaded.
@@ -44,10 +50,12 @@ def scores_of_original(
             return found
     elif not told:
         return student
-    return _measured(job, measuring, original_of(folder))
+    return _measured(job, measuring, original_of(folder), holding)
 
 
-def _measured(job: Job[RecoverConfig], measuring: Measuring, name: str) -> Scores:
+def _measured(
+    job: Job[RecoverConfig], measuring: Measuring, name: str, holding: Holding | None
+) -> Scores:
     hint = "name the original as the `teacher`"
     if not name:
         what = f"nothing says where the original of {job.config.folder} lies"
@@ -56,7 +64,7 @@ def _measured(job: Job[RecoverConfig], measuring: Measuring, name: str) -> Score
     board = replace(measuring.board, progress=job.progress)
     machine = replace(job.config.machine, device=str(job.process.device))
     try:
-        return measured_apart(board, Inputs(), name, machine)[1]
+        return measured_apart(board, holding or Inputs(), name, machine)[1]
     except InputError as error:
         if error.field != "model":
             raise

@@ -21,7 +21,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.holding import first_alone, load_original
+from disp_llm.commands.holding import as_begun, first_alone, load_original
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
@@ -146,6 +146,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
     board = scoreboard_of_run(asked, run)
+    job = as_begun(job)
     held, loaded = load_original(job, inputs)
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         problem, sources = open_problem(held, loaded, inputs)
@@ -209,6 +210,7 @@ def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> No
         replace(job.config, export=export),
         job.command,
         dtype=dtype_name(loaded.dtype),
+        processes=job.process.count,
         first_size=job.config.first_size,
     )
 

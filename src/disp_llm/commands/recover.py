@@ -21,9 +21,17 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
+from disp_llm.commands.holding import as_begun, first_alone
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.student import (
+    gathered,
+    load_student,
+    put_together,
+    sharding_of,
+    to_measure,
+)
 from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import read_sources
@@ -35,7 +43,7 @@ from disp_llm.export.facts import read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Loaded
+from disp_llm.models.loading import Holding, Loaded
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock
@@ -116,7 +124,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
     board = scoreboard_of(asked.suite, _original_scores(run))
-    job, loaded, original, texts = _load(job, inputs, taught)
+    job, loaded, original, texts = _load(as_begun(job), inputs, taught)
     config = job.config
     teacher = teacher_of(config, original)
     student = PrunableModel.of(loaded)
@@ -124,32 +132,51 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
     )
     if process.is_main:
-        begin_run(asked, job.command, dtype=dtype_name(loaded.dtype))
+        _begin(job, asked, loaded)
     process.wait()
     start_tracking(process, config.track, run.folder)
     source = loaded.source | texts.names
     if original is not None:
         source["teacher_revision"] = original.source["revision"]
-    before = run.result() if process.is_main else {}
     run.require_same_source(source, dtype_name(loaded.dtype))
-    if process.is_main and not {"before", "source"} <= before.keys():
-        run.update(source=source, **_measured_before(job, measuring, student, teacher))
+
+    def measure() -> None:
+        if {"before", "source"} <= run.result().keys():
+            return
+        before = _measured_before(job, measuring, student, teacher, loaded.holding)
+        run.update(source=source, **before)
         if teacher is not None:
             found = measuring.perplexity(teacher.target, "perplexity of the teacher")
             run.update(teacher=as_json(found))
-    process.wait()
+
+    first_alone(job, loaded, measure)
     adapted = None
     if config.how == "lora":
         adapted = add_adapters(student, config.rank, config.machine.seed)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
     process.wait()
+    divided = loaded.holding is not None
+    tensors = gathered(loaded.model, process.is_main) if divided else {}
+
+    def export() -> None:
+        if not run.has(run.folder / "model"):
+            made = put_together(config, loaded, tensors) if divided else _merged(loaded, adapted)
+            tokens = steps * config.training.tokens_per_step * process.count
+            _export(job, made, loaded, measuring, tokens)
+
+    first_alone(job, loaded, export)
     process.accelerator.end_training()
-    if not process.is_main:
-        return
-    if not run.has(run.folder / "model"):
-        made = adapted.merge_and_unload() if adapted is not None else loaded.model
-        tokens = steps * config.training.tokens_per_step * process.count
-        _export(job, made, loaded, measuring, tokens)
+
+
+def _merged(loaded: Loaded, adapted: Any) -> PreTrainedModel:
+    """The trained model, which lies here as a whole; adapters, if it has any, in its layers."""
+    return loaded.model if adapted is None else adapted.merge_and_unload()
+
+
+def _begin(job: Job[RecoverConfig], asked: RecoverConfig, loaded: Loaded) -> None:
+    """Opens the run folder; its settings are as asked."""
+    dtype, count = dtype_name(loaded.dtype), job.process.count
+    begin_run(asked, job.command, dtype=dtype, processes=count)
 
 
 def _original_scores(run: Run) -> Scores | None:
@@ -159,13 +186,17 @@ def _original_scores(run: Run) -> Scores | None:
 
 
 def _measured_before(
-    job: Job[RecoverConfig], measuring: Measuring, student: PrunableModel, teacher: Teacher | None
+    job: Job,
+    measuring: Measuring,
+    student: PrunableModel,
+    teacher: Teacher | None,
+    holding: Holding | None,
 ) -> dict[str, Any]:
     """What the model is before it is trained and, with a suite, what the original scores."""
     measured = measuring.perplexity(student, "perplexity before")
     scores, known = measuring.scores(student, "before"), {}
     if scores is not None:
-        original = scores_of_original(job, measuring, scores, teacher)
+        original = scores_of_original(job, measuring, scores, teacher, holding)
         scores, known = against(scores, original, "suite"), {"original": original.as_json()}
     return {"before": as_json(MeasuredResult(measured, scores))} | known
 
@@ -182,9 +213,11 @@ def _load(
     machine = replace(asked.machine, device=str(job.process.device))
     progress = job.count("loading models and text")
     progress(0, 2)
-    loaded = inputs.load(asked.folder, machine)
+    sharding = sharding_of(job, (inputs, taught))
+    loaded = load_student(asked, machine, inputs, sharding)
     sources = read_sources(asked.text, inputs.texts, asked.tokens)
-    original = load_original(job, loaded, taught, writes=sources.writes)
+    load_taught = taught.load if sharding is None else sharding.load
+    original = load_original(job, loaded, load_taught, writes=sources.writes)
     progress(1, 2)
     models = [loaded.model, *([original.model] if original else [])]
     usual = RecoverConfig(asked.folder)
@@ -195,16 +228,18 @@ def _load(
 
     def begin() -> None:
         run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-        begin_run(asked, job.command, dtype=dtype_name(loaded.dtype))
+        _begin(job, asked, loaded)
 
     steps = config.steps(job.process.count)
     learning = steps * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
     writer = Writer.of(job, original or loaded, needs, length, begin, "the original's")
-    with job.process.accelerator.main_process_first():
-        texts = load_tokens(
-            config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write
-        )
+
+    def tokens() -> Texts:
+        bos = loaded.bos_token_id
+        return load_tokens(config.text, loaded.tokenizer, bos, sources, writer.write)
+
+    texts = first_alone(job, loaded, tokens) or tokens()
     progress(2, 2)
     texts.corpus.require_length(length, "length")
     window = texts.longest_window(config.evaluation)
@@ -229,15 +264,14 @@ def _export(
     made.requires_grad_(False)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(loaded.dtype)
-    model = PrunableModel(made, loaded.family)
-    measured = measuring.perplexity(model, "perplexity after")
-    scores = measuring.scores(model, "after", _original_scores(run))
-    after = as_json(MeasuredResult(measured, scores))
-    folder = run.folder / "model"
+    folder, shard = run.folder / "model", config.max_shard_size
     with atomic(folder) as written:
-        shard = config.max_shard_size
         write_folder(made, loaded.tokenizer, written, shard, loaded.processor)
-        figures = after | _sizes(model, written, read_facts(config.folder).get("dense", {}))
+        with to_measure(config, made, loaded, written) as model:
+            measured = measuring.perplexity(model, "perplexity after")
+            scores = measuring.scores(model, "after", _original_scores(run))
+            sizes = _sizes(model, written, read_facts(config.folder).get("dense", {}))
+        figures = as_json(MeasuredResult(measured, scores)) | sizes
         write_recovered_card(
             Path(config.folder), written, figures, _training(config, run.result(), tokens)
         )

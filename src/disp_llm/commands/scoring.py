@@ -19,7 +19,7 @@ from disp_llm.config.suites import load_suite
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.loading import load_config
+from disp_llm.models.loading import Holding, load_config
 from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.scores import Scores
@@ -92,12 +92,12 @@ def _original(config: EvalConfig) -> str:
 
 
 def measured_apart(
-    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+    board: Scoreboard, inputs: Inputs | Holding, name: str, machine: MachineConfig
 ) -> tuple[dict[str, Any], Scores]:
     """Facts about a model, and its scores; its memory is free afterwards.
 
     Args:
-        inputs: what of it lies in memory.
+        inputs: what of it lies in memory, or what is to hold it.
 
     Raises:
         InputError: the model cannot be loaded, or not be measured on the suite.
@@ -110,11 +110,14 @@ def measured_apart(
 
 
 def _loaded_and_measured(
-    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+    board: Scoreboard, inputs: Inputs | Holding, name: str, machine: MachineConfig
 ) -> tuple[dict[str, Any], Scores]:
     loaded = inputs.load(name, machine)
     target = PrunableModel.of(loaded)
-    return facts_of(loaded, target), board.measure(target, loaded.tokenizer)
+    measured = facts_of(loaded, target), board.measure(target, loaded.tokenizer)
+    if loaded.holding is not None:
+        loaded.holding.drop(loaded.model)
+    return measured
 
 
 @contextlib.contextmanager

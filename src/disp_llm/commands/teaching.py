@@ -1,10 +1,11 @@
 """The original of a pruned model, where it teaches what is left or writes the text for that."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from disp_llm.commands.front import Inputs
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.facts import read_facts
 from disp_llm.export.original import original_of
@@ -16,12 +17,16 @@ from disp_llm.training.losses import Teacher
 
 
 def load_original(
-    job: Job[RecoverConfig], student: Loaded, taught: Inputs, writes: bool
+    job: Job[RecoverConfig],
+    student: Loaded,
+    load: Callable[[str, MachineConfig], Loaded],
+    writes: bool,
 ) -> Loaded | None:
     """The model that is named or in memory, or the original of an exported folder; None where it
     neither teaches nor writes.
 
     Args:
+        load: gives the model of a name, or the one that is in memory.
         writes: whether it writes the learning text.
 
     Raises:
@@ -42,7 +47,7 @@ def load_original(
             hint=f"name a model, or give {' and '.join(instead)}",
         )
     machine = replace(config.machine, device=str(job.process.device))
-    original = taught.load(name, machine)
+    original = load(name, machine)
     sizes = [m.get_input_embeddings().num_embeddings for m in (original.model, student.model)]
     if sizes[0] != sizes[1]:
         raise InputError(

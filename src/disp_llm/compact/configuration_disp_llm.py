@@ -9,6 +9,7 @@ and likewise for every architecture: a class is made when it is asked for by nam
                                                   # wrapper such as "language_model.layers"
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1,
                       "norms": [...], "inside": [...]},
+                                                  # and "per_head", parameters that heads have
         "alternatives": [{...}],                  # in place of attention, in blocks of other kinds
         "mlp": {...},                             # module paths are relative to a block
         "mixture": {..., "experts": {...}},       # in place of the MLP, in blocks with experts

@@ -5,23 +5,34 @@ and transformers. The native classes run: their packed weights and their routers
 sum over experts is taken here, where transformers' own functions ask for other widths.
 
 D residual stream, K and K' kept of it, N tokens, E experts, C chosen by each token, F intermediate.
+A `row` is what the configuration says of the experts.
 """
 
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def matrices_of(experts: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed weights of all experts, (E, 2F, D) and (E, D, F)."""
-    return experts.gate_up_proj, experts.down_proj
+def matrices_of(experts: Any, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed weights of all experts, (E, 2F, D) and (E, D, F), however they are stored."""
+    read, write = experts.gate_up_proj, experts.down_proj
+    return (read.mT, write.mT) if row.get("transposed") else (read, write)
+
+
+def biases_of(experts: Any, row: dict) -> tuple[Any, Any]:
+    """The biases of all experts, (E, 2F) and (E, D); None of each expert where they have none."""
+    if row.get("biased"):
+        return experts.gate_up_proj_bias, experts.down_proj_bias
+    none = [None] * len(experts.gate_up_proj)
+    return none, none
 
 
 def run_experts(
     experts: Any,
+    row: dict,
     hidden: torch.Tensor,
     chosen: torch.Tensor,
     factors: torch.Tensor,
@@ -39,14 +50,16 @@ def run_experts(
     Returns:
         (N, K').
     """
-    read, write = matrices_of(experts)
+    (read, write), (of_read, of_write) = matrices_of(experts, row), biases_of(experts, row)
     added = hidden.new_zeros(len(hidden), write.shape[1])
     for expert in chosen.unique().tolist():
         token, place = torch.where(chosen == expert)
-        middle = experts._apply_gate(nn.functional.linear(hidden[token], read[expert]))
+        middle = nn.functional.linear(hidden[token], read[expert], of_read[expert])
+        middle = experts._apply_gate(middle)
         if on_middle is not None:
             middle = on_middle(middle, expert, token)
-        made = nn.functional.linear(middle, write[expert]) * factors[token, place, None]
+        made = nn.functional.linear(middle, write[expert], of_write[expert])
+        made = made * factors[token, place, None]
         added = added.index_add(0, token, made.to(added.dtype))
     return added
 
@@ -77,7 +90,6 @@ def keep_experts(
     Args:
         module: the block that has the router; or what it has at `place`, of which nothing outside
             changes.
-        row: what the configuration says of the experts.
         kept: int64 indices.
     """
     rows: Any = module.get_submodule(_relative(row["rows"], place))
@@ -110,16 +122,22 @@ def cut_experts(
     """
     row = branch["experts"]
     experts: Any = block.get_submodule(row["module"])
-    read, write = matrices_of(experts)
+    read, write = matrices_of(experts, row)
     full = (len(read), read.shape[2], write.shape[2], write.shape[1])
     wanted = (count, kept[0], middle, kept[1])
     if not all(0 < some <= all_ for some, all_ in zip(wanted, full, strict=True)):
         raise ValueError(f"{full} experts and dimensions cannot be cut to {wanted}")
     if wanted == full:
         return
-    experts.gate_up_proj = nn.Parameter(read.data[:count, : 2 * middle, : kept[0]].clone())
-    experts.down_proj = nn.Parameter(write.data[:count, : kept[1], :middle].clone())
+    left = read.data[:count, : 2 * middle, : kept[0]], write.data[:count, : kept[1], :middle]
+    of_read, of_write = biases_of(experts, row)
+    for name, part in zip(("gate_up_proj", "down_proj"), left, strict=True):
+        part = part.mT if row.get("transposed") else part
+        setattr(experts, name, nn.Parameter(part.clone(memory_format=torch.contiguous_format)))
+    if row.get("biased"):
+        experts.gate_up_proj_bias = nn.Parameter(of_read.data[:count, : 2 * middle].clone())
+        experts.down_proj_bias = nn.Parameter(of_write.data[:count, : kept[1]].clone())
     resize(experts, count, kept[0], middle)
     if kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
-        experts.forward = MethodType(run_experts, experts)
+        experts.forward = partial(run_experts, experts, row)
     keep_experts(block, row, torch.arange(count, device=read.device), kept[0])

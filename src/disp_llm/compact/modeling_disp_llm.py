@@ -64,14 +64,15 @@ class LinearWrapper(nn.Module):
 class DroppedBranch(nn.Module):
     """Stands where a branch was pruned as a whole, and hands on zeros, which a block then adds."""
 
-    def __init__(self, is_attention: bool):
+    def __init__(self, gives_pair: bool):
         super().__init__()
-        self.is_attention = is_attention
+        self.gives_pair = gives_pair
 
     def forward(self, *args, **kwargs):
-        """Zeros as the hidden states, (..., D); attention gives its weights besides, None."""
+        """Zeros as the hidden states, (..., D), and None where the branch gives something besides,
+        such as the weights of attention."""
         zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
-        return (zeros, None) if self.is_attention else zeros
+        return (zeros, None) if self.gives_pair else zeros
 
 
 def has_branch(block: nn.Module, scatter: str) -> bool:
@@ -159,12 +160,14 @@ def shrink(base: Any, disp: dict) -> None:
         attention, mlp = branches_of(block, disp)
         for name, site, branch in (("attention", "attn", attention), ("mlp", "mlp", mlp)):
             if not width.get(name, 1):
-                _drop(block, branch, branch is disp["attention"])
+                gives_pair = branch is disp["attention"] or branch.get("gives_pair", False)
+                _drop(block, branch, gives_pair)
                 continue
             kept = width[f"{site}_in"], width[f"{site}_out"]
             if branch.get("experts"):
-                experts, _ = matrices_of(block.get_submodule(branch["experts"]["module"]))
-                count, full = width.get("experts", len(experts)), experts.shape[2]
+                row = branch["experts"]
+                read, _ = matrices_of(block.get_submodule(row["module"]), row)
+                count, full = width.get("experts", len(read)), read.shape[2]
                 cut_experts(block, branch, count, width["mlp_mid"], kept)
             else:
                 full = widths_of(block.get_submodule(branch["reads"][0]))[0]
@@ -187,7 +190,8 @@ def _cut_linears(
     inside: Callable[[int], int],
     biases: bool,
 ) -> None:
-    """Cuts what reads and what writes; of a mixture those of its shared expert, where it has one.
+    """Cuts what reads and what writes, and what each head has besides; of a mixture the linear
+    layers of its shared expert, where it has one.
 
     Args:
         inside: what is left of a width inside of the branch.
@@ -202,14 +206,21 @@ def _cut_linears(
         if biases and writes.bias is None:
             writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
         cut(writes, inside(widths_of(writes)[0]), kept[1])
+    for path in branch.get("per_head", ()):
+        module, _, name = path.rpartition(".")
+        owner = block.get_submodule(module)
+        numbers = getattr(owner, name).data
+        setattr(owner, name, nn.Parameter(numbers[: inside(len(numbers))].clone()))
 
 
-def _drop(block: nn.Module, branch: dict, is_attention: bool) -> None:
+def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
     """Takes a whole branch and its norms out of a block."""
     present = {name for name, _ in block.named_modules()}
     for path in present.intersection((*branch["norms"], branch["gather"])):
         block.set_submodule(path, nn.Identity())
-    block.set_submodule(branch["scatter"], DroppedBranch(is_attention))
+    for path in branch.get("beside", ()):
+        block.set_submodule(path, DroppedBranch(False))
+    block.set_submodule(branch["scatter"], DroppedBranch(gives_pair))
 
 
 def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int) -> None:

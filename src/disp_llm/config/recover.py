@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from disp_llm.config.checks import require_file_size, require_paths, require_positive
+from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
@@ -40,6 +41,10 @@ class RecoverConfig:
     """Hub id, folder or smollm2-135m. Default: the original that the folder's card names."""
     tokens: int = 1_000_000
     """Number of tokens to train on."""
+    shard: Shard = "auto"
+    """How several processes hold student and teacher: all of both in each (no), a part in each,
+    also of gradients and moments (full), or all on every node and a part in each of its processes
+    (hybrid). auto = full where they would not fit otherwise."""
     max_shard_size: str = "5GB"
     """Largest size of one file of weights."""
     suite: str = ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
@@ -75,9 +75,10 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
             bias = _bias(linear, weight, pruned)
             # Where both change, the bias is made of the weight as it was.
             parts += [weight] if bias is None else [bias, weight]
+        prefix = f"{draft.names[id(block)]}."
         if branch.experts is not None:
-            prefix = f"{draft.names[id(block)]}."
             parts += _of_experts(prefix, branch.experts, experts, kept, scale)
+        parts += _of_heads(prefix, block, branch, kept)
         draft.parts.update({part.source: part for part in parts})
         cut += parts
         draft.add_indices(block, branch, kept)
@@ -186,6 +187,17 @@ def _bias(linear: Any, weight: Weight, pruned_means: Tensor | None) -> Bias | No
     return Bias(source, weight, is_new, pruned_means, weight.rows, weight.outputs)
 
 
+def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
+    """What becomes of what heads of attention have beside rows and columns of its linear layers."""
+    sizes = {path: block.get_parameter(path).numel() for path in branch.per_head}
+    heads = {path: _indices(kept.inside(size)) for path, size in sizes.items()}
+    return [
+        Picked(f"{prefix}{path}", ((0, indices),))
+        for path, indices in heads.items()
+        if indices is not None
+    ]
+
+
 def _of_experts(
     prefix: str, row: Experts, count: int, kept: Entries, scale: Entries | None
 ) -> list[Cut]:
@@ -204,24 +216,42 @@ def _of_experts(
     each = int(middle.sum()) // max(len(middle), 1)  # of every expert as many
     inside = middle.nonzero()[:, 1].view(len(middle), each)
     incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
-    columns, of_read, of_write = None, (), ()
+    gate_up = _gate_and_up(inside, width, row)
+    columns, of_read, of_write, of_bias = None, (), (), ()
     if scale is not None:
         assert scale.middle is not None
-        columns, of_read = scale.incoming, (scale.incoming,)
+        columns, of_read, of_bias = scale.incoming, (scale.incoming[None],), (scale.rows,)
         of_write = (scale.rows[:, None], scale.middle.view(count, 1, width))
         if scale.experts is not None:
             of_write = (*of_write, scale.experts[:, None, None])
-    read = [*of_experts, (1, torch.cat([inside, inside + width], 1)), (2, incoming)]
-    write = [*of_experts, (1, outgoing), (2, inside)]
+            of_bias = (*of_bias, scale.experts[:, None])
+    rows, across = (2, 1) if row.transposed else (1, 2)
+    if row.transposed:
+        of_read, of_write = (tuple(f.mT for f in factors) for factors in (of_read, of_write))
+    read = [*of_experts, (rows, gate_up), (across, incoming)]
+    write = [*of_experts, (rows, outgoing), (across, inside)]
+    packed = f"{prefix}{row.module}"
+    biases = [
+        Picked(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
+        Picked(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
+    ]
     return [
-        Picked(f"{prefix}{row.module}.gate_up_proj", tuple(read), of_read),
-        Picked(f"{prefix}{row.module}.down_proj", tuple(write), of_write),
+        Picked(f"{packed}.gate_up_proj", tuple(read), of_read),
+        Picked(f"{packed}.down_proj", tuple(write), of_write),
+        *(biases if row.biased else ()),
         Weight(f"{prefix}{row.rows}.weight", columns=columns, inputs=incoming, outputs=experts),
         *(
             Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
             for path in row.counted
         ),
     ]
+
+
+def _gate_and_up(inside: Int[Tensor, "E K"], width: int, row: Experts) -> Int[Tensor, "E 2*K"]:
+    """Rows of what reads that make these intermediate dimensions of F = `width`."""
+    if row.interleaved:
+        return torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
+    return torch.cat([inside, inside + width], 1)
 
 
 def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
@@ -271,7 +301,7 @@ class Draft:
 
     def drop(self, block: nn.Module, branch: Branch) -> None:
         """Takes out all tensors of a branch and its norms."""
-        gone = {branch.gather, branch.scatter, *branch.norms}
+        gone = {branch.gather, branch.scatter, *branch.beside, *branch.norms}
         modules = [module for path, module in block.named_modules() if path in gone]
         prefixes = tuple(f"{self.names[id(module)]}." for module in modules)
         for name in [name for name in self.parts if name.startswith(prefixes)]:

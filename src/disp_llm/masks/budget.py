@@ -18,7 +18,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
-from disp_llm.masks.costs import CostModel, parameter_costs
+from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
 from disp_llm.masks.layout import Layout
 
 
@@ -119,10 +119,7 @@ class Budget:
 
     def removed_parameters(self, counts: Int[Tensor, " S"]) -> int:
         """How many parameters less the cut model has, biases included."""
-        lengths = torch.tensor(self.layout.lengths)
-        biases = torch.tensor([block.biases for block in self.layout.blocks]).flatten()
-        weights = self.dense_block_parameters - int(self.block_parameters(counts))
-        return weights + int(((lengths - counts.cpu()) * biases).sum())
+        return -round(float(byte_costs(self.layout, 0, 1).cost(counts.cpu())))
 
     def flops_per_token(self, counts: Tensor) -> int:
         """Floating-point operations of the block linears for one token, two a weight that it

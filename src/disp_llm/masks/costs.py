@@ -21,11 +21,11 @@ class CostModel:
 
     With |S1| to |S5| the widths of a block's sites, h the share of its KV heads that is kept and e
     that of its experts: `constant_cost + Σ_blocks per_entry·|S| + h·attention·(|S1|, |S2|) +
-    e·(mlp_read·|S3|·|S4| + mlp_write·|S4|·|S5| + router·|S3|) + Σ_cut sites (per_cut +
-    per_selected·|S|)`; a site of the stream is cut where it does not keep all of its entries. What
-    lies in a branch that is not kept as a whole costs nothing. Where `counts_chosen` says so, only
-    the experts that a token runs through count, of which there are as many whatever is kept, so
-    that e = 1 there but for the router.
+    e·(mlp_read·|S3|·|S4| + mlp_write·|S4|·|S5| + router·|S3| + in_experts·(|S4|, |S5|)) + Σ_cut
+    sites (per_cut + per_selected·|S|)`; a site of the stream is cut where it does not keep all of
+    its entries. What lies in a branch that is not kept as a whole costs nothing. Where
+    `counts_chosen` says so, only the experts that a token runs through count, of which there are as
+    many whatever is kept, so that e = 1 there but for the router and for what is an expert's own.
     """
 
     layout: Layout
@@ -41,6 +41,8 @@ class CostModel:
     """Cost of one pair of an mlp_mid and an mlp_out entry."""
     router: Float[Tensor, " L"]
     """Cost of one mlp_in entry in the router, with all experts kept."""
+    in_experts: Float[Tensor, "L 2"]
+    """Cost of one entry of mlp_mid and of mlp_out in the experts, with all of them kept."""
     counts_chosen: bool = False
     """Whether experts count as far as a token runs through them."""
     per_cut: float = 0.0
@@ -93,9 +95,9 @@ class CostModel:
 
     def _of_widths(self, counts: Tensor) -> Tensor:
         widths = self._by_block(counts)
-        per_entry, attention, mlp_read, mlp_write, router = (
-            t.to(counts.device)
-            for t in (self.per_entry, self.attention, self.mlp_read, self.mlp_write, self.router)
+        numbers = self.mlp_read, self.mlp_write, self.router, self.in_experts
+        per_entry, attention, mlp_read, mlp_write, router, own = (
+            t.to(counts.device) for t in (self.per_entry, self.attention, *numbers)
         )
         stays = self._stays(widths)
         in_attention = attention * widths[:, :2] * stays[:, :2]
@@ -107,7 +109,8 @@ class CostModel:
         experts = self._share_of_experts(widths)
         in_experts = mlp_read * s3 * s4 + mlp_write * s4 * s5
         in_experts = in_experts if self.counts_chosen else in_experts * experts
-        in_mlp = (in_experts + router * s3 * experts) * stays[:, 3]
+        by_expert = router * s3 + (own * widths[:, 3:5]).sum(1)
+        in_mlp = (in_experts + by_expert * experts) * stays[:, 3]
         inside = per_entry * widths * stays
         return self.constant_cost + inside.sum() + in_attention.sum() + in_mlp.sum()
 
@@ -146,6 +149,7 @@ def parameter_costs(layout: Layout, counts_chosen: bool = False) -> CostModel:
         mlp_read=share * of_blocks([block.num_input_projections for block in layout.blocks]),
         mlp_write=share,
         router=of_blocks([block.router * block.experts for block in layout.blocks]),
+        in_experts=of_blocks([(0, 0) for _ in layout.blocks]),
         counts_chosen=counts_chosen,
     )
     return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))
@@ -187,12 +191,15 @@ def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
 def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
     """Bytes of all weights of the model, biases, embeddings and head included."""
     weights = parameter_costs(layout)
-    biases = of_blocks([block.biases for block in layout.blocks])
-    in_blocks = weights.dense_cost + float((biases.flatten() * torch.tensor(layout.lengths)).sum())
-    all_weights = replace(
+    with_biases = replace(
         weights,
-        constant_cost=weights.constant_cost + parameters - in_blocks,
-        per_entry=weights.per_entry + biases,
+        per_entry=weights.per_entry + of_blocks([block.biases for block in layout.blocks]),
+        in_experts=of_blocks([block.of_experts for block in layout.blocks]),
+    )
+    outside = parameters - float(with_biases.cost(torch.tensor(layout.lengths)))
+    all_weights = replace(
+        with_biases,
+        constant_cost=weights.constant_cost + outside,
         dense_cost=float(parameters),
     )
     return weighted((float(itemsize), all_weights))

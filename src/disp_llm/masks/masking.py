@@ -119,18 +119,18 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
     mixtures: dict[str, MaskedMixture] = {}
     for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
         attention, mlp = target.branches_of(block)
-        paths = {
-            "attn_in": (attention.gather, MASK_IN),
-            "attn_out": (attention.scatter, MASK_OUT),
-            "mlp_in": (mlp.gather, MASK_IN),
-            "mlp_out": (mlp.scatter, MASK_OUT),
-            HEADS: (attention.writes, MASK_IN),
-        }
+        paths = [
+            ("attn_in", attention.gather, MASK_IN),
+            ("attn_out", attention.scatter, MASK_OUT),
+            *(("mlp_in", path, MASK_IN) for path in (mlp.gather, *mlp.beside)),
+            *(("mlp_out", path, MASK_OUT) for path in (mlp.scatter, *mlp.beside)),
+            (HEADS, attention.writes, MASK_IN),
+        ]
         if mlp.experts is None:
-            paths["mlp_mid"] = (mlp.writes, MASK_IN)
+            paths.append(("mlp_mid", mlp.writes, MASK_IN))
         else:
             mixtures[f"layers.{i}"] = MaskedMixture.of(block, mlp.experts)
-        for site, (path, name) in paths.items():
+        for site, path, name in paths:
             if site not in shape.sites:
                 continue
             # A head's mask lies on each of the numbers that it hands to the attention's write.

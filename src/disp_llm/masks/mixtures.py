@@ -15,13 +15,13 @@ B sequences, N tokens of all, E experts, C chosen by each token, F intermediate.
 
 import copy
 from dataclasses import asdict, dataclass
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from disp_llm.compact.experts_disp_llm import keep_experts, run_experts
+from disp_llm.compact.experts_disp_llm import keep_experts, matrices_of, run_experts
 from disp_llm.models.family import Experts
 
 
@@ -31,13 +31,14 @@ class MaskedMixture:
 
     experts: Any
     router: Any
-    row: Experts
+    row: dict
+    """Columns of `Experts`."""
 
     @classmethod
     def of(cls, block: nn.Module, row: Experts) -> "MaskedMixture":
         """The mixture of a block; from now on it runs masked."""
-        made = cls(block.get_submodule(row.module), block.get_submodule(row.router), row)
-        made.experts.__dict__["forward"] = MethodType(_masked_experts, made.experts)
+        made = cls(block.get_submodule(row.module), block.get_submodule(row.router), asdict(row))
+        made.experts.__dict__["forward"] = partial(_masked_experts, made.experts, made.row)
         return made
 
     def set(self, middle: Tensor, experts: Tensor | None) -> None:
@@ -57,8 +58,8 @@ class MaskedMixture:
         kept = experts.detach().nonzero().squeeze(-1)
         if len(kept):  # else the whole branch is dropped, and what it gives is multiplied by 0
             small = copy.deepcopy(self.router)
-            reads = self.experts.gate_up_proj.shape[2]
-            keep_experts(small, asdict(self.row), kept, reads, place=self.row.router)
+            reads = matrices_of(self.experts, self.row)[0].shape[2]
+            keep_experts(small, self.row, kept, reads, place=self.row["router"])
             ghosts = (experts.detach() == 0) if experts.requires_grad else None
             self.router.__dict__["disp_among"] = _Among(small, kept, ghosts)
 
@@ -82,22 +83,26 @@ class _Among:
 
 
 def route(router: Any, args: tuple, output: tuple) -> tuple:
-    """Forward hook of a router: (…, factors (N, C), indices (N, C)) of kept experts alone."""
+    """Forward hook of a router: (…, factors (N, C), indices (N, C)) of kept experts alone, or the
+    other way round, as older transformers have it for Granite."""
     among = router.__dict__.get("disp_among")
     if among is None:
         return output
-    *others, factors, chosen = output
+    way = 1 if output[0].is_floating_point() else -1
+    *others, factors, chosen = output[::way]
     hidden, *of_experts = args
     of_kept = [numbers[..., among.kept] for numbers in of_experts]
-    *_, kept_factors, own = among.router.forward(hidden, *of_kept)
+    *_, kept_factors, own = among.router.forward(hidden, *of_kept)[::way]
     kept = among.kept[own]
     if among.ghosts is not None:
         dropped = factors * among.ghosts[chosen]
         kept_factors, kept = torch.cat([kept_factors, dropped], -1), torch.cat([kept, chosen], -1)
-    return *others, kept_factors, kept
+    return (*others, kept_factors, kept)[::way]
 
 
-def _masked_experts(experts: Any, hidden: Tensor, chosen: Tensor, factors: Tensor) -> Tensor:
+def _masked_experts(
+    experts: Any, row: dict, hidden: Tensor, chosen: Tensor, factors: Tensor
+) -> Tensor:
     """What the experts add to tokens, masked; (N, K)."""
     middle, of_experts = experts.disp_mask_middle, experts.disp_mask_experts
     sequence = None
@@ -111,4 +116,4 @@ def _masked_experts(experts: Any, hidden: Tensor, chosen: Tensor, factors: Tenso
     if of_experts is not None:
         mask = of_experts[chosen] if sequence is None else of_experts[sequence[:, None], chosen]
         factors = factors * mask.to(factors.dtype)
-    return run_experts(experts, hidden, chosen, factors, on_middle)
+    return run_experts(experts, row, hidden, chosen, factors, on_middle)

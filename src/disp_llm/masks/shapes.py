@@ -1,13 +1,13 @@
 """Widths of a block that is not pruned, measured on its modules."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from disp_llm.compact.experts_disp_llm import matrices_of
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
-from disp_llm.config.names import BRANCH_OF, BRANCHES, EXPERTS, HEADS, SITES, Site
+from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, EXPERTS, HEADS, MLP, SITES, Site
 from disp_llm.models.family import Branch, Family
 
 
@@ -34,7 +34,10 @@ class BlockShape:
     """Width inside the MLP: F, or E·F of all experts of a mixture together."""
     biases: tuple[int, ...]
     """Bias numbers that go with one entry of each site (they follow their output dimension); with a
-    whole branch, those of its norms as well."""
+    head what else is its own, with a whole branch its norms as well."""
+    of_experts: tuple[int, int] = (0, 0)
+    """Bias numbers of the experts that go with one entry of mlp_mid, and of mlp_out with all
+    experts kept."""
     inside: int = 0
     """Weights of the linear layers of the attention that no site cuts."""
     cached: int = 0
@@ -96,7 +99,8 @@ class BlockShape:
 def with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:
     """Bias numbers of all sites, with what else goes with each branch: all of its parameters that
     are neither weights of linear layers nor counted with the sites inside."""
-    counted = dict.fromkeys(BRANCHES, 0)
+    in_experts = shape.of_experts[0] * shape.intermediate + shape.of_experts[1] * shape.hidden
+    counted = {ATTENTION: 0, MLP: in_experts}
     for site, length, numbers in zip(shape.sites, shape.lengths, shape.biases, strict=True):
         counted[BRANCH_OF[site]] += length * numbers
     numbers = [
@@ -109,8 +113,11 @@ def with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[
 def _numbers(block: nn.Module, branch: Branch) -> int:
     """Parameters of a branch and its norms, but for the weights of its linear layers."""
     weights = {id(linear_at(block, path).weight) for path in branch.linear_paths}
-    weights |= {id(weight) for weight in expert_weights(block, branch)}
-    paths = [branch.gather, branch.scatter, *branch.norms]
+    if branch.experts is not None:
+        packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
+        of_experts = (*packed, f"{branch.experts.rows}.weight")
+        weights |= {id(block.get_parameter(path)) for path in of_experts}
+    paths = [branch.gather, branch.scatter, *branch.beside, *branch.norms]
     modules = [module for name, module in block.named_modules() if name in paths]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
     return sum(number for key, number in found.items() if key not in weights)
@@ -128,12 +135,13 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
 
 
 def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
-    """Of a mixture, the weights of its router, and those of all experts, packed: two tensors."""
+    """Of a mixture, the weights of its router, (E, D), and those of all experts, packed: (E, 2F, D)
+    and (E, D, F)."""
     if branch.experts is None:
         return ()
     experts: Any = block.get_submodule(branch.experts.module)
     rows: Any = block.get_submodule(branch.experts.rows)
-    return rows.weight, *matrices_of(experts)
+    return rows.weight, *matrices_of(experts, asdict(branch.experts))
 
 
 def per_expert(block: nn.Module, family: Family) -> int:
@@ -157,7 +165,8 @@ def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockS
     biases = (0, 1 if attn_writes.bias is not None else 0, 0, of_mid, of_out)
     if heads:
         outputs = sum(widths_of(linear)[1] for linear in attn_reads if linear.bias is not None)
-        biases = (*biases, outputs // heads)
+        own = sum(block.get_parameter(path).numel() for path in attention.per_head)
+        biases = (*biases, (outputs + own) // heads)
     return BlockShape(
         hidden=widths_of(attn_reads[0])[0],
         qkv=sum(widths_of(linear)[1] for linear in attn_reads),
@@ -191,5 +200,6 @@ def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, 
         "router": 1,
         "shared_read": sum(widths_of(linear)[1] for linear in reads),
         "shared_write": 0 if writes is None else widths_of(writes)[0],
+        "of_experts": (2, experts) if mlp.experts.biased else (0, 0),
     }
     return found, 0, of_out

@@ -72,7 +72,9 @@ def _mixture(block: nn.Module, mlp: Branch) -> Squares:
     router, gate_up, down = (weight.float().square() for weight in expert_weights(block, mlp))
     shared = [_squares(linear_at(block, path)) for path in mlp.reads]
     shared_down = [_squares(linear_at(block, mlp.writes))] if mlp.writes else []
-    rows = torch.stack(gate_up.sum(2).chunk(2, 1)).sum(0)
+    assert mlp.experts is not None
+    rows = gate_up.sum(2).unflatten(1, (-1, 2) if mlp.experts.interleaved else (2, -1))
+    rows = rows.sum(2 if mlp.experts.interleaved else 1)
     middle = rows + down.sum(1)  # (E, F)
     return Squares(
         torch.stack([gate_up.sum((0, 1)), router.sum(0), *(part.sum(0) for part in shared)]).sum(0),

@@ -7,7 +7,7 @@ Every layer loses as many experts: an expert counts by its place among those of 
 N tokens, E experts, C chosen by each token, D residual stream.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from disp_llm.training.problem import PruningProblem
 class Added:
     """What the experts of one layer have added to tokens so far."""
 
+    row: dict
+    """What is known of them."""
     lengths: Float[Tensor, " E"]
     """Sum of the lengths."""
     tokens: Float[Tensor, " E"]
@@ -40,7 +42,7 @@ class Added:
             token, place = torch.where(chosen == expert)
             one = torch.full_like(token, expert)[:, None]
             made = run_experts(
-                experts, hidden[token], one, torch.ones_like(one, dtype=hidden.dtype)
+                experts, self.row, hidden[token], one, torch.ones_like(one, dtype=hidden.dtype)
             )
             lengths = factors[token, place].float() * made.float().norm(dim=-1)
             self.lengths[expert] += lengths.sum()
@@ -67,11 +69,14 @@ def reap(problem: PruningProblem) -> Selection:
             field="method",
             hint="leave `sites` out, or use another method",
         )
-    places = [dense.branches_of(block)[1].experts for block in dense.blocks]
-    added = [Added(*torch.zeros(2, shape.experts, device=dense.device)) for shape in layout.blocks]
+    rows = [dense.branches_of(block)[1].experts for block in dense.blocks]
+    added = [
+        Added(asdict(row) if row else {}, *torch.zeros(2, shape.experts, device=dense.device))
+        for row, shape in zip(rows, layout.blocks, strict=True)
+    ]
     mixtures: list[tuple[nn.Module, Added]] = [
         (block.get_submodule(row.module), one)
-        for block, row, one in zip(dense.blocks, places, added, strict=True)
+        for block, row, one in zip(dense.blocks, rows, added, strict=True)
         if row is not None
     ]
     windows = calibration_windows(problem).tokens.to(dense.device)

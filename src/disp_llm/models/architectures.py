@@ -17,8 +17,8 @@ from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import ROW_OF, WRAPPERS
 
 
-def _attention(norms: str, inside: str = "") -> Branch:
-    return branch("self_attn", "q_proj k_proj v_proj", "o_proj", norms=norms, inside=inside)
+def _attention(norms: str, inside: str = "", per_head: str = "") -> Branch:
+    return branch("self_attn", "q_proj k_proj v_proj", "o_proj", 1, norms, inside, per_head)
 
 
 def _gated(norms: str) -> Branch:
@@ -111,6 +111,28 @@ _SHARED_AND_WEIGHED = mixture(
     "post_attention_layernorm", shared="shared_expert", shared_gate="shared_expert_gate"
 )
 
+# A shared expert beside the mixture.
+_GRANITE_MIXTURE = replace(
+    mixture(
+        "post_attention_layernorm",
+        module="block_sparse_moe",
+        router="router",
+        count="num_local_experts",
+        width="intermediate_size",
+    ),
+    reads=("shared_mlp.input_linear",),
+    writes="shared_mlp.output_linear",
+    beside=("shared_mlp",),
+    gathers=("block_sparse_moe.router", "block_sparse_moe.experts", "shared_mlp"),
+    scatters=("block_sparse_moe.experts", "shared_mlp"),
+)
+_GRANITE_SHARED = replace(
+    _LLAMA,
+    mlp=_GRANITE_MIXTURE,
+    logits_divisor="logits_scaling",
+    refused=(("shared_intermediate_size", 0, "the row has a shared expert"),),
+)
+
 # Most blocks have a linear attention.
 _QWEN3_5 = replace(
     _LLAMA_WITH_ALL_HEADS,
@@ -156,8 +178,11 @@ FAMILIES: dict[str, Family] = {
         _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")
     ),
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
-    # A sink for each head.
-    "granite_swa": replace(_LLAMA_WITH_ALL_HEADS, logits_divisor="logits_scaling"),
+    "granite_swa": replace(
+        _LLAMA,
+        attention=_attention("input_layernorm", per_head="sinks"),
+        logits_divisor="logits_scaling",
+    ),
     "hyperclovax": replace(
         _LLAMA,
         attention=_attention("input_layernorm post_norm1"),
@@ -296,6 +321,10 @@ FAMILIES: dict[str, Family] = {
         ),
         logits_divisor="logits_scaling",
     ),
+    "granitemoeshared": _GRANITE_SHARED,
+    "granitemoe_swa": replace(
+        _GRANITE_SHARED, attention=_attention("input_layernorm", per_head="sinks")
+    ),
     "ernie4_5_moe": replace(
         _LLAMA,
         mixture=mixture(
@@ -306,6 +335,21 @@ FAMILIES: dict[str, Family] = {
             chosen="moe_k",
         ),
         refused=(("moe_num_shared_experts", 0, "the row has a shared expert"),),
+    ),
+    "gpt_oss": replace(
+        _LLAMA,
+        attention=_attention("input_layernorm", per_head="sinks"),
+        mlp=mixture(
+            "post_attention_layernorm",
+            counted="router.bias",
+            router="router",
+            gives_pair=True,
+            count="num_local_experts",
+            width="intermediate_size",
+            transposed=True,
+            interleaved=True,
+            biased=True,
+        ),
     ),
     "dots1": replace(_LLAMA, mixture=_SHARED),
     "glm4_moe": replace(_LLAMA, mixture=_SHARED),
@@ -344,9 +388,9 @@ FAMILIES: dict[str, Family] = {
         "layers",
         _attention("input_layernorm"),
         branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
+        mixture=_GRANITE_MIXTURE,
         alternatives=(branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
         logits_divisor="logits_scaling",
-        required=(("num_local_experts", 0, "its experts are no branch of this row"),),
     ),
     "bamba": Family(
         "layers",
@@ -441,10 +485,9 @@ def family_of(config: Any) -> Family:
         model_type = config.model_type
     if family is None:
         raise _without_row(model_type)
-    rules = [(rule, True) for rule in family.refused] + [(rule, False) for rule in family.required]
-    for (key, value, reason), wrong in rules:
+    for key, value, reason in family.refused:
         found = getattr(config, key, None)
-        if (found == value) is wrong:
+        if found == value:
             raise InputError(
                 f"{model_type} with {key}={found} is not supported: {reason}",
                 field="model",

@@ -13,6 +13,7 @@ import huggingface_hub
 import torch
 from torch import Tensor
 from transformers.core_model_loading import WeightRenaming
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.files import INDEX, WEIGHTS
@@ -39,6 +40,30 @@ class Place:
     """Its data type, as safetensors calls it."""
     pattern: str | None = None
     """Which of the names that a converter puts together it has; None without one."""
+
+
+class FourBits:
+    """A converter, as transformers has them, of the weights of experts in MXFP4: of their blocks,
+    bytes of two numbers each, and their scales."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str | None, Tensor] = {}
+
+    def add_tensor(self, target: str, name: str, pattern: str | None, tensor: Tensor) -> None:
+        """Adds one of both, which its pattern says."""
+        self.parts[pattern] = tensor
+
+    def convert(self, name: str, model: Any, config: Any) -> dict[str, Tensor]:
+        """The weight, in the data type of the model."""
+        dtype = model.get_parameter(name).dtype
+        parts = (self.parts[pattern] for pattern in FOUR_BITS)
+        return {name: convert_moe_packed_tensors(*parts, dtype=dtype)}
+
+
+FOUR_BITS = ("_blocks", "_scales")
+"""What the names of both end in."""
+BYTES = "U8"
+"""Their data type, as safetensors calls it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class Checkpoint:
                 else:
                     tensor = file.get_tensor(place.name)
             require_finite_tensors(self.loaded.source["model"], [(place.name, tensor)])
-            return tensor.to(source.dtype)
+            return tensor.to(source.dtype) if tensor.is_floating_point() else tensor
 
         made = source.made(name, self.loaded.model, read)
         return made if as_it_is or rows == slice(None) else made[rows]
@@ -158,6 +183,9 @@ def _by_target(stored: list[Place], model: Any, state: Mapping[str, Tensor]) -> 
                 used = converter if pattern else None
         if target not in state and place.name in state:
             target, pattern, used = place.name, None, None
+        for ending in FOUR_BITS if place.stored == BYTES else ():
+            if place.name.endswith(ending) and place.name.removesuffix(ending) in state:
+                target, pattern, used = place.name.removesuffix(ending), ending, FourBits()
         before = found[target].places if used and target in found else ()
         dtype = state[target].dtype if target in state else model.dtype
         here = Place(place.file, place.name, place.shape, place.stored, pattern)
@@ -168,6 +196,10 @@ def _by_target(stored: list[Place], model: Any, state: Mapping[str, Tensor]) -> 
 def _gives(source: Source, name: str, like: Tensor, model: Any) -> bool:
     """Whether a tensor of that shape comes out, of numbers of that kind."""
     kinds = STORED.get(like.dtype, FLOATS)
+    if isinstance(source.converter, FourBits):
+        if {place.pattern for place in source.places} != set(FOUR_BITS):
+            return False
+        kinds = {BYTES}
     if any(place.stored not in kinds for place in source.places):
         return False
 

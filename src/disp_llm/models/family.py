@@ -31,6 +31,12 @@ class Experts:
     groups: str = ""
     """Configuration key of how many groups of equal size the router divides them into; "" = it does
     not."""
+    transposed: bool = False
+    """Whether they are stored as (E, D, 2F) and (E, F, D)."""
+    interleaved: bool = False
+    """Whether gate and up alternate row by row; else all of the gate's rows come first."""
+    biased: bool = False
+    """Whether there are `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D)."""
 
     @property
     def modules(self) -> tuple[str, str]:
@@ -67,6 +73,13 @@ class Branch:
     forward of a mixture takes for granted that what it is given is as wide as what it gives."""
     scatters: tuple[str, ...] = ()
     """Likewise those inside of `scatter`."""
+    beside: tuple[str, ...] = ()
+    """Modules beside `gather` that read what it reads, and whose outputs the block adds to its."""
+    per_head: tuple[str, ...] = ()
+    """Parameters of attention with a number for each head of the queries, which go with it."""
+    gives_pair: bool = False
+    """Whether the module of an MLP gives a pair, as that of attention does, and not its output
+    alone."""
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
@@ -116,8 +129,6 @@ class Family:
     that examples in one window do not see each other."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
-    required: tuple[tuple[str, object, str], ...] = ()
-    """The only variants that it does describe: (configuration key, value, what else there is)."""
     tower: str = ""
     """Path of the language model inside the base model; "" = it is the base model. No row says so:
     `wrappers` does."""
@@ -153,17 +164,23 @@ class Family:
 
 
 def _said(branch: Branch) -> dict:
-    """A branch as plain JSON, without what only mixtures have where it is none."""
+    """A branch as plain JSON, without what few branches have where it has none of it."""
     found = asdict(branch)
-    return {key: value for key, value in found.items() if value or key not in MIXTURE_ONLY}
+    return {key: value for key, value in found.items() if value or key not in OF_FEW}
 
 
-MIXTURE_ONLY = ("experts", "gathers", "scatters")
-"""Columns that are left out of the JSON of a dense branch."""
+OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "gives_pair")
+"""Columns that are left out of the JSON of a branch that has nothing there."""
 
 
 def branch(
-    module: str, reads: str, writes: str, fused: int = 1, norms: str = "", inside: str = ""
+    module: str,
+    reads: str,
+    writes: str,
+    fused: int = 1,
+    norms: str = "",
+    inside: str = "",
+    per_head: str = "",
 ) -> Branch:
     """A branch that is one module: both selections act at its edges."""
     return Branch(
@@ -174,6 +191,7 @@ def branch(
         fused=fused,
         norms=tuple(norms.split()),
         inside=_paths(module, inside),
+        per_head=_paths(module, per_head),
     )
 
 
@@ -190,7 +208,8 @@ def mixture(
     module: str = "mlp",
     router: str = "gate",
     rows: str = "",
-    **keys: str,
+    gives_pair: bool = False,
+    **columns: Any,
 ) -> Branch:
     """A mixture of experts that is one module, with its router, and perhaps with a gated MLP that
     all tokens run through; names are relative to it.
@@ -200,7 +219,7 @@ def mixture(
         shared_gate: name of the linear layer that weighs its output.
         counted: other tensors with a number for each expert.
         rows: the router's linear layer, where it is not the router itself.
-        keys: what the configuration calls the numbers of `Experts`.
+        columns: others of `Experts`.
     """
     reads = f"{shared}.gate_proj {shared}.up_proj {shared_gate}" if shared else ""
     return Branch(
@@ -214,10 +233,11 @@ def mixture(
             router=f"{module}.{router}",
             rows=f"{module}.{rows or router}",
             counted=_paths(module, counted),
-            **keys,
+            **columns,
         ),
         gathers=_paths(module, f"{router} experts {shared} {shared_gate}"),
         scatters=_paths(module, f"experts {shared}"),
+        gives_pair=gives_pair,
     )
 
 

@@ -8,12 +8,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import transformers
 from transformers import PreTrainedModel
+from transformers.utils import quantization_config
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
@@ -34,6 +36,10 @@ Result = TypeVar("Result")
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
+
+UNPACKED = {"mxfp4": partial(quantization_config.Mxfp4Config, dequantize=True)}
+"""Ways to quantise in which originals are published (gpt-oss), with what tells transformers to
+unpack their weights."""
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 """Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
@@ -136,14 +142,21 @@ def load(
 
 
 def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        kind = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+    kind = _quantised(config)
+    if kind not in (None, *UNPACKED):
         raise InputError(
             f"{name} is quantised {kind}".rstrip(),
             field="model",
             hint="name the model that it was made from",
         )
+
+
+def _quantised(config: transformers.PreTrainedConfig) -> str | None:
+    """How the weights of a model are quantised, "" where it does not say; None: they are not."""
+    stated = getattr(config, "quantization_config", None)
+    if not stated:
+        return None
+    return str(stated.get("quant_method", "")) if isinstance(stated, dict) else ""
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -167,7 +180,9 @@ def _whole_model(
     the meta device all of their shapes."""
     packed = is_packed(name)
     placed = {"device_map": "meta"} if device.type == "meta" else {}
-    unpack = {"quantization_config": GGUF_CONFIG(dequantize=True)} if packed and GGUF_CONFIG else {}
+    way = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
+    way = UNPACKED.get(_quantised(config) or "", way)
+    unpack = {"quantization_config": way()} if way else {}
     with _one_line(name):
         model, report = _auto_class(config).from_pretrained(
             **place,
@@ -189,8 +204,11 @@ def _whole_model(
         require_stored_types(name, model, _path(name))
     if not placed:
         require_finite(name, model)
-    if packed:  # unpacked, so no longer quantised
+    if packed or way:  # unpacked, so no longer quantised
         model.config.__dict__.pop("quantization_config", None)
+    for parameter in model.parameters() if way else ():
+        if parameter.dtype == torch.bfloat16:  # as older transformers unpack, whatever is asked for
+            parameter.data = parameter.data.to(dtype)
     model.eval().requires_grad_(False)
     return model.to(device)
 

@@ -1,5 +1,5 @@
-"""A frozen model whose blocks are divided among processes (FSDP2): each holds a part of every
-weight, and all of a block's only while the block runs.
+"""A model whose blocks are divided among processes (FSDP2): each holds a part of every weight, with
+its gradient where it is trained, and all of a block's weights only while the block runs.
 
 Embeddings, head and final norm stay whole in every process, so that losses are what they are. What
 all processes do alike (a step of learning, a turn of scoring) needs nothing more. What the first
@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -32,6 +32,10 @@ from disp_llm.runs.job import Process
 Result = TypeVar("Result")
 Told = tuple[Literal["run", "load", "drop", "end", "failed"], Any]
 """What the first process does next, and with which model."""
+
+
+def frozen(loaded: Loaded) -> None:
+    """Prepares a model of which nothing is trained: it was loaded frozen."""
 
 
 class Ended(RuntimeError):
@@ -70,14 +74,36 @@ class Sharding:
         return cls(process, init_device_mesh(device, shape, mesh_dim_names=names))
 
     def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
-        """Loads a model of which every process reads only its part. All do so alike, the others
-        when the first is leading.
+        """Loads a frozen model of which every process reads only its part. All do so alike, the
+        others when the first is leading.
 
         Raises:
             InputError: no such model, an unknown architecture, or damaged files.
         """
         self._tell("load", (name, machine, dense_only))
-        loaded = self._load(name, machine, dense_only)
+        return self._load(name, machine, dense_only, frozen)
+
+    def load_trained(
+        self, name: str, machine: MachineConfig, prepare: Callable[[Loaded], Any]
+    ) -> Loaded:
+        """Loads a model likewise whose blocks are trained: parts of gradients are averaged over all
+        processes, and blocks compute in the data type that the model was loaded in. All do so
+        alike.
+
+        Args:
+            prepare: says, on the model without its weights, which of them are trained and in which
+                data type.
+
+        Raises:
+            InputError: no such model, an unknown architecture, or damaged files.
+        """
+        assert not self.leading, "the others do not know what is trained"
+        return self._load(name, machine, False, prepare)
+
+    def _load(
+        self, name: str, machine: MachineConfig, dense_only: bool, prepare: Callable[[Loaded], Any]
+    ) -> Loaded:
+        loaded = self._filled(name, machine, dense_only, prepare)
         index = len(self.models)
         self.models.append(loaded.model)
         self._run(index)  # what runs first is the root, and some heads call the blocks past it
@@ -150,12 +176,15 @@ class Sharding:
                 case _:
                     raise Ended("the first process has ended")
 
-    def _load(self, name: str, machine: MachineConfig, dense_only: bool) -> Loaded:
+    def _filled(
+        self, name: str, machine: MachineConfig, dense_only: bool, prepare: Callable[[Loaded], Any]
+    ) -> Loaded:
         empty = load(name, machine, dense_only, empty=True)
         model: Any = empty.model
         buffers = computed_buffers(model)
-        self._divide(model.base_model, empty.family.blocks)
         read = self._reader(name, machine, empty)
+        prepare(empty)
+        self._divide(model.base_model, empty)
         model.to_empty(device=self.process.device)
         model.tie_weights()
         tensors = model.state_dict()
@@ -163,15 +192,19 @@ class Sharding:
             read(key, tensor)
         for key, buffer in buffers.items():
             model.get_buffer(key).copy_(buffer)
-        model.eval().requires_grad_(False)
+        model.eval()
         return replace(empty, holding=self)
 
-    def _divide(self, base: nn.Module, path: str) -> None:
-        """Divides blocks, each a unit; what lies outside of them stays whole."""
-        blocks: Any = base.get_submodule(path)
+    def _divide(self, base: nn.Module, empty: Loaded) -> None:
+        """Divides blocks, each a unit; what lies outside of them stays whole. A block whose weights
+        are kept in more bits than the model computes in gathers them in those of the model."""
+        blocks: Any = base.get_submodule(empty.family.blocks)
         inside = {parameter for block in blocks for parameter in block.parameters()}
+        policy = MixedPrecisionPolicy()
+        if any(parameter.requires_grad for parameter in inside):
+            policy = MixedPrecisionPolicy(param_dtype=empty.dtype, reduce_dtype=torch.float32)
         for block in blocks:
-            fully_shard(block, mesh=self.mesh)
+            fully_shard(block, mesh=self.mesh, mp_policy=policy)
         fully_shard(base, mesh=self.mesh, ignored_params=set(base.parameters()) - inside)
 
     def _reader(

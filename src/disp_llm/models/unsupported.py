@@ -3,10 +3,10 @@
 _TYPES_OF = {
     "mixture of experts": (
         "afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v32 deepseek_v4 "
-        "dots3_note_text flint glm_moe_dsa gpt_oss granitemoe_swa granitemoeshared hunyuan_v1_moe "
+        "dots3_note_text flint glm_moe_dsa hunyuan_v1_moe "
         "hy_v3 hy_v4 "
         "inkling2_loop_text inkling2_text inkling_text jetmoe kolibri1 laguna lara_mini "
-        "llama4_text longcat_flash mimo_v2_flash minimax_m3_vl_text "
+        "longcat_flash mimo_v2_flash minimax_m3_vl_text "
         "sarvam_mla sarvam_moe zaya"
     ),
     "hybrid with experts, or with blocks of other branches than a mixer and an MLP": (
@@ -17,8 +17,11 @@ _TYPES_OF = {
     "state space or recurrent: its blocks have no attention": (
         "falcon_mamba mamba mamba2 rwkv xlstm"
     ),
+    "its router's scores multiply what experts read, and its wrapper has no base model": (
+        "llama4 llama4_text"
+    ),
     "wrapper: its language model has no row, or nobody has tried it": (
-        "dots3_note emu3 fuyu gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama "
+        "dots3_note emu3 fuyu gemma3n gemma4 gemma4_unified git got_ocr2 mllama "
         "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal "
         "qwen3_5_moe qwen4_exp"
     ),

@@ -89,6 +89,8 @@ class RunFigures:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
     source: Source | None = None
+    processes: Size | None = None
+    """Among how many the windows of a step were divided when the run was begun."""
     first_size: str = ""
     dense: DenseResult | None = None
     models: list[SizeResult] = field(default_factory=list)

@@ -1,9 +1,14 @@
-"""Checkpoints of what is trained and of its optimiser, whole or not there."""
+"""Checkpoints of what is trained and of its optimiser, whole or not there.
+
+A file holds whole tensors, also of weights that are divided among processes: it can be gone on from
+with any number of them.
+"""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from disp_llm.runs.files import tensors_sha256, write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
@@ -17,21 +22,32 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of every parameter."""
 
 
-def save(
-    folder: Path,
-    facts: dict[str, str],
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
+def whole_tensors(
+    trained: nn.Module, optimizer: torch.optim.Optimizer, keeps: bool = True
+) -> dict[str, Tensor]:
+    """What a checkpoint holds, in the machine's memory. Processes that hold parts call it alike.
+
+    Args:
+        keeps: whether this process wants it; the others give their parts, and get nothing.
+    """
+    parts = {TRAINED + name: value for name, value in _state(trained).items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        parts |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    whole = {}
+    for name, part in parts.items():
+        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        if keeps:
+            whole[name] = tensor.detach().cpu().contiguous()
+    return whole
+
+
+def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> None:
     """Writes a checkpoint and drops all but the newest two.
 
     Args:
         facts: the `step`, and what else has to be the same when it is restored.
+        tensors: what it holds.
     """
-    tensors = {TRAINED + name: value for name, value in _state(trained).items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     path = _path(folder, int(facts["step"]))
     write_tensors(path, tensors, facts | {"sha256": tensors_sha256(tensors)})
     for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
@@ -63,7 +79,13 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) 
     written = file.metadata.get("sha256") == tensors_sha256(file.tensors)
     file.require(written, "its numbers are not those that were written")
     own, moments = _trained_of(file, trained), _moments_of(file, optimizer)
-    trained.load_state_dict(own, strict=False)
+    now = _state(trained)
+    parts = {name: _divided_like(whole, now[name]) for name, whole in own.items()}
+    trained.load_state_dict(parts, strict=False)
+    for index, parameter in enumerate(_optimised(optimizer)):
+        for name in MOMENTS[1:]:
+            if index in moments:
+                moments[index][name] = _divided_like(moments[index][name], parameter)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return file.metadata
 
@@ -75,16 +97,27 @@ def _trained_of(file: TensorFile, trained: nn.Module) -> dict[str, Tensor]:
     same = names == {TRAINED + name for name in now}
     file.require(same, "other tensors than those that are trained")
     return {
-        name: file.like(
-            TRAINED + name, tuple(value.shape), value.dtype, finite=bool(value.isfinite().all())
-        )
+        name: file.like(TRAINED + name, tuple(value.shape), value.dtype, finite=_is_finite(value))
         for name, value in now.items()
     }
 
 
+def _is_finite(value: Tensor) -> bool:
+    """Whether what is there now is finite; what is divided are weights, which are."""
+    return isinstance(value, DTensor) or bool(value.isfinite().all())
+
+
+def _divided_like(whole: Tensor, like: Tensor) -> Tensor:
+    """The tensor or, where what it replaces is divided, this process's part of it."""
+    if not isinstance(like, DTensor):
+        return whole
+    on_device = whole.to(like.device)
+    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def _moments_of(file: TensorFile, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     """The optimiser's state: moments are of the shape of their parameter; `step` is one number."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = _optimised(optimizer)
     found: dict[int, dict[str, Tensor]] = {}
     for name in file.tensors.keys() - {name for name in file.tensors if name.startswith(TRAINED)}:
         prefix, index, key = (*name.split("."), "", "")[:3]
@@ -96,6 +129,11 @@ def _moments_of(file: TensorFile, optimizer: torch.optim.Optimizer) -> dict[int,
     complete = all(state.keys() == set(MOMENTS) for state in found.values())
     file.require(complete, "the optimiser's state is not complete")
     return found
+
+
+def _optimised(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Parameters in the order in which the optimiser's state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def checkpoints(folder: Path) -> list[Path]:

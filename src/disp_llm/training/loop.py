@@ -2,8 +2,8 @@
 
 A step that draws what it needs from generators seeded with (seed, step, process) makes a resumed
 run repeat an uninterrupted one bit for bit, and a checkpoint needs no generator state. Processes
-read different text and exchange one vector a step: the gradient of what is trained, with the loss
-and a wish to stop behind it.
+read different text and exchange the gradient of what is trained, the loss and a wish to stop; of
+weights that are divided among them FSDP2 exchanges the gradients.
 """
 
 import math
@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.runs.job import Interrupted, Job, Process
 from disp_llm.runs.metrics import MetricsLog
 from disp_llm.runs.sums import sha256
-from disp_llm.training.checkpoints import restore, save
+from disp_llm.training.checkpoints import restore, save, whole_tensors
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,16 @@ def train(
             stopping = _exchange(trained, figures, job.stop_requested(), job.process)
             _require_finite(figures["loss"], step)
             if schedule.config.clip:
-                norm = nn.utils.clip_grad_norm_(_trained(trained), schedule.config.clip)
-                figures["gradient_norm"] = float(norm)
+                figures["gradient_norm"] = _clip(_trained(trained), schedule.config.clip)
             optimizer.step()
             optimizer.zero_grad()
             if job.process.is_main:
                 reporter.report(figures, optimizer.param_groups[0]["lr"], step + 1)
-                if stopping or schedule.saves(step + 1):
+            if stopping or schedule.saves(step + 1):
+                tensors = whole_tensors(trained, optimizer, job.process.is_main)
+                if job.process.is_main:
                     facts = {"step": str(step + 1), "metrics": log.settle(), "run": _run(job)}
-                    save(job.run.checkpoint_folder, facts, trained, optimizer)
+                    save(job.run.checkpoint_folder, facts, tensors)
             if stopping:
                 raise Interrupted
 
@@ -178,11 +180,26 @@ def _exchange(trained: nn.Module, figures: Figures, stop: bool, process: Process
     parameters = _trained(trained)
     for parameter in parameters:
         gradient = _gradient(parameter)
-        gradient.copy_(process.mean(gradient))
+        if not isinstance(gradient, DTensor):
+            gradient.copy_(process.mean(gradient))
     exchanged = torch.tensor([figures["loss"], float(stop)], device=parameters[0].device)
     loss, any_stop = process.mean(exchanged)
     figures["loss"] = float(loss)
     return bool(any_stop > 0)
+
+
+def _clip(parameters: list[nn.Parameter], longest: float) -> float:
+    """Shortens the gradient where it is too long; its norm before that. No list of tensors may hold
+    divided ones and whole ones."""
+    divided = [one for one in parameters if isinstance(one, DTensor)]
+    whole = [one for one in parameters if not isinstance(one, DTensor)]
+    parts = [part for part in (divided, whole) if part]
+    found = [nn.utils.get_total_norm([_gradient(one) for one in part]) for part in parts]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for part in parts:
+        nn.utils.clip_grads_with_norm_(part, longest, norm)
+    return float(norm)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.frozen import BasePrecision, FrozenConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.training.losses import CHUNK
@@ -92,6 +93,30 @@ def learning_memory(
     else:
         kept, passing = sum(of_blocks), max(chunk, backward)
     return Memory(outside + held, running, trained_bytes(target, config), kept, passing)
+
+
+def recovery_memory(
+    models: list[PrunableModel], config: RecoverConfig, processes: int, itemsize: int
+) -> int:
+    """Bytes of weights, gradients and moments in each process while weights are trained; what a
+    step needs besides comes on top.
+
+    Args:
+        models: the student and, if there is one, the teacher; empty ones will do.
+        processes: among how many blocks are divided.
+        itemsize: bytes of a number of the model.
+    """
+    total = 0
+    for index, target in enumerate(models):
+        blocks = sum(p.numel() for block in target.blocks for p in block.parameters())
+        trained = index == 0 and config.how == "full"
+        each = TRAINED * FLOAT if trained else itemsize
+        total += (target.parameters - blocks) * itemsize + blocks * each // processes
+    return total
+
+
+TRAINED = 4
+"""Numbers in float32 for each weight that is trained: itself, its gradient, two moments."""
 
 
 def kept_by_block(shape: BlockShape, tokens: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
@@ -42,6 +43,8 @@ def train_weights(
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
+        # One operation on many tensors takes no list in which some are divided.
+        foreach=False if any(isinstance(one, DTensor) for one in trained) else None,
     )
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     reference = teacher.target if teacher is not None else student
@@ -100,7 +103,8 @@ def trained_parameters(student: PrunableModel, how: str) -> list[nn.Parameter]:
             parameter.requires_grad_(id(parameter) not in frozen)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
-        parameter.data = parameter.data.float()
+        if parameter.dtype != torch.float32:  # of a divided model they were made so before
+            parameter.data = parameter.data.float()
     return trained
 
 

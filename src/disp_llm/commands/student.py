@@ -1,0 +1,142 @@
+"""The model that `recover` trains: whole in every process or divided among them, as was asked for
+or as it fits, and whole again when it is written.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from disp_llm.commands.front import Inputs
+from disp_llm.commands.holding import refuse_impossible
+from disp_llm.commands.ways import ROOM, free_share
+from disp_llm.config.parts import MachineConfig
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.export.original import original_of
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name, resolve_dtype
+from disp_llm.models.loading import Loaded, empty_model, family_of_any, load, load_config
+from disp_llm.models.sharding import Sharding
+from disp_llm.runs.job import Job
+from disp_llm.training.memory import recovery_memory
+from disp_llm.training.weights import add_adapters, trained_parameters
+
+logger = logging.getLogger(__name__)
+
+
+def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Sharding | None:
+    """What divides student and teacher among the processes; None = each has all of both.
+
+    Args:
+        inputs: what of the two lies in memory.
+
+    Raises:
+        InputError: they cannot be held as was asked for.
+    """
+    shard, process = job.config.shard, job.process
+    in_memory = next((field for field, one in zip(FIELDS, inputs, strict=True) if one.model), "")
+    refuse_impossible(process, shard, in_memory)
+    if shard == "auto" and process.count > 1 and not in_memory:
+        whole, parts = (_needed(job, processes) for processes in (1, process.count))
+        if whole > ROOM * process.least(free_share(process)):
+            shard = "full"
+            if process.is_main:
+                taken = (whole / 2**30, parts / 2**30)
+                logger.warning("training would take %.1f GiB; with --shard full it is %.1f", *taken)
+    return None if shard in ("auto", "no") else Sharding.among(process, shard)
+
+
+FIELDS = ("folder", "teacher")
+"""The settings that name student and teacher."""
+
+
+def _needed(job: Job[RecoverConfig], processes: int) -> int:
+    """Bytes in each of some processes that divide both models."""
+    config = job.config
+    dtype = resolve_dtype(config.machine.dtype, job.process.device)
+    names = [config.folder]
+    if config.training.distill:
+        names += [config.teacher or original_of(Path(config.folder)) or config.folder]
+    shapes = [load_config(name) for name in names]
+    models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
+    return recovery_memory(models, config, processes, dtype.itemsize)
+
+
+def load_student(
+    config: RecoverConfig, machine: MachineConfig, inputs: Inputs, sharding: Sharding | None
+) -> Loaded:
+    """Loads what is trained.
+
+    Raises:
+        InputError: no such model, an unknown architecture, or damaged files.
+    """
+    if sharding is None:
+        return inputs.load(config.folder, machine)
+    if config.how == "lora":  # adapters are whole in every process
+        return sharding.load(config.folder, machine)
+
+    def prepare(empty: Loaded) -> None:
+        trained_parameters(PrunableModel.of(empty), "full")
+
+    return sharding.load_trained(config.folder, machine, prepare)
+
+
+def gathered(model: PreTrainedModel, keeps: bool) -> dict[str, Tensor]:
+    """The tensors of a divided model, whole, in the machine's memory. All processes call it alike.
+
+    Args:
+        keeps: whether this process wants them; the others give their parts, and get nothing.
+    """
+    whole: dict[str, Tensor] = {}
+    for name, part in model.state_dict().items():
+        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        if keeps:
+            whole[name] = tensor.cpu()
+    return whole
+
+
+def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:
+    """The trained model, whole, in the machine's memory.
+
+    Args:
+        loaded: as it was trained, in parts.
+        tensors: that were gathered of it; adapters are merged.
+    """
+    empty = load(config.folder, _machine(config, loaded, "cpu"), empty=True)
+    adapted = None
+    if config.how == "lora":
+        adapted = add_adapters(PrunableModel.of(empty), config.rank, config.machine.seed)
+    empty.model.load_state_dict(tensors, assign=True)
+    empty.model.tie_weights()
+    return empty.model if adapted is None else adapted.merge_and_unload()
+
+
+@contextlib.contextmanager
+def to_measure(
+    config: RecoverConfig, made: PreTrainedModel, loaded: Loaded, folder: Path
+) -> Iterator[PrunableModel]:
+    """The trained model where it can run: as it is or, where processes hold models together, from
+    its folder, held likewise.
+
+    Args:
+        loaded: as it was trained.
+        folder: where it was written.
+    """
+    if loaded.holding is None:
+        yield PrunableModel(made, loaded.family)
+        return
+    again = loaded.holding.load(str(folder), _machine(config, loaded, str(loaded.model.device)))
+    yield PrunableModel.of(again)
+    loaded.holding.drop(again.model)
+
+
+def _machine(config: RecoverConfig, loaded: Loaded, device: str) -> MachineConfig:
+    """Another device, and the data type that a model was loaded in."""
+    dtype: Any = dtype_name(loaded.dtype)
+    return replace(config.machine, device=device, dtype=dtype)
