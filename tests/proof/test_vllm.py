@@ -154,7 +154,7 @@ import json, sys
 from vllm import LLM, SamplingParams
 folder, prompts, new_tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 model = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=64, disable_log_stats=True,
-            trust_remote_code={trust})
+            trust_remote_code={trust}, model_impl="{implementation}")
 sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
 outputs = model.generate([dict(prompt_token_ids=p) for p in prompts], sampling, use_tqdm=False)
 with open(sys.argv[4], "w") as found:
@@ -200,13 +200,15 @@ def test_every_topology_runs(model_type, package, also, tmp_path, request):
     assert_same_tokens(python, folder, tmp_path, trust=package == "without_package")
 
 
-def assert_same_tokens(python: Path, folder: Path, tmp_path: Path, trust: bool) -> None:
+def assert_same_tokens(
+    python: Path, folder: Path, tmp_path: Path, trust: bool, implementation: str = "auto"
+) -> None:
     """vLLM generates offline what transformers generates."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(4, 300, (PROMPTS, 10), generator=generator).tolist()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     wanted = greedy(model, prompts, 8)
-    script = OFFLINE.format(trust=trust)
+    script = OFFLINE.format(trust=trust, implementation=implementation)
     done = subprocess.run(
         [python, "-c", script, folder, json.dumps(prompts), "8", tmp_path / "found.json"],
         capture_output=True, text=True, timeout=600, env=environment(**SETTINGS), cwd=tmp_path,
@@ -216,12 +218,23 @@ def assert_same_tokens(python: Path, folder: Path, tmp_path: Path, trust: bool) 
     assert json.loads((tmp_path / "found.json").read_text()) == wanted
 
 
-def test_a_uniform_mixture_is_served_as_the_original(without_package, text_file, tmp_path):
-    """`--uniform`, then `save --plain`: vLLM's own class for Qwen 3 with experts runs it, and sees
-    neither this package nor any code in the folder."""
+SERVED_MIXTURES = {
+    "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 32, "mlp_only_layers": []},
+    "gpt_oss": {"num_local_experts": 8, "intermediate_size": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "implementation"), [("qwen3_moe", "auto"), ("gpt_oss", "transformers")]
+)
+def test_a_uniform_mixture_is_served_as_the_original(
+    model_type, implementation, without_package, text_file, tmp_path
+):
+    """`--uniform`, then `save --plain`: vLLM's own class for Qwen 3 with experts runs it, and its
+    Transformers backend gpt-oss, for which its own class has no kernels on a CPU. It sees neither
+    this package nor any code in the folder."""
     dense, run, plain = tmp_path / "dense", tmp_path / "run", tmp_path / "plain"
-    experts = {"num_experts": 8, "moe_intermediate_size": 32, "mlp_only_layers": []}
-    model = tiny_model("qwen3_moe", hidden_size=128, head_dim=32, norm_topk_prob=True, **experts)
+    model = tiny_model(model_type, hidden_size=128, head_dim=32, **SERVED_MIXTURES[model_type])
     model.save_pretrained(dense)
     byte_tokenizer().save_pretrained(dense)
     flags = ("--method", "fisher", "--keep", 0.6, "--uniform")
@@ -230,7 +243,8 @@ def test_a_uniform_mixture_is_served_as_the_original(without_package, text_file,
     done = run_command("save", run / "model", "--to", plain, "--plain")
     assert done.returncode == 0, done.stderr
     config = json.loads((plain / "config.json").read_text())
-    assert config["architectures"] == ["Qwen3MoeForCausalLM"]
-    assert config["num_local_experts"] * config["moe_intermediate_size"] < 8 * 32
+    assert config["architectures"] == model.config.architectures
+    width = config.get("moe_intermediate_size", config["intermediate_size"])
+    assert config["num_local_experts"] * width < 8 * 32
     assert not list(plain.glob("*.py"))
-    assert_same_tokens(without_package, plain, tmp_path, trust=False)
+    assert_same_tokens(without_package, plain, tmp_path, False, implementation)
