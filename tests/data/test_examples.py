@@ -134,8 +134,12 @@ def test_an_example_longer_than_a_window_is_named_by_its_line(tmp_path):
         byte_tokenizer(),
     )
     texts.corpus.require_length(42, "length")
-    with pytest.raises(InputError, match=r"train.jsonl, line 2, has 42 tokens and a window"):
+    with pytest.raises(
+        InputError, match=r"train.jsonl, line 2, has 42 tokens and a window takes 41;"
+    ):
         texts.corpus.require_length(41, "length")
+    with pytest.raises(InputError, match=r"line 2, has 42 .* takes 6 .2 examples are too long.;"):
+        texts.corpus.require_length(6, "length")
 
 
 def test_windows_are_filled_with_examples_from_their_first_token_on():

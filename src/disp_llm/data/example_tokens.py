@@ -66,14 +66,16 @@ class ExampleStream:
         """Refuses an example that is longer than a window, whose length that setting says.
 
         Raises:
-            InputError: naming its file and line.
+            InputError: naming file and line of the longest.
         """
-        if len(self.longest.tokens) > tokens:
+        longer = sum(len(example.tokens) > tokens for example in self.examples)
+        if longer:
+            others = f" ({longer:,} examples are too long)" if longer > 1 else ""
             raise InputError(
                 f"{self.longest.place}, has {len(self.longest.tokens):,} tokens and a window takes "
-                f"{tokens:,}",
+                f"{tokens:,}{others}",
                 field=self.field,
-                hint=f"shorten or leave it out, or give a larger `{setting}`",
+                hint=f"shorten it or leave it out, or give a larger `{setting}`",
             )
 
     def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
