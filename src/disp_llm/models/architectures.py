@@ -339,6 +339,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": replace(
         _LLAMA,
         attention=_attention("input_layernorm", per_head="sinks"),
+        masks_by_place=False,
         mlp=mixture(
             "post_attention_layernorm",
             counted="router.bias",

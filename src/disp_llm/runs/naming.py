@@ -12,18 +12,19 @@ from typing import Any
 
 FILES = (
     "suite",
-    *("output_dir", "text", "eval_text", "recipe", "runs", "run", "output", "plot"),
+    *("output_dir", "text", "eval_text", "examples", "eval_examples"),
+    *("recipe", "runs", "run", "output", "plot"),
     *("task_data", "to", "original", "suite"),
 )
 """Settings that name files and folders, and nothing on the hub."""
 
-SEVERAL = ("text", "eval_text", "task_data")
+SEVERAL = ("text", "eval_text", "examples", "eval_examples", "task_data")
 """Those of them whose flag takes several values."""
 
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(:[\w.-]+)*")
 """`org/name`, and of a data set also `org/name:config:split`."""
 
-HELD_OUT = re.compile(r"the last \d+% of ")
+HELD_OUT = re.compile(r"the last \d+%? of ")
 """How the name of a text begins that is the end of another."""
 
 
