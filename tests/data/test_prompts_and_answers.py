@@ -171,7 +171,7 @@ def test_the_last_tenth_is_only_measured_on(tmp_path):
     assert (len(learned.examples), len(texts.evaluation.examples)) == (18, 2)
     assert said(texts.evaluation)[0] == "18b</s>"
     assert texts.names["text"] == "train.jsonl"
-    assert texts.names["eval_text"] == "the last 2 of train.jsonl"
+    assert texts.names["eval_text"] == "answers in the last 2 of train.jsonl"
     assert texts.names["text_sha256"] != texts.names["eval_text_sha256"]
     with pytest.raises(InputError, match="holds one example"):
         read_sources(TextConfig(examples=(written(tmp_path, rows[:1], "one.jsonl"),)))

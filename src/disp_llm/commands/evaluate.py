@@ -18,7 +18,7 @@ from disp_llm.data.examples import read_examples, read_input_examples
 from disp_llm.data.named import Given
 from disp_llm.data.reading import read_given
 from disp_llm.data.sources import read_input
-from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
+from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
 from disp_llm.evaluation.answers import written_answers
 from disp_llm.evaluation.metrics import AnswerScore, scored
 from disp_llm.evaluation.perplexity import perplexity
@@ -141,4 +141,4 @@ def evaluation_stream(
     stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
     if not isinstance(stream, ExampleStream):
         require_length(stream, 2, text.field, text.name)
-    return stream, {"text": text.name, "text_sha256": text.sha256}
+    return stream, {"text": name_of_measured(text), "text_sha256": text.sha256}

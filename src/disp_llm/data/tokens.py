@@ -130,6 +130,7 @@ def load_tokens(
     evaluation = stream_of(held_out, tokenizer, bos_token_id)
     if not isinstance(evaluation, ExampleStream):
         require_length(evaluation, 2, held_out.field, held_out.name)
+    measured = name_of_measured(held_out)
     corpus = Corpus(
         streams=tuple(streams),
         weights=_weights(config, sources, [len(stream) for stream in streams]),
@@ -139,7 +140,7 @@ def load_tokens(
         names=tuple(text.name for text in texts),
     )
     hashes = {"text_sha256": joint_sha256(texts), "eval_text_sha256": held_out.sha256}
-    return Texts(corpus, evaluation, {"text": name, "eval_text": held_out.name} | hashes)
+    return Texts(corpus, evaluation, {"text": name, "eval_text": measured} | hashes)
 
 
 def _held_out(
@@ -178,6 +179,11 @@ def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[
             whole[group] += length
     total = sum(whole) or 1.0
     return tuple(whole[one.group] * one.share / total for one in sources.learning)
+
+
+def name_of_measured(given: Given) -> str:
+    """What results call a text, or the examples whose answers alone are measured."""
+    return f"answers in {given.name}" if isinstance(given, GivenExamples) else given.name
 
 
 def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:

@@ -24,8 +24,8 @@ SEVERAL = ("text", "eval_text", "examples", "eval_examples", "task_data")
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(:[\w.-]+)*")
 """`org/name`, and of a data set also `org/name:config:split`."""
 
-HELD_OUT = re.compile(r"the last \d+%? of ")
-"""How the name of a text begins that is the end of another."""
+HELD_OUT = re.compile(r"(answers in )?the last \d+%? of |answers in ")
+"""How the name of a text begins that is the end of another, or of which answers alone count."""
 
 
 def is_on_hub(name: str) -> bool:
