@@ -73,7 +73,7 @@ def test_the_oldest_prunes_mixtures(tmp_path):
     for command in (rows, [*pytest_, *files, "tests/commands/test_gpt_oss.py"]):
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False,
-            env=environment(),
+            env=environment(PYTHONPATH=str(ROOT / "src")),
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-5000:]
         assert " passed" in done.stdout
