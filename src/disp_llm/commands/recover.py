@@ -26,7 +26,6 @@ from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.student import (
-    gathered,
     load_student,
     put_together,
     sharding_of,
@@ -44,6 +43,7 @@ from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Holding, Loaded
+from disp_llm.models.sharding import gathered
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock
@@ -156,7 +156,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
     process.wait()
     divided = loaded.holding is not None
-    tensors = gathered(loaded.model, process.is_main) if divided else {}
+    tensors = gathered(loaded.model.state_dict(), process.is_main) if divided else {}
 
     def export() -> None:
         if not run.has(run.folder / "model"):

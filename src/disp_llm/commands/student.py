@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Inputs
@@ -85,20 +84,6 @@ def load_student(
         trained_parameters(PrunableModel.of(empty), "full")
 
     return sharding.load_trained(config.folder, machine, prepare)
-
-
-def gathered(model: PreTrainedModel, keeps: bool) -> dict[str, Tensor]:
-    """The tensors of a divided model, whole, in the machine's memory. All processes call it alike.
-
-    Args:
-        keeps: whether this process wants them; the others give their parts, and get nothing.
-    """
-    whole: dict[str, Tensor] = {}
-    for name, part in model.state_dict().items():
-        tensor = part.full_tensor() if isinstance(part, DTensor) else part
-        if keeps:
-            whole[name] = tensor.cpu()
-    return whole
 
 
 def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:

@@ -67,6 +67,11 @@ class Windows:
             return torch.ones_like(self.tokens[:, 1:], dtype=torch.bool)
         return self.counted[:, 1:]
 
+    def of_predicted(self, values: Tensor) -> Tensor:
+        """Those of the S tokens that count, one window's behind the other's: (B, S, …) -> (P, …).
+        All of running text are taken without looking which, which a GPU would wait for."""
+        return values.flatten(0, 1) if self.counted is None else values[self.predicted]
+
     def means(self, losses: Float[Tensor, " P"]) -> Float[Tensor, " B"]:
         """The mean loss of every window, from those of its counted tokens, one window's behind the
         other's."""

@@ -34,6 +34,21 @@ Told = tuple[Literal["run", "load", "drop", "end", "failed"], Any]
 """What the first process does next, and with which model."""
 
 
+def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
+    """Tensors, some of them divided, whole and in the machine's memory. Processes that hold parts
+    call it alike.
+
+    Args:
+        keeps: whether this process wants them; the others give their parts, and get nothing.
+    """
+    whole: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        if keeps:
+            whole[name] = tensor.detach().cpu().contiguous()
+    return whole
+
+
 def frozen(loaded: Loaded) -> None:
     """Prepares a model of which nothing is trained: it was loaded frozen."""
 

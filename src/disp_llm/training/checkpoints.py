@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from disp_llm.models.sharding import gathered
 from disp_llm.runs.files import tensors_sha256, write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
@@ -33,12 +34,7 @@ def whole_tensors(
     parts = {TRAINED + name: value for name, value in _state(trained).items()}
     for index, state in optimizer.state_dict()["state"].items():
         parts |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    whole = {}
-    for name, part in parts.items():
-        tensor = part.full_tensor() if isinstance(part, DTensor) else part
-        if keeps:
-            whole[name] = tensor.detach().cpu().contiguous()
-    return whole
+    return gathered(parts, keeps)
 
 
 def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> None:

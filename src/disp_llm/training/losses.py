@@ -103,7 +103,7 @@ def _counted_losses(
         with teacher.teaching(), torch.no_grad():  # masks are set again with their gradient
             taught = _states(teacher.target, windows)
     states = _states(target, windows)
-    targets = windows.tokens[:, 1:][windows.predicted]
+    targets = windows.of_predicted(windows.tokens[:, 1:])
     of_chunk = _compiled() if compiled else _loss_of_chunk
 
     def loss_of(hidden: Tensor, place: slice) -> Tensor:
@@ -151,6 +151,4 @@ def _states(target: PrunableModel, windows: Windows) -> Float[Tensor, "P D"]:
     base = target.model.base_model
     output = base(input_ids=windows.tokens, use_cache=False, **places)
     hidden = output.last_hidden_state  # (B, T, D)
-    if windows.counted is None:
-        return hidden[:, :-1].flatten(0, 1)
-    return hidden[:, :-1][windows.predicted]
+    return windows.of_predicted(hidden[:, :-1])
