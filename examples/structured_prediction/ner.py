@@ -57,6 +57,16 @@ def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, float]:
     return found | {"recall": recall, "sentences": len(sentences), "seconds": seconds}
 
 
+def batches_of(
+    sentences: Sequence[Sentence], batch: int, draws: random.Random
+) -> list[Sequence[Sentence]]:
+    """All sentences in random order, those of a batch of like length, so that little is padding."""
+    order = sorted(sentences, key=lambda one: len(one.words) * draws.uniform(0.8, 1.25))
+    batches = [order[first : first + batch] for first in range(0, len(order), batch)]
+    draws.shuffle(batches)
+    return batches
+
+
 def fit(
     tagger: Tagger,
     sentences: Sequence[Sentence],
@@ -85,11 +95,9 @@ def fit(
     device = tagger.scorers.action.weight.device
     step, began = 0, time.perf_counter()
     for _ in range(epochs):
-        order = list(sentences)
-        draws.shuffle(order)
-        for first in range(0, len(order), batch):
+        for some in batches_of(sentences, batch, draws):
             with torch.autocast(device.type, torch.bfloat16):
-                loss = tagger.loss(order[first : first + batch])
+                loss = tagger.loss(some)
             loss.backward()
             torch.nn.utils.clip_grad_norm_([*trained, *tagger.scorers.parameters()], 1.0)
             optimizer.step()
