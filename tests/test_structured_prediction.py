@@ -21,6 +21,7 @@ from actions import CLOSE, OPEN, Pieces, State, right_sequence  # noqa: E402
 from conll import Sentence, Span, read_conll  # noqa: E402
 from tagger import Scorers, Tagger  # noqa: E402
 
+import disp_llm  # noqa: E402
 from disp_llm.config.errors import InputError  # noqa: E402
 
 LABELS = ("person", "place")
@@ -191,6 +192,32 @@ def test_from_training_to_a_tagged_sentence(llama_folder, tmp_path, capsys):
         {"start": 3, "end": 4, "label": "place"},
     ]
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["spans"] == tagged["spans"]
+    half, tuned = tmp_path / "run", tmp_path / "tuned"
+    small = ["--keep", "0.7", "--steps", "3", "--length", "48", "--batch", "1"]
+    ner.main(["prune", str(out), *files[:4], "--output", str(half), *small])
+    source = json.loads((half / "result.json").read_text())["source"]
+    assert source["text"].startswith("12 examples in memory")
+    counted = ner.main(["eval", str(half / "model"), "--test", str(path)])
+    assert counted["bytes"] < ner.main(["eval", str(out), "--test", str(path)])["bytes"]
+    files[-1] = str(tuned)
+    found = ner.main(["train", str(half / "model"), *files, *flags[:4], "--scorer-rate", "0"])
+    assert found["dev"]["f1"] == 1.0  # by scorers that have gone on, unchanged
+    before, after = (ner.scorers_in(folder) for folder in (out, tuned))
+    assert all(
+        torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True)
+    )
+
+
+def test_the_loss_that_prunes_is_the_loss_that_trains():
+    found = tagger()
+    some = [Sentence(("ab", "c"), (Span(0, 1, "place"),), "here"), Sentence(("d",), (), "there")]
+    examples = [found.example(one) for one in some]
+    assert found.loss(some).requires_grad
+    for one, example in zip(some, examples, strict=True):
+        mean = disp_llm.evaluate(found.model, found.tokenizer, examples=[example], context=32)[
+            "perplexity"
+        ]
+        assert math.log(mean) == pytest.approx(float(found.loss([one]).detach()), rel=1e-4)
 
 
 def test_f1_counts_exact_spans_with_their_labels():

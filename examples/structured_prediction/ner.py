@@ -1,14 +1,17 @@
 """Named entities as a sequence of actions, by any causal model: dense or pruned.
 
     python ner.py train smollm2-135m --train train.conll --dev dev.conll --output tagger
-    python ner.py eval tagger --test test.conll
-    python ner.py tag tagger "Obama visited New York"
+    python ner.py prune tagger --train train.conll --dev dev.conll --keep 0.5 --output run
+    python ner.py train run/model --train train.conll --output small
+    python ner.py eval small --test test.conll
+    python ner.py tag small "Obama visited New York"
 
 See README.md beside this file.
 """
 
 import json
 import random
+import shutil
 import statistics
 import sys
 import time
@@ -23,13 +26,16 @@ from safetensors.torch import load_file, save_file
 from tagger import Scorers, Tagger
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import disp_llm  # noqa: F401  (registers pruned models)
-from disp_llm.config.errors import InputError
+import disp_llm
+from disp_llm import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.loading import load
 
 SAMPLES = 1000
 """Bootstrap samples of the sentences."""
+
+SCORERS = ("scorers.safetensors", "labels.json")
+"""What lies in a folder beside the model."""
 
 
 def counts_of(found: Sequence[Span], right: Sequence[Span]) -> tuple[int, int, int]:
@@ -44,9 +50,9 @@ def f1_of(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:
     return precision, recall, 2 * both / max(found + right, 1)
 
 
-def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, float]:
+def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, Any]:
     """Micro F1 over exact spans with their labels, its standard deviation over bootstrap samples of
-    the sentences, and the seconds that a sentence took."""
+    the sentences, the seconds that a sentence took, and the counts of every sentence."""
     began = time.perf_counter()
     counts = [counts_of(tagger.tag(one), one.spans) for one in sentences]
     seconds = (time.perf_counter() - began) / len(sentences)
@@ -54,7 +60,8 @@ def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, float]:
     sampled = [f1_of(draws.choices(counts, k=len(counts)))[2] for _ in range(SAMPLES)]
     precision, recall, f1 = f1_of(counts)
     found = {"f1": f1, "f1_stderr": statistics.stdev(sampled), "precision": precision}
-    return found | {"recall": recall, "sentences": len(sentences), "seconds": seconds}
+    size = sum(p.numel() * p.element_size() for p in tagger.model.parameters())
+    return found | {"recall": recall, "seconds": seconds, "bytes": size, "counts": counts}
 
 
 def batches_of(
@@ -117,8 +124,23 @@ def save(tagger: Tagger, folder: Path) -> None:
     """Writes model, tokenizer and scorers."""
     tagger.model.save_pretrained(folder)
     tagger.tokenizer.save_pretrained(folder)
-    save_file(tagger.scorers.state_dict(), folder / "scorers.safetensors")
-    (folder / "labels.json").write_text(json.dumps(tagger.scorers.labels))
+    save_file(tagger.scorers.state_dict(), folder / SCORERS[0])
+    (folder / SCORERS[1]).write_text(json.dumps(tagger.scorers.labels))
+
+
+def scorers_in(folder: Path) -> Scorers:
+    """The scorers that lie beside a model.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not (folder / SCORERS[1]).is_file():
+        raise InputError("holds no tagger", field=str(folder), hint="make one by `ner.py train`")
+    weights = load_file(folder / SCORERS[0])
+    labels = json.loads((folder / SCORERS[1]).read_text())
+    scorers = Scorers(weights["action.weight"].shape[1], labels)
+    scorers.load_state_dict(weights)
+    return scorers
 
 
 def tagger_in(folder: Path, device: str = "cpu") -> Tagger:
@@ -127,13 +149,9 @@ def tagger_in(folder: Path, device: str = "cpu") -> Tagger:
     Raises:
         InputError: there is none.
     """
-    if not (folder / "labels.json").is_file():
-        raise InputError("holds no tagger", field=str(folder), hint="make one by `ner.py train`")
+    scorers = scorers_in(folder).to(device)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
-    labels = json.loads((folder / "labels.json").read_text())
-    scorers = Scorers(model.config.get_text_config().hidden_size, labels)
-    scorers.load_state_dict(load_file(folder / "scorers.safetensors"))
-    return Tagger(model, AutoTokenizer.from_pretrained(folder), scorers.to(device))
+    return Tagger(model, AutoTokenizer.from_pretrained(folder), scorers)
 
 
 def train(
@@ -142,16 +160,16 @@ def train(
     dev: Path | None = None,
     output: Path = Path("tagger"),
     epochs: int = 3,
-    batch: int = 16,
-    rate: float = 5e-5,
+    batch: int = 8,
+    rate: float = 1e-4,
     scorer_rate: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train a model and its scorers.
+    """Train a model and its scorers; those of a tagger go on from where they are.
 
     Args:
-        model: Hub id, folder (pruned ones too), or smollm2-135m.
+        model: Hub id, folder (pruned ones too), a tagger, or smollm2-135m.
         train: CoNLL file.
         dev: CoNLL file that is scored at the end.
         output: Folder that is written.
@@ -162,13 +180,14 @@ def train(
         seed: Of the order of sentences, and of how scorers begin.
         device: Where it runs.
     """
-    sentences = read_conll(train)
-    labels = sorted({span.label for one in sentences for span in one.spans})
+    begun = scorers_in(Path(model)) if (Path(model) / SCORERS[1]).is_file() else None
+    sentences = read_conll(train, begun.labels if begun else None)
+    labels = begun.labels if begun else sorted({s.label for one in sentences for s in one.spans})
     held_out = read_conll(dev, labels) if dev else []
     torch.manual_seed(seed)
     loaded = load(model, MachineConfig(device=device, dtype="float32"))
-    scorers = Scorers(loaded.model.config.get_text_config().hidden_size, labels).to(device)
-    tagger = Tagger(loaded.model, loaded.tokenizer, scorers)
+    scorers = begun or Scorers(loaded.model.config.get_text_config().hidden_size, labels)
+    tagger = Tagger(loaded.model, loaded.tokenizer, scorers.to(device))
     for one in (*sentences, *held_out):
         tagger.pieces(one)  # refused now and not after an hour
     began = time.perf_counter()
@@ -176,6 +195,52 @@ def train(
     found = {"seconds": time.perf_counter() - began, "labels": labels}
     save(tagger, output)
     return found | ({"dev": score(tagger, held_out)} if dev else {})
+
+
+def prune(
+    folder: tyro.conf.Positional[Path],
+    train: Path,
+    dev: Path,
+    keep: tuple[float, ...] = (0.5,),
+    output: Path = Path("run"),
+    method: str = "learned",
+    recipe: str = "default",
+    steps: int = 150,
+    length: int = 512,
+    batch: int = 2,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Make smaller taggers of one; the loss of its structures teaches the masks.
+
+    Args:
+        folder: A tagger.
+        train: CoNLL file to learn from.
+        dev: CoNLL file whose loss is measured.
+        keep: Shares of the block parameters that stay.
+        output: Run folder; a tagger a size lies in it.
+        method: What chooses the masks, as in `disp-llm prune`.
+        recipe: As in `disp-llm prune`.
+        steps: Of learning.
+        length: Tokens of a window.
+        batch: Windows of a step.
+        seed: Of what is drawn.
+        device: Where it runs.
+    """
+    tagger = tagger_in(folder, device)
+    tagger.scorers.requires_grad_(False)
+    known = [read_conll(path, tagger.scorers.labels) for path in (train, dev)]
+    examples, held_out = ([tagger.example(one) for one in some] for some in known)
+    result = disp_llm.prune(
+        str(folder), examples=examples, eval_examples=held_out, keep=list(keep), output_dir=output,
+        method=method, recipe=recipe, steps=steps, length=length, batch=batch, seed=seed,
+        device=device, resume="auto",
+    )  # fmt: skip
+    for size in result.sizes:
+        for name in SCORERS:
+            shutil.copy(folder / name, Path(size.folder) / name)
+    losses = {size.folder: size.measured.perplexity for size in result.sizes if size.measured}
+    return {"run": str(output), "perplexity of a choice": losses}
 
 
 def evaluate(folder: tyro.conf.Positional[Path], test: Path, device: str = "cpu") -> dict[str, Any]:
@@ -197,7 +262,7 @@ def tag(
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs a command; bad input ends in one line and exit code 2."""
-    commands = {"train": train, "eval": evaluate, "tag": tag}
+    commands = {"train": train, "prune": prune, "eval": evaluate, "tag": tag}
     try:
         result = tyro.extras.subcommand_cli_from_dict(commands, args=arguments)
     except InputError as error:

@@ -17,7 +17,7 @@ from conll import Sentence, Span
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from disp_llm.config.errors import InputError
+from disp_llm import InputError, TaskExample
 from disp_llm.models.kv_cache import with_cache
 
 WIDTH = 128
@@ -86,12 +86,7 @@ class Tagger:
 
     def loss(self, sentences: Sequence[Sentence]) -> Tensor:
         """−ln p of the right structures, the mean over all choices."""
-        written = []
-        for sentence in sentences:
-            try:
-                written.append(right_sequence(self.pieces(sentence), sentence.spans))
-            except ValueError as error:
-                raise InputError(str(error), field=sentence.place, hint="leave it out") from error
+        written = [self._written(sentence) for sentence in sentences]
         longest = max(len(tokens) for tokens, _ in written)
         batch = torch.zeros(len(written), longest, dtype=torch.long)
         for row, (tokens, _) in zip(batch, written, strict=True):
@@ -104,6 +99,21 @@ class Tagger:
             for states, (_, choices) in zip(hidden, written, strict=True)
         ]
         return torch.cat(parts).mean()
+
+    def example(self, sentence: Sentence) -> TaskExample:
+        """A sentence as `disp_llm.prune` learns from it: its loss is that of its choices."""
+        tokens, choices = self._written(sentence)
+
+        def loss(states: Tensor) -> Tensor:
+            return self._losses(states, choices).mean()
+
+        return TaskExample(tuple(tokens), loss, len(choices), sentence.place)
+
+    def _written(self, sentence: Sentence) -> tuple[list[int], list[Choice]]:
+        try:
+            return right_sequence(self.pieces(sentence), sentence.spans)
+        except ValueError as error:
+            raise InputError(str(error), field=sentence.place, hint="leave it out") from error
 
     def _losses(self, states: Tensor, choices: list[Choice]) -> Tensor:
         """(T, D) -> (N)."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from disp_llm.commands.recover import recover as recover
     from disp_llm.commands.verify import verify as verify
     from disp_llm.config.errors import InputError as InputError
+    from disp_llm.data.examples import TaskExample as TaskExample
 
 __version__ = version("disp-llm")
 
@@ -38,6 +39,7 @@ _LAZY = {
     "export_sizes": "commands.export_sizes",
     "verify": "commands.verify",
     "InputError": "config.errors",
+    "TaskExample": "data.examples",
 }
 """Where the names of the Python API lie."""
 

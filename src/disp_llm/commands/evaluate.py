@@ -9,6 +9,7 @@ from disp_llm.commands.front import Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score
+from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
@@ -114,8 +115,15 @@ def _answered(
     stream: ExampleStream,
     on_answer: Callable[[int, int], None],
 ) -> AnswerScore:
-    """What the model's own answers to the examples score."""
+    """What the model's own answers to the examples score.
+
+    Raises:
+        InputError: an example has a loss of its own and no answer.
+    """
     asked = stream.first(config.limit) if config.limit else stream
+    if any(one.loss is not None for one in asked.examples):
+        what = "compares answers, and an example with a loss of its own has none"
+        raise InputError(what, field="metric", hint="leave it out")
     target = PrunableModel.of(loaded)
     answers = written_answers(target, loaded.tokenizer, asked, config.answer_tokens, on_answer)
     return scored(config.metric, answers, [one.answer for one in asked.examples])

@@ -4,12 +4,14 @@ A prompt and its answer are tokenised apart, and the answer ends with EOS; or bo
 template of the tokenizer writes them, whose text is cut where the assistant's turns begin and end.
 
 Training windows are filled with one example after the other, drawn at random; the last is cut off.
-A model that can be told the places of tokens reads each without those before it; of what other
-models read, the first example of a window counts alone (`Windows.of_first_example`).
+Of examples with a loss of their own, which needs all their tokens, the last that does not fit is
+left out. A model that can be told the places of tokens reads each without those before it; of what
+other models read, the first example of a window counts alone (`Windows.of_first_example`).
 
 E examples, N tokens of all of them, B windows, T tokens of a window.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +22,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.examples import ASSISTANT, Example, GivenExamples
-from disp_llm.data.windows import Windows, usual_bos
+from disp_llm.data.examples import ASSISTANT, Example, GivenExamples, TaskExample
+from disp_llm.data.windows import StatesLoss, TaskPart, Windows, joined, usual_bos
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,18 @@ class Tokenized:
     counted: Bool[Tensor, " N"]
     place: str
     """Where it was read, for messages."""
-    answer: str
+    answer: str = ""
     """What its last answer says."""
+    loss: StatesLoss | None = None
+    """Its own, where no token counts."""
+    choices: int = 0
+    """How many its own loss is the mean of."""
+
+    def tasks_from(self, first: int) -> tuple[TaskPart, ...]:
+        """Its own loss, if it has one, where its tokens begin at that place of a window."""
+        if self.loss is None:
+            return ()
+        return (TaskPart(first, first + len(self.tokens), self.loss, self.choices),)
 
     @property
     def prompt(self) -> Int[Tensor, " N"]:
@@ -80,19 +92,25 @@ class ExampleStream:
 
     def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
         """Windows that are filled with examples, each drawn anew."""
-        found = [self._random_window(length, noise) for _ in range(count)]
-        tokens, counted, places = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return Windows(tokens, counted, places)
+        return joined([self._random_window(length, noise) for _ in range(count)])
 
-    def _random_window(self, length: int, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _random_window(self, length: int, noise: torch.Generator) -> Windows:
         drawn: list[Tokenized] = []
         while sum(len(example.tokens) for example in drawn) < length:
             place = int(torch.randint(len(self.examples), (), generator=noise))
             drawn.append(self.examples[place])
-        return (
-            torch.cat([example.tokens for example in drawn])[:length],
-            torch.cat([example.counted for example in drawn])[:length],
-            torch.cat([torch.arange(len(example.tokens)) for example in drawn])[:length],
+        starts = [0, *itertools.accumulate(len(example.tokens) for example in drawn)]
+        tasks = [
+            part
+            for example, first in zip(drawn, starts, strict=False)
+            for part in example.tasks_from(first)
+            if part.end <= length
+        ]
+        return Windows(
+            torch.cat([example.tokens for example in drawn])[None, :length],
+            torch.cat([example.counted for example in drawn])[None, :length],
+            torch.cat([torch.arange(len(example.tokens)) for example in drawn])[None, :length],
+            (tuple(tasks),) if tasks else (),
         )
 
     def alone(self, most_tokens: int = 0) -> Iterator[Windows]:
@@ -106,7 +124,8 @@ class ExampleStream:
             read += len(example.tokens)
             if number and most_tokens and read > most_tokens:
                 return
-            yield Windows(example.tokens[None], example.counted[None])
+            own = example.tasks_from(0)
+            yield Windows(example.tokens[None], example.counted[None], tasks=(own,) if own else ())
 
 
 def stream_of_examples(
@@ -133,7 +152,9 @@ class _Writer:
     tokenizer: Any
     bos_token_id: int | None
 
-    def tokenized(self, example: Example) -> Tokenized:
+    def tokenized(self, example: Example | TaskExample) -> Tokenized:
+        if isinstance(example, TaskExample):
+            return self._of_task(example)
         chat = self._is_chat(example)
         tokens = self._opening(chat)
         counted = [False] * len(tokens)
@@ -146,6 +167,18 @@ class _Writer:
             tokens += ids
             counted += [is_answer] * len(ids)
         return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, example.answer)
+
+    def _of_task(self, example: TaskExample) -> Tokenized:
+        tokens = torch.tensor(example.tokens, dtype=torch.long)
+        if not len(tokens) or int(tokens.min()) < 0 or int(tokens.max()) >= len(self.tokenizer):
+            raise InputError(
+                f"{example.place}, has no token ids below {len(self.tokenizer)}",
+                field=self.given.field,
+                hint="give ids of the tokenizer of this model",
+            )
+        none = torch.zeros_like(tokens, dtype=torch.bool)
+        own = (example.loss, example.choices)
+        return Tokenized(tokens, none, example.place, "", *own)
 
     def _opening(self, chat: bool) -> list[int]:
         """BOS, where the model needs one; without a template also where the tokenizer has one."""

@@ -9,7 +9,7 @@ The forms that data sets for instruction tuning have:
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,10 +66,26 @@ class Example:
 
 
 @dataclass(frozen=True)
+class TaskExample:
+    """Tokens that a model reads at once, and what it loses on them: for a program that has heads of
+    its own on the model, whose loss is to teach the masks."""
+
+    tokens: tuple[int, ...]
+    """Ids, with BOS where the model wants one."""
+    loss: Callable[[Any], Any]
+    """Final hidden states (N, D) of the tokens, float32 -> the mean loss of the choices that are
+    made there, a scalar tensor through which a gradient flows back to the states."""
+    choices: int = 1
+    """How many the loss is the mean of; perplexity is e to the mean loss of a choice."""
+    place: str = "an example in memory"
+    """Where it was read, for messages."""
+
+
+@dataclass(frozen=True)
 class GivenExamples:
     """Examples that were read, or handed over in memory."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[Example | TaskExample, ...]
     field: str = "examples"
     """The setting that they were given in."""
     named: str = ""
@@ -106,11 +122,12 @@ class GivenExamples:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the turns as JSON, a line an example."""
+        """The hash of the turns, or of the token ids, as JSON, a line an example."""
         digest = hashlib.sha256()
         for example in self.examples:
-            turns = [turn.as_message() for turn in example.turns]
-            digest.update(json.dumps(turns, sort_keys=True).encode() + b"\n")
+            own = isinstance(example, TaskExample)
+            said = list(example.tokens) if own else [t.as_message() for t in example.turns]
+            digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -153,7 +170,8 @@ def read_input_examples(
     """Files and folders, or examples in memory.
 
     Args:
-        given: one path or several; rows as a file has them; or a `datasets.Dataset` of them.
+        given: one path or several; rows as a file has them, or `TaskExample`s; or a
+            `datasets.Dataset` of rows.
 
     Raises:
         InputError: it is none of these, or a row is no example.
@@ -169,7 +187,10 @@ def _in_memory(rows: Any, template: str, field: str) -> GivenExamples:
     if isinstance(rows, bytes | Mapping) or not isinstance(rows, Iterable):
         raise InputError(f"cannot be read from {type(rows).__name__}", field=field, hint=FORMS)
     try:
-        found = [example_of(row, f"in row {i}", f"row {i}") for i, row in enumerate(rows, start=1)]
+        found = [
+            row if isinstance(row, TaskExample) else example_of(row, f"in row {i}", f"row {i}")
+            for i, row in enumerate(rows, start=1)
+        ]
     except Unusable as error:
         raise InputError(error.what, field=field, hint=error.hint) from error
     if not found:

@@ -1,36 +1,58 @@
 """Windows of tokens that a model reads at once, and which of their tokens a loss counts.
 
-B windows, T tokens of a window.
+B windows, T tokens of a window, N tokens of an example, D hidden.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
+"""What a model loses on an example, from the final hidden states of its tokens in float32: the mean
+over what is chosen there, a scalar that has a gradient."""
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """An example in a window that has a loss of its own, in place of that of next tokens."""
+
+    first: int
+    """Of its tokens in the window."""
+    end: int
+    loss: StatesLoss
+    choices: int
+    """How many the loss is the mean of."""
+
 
 @dataclass(frozen=True)
 class Windows:
     """Of running text, in which every token but the first of a window counts; or of examples, in
-    which answers count and prompts do not."""
+    which answers count and prompts do not, or which have a loss of their own."""
 
     tokens: Int[Tensor, "B T"]
     counted: Bool[Tensor, "B T"] | None = None
     """Which tokens count; None = all. The first of a window, which nothing predicts, never does."""
     places: Int[Tensor, "B T"] | None = None
     """The place of every token in its own example, from 0; None = windows hold one text each."""
+    tasks: tuple[tuple[TaskPart, ...], ...] = ()
+    """Of every window, its examples with a loss of their own, none where tokens count; () = there
+    are none in any window."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
+        places = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
             None if self.places is None else self.places[rows],
+            tuple(self.tasks[place] for place in places.tolist()) if self.tasks else (),
         )
 
     def one(self, row: int) -> "Windows":
@@ -39,10 +61,11 @@ class Windows:
 
     def to(self, device: torch.device) -> "Windows":
         """On a device."""
-        return Windows(
-            self.tokens.to(device),
-            None if self.counted is None else self.counted.to(device),
-            None if self.places is None else self.places.to(device),
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            counted=None if self.counted is None else self.counted.to(device),
+            places=None if self.places is None else self.places.to(device),
         )
 
     def tensor_split(self, parts: int) -> list["Windows"]:
@@ -58,7 +81,14 @@ class Windows:
             return self
         steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         assert self.counted is not None
-        return Windows(self.tokens, self.counted & (self.places == steps))
+        first = tuple(parts[:1] for parts in self.tasks)
+        return Windows(self.tokens, self.counted & (self.places == steps), tasks=first)
+
+    @property
+    def choices(self) -> int:
+        """How many tokens or, where examples have a loss of their own, choices count."""
+        own = sum(part.choices for parts in self.tasks for part in parts)
+        return own + int(self.predicted.sum())
 
     @property
     def predicted(self) -> Bool[Tensor, "B S"]:
@@ -86,6 +116,8 @@ def joined(parts: list[Windows]) -> Windows:
     """Windows of the same length, one after the other; where some are of examples, all of the
     tokens of the others count, and their places are those in the window."""
     tokens = torch.cat([part.tokens for part in parts])
+    own = [part.tasks or ((),) * len(part) for part in parts]
+    tasks = tuple(row for rows in own for row in rows) if any(p.tasks for p in parts) else ()
     if all(part.counted is None for part in parts):
         return Windows(tokens)
     steps = torch.arange(tokens.shape[1], device=tokens.device)
@@ -96,7 +128,7 @@ def joined(parts: list[Windows]) -> Windows:
     places = [
         steps.expand_as(part.tokens) if part.places is None else part.places for part in parts
     ]
-    return Windows(tokens, torch.cat(counted), torch.cat(places))
+    return Windows(tokens, torch.cat(counted), torch.cat(places), tasks)
 
 
 def random_windows(

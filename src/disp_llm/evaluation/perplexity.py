@@ -123,7 +123,7 @@ def answer_losses(
     config: PerplexityConfig,
     on_example: Callable[[int, int], None] = lambda done, total: None,
 ) -> WindowLosses:
-    """What a model loses on the answers of examples.
+    """What a model loses on the answers of examples, or on choices that have their own loss.
 
     Args:
         on_example: called with (done, total) after every example.
@@ -137,7 +137,7 @@ def answer_losses(
     examples = list(stream.alone(config.tokens))
     for done, windows in enumerate(examples, start=1):
         loss = mean_losses(target, windows.to(target.device))
-        counts.append(int(windows.predicted.sum()))
+        counts.append(windows.choices)
         sums.append(float(loss.double()) * counts[-1])
         on_example(done, len(examples))
     longest = max(len(windows.tokens[0]) for windows in examples)

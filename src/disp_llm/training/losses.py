@@ -10,7 +10,7 @@ B windows, T tokens of each, P positions whose tokens count, D hidden, V vocabul
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -81,14 +81,34 @@ def mean_losses(
     teacher: Teacher | None = None,
     compiled: bool = False,
 ) -> Float[Tensor, " B"]:
-    """The mean of the same over the tokens of each window that count.
+    """The mean of the same over the tokens of each window that count; where its examples have
+    their own loss, the mean of that, without a teacher.
 
     Examples in a window do not see each other where the model can be told the places of tokens;
     else the first of each window counts alone.
     """
     if not target.keeps_apart:
         windows = windows.of_first_example
-    return windows.means(_counted_losses(target, windows, teacher, compiled))
+    if not windows.tasks:
+        return windows.means(_counted_losses(target, windows, teacher, compiled))
+    own = torch.tensor([bool(parts) for parts in windows.tasks])
+    rows = [own.nonzero()[:, 0], own.logical_not().nonzero()[:, 0]]
+    found = [_task_losses(target, windows[rows[0]])]
+    if len(rows[1]):
+        others = replace(windows[rows[1]], tasks=())
+        found.append(others.means(_counted_losses(target, others, teacher, compiled)))
+    return torch.cat(found)[torch.cat(rows).argsort().to(found[0].device)]
+
+
+def _task_losses(target: PrunableModel, windows: Windows) -> Float[Tensor, " B"]:
+    """The mean own loss of all choices in each window."""
+    hidden = _all_states(target, windows).float()
+    means = []
+    for states, parts in zip(hidden, windows.tasks, strict=True):
+        losses = torch.stack([part.loss(states[part.first : part.end]) for part in parts])
+        counts = losses.new_tensor([part.choices for part in parts])
+        means.append((losses * counts).sum() / counts.sum())
+    return torch.stack(means)
 
 
 def _counted_losses(
@@ -145,10 +165,12 @@ def _compiled() -> Callable[..., Tensor]:
 def _states(target: PrunableModel, windows: Windows) -> Float[Tensor, "P D"]:
     """Final hidden states of the positions that predict a token that counts, one window's behind
     the other's; of running text there are B·(T − 1)."""
+    return windows.of_predicted(_all_states(target, windows)[:, :-1])
+
+
+def _all_states(target: PrunableModel, windows: Windows) -> Float[Tensor, "B T D"]:
     places = {}
     if windows.places is not None and target.keeps_apart:
         places = {"position_ids": windows.places}
     base = target.model.base_model
-    output = base(input_ids=windows.tokens, use_cache=False, **places)
-    hidden = output.last_hidden_state  # (B, T, D)
-    return windows.of_predicted(hidden[:, :-1])
+    return base(input_ids=windows.tokens, use_cache=False, **places).last_hidden_state
