@@ -1,0 +1,147 @@
+"""Half a model for one job: taggers of named entities, original and pruned, on WNUT-17.
+
+Every model below is made by `examples/structured_prediction/ner.py`, in the folder RUNS/seed-SEED;
+what lies there is not made again. F1 over exact spans and labels of the test set, with the counts
+of every sentence, so that two models can be compared sentence by sentence.
+
+    python benchmarks/specialists.py WNUT17 [--only NAME …] [--seed 0] [--general RUN]
+
+WNUT17 is the folder of `wnut17train.conll`, `emerging.dev.conll` and `emerging.test.annotated`;
+RUN a run of `disp-llm prune smollm2-135m --keep 0.5 …` on general text, for the rows that begin
+with one. The results are `benchmarks/results/specialists.json`.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.provenance import hardware, versions
+
+HERE = Path(__file__).parent
+SCRIPT = HERE.parent / "examples" / "structured_prediction" / "ner.py"
+RESULTS = HERE / "results" / "specialists.json"
+
+MADE = {
+    "dense": "train smollm2-135m --epochs 1",
+    "dense, two epochs": "train {dense} --epochs 1",
+    "task": "prune {dense} --keep 0.7 0.5 0.3 --steps 170",
+    "task 0.7": "train {task}/model --epochs 1",
+    "task 0.5": "train {task}/model-0.5 --epochs 1",
+    "task 0.3": "train {task}/model-0.3 --epochs 1",
+    "general 0.5": "train {general} --epochs 2",
+    "flap": "prune {dense} --keep 0.5 0.3 --method flap",
+    "flap 0.5": "train {flap}/model --epochs 1",
+    "flap 0.3": "train {flap}/model-0.3 --epochs 1",
+    "blocks": "halve {dense}",
+    "blocks 0.5": "train {blocks} --epochs 1",
+}
+"""How the folder of each name is made; braces hold names of others."""
+
+SCORED = [name for name in MADE if name not in ("task", "flap", "blocks")]
+"""Those whose F1 is measured."""
+
+
+def main() -> None:
+    """Makes and scores what was asked for and is not there, and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--only", nargs="*", default=SCORED, help="names of models")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--general", default="", help="folder of a pruned model")
+    parser.add_argument("--runs", type=Path, default=Path("runs/specialists"))
+    arguments = parser.parse_args()
+    runs = arguments.runs / f"seed-{arguments.seed}"
+    runs.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        if not scored_file(runs, name).exists():
+            folder = made(name, runs, arguments)
+            began = time.perf_counter()
+            found = called("eval", str(folder), "--test", str(test_of(arguments.data)))
+            found["seconds_in_all"] = time.perf_counter() - began
+            write_json(scored_file(runs, name), found)
+        collect(runs, name, arguments.seed)
+
+
+def scored_file(runs: Path, name: str) -> Path:
+    """What the test of a model gave."""
+    return runs / f"{folder_name(name)}.json"
+
+
+def folder_name(name: str) -> str:
+    """A name without spaces."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def test_of(data: Path) -> Path:
+    """The test set."""
+    return data / "emerging.test.annotated"
+
+
+def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
+    """The folder of a model, which is made if it is not there, after what it is made of."""
+    folder = runs / folder_name(name)
+    done = folder.with_suffix(".made.json")
+    if done.exists():
+        return folder
+    stated = MADE[name]
+    if "{general}" in stated:
+        stated = stated.replace("{general}", shlex.quote(arguments.general))
+    for other in MADE:
+        if f"{{{other}}}" in stated:
+            stated = stated.replace(f"{{{other}}}", str(made(other, runs, arguments)))
+    verb, *words = shlex.split(stated)
+    if verb == "halve":
+        found = halve(Path(words[0]), folder)
+    else:
+        files = ["--train", arguments.data / "wnut17train.conll", "--output", folder]
+        if verb == "prune":
+            files += ["--dev", arguments.data / "emerging.dev.conll"]
+        found = called(verb, *words, *map(str, files), "--seed", str(arguments.seed))
+    write_json(done, found)
+    return folder
+
+
+def halve(source: Path, folder: Path) -> dict:
+    """Every second block of a tagger, the first among them."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    from ner import save, tagger_in
+    from torch import nn
+
+    tagger = tagger_in(source)
+    blocks = tagger.model.model.layers[::2]
+    for place, block in enumerate(blocks):
+        block.self_attn.layer_idx = place
+    tagger.model.model.layers = nn.ModuleList(blocks)
+    tagger.model.config.num_hidden_layers = len(blocks)
+    if getattr(tagger.model.config, "layer_types", None):
+        tagger.model.config.layer_types = tagger.model.config.layer_types[::2]
+    save(tagger, folder)
+    return {"blocks": len(blocks)}
+
+
+def called(*words: str) -> dict:
+    """What `ner.py` prints."""
+    command = [sys.executable, str(SCRIPT), *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def collect(runs: Path, name: str, seed: int) -> None:
+    """Puts what was measured into the committed results."""
+    rows = read_json(RESULTS, "delete it") if RESULTS.exists() else []
+    row = {"name": name, "seed": seed, "how": MADE[name]}
+    trained = runs / f"{folder_name(name)}.made.json"
+    row |= {"training_s": read_json(trained, "delete it")["seconds"]}
+    row |= read_json(scored_file(runs, name), "delete it")
+    row |= {"hardware": hardware(), "versions": versions()}
+    rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
+    write_json(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
+
+
+if __name__ == "__main__":
+    main()
