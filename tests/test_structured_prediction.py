@@ -198,7 +198,7 @@ def test_from_training_to_a_tagged_sentence(llama_folder, tmp_path, capsys):
     source = json.loads((half / "result.json").read_text())["source"]
     assert source["text"].startswith("12 examples in memory")
     counted = ner.main(["eval", str(half / "model"), "--test", str(path)])
-    assert counted["bytes"] < ner.main(["eval", str(out), "--test", str(path)])["bytes"]
+    assert counted["parameters"] < ner.main(["eval", str(out), "--test", str(path)])["parameters"]
     files[-1] = str(tuned)
     found = ner.main(["train", str(half / "model"), *files, *flags[:4], "--scorer-rate", "0"])
     assert found["dev"]["f1"] == 1.0  # by scorers that have gone on, unchanged

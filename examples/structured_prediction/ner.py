@@ -60,8 +60,8 @@ def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, Any]:
     sampled = [f1_of(draws.choices(counts, k=len(counts)))[2] for _ in range(SAMPLES)]
     precision, recall, f1 = f1_of(counts)
     found = {"f1": f1, "f1_stderr": statistics.stdev(sampled), "precision": precision}
-    size = sum(p.numel() * p.element_size() for p in tagger.model.parameters())
-    return found | {"recall": recall, "seconds": seconds, "bytes": size, "counts": counts}
+    size = sum(parameter.numel() for parameter in tagger.model.parameters())
+    return found | {"recall": recall, "seconds": seconds, "parameters": size, "counts": counts}
 
 
 def batches_of(

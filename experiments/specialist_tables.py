@@ -1,0 +1,136 @@
+"""F1 of taggers on WNUT-17: the table and the picture of docs/specialists.md.
+
+Every number comes from `benchmarks/results/specialists.json`. Differences between two models are
+taken sentence by sentence: both are scored on the same bootstrap samples of the test set.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from comparison_tables import HERE
+
+RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
+
+TITLES = {
+    "dense": "original",
+    "dense, two epochs": "original, an epoch more",
+    "task 0.7": "**masks by the task's loss**, keep 0.7",
+    "task 0.5": "**masks by the task's loss**, keep 0.5",
+    "task 0.3": "**masks by the task's loss**, keep 0.3",
+    "general 0.5": "pruned on general text first, keep 0.5",
+    "flap 0.5": "FLAP, keep 0.5",
+    "flap 0.3": "FLAP, keep 0.3",
+    "blocks 0.5": "every second block",
+}
+"""Rows in their order."""
+
+BASIS = "dense, two epochs"
+"""What others are held against: the original, trained for as long."""
+
+SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """One model, as it was scored."""
+
+    row: dict
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(sentences, 3): spans that are right and found, that were found, that are right."""
+        return np.array(self.row["counts"], dtype=float)
+
+    @property
+    def megabytes(self) -> float:
+        """Of the weights in bfloat16, embedding included."""
+        return self.row["parameters"] * 2 / 1e6
+
+
+def f1(sums: np.ndarray) -> np.ndarray:
+    """(…, 3) -> (…)."""
+    return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+
+
+def share_of(one: Tagger, other: Tagger) -> tuple[float, float]:
+    """F1 of one over that of the other, and its standard deviation over bootstrap samples of the
+    sentences, the same for both."""
+    draws = np.random.default_rng(0)
+    count = len(one.counts)
+    weights = draws.multinomial(count, np.full(count, 1 / count), SAMPLES).astype(float)
+    ratios = f1(weights @ one.counts) / f1(weights @ other.counts)
+    return float(f1(one.counts.sum(0)) / f1(other.counts.sum(0))), float(ratios.std())
+
+
+def taggers() -> dict[str, Tagger]:
+    """What has been scored with the first seed, by name."""
+    if not RESULTS.exists():
+        return {}
+    rows = json.loads(RESULTS.read_text())
+    found = {row["name"]: Tagger(row) for row in rows if row["seed"] == 0}
+    return {name: found[name] for name in TITLES if name in found}
+
+
+def specialists_table() -> list[str]:
+    """Between the markers of docs/specialists.md."""
+    found = taggers()
+    if BASIS not in found:
+        return ["Not run yet: `python benchmarks/specialists.py WNUT17`."]
+    lines = [
+        "| model | MB | F1 | precision | recall | share of the original's F1 | s a sentence |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, one in found.items():
+        row, (share, error) = one.row, share_of(one, found[BASIS])
+        cells = [
+            TITLES[name], f"{one.megabytes:.0f}",
+            f"{100 * row['f1']:.1f} ± {100 * row['f1_stderr']:.1f}",
+            f"{100 * row['precision']:.1f}", f"{100 * row['recall']:.1f}",
+            "" if name == BASIS else f"{share:.1%} ± {error:.1%}", f"{row['seconds']:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    hardware = found[BASIS].row["hardware"]
+    lines += [
+        "",
+        f"WNUT-17 test, {len(found[BASIS].counts):,} sentences, exact spans with their labels, one "
+        "seed; ± is the standard deviation over 2,000 bootstrap samples of the sentences, for shares "
+        "the same samples for both models. MB are bfloat16 weights with the embedding (57 MB of "
+        f"each). {hardware['cpu']}, {hardware['threads']} thread(s), beside other jobs, so that "
+        "seconds say less than the rest. From "
+        "[benchmarks/results/specialists.json](../benchmarks/results/specialists.json).",
+    ]
+    return ["![F1 over size](specialists.png)", "", *lines]
+
+
+def draw_specialists(path: Path) -> None:
+    """F1 against megabytes; ours as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = taggers()
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    ours = [one for name, one in found.items() if name.startswith("task")]
+    line = sorted([*ours, found[BASIS]], key=lambda one: one.megabytes)
+    axes.plot(
+        [one.megabytes for one in line], [100 * one.row["f1"] for one in line], color="#0b6e99"
+    )
+    for name, one in found.items():
+        own = name.startswith("task")
+        color = "#0b6e99" if own else "#8a8f98" if name.startswith("dense") else "#b3572a"
+        axes.errorbar(
+            one.megabytes, 100 * one.row["f1"], 100 * one.row["f1_stderr"], marker="o",
+            markersize=5, color=color, capsize=2, linewidth=1,
+        )  # fmt: skip
+        axes.annotate(
+            TITLES[name].replace("**", ""), (one.megabytes, 100 * one.row["f1"]), xytext=(6, 4),
+            textcoords="offset points", fontsize=8, color=color,
+        )  # fmt: skip
+    axes.set_xlabel("weights in bfloat16, MB")
+    axes.set_ylabel("F1 on WNUT-17 test, %")
+    figure.savefig(path, dpi=160)
