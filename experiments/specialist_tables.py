@@ -95,11 +95,11 @@ def specialists_table() -> list[str]:
     hardware = found[BASIS].row["hardware"]
     lines += [
         "",
-        f"WNUT-17 test, {len(found[BASIS].counts):,} sentences, exact spans with their labels, one "
-        "seed; ± is the standard deviation over 2,000 bootstrap samples of the sentences, for shares "
-        "the same samples for both models. MB are bfloat16 weights with the embedding (57 MB of "
-        f"each). {hardware['cpu']}, {hardware['threads']} thread(s), beside other jobs, so that "
-        "seconds say less than the rest. From "
+        f"WNUT-17 test, {len(found[BASIS].counts):,} sentences, exact spans with their labels; one "
+        f"seed. ± is the standard deviation over {SAMPLES:,} bootstrap samples of the sentences; a "
+        "share is taken from the same samples for both models. MB are bfloat16 weights, embedding "
+        f"(57 MB) included. {hardware['cpu']}, {hardware['threads']} thread(s), beside other jobs, "
+        "so that seconds say less than the rest. From "
         "[benchmarks/results/specialists.json](../benchmarks/results/specialists.json).",
     ]
     return ["![F1 over size](specialists.png)", "", *lines]
