@@ -29,7 +29,7 @@ RESULTS = HERE / "results" / "specialists.json"
 MADE = {
     "dense": "train smollm2-135m --epochs 1",
     "dense, two epochs": "train {dense} --epochs 1",
-    "task": "prune {dense} --keep 0.7 0.5 0.3 --steps 170",
+    "task": "prune {dense} --keep 0.7 0.5 0.3 --steps 100",
     "task 0.7": "train {task}/model --epochs 1",
     "task 0.5": "train {task}/model-0.5 --epochs 1",
     "task 0.3": "train {task}/model-0.3 --epochs 1",
