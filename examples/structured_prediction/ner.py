@@ -34,6 +34,9 @@ from disp_llm.models.loading import load
 SAMPLES = 1000
 """Bootstrap samples of the sentences."""
 
+DTYPE = torch.bfloat16
+"""Of models that are written and run; training is in float32."""
+
 SCORERS = ("scorers.safetensors", "labels.json")
 """What lies in a folder beside the model."""
 
@@ -122,7 +125,7 @@ def fit(
 
 def save(tagger: Tagger, folder: Path) -> None:
     """Writes model, tokenizer and scorers."""
-    tagger.model.save_pretrained(folder)
+    tagger.model.to(DTYPE).save_pretrained(folder)
     tagger.tokenizer.save_pretrained(folder)
     save_file(tagger.scorers.state_dict(), folder / SCORERS[0])
     (folder / SCORERS[1]).write_text(json.dumps(tagger.scorers.labels))
@@ -150,7 +153,7 @@ def tagger_in(folder: Path, device: str = "cpu") -> Tagger:
         InputError: there is none.
     """
     scorers = scorers_in(folder).to(device)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(device).eval()
     return Tagger(model, AutoTokenizer.from_pretrained(folder), scorers)
 
 
