@@ -52,7 +52,7 @@ def compared(tmp_path) -> dict:
 
 def test_nothing_that_is_committed_names_a_place_of_the_machine(experiments, compared, tmp_path):
     run, _ = experiments
-    kept = run.of_comparison(compared)
+    kept = run.of_comparison(compared, "disp-llm compare m")
     assert kept["asked"]["model"] == kept["source"]["model"] == "some/model"
     assert str(tmp_path) not in json.dumps(kept)
 
@@ -74,7 +74,7 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "frontier.json")
     assert "not been run yet" in "\n".join(tables.choices())
     assert tables.readme_picture() == []
-    kept = {"name": "v", "command": "c"} | run.of_comparison(compared)
+    kept = {"name": "v", "command": "c"} | run.of_comparison(compared, "disp-llm compare m")
     tables.RESULTS.write_text(json.dumps([kept]))
     text = "\n".join(tables.choices())
     assert (

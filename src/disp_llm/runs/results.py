@@ -238,8 +238,8 @@ def as_json(result: Any) -> dict[str, Any]:
     return values
 
 
-MEASURED = ("measured", "perplexity_masked", "scores", "sample")
-"""Figures that are left out where nothing was measured."""
+MEASURED = ("measured", "perplexity_masked", "scores", "sample", "provenance")
+"""What is left out where nothing was measured, or it is not known."""
 
 SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.runs.figures import Provenance
 from disp_llm.runs.results import SPEEDS, Perplexity, Phase, require_speeds, with_error
 from disp_llm.runs.scores import Scores
 
@@ -54,6 +55,8 @@ class ComparisonRow:
     """After a prompt of 512 tokens, or of as many as the model can read."""
     note: str = ""
     """What a reader has to know of the figures."""
+    provenance: Provenance | None = None
+    """Of this row; None in comparisons that were made before it was recorded."""
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
