@@ -1,4 +1,5 @@
-"""What is committed of a comparison, and what the documents make of its frontier."""
+"""What is committed of a comparison, and what the documents make of it: its frontier, and times of
+one machine in each column."""
 
 import json
 from pathlib import Path
@@ -91,3 +92,60 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     )
     section = "\n".join(tables.comparison_section(kept))
     assert "| flap keep 0.5 | 60.00 ± 0.50 | 0.80 | 0.80 | 80.0 | 0.0 |  |" in section
+
+
+XEON, EPYC = ({"cpu": cpu, "threads": 2, "system": "x"} for cpu in ("Xeon", "EPYC"))
+
+
+def finished(name: str, seconds: float, hardware: dict, **more) -> dict:
+    """A variant of an experiment, as results have it."""
+    model = {"keep_asked": 0.5, "keep": 0.5, "keep_total": 0.6}
+    model |= {"perplexity": 50.0, "perplexity_stderr": 1.0}
+    return {
+        "name": name, "seconds": seconds, "hardware": hardware, "tokens_seen": 960, "seed": 0,
+        "versions": {"torch": "2"}, "models": [model], **more,
+    }  # fmt: skip
+
+
+def test_no_column_has_seconds_of_two_machines(experiments):
+    from machines import Times
+    from tables import table
+
+    one, other = finished("one", 111.0, XEON), finished("other", 222.0, EPYC)
+    lines = table([one, finished("more", 99.0, XEON)])
+    assert lines[0].endswith("| tokens | s |")
+    assert lines[3].endswith("| 960 | 99 |")
+    lines = table([one, other])
+    assert lines[0].endswith("| tokens | s, A | s, B |")
+    assert lines[2].endswith("| 960 | 111 |  |")
+    assert lines[3].endswith("| 960 |  | 222 |")
+    assert {line.count("|") for line in lines} == {8}
+    note = "Seconds are of A: Xeon, 2 threads; B: EPYC, 2 threads."
+    assert Times.of([one, other]).note == note
+    moved = finished("moved", 333.0, XEON, resumed=[{"hardware": EPYC}])
+    assert Times.of([one, moved]).machines == [
+        "Xeon, 2 threads",
+        "Xeon, 2 threads, then EPYC, 2 threads",
+    ]
+
+
+def test_what_was_not_recorded_is_said_to_be_unknown(experiments):
+    from machines import origin, origin_of_rows
+
+    old = finished("old", 1.0, XEON)
+    assert origin(old) == "Xeon, 2 threads: torch 2; commit unknown, seed 0, date unknown"
+    new = old | {"commit": "abc", "date": "2027-01-02T03:04:05+00:00"}
+    assert origin(new).endswith("commit abc, seed 0, date 2027-01-02")
+    rows = [{"provenance": new}, {}]
+    told = origin_of_rows(old | {"rows": rows})
+    assert "commit unknown, seed unknown, date unknown; Xeon" in told
+    assert "unknown" not in origin_of_rows(old | {"rows": rows[:1]})
+
+
+def test_seconds_of_greedy_stand_in_no_column_of_another_processor(experiments):
+    """The old file knows one processor; the words beside it know that greedy is of another."""
+    from comparison_tables import AS_USED, compared
+
+    seconds = {row["method"]: row["seconds"] for row in compared(AS_USED)["rows"]}
+    assert seconds["greedy"] is None
+    assert seconds["flap"] > 0

@@ -33,6 +33,12 @@ class Hardware(TypedDict):
     gpus: NotRequired[list[str]]
 
 
+def machine_name(hardware: Hardware) -> str:
+    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
+
+
 class Provenance(TypedDict):
     """Where a row of figures comes from."""
 
