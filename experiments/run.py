@@ -124,8 +124,8 @@ def measure(model: str, experiment: dict) -> dict:
     measured: dict = {}
     for name, file in experiment.get("texts", {}).items():
         found = evaluate(model, f"--text {file}")
-        figures = ("perplexity", "perplexity_stderr", "tokens")
-        measured.setdefault("texts", {})[name] = {key: found[key] for key in figures}
+        figures = ("perplexity", "perplexity_stderr", "tokens", "window_losses", "window_tokens")
+        measured.setdefault("texts", {})[name] = {key: found[key] for key in figures if key in found}
     if "tasks" in experiment:
         found = evaluate(model, f"--tasks {experiment['tasks']}")
         measured["tasks"] = found["tasks"] | {"average": found["average"]}

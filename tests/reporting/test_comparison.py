@@ -130,3 +130,20 @@ def test_times_of_a_row_of_another_machine_are_left_out_and_said_so():
     result["rows"][0] |= here("EPYC")
     assert "machine" not in markdown(result)
     assert markdown(result).count("(×") == 8
+
+
+def test_paired_ratios_have_columns_and_say_what_they_are():
+    result = compared(suite=False, timed=False)
+    for entry, ratio in zip(result["rows"], (2.0, 2.5, 1.0, 1.0), strict=False):
+        told = {"paired_with": "learned", "paired_ratio": ratio}
+        error = None if entry["method"] == "learned" else 0.0123
+        entry |= told | {"paired_ratio_stderr": error}
+    lines = markdown(result).splitlines()
+    assert lines[0] == (
+        "| method | perplexity, keep 0.8 | perplexity, keep 0.5 | paired ratio, keep 0.8 | "
+        "paired ratio, keep 0.5 | tokens | s |"
+    )
+    assert "| ×2.000 ± 0.012 | ×2.500 ± 0.012 |" in lines[2]
+    assert "| ×1.000 | ×1.000 |" in lines[3]
+    (said,) = (line for line in lines if line.startswith("paired ratio: "))
+    assert "that of learned at 0.8, learned at 0.5, over the same windows" in said

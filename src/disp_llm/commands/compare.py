@@ -16,6 +16,7 @@ from typing import Any
 from disp_llm.commands.comparison_rows import Comparison, row_makers
 from disp_llm.commands.front import Caller, located
 from disp_llm.commands.measuring import scoreboard_of
+from disp_llm.commands.pairing import paired
 from disp_llm.commands.places import Place, missing, places_of
 from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
@@ -93,7 +94,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
 
 
 def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
-    """Puts a row in its place, where one that failed may be."""
+    """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
     made = as_json(row) | ({"measured": row.measured} if row.measured else {})
     mine, order = (row.method, Place.of(made)), [DENSE, *compared_methods()]
 
@@ -105,7 +106,7 @@ def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> N
         )
 
     rows = [old for old in result["rows"] if (old["method"], Place.of(old)) != mine]
-    result["rows"] = sorted([*rows, made], key=rank)
+    result["rows"] = paired(sorted([*rows, made], key=rank))
 
 
 def _write(folder: Path, result: dict[str, Any], pictures: Sequence[Path] = ()) -> None:

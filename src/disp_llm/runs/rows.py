@@ -55,6 +55,16 @@ class ComparisonRow:
     """After a prompt of 512 tokens, or of as many as the model can read."""
     note: str = ""
     """What a reader has to know of the figures."""
+    window_losses: list[Amount] = field(default_factory=list)
+    """Mean −ln p of each window of the evaluation text; empty in comparisons that are older."""
+    window_tokens: list[Size] = field(default_factory=list)
+    """Tokens that each window scores; empty where all score as many."""
+    paired_with: str = ""
+    """The method whose row of the same size is the reference; empty = there is none."""
+    paired_ratio: Positive | None = None
+    """Perplexity as a multiple of the reference's, over the same windows."""
+    paired_ratio_stderr: Amount | None = None
+    """By the bootstrap over these windows; None for a single one."""
     provenance: Provenance | None = None
     """Of this row; None in comparisons that were made before it was recorded."""
 
