@@ -24,8 +24,11 @@ from pathlib import Path
 from disp_llm.runs.naming import without_paths_in_message
 
 HERE = Path(__file__).parent
-KEPT = ("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
-        "seconds", "peak_memory_bytes", "keep_by_penalty", "curve", "steps")  # fmt: skip
+KEPT = (
+    *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before"),
+    *("tokens_seen", "seconds", "peak_memory_bytes", "keep_by_penalty", "curve", "steps"),
+)
+"""What is committed of `result.json`, besides the models."""
 
 
 def command_of(variant: dict, experiment: dict) -> str:
@@ -125,7 +128,9 @@ def measure(model: str, experiment: dict) -> dict:
     for name, file in experiment.get("texts", {}).items():
         found = evaluate(model, f"--text {file}")
         figures = ("perplexity", "perplexity_stderr", "tokens", "window_losses", "window_tokens")
-        measured.setdefault("texts", {})[name] = {key: found[key] for key in figures if key in found}
+        measured.setdefault("texts", {})[name] = {
+            key: found[key] for key in figures if key in found
+        }
     if "tasks" in experiment:
         found = evaluate(model, f"--tasks {experiment['tasks']}")
         measured["tasks"] = found["tasks"] | {"average": found["average"]}

@@ -1,9 +1,9 @@
-"""Every figure in the documents can be traced: it stands in a committed result, or what it stands in
-names where it comes from.
+"""Every figure in the documents can be traced: it stands in a committed result, or the paragraph or
+table names where it comes from.
 
-Figures are perplexities and what else has decimals from 10 on, whole numbers in bold letters, speeds
-and ratios (×1.23), percentages with decimals, and whatever has a ±. What may vouch for those of a paragraph or a table: a result file,
-a benchmark, a command that prints them; or another page, which then has to hold each.
+Figures are perplexities and what else has decimals from 10 on, whole numbers in bold letters,
+speeds and ratios (×1.23), percentages with decimals, and whatever has a ±. What may vouch for them:
+a result file, a benchmark, a command that prints them; or another page, which has to hold each.
 """
 
 import json
@@ -24,11 +24,13 @@ RESULTS = [
     *(ROOT / "experiments" / "baselines").glob("*.json"),
     *(ROOT / "benchmarks" / "results").glob("*.json"),
 ]
-OTHERS = {name: (ROOT / "docs" / name).read_text() for name in ("experiment-log.md", "reproduce.md")}
-"""Pages that vouch for what they hold: the log, and the page that is generated from result files."""
+OTHERS = {
+    name: (ROOT / "docs" / name).read_text() for name in ("experiment-log.md", "reproduce.md")
+}
+"""Pages that vouch for what they hold: the log, and the page that is generated from results."""
 
 UNITS = r"(?:[KMGT]i?B|[kMB]\b|[PT]?FLOPs?|min|hours?|s\b|ms\b|MB|tokens)"
-"""What follows a number that is no perplexity: sizes and times, which the commands beside them say."""
+"""What follows a number that is no perplexity: sizes and times."""
 
 FIGURE = re.compile(
     rf"""×\s?(?P<times>\d[\d,]*\.\d+)
@@ -88,8 +90,7 @@ def measured() -> Measured:
 
 
 def blocks(text: str) -> list[str]:
-    """Paragraphs; tables with the paragraphs beside them, and fenced blocks with their empty lines.
-    """
+    """Paragraphs; tables with those beside them, and fenced blocks with their empty lines."""
     parts = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     found: list[str] = []
     for before, part in zip(["", *parts], parts, strict=False):

@@ -26,7 +26,9 @@ def paired(rows: list[Row]) -> list[Row]:
     found = []
     for row in rows:
         alone = {key: value for key, value in row.items() if key not in RATIO}
-        others = [other for other in rows if Place.of(other) == Place.of(row) and _pairs(row, other)]
+        others = [
+            other for other in rows if Place.of(other) == Place.of(row) and _pairs(row, other)
+        ]
         found.append(alone | (_ratio(row, _reference(others)) if len(others) > 1 else {}))
     return found
 

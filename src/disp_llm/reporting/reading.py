@@ -64,7 +64,7 @@ def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFig
         return found
     (most, _), *_ = Counter(machines).most_common(1)
     rows = [
-        row if machine == most or row.seconds is None and not row.speed else _untimed(row, machine)
+        row if machine == most or not _is_timed(row) else _untimed(row, machine)
         for row, machine in zip(found.rows, machines, strict=True)
     ]
     return replace(found, rows=rows)
@@ -74,6 +74,10 @@ def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:
     """Where a row was made; of an old one, what the whole comparison says."""
     hardware = row.provenance["hardware"] if row.provenance else found.hardware
     return machine_name(hardware) if hardware else "an unknown machine"
+
+
+def _is_timed(row: ComparisonRow) -> bool:
+    return row.seconds is not None or bool(row.speed)
 
 
 def _untimed(row: ComparisonRow, machine: str) -> ComparisonRow:

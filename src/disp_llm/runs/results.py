@@ -37,8 +37,8 @@ class Perplexity:
     window: Size
     stride: Size
     window_losses: list[Amount] = field(default_factory=list)
-    """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty in
-    results that are older."""
+    """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty
+    in results that are older."""
     window_tokens: list[Size] = field(default_factory=list)
     """Tokens that each window scores; empty where all score as many."""
 
