@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
@@ -42,8 +43,21 @@ class Perplexity:
     window_tokens: list[Size] = field(default_factory=list)
     """Tokens that each window scores; empty where all score as many."""
 
+    def __post_init__(self) -> None:
+        require_losses(self.perplexity, self.window_losses, self.window_tokens)
+
     def __str__(self) -> str:
         return with_error(self.perplexity, self.perplexity_stderr)
+
+
+def require_losses(perplexity: float | None, losses: list[float], tokens: list[int]) -> None:
+    """Refuses, with a ValueError, losses of windows that are not those of the perplexity."""
+    counts = tokens or [1] * len(losses)
+    if len(counts) != len(losses):
+        raise ValueError("has not as many window_tokens as window_losses")
+    total = sum(loss * count for loss, count in zip(losses, counts, strict=True))
+    if losses and (not perplexity or abs(total / sum(counts) - math.log(perplexity)) > 1e-4):
+        raise ValueError("has window_losses of another perplexity")
 
 
 def with_error(value: float, error: float | None, decimals: int = 2) -> str:

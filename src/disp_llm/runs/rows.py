@@ -8,7 +8,14 @@ from msgspec import Meta
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.runs.figures import Provenance
-from disp_llm.runs.results import SPEEDS, Perplexity, Phase, require_speeds, with_error
+from disp_llm.runs.results import (
+    SPEEDS,
+    Perplexity,
+    Phase,
+    require_losses,
+    require_speeds,
+    with_error,
+)
 from disp_llm.runs.scores import Scores
 
 
@@ -75,6 +82,7 @@ class ComparisonRow:
         if (self.keep_asked is None) == (self.target is None):
             raise ValueError("has not one of keep_asked and target")
         require_speeds(self.speed, *SPEEDS)
+        require_losses(self.perplexity, self.window_losses, self.window_tokens)
 
     @property
     def name(self) -> str:
