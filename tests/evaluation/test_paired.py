@@ -86,7 +86,7 @@ def test_the_reference_is_ours_or_the_best_of_the_size():
         (None, None),
         (None, None),
     ]
-    assert found[1]["paired_ratio_stderr"] is None
+    assert "paired_ratio_stderr" not in found[1]
     assert found[3]["paired_ratio_stderr"] > 0
     assert paired(found) == found
     assert "paired_with" not in paired(found[:1])[0]

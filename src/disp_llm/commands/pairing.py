@@ -48,5 +48,6 @@ def _reference(rows: list[Row]) -> Row:
 def _ratio(row: Row, reference: Row) -> Row:
     losses = (row["window_losses"], reference["window_losses"])
     ratio, error = paired_ratio(*losses, row.get("window_tokens", []))
-    error = None if row is reference else error
-    return dict(zip(RATIO, (reference["method"], ratio, error), strict=True))
+    found = {"paired_with": reference["method"], "paired_ratio": ratio}
+    has_error = row is not reference and error is not None
+    return found | ({"paired_ratio_stderr": error} if has_error else {})
