@@ -149,3 +149,32 @@ def test_seconds_of_greedy_stand_in_no_column_of_another_processor(experiments):
     seconds = {row["method"]: row["seconds"] for row in compared(AS_USED)["rows"]}
     assert seconds["greedy"] is None
     assert seconds["flap"] > 0
+
+
+def test_what_is_committed_of_a_run_says_where_each_size_comes_from(
+    experiments, tmp_path, monkeypatch
+):
+    run, _ = experiments
+    secret = "disp-llm prune m --text /home/someone/text.txt"
+    told = {"command": secret, "seed": 3, "date": "2027-01-02", "commit": "abc"}
+    told |= {"versions": {"torch": "2"}, "hardware": XEON}
+    found = told | {
+        "resumed": [told | {"hardware": EPYC}],
+        "models": [{"keep": 0.5, "folder": "/home/someone/run/model", "provenance": told}],
+        "dense": {"perplexity": 20.0},
+        "source": {"model": "m", "text": "/home/someone/text.txt", "eval_text": "e"},
+        "tokens_seen": 1, "seconds": 1.0, "status": "done",
+    }  # fmt: skip
+
+    class Done:
+        returncode, stdout = 0, json.dumps(found)
+
+    monkeypatch.setattr(run.subprocess, "run", lambda *arguments, **options: Done)
+    monkeypatch.setattr(run, "named_source", lambda source: source | {"text": "text.txt"})
+    experiment = {"common": "m", "variant": []}
+    kept = run.run_variant({"name": "v", "flags": "--seed 3"}, experiment, tmp_path / "v")
+    stated = "disp-llm prune m --seed 3"
+    assert "someone" not in json.dumps(kept)
+    assert (kept["command"], kept["commit"], kept["date"]) == (stated, "abc", "2027-01-02")
+    assert kept["models"] == [{"keep": 0.5, "provenance": told | {"command": stated}}]
+    assert kept["resumed"] == [told | {"command": stated, "hardware": EPYC}]
