@@ -29,7 +29,7 @@ from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner
 from disp_llm.export.quantising import quantised
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load
-from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.provenance import provenance
 
 KINDS: tuple[WeightKind | None, ...] = (None, *WEIGHT_KINDS)
 
@@ -62,6 +62,7 @@ def main() -> None:
                     "layers_left_out": left_out,
                     "perplexity": found.perplexity,
                     "perplexity_stderr": found.perplexity_stderr,
+                    "window_losses": found.window_losses,
                 }
             )
             models.append(target.model)
@@ -79,8 +80,10 @@ def main() -> None:
                 "speedup": middle,
                 "speedup_quartiles": [low, high],
             }
-    facts = {"hardware": hardware(), "versions": versions() | {"torchao": version("torchao")}}
-    result = {"text": arguments.text.name, "rows": rows} | facts
+    command = f"python benchmarks/quantise.py MODEL FOLDER --text {arguments.text.name}"
+    facts = provenance(0, f"{command} --rounds {arguments.rounds}")
+    facts["versions"]["torchao"] = version("torchao")
+    result = {"text": arguments.text.name, "rows": rows, **facts}
     path = Path(__file__).parent / "results" / "quantise.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

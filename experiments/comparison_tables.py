@@ -5,6 +5,8 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from machines import Times, origin_of_rows
+
 from disp_llm.reporting.comparison import markdown
 
 HERE = Path(__file__).parent
@@ -26,9 +28,17 @@ def page_settings() -> dict:
 
 
 def compared(name: str) -> dict | None:
-    """A committed comparison, if it has been run."""
+    """A committed comparison, if it has been run. Seconds that `tables.toml` says to be of another
+    processor, of which an old row does not tell, are left out: a column of times is of one."""
     file = BASELINES / name
-    return json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+        return None
+    result = json.loads(file.read_text())
+    (told,) = (one for one in page_settings()["comparison"] if one["file"] == name)
+    elsewhere = told.get("seconds_elsewhere", [])
+    for row in result["rows"]:
+        row["seconds"] = None if row["method"] in elsewhere else row["seconds"]
+    return result
 
 
 @dataclass(frozen=True)
@@ -123,16 +133,16 @@ def headline_table() -> list[str]:
     """The experiment "headline": a row for each setting, a column for each size."""
     results = json.loads((HERE / "results" / "headline.json").read_text())
     keeps = sorted({m["keep_asked"] for r in results for m in r["models"]}, reverse=True)
-    lines = ["| | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " | tokens | seconds |"]
-    lines.append("|---|" + "---:|" * (len(keeps) + 2))
+    times = Times.of(results)
+    columns = ["", *(f"keep {keep:g}" for keep in keeps), "tokens", *times.columns]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for result in results:
         by_keep = {model["keep_asked"]: figure(model) for model in result["models"]}
-        cells = " | ".join(by_keep.get(keep, "") for keep in keeps)
-        tokens = f"{result['tokens_seen'] / 1e3:.0f} k"
-        lines.append(f"| {result['name']} | {cells} | {tokens} | {result['seconds']:.0f} |")
+        cells = [result["name"], *(by_keep.get(keep, "") for keep in keeps)]
+        cells += [f"{result['tokens_seen'] / 1e3:.0f} k", *times.cells(result)]
+        lines.append(f"| {' | '.join(cells)} |")
     window = results[0]["dense"]["window"]
     originals = dict.fromkeys(f"{figure(r['dense'])} on {r['hardware']['cpu']}" for r in results)
-    threads = results[0]["hardware"]["threads"]
     shares = {m["keep_asked"]: m["keep_total"] for r in results for m in r["models"]}
     totals = ", ".join(f"{shares[keep]:.1%}" for keep in keeps)
     lines += [
@@ -142,8 +152,8 @@ def headline_table() -> list[str]:
         "tokens of the raw test text. All rows are measured on the same windows, so they differ "
         "far less by chance than ± says. Learned on the valid and the first 8.9 % of the train "
         "text. Masks only: the kept weights are the original's; in the rows below them each kept "
-        f"entry has learned a scale too. Of *all* parameters {totals} are kept. {threads} threads, "
-        "bfloat16; seconds are of the whole command. From "
+        f"entry has learned a scale too. Of *all* parameters {totals} are kept; "
+        f"bfloat16; seconds are of the whole command. {times.note} From "
         "[experiments/results/headline.json](../experiments/results/headline.json); more in "
         "[reproduce.md](reproduce.md).",
     ]
@@ -202,13 +212,7 @@ def baselines_page() -> str:
         if result is None:
             lines += ["Not run yet."]
             continue
-        hardware, versions = result["hardware"], result["versions"]
-        software = ", ".join(f"{name} {number}" for name, number in versions.items())
-        lines += [
-            markdown(result).rstrip(),
-            "",
-            f"{hardware['cpu']}, {hardware['threads']} threads; {software}.",
-        ]
+        lines += [markdown(result).rstrip(), "", f"{origin_of_rows(result)}."]
         lines += ["", comparison["finding"].strip()] if "finding" in comparison else []
     lines += ["", "## Against independent figures", "", *independent(page["independent"])]
     return "\n".join(lines) + "\n"

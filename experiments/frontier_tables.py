@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 
 from comparison_tables import HERE
+from machines import origin_of_rows
 
 from disp_llm.config.names import OURS
 from disp_llm.reporting.frontier import COSTS, Frontier, Point, frontier_lines
@@ -33,9 +34,7 @@ class Measured:
     @property
     def machine(self) -> str:
         """What it ran on."""
-        hardware, versions = self.result["hardware"], self.result["versions"]
-        software = ", ".join(f"{name} {number}" for name, number in versions.items())
-        return f"{hardware['cpu']}, {hardware['threads']} threads; {software}."
+        return f"{origin_of_rows(self.result)}."
 
 
 def frontier() -> Measured | None:

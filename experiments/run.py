@@ -5,7 +5,8 @@ and the flags that are its own; `texts`, files by name, on which the exported fo
 be measured, and `tasks`, which they are to be run on zero-shot. `command` names another command
 than `prune`: `recover`, or `compare`, whose result is what `compare.json` holds. A variant that has
 finished is not run again unless its flags have changed; one that was interrupted goes on. Only the
-results are committed, the run folders are not.
+results are committed, the run folders are not. Each states its command, and the commit of disp-llm,
+seed, versions, hardware and date of the run that it comes from; so does every size or row in it.
 
     python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
 """
@@ -23,8 +24,11 @@ from pathlib import Path
 from disp_llm.runs.naming import without_paths_in_message
 
 HERE = Path(__file__).parent
-KEPT = ("seed", "versions", "hardware", "source", "dense", "before", "tokens_seen",
-        "seconds", "peak_memory_bytes", "keep_by_penalty", "curve", "steps")  # fmt: skip
+KEPT = (
+    *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before"),
+    *("tokens_seen", "seconds", "peak_memory_bytes", "keep_by_penalty", "curve", "steps"),
+)
+"""What is committed of `result.json`, besides the models."""
 
 
 def command_of(variant: dict, experiment: dict) -> str:
@@ -67,19 +71,28 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}
     if "rows" in found:
-        return {"name": variant["name"], "command": stated} | of_comparison(found)
+        return {"name": variant["name"], "command": stated} | of_comparison(found, stated)
     kept = {"command": stated} | {key: found[key] for key in KEPT if key in found}
+    if "resumed" in kept:
+        kept["resumed"] = [stated_by(stated, attempt) for attempt in kept["resumed"]]
     recovered = "before" in found
     made = [found["model"]] if recovered else found["models"]
     models = [one | measure(one["folder"], experiment) for one in made]
     for model in models:
         del model["folder"]  # a path of the machine that it ran on
+        if "provenance" in model:
+            model["provenance"] = stated_by(stated, model["provenance"])
     kept["before" if recovered else "dense"] |= measure(found["source"]["model"], experiment)
     kept["source"] = named_source(found["source"])
     return {"name": variant["name"], **kept, "models": models}
 
 
-def of_comparison(found: dict) -> dict:
+def stated_by(command: str, provenance: dict) -> dict:
+    """Where a row comes from, with the command as it is written in the results."""
+    return provenance | {"command": command}
+
+
+def of_comparison(found: dict, command: str) -> dict:
     """What is committed of `compare.json`: all but the places of this machine."""
     asked = {key: found["asked"][key] for key in ("keep", "steps", "length", "batch", "align")}
     asked["model"] = _named(found["asked"]["model"])
@@ -87,7 +100,11 @@ def of_comparison(found: dict) -> dict:
         row | {"error": row["error"] and without_paths_in_message(row["error"])}
         for row in found["rows"]
     ]
-    return found | {"asked": asked, "rows": rows, "source": named_source(found["source"])}
+    for told in (dense := dict(found["dense"]), *rows):
+        if "provenance" in told:
+            told["provenance"] = stated_by(command, told["provenance"])
+    source = named_source(found["source"])
+    return found | {"asked": asked, "rows": rows, "dense": dense, "source": source}
 
 
 def named_source(source: dict) -> dict:
@@ -110,8 +127,10 @@ def measure(model: str, experiment: dict) -> dict:
     measured: dict = {}
     for name, file in experiment.get("texts", {}).items():
         found = evaluate(model, f"--text {file}")
-        figures = ("perplexity", "perplexity_stderr", "tokens")
-        measured.setdefault("texts", {})[name] = {key: found[key] for key in figures}
+        figures = ("perplexity", "perplexity_stderr", "tokens", "window_losses", "window_tokens")
+        measured.setdefault("texts", {})[name] = {
+            key: found[key] for key in figures if key in found
+        }
     if "tasks" in experiment:
         found = evaluate(model, f"--tasks {experiment['tasks']}")
         measured["tasks"] = found["tasks"] | {"average": found["average"]}

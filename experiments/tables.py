@@ -19,6 +19,7 @@ from architectures_page import architectures_page
 from comparison_tables import HERE, baselines_page, figure, readme_table, results_tables
 from file_tree import file_tree
 from frontier_tables import choices, comparison_section, frontier, readme_picture
+from machines import Times, origin
 
 ROOT = HERE.parent
 INTRODUCTION = """# Reproduce
@@ -37,9 +38,10 @@ def table(results: list[dict]) -> list[str]:
     tasks = list(dict.fromkeys(name for model in models for name in model.get("tasks", {})))
     tasks = [name for name in tasks if name != "average"]
     alone = any("keep_by_penalty" in result for result in done)
+    times = Times.of(results)
     columns = [
         "variant", "keep", "of all parameters", "perplexity", *others, *tasks,
-        *["by the penalty alone"] * alone, "tokens", "s",
+        *["by the penalty alone"] * alone, "tokens", *times.columns,
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for result in results:
@@ -51,12 +53,13 @@ def table(results: list[dict]) -> list[str]:
             size = [f"{model['keep']:.4f}", f"{model['keep_total']:.4f}"]
             if "before" in result:
                 cells = [f"{result['name']}, before", *size]
-                cells += measured(result["before"], others, tasks) + [""] * (2 + alone)
+                cells += measured(result["before"], others, tasks)
+                cells += [""] * (len(columns) - len(cells))
                 lines.append(f"| {' | '.join(cells)} |")
             cells = [result["name"], *size, *measured(model, others, tasks)]
             if alone:
                 cells.append("" if by_penalty is None else f"keep {by_penalty:.3f}")
-            cells += [f"{result['tokens_seen']:,}", f"{result['seconds']:.0f}"]
+            cells += [f"{result['tokens_seen']:,}", *times.cells(result)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -101,10 +104,9 @@ def section(path: Path) -> list[str]:
     began = done[0].get("before") or done[0]["dense"]
     lines += [
         f"Perplexity is over {began['tokens']:,} tokens of {text}, windows of "
-        f"{began['window']:,}. "
-        + "; ".join(dict.fromkeys(machine(result) for result in done))
-        + "."
+        f"{began['window']:,}. {' '.join(dict.fromkeys(f'{origin(r)}.' for r in done))}"
     ]
+    lines += [note] if (note := Times.of(results).note) else []
     waiting = [v["name"] for v in experiment["variant"]]
     waiting = [name for name in waiting if name not in {result["name"] for result in results}]
     if waiting:
@@ -125,12 +127,6 @@ def dense(result: dict) -> str:
         if name != "average"
     ]
     return f"Dense {result['source']['model']} ({result['hardware']['cpu']}): {', '.join(figures)}."
-
-
-def machine(result: dict) -> str:
-    """What it ran on, and with which versions."""
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return f"{result['hardware']['cpu']}, {result['hardware']['threads']} threads: {versions}"
 
 
 def between_markers(path: Path, name: str, lines: list[str]) -> str:

@@ -1,4 +1,5 @@
-"""What is committed of a comparison, and what the documents make of its frontier."""
+"""What is committed of a comparison, and what the documents make of it: its frontier, and times of
+one machine in each column."""
 
 import json
 from pathlib import Path
@@ -52,7 +53,7 @@ def compared(tmp_path) -> dict:
 
 def test_nothing_that_is_committed_names_a_place_of_the_machine(experiments, compared, tmp_path):
     run, _ = experiments
-    kept = run.of_comparison(compared)
+    kept = run.of_comparison(compared, "disp-llm compare m")
     assert kept["asked"]["model"] == kept["source"]["model"] == "some/model"
     assert str(tmp_path) not in json.dumps(kept)
 
@@ -74,7 +75,7 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "frontier.json")
     assert "not been run yet" in "\n".join(tables.choices())
     assert tables.readme_picture() == []
-    kept = {"name": "v", "command": "c"} | run.of_comparison(compared)
+    kept = {"name": "v", "command": "c"} | run.of_comparison(compared, "disp-llm compare m")
     tables.RESULTS.write_text(json.dumps([kept]))
     text = "\n".join(tables.choices())
     assert (
@@ -91,3 +92,89 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     )
     section = "\n".join(tables.comparison_section(kept))
     assert "| flap keep 0.5 | 60.00 ± 0.50 | 0.80 | 0.80 | 80.0 | 0.0 |  |" in section
+
+
+XEON, EPYC = ({"cpu": cpu, "threads": 2, "system": "x"} for cpu in ("Xeon", "EPYC"))
+
+
+def finished(name: str, seconds: float, hardware: dict, **more) -> dict:
+    """A variant of an experiment, as results have it."""
+    model = {"keep_asked": 0.5, "keep": 0.5, "keep_total": 0.6}
+    model |= {"perplexity": 50.0, "perplexity_stderr": 1.0}
+    return {
+        "name": name, "seconds": seconds, "hardware": hardware, "tokens_seen": 960, "seed": 0,
+        "versions": {"torch": "2"}, "models": [model], **more,
+    }  # fmt: skip
+
+
+def test_no_column_has_seconds_of_two_machines(experiments):
+    from machines import Times
+    from tables import table
+
+    one, other = finished("one", 111.0, XEON), finished("other", 222.0, EPYC)
+    lines = table([one, finished("more", 99.0, XEON)])
+    assert lines[0].endswith("| tokens | s |")
+    assert lines[3].endswith("| 960 | 99 |")
+    lines = table([one, other])
+    assert lines[0].endswith("| tokens | s, A | s, B |")
+    assert lines[2].endswith("| 960 | 111 |  |")
+    assert lines[3].endswith("| 960 |  | 222 |")
+    assert {line.count("|") for line in lines} == {8}
+    note = "Seconds are of A: Xeon, 2 threads; B: EPYC, 2 threads."
+    assert Times.of([one, other]).note == note
+    moved = finished("moved", 333.0, XEON, resumed=[{"hardware": EPYC}])
+    assert Times.of([one, moved]).machines == [
+        "Xeon, 2 threads",
+        "Xeon, 2 threads, then EPYC, 2 threads",
+    ]
+
+
+def test_what_was_not_recorded_is_said_to_be_unknown(experiments):
+    from machines import origin, origin_of_rows
+
+    old = finished("old", 1.0, XEON)
+    assert origin(old) == "Xeon, 2 threads: torch 2; commit unknown, seed 0, date unknown"
+    new = old | {"commit": "abc", "date": "2027-01-02T03:04:05+00:00"}
+    assert origin(new).endswith("commit abc, seed 0, date 2027-01-02")
+    rows = [{"provenance": new}, {}]
+    told = origin_of_rows(old | {"rows": rows})
+    assert "commit unknown, seed unknown, date unknown; Xeon" in told
+    assert "unknown" not in origin_of_rows(old | {"rows": rows[:1]})
+
+
+def test_seconds_of_greedy_stand_in_no_column_of_another_processor(experiments):
+    """The old file knows one processor; the words beside it know that greedy is of another."""
+    from comparison_tables import AS_USED, compared
+
+    seconds = {row["method"]: row["seconds"] for row in compared(AS_USED)["rows"]}
+    assert seconds["greedy"] is None
+    assert seconds["flap"] > 0
+
+
+def test_what_is_committed_of_a_run_says_where_each_size_comes_from(
+    experiments, tmp_path, monkeypatch
+):
+    run, _ = experiments
+    secret = "disp-llm prune m --text /home/someone/text.txt"
+    told = {"command": secret, "seed": 3, "date": "2027-01-02", "commit": "abc"}
+    told |= {"versions": {"torch": "2"}, "hardware": XEON}
+    found = told | {
+        "resumed": [told | {"hardware": EPYC}],
+        "models": [{"keep": 0.5, "folder": "/home/someone/run/model", "provenance": told}],
+        "dense": {"perplexity": 20.0},
+        "source": {"model": "m", "text": "/home/someone/text.txt", "eval_text": "e"},
+        "tokens_seen": 1, "seconds": 1.0, "status": "done",
+    }  # fmt: skip
+
+    class Done:
+        returncode, stdout = 0, json.dumps(found)
+
+    monkeypatch.setattr(run.subprocess, "run", lambda *arguments, **options: Done)
+    monkeypatch.setattr(run, "named_source", lambda source: source | {"text": "text.txt"})
+    experiment = {"common": "m", "variant": []}
+    kept = run.run_variant({"name": "v", "flags": "--seed 3"}, experiment, tmp_path / "v")
+    stated = "disp-llm prune m --seed 3"
+    assert "someone" not in json.dumps(kept)
+    assert (kept["command"], kept["commit"], kept["date"]) == (stated, "abc", "2027-01-02")
+    assert kept["models"] == [{"keep": 0.5, "provenance": told | {"command": stated}}]
+    assert kept["resumed"] == [told | {"command": stated, "hardware": EPYC}]

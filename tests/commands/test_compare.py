@@ -221,17 +221,29 @@ def test_every_method_has_a_row_a_size(comparison):
         assert row["measured"]["decode"] == pytest.approx(1 / row["decode_speedup"])
         assert row["bytes"] > 0
         assert row["kv_cache_bytes"] > 0
+        assert len(row["window_losses"]) == 4
+    ours = {row["keep_asked"]: row for row in result["rows"] if row["method"] == "learned"}
+    for row in (row for row in result["rows"] if row["error"] is None):
+        reference = ours[row["keep_asked"]]
+        assert row["paired_with"] == "learned"
+        quotient = row["perplexity"] / reference["perplexity"]
+        assert row["paired_ratio"] == pytest.approx(quotient, rel=1e-5)
+        assert ("paired_ratio_stderr" in row) == (row is not reference)
     assert result["dense"]["perplexity"] > 1
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "compare.md").read_text()
     assert all(f"| {method} |" in table for method in names)
+    assert "paired ratio: perplexity / that of learned at 0.8, learned at 0.5, over" in table
     flap = transformers.AutoModelForCausalLM.from_pretrained(folder / "flap" / "model-0.5")
     assert flap.model.layers[0].mlp.down_proj.bias is not None
 
 
+SPEEDS = ("prefill", "decode")
+
+
 def _without_times(rows: list[dict]) -> list[dict]:
     rows = [
-        {k: v for k, v in row.items() if not k.startswith(("prefill", "decode", "measured"))}
+        {k: v for k, v in row.items() if not k.startswith((*SPEEDS, "measured", "provenance"))}
         for row in rows
     ]
     return sorted(rows, key=lambda row: (row["method"], row["keep_asked"]))
@@ -244,6 +256,9 @@ def test_going_on_makes_only_what_is_missing(comparison):
     done = run_command(*command)
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)["rows"]
+    for now, was in zip(again, before["rows"], strict=True):
+        assert now["provenance"]["seed"] == 0
+        assert (now["provenance"] == was["provenance"]) == (now["method"] not in ("wanda", "reap"))
     assert [row["method"] for row in again] == [row["method"] for row in before["rows"]]
     assert _without_times(again) == _without_times(before["rows"])
     for flags in (["--keep", "0.7"], ["--windows", "1"], ["--length", "16"]):

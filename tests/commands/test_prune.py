@@ -350,6 +350,8 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--budget", "latency"], "--target"),
         (["--budget", "flops", "--target", "2"], "--target"),
         (["--budget", "bytes", "--target", "0.1"], "--target"),
+        (["--budget", "total", "--target", "0.3"], "embeddings, norms and head"),
+        (["--budget", "total", "--keep", "0.5"], "--target"),
         (["--budget", "second", "--target", "0.5"], "latency"),
         (["--recipe", "defalt"], "nearest: default"),
         (["--steps", "-1"], "--steps"),
@@ -529,7 +531,7 @@ def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path)
     assert model["keep"] <= 0.7
 
 
-@pytest.mark.parametrize("kind", ["flops", "bytes"])
+@pytest.mark.parametrize("kind", ["flops", "bytes", "total"])
 def test_other_budgets_by_flag(kind, llama_folder, small_run, tmp_path):
     shutil.copytree(small_run[0], tmp_path / "run")
     done = run_command("export", tmp_path / "run", "--budget", kind, "--target", 0.7, "--json")
@@ -537,7 +539,9 @@ def test_other_budgets_by_flag(kind, llama_folder, small_run, tmp_path):
     (model,) = json.loads(done.stdout)["models"]
     assert model["size"] == f"{kind}-0.7"
     assert 0.68 < model["share_of_budget"] <= 0.7
-    if kind == "bytes":
+    if kind == "total":
+        assert model["share_of_budget"] == model["keep_total"]
+    if kind in ("bytes", "total"):
         dense = transformers.AutoModelForCausalLM.from_pretrained(llama_folder).num_parameters()
         assert model["parameters"] <= 0.7 * dense
 

@@ -14,7 +14,13 @@ from disp_llm.evaluation.benchmark import count
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs, parameter_costs
+from disp_llm.masks.costs import (
+    byte_costs,
+    flop_costs,
+    memory_costs,
+    parameter_costs,
+    total_costs,
+)
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
@@ -294,12 +300,13 @@ def test_count_is_differentiable_and_exact_beyond_float32():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "opt", "phi", "gpt2", "qwen2", "gemma2", "youtu"])
-@pytest.mark.parametrize("kind", ["params", "flops", "bytes"])
+@pytest.mark.parametrize("kind", ["params", "total", "flops", "bytes"])
 def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     target = tiny_prunable(model_type)
     layout, head, parameters = target.layout, target.head_weight.numel(), target.parameters
     costs = {
         "params": None,
+        "total": total_costs(layout, parameters),
         "flops": flop_costs(layout, head),
         "bytes": byte_costs(layout, parameters, 4),
     }[kind]
@@ -310,12 +317,32 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     linear = [count(one, Workload("prefill", 1, 1)).block_flops for one in both]
     costs = {
         "params": [operations // 2 for operations in linear],
+        "total": [sum(p.numel() for p in one.model.parameters()) for one in both],
         "flops": [operations + 2 * head for operations in linear],
         "bytes": [4 * one.parameters for one in both],
     }[kind]
     assert int(budget.dense_cost) == costs[0]
     assert int(budget.cost(layout.counts(masks.kept.long()))) == costs[1]
     assert 0.6 * costs[0] - float(budget.entry_costs.max()) < costs[1] <= 0.6 * costs[0]
+
+
+def test_half_of_llama_2_7b_is_what_the_authors_ask_for():
+    """Their 0.48 of the block parameters is half of all (arXiv 2410.11988, released code)."""
+    hidden, inside, vocabulary, blocks = 4096, 11008, 32000, 32
+    shape = BlockShape(hidden, 3 * hidden, hidden, 2, inside, (0, 0, 0, 0, 0))
+    layout = Layout((shape,) * blocks)
+    parameters = blocks * (4 * hidden**2 + 3 * hidden * inside)
+    parameters += 2 * vocabulary * hidden + (2 * blocks + 1) * hidden  # embeddings, head, norms
+    assert parameters == 6_738_415_616
+    costs, counts = total_costs(layout, parameters), torch.tensor(layout.lengths)
+    assert costs.dense_cost == float(costs.cost(counts)) == parameters
+    outside = costs.constant_cost
+    assert outside == 2 * vocabulary * hidden + (2 * blocks + 1) * hidden
+    keep = (0.5 * parameters - outside) / Budget(layout).dense_block_parameters
+    assert keep == pytest.approx(0.4797, abs=5e-5)
+    scores = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
+    kept = project(scores, Budget(layout, costs), 0.5).kept
+    assert float(Budget(layout).keep(layout.counts(kept.long()))) == pytest.approx(keep, abs=1e-4)
 
 
 @pytest.mark.parametrize(

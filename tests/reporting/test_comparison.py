@@ -104,3 +104,46 @@ def test_panels(suite, timed, labels, tmp_path, monkeypatch):
     assert [40.0, 25.0] in [list(line.get_ydata()) for line in axes[-1].lines]
     names = [text.get_text() for text in axes[-1].get_legend().get_texts()]
     assert names == ["learned", "flap", "original, 20.0"]
+
+
+def here(cpu: str) -> dict:
+    """Where a row was made."""
+    hardware = {"cpu": cpu, "threads": 2, "system": "x"}
+    told = {"command": "c", "seed": 0, "date": "2027-01-01", "commit": "", "versions": {}}
+    return {"provenance": told | {"hardware": hardware}}
+
+
+def test_times_of_a_row_of_another_machine_are_left_out_and_said_so():
+    result = compared(suite=False, timed=True)
+    result["hardware"] = here("EPYC")["provenance"]["hardware"]
+    result["rows"][0] |= here("Xeon")  # flap, keep 0.8; the others are old, of the whole's machine
+    result["rows"][2] |= here("EPYC")
+    text = markdown(result)
+    assert "| flap | 50.00 ± 0.50 | 80.00 ± 0.50 | 960 | – / 2 |" in text
+    assert "- flap: not timed: made on another machine (Xeon, 2 threads)" in text
+    costs = [line for line in text.splitlines() if "(×" in line]
+    assert [line.split(" | ")[:2] for line in costs] == [
+        ["| flap", "0.5"],
+        ["| learned", "0.8"],
+        ["| learned", "0.5"],
+    ]
+    result["rows"][0] |= here("EPYC")
+    assert "machine" not in markdown(result)
+    assert markdown(result).count("(×") == 8
+
+
+def test_paired_ratios_have_columns_and_say_what_they_are():
+    result = compared(suite=False, timed=False)
+    for entry, ratio in zip(result["rows"], (2.0, 2.5, 1.0, 1.0), strict=False):
+        told = {"paired_with": "learned", "paired_ratio": ratio}
+        error = None if entry["method"] == "learned" else 0.0123
+        entry |= told | {"paired_ratio_stderr": error}
+    lines = markdown(result).splitlines()
+    assert lines[0] == (
+        "| method | perplexity, keep 0.8 | perplexity, keep 0.5 | paired ratio, keep 0.8 | "
+        "paired ratio, keep 0.5 | tokens | s |"
+    )
+    assert "| ×2.000 ± 0.012 | ×2.500 ± 0.012 |" in lines[2]
+    assert "| ×1.000 | ×1.000 |" in lines[3]
+    (said,) = (line for line in lines if line.startswith("paired ratio: "))
+    assert "that of learned at 0.8, learned at 0.5, over the same windows" in said

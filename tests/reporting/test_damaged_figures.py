@@ -1,6 +1,7 @@
 """Files of figures: whatever is wrong in one is a line that names it, or changes nothing."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import run_command
 from damage import BYTES, NESTED, names, outcome, wrongly_read
 
+from disp_llm.config.errors import InputError
 from disp_llm.evaluation.benchmark import Counted, compare
 from disp_llm.evaluation.timing import Pair, Workload
 from disp_llm.reporting.reading import bench_figures, comparison_figures
@@ -32,6 +34,9 @@ FREE = (
     "scoring_dense_s",
     "curve",
     "keep_by_penalty",
+    "date",
+    "commit",
+    "window_losses",
 )
 MEASURED = as_json(Perplexity(12.5, 0.5, 93, 32, 32))
 
@@ -102,6 +107,19 @@ def test_comparison_on_a_suite(tmp_path):
     may = {f"{name} = {value}" for name in kept for value in (-3, -0.5)}
     assert set(wrong) == {*may, "rows.0 dropped", "rows.0.error = 'x'"}
     assert refused > 200
+
+
+def test_losses_of_windows_are_those_of_the_perplexity():
+    whole = {"perplexity": 10.0, "perplexity_stderr": 0.5, "tokens": 9, "window": 4, "stride": 4}
+    losses = {"window_losses": [math.log(5), math.log(20)]}
+    assert from_json(Perplexity, whole | losses, "f").window_losses
+    for wrong in ([math.log(5)], [math.log(5), math.log(21)]):
+        with pytest.raises(InputError, match="window_losses of another perplexity"):
+            from_json(Perplexity, whole | {"window_losses": wrong}, "f")
+    with pytest.raises(InputError, match="window_losses of another perplexity"):
+        from_json(Perplexity, whole | losses | {"window_tokens": [3, 6]}, "f")
+    with pytest.raises(InputError, match="as many window_tokens"):
+        from_json(Perplexity, whole | losses | {"window_tokens": [9]}, "f")
 
 
 def test_comparison(tmp_path):

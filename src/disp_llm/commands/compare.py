@@ -8,6 +8,7 @@ A row is written when it is there and not made again; one that fails says why.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from disp_llm.commands.comparison_rows import Comparison, row_makers
 from disp_llm.commands.front import Caller, located
 from disp_llm.commands.measuring import scoreboard_of
+from disp_llm.commands.pairing import paired
 from disp_llm.commands.places import Place, missing, places_of
 from disp_llm.commands.reference import Reference
 from disp_llm.config.compare import CompareConfig
@@ -31,7 +33,7 @@ from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.lock import locked
-from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.provenance import hardware, provenance, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.rows import ComparisonRow
 
@@ -72,6 +74,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
     """Makes the rows that are not there yet, and writes each down as it comes."""
     config, reference = comparison.config, comparison.reference
     makers = row_makers(comparison)
+    made_by = partial(provenance, config.machine.seed, comparison.caller.command)
     for name, make_rows in makers.items():
         wanted = missing(config, name, [row for row in result["rows"] if row["method"] == name])
         if not wanted:
@@ -80,17 +83,18 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
             require_same_source(result["source"], reference.sources, config.output_dir)
         if "dense" not in result:
             original = reference.original(comparison.progress("original"))
-            result |= {"dense": as_json(original), "source": reference.sources}
+            dense = as_json(original) | {"provenance": made_by()}
+            result |= {"dense": dense, "source": reference.sources}
             _write(config.output_dir, result)
         comparison = replace(comparison, original=comparison_figures(result).dense)
         for row in make_rows(comparison, name, wanted):
-            _put(row, result, config)
+            _put(replace(row, provenance=made_by()), result, config)
             result |= {"hardware": hardware(), "versions": versions()}
             _write(config.output_dir, result)
 
 
 def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
-    """Puts a row in its place, where one that failed may be."""
+    """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
     made = as_json(row) | ({"measured": row.measured} if row.measured else {})
     mine, order = (row.method, Place.of(made)), [DENSE, *compared_methods()]
 
@@ -102,7 +106,7 @@ def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> N
         )
 
     rows = [old for old in result["rows"] if (old["method"], Place.of(old)) != mine]
-    result["rows"] = sorted([*rows, made], key=rank)
+    result["rows"] = paired(sorted([*rows, made], key=rank))
 
 
 def _write(folder: Path, result: dict[str, Any], pictures: Sequence[Path] = ()) -> None:

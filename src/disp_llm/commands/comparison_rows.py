@@ -31,7 +31,7 @@ from disp_llm.models.loading import load_model
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import SizeResult
+from disp_llm.runs.results import Perplexity, SizeResult
 from disp_llm.runs.rows import ComparisonRow, OriginalResult
 from disp_llm.runs.scores import Scores
 from disp_llm.training.problem import PruningProblem
@@ -101,8 +101,7 @@ def dense_rows(comparison: Comparison, name: str, missing: list[Place]) -> Itera
     whole = ComparisonRow(
         method=name,
         keep_asked=1.0,
-        perplexity=original.measured.perplexity,
-        perplexity_stderr=original.measured.perplexity_stderr,
+        **_perplexity(original.measured),
         keep=1.0,
         block_parameters=original.block_parameters,
         parameters=original.parameters,
@@ -117,6 +116,16 @@ def dense_rows(comparison: Comparison, name: str, missing: list[Place]) -> Itera
             yield replace(
                 whole, **comparison.reference.costs(dense.model, comparison.progress(name))
             )
+
+
+def _perplexity(measured: Perplexity) -> dict[str, Any]:
+    """A perplexity, and the losses behind it, as fields of a row."""
+    return {
+        "perplexity": measured.perplexity,
+        "perplexity_stderr": measured.perplexity_stderr,
+        "window_losses": measured.window_losses,
+        "window_tokens": measured.window_tokens,
+    }
 
 
 def pruned_rows(
@@ -176,8 +185,7 @@ def _of_size(
         method=name,
         keep_asked=places[0].keep,
         target=places[0].target,
-        perplexity=size.measured.perplexity,
-        perplexity_stderr=size.measured.perplexity_stderr,
+        **_perplexity(size.measured),
         keep=size.keep,
         block_parameters=size.block_parameters,
         parameters=size.parameters,
@@ -207,8 +215,7 @@ def _quantised(
         return replace(
             row,
             weights=kind,
-            perplexity=measured.perplexity,
-            perplexity_stderr=measured.perplexity_stderr,
+            **_perplexity(measured),
             note=f"{left_out} layers stay as they are" if left_out else "",
             scores=comparison.scores(made.model, name),
             **reference.costs(made.model, progress),
@@ -270,8 +277,7 @@ def _measured(
     return ComparisonRow(
         method=name,
         keep_asked=keep,
-        perplexity=measured.perplexity,
-        perplexity_stderr=measured.perplexity_stderr,
+        **_perplexity(measured),
         keep=made.stored / dense,
         block_parameters=round(made.stored),
         parameters=round(outside + made.stored),

@@ -15,7 +15,14 @@ from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import byte_costs, flop_costs, memory_costs, parameter_costs
+from disp_llm.masks.costs import (
+    CostModel,
+    byte_costs,
+    flop_costs,
+    memory_costs,
+    parameter_costs,
+    total_costs,
+)
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import all_methods, method_named
 from disp_llm.models.architectures import Family
@@ -64,6 +71,9 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
     costs = None
     if settings.budget == "flops":
         costs = flop_costs(layout, dense.head_weight.numel())
+    elif settings.budget == "total":
+        costs = total_costs(layout, dense.parameters)
+        _require_room_for_blocks(costs, settings.target)
     elif settings.budget == "bytes":
         costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
     elif settings.budget == "memory":
@@ -86,6 +96,23 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         progress = job.count("timing compact models")
         costs = latency_costs(dense, timed_mix(settings), align, progress)
     return Budget(layout, costs, dense.sites, job.config.uniform, job.config.least_cut)
+
+
+def _require_room_for_blocks(costs: CostModel, targets: tuple[float, ...]) -> None:
+    """Refuses a share of all parameters that what lies outside of the blocks has already.
+
+    Raises:
+        InputError: naming that share.
+    """
+    outside = costs.constant_cost / costs.dense_cost
+    for target in targets:
+        if target <= outside:
+            raise InputError(
+                f"{target} of all parameters leaves none for the blocks: embeddings, norms and "
+                f"head, which stay, are {outside:.4f}",
+                field="target",
+                hint="ask for more, or count block parameters alone by `keep`",
+            )
 
 
 def refuse_impossible(problem: PruningProblem) -> None:

@@ -27,7 +27,9 @@ from disp_llm.export.folders import added_biases, weight_bytes
 from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
+from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
+from disp_llm.runs.provenance import provenance
 from disp_llm.runs.results import SizeResult, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
@@ -90,10 +92,17 @@ class SizeWriter:
                 masks, timing = self._masks_in_time(selection, share)
             else:
                 masks, timing = masks_of(self.problem, selection, share), {}
-            found[size] = as_json(self._write_one(masks, share, timing))
+            written = as_json(self._write_one(masks, share, timing))
+            found[size] = written | {"provenance": self._made_by()}
             run.update(*files, models=list(found.values()))
         file = str(run.result_file)
         return [from_json(SizeResult, entry, file) for entry in found.values()]
+
+    def _made_by(self) -> Provenance:
+        """Where the figures of a size come from; not in its card, so that the same model has the
+        same bytes whenever it is written."""
+        job = self.problem.job
+        return provenance(job.config.machine.seed, job.command)
 
     def name(self, share: float) -> str:
         """What a size is called in results and file names."""

@@ -23,7 +23,7 @@ Estimator = Literal[
 
 Parametrisation = Literal["logits", "hypernetwork", "heads"]
 
-BudgetKind = Literal["params", "flops", "bytes", "memory", "latency", "active"]
+BudgetKind = Literal["params", "total", "flops", "bytes", "memory", "latency", "active"]
 
 Site = Literal[
     "attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads", "experts", "attention", "mlp"

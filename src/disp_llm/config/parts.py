@@ -181,14 +181,15 @@ class BudgetConfig:
     """What is limited, where it is not the number of block parameters."""
 
     budget: BudgetKind = "params"
-    """What --keep (params) or --target (the others) is a share of: block parameters, FLOPs of the
+    """What --keep (params) or --target (the others) is a share of: block parameters, all
+    parameters, embeddings, norms and head included, as the paper counts (total), FLOPs of the
     linear layers for one token, bytes of all weights (bytes), the same with the KV cache of
     --workload-batch sequences of --workload-length tokens (memory), the time of --workload,
     measured on this machine (latency), or, of mixtures of experts, the block parameters that a
     token uses (active)."""
     target: tuple[float, ...] = ()
-    """Share of the dense model's FLOPs, bytes, memory, time or active parameters that is kept, in
-    (0, 1]; in place of --keep."""
+    """Share of all of the dense model's parameters, of its FLOPs, bytes, memory, time or active
+    parameters that is kept, in (0, 1]; in place of --keep."""
     workload: tuple[Literal["prefill", "decode"], ...] = ("prefill",)
     """What --budget latency times: a prompt, one token after as many cached ones, or both."""
     workload_weights: tuple[float, ...] = ()
@@ -204,7 +205,7 @@ class BudgetConfig:
         if self.budget == "params":
             if self.target:
                 raise InputError(
-                    "belongs to a `budget` of flops, bytes, memory, latency or active",
+                    "belongs to a `budget` of total, flops, bytes, memory, latency or active",
                     field="target",
                     hint="add that, or give `keep`",
                 )

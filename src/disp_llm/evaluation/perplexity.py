@@ -59,7 +59,10 @@ class WindowLosses:
         value, error = math.exp(mean), None
         if len(self.sums) > 1:
             error = value * statistics.stdev(self.means) / math.sqrt(len(self.sums))
-        return Perplexity(value, error, sum(self.counts), self.window, self.stride)
+        losses = [round(loss, 6) for loss in self.means]
+        counts = self.counts if len(set(self.counts)) > 1 else []
+        tokens = sum(self.counts)
+        return Perplexity(value, error, tokens, self.window, self.stride, losses, counts)
 
 
 def perplexity(

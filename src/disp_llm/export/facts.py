@@ -21,6 +21,9 @@ UNTOLD = ("folder", "sample", "prompt", "system")
 """What it leaves out of these and of the figures: where things lie, what the text says, and the
 operating system."""
 
+BEHIND = ("window_losses", "window_tokens")
+"""What it leaves out too: the losses behind a perplexity, without which this can be read."""
+
 
 def write_facts(folder: Path, size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
     """Writes the figures behind a card, and returns what they tell of the run.
@@ -53,7 +56,7 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if key not in UNTOLD}
+    return {key: value for key, value in figures.items() if key not in (*UNTOLD, *BEHIND)}
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:

@@ -188,6 +188,12 @@ def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
     return weighted((2.0, with_head))
 
 
+def total_costs(layout: Layout, parameters: int) -> CostModel:
+    """All parameters of the model, as the paper counts: biases, norms, embeddings and head
+    included, what is tied once."""
+    return byte_costs(layout, parameters, 1)
+
+
 def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
     """Bytes of all weights of the model, biases, embeddings and head included."""
     weights = parameter_costs(layout)

@@ -7,7 +7,7 @@ from disp_llm.config.names import DENSE
 from disp_llm.reporting.frontier import frontier_lines
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import names_in, without_paths_in_message
-from disp_llm.runs.results import kept_said, percent_with_error, ratio_said
+from disp_llm.runs.results import kept_said, paired_said, percent_with_error, ratio_said
 from disp_llm.runs.rows import ComparisonRow
 from disp_llm.runs.scores import Scores
 
@@ -15,12 +15,16 @@ PHASES = ("prefill", "decode")
 """What is timed of every model."""
 
 
+PAIRED = "paired ratio"
+
 FIGURES: dict[str, Callable[[ComparisonRow], str]] = {
     "general_ratio": lambda row: ratio_said(row.scores),
     "kept": lambda row: kept_said(row.scores),
     "perplexity": str,
+    PAIRED: lambda row: paired_said(row.paired_ratio, row.paired_ratio_stderr),
 }
-"""What is said of a row, in this order; the first two where there is a suite."""
+"""What is said of a row, in this order; the first two where there is a suite, the last where
+losses of windows were kept."""
 
 
 def figures_in(rows: list[ComparisonRow]) -> list[str]:
@@ -85,6 +89,7 @@ def markdown(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     if found.dense and found.source:
         lines += ["", f"Dense: {found.dense.measured}, {names_in(found.source['eval_text'])}."]
         lines += suite_said(found.dense.scores)
+    lines += pairs_said(rows)
     remarks: dict[str, dict[str, None]] = {}
     for row in found.rows:
         if row.error:
@@ -125,6 +130,19 @@ def suite_said(dense: Scores | None) -> list[str]:
         )
         lines.append(f"kept: share of the dense accuracy above chance, mean over {tasks}.")
     return lines
+
+
+def pairs_said(rows: list[ComparisonRow]) -> list[str]:
+    """What the paired ratios are; no line where there are none."""
+    references = dict.fromkeys(
+        f"{row.paired_with} at {row.keep_asked:g}" for row in rows if row.paired_with
+    )
+    if not references:
+        return []
+    return [
+        f"{PAIRED}: perplexity / that of {', '.join(references)}, over the same windows; "
+        "± is the bootstrap's over these, and two of them apart from 1 is a difference."
+    ]
 
 
 def _costs(rows: list[ComparisonRow]) -> list[str]:

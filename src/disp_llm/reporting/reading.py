@@ -1,11 +1,12 @@
 """JSON objects that commands have written -> the typed results in them: one schema a file."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count
-from disp_llm.runs.figures import Hardware, Source
+from disp_llm.runs.figures import Hardware, Source, machine_name
 from disp_llm.runs.results import from_json
 from disp_llm.runs.rows import BenchComparison, BenchRow, ComparisonRow, OriginalResult
 
@@ -51,12 +52,39 @@ class ComparisonFigures:
 
 
 def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
-    """What `compare.json` holds.
+    """What `compare.json` holds, with the times of one machine: that of most rows. A row of another
+    machine is left without its own, and its note says so, since a table sets them side by side.
 
     Raises:
         InputError: a value is missing, or is of another type; `file` says where.
     """
-    return from_json(ComparisonFigures, result, file, ROWS_AGAIN)
+    found = from_json(ComparisonFigures, result, file, ROWS_AGAIN)
+    machines = [_machine(row, found) for row in found.rows]
+    if len(set(machines)) < 2:
+        return found
+    (most, _), *_ = Counter(machines).most_common(1)
+    rows = [
+        row if machine == most or not _is_timed(row) else _untimed(row, machine)
+        for row, machine in zip(found.rows, machines, strict=True)
+    ]
+    return replace(found, rows=rows)
+
+
+def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:
+    """Where a row was made; of an old one, what the whole comparison says."""
+    hardware = row.provenance["hardware"] if row.provenance else found.hardware
+    return machine_name(hardware) if hardware else "an unknown machine"
+
+
+def _is_timed(row: ComparisonRow) -> bool:
+    return row.seconds is not None or bool(row.speed)
+
+
+def _untimed(row: ComparisonRow, machine: str) -> ComparisonRow:
+    """The same without what took time on a machine that is not that of the table."""
+    notes = [row.note] if row.note else []
+    note = "; ".join([*notes, f"made on another machine ({machine})"])
+    return replace(row, seconds=None, speed={}, note=note)
 
 
 @dataclass(frozen=True)

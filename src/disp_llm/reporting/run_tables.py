@@ -77,7 +77,7 @@ def _add_figures(table: Table, dense: DenseResult, models: list[SizeResult]) -> 
             row(
                 name, f"{timed[0][f'{phase}_dense_ms']:.1f} ms", lambda m, p=phase: speed_said(m, p)
             )
-    for kind in ("flops", "bytes", "memory", "latency", "active"):
+    for kind in ("total", "flops", "bytes", "memory", "latency", "active"):
         if any(model.budget == kind for model in models):
             row(
                 f"{kind}, of the dense ones",

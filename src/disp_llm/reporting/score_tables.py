@@ -5,7 +5,14 @@ from typing import Any
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import as_type
 from disp_llm.evaluation.metrics import AnswerScore
-from disp_llm.reporting.comparison import by_method, columns, figures_in, of_sizes, suite_said
+from disp_llm.reporting.comparison import (
+    by_method,
+    columns,
+    figures_in,
+    of_sizes,
+    pairs_said,
+    suite_said,
+)
 from disp_llm.reporting.frontier import HEADINGS, Frontier, table
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.reporting.tables import new_table
@@ -102,7 +109,7 @@ def show_comparison(result: dict[str, Any]) -> None:
             say(f"{row.name}: {row.error}")
     if found.dense:
         console.print(f"dense {found.dense.measured}")
-        for line in suite_said(found.dense.scores):
+        for line in [*suite_said(found.dense.scores), *pairs_said(rows)]:
             say(line)
     if any(row.method == DENSE for row in found.rows):
         _show_frontier(Frontier(found))

@@ -33,6 +33,25 @@ class Hardware(TypedDict):
     gpus: NotRequired[list[str]]
 
 
+def machine_name(hardware: Hardware) -> str:
+    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
+
+
+class Provenance(TypedDict):
+    """Where a row of figures comes from."""
+
+    command: str
+    seed: int
+    date: str
+    """UTC, as ISO 8601 has it."""
+    commit: str
+    """Of disp-llm, with `-dirty` where its code had changed since; empty = not from a checkout."""
+    versions: dict[str, str]
+    hardware: Hardware
+
+
 @dataclass(frozen=True)
 class CurvePoint:
     """One size on the curve of a run."""
@@ -86,6 +105,12 @@ class RunFigures:
     seed: int
     versions: dict[str, str]
     hardware: Hardware
+    date: str = ""
+    """When it began; this and `commit` are missing from runs that began before they were recorded.
+    """
+    commit: str = ""
+    resumed: list[Provenance] = field(default_factory=list)
+    """Attempts to go on with other code or on another kind of machine than those it began with."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
     source: Source | None = None

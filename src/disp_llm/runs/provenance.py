@@ -1,27 +1,66 @@
-"""Where figures come from: versions, hardware, seed, command."""
+"""Where figures come from: versions, commit, hardware, seed, command, date."""
 
 import platform
 import resource
+import subprocess
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from disp_llm.runs.figures import Hardware, Provenance
+
 LIBRARIES = ("disp-llm", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
 
 CPU_INFO = Path("/proc/cpuinfo")
 
+CHECKOUT = Path(__file__).parents[3]
+"""Where this file lies in a git checkout: three folders above `src/disp_llm/runs`."""
 
-def provenance(seed: int, command: str) -> dict[str, Any]:
-    """Versions, hardware and seed of this process, and how it was asked for."""
+
+def provenance(seed: int, command: str) -> Provenance:
+    """Versions, commit, hardware and seed of this process, how it was asked for, and the time."""
     return {
         "command": command,
         "seed": seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def runs_alike(before: Mapping[str, Any], now: Provenance) -> bool:
+    """Whether both are of the same code on the same kind of machine; of results that are older
+    than their commit, as far as is known."""
+    known = (key for key in ("commit", "versions", "hardware") if key in before)
+    return all(before[key] == now[key] for key in known)
+
+
+@cache  # the code that runs is that of the first call, whatever is checked out afterwards
+def commit() -> str:
+    """The commit of disp-llm, with `-dirty` where its code has changed since; empty where it does
+    not run from a git checkout, so that its version is all there is to know."""
+    if not (CHECKOUT / ".git").exists():
+        return ""
+    found = _git("rev-parse", "HEAD")
+    return f"{found}-dirty" if found and _git("status", "--porcelain", "--", "src") else found
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout; empty where there is no git, or it refuses."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def versions() -> dict[str, str]:
@@ -29,9 +68,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """What the figures were measured on."""
-    info: dict[str, Any] = {
+    info: Hardware = {
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
@@ -36,9 +37,27 @@ class Perplexity:
     """Tokens scored: all but the first of the text or of each window, and no token twice."""
     window: Size
     stride: Size
+    window_losses: list[Amount] = field(default_factory=list)
+    """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty
+    in results that are older."""
+    window_tokens: list[Size] = field(default_factory=list)
+    """Tokens that each window scores; empty where all score as many."""
+
+    def __post_init__(self) -> None:
+        require_losses(self.perplexity, self.window_losses, self.window_tokens)
 
     def __str__(self) -> str:
         return with_error(self.perplexity, self.perplexity_stderr)
+
+
+def require_losses(perplexity: float | None, losses: list[float], tokens: list[int]) -> None:
+    """Refuses, with a ValueError, losses of windows that are not those of the perplexity."""
+    counts = tokens or [1] * len(losses)
+    if len(counts) != len(losses):
+        raise ValueError("has not as many window_tokens as window_losses")
+    total = sum(loss * count for loss, count in zip(losses, counts, strict=True))
+    if losses and (not perplexity or abs(total / sum(counts) - math.log(perplexity)) > 1e-4):
+        raise ValueError("has window_losses of another perplexity")
 
 
 def with_error(value: float, error: float | None, decimals: int = 2) -> str:
@@ -64,6 +83,11 @@ def kept_said(scores: Scores | None) -> str:
     if scores is None or scores.kept is None:
         return ""
     return percent_with_error(scores.kept, scores.kept_stderr)
+
+
+def paired_said(ratio: float | None, error: float | None) -> str:
+    """`×1.234 ± 0.010`; empty where there is nothing to pair with."""
+    return "" if ratio is None else "×" + with_error(ratio, error, 3)
 
 
 @dataclass(frozen=True)
@@ -219,12 +243,12 @@ def speed_said(size: SizeResult, phase: str) -> str:
 
 
 def as_json(result: Any) -> dict[str, Any]:
-    """A result as one flat object of plain values; empty groups are left out."""
+    """A result as one flat object of plain values; empty groups and lists are left out."""
     values: dict[str, Any] = {}
     for entry in dataclasses.fields(result):
         value = getattr(result, entry.name)
         if isinstance(value, Perplexity):
-            values |= dataclasses.asdict(value)
+            values |= {key: of for key, of in dataclasses.asdict(value).items() if of != []}
         elif isinstance(value, Scores):
             values |= value.as_json()
         elif entry.name in MEASURED and value is None:
@@ -233,13 +257,16 @@ def as_json(result: Any) -> dict[str, Any]:
             values |= value
         elif entry.name == "share_asked":
             values["keep_asked" if result.budget == "params" else "target"] = value
-        elif value != {} or entry.default_factory is dataclasses.MISSING:
+        elif value not in ({}, []) or entry.default_factory is dataclasses.MISSING:
             values[entry.name] = value
     return values
 
 
-MEASURED = ("measured", "perplexity_masked", "scores", "sample")
-"""Figures that are left out where nothing was measured."""
+MEASURED = (
+    *("measured", "perplexity_masked", "scores", "sample", "provenance"),
+    *("paired_ratio", "paired_ratio_stderr"),
+)
+"""What is left out where nothing was measured, or it is not known."""
 
 SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""

@@ -7,7 +7,15 @@ from msgspec import Meta
 
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
-from disp_llm.runs.results import SPEEDS, Perplexity, Phase, require_speeds, with_error
+from disp_llm.runs.figures import Provenance
+from disp_llm.runs.results import (
+    SPEEDS,
+    Perplexity,
+    Phase,
+    require_losses,
+    require_speeds,
+    with_error,
+)
 from disp_llm.runs.scores import Scores
 
 
@@ -54,6 +62,18 @@ class ComparisonRow:
     """After a prompt of 512 tokens, or of as many as the model can read."""
     note: str = ""
     """What a reader has to know of the figures."""
+    window_losses: list[Amount] = field(default_factory=list)
+    """Mean −ln p of each window of the evaluation text; empty in comparisons that are older."""
+    window_tokens: list[Size] = field(default_factory=list)
+    """Tokens that each window scores; empty where all score as many."""
+    paired_with: str = ""
+    """The method whose row of the same size is the reference; empty = there is none."""
+    paired_ratio: Positive | None = None
+    """Perplexity as a multiple of the reference's, over the same windows."""
+    paired_ratio_stderr: Amount | None = None
+    """By the bootstrap over these windows; None for a single one."""
+    provenance: Provenance | None = None
+    """Of this row; None in comparisons that were made before it was recorded."""
 
     def __post_init__(self) -> None:
         figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
@@ -62,6 +82,7 @@ class ComparisonRow:
         if (self.keep_asked is None) == (self.target is None):
             raise ValueError("has not one of keep_asked and target")
         require_speeds(self.speed, *SPEEDS)
+        require_losses(self.perplexity, self.window_losses, self.window_tokens)
 
     @property
     def name(self) -> str:

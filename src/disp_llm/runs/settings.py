@@ -15,7 +15,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.lock import is_empty
-from disp_llm.runs.provenance import provenance
+from disp_llm.runs.provenance import provenance, runs_alike
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
@@ -124,7 +124,8 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
 
 
 def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts: Any) -> None:
-    """Says in `result.json`, unless it is said already, what begins in a folder.
+    """Says in `result.json`, unless it is said already, what begins in a folder; of what goes on
+    with other code or on another kind of machine, that it did.
 
     Args:
         written: files of the run that are there.
@@ -133,9 +134,14 @@ def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts:
     Raises:
         InputError: it cannot be written.
     """
-    if not run.result():
+    before, now = run.result(), provenance(seed, command)
+    if not before:
         facts |= {"status": "running", "run": str(run.folder)}
-        run.update(*written, **facts, **provenance(seed, command))
+        run.update(*written, **facts, **now)
+    elif before["status"] == "running":
+        resumed = before.get("resumed", [])
+        if not runs_alike([before, *resumed][-1], now):
+            run.update(resumed=[*resumed, now])
 
 
 def open_run(config: PruneConfig | RecoverConfig) -> Run:

@@ -1,0 +1,65 @@
+"""What committed results were measured on, and with what.
+
+A column of times is of one machine: where rows come from several, each has a column of its own.
+"""
+
+from dataclasses import dataclass
+from string import ascii_uppercase
+
+from disp_llm.runs.figures import machine_name
+
+
+@dataclass(frozen=True)
+class Times:
+    """The columns of seconds of a table of results."""
+
+    machines: list[str]
+    """A column each."""
+
+    @classmethod
+    def of(cls, results: list[dict]) -> "Times":
+        """Of all that have finished, in the order in which they stand."""
+        done = [result for result in results if "error" not in result]
+        return cls(list(dict.fromkeys(machine(result) for result in done)))
+
+    @property
+    def columns(self) -> list[str]:
+        """`s`, or `s, A` and `s, B`."""
+        if len(self.machines) < 2:
+            return ["s"]
+        return [f"s, {letter}" for letter in ascii_uppercase[: len(self.machines)]]
+
+    def cells(self, result: dict) -> list[str]:
+        """The seconds of a result in the column of its machine; blank in the others."""
+        mine = machine(result)
+        return [f"{result['seconds']:.0f}" if name == mine else "" for name in self.machines]
+
+    @property
+    def note(self) -> str:
+        """Which machine each letter is; empty where there is one machine."""
+        if len(self.machines) < 2:
+            return ""
+        named = zip(ascii_uppercase, self.machines, strict=False)
+        return f"Seconds are of {'; '.join(f'{letter}: {name}' for letter, name in named)}."
+
+
+def machine(result: dict) -> str:
+    """`AMD EPYC, 2 threads`; of a run that went on elsewhere, both."""
+    attempts = [result, *result.get("resumed", [])]
+    return ", then ".join(dict.fromkeys(machine_name(attempt["hardware"]) for attempt in attempts))
+
+
+def origin(result: dict) -> str:
+    """Machine, versions, commit, seed and date; what was not recorded is said to be unknown."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    commit = result.get("commit") or "unknown"
+    seed, date = result.get("seed", "unknown"), result.get("date", "unknown")[:10]
+    return f"{machine(result)}: {versions}; commit {commit}, seed {seed}, date {date}"
+
+
+def origin_of_rows(comparison: dict) -> str:
+    """The same of a comparison, whose rows know it each; where they differ, all that there is."""
+    told = [row["provenance"] for row in comparison["rows"] if "provenance" in row]
+    if len(told) < len(comparison["rows"]):
+        told = [{key: comparison[key] for key in ("hardware", "versions")}, *told]
+    return "; ".join(dict.fromkeys(map(origin, told)))
