@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from disp_llm.runs.files import read_json, write_json
-from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.provenance import provenance
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent / "examples" / "structured_prediction" / "ner.py"
@@ -134,11 +134,11 @@ def called(*words: str) -> dict:
 def collect(runs: Path, name: str, seed: int) -> None:
     """Puts what was measured into the committed results."""
     rows = read_json(RESULTS, "delete it") if RESULTS.exists() else []
-    row = {"name": name, "seed": seed, "how": MADE[name]}
+    row = {"name": name, "how": MADE[name]}
     trained = runs / f"{folder_name(name)}.made.json"
     row |= {"training_s": read_json(trained, "delete it")["seconds"]}
     row |= read_json(scored_file(runs, name), "delete it")
-    row |= {"hardware": hardware(), "versions": versions()}
+    row |= provenance(seed, f"python benchmarks/specialists.py WNUT17 --only {shlex.quote(name)}")
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
     write_json(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
 

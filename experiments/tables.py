@@ -3,9 +3,9 @@
     python experiments/tables.py [--check]
 
 docs/reproduce.md, docs/baselines.md and docs/architectures.md are written whole; README.md,
-docs/results.md, docs/choose.md and the list of files in docs/how-it-works.md between their markers;
-the charts are drawn. With --check nothing is written and the exit code says whether the texts are
-up to date.
+docs/results.md, docs/choose.md, docs/specialists.md and the list of files in docs/how-it-works.md
+between their markers; the charts are drawn. With --check nothing is written and the exit code says
+whether the texts are up to date.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from comparison_tables import HERE, baselines_page, figure, readme_table, result
 from file_tree import file_tree
 from frontier_tables import choices, comparison_section, frontier, readme_picture
 from machines import Times, origin
+from specialist_tables import draw_specialists, specialists_table, taggers
 
 ROOT = HERE.parent
 INTRODUCTION = """# Reproduce
@@ -143,7 +144,8 @@ def main() -> None:
     experiments = sorted(HERE.glob("*.toml"))
     page = "\n".join([INTRODUCTION, *(line for path in experiments for line in section(path))])
     docs, readme = ROOT / "docs", ROOT / "README.md"
-    results, code, choose = (docs / f"{name}.md" for name in ("results", "how-it-works", "choose"))
+    names = ("results", "how-it-works", "choose", "specialists")
+    results, code, choose, specialists = (docs / f"{name}.md" for name in names)
     rooms = re.findall(r"^\| `(\w+)/` \|", code.read_text(), re.MULTILINE)
     files = {
         docs / "reproduce.md": page.rstrip() + "\n",
@@ -151,6 +153,7 @@ def main() -> None:
         docs / "architectures.md": architectures_page(),
         results: between_markers(results, "results", results_tables()),
         choose: between_markers(choose, "frontier", choices()),
+        specialists: between_markers(specialists, "specialists", specialists_table()),
         readme: between_markers(readme, "results", [*readme_table(), *readme_picture()]),
         code: between_markers(code, "files", file_tree(rooms)),
     }
@@ -165,6 +168,8 @@ def main() -> None:
     from disp_llm.reporting.frontier_plots import draw_costs
 
     draw_equal_tokens(docs / "equal-tokens.png")
+    if taggers():
+        draw_specialists(docs / "specialists.png")
     found = frontier()
     if found is not None:
         draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png")
