@@ -26,9 +26,9 @@ from disp_llm.models.windows import required_bos
 
 
 def further_sites(family: Family, branches: bool = True) -> tuple[Site, ...]:
-    """The sites beside the five that blocks of this family can have: KV heads, if its attention can
-    lose any, and whole branches unless they are to stay."""
-    heads = (HEADS,) if family.supports_head_pruning else ()
+    """The sites beside the five that blocks of this family can have: heads, if its blocks can lose
+    any, and whole branches unless they are to stay."""
+    heads = (HEADS,) if family.can_lose_heads else ()
     return (*heads, *(BRANCHES if branches else ()))
 
 

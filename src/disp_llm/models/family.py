@@ -76,7 +76,13 @@ class Branch:
     beside: tuple[str, ...] = ()
     """Modules beside `gather` that read what it reads, and whose outputs the block adds to its."""
     per_head: tuple[str, ...] = ()
-    """Parameters of attention with a number for each head of the queries, which go with it."""
+    """Parameters of attention with as many numbers for each head, which go with it."""
+    heads: str = ""
+    """What the module of linear attention calls the number of its key heads, each of which goes
+    with the value heads that it serves; "" = that of a configuration, or it cannot lose any."""
+    stacked: tuple[str, ...] = ()
+    """Of its reads and of `per_head`, those that have what belongs to queries, to keys and to
+    values one after the other; all others lie head by head."""
     gives_pair: bool = False
     """Whether the module of an MLP gives a pair, as that of attention does, and not its output
     alone."""
@@ -134,6 +140,11 @@ class Family:
     `wrappers` does."""
 
     @property
+    def can_lose_heads(self) -> bool:
+        """Whether a block of some kind can."""
+        return self.supports_head_pruning or any(one.heads for one in self.alternatives)
+
+    @property
     def experts(self) -> Experts | None:
         """Those of its mixtures, where it has some."""
         return (self.mixture or self.mlp).experts
@@ -169,7 +180,7 @@ def _said(branch: Branch) -> dict:
     return {key: value for key, value in found.items() if value or key not in OF_FEW}
 
 
-OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "gives_pair")
+OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "heads", "stacked", "gives_pair")
 """Columns that are left out of the JSON of a branch that has nothing there."""
 
 
