@@ -147,7 +147,10 @@ def shrink(base: Any, disp: dict) -> None:
     Raises:
         ValueError: a width that the model does not have, or one too few or too many.
     """
-    blocks = list(base.get_submodule(disp["blocks"]))
+    path = disp["blocks"]
+    while not hasattr(base, path.partition(".")[0]):  # a part that was loaded alone
+        path = path.partition(".")[2]
+    blocks = list(base.get_submodule(path))
     heads = heads_of_blocks(base.config.get_text_config(), disp, len(blocks))
     if any(len(of_blocks) != len(blocks) for of_blocks in disp["widths"].values()):
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")

@@ -10,18 +10,19 @@ models read, the first example of a window counts alone (`Windows.of_first_examp
 E examples, N tokens of all of them, B windows, T tokens of a window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.examples import ASSISTANT, Example, GivenExamples
-from disp_llm.data.windows import Windows, usual_bos
+from disp_llm.data.seeing import Shower
+from disp_llm.data.windows import Given, Windows, joined, usual_bos
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Tokenized:
     """Where it was read, for messages."""
     answer: str
     """What its last answer says."""
+    shown: Callable[[], Given] | None = None
+    """Makes what the model is shown with it, where that is a picture; it has as many numbers for
+    tokens as there are."""
+    words: Int[Tensor, " P"] | None = None
+    """Its prompt without the tokens that stand for that picture."""
 
     @property
     def prompt(self) -> Int[Tensor, " N"]:
@@ -79,7 +85,11 @@ class ExampleStream:
             )
 
     def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows that are filled with examples, each drawn anew."""
+        """Windows that are filled with examples, each drawn anew; of examples with a picture each
+        window has one."""
+        if self.has_pictures:
+            drawn = torch.randint(len(self.examples), (count,), generator=noise).tolist()
+            return joined([self._with_picture(self.examples[one], length) for one in drawn])
         found = [self._random_window(length, noise) for _ in range(count)]
         tokens, counted, places = (torch.stack(parts) for parts in zip(*found, strict=True))
         return Windows(tokens, counted, places)
@@ -95,6 +105,22 @@ class ExampleStream:
             torch.cat([torch.arange(len(example.tokens)) for example in drawn])[:length],
         )
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether its examples are shown with one each."""
+        return self.examples[0].shown is not None
+
+    @staticmethod
+    def _with_picture(example: Tokenized, length: int) -> Windows:
+        """A window of one example; what follows it is read by nobody."""
+        assert example.shown is not None
+        room = (0, max(length - len(example.tokens), 0))
+        tokens, counted = (
+            nn.functional.pad(part, room)[:length] for part in (example.tokens, example.counted)
+        )
+        places = torch.arange(len(tokens))
+        return Windows(tokens[None], counted[None], places[None], (example.shown(),))
+
     def alone(self, most_tokens: int = 0) -> Iterator[Windows]:
         """Every example as a window of its own, in order.
 
@@ -106,23 +132,47 @@ class ExampleStream:
             read += len(example.tokens)
             if number and most_tokens and read > most_tokens:
                 return
-            yield Windows(example.tokens[None], example.counted[None])
+            if example.shown is None:
+                yield Windows(example.tokens[None], example.counted[None])
+            else:
+                yield self._with_picture(example, len(example.tokens))
 
 
 def stream_of_examples(
-    given: GivenExamples, tokenizer: Any, bos_token_id: int | None = None
+    given: GivenExamples,
+    tokenizer: Any,
+    bos_token_id: int | None = None,
+    make_processor: Callable[[], Any] | None = None,
 ) -> ExampleStream:
     """The tokens of examples.
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
+        make_processor: makes the processor of a model that sees, for examples with a picture.
 
     Raises:
         InputError: a conversation for a tokenizer without a chat template, or one whose template
-            changes what was said before.
+            changes what was said before; a picture for a model that does not see.
     """
+    if given.examples[0].picture is not None:
+        shower = Shower.of(given, make_processor, bos_token_id)
+        return ExampleStream(tuple(_seen(shower, one) for one in given.examples), given.field)
     writer = _Writer(given, tokenizer, bos_token_id)
     return ExampleStream(tuple(map(writer.tokenized, given.examples)), given.field)
+
+
+def _seen(shower: Shower, example: Example) -> Tokenized:
+    """An example with a picture."""
+    found = shower.shown(example)
+    words = shower.processor.tokenizer(example.turns[0].content, verbose=False)["input_ids"]
+    return Tokenized(
+        found.tokens,
+        found.counted,
+        example.place,
+        example.answer,
+        shower.later(example),
+        torch.tensor(words),
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Given = dict[str, Tensor]
+"""What a model is given besides tokens, by the names that its forward pass has for it."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -21,16 +24,24 @@ class Windows:
     """Which tokens count; None = all. The first of a window, which nothing predicts, never does."""
     places: Int[Tensor, "B T"] | None = None
     """The place of every token in its own example, from 0; None = windows hold one text each."""
+    shown: tuple[Given, ...] | None = None
+    """What the model is shown with each window, one example of which has a picture and is all of
+    it, to the last token that counts; empty with others. None = no window is shown anything."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
+        shown = None
+        if self.shown is not None:
+            numbers = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
+            shown = tuple(self.shown[number] for number in numbers.tolist())
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
             None if self.places is None else self.places[rows],
+            shown,
         )
 
     def one(self, row: int) -> "Windows":
@@ -39,10 +50,14 @@ class Windows:
 
     def to(self, device: torch.device) -> "Windows":
         """On a device."""
+        shown = None
+        if self.shown is not None:
+            shown = tuple({k: v.to(device) for k, v in given.items()} for given in self.shown)
         return Windows(
             self.tokens.to(device),
             None if self.counted is None else self.counted.to(device),
             None if self.places is None else self.places.to(device),
+            shown,
         )
 
     def tensor_split(self, parts: int) -> list["Windows"]:
@@ -58,7 +73,7 @@ class Windows:
             return self
         steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         assert self.counted is not None
-        return Windows(self.tokens, self.counted & (self.places == steps))
+        return Windows(self.tokens, self.counted & (self.places == steps), shown=self.shown)
 
     @property
     def predicted(self) -> Bool[Tensor, "B S"]:
@@ -86,6 +101,9 @@ def joined(parts: list[Windows]) -> Windows:
     """Windows of the same length, one after the other; where some are of examples, all of the
     tokens of the others count, and their places are those in the window."""
     tokens = torch.cat([part.tokens for part in parts])
+    shown = None
+    if any(part.shown is not None for part in parts):
+        shown = tuple(given for part in parts for given in part.shown or ({},) * len(part))
     if all(part.counted is None for part in parts):
         return Windows(tokens)
     steps = torch.arange(tokens.shape[1], device=tokens.device)
@@ -96,7 +114,7 @@ def joined(parts: list[Windows]) -> Windows:
     places = [
         steps.expand_as(part.tokens) if part.places is None else part.places for part in parts
     ]
-    return Windows(tokens, torch.cat(counted), torch.cat(places))
+    return Windows(tokens, torch.cat(counted), torch.cat(places), shown)
 
 
 def random_windows(

@@ -59,6 +59,11 @@ class PrunableModel:
         return layout_of(self.blocks, self.model.config, self.family, self.sites)
 
     @property
+    def base(self) -> Any:
+        """What reads tokens and gives hidden states."""
+        return self.family.base_of(self.model)
+
+    @property
     def language_model(self) -> nn.Module:
         """What has the blocks: the base model, or of a wrapper one of its parts."""
         return self.model.base_model.get_submodule(self.family.tower)
@@ -114,7 +119,7 @@ class PrunableModel:
     def keeps_apart(self) -> bool:
         """Whether examples that stand in one window do not see each other, if the model is told the
         places of their tokens: its attention alone looks back, and it makes a mask of them."""
-        forward = inspect.signature(self.model.base_model.forward)
+        forward = inspect.signature(self.base.forward)
         family = self.family
         alone = family.masks_by_place and not family.alternatives and not family.tower
         return alone and "position_ids" in forward.parameters

@@ -359,6 +359,25 @@ FAMILIES: dict[str, Family] = {
             biased=True,
         ),
     ),
+    "llama4_text": replace(
+        _LLAMA,
+        blocks="model.layers",
+        base="model",
+        mlp=branch(
+            "feed_forward", "gate_proj up_proj", "down_proj", norms="post_attention_layernorm"
+        ),
+        mixture=mixture(
+            "post_attention_layernorm",
+            shared="shared_expert",
+            module="feed_forward",
+            router="router",
+            gives_pair=True,
+            count="num_local_experts",
+            width="intermediate_size",
+            transposed=True,
+            scores_inputs=True,
+        ),
+    ),
     "dots1": replace(_LLAMA, mixture=_SHARED),
     "glm4_moe": replace(_LLAMA, mixture=_SHARED),
     "solar_open": replace(_LLAMA, mlp=_SHARED),

@@ -37,6 +37,9 @@ class Experts:
     """Whether gate and up alternate row by row; else all of the gate's rows come first."""
     biased: bool = False
     """Whether there are `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D)."""
+    scores_inputs: bool = False
+    """Whether every expert reads all tokens, times what the router gives first: (N, E) scores, most
+    of them 0."""
 
     @property
     def modules(self) -> tuple[str, str]:
@@ -135,6 +138,9 @@ class Family:
     that examples in one window do not see each other."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
+    base: str = ""
+    """Path inside what transformers calls the base model of what gives hidden states; "" = it does.
+    Where a class names a base model that it has not, transformers takes the whole model for it."""
     tower: str = ""
     """Path of the language model inside the base model; "" = it is the base model. No row says so:
     `wrappers` does."""
@@ -148,6 +154,10 @@ class Family:
     def experts(self) -> Experts | None:
         """Those of its mixtures, where it has some."""
         return (self.mixture or self.mlp).experts
+
+    def base_of(self, model: Any) -> Any:
+        """What of a model reads tokens and gives hidden states."""
+        return model.base_model.get_submodule(self.base)
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""

@@ -85,6 +85,17 @@ class Loaded:
         """The token that every window begins with, where the model needs one."""
         return required_bos(self.model, self.family)
 
+    def make_processor(self) -> Any:
+        """The processor of a model that sees or hears; None where it has none.
+
+        Raises:
+            InputError: it cannot be made of its files, or not here: some need torchvision.
+        """
+        if not self.processor:
+            return None
+        with _one_line(self.source["model"], "the processor of "):
+            return transformers.AutoProcessor.from_pretrained(self.processor[0].parent)
+
 
 def load_config(name: str) -> transformers.PreTrainedConfig:
     """The configuration of a model, without its weights.
