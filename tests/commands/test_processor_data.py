@@ -3,12 +3,13 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_command
+from conftest import SMALL, problem_of, run_command, with_config
 from PIL import Image
 from test_pruned_wrappers import gemma3_processor
 from transformers import AutoModelForMultimodalLM, AutoProcessor
@@ -17,12 +18,14 @@ from wrapping import PICTURE, tiny_wrapper
 from disp_llm.commands.evaluate import evaluation_stream
 from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.pictures import read_pictures
+from disp_llm.data.tokens import Corpus
 from disp_llm.data.windows import Windows, joined
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.loading import load
 from disp_llm.training.losses import mean_losses
 
@@ -136,7 +139,7 @@ def test_a_chat_template_writes_prompt_and_answer(wrapper, tmp_path):
 
 
 def test_commands_learn_from_pictures(wrapper, text_file, tmp_path):
-    """prune beside text, recover and eval; and a method that would not see them says so."""
+    """prune beside text, recover and eval."""
     model, pairs, run = wrapper / "model", wrapper / "pairs.jsonl", tmp_path / "run"
     small = [*SMALL, "--length", 48, "--calibration-length", 48, "--context", 48]
     done = run_command(
@@ -163,13 +166,14 @@ def test_commands_learn_from_pictures(wrapper, text_file, tmp_path):
     assert measured["perplexity"] > 1
     assert found["models"][0]["keep"] <= 0.7
     AutoModelForMultimodalLM.from_pretrained(run / "model")
-    done = run_command(
-        "prune", model, "--keep", 0.7, "--processor-data", pairs, "--method", "wanda",
-        "--output-dir", tmp_path / "wanda", *small,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("disp-llm: ") == 1
-    assert "processor-data: is not read by this method" in done.stderr
+
+
+def test_methods_that_look_at_activations_refuse_pictures(wrapper, text_file, tmp_path):
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    problem = with_config(problem, scores=ScoreConfig(calibration_length=48))
+    problem = replace(problem, corpus=Corpus((stream_of(wrapper)[1],)))
+    with pytest.raises(InputError, match="processor_data: is not read by this method"):
+        calibration_tokens(problem)
 
 
 GOOD = {"image": "pictures/3.png", "prompt": "a", "answer": "b"}

@@ -20,9 +20,10 @@ COUPLED = ("mlp_mid", HEADS)
 
 
 def flat_of(
-    layout: Layout, channels: list[Float[Tensor, " F"]], heads: list[Float[Tensor, " H"]]
+    layout: Layout, channels: list[Float[Tensor, " F"]], heads: list[Float[Tensor, " _"]]
 ) -> Float[Tensor, " N"]:
-    """Numbers of every block's channels and heads in the order of the flat vector, 1 elsewhere."""
+    """Numbers of every block's channels and heads, of which blocks may have other numbers, in the
+    order of the flat vector; 1 elsewhere."""
     parts = []
     for shape, of_channels, of_heads in zip(layout.blocks, channels, heads, strict=True):
         stream = of_channels.new_ones(shape.hidden)
