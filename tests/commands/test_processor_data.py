@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,3 +210,15 @@ def test_a_model_that_does_not_see_says_so(wrapper, llama_folder):
     done = run_command("eval", llama_folder, "--processor-data", wrapper / "pairs.jsonl")
     assert done.returncode == 2
     assert "processor-data: needs a model that sees" in done.stderr
+
+
+def test_a_processor_that_cannot_be_made_is_one_line(wrapper, tmp_path):
+    """Some need libraries that are not there; this one is none that transformers has."""
+    folder = tmp_path / "model"
+    shutil.copytree(wrapper / "model", folder)
+    said = {"processor_class": "Gemma3Processor", "image_processor": {"image_processor_type": "No"}}
+    (folder / "processor_config.json").write_text(json.dumps(said))
+    done = run_command("eval", folder, "--processor-data", wrapper / "pairs.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.count("disp-llm: ") == 1
+    assert f"the processor of '{folder}' cannot be made" in done.stderr
