@@ -121,21 +121,19 @@ class ExampleStream:
         places = torch.arange(len(tokens))
         return Windows(tokens[None], counted[None], places[None], (example.shown(),))
 
-    def alone(self, most_tokens: int = 0) -> Iterator[Windows]:
-        """Every example as a window of its own, in order.
-
-        Args:
-            most_tokens: ends before more tokens than these, but after one example; 0 = no end.
-        """
-        read = 0
-        for number, example in enumerate(self.examples):
-            read += len(example.tokens)
-            if number and most_tokens and read > most_tokens:
-                return
+    def alone(self) -> Iterator[Windows]:
+        """Every example as a window of its own, in order; what is shown with it is made when it
+        comes."""
+        for example in self.examples:
             if example.shown is None:
                 yield Windows(example.tokens[None], example.counted[None])
             else:
                 yield self._with_picture(example, len(example.tokens))
+
+    def within(self, most_tokens: int) -> "ExampleStream":
+        """As many from the start as have no more tokens than these, but one at least; 0 = all."""
+        ends = torch.tensor([len(example.tokens) for example in self.examples]).cumsum(0)
+        return self.first(max(int((ends <= most_tokens).sum()), 1)) if most_tokens else self
 
 
 def stream_of_examples(
