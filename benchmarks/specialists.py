@@ -85,7 +85,7 @@ def test_of(data: Path) -> Path:
 def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
     """The folder of a model, which is made if it is not there, after what it is made of."""
     folder = runs / folder_name(name)
-    done = folder.with_suffix(".made.json")
+    done = runs / f"{folder_name(name)}.made.json"
     if done.exists():
         return folder
     stated = MADE[name]
@@ -138,6 +138,7 @@ def collect(runs: Path, name: str, seed: int) -> None:
     trained = runs / f"{folder_name(name)}.made.json"
     row |= {"training_s": read_json(trained, "delete it")["seconds"]}
     row |= read_json(scored_file(runs, name), "delete it")
+    row["counts"] = " ".join("/".join(map(str, one)) for one in row["counts"])  # a line in the file
     row |= provenance(seed, f"python benchmarks/specialists.py WNUT17 --only {shlex.quote(name)}")
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
     write_json(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))

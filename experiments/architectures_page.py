@@ -23,8 +23,12 @@ KNOWN = """## With a row
 Of every one the tests run tiny models with random weights, in a plain configuration and in one in
 which nothing that changes the computation has its default value: masked and exported models agree
 to 1e-5, whole branches can go, and generation with a cache is that without. "Heads" says whether
-`--sites … heads` can prune KV heads, "experts" which blocks are mixtures of experts, and whether
-these have a shared one. What else was run stands in the last column: real weights
+`--sites … heads` can prune heads, and in which blocks where some keep theirs: KV heads with their
+queries, and of linear attention key heads with the value heads that they serve. A convolution has
+no heads; a state space (Mamba) keeps its own, since a norm inside of it takes the mean over all of
+them, and Olmo Hybrid's attention for the like reason. "Experts" says which blocks are mixtures of
+experts, and whether these have a shared one. What else was run stands in the last column: real
+weights
 (SmolLM2-135M, [results.md](results.md)), a small model trained for the purpose
 (`tests/proof/test_trained_families.py`), or vLLM (`tests/proof/test_vllm.py`).
 """
@@ -76,7 +80,7 @@ def row(name: str, family: Family, run: dict[str, list[str]]) -> str:
         f"`{name}`",
         edges(family.attention),
         edges(family.mlp),
-        "yes" if family.supports_head_pruning else "",
+        heads(family),
         experts(family),
         ", ".join(what for what, names in run.items() if name in names),
     ]
@@ -90,6 +94,13 @@ def edges(branch: Branch) -> str:
         return "experts"
     names = [path.rsplit(".", 1)[-1] for path in (*branch.reads, branch.writes)]
     return f"{', '.join(names[:-1])} → {names[-1]}"
+
+
+def heads(family: Family) -> str:
+    """Whether blocks can lose heads, and which, where some cannot."""
+    kinds = {"attention": family.supports_head_pruning}
+    kinds |= {one.gather: bool(one.heads) for one in family.alternatives}
+    return "yes" if all(kinds.values()) else ", ".join(kind for kind in kinds if kinds[kind])
 
 
 def experts(family: Family) -> str:

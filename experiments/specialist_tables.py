@@ -42,7 +42,7 @@ class Tagger:
     @cached_property
     def counts(self) -> np.ndarray:
         """(sentences, 3): spans that are right and found, that were found, that are right."""
-        return np.array(self.row["counts"], dtype=float)
+        return np.array([one.split("/") for one in self.row["counts"].split()], dtype=float)
 
     @property
     def megabytes(self) -> float:

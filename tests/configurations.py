@@ -117,6 +117,14 @@ OTHER_NAMES = {
     "granitemoe_swa": LOCAL | {"logits_scaling": 4.0, "shared_intermediate_size": 20},
     "gpt_oss": LOCAL
     | {"intermediate_size": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 900.0}},
+    "llama4_text": LOCAL
+    | {
+        "num_experts_per_tok": 2,
+        "intermediate_size": 24,
+        "intermediate_size_mlp": 48,
+        "moe_layers": [0, 2],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
+    },
     "olmoe": MIXED,
     "flex_olmo": MIXED,
     "ernie4_5_moe": {
@@ -278,6 +286,15 @@ UNUSUAL = {
     "mellum": {"rope_parameters": ROPE_OF_KINDS},
     "ernie4_5_moe": {"moe_layer_interval": 2},
     "gpt_oss": {"swiglu_alpha": 1.2, "swiglu_limit": 0.4},
+    "llama4_text": {
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 8,
+        "attn_temperature_tuning": False,
+        "floor_scale": 4,
+        "attn_scale": 0.3,
+        "layer_types": ["chunked_attention", "chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 1, 0],
+    },
     "gpt_neo": {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
     "granite_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},
     "granitemoe_swa": {"layer_rope_theta": [500.0, 700.0, 900.0]},

@@ -45,7 +45,7 @@ def saved(model_type: str, folder: Path, shard: str = ONE_FILE) -> Path:
 def prunable(loaded, branches: bool = True) -> PrunableModel:
     """With KV heads, whole branches and whole experts as sites, where the family can lose them."""
     family = loaded.family
-    sites = sites_with(family.supports_head_pruning, branches, family.experts is not None)
+    sites = sites_with(family.can_lose_heads, branches, family.experts is not None)
     return PrunableModel.of(loaded, sites)
 
 

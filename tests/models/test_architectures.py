@@ -146,7 +146,9 @@ def test_reasons_are_one_short_line():
     ("model_type", "says"),
     [
         ("mamba", "state space or recurrent: its blocks have no attention"),
-        ("jetmoe", "mixture of experts"),
+        ("dbrx", "mixture of experts"),
+        ("jetmoe", "its attention is a mixture of experts as well"),
+        ("llama4", "transformers 5.24 does not run the wrapper: save its language model alone"),
         ("gemma3n", "wrapper: its language model has no row, or nobody has tried it (nearest: gem"),
     ],
 )

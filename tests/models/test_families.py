@@ -126,7 +126,7 @@ def test_a_model_that_is_cast_after_fusing_says_so():
 def test_scales_are_folded_into_the_weights(model_type):
     """The model with scaled masks, that with scaled weights and plain masks, and the exported one
     agree."""
-    target = unusual_prunable(model_type, heads=FAMILIES[model_type].supports_head_pruning)
+    target = unusual_prunable(model_type, heads=FAMILIES[model_type].can_lose_heads)
     model, layout = target.model, target.layout
     scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
     selection = Selection(torch.zeros(layout.entries), Compensation(scales))
@@ -146,29 +146,45 @@ def test_scales_are_folded_into_the_weights(model_type):
     assert torch.equal(model(tokens).logits, dense)  # the original's weights are back
 
 
-@pytest.mark.parametrize(
-    "model_type", [name for name in ALL if FAMILIES[name].supports_head_pruning]
-)
-def test_whole_heads_can_go(model_type):
+@pytest.mark.parametrize("model_type", [name for name in ALL if FAMILIES[name].can_lose_heads])
+def test_whole_heads_can_go(model_type, tmp_path):
+    """The first of the first block and the last of others; a block that can lose none keeps all."""
     target = unusual_prunable(model_type, heads=True)
     model, layout = target.model, target.layout
     masks = masks_of("random", layout)
-    heads = layout.blocks[0].heads
+    blocks = layout.blocks
     for name, part in zip(layout.names, layout.split(masks.kept), strict=True):
         if name.endswith("heads"):
-            part[:] = torch.arange(heads) != (0 if "layers.0" in name else heads - 1)
+            many = len(part)
+            part[:] = torch.arange(many) != (0 if "layers.0" in name else many - 1)
+            part[:] |= many == 1
     tokens = torch.randint(4, VOCABULARY, (2, 19))
+    mask = masks.kept.float().requires_grad_(True)
     with masked(target) as masking:
-        masking.set(masks.kept.float())
+        masking.set(mask)
         wanted = model(tokens).logits
+        token_losses(target, tokens).mean().backward()
+    of_heads = [
+        part
+        for name, part in zip(layout.names, layout.split(mask.grad), strict=True)
+        if name.endswith("heads")
+    ]
+    assert all((part != 0).all() for part in of_heads)
     compact = compact_model(target, masks)
     got = compact(tokens, use_cache=True)
     assert (got.logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert_counted(target, compact, masks)
-    assert got.past_key_values.layers[0].keys.shape[1] == heads - 1
+    for layer, block in zip(got.past_key_values.layers, blocks, strict=True):
+        if block.cached and block.heads > 1:
+            assert layer.keys.shape[1] == block.heads - 1
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     cached = compact.generate(tokens[:1], use_cache=True, **options)
     assert torch.equal(cached, compact.generate(tokens[:1], use_cache=False, **options))
+    whole = compact_model(target, masks_of("keep-all", layout))
+    assert torch.equal(whole(tokens).logits, model(tokens).logits)
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(again(tokens).logits, compact(tokens).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", MIXTURES)
@@ -225,7 +241,7 @@ def a_dropped_expert_has_a_gradient(target: PrunableModel, seed: int) -> bool:
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_whole_branches_can_go(model_type, tmp_path):
-    heads = FAMILIES[model_type].supports_head_pruning
+    heads = FAMILIES[model_type].can_lose_heads
     target = unusual_prunable(model_type, heads=heads, branches=True)
     model, layout = target.model, target.layout
     scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5

@@ -24,7 +24,6 @@ from disp_llm.models.wrappers import ROW_OF, WRAPPERS
 from disp_llm.training.losses import token_losses
 
 ALL = sorted(WRAPPERS)
-WITH_HEADS = [name for name in ALL if name != "qwen3_5"]
 OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
 
 
@@ -122,7 +121,7 @@ def test_every_mask_entry_has_a_gradient(model_type):
 def test_everything_that_can_go(model_type, tmp_path):
     """Heads, whole branches, and scales in the weights; with a picture, with and without a cache,
     fused, and out of a folder."""
-    target = prunable_wrapper(model_type, heads=model_type in WITH_HEADS, branches=True)
+    target = prunable_wrapper(model_type, heads=True, branches=True)
     model, layout, prompt = target.model, target.layout, picture(model_type)
     scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
     masks = without_branches(target, scales)

@@ -73,8 +73,11 @@ def test_examples_in_a_window_do_not_see_each_other():
     changed = windows.tokens.clone()
     first = windows.tasks[0][0]
     changed[0, : first.end] = changed[0, : first.end].flip(0)
-    later = [Windows(tokens, windows.counted, windows.places, (windows.tasks[0][1:],))
-             for tokens in (windows.tokens, changed)]  # fmt: skip
+    rest = (windows.tasks[0][1:],)
+    later = [
+        Windows(tokens, windows.counted, windows.places, tasks=rest)
+        for tokens in (windows.tokens, changed)
+    ]
     assert torch.equal(*(mean_losses(target, one) for one in later))
 
 

@@ -17,6 +17,7 @@ from disp_llm.config.recipes import with_settings
 from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
 from disp_llm.data.named import Given
+from disp_llm.data.pictures import read_pictures
 from disp_llm.data.reading import read_given
 from disp_llm.data.sources import read_input
 from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
@@ -93,7 +94,8 @@ def _evaluated(
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = facts_of(loaded, target)
-    if given or config.text or config.dataset or config.examples or not config.tasks:
+    named = config.text or config.dataset or config.examples or config.processor_data
+    if given or named or not config.tasks:
         stream, names = evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
@@ -141,12 +143,14 @@ def evaluation_stream(
         given
         or read_given(config.text, config.dataset, config.text_field, "test")
         or read_examples(config.examples, config.template)
+        or read_pictures(config.processor_data, config.template)
     )
     if text is None:
         texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), loaded.tokenizer)
         source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
         return texts.evaluation, {"text": source, "text_sha256": digest}
-    stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
+    bos, processor = loaded.bos_token_id, loaded.make_processor
+    stream = stream_of(text, loaded.tokenizer, bos, processor)
     if not isinstance(stream, ExampleStream):
         require_length(stream, 2, text.field, text.name)
     return stream, {"text": name_of_measured(text), "text_sha256": text.sha256}

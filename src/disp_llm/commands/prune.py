@@ -268,7 +268,9 @@ def with_texts(
     job, config = problem.job, problem.job.config
     needs = own_needs(config, job.process.count)
     writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
-    texts = load_tokens(config.text, loaded.tokenizer, loaded.bos_token_id, sources, writer.write)
+    write, processor = writer.write, loaded.make_processor
+    bos = loaded.bos_token_id
+    texts = load_tokens(config.text, loaded.tokenizer, bos, sources, write, processor)
     return replace(problem, corpus=texts.corpus), texts
 
 

@@ -237,7 +237,8 @@ def _load(
 
     def tokens() -> Texts:
         bos = loaded.bos_token_id
-        return load_tokens(config.text, loaded.tokenizer, bos, sources, writer.write)
+        write, processor = writer.write, loaded.make_processor
+        return load_tokens(config.text, loaded.tokenizer, bos, sources, write, processor)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     progress(2, 2)

@@ -90,8 +90,9 @@ class Reference:
         loaded, text = self.loaded, self.config.text
         needs = own_needs(shared_settings(self.config), 1)
         sources = read_sources(text, tokens=needs.learning)
-        write = self._writer.write
-        return load_tokens(text, loaded.tokenizer, loaded.bos_token_id, sources, write)
+        write, processor = self._writer.write, loaded.make_processor
+        bos = loaded.bos_token_id
+        return load_tokens(text, loaded.tokenizer, bos, sources, write, processor)
 
     @cached_property
     def words(self) -> GivenText | None:

@@ -1,8 +1,9 @@
 """The configuration of a model whose blocks each have widths of their own.
 
-This file, `modeling_disp_llm.py` and `experts_disp_llm.py` lie in every exported folder and stand
-alone on torch and transformers. `DispLlamaConfig` is `LlamaConfig` with one more entry, `disp_llm`,
-and likewise for every architecture: a class is made when it is asked for by name.
+This file, `modeling_disp_llm.py`, `experts_disp_llm.py` and `heads_disp_llm.py` lie in every
+exported folder and stand alone on torch and transformers. `DispLlamaConfig` is `LlamaConfig` with
+one more entry, `disp_llm`, and likewise for every architecture: a class is made when it is asked
+for by name.
 
     disp_llm = {
         "blocks": "layers",                       # path of the blocks in the base model, of a
@@ -10,11 +11,12 @@ and likewise for every architecture: a class is made when it is asked for by nam
         "attention": {"reads": [...], "writes": ..., "gather": ..., "scatter": ..., "fused": 1,
                       "norms": [...], "inside": [...]},
                                                   # and "per_head", parameters that heads have
+        "heads": [2, 16, ...],                    # of the original's blocks, where they differ
         "alternatives": [{...}],                  # in place of attention, in blocks of other kinds
         "mlp": {...},                             # module paths are relative to a block
         "mixture": {..., "experts": {...}},       # in place of the MLP, in blocks with experts
         "widths": {"attn_in": [410, ...], "attn_out", "mlp_in", "mlp_mid", "mlp_out": ...},
-                                                  # and "heads": KV heads, where some are pruned;
+                                                  # and "heads": heads, where some are pruned;
                                                   # "experts": experts, likewise; mlp_mid is then
                                                   # the width of each;
                                                   # "attention", "mlp": 0 where a block has none

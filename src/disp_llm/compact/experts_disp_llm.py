@@ -64,12 +64,35 @@ def run_experts(
     return added
 
 
+def run_scored_experts(
+    experts: Any,
+    row: dict,
+    hidden: torch.Tensor,
+    on_middle: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """What experts that all read all tokens give, each times its score already (Llama 4).
+
+    Args:
+        hidden: (E·N, K), expert by expert.
+        on_middle: what to do to intermediate dimensions, (E, N, F).
+
+    Returns:
+        (E·N, K').
+    """
+    read, write = matrices_of(experts, row)
+    gate, up = torch.bmm(hidden.view(len(read), -1, read.shape[2]), read.mT).chunk(2, dim=-1)
+    middle = up * experts.act_fn(gate)
+    if on_middle is not None:
+        middle = on_middle(middle)
+    return torch.bmm(middle, write.mT).flatten(0, 1)
+
+
 ALIGNED = 8
 """What widths are to be multiples of for torch's grouped matrix product: 16 bytes."""
 
 EXPERTS = ("num_experts", "out_features")
 READS = ("hidden_dim", "hidden_size", "in_features")
-INSIDE = ("intermediate_dim", "intermediate_size")
+INSIDE = ("intermediate_dim", "intermediate_size", "expert_dim")
 """What native classes call their number of experts, the dimensions that they read, and the
 intermediate ones."""
 
@@ -138,6 +161,9 @@ def cut_experts(
         experts.gate_up_proj_bias = nn.Parameter(of_read.data[:count, : 2 * middle].clone())
         experts.down_proj_bias = nn.Parameter(of_write.data[:count, : kept[1]].clone())
     resize(experts, count, kept[0], middle)
-    if kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
+    if row.get("scores_inputs"):
+        if kept[0] != kept[1]:
+            experts.forward = partial(run_scored_experts, experts, row)
+    elif kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
         experts.forward = partial(run_experts, experts, row)
     keep_experts(block, row, torch.arange(count, device=read.device), kept[0])

@@ -1,9 +1,9 @@
 """A transformers model each of whose blocks reads, works in and writes dimensions of its own.
 
-This file, `experts_disp_llm.py` and `configuration_disp_llm.py` lie in every exported folder and
-stand alone on torch and transformers. Nothing of transformers is copied: the native classes run,
-their linear layers are cut to the widths of the configuration, and two hooks a branch do the rest
-(arXiv 2410.11988, Algorithm 1, with the norm before the selection):
+This file, `experts_disp_llm.py`, `heads_disp_llm.py` and `configuration_disp_llm.py` lie in every
+exported folder and stand alone on torch and transformers. Nothing of transformers is copied: the
+native classes run, their linear layers are cut to the widths of the configuration, and two hooks a
+branch do the rest (arXiv 2410.11988, Algorithm 1, with the norm before the selection):
 
     branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .configuration_disp_llm import PREFIX, pruned_config
 from .experts_disp_llm import cut_experts, matrices_of
+from .heads_disp_llm import cut_heads, heads_of_blocks, width_of_kept_heads
 
 
 def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -124,12 +125,6 @@ def cut(linear: Any, inputs: int, outputs: int) -> None:
         linear.in_features, linear.out_features = inputs, outputs
 
 
-def width_of_kept_heads(config: Any, width: dict, full: int) -> int:
-    """What is left of a width inside attention: all of it, unless KV heads are pruned."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return full // heads * width["heads"] if "heads" in width else full
-
-
 def branches_of(block: nn.Module, disp: dict) -> tuple[dict, dict]:
     """The attention of a block, or what it has in its place, and its MLP, by the modules that it
     has."""
@@ -152,7 +147,11 @@ def shrink(base: Any, disp: dict) -> None:
     Raises:
         ValueError: a width that the model does not have, or one too few or too many.
     """
-    blocks, config = list(base.get_submodule(disp["blocks"])), base.config.get_text_config()
+    path = disp["blocks"]
+    while not hasattr(base, path.partition(".")[0]):  # a part that was loaded alone
+        path = path.partition(".")[2]
+    blocks = list(base.get_submodule(path))
+    heads = heads_of_blocks(base.config.get_text_config(), disp, len(blocks))
     if any(len(of_blocks) != len(blocks) for of_blocks in disp["widths"].values()):
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
     for i, block in enumerate(blocks):
@@ -171,15 +170,15 @@ def shrink(base: Any, disp: dict) -> None:
                 cut_experts(block, branch, count, width["mlp_mid"], kept)
             else:
                 full = widths_of(block.get_submodule(branch["reads"][0]))[0]
-            inside = partial(_left_inside, config, width, branch, name == "mlp")
+            inside = partial(_left_inside, heads[i], width, branch, name == "mlp")
             _cut_linears(block, branch, kept, inside, bool(disp.get("biases")))
             _add_hooks(block, branch, kept, full)
 
 
-def _left_inside(config: Any, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
+def _left_inside(heads: int, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
     """What is left of a width inside of a branch; of a mixture's shared expert all is."""
     if not is_mlp:
-        return width_of_kept_heads(config, width, full)
+        return width_of_kept_heads(heads, width, full)
     return full if branch.get("experts") else width["mlp_mid"]
 
 
@@ -206,11 +205,7 @@ def _cut_linears(
         if biases and writes.bias is None:
             writes.bias = nn.Parameter(writes.weight.new_zeros(widths_of(writes)[1]))
         cut(writes, inside(widths_of(writes)[0]), kept[1])
-    for path in branch.get("per_head", ()):
-        module, _, name = path.rpartition(".")
-        owner = block.get_submodule(module)
-        numbers = getattr(owner, name).data
-        setattr(owner, name, nn.Parameter(numbers[: inside(len(numbers))].clone()))
+    cut_heads(block, branch, inside)
 
 
 def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:

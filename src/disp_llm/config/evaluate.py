@@ -29,6 +29,8 @@ class EvalConfig:
     examples: tuple[Path, ...] = ()
     """Examples to measure the perplexity of answers on, in place of --text: files as `prune` reads
     them."""
+    processor_data: tuple[Path, ...] = ()
+    """Pictures with prompts and answers to measure the perplexity of answers on, likewise."""
     template: Template = "auto"
     """How an example is written: by the chat template of the tokenizer, or the prompt and then the
     answer; auto takes the template where there is one."""
@@ -66,11 +68,14 @@ class EvalConfig:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"
             )
-        if self.examples and (self.text or self.dataset):
+        for name in ("examples", "processor_data"):
+            if getattr(self, name) and (self.text or self.dataset):
+                raise InputError("given together with a text", field=name, hint="choose one")
+        if self.examples and self.processor_data:
             raise InputError(
-                "given together with a text", field="examples", hint="choose one of them"
+                "given together with `examples`", field="processor_data", hint="choose one of them"
             )
-        if self.metric and not self.examples:
+        if self.metric and not (self.examples or self.processor_data):
             raise InputError("scores answers to examples", field="metric", hint="give `examples`")
         require_not_negative(limit=self.limit, answer_tokens=self.answer_tokens)
         if self.dense and not self.suite:
@@ -95,7 +100,16 @@ class EvalConfig:
 
 
 BESIDE_SUITE = (
-    *("text", "text_field", "dataset", "examples", "template", "metric", "answer_tokens"),
+    *(
+        "text",
+        "text_field",
+        "dataset",
+        "examples",
+        "processor_data",
+        "template",
+        "metric",
+        "answer_tokens",
+    ),
     *("tasks", "task_data", "limit"),
 )
 """Settings that a suite has of its own."""

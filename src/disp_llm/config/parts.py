@@ -59,6 +59,11 @@ class TextConfig:
     eval_examples: tuple[Path, ...] = ()
     """Examples to measure the perplexity of answers on. Default: the last tenth of --examples,
     which is then never learned from."""
+    processor_data: tuple[Path, ...] = ()
+    """Pictures with prompts and answers for a model that sees to learn from, in place of text or
+    beside it: .jsonl or .json files of image (a path from the file's folder, or base64), prompt and
+    answer, read by the model's own processor. The loss is that of the answers; --weights has one
+    more number for them, the last. Where nothing else is to be measured on, their last tenth is."""
     template: Template = "auto"
     """How an example is written: by the chat template of the tokenizer, or the prompt and then the
     answer; auto takes the template where there is one."""
@@ -76,7 +81,8 @@ class TextConfig:
     @property
     def has_evaluation(self) -> bool:
         """Whether what is measured on is not a part of the learning text."""
-        return bool(self.eval_text or self.eval_dataset or self.examples or self.eval_examples)
+        measured = self.eval_text or self.eval_dataset or self.eval_examples
+        return bool(measured or self.examples or self.processor_data)
 
     def validate(self) -> None:
         """Refuses text that is named twice, and weights that do not fit the texts."""
@@ -110,9 +116,10 @@ class TextConfig:
             )
 
     def _validate_weights(self) -> None:
-        wanted = len(self.text) + (bool(self.dataset) + 1 if self.examples else 0)
+        given = [name for name in ("examples", "processor_data") if getattr(self, name)]
+        wanted = len(self.text) + (bool(self.dataset) + len(given) if given else 0)
         if self.weights and (len(self.weights) != wanted or min(self.weights) <= 0):
-            of_examples = " and one for `examples`" if self.examples else ""
+            of_examples = "".join(f" and one for `{name}`" for name in given)
             raise InputError(
                 f"{len(self.weights)} for {wanted} texts",
                 field="weights",

@@ -10,7 +10,7 @@ The forms that data sets for instruction tuning have:
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,19 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What a model is shown with an example."""
+
+    place: Path | bytes = field(repr=False)
+    """Where the file lies, or the file itself."""
+
+    @property
+    def content(self) -> bytes:
+        """The file."""
+        return self.place if isinstance(self.place, bytes) else self.place.read_bytes()
+
+
+@dataclass(frozen=True)
 class Example:
     """A conversation; what the assistant says is what is learned and measured."""
 
@@ -58,6 +71,8 @@ class Example:
     """Whether it was given as messages; else it is one prompt and its answer."""
     between: str = ""
     """What stands between prompt and answer where no template puts anything there."""
+    picture: Picture | None = None
+    """What the prompt is about, for a model that sees."""
 
     @property
     def answer(self) -> str:
@@ -122,12 +137,15 @@ class GivenExamples:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the turns, or of the token ids, as JSON, a line an example."""
+        """The hash of the turns, or of the token ids, as JSON, a line an example, each before its
+        picture."""
         digest = hashlib.sha256()
         for example in self.examples:
             own = isinstance(example, TaskExample)
             said = list(example.tokens) if own else [t.as_message() for t in example.turns]
             digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
+            if isinstance(example, Example) and example.picture is not None:
+                digest.update(example.picture.content)
         return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.examples import GivenExamples, read_examples
+from disp_llm.data.pictures import read_pictures
 from disp_llm.data.reading import read_documents, read_given, read_mixture
 from disp_llm.data.sources import GivenText
 from disp_llm.models.embedded import speech_files
@@ -64,20 +65,23 @@ def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: i
         InputError: a file or data set is unusable.
     """
     examples = in_memory.examples or read_examples(config.examples, config.template)
+    pictures = read_pictures(config.processor_data, config.template)
     evaluation = (
         in_memory.eval_text
         or in_memory.eval_examples
         or read_given(config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text")
         or read_examples(config.eval_examples, config.template, "eval_examples")
     )
-    if examples is not None and evaluation is None:
+    if evaluation is None and examples is not None:
         examples, evaluation = examples.parted()
-    texts = ()
-    if in_memory.text is not None or config.learns_from_text or examples is None:
+    elif evaluation is None and pictures is not None:
+        pictures, evaluation = pictures.parted()
+    texts, given = (), [one for one in (examples, pictures) if one is not None]
+    if in_memory.text is not None or config.learns_from_text or not given:
         texts = _learning_sources(config, in_memory.text, tokens)
-    if examples is not None:
+    for one in given:
         group = 1 + max((source.group for source in texts), default=-1)
-        texts = (*texts, Source(examples, group))
+        texts = (*texts, Source(one, group))
     return Sources(texts, evaluation)
 
 

@@ -103,6 +103,7 @@ def load_tokens(
     bos_token_id: int | None = None,
     sources: Sources | None = None,
     write: Callable[[float], GivenText] | None = None,
+    make_processor: Callable[[], Any] | None = None,
 ) -> Texts:
     """Tokenises the texts that the settings name, and makes the model write what is missing.
 
@@ -110,6 +111,7 @@ def load_tokens(
         bos_token_id: first token of every window, where the model needs one.
         sources: what was read of them already, or lies in memory.
         write: gives the model's own words, which are that share of what is learned from.
+        make_processor: makes the processor of a model that sees.
 
     Raises:
         InputError: a file or data set is unusable.
@@ -123,11 +125,11 @@ def load_tokens(
             given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
             text = write(given)
         texts.append(text)
-    streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
+    streams = [stream_of(text, tokenizer, bos_token_id, make_processor) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
         streams, held_out = _held_out(texts, streams, name)
-    evaluation = stream_of(held_out, tokenizer, bos_token_id)
+    evaluation = stream_of(held_out, tokenizer, bos_token_id, make_processor)
     if not isinstance(evaluation, ExampleStream):
         require_length(evaluation, 2, held_out.field, held_out.name)
     measured = name_of_measured(held_out)
@@ -189,17 +191,23 @@ def name_of_measured(given: Given) -> str:
     return f"{'choices' if own else 'answers'} in {given.name}"
 
 
-def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
+def stream_of(
+    given: Given,
+    tokenizer: Any,
+    bos_token_id: int | None = None,
+    make_processor: Callable[[], Any] | None = None,
+) -> Stream:
     """The tokens of a text or of examples.
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
+        make_processor: makes the processor of a model that sees.
 
     Raises:
         InputError: ids that the tokenizer does not have, or conversations that it cannot write.
     """
     if isinstance(given, GivenExamples):
-        return stream_of_examples(given, tokenizer, bos_token_id)
+        return stream_of_examples(given, tokenizer, bos_token_id, make_processor)
     return stream_of_text(given, tokenizer)
 
 
@@ -223,16 +231,19 @@ def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
 
 
 def first_tokens(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """So many tokens from the start, or all there are; those of examples one after the other."""
+    """So many tokens from the start, or all there are; those of examples one after the other, of
+    examples with a picture what is asked in words."""
     if isinstance(stream, ExampleStream):
-        return torch.cat([example.tokens for example in stream.examples[:tokens]])[:tokens]
+        parts = (one.tokens if one.words is None else one.words for one in stream.examples[:tokens])
+        return torch.cat(list(parts))[:tokens]
     return stream[:tokens]
 
 
 def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """The first tokens of a text, or the prompt of the first example."""
+    """The first tokens of a text, or the prompt of the first example, without its picture."""
     if isinstance(stream, ExampleStream):
-        return stream.examples[0].prompt
+        first = stream.examples[0]
+        return first.prompt if first.words is None else first.words
     return stream[:tokens]
 
 

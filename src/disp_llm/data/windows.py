@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Given = dict[str, Tensor]
+"""What a model is given besides tokens, by the names that its forward pass has for it."""
+
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
 """What a model loses on an example, from the final hidden states of its tokens in float32: the mean
 over what is chosen there, a scalar that has a gradient."""
@@ -38,6 +41,9 @@ class Windows:
     """Which tokens count; None = all. The first of a window, which nothing predicts, never does."""
     places: Int[Tensor, "B T"] | None = None
     """The place of every token in its own example, from 0; None = windows hold one text each."""
+    shown: tuple[Given, ...] = ()
+    """What the model is shown with each window, one example of which has a picture and is all of
+    it, to the last token that counts; empty with others. () = no window is shown anything."""
     tasks: tuple[tuple[TaskPart, ...], ...] = ()
     """Of every window, its examples with a loss of their own, none where tokens count; () = there
     are none in any window."""
@@ -47,12 +53,13 @@ class Windows:
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
-        places = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
+        numbers = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
             None if self.places is None else self.places[rows],
-            tuple(self.tasks[place] for place in places.tolist()) if self.tasks else (),
+            tuple(self.shown[number] for number in numbers) if self.shown else (),
+            tuple(self.tasks[number] for number in numbers) if self.tasks else (),
         )
 
     def one(self, row: int) -> "Windows":
@@ -61,11 +68,13 @@ class Windows:
 
     def to(self, device: torch.device) -> "Windows":
         """On a device."""
+        shown = tuple({k: v.to(device) for k, v in given.items()} for given in self.shown)
         return replace(
             self,
             tokens=self.tokens.to(device),
             counted=None if self.counted is None else self.counted.to(device),
             places=None if self.places is None else self.places.to(device),
+            shown=shown,
         )
 
     def tensor_split(self, parts: int) -> list["Windows"]:
@@ -82,7 +91,8 @@ class Windows:
         steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         assert self.counted is not None
         first = tuple(parts[:1] for parts in self.tasks)
-        return Windows(self.tokens, self.counted & (self.places == steps), tasks=first)
+        counted = self.counted & (self.places == steps)
+        return Windows(self.tokens, counted, shown=self.shown, tasks=first)
 
     @property
     def choices(self) -> int:
@@ -116,8 +126,8 @@ def joined(parts: list[Windows]) -> Windows:
     """Windows of the same length, one after the other; where some are of examples, all of the
     tokens of the others count, and their places are those in the window."""
     tokens = torch.cat([part.tokens for part in parts])
-    own = [part.tasks or ((),) * len(part) for part in parts]
-    tasks = tuple(row for rows in own for row in rows) if any(p.tasks for p in parts) else ()
+    shown = _of_all([(part.shown, len(part)) for part in parts], {})
+    tasks = _of_all([(part.tasks, len(part)) for part in parts], ())
     if all(part.counted is None for part in parts):
         return Windows(tokens)
     steps = torch.arange(tokens.shape[1], device=tokens.device)
@@ -128,7 +138,15 @@ def joined(parts: list[Windows]) -> Windows:
     places = [
         steps.expand_as(part.tokens) if part.places is None else part.places for part in parts
     ]
-    return Windows(tokens, torch.cat(counted), torch.cat(places), tasks)
+    return Windows(tokens, torch.cat(counted), torch.cat(places), shown, tasks)
+
+
+def _of_all(parts: list[tuple[tuple[Any, ...], int]], nothing: Any) -> tuple[Any, ...]:
+    """What belongs to single windows, of several parts of so many, with `nothing` where a part has
+    none; () where all have none."""
+    if not any(own for own, _ in parts):
+        return ()
+    return tuple(one for own, count in parts for one in own or (nothing,) * count)
 
 
 def random_windows(

@@ -41,7 +41,7 @@ def written_answers(
     _require_room(target, stream, most_tokens)
     answers: dict[int, str] = {}
     for batch in _batches(stream):
-        made = _generated(target, tokenizer, [one.prompt for _, one in batch], most_tokens)
+        made = _generated(target, tokenizer, [one for _, one in batch], most_tokens)
         for (place, _), tokens in zip(batch, made, strict=True):
             answers[place] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
         on_answer(len(answers), len(stream.examples))
@@ -65,7 +65,8 @@ def _batches(stream: ExampleStream) -> Iterator[list[tuple[int, Tokenized]]]:
     once if at all."""
     batch: list[tuple[int, Tokenized]] = []
     for place, one in sorted(enumerate(stream.examples), key=lambda pair: -len(pair[1].prompt)):
-        if batch and len(batch[0][1].prompt) * (len(batch) + 1) > TOKENS:
+        full = batch and len(batch[0][1].prompt) * (len(batch) + 1) > TOKENS
+        if full or (batch and one.shown is not None):  # a picture is shown alone
             yield batch
             batch = []
         batch.append((place, one))
@@ -73,8 +74,9 @@ def _batches(stream: ExampleStream) -> Iterator[list[tuple[int, Tokenized]]]:
 
 
 def _generated(
-    target: PrunableModel, tokenizer: Any, prompts: list[torch.Tensor], most_tokens: int
+    target: PrunableModel, tokenizer: Any, examples: list[Tokenized], most_tokens: int
 ) -> list[list[int]]:
+    prompts = [example.prompt for example in examples]
     width = max(map(len, prompts))
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     padded = torch.full((len(prompts), width), filler)
@@ -91,8 +93,25 @@ def _generated(
         do_sample=False,
         eos_token_id=ends or None,
         pad_token_id=filler,
+        **_shown(target, examples[0]),
     )
     return [_until(row, ends) for row in made[:, width:].tolist()]
+
+
+def _shown(target: PrunableModel, example: Tokenized) -> dict[str, torch.Tensor]:
+    """What a model is shown with the prompt of an example."""
+    if example.shown is None:
+        return {}
+    given, whole = example.shown(), (1, len(example.tokens))
+    of_prompt = (
+        value[:, : len(example.prompt)] if value.shape == whole else value
+        for value in given.values()
+    )
+    types = (target.dtype if value.is_floating_point() else value.dtype for value in given.values())
+    return {
+        name: value.to(target.device, dtype)
+        for name, value, dtype in zip(given, of_prompt, types, strict=True)
+    }
 
 
 def _ends(target: PrunableModel, tokenizer: Any) -> list[int]:

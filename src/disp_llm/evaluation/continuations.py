@@ -74,7 +74,7 @@ def log_likelihoods(
     # A state that sums up what was read, as hybrids have it, cannot be handed to several rows.
     shares = not target.family.alternatives
     for batch in _batches(_questions(requests, longest, shares)):
-        contexts = Contexts.run(target.model.base_model, [one.shared for one in batch])
+        contexts = Contexts.run(target.base, [one.shared for one in batch])
         for rows in _parts(batch):
             wanted = torch.tensor([token for _, row in rows for token in row.wanted])
             found = _tokens(target, contexts.states(rows), wanted)

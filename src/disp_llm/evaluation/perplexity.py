@@ -137,11 +137,11 @@ def answer_losses(
     stream.require_length(config.context, "context")
     require_positions(target.model, len(stream.longest.tokens), "context")
     sums, counts = [], []
-    examples = list(stream.alone(config.tokens))
-    for done, windows in enumerate(examples, start=1):
+    measured = stream.within(config.tokens)
+    for done, windows in enumerate(measured.alone(), start=1):
         loss = mean_losses(target, windows.to(target.device))
         counts.append(windows.choices)
         sums.append(float(loss.double()) * counts[-1])
-        on_example(done, len(examples))
-    longest = max(len(windows.tokens[0]) for windows in examples)
+        on_example(done, len(measured.examples))
+    longest = len(measured.longest.tokens)
     return WindowLosses(sums, counts, longest, longest)

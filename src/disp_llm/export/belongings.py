@@ -12,7 +12,12 @@ from disp_llm.config.errors import InputError
 from disp_llm.models.files import PROCESSOR
 from disp_llm.runs.files import read_json
 
-CODE = ("configuration_disp_llm.py", "experts_disp_llm.py", "modeling_disp_llm.py")
+CODE = (
+    "configuration_disp_llm.py",
+    "experts_disp_llm.py",
+    "heads_disp_llm.py",
+    "modeling_disp_llm.py",
+)
 """The code that travels with a folder: files of `disp_llm.compact`."""
 
 BELONGS = (

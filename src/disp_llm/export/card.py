@@ -209,10 +209,11 @@ def _cache(size: SizeResult) -> str:
     """Which branches are gone, and what is left of the KV cache."""
     told = f"Blocks have lost {gone}.\n" if (gone := dropped_said(size)) else ""
     if size.kv_cache == 1:
-        return told + "The KV cache has the original's size."
+        alone = ", and\nheads of linear attention alone are pruned" if size.heads_pruned else ""
+        return f"{told}The KV cache has the original's size{alone}."
     told += f"The KV cache has {size.kv_cache:.1%} of the original's size"
     if size.heads_pruned:
-        told += ": KV heads are pruned, another number in\nevery block"
+        told += ": heads are pruned, another number in\nevery block"
     gone = size.dropped.get(ATTENTION)
     return told + (". vLLM serves no block without an attention." if gone else ".")
 

@@ -31,6 +31,8 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     values["disp_llm"] = target.family.as_dict() | {"widths": masks.widths}
     if masks.compensation.mean_inputs is not None:
         values["disp_llm"]["biases"] = True
+    if HEADS in masks.layout.sites and target.family.alternatives:
+        values["disp_llm"]["heads"] = [block.heads for block in masks.layout.blocks]
     if masks.heads_pruned:
         text = values["text_config"] if target.family.tower else values
         text |= heads_by_layer(model.config, masks)
@@ -44,17 +46,16 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
 
 
 def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
-    """How transformers and engines are told that layers have heads of different number: what vLLM
-    makes room for in its cache. The numbers of the whole model remain the original's."""
-    heads, text = masks.layout.blocks[0].heads, config.get_text_config()
-    kept = masks.of_site(HEADS).tolist()
+    """How transformers and engines are told that attentions have heads of different number: what
+    vLLM makes room for in its cache. The numbers of the whole model remain the original's."""
+    text, kept = config.get_text_config(), masks.of_site(HEADS).tolist()
     stated = ("num_key_value_heads", "num_attention_heads")  # BioGPT has the second alone
     numbers = {name: getattr(text, name) for name in stated if hasattr(text, name)}
     return {
         "per_layer_config": {
-            i: {name: number * left // heads for name, number in numbers.items()}
-            for i, left in enumerate(kept)
-            if 0 < left < heads
+            i: {name: number * left // block.heads for name, number in numbers.items()}
+            for i, (left, block) in enumerate(zip(kept, masks.layout.blocks, strict=True))
+            if block.cached and 0 < left < block.heads
         },
         "allow_global_per_layer_attribute_access": True,
     }

@@ -5,8 +5,8 @@ The plan needs the shapes of the dense model and none of its weights, so that it
 the meta device. Three carry it out: `folding` (numbers, nothing cut, on the dense model), `cutting`
 (in memory) and `streaming` (from file to file).
 
-N entries of all sites, D residual stream, H KV heads, F intermediate, E experts, M inputs of a
-layer that writes, W inputs or outputs of any linear layer.
+D residual stream, E experts, K kept of each, M inputs of a layer that writes, W inputs or outputs
+of any linear layer.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, EXPERTS, HEADS, MLP
+from disp_llm.export.entries import Entries, entries_of, mean_inputs_of, scales_of
 from disp_llm.export.parts import Bias, Index, Part, Picked, Taken, Weight
-from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks, Selection
+from disp_llm.masks.shapes import stretches_of
 from disp_llm.models.family import Branch, Experts
 
 Cut = Weight | Bias | Picked
@@ -49,14 +49,14 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
     """
     draft = Draft.of(target)
     cut: list[Cut] = []
-    adapters, means = _adapters(target, masks), _mean_inputs(masks)
-    scales = _scales(masks)
+    adapters, means = _adapters(target, masks), mean_inputs_of(masks)
+    scales = scales_of(masks)
     places = (
         (block, branch, shape.experts)
         for block, shape in zip(target.blocks, masks.layout.blocks, strict=True)
         for branch in target.branches_of(block)
     )
-    entries = _entries(masks.layout, masks.kept)
+    entries = entries_of(masks.layout, masks.kept)
     for (block, branch, experts), kept in zip(places, entries, strict=True):
         scale = next(scales, None)
         at_linears = (kept, scale)
@@ -69,7 +69,9 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
             if path in branch.inside:
                 weight = Weight(name, is_conv1d(linear))
             else:
-                weight = _weight(name, linear, writes, *at_linears)
+                inner = widths_of(linear)[0 if writes else 1]
+                inner = stretches_of(block, branch, path, inner)
+                weight = _weight(name, linear, writes, inner, *at_linears)
             weight = replace(weight, adapter=next(adapters))
             pruned = _pruned(next(means, None), kept) if writes else None
             bias = _bias(linear, weight, pruned)
@@ -92,64 +94,6 @@ def cuts_of(target: PrunableModel, masks: Masks) -> Plan:
     return plan_of(target, replace(masks, selection=Selection(masks.selection.importance)))
 
 
-@dataclass(frozen=True)
-class Entries:
-    """Numbers of the entries of one branch; None where that is no site of the layout."""
-
-    incoming: Shaped[Tensor, " D"]
-    """Of attn_in or mlp_in."""
-    outgoing: Shaped[Tensor, " D"]
-    """Of attn_out or mlp_out."""
-    heads: Shaped[Tensor, " H"] | None = None
-    """Of attention's KV heads."""
-    middle: Shaped[Tensor, " F"] | None = None
-    """Of mlp_mid; of a mixture expert by expert."""
-    experts: Shaped[Tensor, " E"] | None = None
-    """Of whole experts."""
-    whole: Shaped[Tensor, " 1"] | None = None
-    """Of the branch itself."""
-
-    def inside(self, width: int) -> Shaped[Tensor, " W"] | None:
-        """The numbers of what lies between reading and writing, laid out as so many inputs or
-        outputs of a linear layer are: KV head by KV head, or each fused projection after the other.
-        """
-        if self.heads is not None:
-            return self.heads.repeat_interleave(width // len(self.heads))
-        return None if self.middle is None else self.middle.repeat(width // len(self.middle))
-
-    @property
-    def rows(self) -> Shaped[Tensor, " D"]:
-        """Factors of the rows of the layer that writes."""
-        return self.outgoing if self.whole is None else self.outgoing * self.whole
-
-
-def _entries(layout: Layout, flat: Shaped[Tensor, " N"]) -> Iterator[Entries]:
-    """Numbers of all entries, block by block those of attention and of the MLP."""
-    parts = iter(layout.split(flat))
-    for _ in layout.blocks:
-        at = {site: next(parts) for site in layout.sites}
-        heads, attention, mlp = (at.get(site) for site in (HEADS, ATTENTION, MLP))
-        experts = at.get(EXPERTS)
-        yield Entries(at["attn_in"], at["attn_out"], heads=heads, whole=attention)
-        yield Entries(at["mlp_in"], at["mlp_out"], None, at["mlp_mid"], experts, mlp)
-
-
-def _scales(masks: Masks) -> Iterator[Entries]:
-    """Factors of all entries, likewise; a pruned one has 1. None at all without scales."""
-    scales = masks.compensation.scales
-    if scales is None:
-        return iter(())
-    return _entries(masks.layout, torch.where(masks.kept, scales.cpu(), 1.0))
-
-
-def _mean_inputs(masks: Masks) -> Iterator[Tensor]:
-    """Mean inputs of the layers that write, block by block attention's and the MLP's, (M) each;
-    none where the selection has none."""
-    means = masks.compensation.mean_inputs
-    widths = [width for block in masks.layout.blocks for width in (block.q, block.intermediate)]
-    return iter(() if means is None else means.split(widths))
-
-
 def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
     """The adapter of every linear layer in turn; None where there are none.
 
@@ -165,14 +109,24 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
     return iter(adapters or [None] * len(linears))
 
 
-def _weight(name: str, linear: Any, writes: bool, kept: Entries, scale: Entries | None) -> Weight:
-    """The weight of a layer that reads or writes, without an adapter."""
-    inputs, outputs = widths_of(linear)
-    inside = _indices(kept.inside(inputs if writes else outputs))
+def _weight(
+    name: str,
+    linear: Any,
+    writes: bool,
+    inner: tuple[int, ...],
+    kept: Entries,
+    scale: Entries | None,
+) -> Weight:
+    """The weight of a layer that reads or writes, without an adapter.
+
+    Args:
+        inner: widths of the stretches of what it has inside of its branch.
+    """
+    inside = _indices(kept.inside(*inner))
     stream = _indices(kept.outgoing if writes else kept.incoming)
     columns = rows = None
     if scale is not None:
-        columns = scale.inside(inputs) if writes else scale.incoming
+        columns = scale.inside(*inner) if writes else scale.incoming
         rows = scale.rows if writes else None
     ends = (inside, stream) if writes else (stream, inside)
     return Weight(name, is_conv1d(linear), None, columns, rows, *ends)
@@ -189,8 +143,11 @@ def _bias(linear: Any, weight: Weight, pruned_means: Tensor | None) -> Bias | No
 
 def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
     """What becomes of what heads of attention have beside rows and columns of its linear layers."""
-    sizes = {path: block.get_parameter(path).numel() for path in branch.per_head}
-    heads = {path: _indices(kept.inside(size)) for path, size in sizes.items()}
+    sizes = {path: len(block.get_parameter(path)) for path in branch.per_head}
+    heads = {
+        path: _indices(kept.inside(*stretches_of(block, branch, path, size)))
+        for path, size in sizes.items()
+    }
     return [
         Picked(f"{prefix}{path}", ((0, indices),))
         for path, indices in heads.items()

@@ -120,7 +120,7 @@ def layout_of(
     """
     for index, block in enumerate(blocks):
         _require_linears(block, f"{config.model_type} block {index}", family)
-    if HEADS in sites and not family.supports_head_pruning:
+    if HEADS in sites and not family.can_lose_heads:
         raise InputError(
             f"{config.model_type} cannot lose whole heads", field="sites", hint="leave heads out"
         )

@@ -21,7 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disp_llm.compact.experts_disp_llm import keep_experts, matrices_of, run_experts
+from disp_llm.compact.experts_disp_llm import (
+    keep_experts,
+    matrices_of,
+    run_experts,
+    run_scored_experts,
+)
 from disp_llm.models.family import Experts
 
 
@@ -38,7 +43,8 @@ class MaskedMixture:
     def of(cls, block: nn.Module, row: Experts) -> "MaskedMixture":
         """The mixture of a block; from now on it runs masked."""
         made = cls(block.get_submodule(row.module), block.get_submodule(row.router), asdict(row))
-        made.experts.__dict__["forward"] = partial(_masked_experts, made.experts, made.row)
+        run = _masked_scored_experts if row.scores_inputs else _masked_experts
+        made.experts.__dict__["forward"] = partial(run, made.experts, made.row)
         return made
 
     def set(self, middle: Tensor, experts: Tensor | None) -> None:
@@ -61,7 +67,8 @@ class MaskedMixture:
             reads = matrices_of(self.experts, self.row)[0].shape[2]
             keep_experts(small, self.row, kept, reads, place=self.row["router"])
             ghosts = (experts.detach() == 0) if experts.requires_grad else None
-            self.router.__dict__["disp_among"] = _Among(small, kept, ghosts)
+            among = _Among(small, kept, ghosts, self.row["scores_inputs"])
+            self.router.__dict__["disp_among"] = among
 
     def restore(self) -> None:
         """Takes everything off again."""
@@ -80,6 +87,15 @@ class _Among:
     """Indices of these."""
     ghosts: Tensor | None
     """Which experts are dropped, (E), where these are to have a gradient."""
+    gives_scores: bool
+    """Whether it gives a score of every expert, (N, E), and not which are chosen."""
+
+    def scores(self, hidden: Tensor, whole: Tensor) -> Tensor:
+        """(N, E) those of the kept experts and, where dropped ones are to have a gradient, those
+        that the whole router gives these."""
+        kept, *_ = self.router.forward(hidden)
+        found = torch.zeros_like(whole).index_copy(1, self.kept, kept)
+        return found if self.ghosts is None else found + whole * self.ghosts
 
 
 def route(router: Any, args: tuple, output: tuple) -> tuple:
@@ -88,6 +104,8 @@ def route(router: Any, args: tuple, output: tuple) -> tuple:
     among = router.__dict__.get("disp_among")
     if among is None:
         return output
+    if among.gives_scores:
+        return (among.scores(*args, output[0]), *output[1:])
     way = 1 if output[0].is_floating_point() else -1
     *others, factors, chosen = output[::way]
     hidden, *of_experts = args
@@ -117,3 +135,24 @@ def _masked_experts(
         mask = of_experts[chosen] if sequence is None else of_experts[sequence[:, None], chosen]
         factors = factors * mask.to(factors.dtype)
     return run_experts(experts, row, hidden, chosen, factors, on_middle)
+
+
+def _masked_scored_experts(experts: Any, row: dict, hidden: Tensor) -> Tensor:
+    """The same of experts that read all tokens, expert by expert, times their scores; (E·N, K)."""
+    middle, of_experts = experts.disp_mask_middle, experts.disp_mask_experts
+    count = middle.shape[-2]
+    tokens = len(hidden) // count
+
+    def of_tokens(mask: Tensor) -> Tensor:
+        """(E, …), or (B, E, …) of each sequence -> (E, 1 or N, …)."""
+        if middle.dim() == 2:
+            return mask[:, None]
+        return mask.repeat_interleave(tokens // len(mask), 0).transpose(0, 1)
+
+    made = run_scored_experts(
+        experts, row, hidden, lambda inside: inside * of_tokens(middle).to(inside.dtype)
+    )
+    if of_experts is None:
+        return made
+    mask = of_tokens(of_experts).to(made.dtype)
+    return (made.unflatten(0, (count, -1)) * mask[..., None]).flatten(0, 1)

@@ -26,9 +26,9 @@ from disp_llm.models.windows import required_bos
 
 
 def further_sites(family: Family, branches: bool = True) -> tuple[Site, ...]:
-    """The sites beside the five that blocks of this family can have: KV heads, if its attention can
-    lose any, and whole branches unless they are to stay."""
-    heads = (HEADS,) if family.supports_head_pruning else ()
+    """The sites beside the five that blocks of this family can have: heads, if its blocks can lose
+    any, and whole branches unless they are to stay."""
+    heads = (HEADS,) if family.can_lose_heads else ()
     return (*heads, *(BRANCHES if branches else ()))
 
 
@@ -57,6 +57,11 @@ class PrunableModel:
             InputError: KV heads are to be a site, and the family's attention cannot lose any.
         """
         return layout_of(self.blocks, self.model.config, self.family, self.sites)
+
+    @property
+    def base(self) -> Any:
+        """What reads tokens and gives hidden states."""
+        return self.family.base_of(self.model)
 
     @property
     def language_model(self) -> nn.Module:
@@ -114,7 +119,7 @@ class PrunableModel:
     def keeps_apart(self) -> bool:
         """Whether examples that stand in one window do not see each other, if the model is told the
         places of their tokens: its attention alone looks back, and it makes a mask of them."""
-        forward = inspect.signature(self.model.base_model.forward)
+        forward = inspect.signature(self.base.forward)
         family = self.family
         alone = family.masks_by_place and not family.alternatives and not family.tower
         return alone and "position_ids" in forward.parameters

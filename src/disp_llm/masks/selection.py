@@ -122,19 +122,22 @@ class Masks:
 
     @property
     def heads_pruned(self) -> bool:
-        """Whether an attention that stays has lost KV heads."""
+        """Whether an attention that stays has lost heads."""
         if HEADS not in self.layout.sites:
             return False
-        kept = self.of_site(HEADS)
-        return bool(((kept > 0) & (kept < self.layout.blocks[0].heads)).any())
+        kept, heads = self.of_site(HEADS), torch.tensor([one.heads for one in self.layout.blocks])
+        return bool(((kept > 0) & (kept < heads)).any())
 
     @property
     def kv_cache(self) -> float:
         """Size of the KV cache as a share of the dense model's."""
         for site in (HEADS, ATTENTION):
             if site in self.layout.sites:
-                entries = self.layout.blocks[0].lengths[self.layout.sites.index(site)]
-                return float(self.of_site(site).double().mean() / entries)
+                place = self.layout.sites.index(site)
+                of_block = torch.tensor([one.cached for one in self.layout.blocks])
+                entries = torch.tensor([one.lengths[place] for one in self.layout.blocks])
+                kept = self.of_site(site).double() / entries
+                return float((kept * of_block).sum() / of_block.sum().clamp(min=1))
         return 1.0
 
     def indices(self) -> dict[str, Int[Tensor, " K"]]:

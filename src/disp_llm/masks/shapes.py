@@ -43,7 +43,8 @@ class BlockShape:
     cached: int = 0
     """Numbers that the KV cache holds of a token, with all heads kept."""
     heads: int = 0
-    """KV heads, where they are a site; 0 where all of them stay."""
+    """KV heads, or key heads of linear attention, where they are a site, and 1 of a block that
+    cannot lose any; 0 where all of them stay."""
     experts: int = 1
     """E, experts of the MLP."""
     chosen: int = 1
@@ -134,6 +135,33 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
     return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
 
 
+def heads_of(block: nn.Module, family: Family, kv_heads: int) -> int:
+    """Heads that a block can lose, of what it has as its attention; 1 where it cannot lose any: all
+    of them together.
+
+    Args:
+        kv_heads: those of the model's attention.
+    """
+    own, _ = family.branches_of(block)
+    if own is family.attention:
+        return kv_heads if family.supports_head_pruning else 1
+    return getattr(block.get_submodule(own.gather), own.heads) if own.heads else 1
+
+
+def stretches_of(block: nn.Module, branch: Branch, path: str, width: int) -> tuple[int, ...]:
+    """Widths of the stretches, each of them head by head, that the outputs of a layer of attention
+    or the numbers of its `per_head` consist of: one, or those of queries, keys and values.
+
+    Args:
+        width: of all of them together.
+    """
+    if path not in branch.stacked:
+        return (width,)
+    values = widths_of(linear_at(block, branch.writes))[0]
+    keys = (width - values) // 2
+    return keys, keys, values
+
+
 def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
     """Of a mixture, the weights of its router, (E, D), and those of all experts, packed: (E, 2F, D)
     and (E, D, F)."""
@@ -156,9 +184,10 @@ def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockS
 
     Args:
         config: the transformers configuration of the language model.
-        heads: KV heads, where these are a site, else 0.
+        heads: KV heads of the model's attention, where heads are a site, else 0.
     """
     attention, mlp = family.branches_of(block)
+    heads = heads_of(block, family, heads) if heads else 0
     attn_reads = [linear_at(block, path) for path in attention.reads]
     attn_writes = linear_at(block, attention.writes)
     inside_mlp, of_mid, of_out = _measure_mlp(block, mlp, config)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.selection import Selection
 from disp_llm.masks.shapes import expert_weights
+from disp_llm.methods.parts.coupled import by_head, stretches
 from disp_llm.methods.parts.method import Method
 from disp_llm.models.family import Branch
 from disp_llm.training.problem import PruningProblem
@@ -34,8 +35,13 @@ def magnitude(problem: PruningProblem) -> Selection:
             of_mlp.outgoing,
         ]
         if shape.heads:
-            rows = sum(linear.sum(1).view(shape.heads, -1).sum(1) for linear in q_k_v)
-            parts.append(rows + o.sum(0).view(shape.heads, -1).sum(1))
+            each = zip(attention.reads, q_k_v, strict=True)
+            rows = [
+                by_head(part, shape.heads)
+                for path, linear in each
+                for part in stretches(block, attention, path, linear.sum(1))
+            ]
+            parts.append(torch.stack([*rows, by_head(o.sum(0), shape.heads)]).sum(0))
         if shape.prunes_experts:
             parts.append(of_mlp.experts)
         if shape.branches:

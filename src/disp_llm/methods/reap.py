@@ -18,7 +18,7 @@ from disp_llm.compact.experts_disp_llm import run_experts
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS
 from disp_llm.masks.selection import Selection
-from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.methods.parts.method import Method
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
@@ -70,6 +70,12 @@ def reap(problem: PruningProblem) -> Selection:
             hint="leave `sites` out, or use another method",
         )
     rows = [dense.branches_of(block)[1].experts for block in dense.blocks]
+    if any(row is not None and row.scores_inputs for row in rows):
+        raise InputError(
+            "reap does not know experts whose scores multiply what they read",
+            field="method",
+            hint="use another method",
+        )
     added = [
         Added(asdict(row) if row else {}, *torch.zeros(2, shape.experts, device=dense.device))
         for row, shape in zip(rows, layout.blocks, strict=True)
@@ -79,11 +85,11 @@ def reap(problem: PruningProblem) -> Selection:
         for block, row, one in zip(dense.blocks, rows, added, strict=True)
         if row is not None
     ]
-    windows = calibration_windows(problem).tokens.to(dense.device)
+    windows = calibration_tokens(problem).to(dense.device)
     progress = problem.job.count("scoring")
     with hooks(module.register_forward_pre_hook(one.hook) for module, one in mixtures):
         for number, window in enumerate(windows):
-            dense.model.base_model(window[None], use_cache=False)
+            dense.base(window[None], use_cache=False)
             progress(number + 1, len(windows))
     importance = torch.zeros(layout.entries, device=dense.device)
     parts = zip(layout.names, layout.split(importance), strict=True)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.masks.selection import Selection
 from disp_llm.masks.shapes import BlockShape
@@ -125,8 +126,18 @@ class HardConcrete(nn.Module):
 
 
 def sheared(problem: PruningProblem) -> Selection:
-    """An importance whose projection is the target shape with the likeliest entries in it."""
+    """An importance whose projection is the target shape with the likeliest entries in it.
+
+    Raises:
+        InputError: blocks have different numbers of heads.
+    """
     dense = problem.budget.layout.blocks[0]
+    if len({block.heads for block in problem.budget.layout.blocks}) > 1:
+        raise InputError(
+            "sheared prunes every block to one number of heads, and these blocks have several",
+            field="method",
+            hint="use another method",
+        )
     target = target_shape(dense, min(problem.keeps))
     wide, narrow = (
         Shape(shape.hidden, shape.heads, shape.intermediate).as_tensor(problem.dense.device)

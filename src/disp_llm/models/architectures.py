@@ -133,19 +133,26 @@ _GRANITE_SHARED = replace(
     refused=(("shared_intermediate_size", 0, "the row has a shared expert"),),
 )
 
+
+def _delta_net(reads: str, writes: str, stacked: str) -> Branch:
+    """Linear attention by the gated delta rule, whose convolution mixes no channels."""
+    row = branch(
+        "linear_attn", reads, writes, 1, "input_layernorm", "", "A_log dt_bias conv1d.weight"
+    )
+    names = tuple(f"linear_attn.{name}" for name in (*stacked.split(), "conv1d.weight"))
+    return replace(row, heads="num_k_heads", stacked=names)
+
+
 # Most blocks have a linear attention.
 _QWEN3_5 = replace(
-    _LLAMA_WITH_ALL_HEADS,
+    _LLAMA,
     alternatives=(
-        branch(
-            "linear_attn",
-            "in_proj_qkv in_proj_z in_proj_b in_proj_a",
-            "out_proj",
-            norms="input_layernorm",
-        ),
+        _delta_net("in_proj_qkv in_proj_z in_proj_b in_proj_a", "out_proj", "in_proj_qkv"),
     ),
     cached=("self_attn.k_proj", "self_attn.v_proj"),  # the queries come with a gate
 )
+# A state space: a norm inside spans all of its heads, so none can go.
+_STATES = branch("mamba", "in_proj", "out_proj", norms="input_layernorm")
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -352,6 +359,25 @@ FAMILIES: dict[str, Family] = {
             biased=True,
         ),
     ),
+    "llama4_text": replace(
+        _LLAMA,
+        blocks="model.layers",
+        base="model",
+        mlp=branch(
+            "feed_forward", "gate_proj up_proj", "down_proj", norms="post_attention_layernorm"
+        ),
+        mixture=mixture(
+            "post_attention_layernorm",
+            shared="shared_expert",
+            module="feed_forward",
+            router="router",
+            gives_pair=True,
+            count="num_local_experts",
+            width="intermediate_size",
+            transposed=True,
+            scores_inputs=True,
+        ),
+    ),
     "dots1": replace(_LLAMA, mixture=_SHARED),
     "glm4_moe": replace(_LLAMA, mixture=_SHARED),
     "solar_open": replace(_LLAMA, mlp=_SHARED),
@@ -362,42 +388,36 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": replace(
         _QWEN3_5,
         mixture=_SHARED_AND_WEIGHED,
-        alternatives=(
-            branch("linear_attn", "in_proj_qkvz in_proj_ba", "out_proj", norms="input_layernorm"),
-        ),
+        alternatives=(_delta_net("in_proj_qkvz in_proj_ba", "out_proj", ""),),
     ),
     "olmo_hybrid": Family(
         "layers",
         _attention("post_attention_layernorm"),
         _gated("post_feedforward_layernorm"),
-        alternatives=(
-            branch(
-                "linear_attn",
-                "q_proj k_proj v_proj b_proj a_proj g_proj",
-                "o_proj",
-                norms="input_layernorm",
-            ),
-        ),
+        alternatives=(_delta_net("q_proj k_proj v_proj b_proj a_proj g_proj", "o_proj", ""),),
     ),
     "lfm2": Family(
         "layers",
         branch("self_attn", "q_proj k_proj v_proj", "out_proj", norms="operator_norm"),
         branch("feed_forward", "w1 w3", "w2", norms="ffn_norm"),
         alternatives=(branch("conv", "in_proj", "out_proj", norms="operator_norm"),),
+        supports_head_pruning=True,
     ),
     "granitemoehybrid": Family(
         "layers",
         _attention("input_layernorm"),
         branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
         mixture=_GRANITE_MIXTURE,
-        alternatives=(branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
+        alternatives=(_STATES,),
+        supports_head_pruning=True,
         logits_divisor="logits_scaling",
     ),
     "bamba": Family(
         "layers",
         _attention("input_layernorm"),
         branch("feed_forward", "gate_proj up_proj", "down_proj", norms="pre_ff_layernorm"),
-        alternatives=(branch("mamba", "in_proj", "out_proj", norms="input_layernorm"),),
+        alternatives=(_STATES,),
+        supports_head_pruning=True,
     ),
 }
 """The rows that come with this package, and those of `register_architecture`."""

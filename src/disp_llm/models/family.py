@@ -37,6 +37,9 @@ class Experts:
     """Whether gate and up alternate row by row; else all of the gate's rows come first."""
     biased: bool = False
     """Whether there are `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D)."""
+    scores_inputs: bool = False
+    """Whether every expert reads all tokens, times what the router gives first: (N, E) scores, most
+    of them 0."""
 
     @property
     def modules(self) -> tuple[str, str]:
@@ -76,7 +79,13 @@ class Branch:
     beside: tuple[str, ...] = ()
     """Modules beside `gather` that read what it reads, and whose outputs the block adds to its."""
     per_head: tuple[str, ...] = ()
-    """Parameters of attention with a number for each head of the queries, which go with it."""
+    """Parameters of attention with as many numbers for each head, which go with it."""
+    heads: str = ""
+    """What the module of linear attention calls the number of its key heads, each of which goes
+    with the value heads that it serves; "" = that of a configuration, or it cannot lose any."""
+    stacked: tuple[str, ...] = ()
+    """Of its reads and of `per_head`, those that have what belongs to queries, to keys and to
+    values one after the other; all others lie head by head."""
     gives_pair: bool = False
     """Whether the module of an MLP gives a pair, as that of attention does, and not its output
     alone."""
@@ -129,14 +138,26 @@ class Family:
     that examples in one window do not see each other."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
+    base: str = ""
+    """Path inside what transformers calls the base model of what gives hidden states; "" = it does.
+    Where a class names a base model that it has not, transformers takes the whole model for it."""
     tower: str = ""
     """Path of the language model inside the base model; "" = it is the base model. No row says so:
     `wrappers` does."""
 
     @property
+    def can_lose_heads(self) -> bool:
+        """Whether a block of some kind can."""
+        return self.supports_head_pruning or any(one.heads for one in self.alternatives)
+
+    @property
     def experts(self) -> Experts | None:
         """Those of its mixtures, where it has some."""
         return (self.mixture or self.mlp).experts
+
+    def base_of(self, model: Any) -> Any:
+        """What of a model reads tokens and gives hidden states."""
+        return model.base_model.get_submodule(self.base)
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
@@ -169,7 +190,7 @@ def _said(branch: Branch) -> dict:
     return {key: value for key, value in found.items() if value or key not in OF_FEW}
 
 
-OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "gives_pair")
+OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "heads", "stacked", "gives_pair")
 """Columns that are left out of the JSON of a branch that has nothing there."""
 
 

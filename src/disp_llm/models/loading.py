@@ -23,7 +23,7 @@ from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
-from disp_llm.models.processor import processor_files
+from disp_llm.models.processor import processor_files, processor_of
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.source import commit_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
@@ -84,6 +84,10 @@ class Loaded:
     def bos_token_id(self) -> int | None:
         """The token that every window begins with, where the model needs one."""
         return required_bos(self.model, self.family)
+
+    def make_processor(self) -> Any:
+        """The processor of a model that sees or hears; None where it has none."""
+        return processor_of(self.processor, self.source["model"])
 
 
 def load_config(name: str) -> transformers.PreTrainedConfig:

@@ -5,11 +5,17 @@ them asks for none of the libraries that a processor needs.
 """
 
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import transformers
 from huggingface_hub.errors import EntryNotFoundError
 
+from disp_llm.config.errors import InputError
 from disp_llm.models.files import PROCESSOR
+
+LONGEST_MESSAGE = 200
+"""Characters that are quoted of another library's message."""
 
 
 def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
@@ -19,6 +25,25 @@ def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
         return tuple(path for path in found if path.is_file())
     fetched = (_fetched(model.as_posix(), name, commit) for name in PROCESSOR)
     return tuple(path for path in fetched if path is not None)
+
+
+def processor_of(files: tuple[Path, ...], model: str) -> Any:
+    """The processor that these are the files of; None where there are none.
+
+    Raises:
+        InputError: it cannot be made of them, or not here: some need libraries of their own.
+    """
+    if not files:
+        return None
+    try:
+        return transformers.AutoProcessor.from_pretrained(files[0].parent)
+    except Exception as error:  # libraries that are missing, and whatever damaged files lead to
+        said = " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
+        raise InputError(
+            f"the processor of '{model}' cannot be made ({said})",
+            field="processor_data",
+            hint="install what it asks for, or mend its files",
+        ) from error
 
 
 def _fetched(name: str, file: str, commit: str | None) -> Path | None:

@@ -199,7 +199,7 @@ class Sharding:
         buffers = computed_buffers(model)
         read = self._reader(name, machine, empty)
         prepare(empty)
-        self._divide(model.base_model, empty)
+        self._divide(empty.family.base_of(model), empty)
         model.to_empty(device=self.process.device)
         model.tie_weights()
         tensors = model.state_dict()

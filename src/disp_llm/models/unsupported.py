@@ -5,7 +5,7 @@ _TYPES_OF = {
         "afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v32 deepseek_v4 "
         "dots3_note_text flint glm_moe_dsa hunyuan_v1_moe "
         "hy_v3 hy_v4 "
-        "inkling2_loop_text inkling2_text inkling_text jetmoe kolibri1 laguna lara_mini "
+        "inkling2_loop_text inkling2_text inkling_text kolibri1 laguna lara_mini "
         "longcat_flash mimo_v2_flash minimax_m3_vl_text "
         "sarvam_mla sarvam_moe zaya"
     ),
@@ -17,9 +17,10 @@ _TYPES_OF = {
     "state space or recurrent: its blocks have no attention": (
         "falcon_mamba mamba mamba2 rwkv xlstm"
     ),
-    "its router's scores multiply what experts read, and its wrapper has no base model": (
-        "llama4 llama4_text"
+    "transformers 5.24 does not run the wrapper: save its language model alone (llama4_text)": (
+        "llama4"
     ),
+    "its attention is a mixture of experts as well": "jetmoe",
     "wrapper: its language model has no row, or nobody has tried it": (
         "dots3_note emu3 fuyu gemma3n gemma4 gemma4_unified git got_ocr2 mllama "
         "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
-from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -48,7 +48,7 @@ def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows, dense = calibration_windows(problem).tokens, problem.dense
+    windows, dense = calibration_tokens(problem), problem.dense
     progress = problem.job.count("scoring")
     influence = torch.zeros(len(dense.blocks), dtype=torch.float64)
 
@@ -66,7 +66,7 @@ def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
         for i, block in enumerate(dense.blocks)
     ):
         for done, window in enumerate(windows.to(dense.device), start=1):
-            dense.model.base_model(input_ids=window[None], use_cache=False)
+            dense.base(input_ids=window[None], use_cache=False)
             progress(done, len(windows))
     return influence / len(windows)
 

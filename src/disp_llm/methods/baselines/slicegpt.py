@@ -39,7 +39,7 @@ from disp_llm.methods.parts.baseline import (
     stored_numbers,
 )
 from disp_llm.methods.parts.block_by_block import block_inputs, run_block
-from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
@@ -188,7 +188,7 @@ def projected_stream(problem: PruningProblem) -> ProjectedStream:
         norms = [module.get_submodule(name) for name in _norms(module)]
         if len(norms) != count or any(isinstance(norm, nn.LayerNorm) for norm in norms):
             raise _unfit(problem)
-    windows = calibration_windows(problem).tokens.to(dense.device)
+    windows = calibration_tokens(problem).to(dense.device)
     stream = ProjectedStream(problem, *block_inputs(dense, windows))
     stream.require_fit()
     return stream

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -38,7 +38,7 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows, dense = calibration_windows(problem).tokens, problem.dense
+    windows, dense = calibration_tokens(problem), problem.dense
     progress = problem.job.count("scoring")
     layers = [
         linear_at(block, branch.writes)
@@ -57,7 +57,7 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
 
     with hooks(layer.register_forward_pre_hook(add_to(i)) for i, layer in enumerate(layers)):
         for done, window in enumerate(windows, start=1):
-            dense.model.base_model(input_ids=window[None].to(dense.device), use_cache=False)
+            dense.base(input_ids=window[None].to(dense.device), use_cache=False)
             progress(done, len(windows))
     moments = [Moments(*(total / windows.numel())) for total in sums]
     return list(zip(moments[::2], moments[1::2], strict=True))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -38,7 +38,7 @@ def visit_blocks(
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows = calibration_windows(problem).tokens.to(prunable.device)
+    windows = calibration_tokens(problem).to(prunable.device)
     blocks, progress = prunable.blocks, problem.job.count("scoring")
     states, arguments = block_inputs(prunable, windows)
     outputs = states
@@ -85,7 +85,7 @@ def block_inputs(
         for index, block in enumerate(prunable.blocks)
     ):
         for window in windows:
-            prunable.model.base_model(input_ids=window[None], use_cache=False)
+            prunable.base(input_ids=window[None], use_cache=False)
     return states, arguments
 
 

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
 from disp_llm.masks.layout import Layout
-from disp_llm.masks.shapes import BlockShape
+from disp_llm.masks.shapes import BlockShape, stretches_of
+from disp_llm.models.family import Branch
 
 COUPLED = ("mlp_mid", HEADS)
 """The sites of methods that leave the residual stream alone."""
 
 
 def flat_of(
-    layout: Layout, channels: list[Float[Tensor, " F"]], heads: list[Float[Tensor, " H"]]
+    layout: Layout, channels: list[Float[Tensor, " F"]], heads: list[Float[Tensor, " _"]]
 ) -> Float[Tensor, " N"]:
-    """Numbers of every block's channels and heads in the order of the flat vector, 1 elsewhere."""
+    """Numbers of every block's channels and heads, of which blocks may have other numbers, in the
+    order of the flat vector; 1 elsewhere."""
     parts = []
     for shape, of_channels, of_heads in zip(layout.blocks, channels, heads, strict=True):
         stream = of_channels.new_ones(shape.hidden)
@@ -34,6 +36,15 @@ def flat_of(
 def by_head(columns: Float[Tensor, " Q"], heads: int) -> Float[Tensor, " H"]:
     """The sum of every head's columns; nothing where heads are no site."""
     return columns.view(heads, -1).sum(1) if heads else columns.new_zeros(0)
+
+
+def stretches(
+    block: nn.Module, branch: Branch, path: str, rows: Float[Tensor, " O"]
+) -> tuple[Float[Tensor, " Q"], ...]:
+    """What belongs to the outputs of a layer that reads, in stretches that lie head by head or
+    channel by channel."""
+    widths = stretches_of(block, branch, path, len(rows))
+    return tuple(part for one in rows.split(widths) for part in one.chunk(branch.fused))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import BlockShape
-from disp_llm.methods.parts.coupled import by_head
+from disp_llm.methods.parts.coupled import by_head, stretches
 from disp_llm.models.architectures import Branch
 
 
@@ -50,6 +50,9 @@ def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
         product = (layer.weight.detach().float() * layer.weight.grad.float()).abs()
         return product.T if is_conv1d(layer) else product
 
-    rows = [change(path).sum(1) for path in branch.reads]
-    projections = [projection for row in rows for projection in row.chunk(branch.fused)]
+    projections = [
+        part
+        for path in branch.reads
+        for part in stretches(block, branch, path, change(path).sum(1))
+    ]
     return [*projections, change(branch.writes).sum(0)]
