@@ -42,6 +42,8 @@ TESTS["training"] += (
     "tests/commands/test_recover.py::test_lora_is_merged",
 )
 """Where the tests of a room begin: those that mirror it, and of others what nothing there runs."""
+ALWAYS = ("phi3",)
+"""Parameters that every test is run with that has them: layers that are fused."""
 OUTCOME = ("outcome", "by", "tests", "equivalent")
 """What is kept of a mutant that was met before."""
 EXAMPLES = 20
@@ -186,7 +188,9 @@ def chosen(items: list[pytest.Item], most: int) -> list[pytest.Item]:
         text = inspect.getsource(item.function)
         if not any(name in text for name in ("fresh.", "run_process", "subprocess")):
             by_test.setdefault(item.nodeid.split("[")[0], []).append(item)
-    return [one for same in by_test.values() for one in same[:: -(-len(same) // most)]]
+    few = [one for same in by_test.values() for one in same[:: -(-len(same) // most)]]
+    always = [one for one in items if one.nodeid.endswith(tuple(f"[{name}]" for name in ALWAYS))]
+    return list(dict.fromkeys(few + always))
 
 
 def scores(mutants: list[Mutant]) -> dict[str, dict[str, Any]]:
