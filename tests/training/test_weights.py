@@ -1,4 +1,4 @@
-"""Training weights: a seed decides what is read, only blocks change, and it goes on where it was."""
+"""Weights: a seed decides what is read, only blocks change, and training goes on where it was."""
 
 import pytest
 import torch
