@@ -37,6 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
 WORK = ROOT / "runs" / "mutation"
 ROOMS = ("masks", "training", "export", "evaluation")
 TESTS = {room: (f"tests/{room}/",) for room in ROOMS}
+TESTS["masks"] += ("tests/evaluation/test_latency.py::test_what_cuts_save",)
 TESTS["training"] += ("tests/commands/test_ways.py::test_memory_falls",)
 TESTS["evaluation"] += ("tests/export/test_quantising.py::test_stored_bytes",)
 """Where the tests of a room begin: those that mirror it, and of others what nothing there runs."""
