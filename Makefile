@@ -6,7 +6,7 @@ DEMO_MINUTES ?= 3.5
 DEMO_DIR ?= runs/demo
 PROOFS ?= tests
 
-.PHONY: setup demo test proof style check size clean tables
+.PHONY: setup demo test proof mutants style check size clean tables
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -27,6 +27,9 @@ test: setup  ## the whole suite
 
 proof: setup  ## slow proofs on the real model
 	$(BIN)/pytest -q -m proof $(PROOFS)
+
+mutants: setup  ## how many small changes of our code the tests notice; goes on where it was stopped
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python benchmarks/mutation_score.py $(MUTANTS)
 
 style: setup  ## format, and fix what a tool can fix
 	$(BIN)/ruff format .

@@ -240,6 +240,27 @@ def test_a_damaged_alignment_is_not_used(llama, cache, caplog):
     assert chosen_alignment(llama.model) == 8
 
 
+def test_each_alignment_is_timed_with_widths_of_its_multiples(llama, cache, monkeypatch):
+    timed = []
+
+    def noted(target, masks):
+        timed.append(masks)
+        return masks
+
+    monkeypatch.setattr(alignment, "compact_model", noted)
+    for row, masks in zip(measured_alignments(llama, (WORK,)), timed, strict=True):
+        assert not (masks.counts % row["align"]).any()
+
+
+def test_a_table_is_found_whatever_the_order_of_a_configuration():
+    first, other = (tiny_prunable("llama").model for _ in range(2))
+    first.config.one, first.config.two = 1, 2
+    other.config.two, other.config.one = 2, 1
+    assert latency.table_key(first) == latency.table_key(other)
+    other.config.two = 3
+    assert latency.table_key(first) != latency.table_key(other)
+
+
 def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, monkeypatch):
     (cache.parents[1] / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1] / "file"))  # below which nothing lies

@@ -6,7 +6,14 @@ from conftest import masks_of, tiny_prunable
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.config.errors import InputError
-from disp_llm.masks.selection import Compensation, Masks, Selection, kept_by_site, load_masks
+from disp_llm.masks.selection import (
+    Adapter,
+    Compensation,
+    Masks,
+    Selection,
+    kept_by_site,
+    load_masks,
+)
 
 ONE, LOGITS = "layers__1__attn_in", "logits__layers__1__attn_in"
 
@@ -78,3 +85,26 @@ def test_numbers_that_are_not_finite_are_never_written(layout, tmp_path):
     with pytest.raises(InputError, match="method: gave numbers that are not finite"):
         masks.save(tmp_path / "masks.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_adapters_are_written_where_that_is_asked_for(layout, tmp_path):
+    adapters = tuple(Adapter(torch.rand(2, 3), torch.rand(4, 2)) for _ in range(2))
+    selection = Selection(torch.zeros(layout.entries), Compensation(adapters=adapters))
+    masks = Masks(layout, masks_of("random", layout).kept, selection)
+    for asked, written in ((True, adapters), (False, ())):
+        masks.save(tmp_path / "masks.safetensors", with_adapters=asked)
+        found = load_masks(tmp_path / "masks.safetensors", layout).compensation.adapters
+        assert len(found) == len(written)
+        for own, other in zip(found, written, strict=True):
+            assert torch.equal(own.down, other.down)
+            assert torch.equal(own.up, other.up)
+
+
+def test_kept_indices_are_read_where_no_model_is_at_hand(path, layout):
+    widths = dict(zip(layout.sites, layout.blocks[0].lengths, strict=True))
+    found, wanted = kept_by_site(path, widths), load_masks(path, layout).indices()
+    assert list(found) == list(layout.sites)
+    for site, blocks in found.items():
+        assert len(blocks) == len(layout.blocks)
+        for i, kept in enumerate(blocks):
+            assert torch.equal(kept, wanted[f"layers.{i}.{site}"])

@@ -158,3 +158,8 @@ def test_likely_entries_are_those_that_are_kept_more_often_than_not():
         often = counted.detach().view(-1, 25).mean(0)
         clear = (often - 0.5).abs() > 0.05
         assert torch.equal(deterministic_mask(x, name, 1.0)[clear], (often > 0.5)[clear]), name
+
+
+def test_an_entry_at_even_odds_is_dropped():
+    logits = torch.tensor([-3.1, -3.0, -2.9])
+    assert deterministic_mask(logits, "reinmax", 3.0).tolist() == [False, False, True]

@@ -5,15 +5,20 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import problem_of
 from torch import nn
 
+from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.data.randomness import random_stream
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Process
+from disp_llm.runs.sums import sha256
 from disp_llm.training import learning
 from disp_llm.training.estimators import Sample
 from disp_llm.training.learning import BASELINE_DECAY, learn
-from disp_llm.training.loop import Schedule, train
+from disp_llm.training.loop import Schedule, _exchange, _first_step, train
 from disp_llm.training.problem import SMALL_FIRST, PruningProblem
 
 
@@ -31,6 +36,12 @@ def test_small_sizes_are_drawn_more_often(problem):
     assert float(shares.max()) <= 1
     assert float(shares.mean()) == pytest.approx(1 / (1 + SMALL_FIRST), abs=0.02)
     assert float(shares.median()) == pytest.approx(0.5**SMALL_FIRST, abs=0.03)
+
+
+def test_a_step_draws_the_same_size_again(problem):
+    several = dataclasses.replace(problem, keeps=(0.8, 0.4))
+    first, again = (several.keep_at(random_stream("sizes", 0, 5)) for _ in range(2))
+    assert first == again
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
@@ -127,3 +138,32 @@ def test_a_reward_counts_by_how_far_it_lies_from_those_before(problem, monkeypat
     assert all(bool(one.any()) for one in plain)
     for one, whole, weight in zip(found, plain, (0.0, 3.0 - 5.0, 1.0 - later), strict=True):
         torch.testing.assert_close(one, weight * whole, rtol=1e-4, atol=1e-6)
+
+
+class OneOfTwo(Process):
+    """A process beside one whose every number is 0."""
+
+    count = 2
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_gradient_loss_and_stop_are_those_of_all_processes(stop):
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.tensor([[2.0, 4.0]])
+    figures = {"loss": 3.0, "keep": 0.5}
+    process = OneOfTwo(Accelerator(cpu=True), torch.device("cpu"))
+    assert _exchange(layer, figures, stop, process) is stop
+    assert figures == {"loss": 1.5, "keep": 0.5}
+    assert layer.weight.grad.tolist() == [[1.0, 2.0]]
+
+
+def test_a_checkpoint_of_another_run_is_gone_on_from_only_if_asked_for(problem, tmp_path):
+    of_another = {"step": "3", "run": "0" * 64}
+    with pytest.raises(InputError, match="another run"):
+        _first_step(of_another, problem.job)
+    asked_for = dataclasses.replace(problem.job, run=Run(tmp_path, anyway=True))
+    assert _first_step(of_another, asked_for) == 3
+    assert _first_step({}, problem.job) == 0
+    problem.job.run.config_file.write_text("keep = 0.6")
+    own = {"step": "2", "run": sha256(problem.job.run.config_file)}
+    assert _first_step(own, problem.job) == 2

@@ -1,0 +1,41 @@
+"""How far an exported model is from the masked one, and when that is said."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from disp_llm.evaluation.agreement import WRONG, logit_errors, warn_of_error
+
+
+@pytest.mark.parametrize(
+    ("errors", "warned"),
+    [
+        ({}, False),
+        ({"max_logit_error": WRONG}, False),
+        ({"max_logit_error": 2 * WRONG}, True),
+        ({"max_logit_error": math.nan}, True),
+        ({"max_logit_error_bfloat16": 1.0}, False),
+    ],
+)
+def test_only_what_rounding_does_not_explain_is_warned_of(errors, warned, caplog):
+    warn_of_error(errors, Path("run/model"))
+    assert ["run/model" in record.getMessage() for record in caplog.records] == [True] * warned
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_are_shares_of_the_largest_logit(dtype):
+    """Logits that are twice as large are off by the whole of the largest."""
+    dense, compact = (
+        tiny_model("llama", tie_word_embeddings=False).to(dtype).requires_grad_(False)
+        for _ in range(2)
+    )
+    tokens = torch.arange(4, 24)
+    name = str(dtype).removeprefix("torch.")
+    names = {"max_logit_error", "max_logit_error_float32", f"max_logit_error_{name}"}
+    assert logit_errors(dense, compact, tokens) == dict.fromkeys(names, 0.0)
+    compact.get_output_embeddings().weight.mul_(2)
+    assert logit_errors(dense, compact, tokens) == dict.fromkeys(names, 1.0)
+    assert {p.dtype for model in (dense, compact) for p in model.parameters()} == {dtype}

@@ -1,0 +1,17 @@
+"""A model that was loaded, as what is pruned."""
+
+from pathlib import Path
+
+import torch
+from conftest import sites_with, tiny_prunable
+
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.loading import Loaded
+
+
+def test_what_was_loaded_is_what_is_pruned():
+    target, sites = tiny_prunable("llama"), sites_with(heads=True)
+    files = (Path("preprocessor_config.json"),)
+    loaded = Loaded(target.model, None, target.family, {}, torch.float32, files)
+    wanted = PrunableModel(target.model, target.family, sites, files)
+    assert PrunableModel.of(loaded, sites) == wanted
