@@ -153,7 +153,7 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_leaves_nothing(inputs, tmp_
 
 
 def test_verify_names_what_is_wrong(run, tmp_path):
-    assert disp_llm.verify(run) == {"ok": True, "kind": "run", "files": 15, "problems": []}
+    assert disp_llm.verify(run) == {"ok": True, "kind": "run", "files": 16, "problems": []}
     done = run_command("verify", run / "model")
     assert done.returncode == 0
     assert "whole" in done.stderr

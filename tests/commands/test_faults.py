@@ -34,6 +34,8 @@ VOLATILE = {
     "peak_memory_bytes",
     "command",
     "bytes",
+    "date",
+    "provenance",
 }
 """What two equal commands may give differently: times, where a run began, the bytes of a page."""
 

@@ -29,7 +29,7 @@ HALF = "The KV cache has 50.0% of the original's size"
         ({"dropped": {"attention": 0, "mlp": 1}}, f"Blocks have lost 1 MLP.\n{WHOLE}"),
         (
             {"kv_cache": 0.5, "heads_pruned": True},
-            f"{HALF}: KV heads are pruned, another number in\nevery block.",
+            f"{HALF}: heads are pruned, another number in\nevery block.",
         ),
         (
             {"kv_cache": 0.5, "dropped": {"attention": 2, "mlp": 0}},

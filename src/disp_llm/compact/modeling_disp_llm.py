@@ -148,11 +148,11 @@ def shrink(base: Any, disp: dict) -> None:
         ValueError: a width that the model does not have, or one too few or too many.
     """
     path = disp["blocks"]
-    while not hasattr(base, path.partition(".")[0]):  # a part that was loaded alone
+    while "." in path and not hasattr(base, path.partition(".")[0]):  # a part loaded alone
         path = path.partition(".")[2]
     blocks = list(base.get_submodule(path))
     heads = heads_of_blocks(base.config.get_text_config(), disp, len(blocks))
-    if any(len(of_blocks) != len(blocks) for of_blocks in disp["widths"].values()):
+    if any(len(of_blocks) != len(blocks) for of_blocks in (*disp["widths"].values(), heads)):
         raise ValueError(f"disp_llm.widths has not one number for each of {len(blocks)} blocks")
     for i, block in enumerate(blocks):
         width = {site: of_blocks[i] for site, of_blocks in disp["widths"].items()}
