@@ -19,6 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.baselines.depth import keep_blocks
+from disp_llm.models.architectures import family_of
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.provenance import provenance
 
@@ -58,34 +61,25 @@ def main() -> None:
     runs = arguments.runs / f"seed-{arguments.seed}"
     runs.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
-        if not scored_file(runs, name).exists():
+        if not file_of(runs, name).exists():
             folder = made(name, runs, arguments)
             began = time.perf_counter()
-            found = called("eval", str(folder), "--test", str(test_of(arguments.data)))
+            test = arguments.data / "emerging.test.annotated"
+            found = called("eval", str(folder), "--test", str(test))
             found["seconds_in_all"] = time.perf_counter() - began
-            write_json(scored_file(runs, name), found)
+            write_json(file_of(runs, name), found)
         collect(runs, name, arguments.seed)
 
 
-def scored_file(runs: Path, name: str) -> Path:
-    """What the test of a model gave."""
-    return runs / f"{folder_name(name)}.json"
-
-
-def folder_name(name: str) -> str:
-    """A name without spaces."""
-    return name.replace(", ", "-").replace(" ", "-")
-
-
-def test_of(data: Path) -> Path:
-    """The test set."""
-    return data / "emerging.test.annotated"
+def file_of(runs: Path, name: str, suffix: str = ".json") -> Path:
+    """What the test of a model gave (.json), what its making did (.made.json), or its folder ("").
+    A name may hold a dot, which is no suffix."""
+    return runs / f"{name.replace(', ', '-').replace(' ', '-')}{suffix}"
 
 
 def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
     """The folder of a model, which is made if it is not there, after what it is made of."""
-    folder = runs / folder_name(name)
-    done = runs / f"{folder_name(name)}.made.json"
+    folder, done = file_of(runs, name, ""), file_of(runs, name, ".made.json")
     if done.exists():
         return folder
     stated = MADE[name]
@@ -110,18 +104,13 @@ def halve(source: Path, folder: Path) -> dict:
     """Every second block of a tagger, the first among them."""
     sys.path.insert(0, str(SCRIPT.parent))
     from ner import save, tagger_in
-    from torch import nn
 
     tagger = tagger_in(source)
-    blocks = tagger.model.model.layers[::2]
-    for place, block in enumerate(blocks):
-        block.self_attn.layer_idx = place
-    tagger.model.model.layers = nn.ModuleList(blocks)
-    tagger.model.config.num_hidden_layers = len(blocks)
-    if getattr(tagger.model.config, "layer_types", None):
-        tagger.model.config.layer_types = tagger.model.config.layer_types[::2]
+    target = PrunableModel(tagger.model, family_of(tagger.model.config))
+    kept = list(range(0, len(target.blocks), 2))
+    keep_blocks(target, kept)
     save(tagger, folder)
-    return {"blocks": len(blocks)}
+    return {"blocks": len(kept)}
 
 
 def called(*words: str) -> dict:
@@ -135,9 +124,8 @@ def collect(runs: Path, name: str, seed: int) -> None:
     """Puts what was measured into the committed results."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     row = {"name": name, "how": MADE[name]}
-    trained = runs / f"{folder_name(name)}.made.json"
-    row |= {"training_s": read_json(trained, "delete it")["seconds"]}
-    row |= read_json(scored_file(runs, name), "delete it")
+    row |= {"training_s": read_json(file_of(runs, name, ".made.json"), "delete it")["seconds"]}
+    row |= read_json(file_of(runs, name), "delete it")
     row["counts"] = " ".join("/".join(map(str, one)) for one in row["counts"])  # a line in the file
     row |= provenance(seed, f"python benchmarks/specialists.py WNUT17 --only {shlex.quote(name)}")
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]

@@ -6,8 +6,8 @@
 from pathlib import Path
 
 from comparison_tables import SIZES, Row, original_perplexity, readme_rows
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from disp_llm.reporting.canvas import panels
 
 OURS, OTHERS = "#0b6e99", "#5a5a5a"
 MARKERS = "osD^v"
@@ -17,10 +17,7 @@ TICKS = (20, 30, 40, 50, 60, 80)
 def draw_equal_tokens(path: Path) -> None:
     """Perplexity against keep, a line for each row; a method with one size is a point."""
     original = original_perplexity()
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = panels(7.2, 3.6, ("WikiText-2 perplexity, log scale",))
     for marker, row in zip(MARKERS, readme_rows(), strict=True):
         _draw(axes, row, marker)
     axes.axhline(original, color="#999999", linestyle="--", linewidth=1)
@@ -34,7 +31,6 @@ def draw_equal_tokens(path: Path) -> None:
     axes.set_yticks(TICKS, [str(tick) for tick in TICKS])
     axes.minorticks_off()
     axes.set_xlabel("keep: share of block parameters")
-    axes.set_ylabel("WikiText-2 perplexity, log scale")
     figure.savefig(path, dpi=160)
 
 

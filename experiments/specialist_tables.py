@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from comparison_tables import HERE
 
+from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, panels
+
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 
 TITLES = {
@@ -108,23 +110,15 @@ def specialists_table() -> list[str]:
 
 def draw_specialists(path: Path) -> None:
     """F1 against megabytes; ours as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     found = taggers()
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = panels(7.2, 3.6, ("F1 on WNUT-17 test, %",))
     basis = next(name for name in BASES if name in found)
     ours = [one for name, one in found.items() if name.startswith("task")]
     line = sorted([*ours, found[basis]], key=lambda one: one.megabytes)
-    axes.plot(
-        [one.megabytes for one in line], [100 * one.row["f1"] for one in line], color="#0b6e99"
-    )
+    axes.plot([one.megabytes for one in line], [100 * one.row["f1"] for one in line], color=PRUNED)
     for name, one in found.items():
         own = name.startswith("task")
-        color = "#0b6e99" if own else "#8a8f98" if name.startswith("dense") else "#b3572a"
+        color = PRUNED if own else DENSE if name.startswith("dense") else OTHERS[0]
         axes.errorbar(
             one.megabytes, 100 * one.row["f1"], 100 * one.row["f1_stderr"], marker="o",
             markersize=5, color=color, capsize=2, linewidth=1,
@@ -135,5 +129,4 @@ def draw_specialists(path: Path) -> None:
         )  # fmt: skip
     axes.margins(x=0.15)
     axes.set_xlabel("weights in bfloat16, MB")
-    axes.set_ylabel("F1 on WNUT-17 test, %")
     figure.savefig(path, dpi=160)

@@ -34,7 +34,7 @@ from disp_llm.commands.student import (
 from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import read_sources
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
@@ -236,9 +236,7 @@ def _load(
     writer = Writer.of(job, original or loaded, needs, length, begin, "the original's")
 
     def tokens() -> Texts:
-        bos = loaded.bos_token_id
-        write, processor = writer.write, loaded.make_processor
-        return load_tokens(config.text, loaded.tokenizer, bos, sources, write, processor)
+        return texts_for(loaded, config.text, sources, writer.write)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     progress(2, 2)

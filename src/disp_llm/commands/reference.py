@@ -17,7 +17,7 @@ from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.named import read_sources
 from disp_llm.data.sources import GivenText
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Writer
 from disp_llm.evaluation.memory import cache_bytes, stored_bytes
 from disp_llm.evaluation.suites import Scoreboard
@@ -90,9 +90,7 @@ class Reference:
         loaded, text = self.loaded, self.config.text
         needs = own_needs(shared_settings(self.config), 1)
         sources = read_sources(text, tokens=needs.learning)
-        write, processor = self._writer.write, loaded.make_processor
-        bos = loaded.bos_token_id
-        return load_tokens(text, loaded.tokenizer, bos, sources, write, processor)
+        return texts_for(loaded, text, sources, self._writer.write)
 
     @cached_property
     def words(self) -> GivenText | None:

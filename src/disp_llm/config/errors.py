@@ -19,6 +19,16 @@ class InputError(ValueError):
         return functools.partial(type(self), field=self.field, hint=self.hint), (self.what,)
 
 
+LONGEST_MESSAGE = 200
+"""Characters that are quoted of another library's message."""
+
+
+def said_by(error: BaseException) -> str:
+    """The message of a library, which may quote line ends and damaged bytes, in one line."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    return " ".join(printable.split())[:LONGEST_MESSAGE] or type(error).__name__
+
+
 def nearest(word: str, words: list[str]) -> str:
     """' (nearest: X)' where a known word is near, else nothing."""
     near = difflib.get_close_matches(word, words, n=1)

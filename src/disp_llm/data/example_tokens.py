@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from disp_llm.config.errors import InputError
 from disp_llm.data.examples import ASSISTANT, Example, GivenExamples, TaskExample
 from disp_llm.data.seeing import Shower
-from disp_llm.data.windows import Given, StatesLoss, TaskPart, Windows, joined, usual_bos
+from disp_llm.data.windows import (
+    Given,
+    StatesLoss,
+    TaskPart,
+    Windows,
+    ids_of,
+    joined,
+    opening_of,
+)
 
 
 @dataclass(frozen=True)
@@ -206,12 +214,10 @@ class _Writer:
         if isinstance(example, TaskExample):
             return self._of_task(example)
         chat = self._is_chat(example)
-        tokens = self._opening(chat)
+        tokens = opening_of(self.tokenizer, self.bos_token_id, chat)
         counted = [False] * len(tokens)
         for text, is_answer in self._in_template(example) if chat else self._plain(example):
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            if is_answer and not chat and self.tokenizer.eos_token_id is not None:
-                ids = [*ids, self.tokenizer.eos_token_id]
+            ids = ids_of(self.tokenizer, text, ends=is_answer and not chat)
             if chat and tokens and ids[:1] == tokens:
                 ids = ids[1:]  # the template writes BOS too
             tokens += ids
@@ -229,13 +235,6 @@ class _Writer:
         none = torch.zeros_like(tokens, dtype=torch.bool)
         own = {"loss": example.loss, "choices": example.choices}
         return Tokenized(tokens, none, example.place, **own)
-
-    def _opening(self, chat: bool) -> list[int]:
-        """BOS, where the model needs one; without a template also where the tokenizer has one."""
-        bos = self.bos_token_id
-        if bos is None and not chat:
-            bos = usual_bos(self.tokenizer)
-        return [] if bos is None else [bos]
 
     def _is_chat(self, example: Example) -> bool:
         can = bool(getattr(self.tokenizer, "chat_template", None))

@@ -79,6 +79,12 @@ class Example:
         """What is said last."""
         return self.turns[-1].content
 
+    @property
+    def content(self) -> bytes:
+        """What its hash is made of."""
+        said = _line([turn.as_message() for turn in self.turns])
+        return said if self.picture is None else said + self.picture.content
+
 
 @dataclass(frozen=True)
 class TaskExample:
@@ -94,6 +100,15 @@ class TaskExample:
     """How many the loss is the mean of; perplexity is e to the mean loss of a choice."""
     place: str = "an example in memory"
     """Where it was read, for messages."""
+
+    @property
+    def content(self) -> bytes:
+        """What its hash is made of."""
+        return _line(list(self.tokens))
+
+
+def _line(said: Any) -> bytes:
+    return json.dumps(said, sort_keys=True).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -141,11 +156,7 @@ class GivenExamples:
         picture."""
         digest = hashlib.sha256()
         for example in self.examples:
-            own = isinstance(example, TaskExample)
-            said = list(example.tokens) if own else [t.as_message() for t in example.turns]
-            digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
-            if isinstance(example, Example) and example.picture is not None:
-                digest.update(example.picture.content)
+            digest.update(example.content)
         return digest.hexdigest()
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from disp_llm.config.errors import said_by
 from disp_llm.data.formats import Take, documents_in, rows_in
-from disp_llm.data.rows import Unusable, said_by
+from disp_llm.data.rows import Unusable
 
 KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
 """What a folder may hold. A file that is named itself may have any suffix."""

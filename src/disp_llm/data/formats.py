@@ -16,7 +16,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from disp_llm.data.rows import Unusable, no_column, said_by, text_of
+from disp_llm.config.errors import said_by
+from disp_llm.data.rows import Unusable, no_column, text_of
 
 Take = Callable[[Any, str, int], Any]
 """A row, what its number counts ("line" or "row"), and that number -> what is read of it."""

@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from disp_llm.config.errors import said_by
 from disp_llm.data.examples import Example, GivenExamples, Picture, example_of
 from disp_llm.data.files import rows_of
 from disp_llm.data.reading import base_name, naming
-from disp_llm.data.rows import Unusable, kind_of, said_by
+from disp_llm.data.rows import Unusable, kind_of
 
 FIELD = "processor_data"
 """The setting that such files are named in."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.texts import MixedText, MixtureFile
 from disp_llm.data.files import documents_of, files_under
-from disp_llm.data.rows import Unusable, no_column, said_by, text_of
+from disp_llm.data.rows import Unusable, no_column, text_of
 from disp_llm.data.sources import GivenText
 
 DATASET = {"text": "dataset", "eval_text": "eval_dataset"}

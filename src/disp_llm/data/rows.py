@@ -7,22 +7,12 @@ LISTED = 8
 """Most columns that a message names."""
 
 
-LONGEST_MESSAGE = 200
-"""Characters that are quoted of another library's message."""
-
-
 class Unusable(Exception):
     """What is wrong with a text and what to do, without the name of the file or setting."""
 
     def __init__(self, what: str, hint: str):
         super().__init__(what)
         self.what, self.hint = what, hint
-
-
-def said_by(error: BaseException) -> str:
-    """The message of a library, which may quote line ends and damaged bytes, in one line."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(error))
-    return " ".join(printable.split())[:LONGEST_MESSAGE] or type(error).__name__
 
 
 def text_of(row: Any, column: str, unit: str, number: int, strings: bool = False) -> str:

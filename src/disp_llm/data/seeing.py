@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, said_by
 from disp_llm.data.examples import Example, GivenExamples
 from disp_llm.data.pictures import FIELD, decoded
-from disp_llm.data.rows import Unusable, said_by
-from disp_llm.data.windows import Given, usual_bos
+from disp_llm.data.rows import Unusable
+from disp_llm.data.windows import Given, ids_of, opening_of
 
 PLACEHOLDERS = ("boi_token", "image_token")
 """What processors call the token that stands for a picture in a prompt; Gemma's is the first."""
@@ -97,22 +97,16 @@ class Shower:
         prompt = made.pop("input_ids")
         made.pop("attention_mask", None)
         tokenizer = self.processor.tokenizer
-        ids = tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
-        if not chat and tokenizer.eos_token_id is not None:
-            ids = [*ids, tokenizer.eos_token_id]
-        opening = self._opening(chat, int(prompt[0, 0]))
-        tokens = torch.cat([opening, prompt[0], torch.tensor(ids, dtype=torch.long)])
+        ids = ids_of(tokenizer, answer, ends=not chat)
+        opening = opening_of(tokenizer, self.bos_token_id, chat)
+        if opening == prompt[0, :1].tolist():
+            opening = []  # the processor writes BOS too
+        first, last = (torch.tensor(part, dtype=torch.long) for part in (opening, ids))
+        tokens = torch.cat([first, prompt[0], last])
         counted = torch.arange(len(tokens)) >= len(tokens) - len(ids)
         widen = partial(_widened, prompt.shape, (len(opening), len(ids)))
         given = {name: widen(value) for name, value in made.items() if isinstance(value, Tensor)}
         return Shown(tokens, counted, given)
-
-    def _opening(self, chat: bool, first: int) -> Int[Tensor, " N"]:
-        """BOS, where the model needs one; without a template also where the tokenizer has one."""
-        bos = self.bos_token_id
-        if bos is None and not chat:
-            bos = usual_bos(self.processor.tokenizer)
-        return torch.tensor([] if bos in (None, first) else [bos], dtype=torch.long)
 
     def _written(self, example: Example) -> tuple[str, str, bool]:
         """Prompt and answer as text, and whether the chat template has written them."""

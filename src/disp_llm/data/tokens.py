@@ -23,6 +23,7 @@ from disp_llm.data.examples import HELD_OUT, GivenExamples, TaskExample
 from disp_llm.data.named import Given, Sources, read_sources
 from disp_llm.data.sources import GivenText, joint_sha256
 from disp_llm.data.windows import Windows, random_windows, usual_bos, with_bos
+from disp_llm.models.loading import Loaded
 
 SEPARATOR = "\n\n"
 """Between documents; the usual perplexity text of WikiText joins its rows with it too."""
@@ -143,6 +144,14 @@ def load_tokens(
     )
     hashes = {"text_sha256": joint_sha256(texts), "eval_text_sha256": held_out.sha256}
     return Texts(corpus, evaluation, {"text": name, "eval_text": measured} | hashes)
+
+
+def texts_for(
+    loaded: Loaded, config: TextConfig, sources: Sources, write: Callable[[float], GivenText]
+) -> Texts:
+    """`load_tokens` for a model: with its tokenizer, the BOS token that it needs, its processor."""
+    bos, processor = loaded.bos_token_id, loaded.make_processor
+    return load_tokens(config, loaded.tokenizer, bos, sources, write, processor)
 
 
 def _held_out(

@@ -53,7 +53,10 @@ class Windows:
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
-        numbers = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
+        numbers: list[int] = []
+        if self.shown or self.tasks:
+            places = torch.arange(len(self))
+            numbers = places[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
@@ -166,6 +169,20 @@ def usual_bos(tokenizer: Any) -> int | None:
     """The BOS token that a tokenizer puts before every text, if it puts any."""
     bos = tokenizer.bos_token_id
     return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+
+
+def opening_of(tokenizer: Any, bos_token_id: int | None, chat: bool) -> list[int]:
+    """What an example begins with: BOS, where the model needs one; of one that no chat template
+    writes, also where the tokenizer has one."""
+    bos = usual_bos(tokenizer) if bos_token_id is None and not chat else bos_token_id
+    return [] if bos is None else [bos]
+
+
+def ids_of(tokenizer: Any, text: str, ends: bool) -> list[int]:
+    """The tokens of a part of an example, and EOS if it ends there and the tokenizer has one."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    eos = tokenizer.eos_token_id
+    return [*ids, eos] if ends and eos is not None else ids
 
 
 def with_bos(windows: Int[Tensor, "B T"], bos_token_id: int | None) -> Int[Tensor, "B T"]:

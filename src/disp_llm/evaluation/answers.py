@@ -103,15 +103,10 @@ def _shown(target: PrunableModel, example: Tokenized) -> dict[str, torch.Tensor]
     if example.shown is None:
         return {}
     given, whole = example.shown(), (1, len(example.tokens))
-    of_prompt = (
-        value[:, : len(example.prompt)] if value.shape == whole else value
-        for value in given.values()
+    end = len(example.prompt)
+    return target.taken(
+        {name: value[:, :end] if value.shape == whole else value for name, value in given.items()}
     )
-    types = (target.dtype if value.is_floating_point() else value.dtype for value in given.values())
-    return {
-        name: value.to(target.device, dtype)
-        for name, value, dtype in zip(given, of_prompt, types, strict=True)
-    }
 
 
 def _ends(target: PrunableModel, tokenizer: Any) -> list[int]:

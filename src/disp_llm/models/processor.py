@@ -11,11 +11,8 @@ import huggingface_hub
 import transformers
 from huggingface_hub.errors import EntryNotFoundError
 
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, said_by
 from disp_llm.models.files import PROCESSOR
-
-LONGEST_MESSAGE = 200
-"""Characters that are quoted of another library's message."""
 
 
 def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
@@ -38,9 +35,8 @@ def processor_of(files: tuple[Path, ...], model: str) -> Any:
     try:
         return transformers.AutoProcessor.from_pretrained(files[0].parent)
     except Exception as error:  # libraries that are missing, and whatever damaged files lead to
-        said = " ".join(str(error).split())[:LONGEST_MESSAGE] or type(error).__name__
         raise InputError(
-            f"the processor of '{model}' cannot be made ({said})",
+            f"the processor of '{model}' cannot be made ({said_by(error)})",
             field="processor_data",
             hint="install what it asks for, or mend its files",
         ) from error

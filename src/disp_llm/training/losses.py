@@ -184,6 +184,6 @@ def _states_of_one(target: PrunableModel, windows: Windows) -> Float[Tensor, "P 
     (given,) = windows.shown
     counted = windows.predicted.squeeze(0).nonzero().squeeze(-1)  # of the tokens behind the first
     end = int(counted[-1]) + 2 if len(counted) else 2
-    given = {k: v.to(target.dtype) if v.is_floating_point() else v for k, v in given.items()}
-    output = target.base(input_ids=windows.tokens[:, :end], use_cache=False, **given)
+    shown = target.taken(given)
+    output = target.base(input_ids=windows.tokens[:, :end], use_cache=False, **shown)
     return output.last_hidden_state[0, counted]
