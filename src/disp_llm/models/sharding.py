@@ -199,7 +199,7 @@ class Sharding:
         buffers = computed_buffers(model)
         read = self._reader(name, machine, empty)
         prepare(empty)
-        self._divide(empty.family.base_of(model), empty)
+        self._divide(empty)
         model.to_empty(device=self.process.device)
         model.tie_weights()
         tensors = model.state_dict()
@@ -210,10 +210,11 @@ class Sharding:
         model.eval()
         return replace(empty, holding=self)
 
-    def _divide(self, base: nn.Module, empty: Loaded) -> None:
+    def _divide(self, empty: Loaded) -> None:
         """Divides blocks, each a unit; what lies outside of them stays whole. A block whose weights
         are kept in more bits than the model computes in gathers them in those of the model."""
-        blocks: Any = base.get_submodule(empty.family.blocks)
+        base = empty.family.base_of(empty.model)
+        blocks: Any = empty.model.base_model.get_submodule(empty.family.blocks)
         inside = {parameter for block in blocks for parameter in block.parameters()}
         policy = MixedPrecisionPolicy()
         if any(parameter.requires_grad for parameter in inside):
