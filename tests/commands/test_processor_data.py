@@ -169,6 +169,26 @@ def test_commands_learn_from_pictures(wrapper, text_file, tmp_path):
     AutoModelForMultimodalLM.from_pretrained(run / "model")
 
 
+def test_methods_are_compared_on_pictures(wrapper, tmp_path):
+    """Those that cannot read pictures say so in their row; all are measured on the same answers."""
+    done = run_command(
+        "compare", wrapper / "model", "--methods", "learned", "fisher", "magnitude", "flap",
+        "--keep", 0.7, "--processor-data", wrapper / "pairs.jsonl", "--output-dir", tmp_path / "run",
+        "--json", "--steps", 6, "--length", 48, "--calibration-sequences", 4,
+        "--calibration-length", 48, "--context", 48, "--windows", 4, "--device", "cpu",
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert "processor_data: is not read by this method" in rows.pop("flap")["error"]
+    assert rows.keys() == {"learned", "fisher", "magnitude"}
+    for row in rows.values():
+        assert row["error"] is None
+        assert row["keep"] <= 0.7
+        assert len(row["window_losses"]) == len(found["dense"]["window_losses"]) == 3
+
+
 def test_methods_that_look_at_activations_refuse_pictures(wrapper, text_file, tmp_path):
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     problem = with_config(problem, scores=ScoreConfig(calibration_length=48))
