@@ -173,10 +173,10 @@ def test_methods_are_compared_on_pictures(wrapper, tmp_path):
     """Those that cannot read pictures say so in their row; all are measured on the same answers."""
     done = run_command(
         "compare", wrapper / "model", "--methods", "learned", "fisher", "magnitude", "flap",
-        "--keep", 0.7, "--processor-data", wrapper / "pairs.jsonl", "--output-dir", tmp_path / "run",
-        "--json", "--steps", 6, "--length", 48, "--calibration-sequences", 4,
-        "--calibration-length", 48, "--context", 48, "--windows", 4, "--device", "cpu",
-        "--dtype", "float32",
+        "--keep", 0.7, "--processor-data", wrapper / "pairs.jsonl",
+        "--output-dir", tmp_path / "run", "--json", "--steps", 6, "--length", 48,
+        "--calibration-sequences", 4, "--calibration-length", 48, "--context", 48, "--windows", 4,
+        "--device", "cpu", "--dtype", "float32",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

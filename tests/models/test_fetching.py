@@ -4,6 +4,7 @@ import pytest
 import torch
 from configurations import KINDS
 from conftest import byte_tokenizer, masks_of, one_process, tiny_model
+from wrapping import tiny_wrapper
 
 from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.parts import MachineConfig
@@ -12,6 +13,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.fetching import Fetching
 from disp_llm.models.loading import load
 from disp_llm.models.rounding import int8, nf4
+from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses
 
@@ -19,7 +21,8 @@ MACHINE = MachineConfig(device="cpu", dtype="float32")
 
 
 def saved(name: str, folder) -> str:
-    tiny_model(name).save_pretrained(folder)
+    model = tiny_wrapper(name) if name in WRAPPERS else tiny_model(name)
+    model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -38,7 +41,7 @@ def matrices(target: PrunableModel) -> list[torch.Tensor]:
     return [linear.weight for linear in target.linears()]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "llama4_text", "gemma3", "smolvlm", "qwen2_5_vl"])
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_offloading_changes_nothing(name, offload, tmp_path):
     folder = saved(name, tmp_path)

@@ -12,12 +12,14 @@ import torch
 sys.path.insert(0, {tests!r})
 from configurations import ARCHITECTURES, KINDS
 from conftest import byte_tokenizer, masks_of, tiny_model
+from wrapping import tiny_wrapper
 from torch.distributed.tensor import DTensor
 from disp_llm.config.parts import MachineConfig
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import start_process
 from disp_llm.models.loading import load
+from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.models.sharding import Sharding
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses
@@ -34,9 +36,11 @@ def gradient(target, tokens):
     return leaf.grad
 
 report = dict()
-for name in ARCHITECTURES if sys.argv[2] == "all" else sys.argv[2].split():
+of_name = {{"architectures": ARCHITECTURES, "wrappers": WRAPPERS}}
+for name in of_name.get(sys.argv[2], sys.argv[2].split()):
     if process.is_main:
-        tiny_model(name).save_pretrained(folder / name)
+        made = tiny_wrapper(name) if name in WRAPPERS else tiny_model(name)
+        made.save_pretrained(folder / name)
         byte_tokenizer().save_pretrained(folder / name)
     process.wait()
     whole = PrunableModel.of(load(str(folder / name), machine))
@@ -87,5 +91,6 @@ def test_two_processes_hold_one_model(script, tmp_path):
 
 
 @pytest.mark.proof
-def test_of_every_architecture(script, tmp_path):
-    assert_same(together.run(script, tmp_path, "all"))
+@pytest.mark.parametrize("kind", ["architectures", "wrappers"])
+def test_of_every_one(kind, script, tmp_path):
+    assert_same(together.run(script, tmp_path, kind))

@@ -20,7 +20,8 @@ from disp_llm.config.verify import VerifyConfig
 from disp_llm.export.facts import FACTS, figures_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import Branch
-from disp_llm.models.loading import empty_model, family_of_any, load_config
+from disp_llm.models.loading import family_of_any, load_config
+from disp_llm.models.skeleton import empty_model
 from disp_llm.reporting.reading import ROWS_AGAIN
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import MADE_AGAIN, Run

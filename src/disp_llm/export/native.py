@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.models.loading import empty_model, load_config
+from disp_llm.models.loading import load_config
+from disp_llm.models.skeleton import empty_model
 from disp_llm.runs.files import write_json
 
 

@@ -15,7 +15,8 @@ from disp_llm.config.schema import Count, Size, as_type
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX
-from disp_llm.models.loading import empty_model, family_of_any, load_config
+from disp_llm.models.loading import family_of_any, load_config
+from disp_llm.models.skeleton import empty_model
 from disp_llm.runs.files import read_json
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")

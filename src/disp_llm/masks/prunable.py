@@ -66,12 +66,12 @@ class PrunableModel:
     @property
     def language_model(self) -> nn.Module:
         """What has the blocks: the base model, or of a wrapper one of its parts."""
-        return self.model.base_model.get_submodule(self.family.tower)
+        return self.family.language_model_of(self.model)
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The list of blocks."""
-        blocks = self.language_model.get_submodule(self.family.blocks)
+        blocks = self.family.blocks_of(self.model)
         assert isinstance(blocks, nn.ModuleList), self.family.blocks
         return blocks
 

@@ -92,7 +92,7 @@ class Fetching:
             )
         model: Any = empty.model
         device = resolve_device(machine.device)
-        blocks = list(model.base_model.get_submodule(empty.family.blocks))
+        blocks = list(empty.family.blocks_of(model))
         waiting = {id(p) for block in blocks for p in block.parameters() if p.dim() > 1}
         names = {name: id(p) for name, p in model.named_parameters()}
         for key, buffer in computed_buffers(model).items():

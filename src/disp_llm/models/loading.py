@@ -25,10 +25,10 @@ from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable
 from disp_llm.models.processor import processor_files, processor_of
 from disp_llm.models.pruned import require_widths
+from disp_llm.models.skeleton import auto_class, empty_model
 from disp_llm.models.source import commit_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
-from disp_llm.models.wrappers import WRAPPERS
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _whole_model(
     way = UNPACKED.get(_quantised(config) or "", way)
     unpack = {"quantization_config": way()} if way else {}
     with _one_line(name):
-        model, report = _auto_class(config).from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             **place,
             **unpack,
             **placed,
@@ -224,20 +224,6 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
         InputError: the architecture is not in the table.
     """
     return row_for(config) or family_of(config)
-
-
-def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: it has shapes and no weights."""
-    with torch.device("meta"):
-        return _auto_class(config).from_config(config, trust_remote_code=False)
-
-
-def _auto_class(config: transformers.PreTrainedConfig) -> Any:
-    """What makes the whole model of a configuration: of some wrappers the class for causal models
-    would make the language model alone."""
-    if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
-        return transformers.AutoModelForMultimodalLM
-    return transformers.AutoModelForCausalLM
 
 
 def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:

@@ -122,12 +122,12 @@ class Sharding:
         index = len(self.models)
         self.models.append(loaded.model)
         self._run(index)  # what runs first is the root, and some heads call the blocks past it
-        blocks: Any = loaded.model.base_model.get_submodule(loaded.family.blocks)
+        first = loaded.family.blocks_of(loaded.model)[0]
 
         def tell(block: nn.Module, args: Any) -> None:
             self._tell("run", index)
 
-        blocks[0].register_forward_pre_hook(tell, prepend=True)
+        first.register_forward_pre_hook(tell, prepend=True)
         return loaded
 
     def drop(self, model: PreTrainedModel) -> None:
@@ -214,7 +214,7 @@ class Sharding:
         """Divides blocks, each a unit; what lies outside of them stays whole. A block whose weights
         are kept in more bits than the model computes in gathers them in those of the model."""
         base = empty.family.base_of(empty.model)
-        blocks: Any = empty.model.base_model.get_submodule(empty.family.blocks)
+        blocks = empty.family.blocks_of(empty.model)
         inside = {parameter for block in blocks for parameter in block.parameters()}
         policy = MixedPrecisionPolicy()
         if any(parameter.requires_grad for parameter in inside):
