@@ -42,6 +42,8 @@ def pruned_config(native_name: str) -> type:
             "__annotations__": {"disp_llm": dict | None},
             "model_type": f"disp_{native.model_type}",
             "disp_llm": None,
+            # transformers 5.15 renames the layer types of custom code; ours are the native class's
+            "is_custom_code": classmethod(lambda cls: False),
         }
         made: Any = type(name, (native,), members)
         made.register_for_auto_class("AutoConfig")
