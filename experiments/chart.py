@@ -1,49 +1,77 @@
-"""Draws the chart of README.md, docs/equal-tokens.png, from the rows of its table.
+"""Draws the chart of README.md, docs/lost.png, from the rows of its tables.
 
 `make tables` draws it with the tables.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from comparison_tables import SIZES, Row, original_perplexity, readme_rows
+from comparison_tables import Row, general_rows, original_perplexity, readme_rows
 
 from disp_llm.reporting.canvas import panels
 
 OURS, OTHERS = "#0b6e99", "#5a5a5a"
 MARKERS = "osD^v"
-TICKS = (20, 30, 40, 50, 60, 80)
+TITLES = (
+    "perplexity / original, five texts\nthat nobody learned from, log scale",
+    "WikiText-2 perplexity,\nlearned from WikiText-2, log scale",
+)
 
 
-def draw_equal_tokens(path: Path) -> None:
-    """Perplexity against keep, a line for each row; a method with one size is a point."""
-    original = original_perplexity()
-    figure, (axes,) = panels(7.2, 3.6, ("WikiText-2 perplexity, log scale",))
-    for marker, row in zip(MARKERS, readme_rows(), strict=True):
-        _draw(axes, row, marker)
-    axes.axhline(original, color="#999999", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"original, {original:.1f}", (0.5, original), xytext=(7, 4), textcoords="offset points",
-        fontsize=8, color="#777777",
-    )  # fmt: skip
-    axes.set_xlim(0.82, 0.39)
-    axes.set_xticks([float(size) for size in SIZES])
-    axes.set_yscale("log")
-    axes.set_yticks(TICKS, [str(tick) for tick in TICKS])
-    axes.minorticks_off()
-    axes.set_xlabel("keep: share of block parameters")
+def draw_lost(path: Path) -> None:
+    """What is lost against keep, a line for each row; a method with one size is a point."""
+    figure, (general, domain) = panels(11.5, 3.8, TITLES)
+    ratios = [
+        (row, {float(size): ratio for size, (ratio, _) in row.general.items()})
+        for row in general_rows()
+    ]
+    _draw_all(general, ratios, 1.0, (1, 1.25, 1.5, 2, 2.5, 3, 4))
+    perplexities = [
+        (row, {float(size): found for size, found in row.perplexity.items()})
+        for row in readme_rows()
+    ]
+    _draw_all(domain, perplexities, original_perplexity(), (20, 30, 40, 50, 60, 80))
     figure.savefig(path, dpi=160)
 
 
-def _draw(axes, row: Row, marker: str) -> None:
-    """One row, with its name beside its smallest size."""
-    sizes = [float(size) for size in row.perplexity]
-    color = OURS if row.ours else OTHERS
+def _draw_all(
+    axes, rows: Sequence[tuple[Row, dict[float, float]]], original: float, ticks: Sequence[float]
+) -> None:
+    """One panel: figures by keep of every row, and where the original is."""
+    heights = _apart([figures[min(figures)] for _, figures in rows], 1.055)
+    for marker, (row, figures), height in zip(MARKERS, rows, heights, strict=True):
+        _draw(axes, row, figures, marker, height)
+    sizes = sorted({size for _, figures in rows for size in figures}, reverse=True)
+    axes.axhline(original, color="#999999", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"original, {original:.4g}" if original > 1 else "original", (sizes[-1], original),
+        xytext=(7, 4), textcoords="offset points", fontsize=8, color="#777777",
+    )  # fmt: skip
+    axes.set_xlim(sizes[0] + 0.02, sizes[-1] - 0.18)
+    axes.set_xticks(sizes)
+    axes.set_yscale("log")
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("keep: share of block parameters")
+
+
+def _apart(heights: Sequence[float], factor: float) -> list[float]:
+    """The heights of names, moved upwards where one would lie upon the next below it."""
+    placed, least = dict[int, float](), 0.0
+    for index in sorted(range(len(heights)), key=heights.__getitem__):
+        placed[index] = max(heights[index], least)
+        least = placed[index] * factor
+    return [placed[index] for index in range(len(heights))]
+
+
+def _draw(axes, row: Row, figures: dict[float, float], marker: str, height: float) -> None:
+    """One row, with its name at that height beside its smallest size."""
+    color, last = OURS if row.ours else OTHERS, min(figures)
     axes.plot(
-        sizes, list(row.perplexity.values()), marker=marker, markersize=5, color=color,
+        list(figures), list(figures.values()), marker=marker, markersize=5, color=color,
         linewidth=2 if row.ours else 1, linestyle="-" if row.ours else (0, (4, 2)),
     )  # fmt: skip
     axes.annotate(
-        f"{row.name.replace('*', '')}, {row.tokens / 1e3:.0f} k tokens",
-        (sizes[-1], row.perplexity[SIZES[-1]]), xytext=(7, 0), textcoords="offset points",
-        va="center", fontsize=8, color=color,
+        f"{row.name.replace('*', '')}, {row.tokens / 1e3:.0f} k", (last, height),
+        xytext=(7, 0), textcoords="offset points", va="center", fontsize=7.5, color=color,
     )  # fmt: skip

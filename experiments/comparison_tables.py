@@ -22,6 +22,11 @@ def figure(model: dict) -> str:
     return f"{model['perplexity']:.2f} ± {model['perplexity_stderr']:.2f}"
 
 
+def ratio(model: dict) -> str:
+    """A general ratio with its standard error."""
+    return f"×{model['general_ratio']:.3f} ± {model['general_ratio_stderr']:.3f}"
+
+
 def page_settings() -> dict:
     """The words around the comparisons, and what README.md takes from them."""
     return tomllib.loads((BASELINES / "tables.toml").read_text())
@@ -51,6 +56,8 @@ class Row:
     """Over the first 16 windows of the WikiText-2 test text."""
     texts: dict[str, dict[str, float]] = field(default_factory=dict)
     """Over other texts, where that was measured."""
+    general: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The general ratio with its standard error, where that was measured."""
 
     @property
     def ours(self) -> bool:
@@ -93,7 +100,32 @@ def _row(told: dict) -> Row:
         for text, found in model.get("texts", {}).items():
             texts.setdefault(text, {})[size] = found["perplexity"]
     perplexity = {size: by_size[size]["perplexity"] for size in SIZES if size in by_size}
-    return Row(told["name"], tokens, perplexity, texts)
+    general = {
+        size: (model["general_ratio"], model["general_ratio_stderr"])
+        for size, model in by_size.items()
+        if "general_ratio" in model
+    }
+    return Row(told["name"], tokens, perplexity, texts, general)
+
+
+def general_rows() -> list[Row]:
+    """The rows of README.md on text that nobody learned from, the least loss last."""
+    rows = [_row(told) for told in page_settings()["general"]["row"]]
+    return sorted(rows, key=lambda row: -row.general[SIZES[-1]][0])
+
+
+def general_table() -> list[str]:
+    """How many times the original's perplexity each has, over texts that it did not learn from."""
+    sizes = sorted({size for row in general_rows() for size in row.general}, reverse=True)
+    columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes), "tokens"]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for row in reversed(general_rows()):
+        cells = [
+            "×{:.2f} ± {:.2f}".format(*row.general[size]) if size in row.general else "–"
+            for size in sizes
+        ]
+        lines.append(f"| {' | '.join([row.name, *cells, f'{row.tokens / 1e3:.0f} k'])} |")
+    return [*lines, "", page_settings()["general"]["note"].strip()]
 
 
 def readme_table() -> list[str]:

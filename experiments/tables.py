@@ -16,7 +16,15 @@ import tomllib
 from pathlib import Path
 
 from architectures_page import architectures_page
-from comparison_tables import HERE, baselines_page, figure, readme_table, results_tables
+from comparison_tables import (
+    HERE,
+    baselines_page,
+    figure,
+    general_table,
+    ratio,
+    readme_table,
+    results_tables,
+)
 from file_tree import file_tree
 from frontier_tables import choices, comparison_section, frontier, readme_picture
 from machines import Times, origin
@@ -39,9 +47,11 @@ def table(results: list[dict]) -> list[str]:
     tasks = list(dict.fromkeys(name for model in models for name in model.get("tasks", {})))
     tasks = [name for name in tasks if name != "average"]
     alone = any("keep_by_penalty" in result for result in done)
+    general = any("general_ratio" in model for model in models)
     times = Times.of(results)
     columns = [
-        "variant", "keep", "of all parameters", "perplexity", *others, *tasks,
+        "variant", "keep", "of all parameters", *["general_ratio"] * general, "perplexity",
+        *others, *tasks,
         *["by the penalty alone"] * alone, "tokens", *times.columns,
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
@@ -54,10 +64,10 @@ def table(results: list[dict]) -> list[str]:
             size = [f"{model['keep']:.4f}", f"{model['keep_total']:.4f}"]
             if "before" in result:
                 cells = [f"{result['name']}, before", *size]
-                cells += measured(result["before"], others, tasks)
+                cells += measured(result["before"], general, others, tasks)
                 cells += [""] * (len(columns) - len(cells))
                 lines.append(f"| {' | '.join(cells)} |")
-            cells = [result["name"], *size, *measured(model, others, tasks)]
+            cells = [result["name"], *size, *measured(model, general, others, tasks)]
             if alone:
                 cells.append("" if by_penalty is None else f"keep {by_penalty:.3f}")
             cells += [f"{result['tokens_seen']:,}", *times.cells(result)]
@@ -65,10 +75,12 @@ def table(results: list[dict]) -> list[str]:
     return lines
 
 
-def measured(model: dict, others: list[str], tasks: list[str]) -> list[str]:
-    """Perplexity on the experiment's text and on other texts, accuracies; blank where not known."""
+def measured(model: dict, general: bool, others: list[str], tasks: list[str]) -> list[str]:
+    """The general ratio where the table has one, perplexity on the experiment's text and on other
+    texts, accuracies; blank where not known."""
     texts, answers = model.get("texts", {}), model.get("tasks", {})
     return [
+        *[ratio(model) if "general_ratio" in model else ""] * general,
         figure(model),
         *(figure(texts[name]) if name in texts else "" for name in others),
         *(accuracy(answers[name]) if name in answers else "" for name in tasks),
@@ -154,7 +166,9 @@ def main() -> None:
         results: between_markers(results, "results", results_tables()),
         choose: between_markers(choose, "frontier", choices()),
         specialists: between_markers(specialists, "specialists", specialists_table()),
-        readme: between_markers(readme, "results", [*readme_table(), *readme_picture()]),
+        readme: between_markers(
+            readme, "results", [*general_table(), "", *readme_table(), *readme_picture()]
+        ),
         code: between_markers(code, "files", file_tree(rooms)),
     }
     stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
@@ -162,12 +176,12 @@ def main() -> None:
         sys.exit(f"stale: {', '.join(path.name for path in stale)}" if stale else 0)
     for path, text in files.items():
         path.write_text(text)
-    from chart import draw_equal_tokens  # needs matplotlib, which --check does not
+    from chart import draw_lost  # needs matplotlib, which --check does not
 
     from disp_llm.reporting.frontier import COSTS, Frontier
     from disp_llm.reporting.frontier_plots import draw_costs
 
-    draw_equal_tokens(docs / "equal-tokens.png")
+    draw_lost(docs / "lost.png")
     if taggers():
         draw_specialists(docs / "specialists.png")
     found = frontier()
