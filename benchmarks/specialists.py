@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from linear_tagger import linear_tagger
+
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.depth import keep_blocks
 from disp_llm.models.architectures import family_of
@@ -42,6 +44,7 @@ MADE = {
     "flap 0.3": "train {flap}/model-0.3 --epochs 1",
     "blocks": "halve {dense}",
     "blocks 0.5": "train {blocks} --epochs 1",
+    "linear": "linear",
 }
 """How the folder of each name is made; braces hold names of others."""
 
@@ -62,13 +65,22 @@ def main() -> None:
     runs.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
         if not file_of(runs, name).exists():
-            folder = made(name, runs, arguments)
-            began = time.perf_counter()
-            test = arguments.data / "emerging.test.annotated"
-            found = called("eval", str(folder), "--test", str(test))
-            found["seconds_in_all"] = time.perf_counter() - began
-            write_json(file_of(runs, name), found)
+            write_json(file_of(runs, name), scored(name, runs, arguments))
         collect(runs, name, arguments.seed)
+
+
+def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
+    """What the test of a model gave."""
+    began = time.perf_counter()
+    if name == "linear":
+        found = linear_tagger(arguments.data)
+        write_json(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
+    else:
+        folder = made(name, runs, arguments)
+        began = time.perf_counter()
+        test = arguments.data / "emerging.test.annotated"
+        found = called("eval", str(folder), "--test", str(test))
+    return found | {"seconds_in_all": time.perf_counter() - began}
 
 
 def file_of(runs: Path, name: str, suffix: str = ".json") -> Path:

@@ -26,6 +26,7 @@ TITLES = {
     "flap 0.5": "FLAP, keep 0.5",
     "flap 0.3": "FLAP, keep 0.3",
     "blocks 0.5": "every second block",
+    "linear": "linear tagger over words and shapes",
 }
 """Rows in their order."""
 

@@ -259,3 +259,31 @@ def test_bad_input_ends_in_one_line(llama_folder, tmp_path, capsys):
             ner.main(arguments)
         assert error.value.code == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_linear_tagger_finds_the_likeliest_entities_that_are_valid():
+    """Against all sequences of tags; and tags and entities are each other's inverse."""
+    sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
+    from linear_tagger import likeliest, shape_of, spans_of, tags_of
+
+    tags = ["B-a", "B-b", "I-a", "I-b", "O"]
+    draws = random.Random(0)
+    for _ in range(20):
+        scores = [[draws.gauss(0, 1) for _ in tags] for _ in range(4)]
+
+        def total(path, scores=scores):
+            return sum(row[tags.index(tag)] for row, tag in zip(scores, path, strict=True))
+
+        valid = [
+            path
+            for path in itertools.product(tags, repeat=4)
+            if all(
+                not tag.startswith("I-") or before[2:] == tag[2:]
+                for before, tag in itertools.pairwise(("O", *path))
+            )
+        ]
+        found = likeliest(scores, tags)
+        assert found == list(max(valid, key=total))
+        sentence = Sentence(("w",) * 4, tuple(spans_of(found)), "")
+        assert tags_of(sentence) == found
+    assert shape_of("iPhone7s!!") == "aAa0a!"

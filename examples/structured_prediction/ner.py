@@ -59,12 +59,20 @@ def score(tagger: Tagger, sentences: Sequence[Sentence]) -> dict[str, Any]:
     began = time.perf_counter()
     counts = [counts_of(tagger.tag(one), one.spans) for one in sentences]
     seconds = (time.perf_counter() - began) / len(sentences)
+    size = sum(parameter.numel() for parameter in tagger.model.parameters())
+    return summary_of(counts, seconds, size)
+
+
+def summary_of(
+    counts: Sequence[tuple[int, int, int]], seconds: float, parameters: int
+) -> dict[str, Any]:
+    """What `score` says, from the counts of every sentence."""
     draws = random.Random(0)
     sampled = [f1_of(draws.choices(counts, k=len(counts)))[2] for _ in range(SAMPLES)]
     precision, recall, f1 = f1_of(counts)
     found = {"f1": f1, "f1_stderr": statistics.stdev(sampled), "precision": precision}
-    size = sum(parameter.numel() for parameter in tagger.model.parameters())
-    return found | {"recall": recall, "seconds": seconds, "parameters": size, "counts": counts}
+    found |= {"recall": recall, "seconds": seconds, "parameters": parameters}
+    return found | {"counts": counts}
 
 
 def batches_of(
