@@ -11,7 +11,7 @@ from comparison_tables import Row, general_rows, original_perplexity, readme_row
 from disp_llm.reporting.canvas import panels
 
 OURS, OTHERS = "#0b6e99", "#5a5a5a"
-MARKERS = "osD^v"
+MARKERS = "osD^vP"
 TITLES = (
     "perplexity / original, five texts\nthat nobody learned from, log scale",
     "WikiText-2 perplexity,\nlearned from WikiText-2, log scale",
@@ -39,7 +39,7 @@ def _draw_all(
 ) -> None:
     """One panel: figures by keep of every row, and where the original is."""
     heights = _apart([figures[min(figures)] for _, figures in rows], 1.055)
-    for marker, (row, figures), height in zip(MARKERS, rows, heights, strict=True):
+    for marker, (row, figures), height in zip(MARKERS, rows, heights, strict=False):
         _draw(axes, row, figures, marker, height)
     sizes = sorted({size for _, figures in rows for size in figures}, reverse=True)
     axes.axhline(original, color="#999999", linestyle="--", linewidth=1)

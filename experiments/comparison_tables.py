@@ -94,7 +94,8 @@ def _row(told: dict) -> Row:
             if row["method"] == told["method"] and row["perplexity"]
         ]
         tokens = models[0]["tokens_seen"]
-    by_size = {f"{model['keep_asked']:g}": model for model in models}
+    tokens += told.get("tokens_before", 0)  # of the run that a recovery began with
+    by_size = {f"{model.get('keep_asked', round(model['keep'], 2)):g}": model for model in models}
     texts: dict[str, dict[str, float]] = dict(told.get("texts", {}))
     for size, model in by_size.items():
         for text, found in model.get("texts", {}).items():

@@ -98,7 +98,8 @@ def _look(method: str, methods: list[str]) -> tuple[str, str]:
     if method == ORIGINAL:
         return DENSE, "s"
     if method in OURS:
-        return PRUNED, OUR_MARKERS[OURS.index(method) % len(OUR_MARKERS)]
+        ours = [name for name in methods if name in OURS]
+        return PRUNED, OUR_MARKERS[ours.index(method) % len(OUR_MARKERS)]
     others = [name for name in methods if name not in (*OURS, ORIGINAL)]
     place = others.index(method)
     return OTHERS[place % len(OTHERS)], MARKERS[place % len(MARKERS)]
