@@ -50,6 +50,7 @@ def comparison_section(result: dict) -> list[str]:
     lines = [f"### {result['name']}", ""]
     if "error" in result:
         return [*lines, f"{result['error']}.", ""]
+    lines += ["Times are shares of the original's; from `experiments/results/frontier.json`.", ""]
     return [*lines, *frontier_lines(result), "", Measured(result).machine, ""]
 
 
