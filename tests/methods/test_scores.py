@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import VOCABULARY
-from conftest import problem_of
+from conftest import problem_of, tiny_prunable
 from damage import BYTES, names, outcome, rewrite
 
+from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
-from disp_llm.masks.budget import project
+from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.methods.parts.scores import CLAMP, fisher_importance, per_parameter, start_logits
@@ -94,6 +95,21 @@ def test_start_logits_put_the_threshold_at_zero_within_the_clamp(problem):
     assert logits.abs().max() <= CLAMP
     assert abs(project(logits, budget, 0.5).threshold) < 0.05
     assert torch.equal(project(logits, budget, 0.5).kept, project(scores, budget, 0.5).kept)
+
+
+def test_heads_and_whole_branches_begin_higher():
+    """So fewer of them are pruned."""
+    layout = tiny_prunable("llama", heads=True, branches=True).layout
+    sites = layout.sites
+    budget = Budget(layout, sites=sites)
+    whole = torch.tensor([layout.sites[i % len(sites)] not in SITES for i in layout.site_of_entry])
+    scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(0))
+    scores[whole] -= 1.5
+    plain, raised = (start_logits(scores, budget, 0.5, bonus) for bonus in (0.0, 2.0))
+    assert torch.equal(raised, start_logits(scores + 2 * whole, budget, 0.5))
+    assert torch.equal(plain, start_logits(scores, budget, 0.5))
+    kept = [project(logits, budget, 0.5).kept[whole].sum() for logits in (plain, raised)]
+    assert kept[0] < kept[1]
 
 
 SCORES = {

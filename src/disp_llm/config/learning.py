@@ -87,6 +87,10 @@ class LearnConfig:
     the run."""
     start: Literal["scores", "random"] = "scores"
     """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
+    whole_bonus: float = 1.0
+    """What KV heads and whole branches, where they can be pruned, are worth beyond their Fisher
+    scores, which are logarithms: learning wins back more of what channels did than of what these
+    did (docs/experiment-log.md)."""
     parametrisation: Parametrisation = "logits"
     """What is trained: the logits themselves, the paper's hypernetwork, or its Linear heads on a
     fixed input (the paper's "w/o Bi-GRU"); the last two are added to the start."""
@@ -141,4 +145,5 @@ class LearnConfig:
             scale_rate=self.scale_rate,
             adapter_rank=self.adapter_rank,
             penalty=self.penalty,
+            whole_bonus=self.whole_bonus,
         )

@@ -20,7 +20,8 @@ def learned(problem: PruningProblem) -> Selection:
     start = torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
     if problem.learn.start == "scores":
         middle = (min(problem.keeps) + max(problem.keeps)) / 2
-        start = start_logits(fisher_scores(problem, rounds=1), problem.budget, middle)
+        scores = fisher_scores(problem, rounds=1)
+        start = start_logits(scores, problem.budget, middle, problem.learn.whole_bonus)
 
     def take(problem: PruningProblem, steps: int) -> Selection:
         return learn(problem, start, steps)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from disp_llm.config.names import BRANCHES, HEADS
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
@@ -71,7 +72,17 @@ def per_parameter(importance: Float[Tensor, " N"], budget: Budget) -> Float[Tens
     return importance.clamp(min=tiny).log() - budget.entry_costs.to(importance.device).log()
 
 
-def start_logits(scores: Float[Tensor, " N"], budget: Budget, keep: float) -> Float[Tensor, " N"]:
-    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0."""
+def start_logits(
+    scores: Float[Tensor, " N"], budget: Budget, keep: float, whole_bonus: float = 0.0
+) -> Float[Tensor, " N"]:
+    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0.
+
+    Args:
+        whole_bonus: by how much KV heads and whole branches are worth more than their scores say.
+    """
+    layout = budget.layout
+    whole = torch.tensor([site in (HEADS, *BRANCHES) for site in layout.sites])
+    of_entry = whole[layout.site_of_entry % len(layout.sites)].to(scores)
+    scores = scores + whole_bonus * of_entry
     spread = scores - project(scores, budget, keep).threshold
     return (2 * spread / scores.std()).clamp(-CLAMP, CLAMP)
