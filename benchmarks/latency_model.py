@@ -33,8 +33,7 @@ def random_masks(layout: Layout, align: int, seed: int) -> Masks:
     parameters; a whole branch stays unless its own score is among the lowest."""
     noise = torch.Generator().manual_seed(seed)
     scores = uneven_scores(layout, noise)
-    branch = torch.tensor([site in BRANCHES for site in layout.sites])
-    scores += 1.5 * branch[layout.site_of_entry % len(layout.sites)]
+    scores += 1.5 * layout.entries_of(*BRANCHES)
     keep = 0.3 + 0.65 * float(torch.rand((), generator=noise))
     kept = project(scores, Budget(layout, sites=layout.sites), keep, align).kept
     return Masks(layout, layout.without_dropped(kept), Selection(scores))

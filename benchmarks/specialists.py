@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from linear_tagger import linear_tagger
+from linear_tagger import linear_tagger  # first, since it says where the example's files are
+from ner import save, tagger_in
 
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.depth import keep_blocks
@@ -71,15 +72,14 @@ def main() -> None:
 
 def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
     """What the test of a model gave."""
-    began = time.perf_counter()
     if name == "linear":
         found = linear_tagger(arguments.data)
         write_json(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
-    else:
-        folder = made(name, runs, arguments)
-        began = time.perf_counter()
-        test = arguments.data / "emerging.test.annotated"
-        found = called("eval", str(folder), "--test", str(test))
+        return found
+    folder = made(name, runs, arguments)
+    began = time.perf_counter()
+    test = arguments.data / "emerging.test.annotated"
+    found = called("eval", str(folder), "--test", str(test))
     return found | {"seconds_in_all": time.perf_counter() - began}
 
 
@@ -114,9 +114,6 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
 
 def halve(source: Path, folder: Path) -> dict:
     """Every second block of a tagger, the first among them."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    from ner import save, tagger_in
-
     tagger = tagger_in(source)
     target = PrunableModel(tagger.model, family_of(tagger.model.config))
     kept = list(range(0, len(target.blocks), 2))

@@ -3,6 +3,7 @@
 `make tables` draws it with the tables.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def _draw_all(
     axes, rows: Sequence[tuple[Row, dict[float, float]]], original: float, ticks: Sequence[float]
 ) -> None:
     """One panel: figures by keep of every row, and where the original is."""
+    markers = itertools.cycle(MARKERS)
     heights = _apart([figures[min(figures)] for _, figures in rows], 1.055)
-    for marker, (row, figures), height in zip(MARKERS, rows, heights, strict=False):
-        _draw(axes, row, figures, marker, height)
+    for (row, figures), height in zip(rows, heights, strict=True):
+        _draw(axes, row, figures, next(markers), height)
     sizes = sorted({size for _, figures in rows for size in figures}, reverse=True)
     axes.axhline(original, color="#999999", linestyle="--", linewidth=1)
     axes.annotate(

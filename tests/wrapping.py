@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 from configurations import DELTA, MIXERS, ROPE_OF_KINDS, SHAPE, VOCABULARY
-from conftest import random_weights, sites_with
+from conftest import random_weights, sites_with, tiny_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from disp_llm.masks.prunable import PrunableModel
@@ -182,6 +182,11 @@ TINY: dict[str, Tiny] = {
     ),
 }
 """By `model_type`."""
+
+
+def tiny_of(name: str) -> Any:
+    """A tiny model of an architecture, or a tiny wrapper."""
+    return tiny_wrapper(name) if name in TINY else tiny_model(name)
 
 
 def tiny_wrapper_config(model_type: str, /, **text: Any) -> transformers.PreTrainedConfig:

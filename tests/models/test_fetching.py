@@ -3,8 +3,8 @@
 import pytest
 import torch
 from configurations import KINDS
-from conftest import byte_tokenizer, masks_of, one_process, tiny_model
-from wrapping import tiny_wrapper
+from conftest import byte_tokenizer, masks_of, one_process
+from wrapping import tiny_of
 
 from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.parts import MachineConfig
@@ -13,7 +13,6 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.fetching import Fetching
 from disp_llm.models.loading import load
 from disp_llm.models.rounding import int8, nf4
-from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses
 
@@ -21,8 +20,7 @@ MACHINE = MachineConfig(device="cpu", dtype="float32")
 
 
 def saved(name: str, folder) -> str:
-    model = tiny_wrapper(name) if name in WRAPPERS else tiny_model(name)
-    model.save_pretrained(folder)
+    tiny_of(name).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
 from configurations import ARCHITECTURES, KINDS
-from conftest import byte_tokenizer, masks_of, tiny_model
-from wrapping import tiny_wrapper
+from conftest import byte_tokenizer, masks_of
+from wrapping import tiny_of
 from torch.distributed.tensor import DTensor
 from disp_llm.config.parts import MachineConfig
 from disp_llm.masks.masking import masked
@@ -39,8 +39,7 @@ report = dict()
 of_name = {{"architectures": ARCHITECTURES, "wrappers": WRAPPERS}}
 for name in of_name.get(sys.argv[2], sys.argv[2].split()):
     if process.is_main:
-        made = tiny_wrapper(name) if name in WRAPPERS else tiny_model(name)
-        made.save_pretrained(folder / name)
+        tiny_of(name).save_pretrained(folder / name)
         byte_tokenizer().save_pretrained(folder / name)
     process.wait()
     whole = PrunableModel.of(load(str(folder / name), machine))

@@ -68,6 +68,11 @@ class Layout:
         of_block = torch.tensor([site in STREAM_SITES for site in self.sites])
         return of_block.repeat(len(self.blocks))
 
+    def entries_of(self, *sites: str) -> Bool[Tensor, " N"]:
+        """Which entries are of these sites, in any block."""
+        of_site = torch.tensor([site in sites for site in self.sites])
+        return of_site[self.site_of_entry % len(self.sites)]
+
     @property
     def largest_widths(self) -> dict[str, int]:
         """Entries of each site, of the block that has most: mixtures and dense MLPs differ."""

@@ -80,9 +80,6 @@ def start_logits(
     Args:
         whole_bonus: by how much KV heads and whole branches are worth more than their scores say.
     """
-    layout = budget.layout
-    whole = torch.tensor([site in (HEADS, *BRANCHES) for site in layout.sites])
-    of_entry = whole[layout.site_of_entry % len(layout.sites)].to(scores)
-    scores = scores + whole_bonus * of_entry
+    scores = scores + whole_bonus * budget.layout.entries_of(HEADS, *BRANCHES).to(scores)
     spread = scores - project(scores, budget, keep).threshold
     return (2 * spread / scores.std()).clamp(-CLAMP, CLAMP)
