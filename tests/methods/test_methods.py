@@ -1,5 +1,6 @@
 """The registry of methods: what it finds, in which order, and how others add to it."""
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -9,10 +10,12 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
+from disp_llm.commands.planning import require_possible
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.masks.budget import project
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import all_methods, method_named, register
 from disp_llm.methods.baselines import all_baselines, baseline_named
@@ -55,6 +58,53 @@ def test_every_method_gives_every_entry_a_finite_importance(problem, name):
     found = method_named(name).choose(problem)
     assert found.importance.shape == (problem.budget.layout.entries,)
     assert torch.isfinite(found.importance).all()
+
+
+@pytest.mark.parametrize("name", ["flap", "magnitude"])
+def test_fixed_masks_are_those_of_the_start_at_every_size(problem, name):
+    """Only what is learned beside them changes."""
+    config = LearnConfig(steps=2, start=name, fixed_masks=True, adapter_rank=2)
+    several = dataclasses.replace(problem, keeps=(0.8, 0.5))
+    found = method_named("learned").choose(with_config(several, learn=config))
+    own = method_named(name).choose(with_config(several, learn=config))
+    for keep in (0.8, 0.65, 0.5):
+        kept = [project(one.importance, problem.budget, keep).kept for one in (found, own)]
+        assert torch.equal(*kept)
+    assert found.compensation.mean_inputs is None  # what FLAP adds is not what is learned
+    assert not torch.equal(found.compensation.scales, torch.ones_like(own.importance))
+    assert any(pair.up.any() for pair in found.compensation.adapters)
+
+
+def test_learning_can_begin_at_the_scores_of_another_method(problem):
+    config = LearnConfig(steps=0, start="flap")
+    begun = method_named("learned").choose(with_config(problem, learn=config)).importance
+    order = method_named("flap").choose(problem).importance
+    assert (begun[order.argsort()].diff() >= 0).all()
+    learned = method_named("learned").choose(with_config(problem, learn=LearnConfig(steps=2)))
+    assert not torch.equal(learned.importance.argsort(), order.argsort())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"start": "flop"}, r"start: no method 'flop' \(nearest: flap\)"),
+        ({"start": "learned"}, "start: the method learned takes steps of its own"),
+        ({"start": "taylor"}, "keep: the method taylor chooses for one size at a time"),
+        ({"start": "random"}, "fixed_masks: keeps the masks of scores"),
+        ({"estimator": "reinmax", "penalty": 6.0}, "fixed_masks: cannot keep masks that reinmax"),
+        ({"scale_rate": 0.0, "adapter_rank": 0}, "fixed_masks: leaves nothing to learn"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(settings, said):
+    learn = LearnConfig(fixed_masks=True, **settings)
+    with pytest.raises(InputError, match=said):
+        checked(PruneConfig("MODEL", keep=(0.8, 0.5), learn=learn))
+
+
+def checked(config: PruneConfig) -> None:
+    """What `prune` refuses before it loads anything, and before it makes a folder."""
+    config.validate()
+    require_possible(config, config.shares)
 
 
 def constant(problem) -> Selection:

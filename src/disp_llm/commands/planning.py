@@ -25,6 +25,7 @@ from disp_llm.masks.costs import (
 )
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import all_methods, method_named
+from disp_llm.methods.parts.method import Method
 from disp_llm.models.architectures import Family
 from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.loading import Loaded
@@ -33,11 +34,17 @@ from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
 
+def scoring_method(config: PruneConfig) -> Method:
+    """The method whose scores the masks follow from, or begin at where others are learned."""
+    other = config.learn.start_method if config.method == "learned" else ""
+    return method_named(other or config.method)
+
+
 def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     """Where entries may be pruned: as asked, or where the method prunes them and, where time or
     memory is the budget, at whatever else makes a model cheaper, if the architecture and the method
     can do without: KV heads and whole branches."""
-    method = method_named(config.method)
+    method = scoring_method(config)
     if config.uniform and not config.sites:
         return ("mlp_mid", EXPERTS) if family.experts and method.knows_experts else ("mlp_mid",)
     more: tuple[Site, ...] = ()
@@ -137,11 +144,11 @@ def require_known_blocks(problem: PruningProblem) -> None:
     Raises:
         InputError: naming those that know it.
     """
-    name = problem.job.config.method
-    if problem.budget.layout.has_experts and not method_named(name).knows_experts:
+    method = scoring_method(problem.job.config)
+    if problem.budget.layout.has_experts and not method.knows_experts:
         known = [other.name for other in all_methods().values() if other.knows_experts]
         raise InputError(
-            f"the method {name} does not know mixtures of experts",
+            f"the method {method.name} does not know mixtures of experts",
             field="method",
             hint=f"use one of {', '.join(known)}",
         )
@@ -153,9 +160,10 @@ def require_unread(config: PruneConfig) -> None:
     Raises:
         InputError: the method looks at weights, learning leaves some out, or time is the budget.
     """
-    if method_named(config.method).reads_weights:
+    method = scoring_method(config)
+    if method.reads_weights:
         raise InputError(
-            f"{config.method} looks at weights, which do not all lie in this process",
+            f"{method.name} looks at weights, which do not all lie in this process",
             field="method",
             hint="use learned, or leave `shard`, `offload` and `base_precision` out",
         )
@@ -213,7 +221,13 @@ def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
         InputError: too few sites or whole branches; of a method that chooses for one size, several
             sizes or another budget than parameters.
     """
-    method = method_named(config.method)
+    method = scoring_method(config)
+    if config.learn.start_method and method.learns:
+        raise InputError(
+            f"the method {method.name} takes steps of its own",
+            field="start",
+            hint="use it as the `method`",
+        )
     missing = set(method.sites) - set(config.sites or method.sites)
     if method.every_site and missing:
         raise InputError(
@@ -241,9 +255,9 @@ def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
 
 def reads_calibration(config: PruneConfig) -> bool:
     """Whether the method reads calibration sequences."""
-    if config.method == "learned":
+    if config.method == "learned" and config.learn.start in ("scores", "random"):
         return config.learn.start == "scores"
-    return method_named(config.method).reads_text
+    return scoring_method(config).reads_text
 
 
 def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:

@@ -1,7 +1,9 @@
 """How something is trained, masks or weights, and how masks are learned."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from disp_llm.config.checks import (
     require_below_one,
@@ -9,6 +11,7 @@ from disp_llm.config.checks import (
     require_positive,
     require_share,
 )
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
 
 
@@ -85,8 +88,12 @@ class LearnConfig:
     """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
     measuring leave time for. The pace of the first steps fixes their number, which then belongs to
     the run."""
-    start: Literal["scores", "random"] = "scores"
-    """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
+    start: Annotated[str, tyro.conf.arg(metavar="{scores,random,METHOD}")] = "scores"
+    """Where the logits begin: at the Fisher scores, at what the parametrisation draws (random), or
+    at the scores of another method, such as flap, which says what is pruned unless `sites` does."""
+    fixed_masks: bool = False
+    """Keep the masks that the start gives at every size, and learn scales and adapters alone: what
+    a structure is worth with everything else alike."""
     whole_bonus: float = 1.0
     """What KV heads and whole branches, where they can be pruned, are worth beyond their Fisher
     scores, which are logarithms: learning wins back more of what channels did than of what these
@@ -121,6 +128,11 @@ class LearnConfig:
     nothing is. Only the projected estimator can leave anything out."""
 
     @property
+    def start_method(self) -> str:
+        """Name of the other method whose scores the logits begin at; "" = of none."""
+        return "" if self.start in ("scores", "random") else self.start
+
+    @property
     def leaves_out(self) -> bool:
         """Whether a step computes a part of the entries only."""
         return self.spare < 1 and self.estimator == "projected"
@@ -147,3 +159,26 @@ class LearnConfig:
             penalty=self.penalty,
             whole_bonus=self.whole_bonus,
         )
+        if self.fixed_masks:
+            self._validate_fixed()
+
+    def _validate_fixed(self) -> None:
+        """Refuses masks that stay as they are where they are drawn, or nothing else is learned."""
+        if self.start == "random" or self.parametrisation != "logits":
+            raise InputError(
+                "keeps the masks of scores, and they begin at random",
+                field="fixed_masks",
+                hint="leave it out, or `start` and `parametrisation`",
+            )
+        if self.estimator != "projected":
+            raise InputError(
+                f"cannot keep masks that {self.estimator} draws",
+                field="fixed_masks",
+                hint="leave it out, or `estimator`",
+            )
+        if not (self.learns_scales or self.learns_adapters):
+            raise InputError(
+                "leaves nothing to learn",
+                field="fixed_masks",
+                hint="let `scale_rate` or `adapter_rank` be more than 0",
+            )

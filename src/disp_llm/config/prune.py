@@ -161,13 +161,9 @@ class PruneConfig:
                 field="uniform",
                 hint="leave `sites` out, or give mlp_mid, experts or both",
             )
-        methods = list(mask_methods())
-        if self.method not in methods:
-            raise InputError(
-                f"no method '{self.method}'{nearest(self.method, methods)}",
-                field="method",
-                hint=f"use one of {', '.join(methods)}",
-            )
+        _require_method(self.method, "method")
+        if self.learn.start_method:
+            _require_method(self.learn.start_method, "start", ("scores", "random"))
 
     def _validate_range(self) -> None:
         if not self.keep_range:
@@ -184,3 +180,14 @@ class PruneConfig:
                 "counts block parameters", field="keep_range", hint="leave `budget` out"
             )
         require_at_least(2, curve_points=self.curve_points)
+
+
+def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:
+    """Refuses what is neither a method nor one of the other values of a setting."""
+    known = list(dict.fromkeys([*besides, *mask_methods()]))
+    if name not in known:
+        raise InputError(
+            f"no method '{name}'{nearest(name, known)}",
+            field=field,
+            hint=f"use one of {', '.join(known)}",
+        )

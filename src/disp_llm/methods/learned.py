@@ -1,12 +1,18 @@
 """DISP-LLM (arXiv 2410.11988), and our default: logits that are trained through the masked model.
 
-They start at the Fisher scores (or at random, as in the paper). The recipe says which estimator,
-parametrisation and penalty are used, and whether every kept entry learns a scale as well.
+They start at the Fisher scores (or at random, as in the paper, or at the scores of another method).
+The recipe says which estimator, parametrisation and penalty are used, and whether every kept entry
+learns a scale as well.
+
+N entries of all sites.
 """
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from disp_llm.masks.selection import Selection
+from disp_llm.methods import method_named
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.methods.parts.method import Method
 from disp_llm.methods.parts.scores import start_logits
@@ -16,17 +22,29 @@ from disp_llm.training.problem import PruningProblem
 
 
 def learned(problem: PruningProblem) -> Selection:
-    """Trained logits and, where the recipe asks for them, scales."""
-    start = torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
-    if problem.learn.start == "scores":
-        middle = (min(problem.keeps) + max(problem.keeps)) / 2
-        scores = fisher_scores(problem, rounds=1)
-        start = start_logits(scores, problem.budget, middle, problem.learn.whole_bonus)
+    """Trained logits and, where the recipe asks for them, scales and adapters."""
+    start = start_of(problem)
 
     def take(problem: PruningProblem, steps: int) -> Selection:
         return learn(problem, start, steps)
 
     return take(problem, planned_steps(problem, take))
+
+
+def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
+    """The logits before the first step. Where masks are fixed, scores as they are: their order is
+    all that counts, and clamped ones would have lost some of it."""
+    config = problem.learn
+    if config.start == "random":
+        return torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
+    if config.start_method:
+        scores, bonus = method_named(config.start_method).choose(problem).importance, 0.0
+    else:
+        scores, bonus = fisher_scores(problem, rounds=1), config.whole_bonus
+    if config.fixed_masks:
+        return scores
+    middle = (min(problem.keeps) + max(problem.keeps)) / 2
+    return start_logits(scores, problem.budget, middle, bonus)
 
 
 METHOD = Method(

@@ -111,6 +111,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
         random_stream("start", problem.seed),
         learn.constrained,
     )
+    logits.requires_grad_(not learn.fixed_masks)
     scales = None
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
