@@ -20,7 +20,7 @@ from disp_llm.evaluation.latency import latency_costs, measured_share
 from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import Layout, usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.loading import load
@@ -35,7 +35,8 @@ def random_masks(layout: Layout, align: int, seed: int) -> Masks:
     scores = uneven_scores(layout, noise)
     scores += 1.5 * layout.entries_of(*BRANCHES)
     keep = 0.3 + 0.65 * float(torch.rand((), generator=noise))
-    kept = project(scores, Budget(layout, sites=layout.sites), keep, align).kept
+    budget = Budget(layout, sites=layout.sites, chunk=usual_chunk(layout, align))
+    kept = project(scores, budget, keep, align).kept
     return Masks(layout, layout.without_dropped(kept), Selection(scores))
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     workload = Workload(arguments.workload, arguments.length, 1)
     mix = Mix((workload,), (1.0,))
     costs = latency_costs(
-        dense, mix, arguments.align,
+        dense, mix, arguments.align, usual_chunk(dense.layout, arguments.align),
         lambda done, total: say(f"timing compact models {done}/{total}"),
     )  # fmt: skip
     rows = []

@@ -23,6 +23,7 @@ from disp_llm.masks.costs import (
     parameter_costs,
     total_costs,
 )
+from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import all_methods, method_named
 from disp_llm.methods.parts.method import Method
@@ -68,11 +69,19 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
     if config.uniform:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
-    budget = budget_of(job, dense, align)
+    budget = budget_of(job, dense, align, chunk_of(config, dense, align))
     return PruningProblem(dense, Corpus(()), budget, config.learned_shares, align, job)
 
 
-def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
+def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
+    """How many neighbours in the residual stream stay together: as asked or, where masks are not
+    drawn entry by entry, what pays; as many as divide the stream."""
+    drawn = config.method == "learned" and config.learn.estimator != "projected"
+    usual = 1 if drawn else usual_chunk(dense.layout, align)
+    return math.gcd(config.chunk or usual, dense.layout.blocks[0].hidden)
+
+
+def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> Budget:
     """Counts what the settings name; times compact models first where that is latency."""
     settings, layout = job.config.budget, dense.layout
     costs = None
@@ -101,8 +110,9 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget
         longest = settings.workload_length + decoded
         require_positions(dense.model, longest, "workload_length")
         progress = job.count("timing compact models")
-        costs = latency_costs(dense, timed_mix(settings), align, progress)
-    return Budget(layout, costs, dense.sites, job.config.uniform, job.config.least_cut)
+        costs = latency_costs(dense, timed_mix(settings), align, chunk, progress)
+    config = job.config
+    return Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk)
 
 
 def _require_room_for_blocks(costs: CostModel, targets: tuple[float, ...]) -> None:

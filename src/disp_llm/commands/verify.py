@@ -225,7 +225,8 @@ class Weights:
                 module = block.get_submodule(path)
                 if not hasattr(module, buffer):
                     return torch.arange(stream)
-                return self._tensor(f"{names[module]}.{buffer}")
+                chunks = self._tensor(f"{names[module]}.{buffer}") * module.chunk
+                return (chunks.unsqueeze(1) + torch.arange(module.chunk)).flatten()
 
             branches: tuple[Branch, Branch] = target.branches_of(block)
             for branch, prefix in zip(branches, ("attn", "mlp"), strict=True):

@@ -20,6 +20,8 @@ for by name.
                                                   # "experts": experts, likewise; mlp_mid is then
                                                   # the width of each;
                                                   # "attention", "mlp": 0 where a block has none
+        "chunk": 32,                              # neighbours in the residual stream that are
+                                                  # selected together; absent: each by itself
         "biases": True,                           # where the layers that write have gained one
     }
 """

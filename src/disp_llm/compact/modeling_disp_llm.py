@@ -8,10 +8,12 @@ branch do the rest (arXiv 2410.11988, Algorithm 1, with the norm before the sele
     branch input   x  ->  x[..., kept_in]              one gather, shared by q, k, v (gate, up)
     branch output  y  ->  zeros, with y at kept_out    one scatter, as wide as the residual stream
 
-`kept_in` and `kept_out` are int64 buffers of the module that the hook sits on. A branch that keeps
-all dimensions has neither buffer nor hook there. Where a block has lost a whole branch, zeros stand
-in its place. A mixture of experts gathers and scatters at its router, its experts and its shared
-expert, since its own forward takes for granted that it reads and writes as many dimensions.
+`kept_in` and `kept_out` are int64 buffers of the module that the hook sits on: numbers of
+dimensions or, where `disp_llm.chunk` neighbours are selected together, which is quicker, of such
+chunks. A branch that keeps all dimensions has neither buffer nor hook there. Where a block has lost
+a whole branch, zeros stand in its place. A mixture of experts gathers and scatters at its router,
+its experts and its shared expert, since its own forward takes for granted that it reads and writes
+as many dimensions.
 
 D residual stream, K kept of it.
 """
@@ -33,16 +35,26 @@ from .heads_disp_llm import cut_heads, heads_of_blocks, width_of_kept_heads
 def gather(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: hidden states (..., D) -> (..., K), passed by place or by name."""
     if args:
-        return (args[0][..., module.kept_in], *args[1:]), kwargs
-    hidden = kwargs["hidden_states"][..., module.kept_in]
-    return args, {**kwargs, "hidden_states": hidden}
+        return (_selected(module, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": _selected(module, kwargs["hidden_states"])}
+
+
+def _selected(module: Any, hidden):
+    if module.chunk == 1:
+        return hidden[..., module.kept_in]
+    chunks = hidden.unflatten(-1, (-1, module.chunk))
+    return chunks.index_select(-2, module.kept_in).flatten(-2)
 
 
 def scatter(module: Any, args: tuple, output):
     """Forward hook: the output, or the first of several, (..., K) -> (..., D)."""
     hidden = output[0] if isinstance(output, tuple) else output
     full = hidden.new_zeros((*hidden.shape[:-1], module.full_width))
-    full.index_copy_(-1, module.kept_out, hidden)
+    if module.chunk == 1:
+        full.index_copy_(-1, module.kept_out, hidden)
+    else:
+        chunks = hidden.unflatten(-1, (-1, module.chunk))
+        full.unflatten(-1, (-1, module.chunk)).index_copy_(-2, module.kept_out, chunks)
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
@@ -172,7 +184,7 @@ def shrink(base: Any, disp: dict) -> None:
                 full = widths_of(block.get_submodule(branch["reads"][0]))[0]
             inside = partial(_left_inside, heads[i], width, branch, name == "mlp")
             _cut_linears(block, branch, kept, inside, bool(disp.get("biases")))
-            _add_hooks(block, branch, kept, full)
+            _add_hooks(block, branch, kept, full, disp.get("chunk", 1))
 
 
 def _left_inside(heads: int, width: dict, branch: dict, is_mlp: bool, full: int) -> int:
@@ -218,19 +230,33 @@ def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
     block.set_submodule(branch["scatter"], DroppedBranch(gives_pair))
 
 
-def _add_hooks(block: nn.Module, branch: dict, kept: tuple[int, int], full: int) -> None:
+def _add_hooks(
+    block: nn.Module, branch: dict, kept: tuple[int, int], full: int, chunk: int
+) -> None:
     """Gather and scatter of a branch, where it does not keep all dimensions of the stream."""
     kept_in, kept_out = kept
     for path in branch.get("gathers") or (branch["gather"],) if kept_in < full else ():
-        module = _wrap(block, path)
-        _add_index(module, "kept_in", kept_in)
-        module.full_width = full
+        module = _selecting(block, path, "kept_in", kept_in, full, chunk)
         module.register_forward_pre_hook(gather, with_kwargs=True)
     for path in branch.get("scatters") or (branch["scatter"],) if kept_out < full else ():
-        module = _wrap(block, path)
-        _add_index(module, "kept_out", kept_out)
-        module.full_width = full
+        module = _selecting(block, path, "kept_out", kept_out, full, chunk)
         module.register_forward_hook(scatter)
+
+
+def _selecting(
+    block: nn.Module, path: str, buffer: str, kept: int, full: int, chunk: int
+) -> nn.Module:
+    """The module that a gather or scatter sits on, with what that needs to know.
+
+    Raises:
+        ValueError: the widths are no whole chunks.
+    """
+    if kept % chunk or full % chunk:
+        raise ValueError(f"{kept} of {full} dimensions are no chunks of {chunk}")
+    module = _wrap(block, path)
+    module.register_buffer(buffer, torch.arange(kept // chunk))  # the file has which ones
+    module.full_width, module.chunk = full, chunk
+    return module
 
 
 def _wrap(block: nn.Module, path: str) -> Any:
@@ -240,10 +266,6 @@ def _wrap(block: nn.Module, path: str) -> Any:
         module = LinearWrapper(module)
         block.set_submodule(path, module)
     return module
-
-
-def _add_index(module: nn.Module, name: str, width: int) -> None:
-    module.register_buffer(name, torch.arange(width))  # the file has which ones
 
 
 def read_quietly(config: Any) -> None:
@@ -269,10 +291,11 @@ def require_indices(model: nn.Module, missing: set[str]) -> None:
     for name, kept in model.named_buffers():
         path, _, buffer = name.rpartition(".")
         if buffer in ("kept_in", "kept_out") and not kept.is_meta:
-            full: Any = model.get_submodule(path).full_width
+            module: Any = model.get_submodule(path)
+            full = module.full_width // module.chunk
             whole = name not in missing and kept.dtype == torch.int64
             if not (whole and (kept.diff() > 0).all() and kept[0] >= 0 and kept[-1] < full):
-                raise ValueError(f"{name} is missing, or no sorted selection of {full} dimensions")
+                raise ValueError(f"{name} is missing, or no sorted selection of {full} places")
 
 
 def pruned_model(native_name: str) -> type:

@@ -72,6 +72,11 @@ class PruneConfig:
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
     whatever its width. 0 = cut them all. --budget latency measures what a selection takes instead.
     """
+    chunk: int = 0
+    """Neighbouring dimensions of the residual stream that a block keeps or prunes together: what it
+    selects are then whole cache lines, which takes less time than single numbers. 0 = 32 or, where
+    that does not divide --align, the largest power of two that does; 1 = every dimension by itself,
+    as in the paper."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every exported model are measured
     besides: general, or a .toml file."""
@@ -130,7 +135,7 @@ class PruneConfig:
         require_paths(self)
         self.budget.validate(self.keep)
         require_below_one(least_cut=self.least_cut)
-        require_at_least(0, rounds=self.rounds)
+        require_at_least(0, rounds=self.rounds, chunk=self.chunk)
         self._validate_names()
         self._validate_range()
         for part in (self.text, self.words, self.evaluation):

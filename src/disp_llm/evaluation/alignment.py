@@ -18,7 +18,7 @@ from disp_llm.evaluation.latency import ROUNDS, table_key
 from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import Layout, usual_chunk
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.provenance import hardware
@@ -55,7 +55,8 @@ def measured_alignments(
     scores = uneven_scores(layout, torch.Generator().manual_seed(0))
     rows = []
     for done, align in enumerate(ALIGNMENTS, start=1):
-        masks = Masks(layout, project(scores, Budget(layout), 0.5, align).kept, Selection(scores))
+        budget = Budget(layout, chunk=usual_chunk(layout, align))
+        masks = Masks(layout, project(scores, budget, 0.5, align).kept, Selection(scores))
         compact = compact_model(target, masks)
         shares = {w.name: paired(target.model, compact, w, ROUNDS).share for w in workloads}
         rows.append({"align": align, "shares": shares})

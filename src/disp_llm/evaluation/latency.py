@@ -12,6 +12,7 @@ M measured shapes.
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from disp_llm.evaluation.timing import Mix, Workload, paired
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.costs import CostModel, weighted
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.provenance import hardware, versions
@@ -92,12 +93,15 @@ def latency_costs(
     target: PrunableModel,
     mix: Mix,
     align: int,
+    chunk: int = 1,
     on_shape: Callable[[int, int], None] = lambda done, total: None,
 ) -> CostModel:
     """Costs as shares of the dense model's time for a mix of workloads, from the cache or measured
     now.
 
     Args:
+        align: widths are multiples of it.
+        chunk: neighbours in the residual stream that stay together.
         on_shape: called with (done, total) after every compact model that is timed.
     """
     parts = []
@@ -107,18 +111,22 @@ def latency_costs(
         def tick(done: int, before: int = before, total: int = total) -> None:
             on_shape(before + done, total)
 
-        parts.append(_costs_of(target, workload, align, tick))
+        parts.append(_costs_of(target, workload, align, chunk, tick))
     return weighted(*zip(mix.weights, parts, strict=True))
 
 
 def _costs_of(
-    target: PrunableModel, workload: Workload, align: int, on_shape: Callable[[int], None]
+    target: PrunableModel,
+    workload: Workload,
+    align: int,
+    chunk: int,
+    on_shape: Callable[[int], None],
 ) -> CostModel:
     """The same for one workload."""
     # Branches are timed by themselves also where none is to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
     layout = timed.layout
-    name = f"{table_key(target.model, asdict(workload), align, layout.sites)}.json"
+    name = f"{table_key(target.model, asdict(workload), align, chunk, layout.sites)}.json"
     found: LatencyTable | None = cached(name, LatencyTable)
     rows = found.rows if found else []
     if not all(_fits(row, layout) for row in rows):
@@ -126,7 +134,7 @@ def _costs_of(
         rows = []
     if not rows:
         for done, shape in enumerate(SHAPES, start=1):
-            masks = masks_of_shape(layout, shape, align)
+            masks = masks_of_shape(layout, shape, align, chunk)
             pair = paired(target.model, compact_model(timed, masks), workload, ROUNDS)
             rows.append(TimedShape(masks.counts.tolist(), pair.least_share))
             on_shape(done)
@@ -162,11 +170,17 @@ def table_key(model: PreTrainedModel, *more: object) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:24]
 
 
-def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Masks:
+def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: int = 1) -> Masks:
     """Random masks that keep these shares of the entries of each site; of the attention of a model
-    that has none, the first of each kind stays."""
+    that has none, the first of each kind stays.
+
+    Args:
+        align: widths are multiples of it.
+        chunk: neighbours in the residual stream that stay together.
+    """
     shares: dict[str, float] = dict(zip((*SITES, HEADS, *BRANCHES), shape, strict=True))
     noise = torch.rand(layout.entries, generator=torch.Generator().manual_seed(0))
+    noise = layout.by_chunks(noise, chunk)
     kept = Budget(layout, sites=layout.sites).never_pruned.clone()
     for name, part, chosen in zip(
         layout.names, layout.split(noise), layout.split(kept), strict=True
@@ -176,8 +190,10 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int) -> Mask
             chosen |= bool(shares[site])
             continue
         of = 1 if site == HEADS else align  # heads are no width
+        of = math.lcm(of, chunk) if site in STREAM_SITES else of
         wanted = round(shares[site] * len(part) / of) * of
-        chosen[part.topk(min(max(wanted, of), len(part))).indices] = True
+        ranked = part.argsort(descending=True, stable=True)  # so that no chunk is divided
+        chosen[ranked[: max(wanted, of)]] = True
     return Masks(layout, layout.without_dropped(kept), Selection(noise))
 
 

@@ -29,6 +29,8 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     for key in ("model_type", "architectures", "quantization_config", "transformers_version"):
         values.pop(key, None)
     values["disp_llm"] = target.family.as_dict() | {"widths": masks.widths}
+    if masks.chunk > 1:
+        values["disp_llm"]["chunk"] = masks.chunk
     if masks.compensation.mean_inputs is not None:
         values["disp_llm"]["biases"] = True
     if HEADS in masks.layout.sites and target.family.alternatives:

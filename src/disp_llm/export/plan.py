@@ -83,7 +83,7 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
         parts += _of_heads(prefix, block, branch, kept)
         draft.parts.update({part.source: part for part in parts})
         cut += parts
-        draft.add_indices(block, branch, kept)
+        draft.add_indices(block, branch, kept, masks.chunk)
         if kept.whole is not None and not kept.whole.any():
             draft.drop(block, branch)
     return Plan(draft.parts, tuple(cut))
@@ -243,8 +243,9 @@ class Draft:
         names = {id(module): name for name, module in target.model.named_modules()}
         return cls({name: Taken(name) for name in target.model.state_dict()}, names)
 
-    def add_indices(self, block: nn.Module, branch: Branch, kept: Entries) -> None:
-        """Adds the buffers of a branch's gather and scatter, where these are not whole."""
+    def add_indices(self, block: nn.Module, branch: Branch, kept: Entries, chunk: int) -> None:
+        """Adds the buffers of a branch's gather and scatter, where these are not whole: numbers of
+        chunks of so many neighbours."""
         places = [
             *((path, "kept_in", kept.incoming) for path in branch.gathers or (branch.gather,)),
             *((path, "kept_out", kept.outgoing) for path in branch.scatters or (branch.scatter,)),
@@ -252,7 +253,7 @@ class Draft:
         for path, buffer, mask in places:
             if not mask.all():
                 name = self.names[id(block.get_submodule(path))]
-                self.parts[f"{name}.{buffer}"] = Index(mask.nonzero().squeeze(-1))
+                self.parts[f"{name}.{buffer}"] = Index(_where(mask[::chunk]))
                 if path in (*branch.reads, branch.writes):  # a bare layer, which is then wrapped
                     self._wrap(name)
 

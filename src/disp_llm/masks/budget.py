@@ -9,6 +9,7 @@ pruned together: `align` of one site, of each of its lanes, and of each of the s
 alike; P pieces of groups, each of one site.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Budget:
     least_cut: float = 0.0
     """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
     for a site that is cut costs a selection, whatever its width."""
+    chunk: int = 1
+    """Neighbours in the residual stream that are kept or pruned together, at every site by
+    itself."""
 
     @cached_property
     def lengths(self) -> Float[Tensor, " S"]:
@@ -160,6 +164,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     """The highest-scoring entries whose cost is at most `share` of the dense model's.
 
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
+    In the residual stream it is chunks of neighbours that are ranked, by their mean.
     One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
     by position and the waste is less than the next group. Of a mixture every expert keeps as many
     intermediate dimensions, its best. Every site keeps its best group, and one
@@ -171,12 +176,15 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
         InputError: even the best group of every site is more than the budget.
     """
     layout = budget.layout
+    scores = layout.by_chunks(scores.detach(), budget.chunk)
     lane = layout.lane_of_entry.to(scores.device)
     ranked = torch.argsort(scores, descending=True, stable=True)
     ranked = ranked[torch.argsort(lane[ranked], stable=True)]  # by lane, best first within a lane
-    group, sizes, pieces, first = _groups(layout, align, budget.uniform, scores.device)
+    group, sizes, pieces, first = _groups(
+        layout, align, budget.chunk, budget.uniform, scores.device
+    )
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
-    means = means.index_add(0, group, scores.detach()[ranked].double()) / sizes
+    means = means.index_add(0, group, scores[ranked].double()) / sizes
     groups = _Groups(means, pieces)
     never_pruned = budget.never_pruned_sites.to(first.device)[pieces.site]
     kept_anyway = first.index_fill(0, pieces.group[never_pruned], True)
@@ -290,12 +298,13 @@ class _Groups:
 
 @lru_cache(maxsize=4)  # the same at every step of a run
 def _groups(
-    layout: Layout, align: int, uniform: bool, device: torch.device
+    layout: Layout, align: int, chunk: int, uniform: bool, device: torch.device
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " G"], _Pieces, Bool[Tensor, " G"]]:
     """For entries laid out lane by lane: the group of each, and each group's size, its pieces, and
     whether it is the first of its site.
 
-    The last group of a site is smaller where `align` does not divide its length.
+    The last group of a site is smaller where `align` does not divide its length. No group divides a
+    chunk.
     """
     group, of_pieces, piece_group, sites, first = [], [], [], [], []
     begins: dict[object, int] = {}  # the first group of each site
@@ -304,6 +313,7 @@ def _groups(
         place = index % len(layout.sites)
         block, site = layout.blocks[index // len(layout.sites)], layout.sites[place]
         of = 1 if site in (HEADS, EXPERTS) else align  # these are no width
+        of = math.lcm(of, chunk) if site in STREAM_SITES else of
         width = length // many
         count = -(-width // of)
         shared = uniform and site in ("mlp_mid", EXPERTS)

@@ -3,12 +3,13 @@
 N entries of all sites, S sites (5 to 9 a block), L blocks.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import has_branch
@@ -19,6 +20,8 @@ from disp_llm.models.family import Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 """Those whose entries are dimensions of the residual stream."""
+LINE = 32
+"""Numbers of two bytes in a cache line of most processors."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,18 @@ class Layout:
         sums = flat.new_zeros(len(self.lengths))
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
+    def by_chunks(self, flat: Float[Tensor, " N"], chunk: int) -> Float[Tensor, " N"]:
+        """Every entry of the residual stream with the mean of its chunk: `chunk` neighbours."""
+        if chunk == 1:
+            return flat
+        parts = zip(self.split(flat), self.in_stream.tolist(), strict=True)
+        return torch.cat(
+            [
+                part.unflatten(0, (-1, chunk)).mean(1).repeat_interleave(chunk) if shared else part
+                for part, shared in parts
+            ]
+        )
+
     def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """The same masks with nothing kept inside of a branch that is not kept itself."""
         if not self.blocks[0].branches:
@@ -107,6 +122,12 @@ class Layout:
         branch = first + torch.tensor(places)[self.site_of_entry % len(self.sites)]
         stays = self.counts(kept.long()) > 0
         return kept & stays[branch.to(kept.device)]
+
+
+def usual_chunk(layout: Layout, align: int) -> int:
+    """Neighbours in the residual stream that are kept or pruned together unless it is asked for
+    otherwise: a cache line of them, or as many as divide the alignment and the stream."""
+    return math.gcd(LINE, align, layout.blocks[0].hidden)
 
 
 def layout_of(

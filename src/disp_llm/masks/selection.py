@@ -7,6 +7,7 @@ of a linear layer.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +22,10 @@ from disp_llm.runs.tensors import TensorFile, read_tensors
 
 MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
 """What to do about a damaged masks file: learning goes on from its checkpoints."""
+
+
+CHUNKS = (64, 32, 16, 8)
+"""Neighbours in the residual stream that are worth selecting together."""
 
 
 UNKNOWN = 2**31
@@ -109,6 +114,18 @@ class Masks:
         by_block = (self.counts // lanes).view(-1, len(self.layout.sites))
         return dict(zip(self.layout.sites, by_block.T.tolist(), strict=True))
 
+    @cached_property
+    def chunk(self) -> int:
+        """How many neighbours in the residual stream are kept or pruned together, wherever any is
+        pruned: the largest of `CHUNKS`, or 1."""
+        parts = zip(self.layout.split(self.kept), self.layout.in_stream.tolist(), strict=True)
+        cut = [part for part, shared in parts if shared and not part.all()]
+        for chunk in CHUNKS:
+            even = cut and all(len(part) % chunk == 0 for part in cut)
+            if even and all(_is_even(part.view(-1, chunk)) for part in cut):
+                return chunk
+        return 1
+
     def of_site(self, site: Site) -> Int[Tensor, " L"]:
         """How many entries of a site each block keeps."""
         sites = self.layout.sites
@@ -175,6 +192,11 @@ class Masks:
                 parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
                 tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
         write_tensors(path, tensors)
+
+
+def _is_even(chunks: Bool[Tensor, "C W"]) -> bool:
+    """Whether what is in a chunk is all kept or all pruned."""
+    return bool((chunks.all(1) | ~chunks.any(1)).all())
 
 
 def load_masks(path: Path, layout: Layout) -> Masks:

@@ -12,6 +12,7 @@ from disp_llm.config.schema import Count, as_type
 from disp_llm.models.architectures import Branch
 
 Whether = Annotated[int, msgspec.Meta(ge=0, le=1)]
+Neighbours = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Pruned:
     mlp: Branch
     widths: Widths
     biases: bool = False
+    chunk: Neighbours = 1
+    """How many neighbours in the residual stream are selected together."""
     mixture: Branch | None = None
     alternatives: list[Branch] = field(default_factory=list)
 

@@ -178,7 +178,7 @@ class MaskLearner:
         budget, config = problem.budget, problem.training
         never_pruned = budget.never_pruned.to(problem.dense.device)
         projection = functools.partial(project, budget=budget, align=problem.align)
-        logits = state.logits()
+        logits = budget.layout.by_chunks(state.logits(), budget.chunk)
         at_keep = functools.partial(projection, share=keep)
         draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)

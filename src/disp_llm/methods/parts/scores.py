@@ -67,7 +67,9 @@ def fisher_importance(
 
 
 def per_parameter(importance: Float[Tensor, " N"], budget: Budget) -> Float[Tensor, " N"]:
-    """`log(F_i / c_i)`; an entry without any importance gets the lowest finite score."""
+    """`log(F_i / c_i)`, of a chunk with its mean F; an entry without any importance gets the lowest
+    finite score."""
+    importance = budget.layout.by_chunks(importance, budget.chunk)
     tiny = torch.finfo(torch.float32).tiny
     return importance.clamp(min=tiny).log() - budget.entry_costs.to(importance.device).log()
 
