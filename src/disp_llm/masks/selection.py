@@ -119,7 +119,7 @@ class Masks:
         """How many neighbours in the residual stream are kept or pruned together, wherever any is
         pruned: the largest of `CHUNKS`, or 1."""
         parts = zip(self.layout.split(self.kept), self.layout.in_stream.tolist(), strict=True)
-        cut = [part for part, shared in parts if shared and not part.all()]
+        cut = [part for part, shared in parts if shared and part.any() and not part.all()]
         for chunk in CHUNKS:
             even = cut and all(len(part) % chunk == 0 for part in cut)
             if even and all(_is_even(part.view(-1, chunk)) for part in cut):
