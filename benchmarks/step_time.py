@@ -12,6 +12,7 @@ of `learn`: projection, masks, the original as teacher if asked for, loss, backw
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -28,6 +29,7 @@ from disp_llm.data.randomness import generator_of
 from disp_llm.data.tokens import Corpus
 from disp_llm.data.windows import random_windows
 from disp_llm.masks.budget import Budget
+from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import start_process
 from disp_llm.models.loading import load
@@ -37,6 +39,9 @@ from disp_llm.runs.provenance import hardware
 from disp_llm.training.blocks import compiled_blocks
 from disp_llm.training.learning import learn
 from disp_llm.training.problem import PruningProblem
+
+ALIGN = 32
+"""Widths are multiples of it, as on a CPU by default."""
 
 WARM_UP = 3
 """Rounds whose times do not count: they compile, and warm caches up."""
@@ -54,9 +59,12 @@ def measured(
     """Seconds of bare passes and of learning steps, in turn, each with a model of its own."""
     dense, plain = (PrunableModel.of(load(config.model, config.machine)) for _ in range(2))
     plain.model.requires_grad_(False)
-    training, budget = config.training, Budget(dense.layout, least_cut=config.least_cut)
+    training, layout = config.training, dense.layout
+    chunk = usual_chunk(layout, ALIGN)
+    budget = Budget(layout, least_cut=config.least_cut, chunk=chunk)
     stream = torch.randint(dense.model.config.vocab_size, (100_000,), generator=generator_of(0))
-    start = 2 * torch.randn(budget.layout.entries, generator=generator_of(1))
+    start = 2 * torch.randn(layout.entries, generator=generator_of(1))
+    start += math.sqrt(1 / chunk) * layout.in_stream[layout.site_of_entry]  # hardly cut, as learned
     steps = rounds + WARM_UP
     windows = random_windows(stream, steps * training.batch, training.length, generator_of(2))
     batches = windows.view(steps, training.batch, training.length)
@@ -75,7 +83,7 @@ def measured(
         stack.enter_context(compiled_blocks(plain, training.compile == "yes"))
         run = Run(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         job = Job(config, run, start_process(config.machine), in_turn)
-        problem = PruningProblem(dense, Corpus((stream,)), budget, keeps, align=32, job=job)
+        problem = PruningProblem(dense, Corpus((stream,)), budget, keeps, ALIGN, job)
         began = time.perf_counter()
         learn(problem, start, steps)
     return bare[WARM_UP:], ours[WARM_UP:]

@@ -28,9 +28,9 @@ from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
 from disp_llm.masks import selection
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import Layout, usual_chunk
+from disp_llm.masks.layout import CHUNKS, Layout, usual_chunk
 from disp_llm.masks.masking import masked
-from disp_llm.masks.selection import CHUNKS, Masks, Selection
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.methods import method_named
 
 PROMPT = torch.arange(5, 25).unsqueeze(0)

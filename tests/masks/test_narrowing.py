@@ -5,7 +5,7 @@ import torch
 from conftest import masks_of, tiny_prunable
 
 from disp_llm.masks.masking import masked
-from disp_llm.masks.narrowing import Narrowing
+from disp_llm.masks.narrowing import Narrowing, kept_of_matrix
 from disp_llm.models.architectures import FAMILIES
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.losses import token_losses
@@ -59,3 +59,41 @@ def test_the_model_is_whole_again():
         masking.set(kept.float(), kept)
         assert not torch.equal(target.model(TOKENS).logits, before)
     assert torch.equal(target.model(TOKENS).logits, before)
+
+
+def test_memory_lies_as_it_did_before():
+    """Weights of what writes lie by columns while single columns of them are left out."""
+    target = tiny_prunable("llama")
+    kept = masks_of("random", target.layout).kept
+    weight = target.blocks[0].mlp.down_proj.weight
+    values, strides = weight.clone(), weight.stride()
+    with masked(target) as masking:
+        masking.set(kept.float(), kept)
+        masking.set(kept.float())
+        assert target.blocks[0].mlp.down_proj.weight.stride() == (1, len(weight))
+        assert torch.equal(weight, values)
+    assert weight.stride() == strides
+    assert torch.equal(weight, values)
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("chunk", [1, 8, 16])
+def test_rows_and_columns_are_those_that_are_kept(chunk, by_columns):
+    noise = torch.Generator().manual_seed(0)
+    stored = torch.randn(48, 32, generator=noise)
+    rows = (torch.rand(48, generator=noise) < 0.5).nonzero().squeeze(-1)
+    chunks = torch.tensor([0, 1, 3])
+    columns = (
+        (chunks.unsqueeze(1) * 8 + torch.arange(8)).flatten() if chunk > 1 else rows[rows < 32]
+    )
+    if chunk == 16:
+        columns = torch.arange(16, 32)
+    laid = stored.T.contiguous().T if by_columns else stored
+    wanted = stored[rows][:, columns]
+    assert torch.equal(kept_of_matrix(laid, False, columns, rows), wanted)
+    assert torch.equal(kept_of_matrix(laid, True, rows, columns), wanted)
+    assert torch.equal(kept_of_matrix(laid, False, None, rows), stored[rows])
+    assert torch.equal(kept_of_matrix(laid, False, columns, None), stored[:, columns])
+    for some in (columns + 1, torch.tensor([0, 2, 4, 6, 8, 10, 12, 15])):  # no chunks
+        some = some[some < 32]
+        assert torch.equal(kept_of_matrix(laid, False, some, None), stored[:, some])

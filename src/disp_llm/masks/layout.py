@@ -20,6 +20,8 @@ from disp_llm.models.family import Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 """Those whose entries are dimensions of the residual stream."""
+CHUNKS = (64, 32, 16, 8)
+"""Neighbours that are worth selecting together."""
 LINE = 32
 """Numbers of two bytes in a cache line of most processors."""
 

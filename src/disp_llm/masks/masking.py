@@ -155,7 +155,7 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
             mixture.restore()
         for place in places:
             place.clear()
-        narrowing.set(None)
+        narrowing.close()
 
 
 def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -16,16 +16,12 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, Site
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import CHUNKS, STREAM_SITES, Layout
 from disp_llm.runs.files import write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
 MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
 """What to do about a damaged masks file: learning goes on from its checkpoints."""
-
-
-CHUNKS = (64, 32, 16, 8)
-"""Neighbours in the residual stream that are worth selecting together."""
 
 
 UNKNOWN = 2**31
