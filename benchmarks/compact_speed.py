@@ -7,7 +7,7 @@ in turn in one process, in the same mode; the ratio is the measured speed-up ove
 FLOPs for prefill, bytes for decode. Counted FLOPs and bytes over seconds are what the device was
 seen to do.
 
-    python benchmarks/compact_speed.py [--shape 8-blocks] [--rounds 15] [--align 1] [--compile]
+    python benchmarks/compact_speed.py [--shape 8-blocks] [--rounds 15] [--align 32] [--compile]
         [--length 512] [--device cpu]
 """
 
@@ -24,6 +24,7 @@ from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import Layout, usual_chunk
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.models.architectures import family_of
@@ -71,18 +72,22 @@ SHAPES = {
 """Width, intermediate width, blocks, heads, KV heads, vocabulary."""
 
 
-def masks_as_learned(layout, keep: float, align: int) -> Masks:
-    """Random entries, as many of each site as learning kept at that depth, cut to `keep`."""
+def masks_as_learned(layout: Layout, keep: float, align: int) -> Masks:
+    """Random entries, in chunks in the residual stream, as many of each site as learning kept at
+    that depth, cut to `keep`."""
+    chunk = usual_chunk(layout, align)
     blocks = len(layout.blocks)
     generator = torch.Generator().manual_seed(0)
     scores = []
     for index, length in enumerate(layout.lengths):
         shares = WIDTHS[SITES[index % len(SITES)]]
         share = shares[round(index // len(SITES) * (len(shares) - 1) / (blocks - 1))]
-        # Of a uniform sample, `share` lies above 0.
-        scores.append(torch.rand(length, generator=generator) - (1 - share))
+        together = chunk if layout.in_stream[index] else 1
+        drawn = torch.rand(length // together, generator=generator).repeat_interleave(together)
+        scores.append(drawn - (1 - share))  # of a uniform sample, `share` lies above 0
     joined = torch.cat(scores)
-    return Masks(layout, project(joined, Budget(layout), keep, align).kept, Selection(joined))
+    kept = project(joined, Budget(layout, chunk=chunk), keep, align).kept
+    return Masks(layout, kept, Selection(joined))
 
 
 def with_counted(found: BenchComparison, rows: list[BenchRow]) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def main() -> None:
     parser.add_argument("--shape", default="8-blocks", choices=list(SHAPES))
     parser.add_argument("--device", default="cpu", help="auto: a GPU, where there is one")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--align", type=int, default=1)
+    parser.add_argument("--align", type=int, default=32)
     parser.add_argument("--keep", type=float, default=0.48)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--compile", action="store_true")

@@ -43,21 +43,8 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     names = [config.against, config.folder]
     longest = max(config.lengths)
     alone = [in_own_process(name, config.machine, longest) for name in names]
-    targets = [PrunableModel.of(load(name, config.machine)) for name in names]
-    for target in targets:
-        if config.fuse:
-            fuse(target.model)
-        if config.compile:
-            target.model.forward = torch.compile(target.model.forward, dynamic=True)
-    wanted = [Workload("prefill", length, 1) for length in config.lengths]
-    wanted += [Workload("decode", config.context, batch) for batch in config.batches]
-    workloads = [fitted(workload, *(target.model for target in targets)) for workload in wanted]
-    if workloads != wanted:
-        most = max(workload.length for workload in workloads)
-        logger.warning(
-            "the models read no more than %d tokens and one: nothing longer is timed", most
-        )
-        workloads = list(dict.fromkeys(workloads))
+    targets = [_target(name, config) for name in names]
+    workloads = _workloads(config, targets)
     with caller.watching() as progress:
 
         def on_round(name: str, done: int, total: int) -> None:
@@ -84,6 +71,29 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     if config.plot is not None:
         draw_bench(result, config.plot)
     return result
+
+
+def _target(name: str, config: BenchConfig) -> PrunableModel:
+    """A model as it is to be timed."""
+    target = PrunableModel.of(load(name, config.machine))
+    if config.fuse:
+        fuse(target.model)
+    if config.compile:
+        target.model.forward = torch.compile(target.model.forward, dynamic=True)
+    return target
+
+
+def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Workload]:
+    """What is timed: as asked, or as far as the models read."""
+    wanted = [Workload("prefill", length, 1) for length in config.lengths]
+    wanted += [Workload("decode", config.context, batch) for batch in config.batches]
+    workloads = [fitted(workload, *(target.model for target in targets)) for workload in wanted]
+    if workloads != wanted:
+        most = max(workload.length for workload in workloads)
+        logger.warning(
+            "the models read no more than %d tokens and one: nothing longer is timed", most
+        )
+    return list(dict.fromkeys(workloads))
 
 
 def _by_phase(comparisons: list[BenchComparison]) -> dict[str, BenchComparison]:

@@ -122,10 +122,9 @@ def kinds_of(budget: Budget, share: float) -> list[Kind]:
     """What is pruned of heads and of channels: whole heads up to the share, then the channels (or
     what else is asked for alone) that the rest of the budget has no room for."""
     sites = [site for site in (HEADS, COUPLED[0]) if site in budget.sites]
-    site_of_entry = budget.layout.site_of_entry % len(budget.layout.sites)
     excess, kinds = (1 - share) * budget.dense_block_parameters, []
     for site in sites:
-        entries = site_of_entry == budget.layout.sites.index(site)
+        entries = budget.layout.entries_of(site)
         price = float(budget.entry_costs[entries].mean())
         count = int(entries.sum())
         if site == sites[-1]:
