@@ -37,7 +37,8 @@ from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.tokens import Corpus, tokenize
-from disp_llm.masks.budget import Budget
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods.parts.block_by_block import visit_blocks
@@ -107,6 +108,13 @@ def masks_of(kind: str, layout, seed: int = 0) -> Masks:
         for lane in part.view(lanes, -1):  # no site may be empty, and each expert keeps as many
             lane[:] = torch.randperm(len(lane), generator=generator) < wanted
     return Masks(layout, kept, Selection(torch.zeros(layout.entries)))
+
+
+def chunked_masks(layout: Layout, chunk: int, seed: int = 0) -> Masks:
+    """Random masks of 0.6 of the parameters, by chunks of neighbours in the residual stream."""
+    scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(seed))
+    kept = project(scores, Budget(layout, chunk=chunk), 0.6).kept
+    return Masks(layout, kept, Selection(scores))
 
 
 def without_branches(

@@ -12,6 +12,7 @@ import transformers
 from conftest import (
     SMALL,
     byte_tokenizer,
+    chunked_masks,
     masks_of,
     problem_of,
     run_command,
@@ -28,19 +29,12 @@ from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
 from disp_llm.masks import selection
 from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.layout import CHUNKS, Layout, usual_chunk
+from disp_llm.masks.layout import CHUNKS, usual_chunk
 from disp_llm.masks.masking import masked
-from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.selection import Masks
 from disp_llm.methods import method_named
 
 PROMPT = torch.arange(5, 25).unsqueeze(0)
-
-
-def chunked_masks(layout: Layout, chunk: int, seed: int = 0) -> Masks:
-    """Random masks of 0.6 of the parameters."""
-    scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(seed))
-    kept = project(scores, Budget(layout, chunk=chunk), 0.6).kept
-    return Masks(layout, kept, Selection(scores))
 
 
 def test_only_the_residual_stream_lies_in_chunks():

@@ -20,6 +20,7 @@ import transformers
 from conftest import (
     SMALL,
     byte_tokenizer,
+    chunked_masks,
     environment,
     masks_of,
     run_command,
@@ -174,11 +175,13 @@ on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear
         ("gemma2", "without_package", "mlp"),
         ("qwen2", "with_package", "heads"),
         ("llama", "without_package", "heads"),
+        ("gemma2", "with_package", "chunks"),
+        ("opt", "without_package", "chunks"),
     ],
 )
 def test_every_topology_runs(model_type, package, also, tmp_path, request):
-    """The same greedy tokens, offline, also where blocks have no MLP, or fewer heads than others;
-    32 is the least width of a head that vLLM takes."""
+    """The same greedy tokens, offline, also where blocks have no MLP, fewer heads than others, or
+    select chunks of neighbours; 32 is the least width of a head that vLLM takes."""
     wide = {"hidden_size": 128, "head_dim": 32}
     if model_type == "opt":
         wide |= {"word_embed_proj_dim": 128}
@@ -189,6 +192,9 @@ def test_every_topology_runs(model_type, package, also, tmp_path, request):
     masks = masks_of("random", target.layout)
     if also == "mlp":
         masks = without_branches(target, dropped=("layers.0.mlp", "layers.2.mlp"))
+    if also == "chunks":
+        masks = chunked_masks(target.layout, 32)
+        assert masks.chunk == 32
     if also == "heads":
         parts = dict(zip(target.layout.names, target.layout.split(masks.kept), strict=True))
         for block, kept in enumerate(([True, False], [True, True], [False, True])):
