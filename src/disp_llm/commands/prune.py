@@ -204,10 +204,11 @@ def export_all(
 
 
 def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:
-    """Opens the run folder; its settings are as asked, with the alignment that was found."""
+    """Opens the run folder; its settings are as asked, with what was found for alignment and
+    chunks."""
     export = replace(job.config.export, align=problem.align)
     begin_run(
-        replace(job.config, export=export),
+        replace(job.config, export=export, chunk=problem.budget.chunk),
         job.command,
         dtype=dtype_name(loaded.dtype),
         processes=job.process.count,

@@ -90,7 +90,8 @@ def _require_same_settings(run: Run, config: PruneConfig | RecoverConfig) -> Non
     run.has(run.config_file)
     if isinstance(before, PruneConfig) and isinstance(config, PruneConfig):
         align = config.export.align or before.export.align
-        config = replace(config, export=replace(config.export, align=align))
+        chunk = config.chunk or before.chunk
+        config = replace(config, export=replace(config.export, align=align), chunk=chunk)
     for key, had, now in _differences(resolved(before), resolved(config)):
         raise InputError(
             f"this run has {key} = {had}, not {now}",
