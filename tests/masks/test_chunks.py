@@ -198,8 +198,9 @@ def test_how_many_neighbours_stay_together():
     assert dense.layout.blocks[0].hidden == 32
     assert [usual_chunk(dense.layout, align) for align in (1, 8, 24, 32, 64)] == [1, 8, 8, 32, 32]
     drawn = PruneConfig("m", learn=LearnConfig(estimator="reinmax", penalty=6.0))
-    by_one = [PruneConfig("m"), drawn, PruneConfig("m", method="magnitude")]
-    assert [chunk_of(config, dense, 16) for config in by_one] == [16, 1, 16]
+    alone = PruneConfig("m", learn=LearnConfig(adapter_rank=0))
+    usual = [PruneConfig("m"), drawn, alone, PruneConfig("m", method="fisher")]
+    assert [chunk_of(config, dense, 16) for config in usual] == [16, 1, 1, 1]
     asked = [PruneConfig("m", chunk=chunk) for chunk in (1, 4, 12, 100)]
     assert [chunk_of(config, dense, 16) for config in asked] == [1, 4, 4, 4]
 

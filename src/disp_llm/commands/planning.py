@@ -74,10 +74,12 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 
 
 def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
-    """How many neighbours in the residual stream stay together: as asked or, where masks are not
-    drawn entry by entry, what pays; as many as divide the stream."""
-    drawn = config.method == "learned" and config.learn.estimator != "projected"
-    usual = 1 if drawn else usual_chunk(dense.layout, align)
+    """How many neighbours in the residual stream stay together: as asked, as far as it divides the
+    stream, or what pays. It pays where adapters learn beside the masks: without them a model needs
+    to choose dimension by dimension (docs/experiment-log.md). Sampled masks are drawn so, too."""
+    learn = config.learn
+    adapts = config.method == "learned" and learn.estimator == "projected" and learn.learns_adapters
+    usual = usual_chunk(dense.layout, align) if adapts else 1
     return math.gcd(config.chunk or usual, dense.layout.blocks[0].hidden)
 
 

@@ -74,9 +74,9 @@ class PruneConfig:
     """
     chunk: int = 0
     """Neighbouring dimensions of the residual stream that a block keeps or prunes together: what it
-    selects are then whole cache lines, which takes less time than single numbers. 0 = 32 or, where
-    that does not divide --align, the largest power of two that does; 1 = every dimension by itself,
-    as in the paper."""
+    selects are then whole cache lines, which takes less time than single numbers. 1 = every
+    dimension by itself, as in the paper. 0 = 32 where adapters learn beside the masks (as many as
+    divide --align), else 1: without adapters chunks cost quality."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every exported model are measured
     besides: general, or a .toml file."""
