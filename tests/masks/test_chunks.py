@@ -27,7 +27,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.latency import SHAPES, masks_of_shape
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
-from disp_llm.masks import selection
+from disp_llm.masks import layout as layouts
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import CHUNKS, usual_chunk
 from disp_llm.masks.masking import masked
@@ -105,7 +105,7 @@ def test_chunks_are_exact_and_shorten_the_indices(model_type, tmp_path):
 @pytest.mark.parametrize("worth", [CHUNKS, ()])
 def test_gradients_are_those_of_single_dimensions(worth, monkeypatch):
     """The same masks, selected either way, against the masked model."""
-    monkeypatch.setattr(selection, "CHUNKS", worth)
+    monkeypatch.setattr(layouts, "CHUNKS", worth)
     target = tiny_prunable("llama")
     masks = chunked_masks(target.layout, 8)
     assert masks.chunk == (8 if worth else 1)

@@ -267,7 +267,7 @@ def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
 
 def reads_calibration(config: PruneConfig) -> bool:
     """Whether the method reads calibration sequences."""
-    if config.method == "learned" and config.learn.start in ("scores", "random"):
+    if config.method == "learned" and not config.learn.start_method:
         return config.learn.start == "scores"
     return scoring_method(config).reads_text
 

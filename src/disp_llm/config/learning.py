@@ -78,6 +78,10 @@ class TrainingConfig:
         require_not_negative(weight_decay=self.weight_decay, clip=self.clip)
 
 
+STARTS = ("scores", "random")
+"""Where logits can begin, besides at the scores of another method."""
+
+
 @dataclass(frozen=True)
 class LearnConfig:
     """What is learned about the masks; the weights of the model stay frozen."""
@@ -130,7 +134,7 @@ class LearnConfig:
     @property
     def start_method(self) -> str:
         """Name of the other method whose scores the logits begin at; "" = of none."""
-        return "" if self.start in ("scores", "random") else self.start
+        return "" if self.start in STARTS else self.start
 
     @property
     def leaves_out(self) -> bool:

@@ -14,7 +14,7 @@ from disp_llm.config.checks import (
 )
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.frozen import FrozenConfig
-from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
 from disp_llm.config.names import (
     BRANCHES,
     EXPERTS,
@@ -168,7 +168,7 @@ class PruneConfig:
             )
         _require_method(self.method, "method")
         if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", ("scores", "random"))
+            _require_method(self.learn.start_method, "start", STARTS)
 
     def _validate_range(self) -> None:
         if not self.keep_range:

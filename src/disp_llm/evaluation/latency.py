@@ -12,7 +12,6 @@ M measured shapes.
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from disp_llm.evaluation.timing import Mix, Workload, paired
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.costs import CostModel, weighted
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import Layout, group_size
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.provenance import hardware, versions
@@ -189,8 +188,7 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
         if site in BRANCHES:
             chosen |= bool(shares[site])
             continue
-        of = 1 if site == HEADS else align  # heads are no width
-        of = math.lcm(of, chunk) if site in STREAM_SITES else of
+        of = group_size(site, align, chunk)
         wanted = round(shares[site] * len(part) / of) * of
         ranked = part.argsort(descending=True, stable=True)  # so that no chunk is divided
         chosen[ranked[: max(wanted, of)]] = True

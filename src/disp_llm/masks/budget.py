@@ -9,7 +9,6 @@ pruned together: `align` of one site, of each of its lanes, and of each of the s
 alike; P pieces of groups, each of one site.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -18,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
+from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, SITES
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import Layout, group_size
 
 
 @dataclass(frozen=True)
@@ -312,8 +311,7 @@ def _groups(
     for index, (length, many) in enumerate(zip(lengths, lanes, strict=True)):
         place = index % len(layout.sites)
         block, site = layout.blocks[index // len(layout.sites)], layout.sites[place]
-        of = 1 if site in (HEADS, EXPERTS) else align  # these are no width
-        of = math.lcm(of, chunk) if site in STREAM_SITES else of
+        of = group_size(site, align, chunk)
         width = length // many
         count = -(-width // of)
         shared = uniform and site in ("mlp_mid", EXPERTS)

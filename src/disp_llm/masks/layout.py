@@ -4,6 +4,7 @@ N entries of all sites, S sites (5 to 9 a block), L blocks.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -124,6 +125,25 @@ class Layout:
         branch = first + torch.tensor(places)[self.site_of_entry % len(self.sites)]
         stays = self.counts(kept.long()) > 0
         return kept & stays[branch.to(kept.device)]
+
+
+def group_size(site: str, align: int, chunk: int) -> int:
+    """How many entries of a site are kept or pruned together: those that a width is a multiple of,
+    and whole chunks; heads and experts, which are no width, one by one."""
+    if site in (HEADS, EXPERTS):
+        return 1
+    return math.lcm(align, chunk) if site in STREAM_SITES else align
+
+
+def common_chunk(masks: Sequence[Bool[Tensor, " _"]]) -> int:
+    """How many neighbours are kept or pruned together in all of these masks: the largest of
+    `CHUNKS`, or 1."""
+    for chunk in CHUNKS:
+        if all(len(mask) % chunk == 0 for mask in masks):
+            chunks = torch.cat([mask.view(-1, chunk) for mask in masks])
+            if bool((chunks.all(1) == chunks.any(1)).all()):
+                return chunk
+    return 1
 
 
 def usual_chunk(layout: Layout, align: int) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at, widths_of
-from disp_llm.masks.layout import CHUNKS, STREAM_SITES
+from disp_llm.masks.layout import STREAM_SITES, common_chunk
 from disp_llm.masks.prunable import PrunableModel
 
 COLUMNS, ROWS = "disp_columns", "disp_rows"
@@ -101,21 +101,11 @@ def _kept_of_rows(stored: Tensor, rows: Tensor | None, columns: Tensor | None) -
     if rows is not None:
         stored = stored.index_select(0, rows.to(stored.device))
     if columns is not None:
-        chunk = _chunk_of(columns, stored.shape[1])
-        kept = (columns[::chunk] // chunk).to(stored.device)
-        stored = stored.unflatten(1, (-1, chunk)).index_select(1, kept).flatten(1)
+        kept = torch.zeros(stored.shape[1], dtype=torch.bool, device=columns.device)
+        chunk = common_chunk([kept.index_fill(0, columns, True)])
+        numbers = (columns[::chunk] // chunk).to(stored.device)
+        stored = stored.unflatten(1, (-1, chunk)).index_select(1, numbers).flatten(1)
     return stored
-
-
-def _chunk_of(indices: Int[Tensor, " K"], width: int) -> int:
-    """How many neighbours stand together everywhere in rising indices below `width`."""
-    for chunk in CHUNKS:
-        if width % chunk == 0 == len(indices) % chunk:
-            chunks = indices.view(-1, chunk)
-            ends = chunks[:, -1] - chunks[:, 0] == chunk - 1
-            if bool((ends & (chunks[:, 0] % chunk == 0)).all()):
-                return chunk
-    return 1
 
 
 def layers_of(target: PrunableModel) -> Iterator[Layer]:

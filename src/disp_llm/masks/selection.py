@@ -16,7 +16,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, Site
-from disp_llm.masks.layout import CHUNKS, STREAM_SITES, Layout
+from disp_llm.masks.layout import STREAM_SITES, Layout, common_chunk
 from disp_llm.runs.files import write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
@@ -113,14 +113,10 @@ class Masks:
     @cached_property
     def chunk(self) -> int:
         """How many neighbours in the residual stream are kept or pruned together, wherever any is
-        pruned: the largest of `CHUNKS`, or 1."""
+        pruned; 1 where none is."""
         parts = zip(self.layout.split(self.kept), self.layout.in_stream.tolist(), strict=True)
         cut = [part for part, shared in parts if shared and part.any() and not part.all()]
-        for chunk in CHUNKS:
-            even = cut and all(len(part) % chunk == 0 for part in cut)
-            if even and all(_is_even(part.view(-1, chunk)) for part in cut):
-                return chunk
-        return 1
+        return common_chunk(cut) if cut else 1
 
     def of_site(self, site: Site) -> Int[Tensor, " L"]:
         """How many entries of a site each block keeps."""
@@ -188,11 +184,6 @@ class Masks:
                 parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
                 tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
         write_tensors(path, tensors)
-
-
-def _is_even(chunks: Bool[Tensor, "C W"]) -> bool:
-    """Whether what is in a chunk is all kept or all pruned."""
-    return bool((chunks.all(1) | ~chunks.any(1)).all())
 
 
 def load_masks(path: Path, layout: Layout) -> Masks:
