@@ -14,11 +14,14 @@ from disp_llm.commands.planning import require_possible
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.budget import project
-from disp_llm.masks.selection import Selection
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.methods import all_methods, method_named, register
 from disp_llm.methods.baselines import all_baselines, baseline_named
+from disp_llm.methods.baselines.depth import block_influence
+from disp_llm.methods.baselines.greedy import greedy
 from disp_llm.methods.parts.method import Method
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
@@ -75,6 +78,42 @@ def test_fixed_masks_are_those_of_the_start_at_every_size(problem, name):
     assert any(pair.up.any() for pair in found.compensation.adapters)
 
 
+def fixed(problem, name, **changes):
+    """What is kept of the asked size beside scales that learn, and the scales."""
+    config = LearnConfig(steps=2, start=name, fixed_masks=True, adapter_rank=0, **changes)
+    found = method_named("learned").choose(with_config(problem, learn=config))
+    return project(found.importance, problem.budget, min(problem.keeps)), found.compensation.scales
+
+
+def test_scales_can_learn_beside_what_greedy_keeps(problem):
+    """With the original's weights, not with those that it solves for."""
+    kept, scales = fixed(problem, "greedy")
+    widths = Masks(problem.budget.layout, kept.kept, Selection(kept.kept.float())).widths
+    blocks = greedy(problem)(0.6).model.model.layers
+    each = blocks[0].self_attn.head_dim * 2  # queries of a KV head
+    assert [each * heads for heads in widths["heads"]] == [
+        block.self_attn.o_proj.in_features for block in blocks
+    ]
+    assert widths["mlp_mid"] == [block.mlp.down_proj.in_features for block in blocks]
+    assert not torch.equal(scales, torch.ones_like(scales))
+
+
+def test_scales_can_learn_beside_blocks_that_short_gpt_keeps(text_file, tmp_path):
+    whole = problem_of("llama", text_file.read_text(), tmp_path, num_hidden_layers=4)
+    dense = dataclasses.replace(whole.dense, sites=(*SITES, *BRANCHES))
+    budget = Budget(dense.layout, sites=BRANCHES)
+    problem = dataclasses.replace(whole, dense=dense, budget=budget, keeps=(0.5,))
+    problem = with_config(problem, training=TrainingConfig(length=24))
+    kept, _ = fixed(problem, "depth")
+    influence = block_influence(problem)
+    for site in BRANCHES:
+        there = kept.kept[dense.layout.entries_of(site)]
+        there = there[1:]  # the first attention stays in any case
+        best = influence[1:].topk(int(there.sum())).indices
+        assert 0 < len(best) < 3
+        assert there.nonzero().flatten().tolist() == sorted(best.tolist())
+
+
 def test_learning_can_begin_at_the_scores_of_another_method(problem):
     config = LearnConfig(steps=0, start="flap")
     begun = method_named("learned").choose(with_config(problem, learn=config)).importance
@@ -89,6 +128,8 @@ def test_learning_can_begin_at_the_scores_of_another_method(problem):
     [
         ({"start": "flop"}, r"start: no method 'flop' \(nearest: flap\)"),
         ({"start": "learned"}, "start: the method learned takes steps of its own"),
+        ({"start": "mpo"}, "start: what mpo keeps is not entries of a model"),
+        ({"start": "greedy"}, "keep: the method greedy chooses for one size at a time"),
         ({"start": "taylor"}, "keep: the method taylor chooses for one size at a time"),
         ({"start": "random"}, "fixed_masks: keeps the masks of scores"),
         ({"estimator": "reinmax", "penalty": 6.0}, "fixed_masks: cannot keep masks that reinmax"),
@@ -99,6 +140,11 @@ def test_a_start_that_cannot_be_is_refused(settings, said):
     learn = LearnConfig(fixed_masks=True, **settings)
     with pytest.raises(InputError, match=said):
         checked(PruneConfig("MODEL", keep=(0.8, 0.5), learn=learn))
+
+
+def test_a_method_that_is_not_ours_begins_nowhere_else():
+    with pytest.raises(InputError, match="start: the method ddp begins with no other method's"):
+        checked(PruneConfig("MODEL", method="ddp", keep=(0.5,), learn=LearnConfig(start="flap")))
 
 
 def checked(config: PruneConfig) -> None:

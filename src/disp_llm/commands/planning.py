@@ -25,7 +25,7 @@ from disp_llm.masks.costs import (
 )
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
-from disp_llm.methods import all_methods, method_named
+from disp_llm.methods import all_methods, method_named, start_named
 from disp_llm.methods.parts.method import Method
 from disp_llm.models.architectures import Family
 from disp_llm.models.kv_cache import cached_tokens
@@ -37,8 +37,9 @@ from disp_llm.training.problem import PruningProblem
 
 def scoring_method(config: PruneConfig) -> Method:
     """The method whose scores the masks follow from, or begin at where others are learned."""
-    other = config.learn.start_method if config.method == "learned" else ""
-    return method_named(other or config.method)
+    if config.method == "learned" and config.learn.start_method:
+        return start_named(config.learn.start_method)
+    return method_named(config.method)
 
 
 def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
@@ -234,6 +235,12 @@ def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
             sizes or another budget than parameters.
     """
     method = scoring_method(config)
+    if config.learn.start_method and config.method != "learned":
+        raise InputError(
+            f"the method {config.method} begins with no other method's scores",
+            field="start",
+            hint="leave it out, or leave `method` out",
+        )
     if config.learn.start_method and method.learns:
         raise InputError(
             f"the method {method.name} takes steps of its own",

@@ -10,11 +10,13 @@ from importlib.metadata import entry_points
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import (
     PLUGINS,
+    baseline_names,
     compared_methods,
     mask_methods,
     own_methods,
     registered_methods,
 )
+from disp_llm.methods.baselines import all_baselines
 from disp_llm.methods.parts.method import Method
 
 _registered: dict[str, Method] = {}
@@ -45,6 +47,27 @@ def method_named(name: str) -> Method:
         field="method",
         hint=f"use one of {', '.join(known)}",
     )
+
+
+def start_named(name: str) -> Method:
+    """What learning begins at the scores of: a method, or what a baseline keeps.
+
+    Raises:
+        InputError: there is none, or what this baseline does to a model is nothing that masks can
+            say.
+    """
+    if name not in baseline_names():
+        return method_named(name)
+    baselines = all_baselines()
+    found = baselines[name].start
+    if found is None:
+        known = [other for other, baseline in baselines.items() if baseline.structure]
+        raise InputError(
+            f"what {name} keeps is not entries of a model",
+            field="start",
+            hint=f"use a method, or one of {', '.join(known)}",
+        )
+    return found
 
 
 def all_methods() -> dict[str, Method]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from disp_llm.masks.selection import Selection
-from disp_llm.methods import method_named
+from disp_llm.methods import start_named
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.methods.parts.method import Method
 from disp_llm.methods.parts.scores import start_logits
@@ -38,7 +38,8 @@ def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
     if config.start == "random":
         return torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
     if config.start_method:
-        scores, bonus = method_named(config.start_method).choose(problem).importance, 0.0
+        scores, bonus = start_named(config.start_method).choose(problem).importance, 0.0
+        scores = scores.to(problem.dense.device)
     else:
         scores, bonus = fisher_scores(problem, rounds=1), config.whole_bonus
     if config.fixed_masks:

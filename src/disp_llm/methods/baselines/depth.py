@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import BRANCHES
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection
 from disp_llm.methods.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
 from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
@@ -39,6 +41,13 @@ def depth(problem: PruningProblem) -> Maker:
         return as_stored(pruned)
 
     return make
+
+
+def structure(problem: PruningProblem) -> Selection:
+    """For every entry, the influence of its block."""
+    layout = problem.budget.layout
+    block_of_entry = layout.site_of_entry // len(layout.sites)
+    return Selection(block_influence(problem)[block_of_entry])
 
 
 @torch.no_grad()
@@ -92,4 +101,6 @@ BASELINE = Baseline(
     reference="Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You "
     "Expect (arXiv 2403.03853)",
     prepare=depth,
+    structure=structure,
+    sites=BRANCHES,
 )

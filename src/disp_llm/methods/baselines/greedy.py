@@ -12,7 +12,7 @@ The weights that are kept make up for those that are pruned by least squares,
 the attention's, then, with it in place, the MLP's; later blocks see the result. Every block keeps
 the same numbers of heads and channels.
 
-S kept of K inputs of a layer, D residual stream, H KV heads.
+N entries of all sites, S kept of K inputs of a layer, D residual stream, H KV heads.
 """
 
 from dataclasses import replace
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.export.cutting import compact_model
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.methods.parts.baseline import (
@@ -35,7 +36,7 @@ from disp_llm.methods.parts.baseline import (
     damped,
 )
 from disp_llm.methods.parts.block_by_block import SecondMoments, visit_blocks
-from disp_llm.methods.parts.coupled import flat_of, sizes_of
+from disp_llm.methods.parts.coupled import COUPLED, flat_of, sizes_of
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
@@ -52,36 +53,50 @@ def greedy(problem: PruningProblem) -> Maker:
     """
 
     def make(share: float) -> BaselineModel:
-        layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
-        sizes = [sizes_of(shape, share) for shape in layout.blocks]
         pruned = copied(problem)
-        channels: list[Tensor] = []
-        heads: list[Tensor] = []
-
-        def prune_heads(index: int, block: nn.Module, moments: SecondMoments) -> None:
-            attention, _ = pruned.branches_of(block)
-            shape, moment = layout.blocks[index], moments[attention.writes].double()
-            weight = matrix_of(linear_at(block, attention.writes)).double()
-            kept = most_similar(weight, moment, shape.heads, sizes[index].heads)
-            heads.append(kept.float())
-            _reconstruct(block, attention, moment, kept.repeat_interleave(shape.q // shape.heads))
-
-        def prune_channels(index: int, block: nn.Module, moments: SecondMoments) -> None:
-            _, mlp = pruned.branches_of(block)
-            moment = moments[mlp.writes].double()
-            weight = matrix_of(linear_at(block, mlp.writes)).double()
-            added = moment.diagonal() * weight.square().sum(0)
-            kept = torch.zeros_like(added, dtype=torch.bool)
-            kept[added.topk(sizes[index].channels).indices] = True
-            channels.append(kept.float())
-            _reconstruct(block, mlp, moment, kept)
-
-        visit_blocks(problem, pruned, prune_heads, prune_channels)
-        flat = flat_of(layout, channels, heads).cpu()
-        compact = compact_model(pruned, Masks(layout, flat.bool(), Selection(flat)))
+        layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
+        kept = solve_blocks(problem, pruned, layout, share)
+        compact = compact_model(pruned, Masks(layout, kept.bool(), Selection(kept)))
         return as_stored(PrunableModel(compact, pruned.family))
 
     return make
+
+
+def structure(problem: PruningProblem) -> Selection:
+    """1 for what it keeps of the smallest size, 0 for the rest."""
+    share, layout = min(problem.keeps), problem.budget.layout
+    return Selection(solve_blocks(problem, copied(problem), layout, share))
+
+
+def solve_blocks(
+    problem: PruningProblem, pruned: PrunableModel, layout: Layout, share: float
+) -> Float[Tensor, " N"]:
+    """Solves every block of a copy of the dense model for what it keeps, in place; 1 for each entry
+    that is kept, on the CPU."""
+    sizes = [sizes_of(shape, share) for shape in layout.blocks]
+    channels: list[Tensor] = []
+    heads: list[Tensor] = []
+
+    def prune_heads(index: int, block: nn.Module, moments: SecondMoments) -> None:
+        attention, _ = pruned.branches_of(block)
+        shape, moment = layout.blocks[index], moments[attention.writes].double()
+        weight = matrix_of(linear_at(block, attention.writes)).double()
+        kept = most_similar(weight, moment, shape.heads, sizes[index].heads)
+        heads.append(kept.float())
+        _reconstruct(block, attention, moment, kept.repeat_interleave(shape.q // shape.heads))
+
+    def prune_channels(index: int, block: nn.Module, moments: SecondMoments) -> None:
+        _, mlp = pruned.branches_of(block)
+        moment = moments[mlp.writes].double()
+        weight = matrix_of(linear_at(block, mlp.writes)).double()
+        added = moment.diagonal() * weight.square().sum(0)
+        kept = torch.zeros_like(added, dtype=torch.bool)
+        kept[added.topk(sizes[index].channels).indices] = True
+        channels.append(kept.float())
+        _reconstruct(block, mlp, moment, kept)
+
+    visit_blocks(problem, pruned, prune_heads, prune_channels)
+    return flat_of(layout, channels, heads).cpu()
 
 
 def most_similar(
@@ -130,4 +145,7 @@ BASELINE = Baseline(
     reference="Li et al., Greedy Output Approximation: Towards Efficient Structured Pruning for "
     "LLMs Without Retraining (arXiv 2407.19126)",
     prepare=greedy,
+    structure=structure,
+    sites=COUPLED,
+    one_size=True,
 )
