@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from conftest import environment, run_command
+from fresh import start_command
 
 import disp_llm
 from disp_llm.cli.errors import flag_of, print_error, setting_of, with_flags
@@ -25,8 +27,10 @@ from disp_llm.reporting.terminal import progress_bar
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
     "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "save", "push",
-    "gguf",
+    "gguf", "verify",
 ]  # fmt: skip
+HELP_COLUMN = " " * 12
+"""What a line of help that goes on begins with."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,8 +38,19 @@ def test_help_of_every_command(command):
     done = run_command(command, "--help")
     assert done.returncode == 0
     assert "--json" in done.stdout
-    for line in done.stdout.splitlines():
-        assert "MISSING" not in line
+    assert "MISSING" not in done.stdout
+    assert "(default: )" not in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fills_the_lines_of_a_narrow_terminal(command):
+    done = start_command(command, "--help", COLUMNS="80").wait()
+    texts = [line.strip("│|") for line in done.stdout.splitlines()]
+    paragraphs = [text for text in texts if text.startswith(HELP_COLUMN) and text.strip()]
+    assert paragraphs or command in ("report", "push", "gguf", "verify")
+    for text, following in pairwise(texts):
+        if text in paragraphs and following in paragraphs:
+            assert len(text.rstrip()) + 1 + len(following.split()[0]) >= len(text), text
 
 
 def test_help_lists_every_command_and_is_shown_for_no_arguments():

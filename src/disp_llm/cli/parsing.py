@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from disp_llm.cli.help import join_help
 from disp_llm.cli.usage import usage_error
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.compare import CompareConfig
@@ -76,7 +77,10 @@ def parse(arguments: list[str]) -> Config:
             that no run can use.
         SystemExit: with code 0, after `--help`.
     """
-    arguments = _with_resume_value(arguments)
+    arguments = _with_resume_value(arguments) or ["--help"]
+    if {"-h", "--help"} & set(arguments):
+        for settings in COMMANDS.values():
+            join_help(settings)
     subcommands = [
         Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
         for name, config in COMMANDS.items()
@@ -87,7 +91,7 @@ def parse(arguments: list[str]) -> Config:
             config: Config = tyro.cli(
                 reduce(operator.or_, subcommands),
                 prog="disp-llm",
-                args=arguments or ["--help"],
+                args=arguments,
                 description="Makes Hugging Face decoder LLMs physically smaller.",
                 config=(
                     tyro.conf.OmitArgPrefixes,
