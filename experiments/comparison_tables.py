@@ -79,12 +79,15 @@ def readme_rows() -> list[Row]:
 
 
 def _row(told: dict) -> Row:
-    """A row from the files that `told` names: a variant of an experiment or a method of a
-    comparison. Figures on other texts are the experiment's own, or as `told` gives them."""
+    """A row from the files that `told` names: a variant of an experiment, or several of a size each
+    that read equally many tokens, or a method of a comparison. Figures on other texts are the
+    experiment's own, or as `told` gives them."""
     if "variant" in told:
         results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
-        result = next(result for result in results if result["name"] == told["variant"])
-        models, tokens = result["models"], result["tokens_seen"]
+        named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
+        chosen = [result for result in results if result["name"] in named]
+        models = [model for result in chosen for model in result["models"]]
+        (tokens,) = {result["tokens_seen"] for result in chosen}
     else:
         comparison = compared(told["comparison"])
         assert comparison is not None, told
