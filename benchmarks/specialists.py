@@ -21,6 +21,7 @@ from pathlib import Path
 
 from linear_tagger import linear_tagger  # first, since it says where the example's files are
 from ner import save, tagger_in
+from plain_tagger import plain_tagger
 
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.depth import keep_blocks
@@ -45,6 +46,7 @@ MADE = {
     "flap 0.3": "train {flap}/model-0.3 --epochs 1",
     "blocks": "halve {dense}",
     "blocks 0.5": "train {blocks} --epochs 1",
+    "plain": "plain",
     "linear": "linear",
 }
 """How the folder of each name is made; braces hold names of others."""
@@ -72,8 +74,12 @@ def main() -> None:
 
 def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
     """What the test of a model gave."""
-    if name == "linear":
-        found = linear_tagger(arguments.data)
+    if name in ("linear", "plain"):
+        if name == "linear":
+            found = linear_tagger(arguments.data)
+        else:
+            folder = file_of(runs, name, "")
+            found = plain_tagger(arguments.data, folder, epochs=1, seed=arguments.seed)
         write_json(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
         return found
     folder = made(name, runs, arguments)

@@ -19,6 +19,7 @@ RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TITLES = {
     "dense": "original, an epoch",
     "dense, two epochs": "original, two epochs",
+    "plain": "original, an epoch, tagged text in place of actions",
     "task 0.7": "**masks by the task's loss**, keep 0.7",
     "task 0.5": "**masks by the task's loss**, keep 0.5",
     "task 0.3": "**masks by the task's loss**, keep 0.3",

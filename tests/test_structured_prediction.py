@@ -261,6 +261,38 @@ def test_bad_input_ends_in_one_line(llama_folder, tmp_path, capsys):
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_plain_tagger_writes_and_reads_tagged_text():
+    """What it is to write reads back as the entities; what it leaves out or invents does not."""
+    sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
+    from plain_tagger import PlainTagger, spans_in
+
+    plain = PlainTagger(tiny_model("llama"), byte_tokenizer(), Scorers(1, ["none"]))
+    words = tuple("I saw New York and New Jersey".split())
+    spans = (Span(2, 4, "place"), Span(5, 7, "place"))
+    sentence = Sentence(words, spans, "here")
+    prompt, answer = plain.written(sentence)
+    assert prompt == list(plain.pieces(sentence).prompt)
+    text = plain.tokenizer.decode(answer, skip_special_tokens=True)
+    assert text.split() == "I saw [ New York ] place and [ New Jersey ] place".split()
+    assert spans_in(text, words) == list(spans)
+    assert spans_in("[ New Jersey ] place saw", words) == [Span(5, 7, "place")]
+    assert spans_in("I saw [ York ] place [ New", words) == [Span(3, 4, "place")]
+    (invented,) = spans_in("I saw [ Boston ] place", words)
+    assert invented not in spans
+    assert invented.start < 0
+    assert spans_in("saw [ New York ]", words) == []
+    tagged = plain.tag_all([sentence, Sentence(("a",), (), "there")])
+    assert len(tagged) == 2
+    loss = plain.loss([sentence, Sentence(("a",), (), "there")])
+    by_hand = [plain.written(one) for one in (sentence, Sentence(("a",), (), "there"))]
+    total, count = 0.0, 0
+    for before, after in by_hand:
+        logits = plain.model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        total -= sum(float(logits[len(before) + i - 1, token]) for i, token in enumerate(after))
+        count += len(after)
+    assert float(loss) == pytest.approx(total / count, rel=1e-4)
+
+
 def test_the_linear_tagger_finds_the_likeliest_entities_that_are_valid():
     """Against all sequences of tags; and tags and entities are each other's inverse."""
     sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
