@@ -40,7 +40,7 @@ def _draw_all(
 ) -> None:
     """One panel: figures by keep of every row, and where the original is."""
     markers = itertools.cycle(MARKERS)
-    heights = _apart([figures[min(figures)] for _, figures in rows], 1.055)
+    heights = apart([figures[min(figures)] for _, figures in rows], 1.055)
     for (row, figures), height in zip(rows, heights, strict=True):
         _draw(axes, row, figures, next(markers), height)
     sizes = sorted({size for _, figures in rows for size in figures}, reverse=True)
@@ -57,7 +57,7 @@ def _draw_all(
     axes.set_xlabel("keep: share of block parameters")
 
 
-def _apart(heights: Sequence[float], factor: float) -> list[float]:
+def apart(heights: Sequence[float], factor: float) -> list[float]:
     """The heights of names, moved upwards where one would lie upon the next below it."""
     placed, least = dict[int, float](), 0.0
     for index in sorted(range(len(heights)), key=heights.__getitem__):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from chart import apart
 from comparison_tables import HERE
 
 from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, panels
@@ -33,6 +34,8 @@ TITLES = {
 
 BASES = ("dense, two epochs", "dense")
 """What others are held against: the original, trained for as long, or for an epoch less."""
+
+ORIGINALS = (*BASES, "plain")
 
 SAMPLES = 2000
 
@@ -118,17 +121,22 @@ def draw_specialists(path: Path) -> None:
     ours = [one for name, one in found.items() if name.startswith("task")]
     line = sorted([*ours, found[basis]], key=lambda one: one.megabytes)
     axes.plot([one.megabytes for one in line], [100 * one.row["f1"] for one in line], color=PRUNED)
-    for name, one in found.items():
-        own = name.startswith("task")
-        color = PRUNED if own else DENSE if name.startswith("dense") else OTHERS[0]
-        axes.errorbar(
-            one.megabytes, 100 * one.row["f1"], 100 * one.row["f1_stderr"], marker="o",
-            markersize=5, color=color, capsize=2, linewidth=1,
-        )  # fmt: skip
-        axes.annotate(
-            TITLES[name].replace("**", ""), (one.megabytes, 100 * one.row["f1"]), xytext=(6, -11),
-            textcoords="offset points", fontsize=8, color=color,
-        )  # fmt: skip
-    axes.margins(x=0.15)
+    scores = {name: 100 * one.row["f1"] for name, one in found.items()}
+    sizes = {name: round(one.megabytes) for name, one in found.items()}
+    for size in set(sizes.values()):  # the names of one size stand one above the other
+        names = [name for name in found if sizes[name] == size]
+        heights = apart([scores[name] - 1.2 for name in names], 1.05)
+        for name, height in zip(names, heights, strict=True):
+            own = name.startswith("task")
+            color = PRUNED if own else DENSE if name in ORIGINALS else OTHERS[0]
+            axes.errorbar(
+                size, scores[name], 100 * found[name].row["f1_stderr"], marker="o", markersize=5,
+                color=color, capsize=2, linewidth=1,
+            )  # fmt: skip
+            axes.annotate(
+                TITLES[name].replace("**", ""), (size, height), xytext=(7, 0), va="center",
+                textcoords="offset points", fontsize=8, color=color,
+            )  # fmt: skip
+    axes.set_xlim(right=1.6 * max(sizes.values()))
     axes.set_xlabel("weights in bfloat16, MB")
     figure.savefig(path, dpi=160)
