@@ -2,6 +2,7 @@
 use."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from safetensors.torch import load_file
 from disp_llm.commands import planning
 from disp_llm.config.names import SITES
 from disp_llm.masks.layout import STREAM_SITES
+from disp_llm.reporting.run_tables import show_models
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.results import SizeResult, dropped_said, from_json
 
@@ -70,6 +72,21 @@ def test_figures_are_those_of_the_folder(small_run, text_file):
     small, large = result["models"]
     assert small["perplexity"] > large["perplexity"] * 0.9
     assert "perplexity" in (folder / "model" / "README.md").read_text()
+
+
+def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
+    """Where training what is left is worth it, and there only."""
+    figures, file = copy.deepcopy(small_run[1]), small_run[0] / "result.json"
+    dense = figures["dense"]["perplexity"]
+    for model, lost in zip(figures["models"], (1.2, 1.5), strict=True):
+        model["perplexity"] = lost * dense
+    show_models(figures, file)
+    (proposed,) = [line for line in capsys.readouterr().err.splitlines() if "next " in line]
+    assert f"disp-llm recover {figures['models'][1]['folder']}, with the same text" in proposed
+    for model in figures["models"]:
+        model["perplexity"] = 1.05 * dense
+    show_models(figures, file)
+    assert "recover" not in capsys.readouterr().err
 
 
 def test_masks_file_is_the_hand_over(small_run):

@@ -21,6 +21,9 @@ from disp_llm.runs.results import (
 )
 from disp_llm.runs.scores import Scores
 
+WORTH_RECOVERY = 1.1
+"""Perplexity over the original's from which on training the kept weights is proposed."""
+
 
 def show_models(figures: dict[str, Any], file: Path) -> None:
     """The dense model and the pruned ones side by side, and where things lie.
@@ -45,6 +48,7 @@ def show_models(figures: dict[str, Any], file: Path) -> None:
     if found.keep_by_penalty is not None:
         console.print(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
     say(f"run     {_cost(found)}")
+    _say_what_wins_back(dense, models)
 
 
 def _column_name(model: SizeResult) -> str:
@@ -107,6 +111,21 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
         say(f"no faster than the original on this machine: {', '.join(slow)}")
         if any(model.budget != "latency" for model in models):
             say("for time ask for `--budget latency --target 0.8`")
+
+
+def _say_what_wins_back(dense: DenseResult, models: list[SizeResult]) -> None:
+    """Names the command that trains the weights of the model that has lost most, where that is
+    worth it: masks, scales and adapters leave them as they are."""
+    lost = {
+        model.folder: model.measured.perplexity / dense.measured.perplexity
+        for model in models
+        if model.measured
+    }
+    worst = max(lost, key=lost.__getitem__, default="")
+    if worst and lost[worst] > WORTH_RECOVERY:
+        say(
+            f"next    disp-llm recover {worst}, with the same text: trains the weights that are left"
+        )
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
