@@ -79,7 +79,7 @@ def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
     figures, file = copy.deepcopy(small_run[1]), small_run[0] / "result.json"
     dense = figures["dense"]["perplexity"]
     for model, lost in zip(figures["models"], (1.2, 1.5), strict=True):
-        model["perplexity"] = lost * dense
+        model |= {"perplexity": lost * dense, "window_losses": [], "window_tokens": []}
     show_models(figures, file)
     (proposed,) = [line for line in capsys.readouterr().err.splitlines() if "next " in line]
     assert f"disp-llm recover {figures['models'][1]['folder']}, with the same text" in proposed

@@ -123,9 +123,7 @@ def _say_what_wins_back(dense: DenseResult, models: list[SizeResult]) -> None:
     }
     worst = max(lost, key=lost.__getitem__, default="")
     if worst and lost[worst] > WORTH_RECOVERY:
-        say(
-            f"next    disp-llm recover {worst}, with the same text: trains the weights that are left"
-        )
+        say(f"next    disp-llm recover {worst}, with the same text: trains what is left")
 
 
 def show_recovery(figures: dict[str, Any], file: Path) -> None:
