@@ -14,7 +14,7 @@ from disp_llm.commands.planning import require_possible
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import BRANCHES, SITES
+from disp_llm.config.names import BRANCHES, SITES, STRUCTURES
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.selection import Masks, Selection
@@ -46,6 +46,10 @@ def problem(text_file, tmp_path):
 def test_ours_come_in_the_order_of_the_table():
     assert list(all_methods()) == OURS
     assert list(all_baselines()) == BASELINES
+
+
+def test_the_structures_are_those_of_baselines_that_have_one():
+    assert tuple(name for name, one in all_baselines().items() if one.structure) == STRUCTURES
 
 
 def test_a_file_holds_what_it_is_named_after():
@@ -128,7 +132,7 @@ def test_learning_can_begin_at_the_scores_of_another_method(problem):
     [
         ({"start": "flop"}, r"start: no method 'flop' \(nearest: flap\)"),
         ({"start": "learned"}, "start: the method learned takes steps of its own"),
-        ({"start": "mpo"}, "start: what mpo keeps is not entries of a model"),
+        ({"start": "mpo"}, "start: no method 'mpo'"),
         ({"start": "greedy"}, "keep: the method greedy chooses for one size at a time"),
         ({"start": "taylor"}, "keep: the method taylor chooses for one size at a time"),
         ({"start": "random"}, "fixed_masks: keeps the masks of scores"),

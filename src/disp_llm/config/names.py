@@ -126,6 +126,9 @@ TABLE_ORDER = (
 )
 """In which order tables show methods and baselines; those that are not named here come last."""
 
+STRUCTURES = ("greedy", "depth")
+"""Baselines whose choice of what is kept can be said by masks, so that learning can begin there."""
+
 PLUGINS = "disp_llm.methods"
 """The group of entry points through which another package adds methods."""
 

@@ -20,10 +20,10 @@ from disp_llm.config.names import (
     EXPERTS,
     HEADS,
     SITES,
+    STRUCTURES,
     Resume,
     Site,
     Tracker,
-    baseline_names,
     mask_methods,
 )
 from disp_llm.config.parts import (
@@ -169,7 +169,7 @@ class PruneConfig:
             )
         _require_method(self.method, "method")
         if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", (*STARTS, *baseline_names()))
+            _require_method(self.learn.start_method, "start", (*STARTS, *STRUCTURES))
 
     def _validate_range(self) -> None:
         if not self.keep_range:

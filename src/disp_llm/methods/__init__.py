@@ -10,13 +10,13 @@ from importlib.metadata import entry_points
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import (
     PLUGINS,
-    baseline_names,
+    STRUCTURES,
     compared_methods,
     mask_methods,
     own_methods,
     registered_methods,
 )
-from disp_llm.methods.baselines import all_baselines
+from disp_llm.methods.baselines import baseline_named
 from disp_llm.methods.parts.method import Method
 
 _registered: dict[str, Method] = {}
@@ -53,21 +53,11 @@ def start_named(name: str) -> Method:
     """What learning begins at the scores of: a method, or what a baseline keeps.
 
     Raises:
-        InputError: there is none, or what this baseline does to a model is nothing that masks can
-            say.
+        InputError: there is none of that name.
     """
-    if name not in baseline_names():
-        return method_named(name)
-    baselines = all_baselines()
-    found = baselines[name].start
-    if found is None:
-        known = [other for other, baseline in baselines.items() if baseline.structure]
-        raise InputError(
-            f"what {name} keeps is not entries of a model",
-            field="start",
-            hint=f"use a method, or one of {', '.join(known)}",
-        )
-    return found
+    if name in STRUCTURES:
+        return baseline_named(name).start
+    return method_named(name)
 
 
 def all_methods() -> dict[str, Method]:

@@ -67,10 +67,9 @@ class Baseline:
     """Why what runs takes the time and the memory of the original; empty where it is smaller."""
 
     @property
-    def start(self) -> Method | None:
-        """Its structure as a method that learning can begin at."""
-        if self.structure is None:
-            return None
+    def start(self) -> Method:
+        """Its structure, which it must have, as a method that learning can begin at."""
+        assert self.structure is not None
         return Method(
             name=self.name,
             title=self.title,
