@@ -5,6 +5,7 @@ A child is a process of its own, which can be killed, signalled or starved of di
 shares with the others is the five seconds that importing the libraries takes.
 """
 
+import atexit
 import json
 import os
 import subprocess
@@ -154,9 +155,11 @@ def load_and_generate(folder: Path, without: bool) -> dict[str, Any]:
 
 @cache
 def _parent() -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    atexit.register(parent.communicate, timeout=20)  # closes its input, at which it ends
+    return parent
 
 
 def _ask(**asked: Any) -> str:
