@@ -21,7 +21,7 @@ from pathlib import Path
 
 from linear_tagger import linear_tagger  # first, since it says where the example's files are
 from ner import save, tagger_in
-from plain_tagger import plain_tagger
+from plain_tagger import score_plain, train_plain
 
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.depth import keep_blocks
@@ -74,18 +74,17 @@ def main() -> None:
 
 def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
     """What the test of a model gave."""
-    if name in ("linear", "plain"):
-        if name == "linear":
-            found = linear_tagger(arguments.data)
-        else:
-            folder = file_of(runs, name, "")
-            found = plain_tagger(arguments.data, folder, epochs=1, seed=arguments.seed)
+    if name == "linear":
+        found = linear_tagger(arguments.data)
         write_json(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
         return found
     folder = made(name, runs, arguments)
     began = time.perf_counter()
-    test = arguments.data / "emerging.test.annotated"
-    found = called("eval", str(folder), "--test", str(test))
+    if name == "plain":
+        found = score_plain(arguments.data, folder)
+    else:
+        test = arguments.data / "emerging.test.annotated"
+        found = called("eval", str(folder), "--test", str(test))
     return found | {"seconds_in_all": time.perf_counter() - began}
 
 
@@ -109,6 +108,8 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
     verb, *words = shlex.split(stated)
     if verb == "halve":
         found = halve(Path(words[0]), folder)
+    elif verb == "plain":
+        found = train_plain(arguments.data, folder, epochs=1, seed=arguments.seed)
     else:
         files = ["--train", arguments.data / "wnut17train.conll", "--output", folder]
         if verb == "prune":

@@ -36,6 +36,7 @@ BASES = ("dense, two epochs", "dense")
 """What others are held against: the original, trained for as long, or for an epoch less."""
 
 ORIGINALS = (*BASES, "plain")
+"""Those that nothing was pruned from."""
 
 SAMPLES = 2000
 
@@ -123,7 +124,7 @@ def draw_specialists(path: Path) -> None:
     axes.plot([one.megabytes for one in line], [100 * one.row["f1"] for one in line], color=PRUNED)
     scores = {name: 100 * one.row["f1"] for name, one in found.items()}
     sizes = {name: round(one.megabytes) for name, one in found.items()}
-    for size in set(sizes.values()):  # the names of one size stand one above the other
+    for size in dict.fromkeys(sizes.values()):  # the names of one size stand one above the other
         names = [name for name in found if sizes[name] == size]
         heights = apart([scores[name] - 1.2 for name in names], 1.05)
         for name, height in zip(names, heights, strict=True):

@@ -264,9 +264,10 @@ def test_bad_input_ends_in_one_line(llama_folder, tmp_path, capsys):
 def test_the_plain_tagger_writes_and_reads_tagged_text():
     """What it is to write reads back as the entities; what it leaves out or invents does not."""
     sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
-    from plain_tagger import PlainTagger, spans_in
+    from plain_tagger import plain as plain_tagger
+    from plain_tagger import spans_in
 
-    plain = PlainTagger(tiny_model("llama"), byte_tokenizer(), Scorers(1, ["none"]))
+    plain = plain_tagger(tiny_model("llama"), byte_tokenizer())
     words = tuple("I saw New York and New Jersey".split())
     spans = (Span(2, 4, "place"), Span(5, 7, "place"))
     sentence = Sentence(words, spans, "here")

@@ -78,9 +78,8 @@ def parse(arguments: list[str]) -> Config:
         SystemExit: with code 0, after `--help`.
     """
     arguments = _with_resume_value(arguments) or ["--help"]
-    if {"-h", "--help"} & set(arguments):
-        for settings in COMMANDS.values():
-            join_help(settings)
+    if {"-h", "--help"} & set(arguments) and arguments[0] in COMMANDS:
+        join_help(COMMANDS[arguments[0]])
     subcommands = [
         Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
         for name, config in COMMANDS.items()
