@@ -239,6 +239,15 @@ def test_every_method_has_a_row_a_size(comparison):
     assert flap.model.layers[0].mlp.down_proj.bias is not None
 
 
+def test_the_original_is_measured_once(comparison):
+    folder, _, result = comparison
+    runs = [json.loads(file.read_text()) for file in folder.glob("**/result.json")]
+    assert len(runs) > 5
+    for run in runs:
+        assert run["dense"]["perplexity"] == result["dense"]["perplexity"]
+        assert "measuring_dense_s" not in run
+
+
 SPEEDS = ("prefill", "decode")
 
 

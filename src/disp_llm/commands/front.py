@@ -39,6 +39,7 @@ from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, never
 from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.results import Perplexity
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,8 @@ class Inputs:
     model: PreTrainedModel | None = None
     tokenizer: Any = None
     texts: InMemory = InMemory()  # noqa: RUF009  (frozen)
+    measured: Perplexity | None = None
+    """How well the model predicts the evaluation text, where a comparison has measured it."""
 
     def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
         """The model in memory, or the one of that name.

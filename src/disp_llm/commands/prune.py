@@ -54,7 +54,7 @@ from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
-from disp_llm.runs.results import DenseResult, as_json, from_json
+from disp_llm.runs.results import DenseResult, Perplexity, as_json, from_json
 from disp_llm.runs.settings import available, begin_run
 from disp_llm.training.problem import PruningProblem
 
@@ -176,7 +176,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
         run.update(source=source)
 
     def measure_dense() -> None:
-        run.update(dense=dense_figures(problem, measuring))
+        run.update(dense=dense_figures(problem, measuring, inputs.measured))
 
     first_alone(job, loaded, measure_dense)
     selection = choose(problem)
@@ -273,14 +273,21 @@ def with_texts(
     return replace(problem, corpus=texts.corpus), texts
 
 
-def dense_figures(problem: PruningProblem, measuring: Measuring) -> dict[str, Any]:
-    """Perplexity and size of the model as it came; measured once a run."""
+def dense_figures(
+    problem: PruningProblem, measuring: Measuring, measured: Perplexity | None = None
+) -> dict[str, Any]:
+    """Perplexity and size of the model as it came; measured once a run.
+
+    Args:
+        measured: its perplexity, where it is known already.
+    """
     run, dense = problem.job.run, problem.dense
     found = run.result().get("dense")
     if found:
         return found
-    with clock(run, "measuring_dense_s"):
-        measured = measuring.perplexity(dense, "dense perplexity")
+    if measured is None:
+        with clock(run, "measuring_dense_s"):
+            measured = measuring.perplexity(dense, "dense perplexity")
     with clock(run, "scoring_dense_s", measuring.board is not None):
         scores = measuring.scores(dense, "dense")
     result = DenseResult(
