@@ -20,7 +20,7 @@ RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TITLES = {
     "dense": "original, an epoch",
     "dense, two epochs": "original, two epochs",
-    "plain": "original, an epoch, tagged text in place of actions",
+    "plain": "original, an epoch, as tagged text",
     "task 0.7": "**masks by the task's loss**, keep 0.7",
     "task 0.5": "**masks by the task's loss**, keep 0.5",
     "task 0.3": "**masks by the task's loss**, keep 0.3",
@@ -135,7 +135,7 @@ def draw_specialists(path: Path) -> None:
                 color=color, capsize=2, linewidth=1,
             )  # fmt: skip
             axes.annotate(
-                TITLES[name].replace("**", ""), (size, height), xytext=(7, 0), va="center",
+                TITLES[name].replace("**", "").replace("masks by", "by"), (size, height), xytext=(7, 0), va="center",
                 textcoords="offset points", fontsize=8, color=color,
             )  # fmt: skip
     axes.set_xlim(right=1.6 * max(sizes.values()))
