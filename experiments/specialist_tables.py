@@ -135,8 +135,8 @@ def draw_specialists(path: Path) -> None:
                 color=color, capsize=2, linewidth=1,
             )  # fmt: skip
             axes.annotate(
-                TITLES[name].replace("**", "").replace("masks by", "by"), (size, height), xytext=(7, 0), va="center",
-                textcoords="offset points", fontsize=8, color=color,
+                TITLES[name].replace("**", "").replace("masks by", "by"), (size, height),
+                xytext=(7, 0), va="center", textcoords="offset points", fontsize=8, color=color,
             )  # fmt: skip
     axes.set_xlim(right=1.6 * max(sizes.values()))
     axes.set_xlabel("weights in bfloat16, MB")
