@@ -21,9 +21,9 @@ TITLES = {
     "dense": "original, an epoch",
     "dense, two epochs": "original, two epochs",
     "plain": "original, an epoch, as tagged text",
-    "task 0.7": "**masks by the task's loss**, keep 0.7",
-    "task 0.5": "**masks by the task's loss**, keep 0.5",
-    "task 0.3": "**masks by the task's loss**, keep 0.3",
+    "task 0.7": "**by the task's loss**, keep 0.7",
+    "task 0.5": "**by the task's loss**, keep 0.5",
+    "task 0.3": "**by the task's loss**, keep 0.3",
     "general 0.5": "pruned on general text first, keep 0.5",
     "flap 0.5": "FLAP, keep 0.5",
     "flap 0.3": "FLAP, keep 0.3",
@@ -135,8 +135,8 @@ def draw_specialists(path: Path) -> None:
                 color=color, capsize=2, linewidth=1,
             )  # fmt: skip
             axes.annotate(
-                TITLES[name].replace("**", "").replace("masks by", "by"), (size, height),
-                xytext=(7, 0), va="center", textcoords="offset points", fontsize=8, color=color,
+                TITLES[name].replace("**", ""), (size, height), xytext=(7, 0), va="center",
+                textcoords="offset points", fontsize=8, color=color,
             )  # fmt: skip
     axes.set_xlim(right=1.6 * max(sizes.values()))
     axes.set_xlabel("weights in bfloat16, MB")

@@ -139,9 +139,9 @@ def pruned_rows(
     choosing took."""
     asked = comparison.config
     caller = replace(comparison.caller, progress=comparison.progress(name))
-    original = comparison.original
-    measured = original.measured if original else None
-    inputs = Inputs(texts=InMemory(words=comparison.reference.words), measured=measured)
+    assert comparison.original is not None
+    words, measured = comparison.reference.words, comparison.original.measured
+    inputs = Inputs(texts=InMemory(words=words), measured=measured)
     in_time = settings.budget.budget == "latency"
     shares = asked.target if in_time else asked.keep
     for group in [(share,) for share in shares] if one_size else [shares]:
