@@ -13,7 +13,7 @@ def size(**changes) -> SizeResult:
         "size": "0.5", "budget": "params", "share_asked": 0.5, "keep": 0.5, "keep_total": 0.6,
         "parameters": 60, "block_parameters": 50, "bytes": 240, "share_of_budget": 0.5,
         "align": 1, "kv_cache": 1.0, "heads_pruned": False, "scaled": False, "biased": False,
-        "adapter_rank": 0, "widths_full": dict.fromkeys(SITES, 32), "folder": "run/model",
+        "adapter_rank": 0, "learned_weights": False, "widths_full": dict.fromkeys(SITES, 32), "folder": "run/model",
     }  # fmt: skip
     return SizeResult(**plain | changes)
 
@@ -45,6 +45,9 @@ def test_how_the_kept_weights_differ():
     assert _weights(size()) == "The kept weights\nare the original's."
     told = _weights(size(adapter_rank=4, scaled=True, biased=True))
     assert told.index("(rank 4)") < told.index("a factor") < told.index("biases")
+    trained = _weights(size(learned_weights=True, scaled=True))
+    assert "original's" not in trained
+    assert trained.index("were trained with the masks") < trained.index("a factor")
 
 
 def test_how_far_it_was_held_against_the_masked_model():

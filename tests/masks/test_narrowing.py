@@ -14,18 +14,20 @@ TOKENS = torch.arange(4, 44).view(2, 20)
 
 
 def losses_and_gradients(target, kept, computed):
-    """With a scale beside every mask and an adapter on every layer."""
+    """With a scale beside every mask, and an adapter and learned weights on every layer."""
     noise = torch.Generator().manual_seed(3)
-    adapters = Adapters.begun(target, 2, noise)
+    adapters = Adapters.begun(target, 2, noise, weights=True)
     with torch.no_grad():
         for up in adapters.up:
             up.normal_(generator=noise)
+        for whole in adapters.whole:
+            whole.normal_(std=0.02, generator=noise)
     mask = kept.float() * (1 + 0.1 * torch.rand(len(kept), generator=noise))
     mask.requires_grad_()
     with masked(target) as masking, adapted(target, adapters) as adapting:
         masking.set(mask, computed)
         adapting.set()
-        with masking.lifted(), adapting.lifted():
+        with adapting.lifted(), masking.lifted():
             dense = token_losses(target, TOKENS).detach()
         losses = token_losses(target, TOKENS)
         losses.mean().backward()

@@ -7,37 +7,44 @@ import torch
 from conftest import masks_of, problem_of, tiny_prunable
 from test_learn import LEARN, TRAINING, Killed, learned
 
+from disp_llm.config.errors import InputError
 from disp_llm.data.randomness import generator_of
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Compensation, Masks, Selection, load_masks
 from disp_llm.training.adapters import Adapters, adapted
+from disp_llm.training.learning import WEIGHTS_GROW
+from disp_llm.training.loop import Schedule
 
 ADAPTED = dataclasses.replace(LEARN, adapter_rank=3)
+WAYS = {"low rank": (3, False), "weights": (0, True), "both": (3, True)}
+"""Rank of the adapters, and whether the weights learn."""
 
 
-def with_random_up(target) -> Adapters:
-    adapters = Adapters.begun(target, 3, generator_of(1))
-    for up in adapters.up:
-        up.data.normal_(std=0.1, generator=generator_of(len(up)))
+def with_random_changes(target, rank: int, weights: bool) -> Adapters:
+    adapters = Adapters.begun(target, rank, generator_of(1), weights)
+    for matrix in [*adapters.up, *adapters.whole]:
+        matrix.data.normal_(std=0.1, generator=generator_of(len(matrix)))
     return adapters.requires_grad_(False)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["llama", "opt", "phi3", "gpt2", "gemma3_text"])
-def test_what_is_trained_is_what_is_exported(kind):
+def test_what_is_trained_is_what_is_exported(kind, way):
     target = tiny_prunable(kind)
     layout, tokens = target.layout, torch.arange(3, 23)[None]
-    adapters, scales = with_random_up(target), torch.rand(layout.entries) + 0.5
-    compensation = Compensation(scales, adapters=adapters.pairs())
+    adapters, scales = with_random_changes(target, *WAYS[way]), torch.rand(layout.entries) + 0.5
+    compensation = Compensation(scales, adapters=adapters.learned())
     masks = Masks(layout, masks_of("random", layout).kept, Selection(scales, compensation))
     with torch.no_grad():
         with masked(target) as masking, adapted(target, adapters) as adapting:
             masking.set(masks.kept * scales)
+            adapting.set()
             trained = target.model(tokens).logits
-            masking.set(torch.ones(layout.entries))
-            with adapting.lifted():
+            with adapting.lifted(), masking.lifted():
                 lifted = target.model(tokens).logits
+            assert torch.equal(target.model(tokens).logits, trained)
         dense = target.model(tokens).logits
         with fold_into_weights(target, masks):
             exported = compact_model(target, masks)(tokens).logits
@@ -47,20 +54,23 @@ def test_what_is_trained_is_what_is_exported(kind):
     assert torch.equal(target.model(tokens).logits, dense)
 
 
-def test_learned_adapters_survive_a_kill_and_the_masks_file(text_file, tmp_path):
+@pytest.mark.parametrize("rate", [0.0, 0.001])
+def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, text_file, tmp_path):
+    config = dataclasses.replace(ADAPTED, weight_rate=rate)
     problem = problem_of("llama", text_file.read_text(), tmp_path)
-    whole = learned(problem, tmp_path / "whole", learn_config=ADAPTED)
+    whole = learned(problem, tmp_path / "whole", learn_config=config)
     adapters = whole.compensation.adapters
     assert len(adapters) == len(list(problem.dense.linears()))
     assert all(adapter.up.abs().max() > 0 for adapter in adapters)
+    assert whole.compensation.learned_weights == (rate > 0)
 
     def kill(metrics: dict) -> None:
         if metrics["step"] == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        learned(problem, tmp_path / "cut", learn_config=ADAPTED, on_step=kill)
-    resumed = learned(problem, tmp_path / "cut", learn_config=ADAPTED)
+        learned(problem, tmp_path / "cut", learn_config=config, on_step=kill)
+    resumed = learned(problem, tmp_path / "cut", learn_config=config)
     layout = problem.budget.layout
     masks = Masks(layout, masks_of("random", layout).kept, resumed)
     masks.save(tmp_path / "masks.safetensors", with_adapters=True)
@@ -68,23 +78,69 @@ def test_learned_adapters_survive_a_kill_and_the_masks_file(text_file, tmp_path)
     for mine, again in zip(adapters, read, strict=True):
         assert torch.equal(mine.down, again.down)
         assert torch.equal(mine.up, again.up)
+        assert (mine.whole is None) == (rate == 0) == (again.whole is None)
+        if mine.whole is not None:
+            assert mine.whole.any()
+            assert torch.equal(mine.whole, again.whole)
 
 
-def test_adapters_learn_to_undo_what_pruning_does(text_file, tmp_path):
+def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_path):
     """The divergence from the original falls further with them than without."""
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     training = dataclasses.replace(TRAINING, distill=1.0, learning_rate=1e-6)
     lost = {}
-    for rank in (0, 4):
+    dense = [linear.weight.detach().clone() for linear in problem.dense.linears()]
+    for name, changes in (
+        ("masks", {"adapter_rank": 0}),
+        ("adapters", {"adapter_rank": 4, "adapter_rate": 0.01}),
+        ("weights", {"adapter_rank": 0, "weight_rate": 0.003}),
+    ):
         seen: list[float] = []
-        config = dataclasses.replace(LEARN, adapter_rank=rank, scale_rate=0.0, adapter_rate=0.01)
+        config = dataclasses.replace(LEARN, scale_rate=0.0, **changes)
         learned(
             problem,
-            tmp_path / str(rank),
+            tmp_path / name,
             learn_config=config,
             training=training,
             steps=40,
             on_step=lambda m, seen=seen: seen.append(m["loss"]),
         )
-        lost[rank] = sum(seen[-8:])
-    assert lost[4] < 0.9 * lost[0]
+        lost[name] = sum(seen[-8:])
+    assert lost["adapters"] < 0.9 * lost["masks"]
+    assert lost["weights"] < 0.9 * lost["masks"]
+    for before, linear in zip(dense, problem.dense.linears(), strict=True):
+        assert torch.equal(linear.weight, before)  # what is learned lies beside the model
+
+
+def test_weights_grow_into_their_step_size():
+    """Theirs alone, in the first tenth of the steps."""
+    schedule = Schedule(dataclasses.replace(TRAINING, schedule="constant"), 40, "")
+    rates = [schedule.rate_of({"growing": WEIGHTS_GROW}, step) for step in range(6)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert schedule.rate_of({}, 0) == 1.0
+
+
+def test_compiled_blocks_learn_the_same_weights(text_file, tmp_path):
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    config = dataclasses.replace(LEARN, adapter_rank=2, weight_rate=0.001)
+    found = [
+        learned(
+            problem,
+            tmp_path / compiled,
+            learn_config=config,
+            training=dataclasses.replace(TRAINING, compile=compiled),
+            steps=3,
+        )
+        for compiled in ("no", "yes")
+    ]
+    for mine, other in zip(*(one.compensation.adapters for one in found), strict=True):
+        assert (mine.whole - other.whole).abs().max() < 0.1 * mine.whole.abs().max()
+
+
+def test_weights_that_are_not_here_cannot_learn():
+    target = tiny_prunable("llama")
+    adapters = Adapters.begun(target, 0, generator_of(1), weights=True)
+    target.model.to("meta")
+    with pytest.raises(InputError, match="weight_rate: cannot learn weights"):  # noqa: SIM117
+        with adapted(target, adapters):
+            pass

@@ -195,6 +195,7 @@ class SizeWriter:
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,
+            learned_weights=masks.compensation.learned_weights,
             widths_full=layout.largest_widths,
             folder=str(self.files(size)[1]),
             **measured,

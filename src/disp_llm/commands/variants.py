@@ -12,12 +12,14 @@ from disp_llm.methods.parts.coupled import COUPLED
 
 def masks_only(config: PruneConfig) -> PruneConfig:
     """Ours without scales and adapters: every weight that is kept is the original's."""
-    return apply_recipe(config, {"learn": {"scale_rate": 0.0, "adapter_rank": 0}})
+    return apply_recipe(
+        config, {"learn": {"scale_rate": 0.0, "adapter_rank": 0, "weight_rate": 0.0}}
+    )
 
 
 def masks_and_scales(config: PruneConfig) -> PruneConfig:
     """Ours without adapters."""
-    return apply_recipe(config, {"learn": {"adapter_rank": 0}})
+    return apply_recipe(config, {"learn": {"adapter_rank": 0, "weight_rate": 0.0}})
 
 
 def domain(config: PruneConfig) -> PruneConfig:

@@ -160,6 +160,8 @@ def write_recovered_card(
 def _weights(size: SizeResult) -> str:
     """How the kept weights differ from the original's."""
     told = "The kept weights\nare the original's"
+    if size.learned_weights:
+        told = "The kept weights\nwere trained with the masks, for all sizes of the run at once"
     if size.adapter_rank:
         rank = size.adapter_rank
         told += f", plus low-rank adapters (rank {rank}) that were learned with the masks"

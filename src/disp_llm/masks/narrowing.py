@@ -137,13 +137,16 @@ class Narrowing:
         self._layout = target.layout
         self._by_columns: list[Any] = []
         self._last: tuple[Tensor, Computed, list[dict[str, Any]]] | None = None
+        self._narrow = False
 
     def set(self, computed: Bool[Tensor, " N"] | None) -> Computed:
         """Has the layers run with these entries alone, or whole; indices by site."""
         if computed is None:
-            for layer in self._layers:
+            for layer in self._layers if self._narrow else ():
                 layer.widen()
+            self._narrow = False
             return {}
+        self._narrow = True
         if not self._by_columns:
             self._lay_by_columns()
         if self._last is None or self._last[0] is not computed:

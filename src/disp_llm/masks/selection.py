@@ -30,14 +30,22 @@ UNKNOWN = 2**31
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to the weight of a linear layer: `up @ down`, the B·A of LoRA."""
+    """What is added to the weight of a linear layer: `up @ down`, the B·A of LoRA, and `whole`
+    where the weight itself was learned."""
 
     down: Float[Tensor, "R I"]
     up: Float[Tensor, "O R"]
+    whole: Float[Tensor, "O I"] | None = None
 
     def added(self) -> Float[Tensor, "O I"]:
-        """The sum's second part, in float32."""
-        return self.up.float() @ self.down.float()
+        """The sum of both, in float32."""
+        product = self.up.float() @ self.down.float()
+        return product if self.whole is None else product + self.whole.float()
+
+    def on_cpu(self) -> "Adapter":
+        """The same in float32 in the machine's memory."""
+        parts = (self.down, self.up, self.whole)
+        return Adapter(*(None if part is None else part.float().cpu() for part in parts))
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Compensation:
         """Rank of the adapters; 0 = none."""
         return len(self.adapters[0].down) if self.adapters else 0
 
+    @property
+    def learned_weights(self) -> bool:
+        """Whether all weights of the blocks' linear layers were learned."""
+        return any(adapter.whole is not None for adapter in self.adapters)
+
     def __bool__(self) -> bool:
         return self.scales is not None or self.mean_inputs is not None or bool(self.adapters)
 
@@ -66,8 +79,7 @@ class Compensation:
         scales, means = (
             None if t is None else t.float().cpu() for t in (self.scales, self.mean_inputs)
         )
-        pairs = tuple(Adapter(a.down.float().cpu(), a.up.float().cpu()) for a in self.adapters)
-        return Compensation(scales, means, pairs)
+        return Compensation(scales, means, tuple(one.on_cpu() for one in self.adapters))
 
 
 @dataclass(frozen=True)
@@ -163,7 +175,8 @@ class Masks:
 
         Args:
             with_adapters: whether adapters, which are the same for all sizes of a run, are written
-                too, under `adapters.17.down` and `adapters.17.up` for the linear layer 17.
+                too, under `adapters.17.down`, `adapters.17.up` and `adapters.17.whole` for the
+                linear layer 17.
 
         Raises:
             InputError: the method gave numbers that are not finite, or the file cannot be written.
@@ -179,6 +192,8 @@ class Masks:
         for number, adapter in enumerate(own.compensation.adapters if with_adapters else ()):
             tensors[f"adapters.{number}.down"] = adapter.down.float()
             tensors[f"adapters.{number}.up"] = adapter.up.float()
+            if adapter.whole is not None:
+                tensors[f"adapters.{number}.whole"] = adapter.whole.float()
         for kind, flat in (("logits", own.importance), ("scales", own.compensation.scales)):
             if flat is not None:
                 parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
@@ -223,10 +238,10 @@ def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
         down, up = (file.tensors.get(f"{name}.{part}", torch.zeros(0)) for part in ("down", "up"))
         paired = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
         file.require(paired, f"{name} is no pair of matrices")
-        parts = (
-            file.like(f"{name}.{part}", tuple(t.shape)) for part, t in (("down", down), ("up", up))
-        )
-        found.append(Adapter(*parts))
+        shapes = {"down": tuple(down.shape), "up": tuple(up.shape)}
+        if f"{name}.whole" in file.tensors:
+            shapes["whole"] = (len(up), down.shape[1])
+        found.append(Adapter(*(file.like(f"{name}.{part}", own) for part, own in shapes.items())))
     return tuple(found)
 
 

@@ -162,6 +162,8 @@ class SizeResult:
     """Whether layers have gained biases."""
     adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
+    learned_weights: bool
+    """Whether the weights themselves were learned beside the masks."""
     widths_full: dict[str, Size]
     """Width of every site in the dense model, of the block where it is widest."""
     folder: str

@@ -1,8 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) that learn beside the masks, on every block linear.
+"""What learns beside the masks on every linear layer of the blocks: low-rank adapters (LoRA, arXiv
+2106.09685) and, where that is asked for, the weight itself.
 
 A linear layer W with an adapter computes `W·x + B·(A·x)` on its masked and scaled input, so that at
-export `W + B·A` takes the place of W. One pair of matrices serves every size: what is pruned at a
-size is cut from the sum as it is from W.
+export `W + B·A` takes the place of W; where weights learn, it computes with `W + C` for W, and C is
+added at export too. One A, B and C serve every size: what is pruned at a size is cut from the sum
+as it is from W.
 
 R rank, I inputs and O outputs of a linear layer.
 """
@@ -15,39 +17,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disp_llm.compact.modeling_disp_llm import widths_of
-from disp_llm.masks.narrowing import computed_of
+from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
+from disp_llm.config.errors import InputError
+from disp_llm.masks.narrowing import computed_of, kept_of_matrix
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter
 from disp_llm.models.hooks import hooks
 
 
 class Adapters(nn.Module):
-    """A and B of every linear layer of the blocks, in the order of `PrunableModel.linears`."""
+    """A, B and, where weights learn, C of every linear layer of the blocks, in the order of
+    `PrunableModel.linears`."""
 
     def __init__(self, pairs: Iterable[Adapter]):
         super().__init__()
         pairs = list(pairs)
         self.down = nn.ParameterList(pair.down for pair in pairs)  # A, (R, I)
         self.up = nn.ParameterList(pair.up for pair in pairs)  # B, (O, R)
+        self.whole = nn.ParameterList(pair.whole for pair in pairs if pair.whole is not None)  # C
 
     @classmethod
-    def begun(cls, target: PrunableModel, rank: int, noise: torch.Generator) -> "Adapters":
-        """A at random, with rows of length 1 on average, and B at zero: training begins with the
-        model as it is."""
-        widths = [widths_of(linear) for linear in target.linears()]
+    def begun(
+        cls, target: PrunableModel, rank: int, noise: torch.Generator, weights: bool = False
+    ) -> "Adapters":
+        """A at random, with rows of length 1 on average, B and C at zero: training begins with the
+        model as it is.
+
+        Args:
+            weights: whether there is a C.
+        """
         return cls(
-            Adapter(torch.randn(rank, i, generator=noise) / math.sqrt(i), torch.zeros(o, rank))
-            for i, o in widths
+            Adapter(
+                torch.randn(rank, i, generator=noise) / math.sqrt(i),
+                torch.zeros(o, rank),
+                torch.zeros(o, i) if weights else None,
+            )
+            for i, o in (widths_of(linear) for linear in target.linears())
         )
 
-    def pairs(self) -> tuple[Adapter, ...]:
+    @property
+    def wholes(self) -> "list[Tensor | None]":
+        """C of every layer, or None for each."""
+        return list(self.whole) if len(self.whole) else [None] * len(self.down)
+
+    def learned(self) -> tuple[Adapter, ...]:
         """What has been learned, apart from any gradient."""
-        pairs = zip(self.down, self.up, strict=True)
-        return tuple(Adapter(a.detach().clone(), b.detach().clone()) for a, b in pairs)
+        parts = zip(self.down, self.up, self.wholes, strict=True)
+        return tuple(
+            Adapter(*(None if part is None else part.detach().clone() for part in layer))
+            for layer in parts
+        )
 
 
-DOWN, UP = "disp_adapter_down", "disp_adapter_up"
+DOWN, UP, WEIGHT = "disp_adapter_down", "disp_adapter_up", "weight"
 
 
 class Adapting:
@@ -59,36 +81,56 @@ class Adapting:
 
     def set(self) -> None:
         """Takes the adapters as they are now, in the data type of the model, and of a layer that is
-        narrowed by its masks no more of them than it computes."""
-        pairs = zip(self._linears, self._adapters.down, self._adapters.up, strict=True)
-        for linear, down, up in pairs:
+        narrowed by its masks no more of them than it computes. Masks are set before."""
+        own = self._adapters
+        for linear, down, up, whole in zip(
+            self._linears, own.down, own.up, own.wholes, strict=True
+        ):
             columns, rows = computed_of(linear)
             down = down if columns is None else down[:, columns]
             up = up if rows is None else up[rows]
-            _lay(linear, down.to(self._dtype), up.to(self._dtype))
+            laid: dict[str, Any] = dict.fromkeys((DOWN, UP))
+            if len(down):
+                laid = {DOWN: down.to(self._dtype), UP: up.to(self._dtype)}
+            if whole is not None:
+                weight, turned = linear._parameters["weight"], is_conv1d(linear)
+                assert weight is not None
+                changed = weight.float() + (whole.T if turned else whole)
+                laid[WEIGHT] = kept_of_matrix(changed.to(self._dtype), turned, columns, rows)
+            # Past `nn.Module`, which would take them for parameters of its own.
+            linear.__dict__.update(laid)
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
-        """While the context lasts, the model runs without adapters."""
-        before = [(getattr(one, DOWN), getattr(one, UP)) for one in self._linears]
+        """While the context lasts, the model runs without adapters, and with weights as its masks
+        leave them: these are lifted inside, if at all."""
+        names = (DOWN, UP, WEIGHT) if len(self._adapters.whole) else (DOWN, UP)
+        before = [{name: linear.__dict__[name] for name in names} for linear in self._linears]
         for linear in self._linears:
-            _lay(linear, None, None)
+            linear.__dict__.pop(WEIGHT, None)
+            linear.__dict__.update(dict.fromkeys((DOWN, UP)))
         try:
             yield
         finally:
-            for linear, (down, up) in zip(self._linears, before, strict=True):
-                _lay(linear, down, up)
-
-
-def _lay(linear: nn.Module, down: Tensor | None, up: Tensor | None) -> None:
-    """Lays an adapter on its layer, past `nn.Module`, which would take it for a weight."""
-    linear.__dict__[DOWN], linear.__dict__[UP] = down, up
+            for linear, laid in zip(self._linears, before, strict=True):
+                linear.__dict__.update(laid)
 
 
 @contextlib.contextmanager
 def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
-    """While the context lasts, every linear layer of the blocks adds its adapter's output."""
+    """While the context lasts, every linear layer of the blocks adds its adapter's output and, of
+    weights that learn, has what was learned in place of its own.
+
+    Raises:
+        InputError: weights learn that do not lie here as a whole.
+    """
     linears = list(target.linears())
+    if len(adapters.whole) and not target.is_whole:
+        raise InputError(
+            "cannot learn weights that are divided, quantised or read as they are needed",
+            field="weight_rate",
+            hint="let it be 0, and train the exported folder with `disp-llm recover`",
+        )
     adapting = Adapting(adapters, linears, target.dtype)
     adapting.set()
     try:
@@ -96,7 +138,7 @@ def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
             yield adapting
     finally:
         for linear in linears:
-            for name in (DOWN, UP):
+            for name in (DOWN, UP, *[WEIGHT] * bool(len(adapters.whole))):
                 linear.__dict__.pop(name, None)
 
 

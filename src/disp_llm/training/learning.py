@@ -1,5 +1,5 @@
-"""Mask learning: a frozen model, text and a start -> the importance of every entry, its scale, and
-an adapter for every linear layer.
+"""Mask learning: a model, text and a start -> the importance of every entry, its scale, and what
+is added to every linear layer.
 
 Every step draws its windows, its noise and, for several sizes, its keep from named random streams,
 as the loop wants it.
@@ -31,6 +31,10 @@ from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
+
+WEIGHTS_GROW = 0.1
+"""Share of the steps in which the step size of weights grows to its peak: AdamW's first steps move
+every weight alike, whatever its gradient, and masks have not settled by then."""
 
 BASELINE_DECAY = 0.9
 """Decay of the moving average that the policy gradient compares a loss with."""
@@ -79,7 +83,7 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
         @contextlib.contextmanager
         def as_it_was() -> Iterator[None]:
             """While the context lasts, the model is the original."""
-            with masking.lifted(), adapting.lifted() if adapting else contextlib.nullcontext():
+            with adapting.lifted() if adapting else contextlib.nullcontext(), masking.lifted():
                 yield
 
         teacher = Teacher(problem.dense, config.distill, as_it_was) if config.distill else None
@@ -98,7 +102,7 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
     with torch.no_grad():
         never_pruned = problem.budget.never_pruned.to(device)
         scales = None if state.scales is None else state.scales.masked_fill(never_pruned, 1.0)
-        adapters = () if state.adapters is None else state.adapters.pairs()
+        adapters = () if state.adapters is None else state.adapters.learned()
         return Selection(state.logits().clone(), Compensation(scales, adapters=adapters))
 
 
@@ -116,9 +120,9 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
     adapters = None
-    if learn.learns_adapters:
-        noise = random_stream("adapters", problem.seed)
-        adapters = Adapters.begun(problem.dense, learn.adapter_rank, noise)
+    if learn.learns_adapters or learn.learns_weights:
+        noise, rank = random_stream("adapters", problem.seed), learn.adapter_rank
+        adapters = Adapters.begun(problem.dense, rank, noise, learn.learns_weights)
     mixture = Mixture(problem.corpus)
     with torch.no_grad():
         mixture.measure_reference(
@@ -130,16 +134,18 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
 
 
 def _optimizer(problem: PruningProblem, state: LearningState) -> torch.optim.Optimizer:
-    """AdamW over logits and, where they are learned, scales and adapters."""
+    """AdamW over logits and, where they are learned, scales, adapters and weights."""
     config = problem.training
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
     if state.scales is not None:
         scales = {"params": [state.scales], "lr": problem.learn.scale_rate, "weight_decay": 0.0}
         groups.append(scales)
     if state.adapters is not None:
-        rate = problem.learn.adapter_rate
-        adapters = {"params": list(state.adapters.parameters()), "lr": rate, "weight_decay": 0.0}
-        groups.append(adapters)
+        low = {"params": [*state.adapters.down, *state.adapters.up], "weight_decay": 0.0}
+        groups.append(low | {"lr": problem.learn.adapter_rate})
+        whole = {"params": list(state.adapters.whole), "weight_decay": 0.0}
+        if whole["params"]:
+            groups.append(whole | {"lr": problem.learn.weight_rate, "growing": WEIGHTS_GROW})
     return torch.optim.AdamW(
         groups,
         lr=config.learning_rate,

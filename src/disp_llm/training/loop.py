@@ -33,6 +33,12 @@ class Schedule:
     stage: str
     """What progress calls the training."""
 
+    def rate_of(self, group: dict[str, Any], step: int) -> float:
+        """Share of the peak step size of a group of the optimiser, which may name a share of the
+        steps, `growing`, in which its own grows besides."""
+        growing = round(group.get("growing", 0.0) * self.steps)
+        return self.rate(step) * min((step + 1) / max(growing, 1), 1.0)
+
     def rate(self, step: int) -> float:
         """Share of the peak step size: a warm-up, then constant or a cosine from 1 to a tenth."""
         warmup = round(self.config.warmup * self.steps)
@@ -95,7 +101,7 @@ def train(
         reporter = StepReporter(schedule, job, log, first, time.perf_counter())
         for step in range(first, schedule.steps):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * schedule.rate(step)
+                group["lr"] = peak * schedule.rate_of(group, step)
             figures = backward(step)
             stopping = _exchange(trained, figures, job.stop_requested(), job.process)
             _require_finite(figures["loss"], step)

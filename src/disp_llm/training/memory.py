@@ -9,6 +9,7 @@ T tokens of a batch, D residual stream, F intermediate, q and kv queries and key
 blocks.
 """
 
+import math
 from dataclasses import dataclass
 
 from disp_llm.compact.modeling_disp_llm import widths_of
@@ -45,7 +46,7 @@ class Memory:
     running: int
     """What else there is of them while a block runs."""
     trained: int
-    """Logits, scales and adapters, with gradients and moments."""
+    """Logits, scales, adapters and weights that learn, with gradients and moments."""
     kept: int
     """What autograd keeps for the backward pass."""
     passing: int
@@ -136,4 +137,6 @@ def trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     numbers = entries * (2 if learn.learns_scales else 1)
     if learn.learns_adapters:
         numbers += learn.adapter_rank * sum(sum(widths_of(one)) for one in target.linears())
+    if learn.learns_weights:
+        numbers += sum(math.prod(widths_of(one)) for one in target.linears())
     return 6 * FLOAT * numbers
