@@ -76,8 +76,9 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 
 def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
     """How many neighbours in the residual stream stay together: as asked, as far as it divides the
-    stream, or what pays. It pays where adapters or weights learn beside the masks: else a model needs
-    to choose dimension by dimension (docs/experiment-log.md). Sampled masks are drawn so, too."""
+    stream, or what pays. It pays where adapters or weights learn beside the masks: without them a
+    model needs to choose dimension by dimension (docs/experiment-log.md). Sampled masks are drawn
+    so, too."""
     learn = config.learn
     learns = learn.learns_adapters or learn.learns_weights
     adapts = config.method == "learned" and learn.estimator == "projected" and learns
