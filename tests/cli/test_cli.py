@@ -109,6 +109,10 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (["bench", "x"], "--against: Missing from disp-llm bench: --against"),
         (["eval", "x", "--context", "1"], "--context: 1; give 2 or more tokens"),
         (["prune", "x", "--keep", "1.5"], "--keep: 1.5 is not a share; give a number in (0, 1]"),
+        (
+            ["prune", "x", "--weight-rate", "0.0001", "--offload", "cpu"],
+            "--weight-rate: weights learn where they lie as a whole; leave out --shard, --offload",
+        ),
     ],
 )
 def test_what_is_wrong_with_arguments_is_one_line(arguments, said, capsys):

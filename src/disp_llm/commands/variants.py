@@ -9,17 +9,17 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.methods.parts.coupled import COUPLED
 
+FROZEN = {"adapter_rank": 0, "weight_rate": 0.0}
+
 
 def masks_only(config: PruneConfig) -> PruneConfig:
-    """Ours without scales and adapters: every weight that is kept is the original's."""
-    return apply_recipe(
-        config, {"learn": {"scale_rate": 0.0, "adapter_rank": 0, "weight_rate": 0.0}}
-    )
+    """Ours without anything beside them: every weight that is kept is the original's."""
+    return apply_recipe(config, {"learn": {"scale_rate": 0.0} | FROZEN})
 
 
 def masks_and_scales(config: PruneConfig) -> PruneConfig:
-    """Ours without adapters."""
-    return apply_recipe(config, {"learn": {"adapter_rank": 0, "weight_rate": 0.0}})
+    """Ours without adapters and with frozen weights."""
+    return apply_recipe(config, {"learn": FROZEN})
 
 
 def domain(config: PruneConfig) -> PruneConfig:

@@ -151,6 +151,13 @@ class PruneConfig:
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
             )
+        held = self.frozen.is_fetched or self.frozen.shard not in ("auto", "no")
+        if self.learn.learns_weights and held:
+            raise InputError(
+                "weights learn where they lie as a whole",
+                field="weight_rate",
+                hint="leave out `shard`, `offload` and `base_precision`, or let it be 0",
+            )
 
     def _validate_names(self) -> None:
         known = (*SITES, HEADS, EXPERTS, *BRANCHES)
