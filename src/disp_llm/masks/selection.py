@@ -6,6 +6,7 @@ N entries of all sites, L blocks, M inputs of all layers that write, R rank, I i
 of a linear layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,10 +43,10 @@ class Adapter:
         product = self.up.float() @ self.down.float()
         return product if self.whole is None else product + self.whole.float()
 
-    def on_cpu(self) -> "Adapter":
-        """The same in float32 in the machine's memory."""
-        parts = (self.down, self.up, self.whole)
-        return Adapter(*(None if part is None else part.float().cpu() for part in parts))
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Adapter":
+        """With every matrix changed alike."""
+        whole = None if self.whole is None else change(self.whole)
+        return Adapter(change(self.down), change(self.up), whole)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Compensation:
         scales, means = (
             None if t is None else t.float().cpu() for t in (self.scales, self.mean_inputs)
         )
-        return Compensation(scales, means, tuple(one.on_cpu() for one in self.adapters))
+        adapters = tuple(one.each(lambda t: t.float().cpu()) for one in self.adapters)
+        return Compensation(scales, means, adapters)
 
 
 @dataclass(frozen=True)

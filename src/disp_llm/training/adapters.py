@@ -62,11 +62,8 @@ class Adapters(nn.Module):
 
     def learned(self) -> tuple[Adapter, ...]:
         """What has been learned, apart from any gradient."""
-        parts = zip(self.down, self.up, self.wholes, strict=True)
-        return tuple(
-            Adapter(*(None if part is None else part.detach().clone() for part in layer))
-            for layer in parts
-        )
+        layers = zip(self.down, self.up, self.wholes, strict=True)
+        return tuple(Adapter(*layer).each(lambda t: t.detach().clone()) for layer in layers)
 
 
 DOWN, UP, WEIGHT = "disp_adapter_down", "disp_adapter_up", "weight"
