@@ -248,7 +248,7 @@ def baselines_page() -> str:
         if result is None:
             lines += ["Not run yet."]
             continue
-        lines += [markdown(result).rstrip(), "", f"{origin_of_rows(result)}."]
+        lines += [markdown(result).rstrip(), "", origin_of_rows(result)]
         lines += ["", comparison["finding"].strip()] if "finding" in comparison else []
     lines += ["", "## Against independent figures", "", *independent(page["independent"])]
     return "\n".join(lines) + "\n"

@@ -34,7 +34,7 @@ class Measured:
     @property
     def machine(self) -> str:
         """What it ran on."""
-        return f"{origin_of_rows(self.result)}."
+        return origin_of_rows(self.result)
 
 
 def frontier() -> Measured | None:

@@ -8,6 +8,9 @@ from string import ascii_uppercase
 
 from disp_llm.runs.figures import machine_name
 
+SHORT = 12
+"""Letters of a commit that are printed."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -49,17 +52,25 @@ def machine(result: dict) -> str:
     return ", then ".join(dict.fromkeys(machine_name(attempt["hardware"]) for attempt in attempts))
 
 
-def origin(result: dict) -> str:
-    """Machine, versions, commit, seed and date; what was not recorded is said to be unknown."""
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    commit = result.get("commit") or "unknown"
-    seed, date = result.get("seed", "unknown"), result.get("date", "unknown")[:10]
-    return f"{machine(result)}: {versions}; commit {commit}, seed {seed}, date {date}"
+def origins(results: list[dict]) -> str:
+    """Machine and versions and, of each, every commit, seed and date that results have; what was
+    not recorded is said to be unknown."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+        commit = result.get("commit") or "unknown"
+        commit = commit[:SHORT] + "-dirty" * commit.endswith("-dirty")
+        seed, date = result.get("seed", "unknown"), result.get("date", "unknown")[:10]
+        run = f"commit {commit}, seed {seed}, date {date}"
+        runs = found.setdefault(f"{machine(result)}: {versions}", [])
+        if run not in runs:
+            runs.append(run)
+    return " ".join(f"{made_on}; {'; '.join(runs)}." for made_on, runs in found.items())
 
 
 def origin_of_rows(comparison: dict) -> str:
-    """The same of a comparison, whose rows know it each; where they differ, all that there is."""
+    """The same of a comparison, whose rows know it each."""
     told = [row["provenance"] for row in comparison["rows"] if "provenance" in row]
     if len(told) < len(comparison["rows"]):
         told = [{key: comparison[key] for key in ("hardware", "versions")}, *told]
-    return "; ".join(dict.fromkeys(map(origin, told)))
+    return origins(told)

@@ -27,7 +27,7 @@ from comparison_tables import (
 )
 from file_tree import file_tree
 from frontier_tables import choices, comparison_section, frontier, readme_picture
-from machines import Times, origin
+from machines import Times, origins
 from specialist_tables import draw_specialists, specialists_table, taggers
 
 ROOT = HERE.parent
@@ -117,7 +117,7 @@ def section(path: Path) -> list[str]:
     began = done[0].get("before") or done[0]["dense"]
     lines += [
         f"Perplexity is over {began['tokens']:,} tokens of {text}, windows of "
-        f"{began['window']:,}. {' '.join(dict.fromkeys(f'{origin(r)}.' for r in done))}"
+        f"{began['window']:,}. {origins(done)}"
     ]
     lines += [note] if (note := Times.of(results).note) else []
     waiting = [v["name"] for v in experiment["variant"]]

@@ -130,15 +130,18 @@ def test_no_column_has_seconds_of_two_machines(experiments):
 
 
 def test_what_was_not_recorded_is_said_to_be_unknown(experiments):
-    from machines import origin, origin_of_rows
+    from machines import origin_of_rows, origins
 
     old = finished("old", 1.0, XEON)
-    assert origin(old) == "Xeon, 2 threads: torch 2; commit unknown, seed 0, date unknown"
-    new = old | {"commit": "abc", "date": "2027-01-02T03:04:05+00:00"}
-    assert origin(new).endswith("commit abc, seed 0, date 2027-01-02")
+    assert origins([old]) == "Xeon, 2 threads: torch 2; commit unknown, seed 0, date unknown."
+    new = old | {"commit": f"{'abc' * 14}-dirty", "date": "2027-01-02T03:04:05+00:00"}
+    assert origins([new]).endswith("commit abcabcabcabc-dirty, seed 0, date 2027-01-02.")
     rows = [{"provenance": new}, {}]
     told = origin_of_rows(old | {"rows": rows})
-    assert "commit unknown, seed unknown, date unknown; Xeon" in told
+    assert "commit unknown, seed unknown, date unknown; commit abc" in told
+    assert told.count("Xeon") == 1
+    other = origins([old, new, old | {"hardware": EPYC}])
+    assert [other.count(name) for name in ("Xeon", "EPYC", "date unknown")] == [1, 1, 2]
     assert "unknown" not in origin_of_rows(old | {"rows": rows[:1]})
 
 

@@ -224,3 +224,16 @@ def test_importing_the_package_imports_nothing_heavy():
         capture_output=True, text=True, timeout=60, env=environment(), check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["none", "True"]
+
+
+def test_a_model_that_is_not_there_is_named_by_its_setting(small_run, text_file, tmp_path):
+    folder = str(small_run[0] / "model")
+    recovering = {"text": text_file, "tokens": 100, "output_dir": tmp_path, "progress": silent}
+    for field, call in {
+        "folder": lambda: disp_llm.recover("nowhere", **recovering),
+        "teacher": lambda: disp_llm.recover(folder, teacher="nowhere", **recovering),
+        "against": lambda: disp_llm.bench(folder, against="nowhere"),
+        "model": lambda: disp_llm.evaluate("nowhere", text=text_file),
+    }.items():
+        with pytest.raises(disp_llm.InputError, match=f"^{field}: cannot load 'nowhere'"):
+            call()

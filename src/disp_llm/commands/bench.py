@@ -12,6 +12,7 @@ import torch
 
 from disp_llm.commands.front import Caller
 from disp_llm.config.bench import BenchConfig
+from disp_llm.config.errors import model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
@@ -42,7 +43,10 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     config.validate()
     names = [config.against, config.folder]
     longest = max(config.lengths)
-    alone = [in_own_process(name, config.machine, longest) for name in names]
+    alone = []
+    for field, name in zip(("against", "folder"), names, strict=True):
+        with model_is(field):
+            alone.append(in_own_process(name, config.machine, longest))
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)
     with caller.watching() as progress:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from disp_llm.commands.front import Inputs
 from disp_llm.commands.holding import refuse_impossible
 from disp_llm.commands.ways import ROOM, free_share
+from disp_llm.config.errors import model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.original import original_of
@@ -76,15 +77,16 @@ def load_student(
     Raises:
         InputError: no such model, an unknown architecture, or damaged files.
     """
-    if sharding is None:
-        return inputs.load(config.folder, machine)
-    if config.how == "lora":  # adapters are whole in every process
-        return sharding.load(config.folder, machine)
 
     def prepare(empty: Loaded) -> None:
         trained_parameters(PrunableModel.of(empty), "full")
 
-    return sharding.load_trained(config.folder, machine, prepare)
+    with model_is("folder"):
+        if sharding is None:
+            return inputs.load(config.folder, machine)
+        if config.how == "lora":  # adapters are whole in every process
+            return sharding.load(config.folder, machine)
+        return sharding.load_trained(config.folder, machine, prepare)
 
 
 def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.facts import read_facts
@@ -47,7 +47,8 @@ def load_original(
             hint=f"name a model, or give {' and '.join(instead)}",
         )
     machine = replace(config.machine, device=str(job.process.device))
-    original = load(name, machine)
+    with model_is("teacher"):
+        original = load(name, machine)
     sizes = [m.get_input_embeddings().num_embeddings for m in (original.model, student.model)]
     if sizes[0] != sizes[1]:
         raise InputError(

@@ -1,7 +1,9 @@
 """What a user can correct, in one line: which field, what is wrong with it, what to do."""
 
+import contextlib
 import difflib
 import functools
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -17,6 +19,18 @@ class InputError(ValueError):
 
     def __reduce__(self):  # crosses process boundaries in one piece
         return functools.partial(type(self), field=self.field, hint=self.hint), (self.what,)
+
+
+@contextlib.contextmanager
+def model_is(field: str) -> Iterator[None]:
+    """While the context lasts, what is wrong with a model is wrong with the setting that names it,
+    which is `model` in some commands, and `folder`, `against` or `teacher` in others."""
+    try:
+        yield
+    except InputError as error:
+        if error.field != "model":
+            raise
+        raise InputError(error.what, field=field, hint=error.hint) from error
 
 
 LONGEST_MESSAGE = 200
