@@ -79,9 +79,10 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     tables.RESULTS.write_text(json.dumps([kept]))
     text = "\n".join(tables.choices())
     assert (
-        "| a prompt is to take less time | dense: 20.00 at 1.00; greedy keep 0.5: 40.00 at 0.90; "
+        "| a prompt is to take less time | greedy keep 0.5: 40.00 at 0.90; "
         "learned keep 0.5: 50.00 at 0.70; depth keep 0.5: 70.00 at 0.60 |" in text
     )
+    assert "not equal: 960 tokens of text for ours, 960 for the others." in text
     ours = "learned keep 0.5: 50.00"
     assert f"| flap keep 0.5 | 60.00 | 0.80 | {ours} | 0.80 | {ours} |" in text
     assert "| depth keep 0.5 | 70.00 | 0.60 | none is as fast | 0.60 | none is as fast |" in text

@@ -217,6 +217,10 @@ def test_a_recipe_stands_on_its_base(tmp_path):
     paper, mine = (parse(["prune", "x", "--recipe", str(name)]) for name in ("paper", path))
     assert mine.keep == (0.7,)
     assert mine.learn == replace(paper.learn, steps=9)
+    path.write_text("uniform = true\n")
+    flags = ([], ["--uniform"], ["--no-uniform"])
+    given = [parse(["prune", "x", "--recipe", str(path), *flag]) for flag in flags]
+    assert [config.uniform for config in given] == [True, True, False]
     path.write_text('base = "papper"\n')
     with pytest.raises(InputError, match="nearest: paper"):
         parse(["prune", "x", "--recipe", str(path)])

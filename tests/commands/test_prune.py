@@ -278,6 +278,21 @@ def test_damaged_checkpoint_is_one_line(killed, llama_folder, text_file, tmp_pat
     assert resume(folder, llama_folder, text_file).returncode == 0
 
 
+@pytest.mark.parametrize("flags", [["--chunk", "12"], ["--uniform", "--align", "4"]])
+def test_the_same_command_goes_on_whatever_its_flags_come_to(
+    flags, llama_folder, text_file, tmp_path
+):
+    """Chunks that divide the stream; widths that the functions for experts can take."""
+    command = [
+        "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run", "--json",
+        "--resume", "auto", *SMALL, *flags,
+    ]  # fmt: skip
+    found = [run_command(*command) for _ in range(2)]
+    assert [done.returncode for done in found] == [0, 0], found[1].stderr
+    first, again = (json.loads(done.stdout) for done in found)
+    assert first == again
+
+
 def test_resume_with_other_settings_is_refused(small_run, llama_folder):
     folder, _ = small_run
     done = run_command("prune", llama_folder, "--output-dir", folder, "--resume", "--steps", 99)

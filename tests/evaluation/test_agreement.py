@@ -39,3 +39,26 @@ def test_errors_are_shares_of_the_largest_logit(dtype):
     compact.get_output_embeddings().weight.mul_(2)
     assert logit_errors(dense, compact, tokens) == dict.fromkeys(names, 1.0)
     assert {p.dtype for model in (dense, compact) for p in model.parameters()} == {dtype}
+
+
+def test_a_router_that_is_kept_in_float32_comes_out_as_it_went_in():
+    """Some families have one in a model of bfloat16; a failure on the way changes nothing."""
+    dense, compact = (tiny_model("llama").to(torch.bfloat16).requires_grad_(False) for _ in "12")
+    norm = dense.model.norm
+    norm.float().weight.add_(1e-4)
+    dense.model.norm.register_forward_pre_hook(lambda module, args: args[0].to(norm.weight.dtype))
+    dense.lm_head.register_forward_pre_hook(lambda module, args: args[0].to(module.weight.dtype))
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    logit_errors(dense, compact, torch.arange(4, 24))
+
+    def fail(*args):
+        if compact.dtype == torch.float32:
+            raise MemoryError
+
+    compact.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        logit_errors(dense, compact, torch.arange(4, 24))
+    assert compact.dtype == torch.bfloat16
+    for name, tensor in dense.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name]), name

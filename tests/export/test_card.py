@@ -13,8 +13,7 @@ def size(**changes) -> SizeResult:
         "size": "0.5", "budget": "params", "share_asked": 0.5, "keep": 0.5, "keep_total": 0.6,
         "parameters": 60, "block_parameters": 50, "bytes": 240, "share_of_budget": 0.5,
         "align": 1, "kv_cache": 1.0, "heads_pruned": False, "scaled": False, "biased": False,
-        "adapter_rank": 0, "learned_weights": False, "widths_full": dict.fromkeys(SITES, 32),
-        "folder": "run/model",
+        "adapter_rank": 0, "widths_full": dict.fromkeys(SITES, 32), "folder": "run/model",
     }  # fmt: skip
     return SizeResult(**plain | changes)
 

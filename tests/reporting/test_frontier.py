@@ -108,6 +108,9 @@ def test_ours_stands_beside_others_at_their_time():
         ("flap keep 0.8", "latency 0.8"),
         ("flap keep 0.5", None),
     ]
+    packed = row("dense", 1.0, 20.5, 0.55, 150, weights="int8")
+    pairs = Frontier.of(compared([*ROWS, packed])).ours_beside(PREFILL)
+    assert [own and own.row.name for _, own in pairs] == ["dense int8", "dense int8"]
 
 
 def test_the_table_has_every_model_and_its_spread():

@@ -93,7 +93,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
     for name, changes in (
         ("masks", {"adapter_rank": 0}),
         ("adapters", {"adapter_rank": 4, "adapter_rate": 0.01}),
-        ("weights", {"adapter_rank": 0, "weight_rate": 0.003}),
+        ("weights", {"adapter_rank": 0, "weight_rate": 0.003}),  # clipped: what has no rank too
     ):
         seen: list[float] = []
         config = dataclasses.replace(LEARN, scale_rate=0.0, **changes)
@@ -101,7 +101,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
             problem,
             tmp_path / name,
             learn_config=config,
-            training=training,
+            training=dataclasses.replace(training, clip=100.0),
             steps=40,
             on_step=lambda m, seen=seen: seen.append(m["loss"]),
         )

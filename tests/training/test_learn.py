@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from conftest import problem_of, tiny_model
+from conftest import problem_of, tiny_model, with_config
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -18,6 +18,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
+from disp_llm.training import learning
 from disp_llm.training.checkpoints import checkpoints
 from disp_llm.training.learning import learn
 from disp_llm.training.loop import Interrupted
@@ -324,3 +325,18 @@ def test_what_is_left_out_is_not_learned(problem, tmp_path):
     last = start < start[computed].min() - 1  # far below: nothing computes them in eight steps
     assert last.any()
     assert torch.equal(found[last & ~computed], start[last & ~computed])
+
+
+def test_a_mixture_follows_the_loss_that_is_learned_from(text_file, tmp_path):
+    """Against what the original loses by the same loss: of its divergence from itself, nothing."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    stream = problem.corpus.streams[0]
+    corpus = Corpus((stream, stream), (0.5, 0.5), dynamic=True)
+    references = []
+    for distill in (0.0, 0.5):
+        training = dataclasses.replace(TRAINING, distill=distill)
+        mixed = dataclasses.replace(with_config(problem, training=training), corpus=corpus)
+        state = learning._initial_state(mixed, start_of(problem))
+        references.append(state.mixture.get_buffer("reference"))
+    assert references[0].min() > 1
+    torch.testing.assert_close(references[1], references[0] / 2)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.training import pace
 from disp_llm.training.blocks import WORTH_COMPILING, compiles
+from disp_llm.training.learning import learn
 
 TIMED = [*(flag for flag in SMALL if flag not in ("--steps", "6")), "--compile", "no"]
 
@@ -55,7 +56,7 @@ def test_steps_are_the_time_over_the_pace(left, steps, text_file, tmp_path, monk
     seconds = {"no": 0.5, "yes": 0.25}
     monkeypatch.setattr(pace, "_seconds_per_step", lambda problem, take, how: seconds[how])
     monkeypatch.setattr(pace, "_seconds_left", lambda problem: left)
-    monkeypatch.setattr(pace, "can_compile", lambda device: True)
+    monkeypatch.setattr(pace, "can_be_worth_compiling", lambda target: True)
     timed = with_config(problem, learn=LearnConfig(minutes=1))
     timed.job.run.update(**BEGUN)
     assert pace.planned_steps(timed, lambda problem, steps: None) == steps
@@ -70,6 +71,7 @@ def test_auto_compiles_what_is_long_enough_where_there_is_a_compiler(tool, steps
     wanted = steps >= WORTH_COMPILING and tool == "g++"
     assert compiles(TrainingConfig(), steps, tiny_prunable("llama")) == wanted
     assert compiles(TrainingConfig(compile="yes"), steps, tiny_prunable("llama"))
+    assert not compiles(TrainingConfig(), steps, tiny_prunable("mixtral"))
 
 
 def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(
@@ -135,3 +137,15 @@ def test_only_methods_that_learn_take_minutes(llama_folder, text_file, tmp_path)
     assert done.returncode == 2
     assert "--minutes" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_that_are_timed_write_no_checkpoint(text_file, tmp_path):
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    folders = []
+
+    def take(timed, steps: int) -> None:
+        learn(timed, torch.zeros(timed.budget.layout.entries), steps)
+        folders.append(list(timed.job.run.folder.rglob("*.safetensors")))
+
+    pace._seconds_per_step(problem, take, "no")
+    assert folders == [[]]

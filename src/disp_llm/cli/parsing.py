@@ -78,8 +78,12 @@ def parse(arguments: list[str]) -> Config:
         SystemExit: with code 0, after `--help`.
     """
     arguments = _with_resume_value(arguments) or ["--help"]
-    if {"-h", "--help"} & set(arguments) and arguments[0] in COMMANDS:
+    helps = bool({"-h", "--help"} & set(arguments))
+    if helps and arguments[0] in COMMANDS:
         join_help(COMMANDS[arguments[0]])
+    # A flag that a recipe or the run that goes on has set may be given again, or as `--no-…`; help
+    # names the one that changes something.
+    pairs = (tyro.conf.FlagCreatePairsOff,) if helps else ()
     subcommands = [
         Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
         for name, config in COMMANDS.items()
@@ -92,11 +96,7 @@ def parse(arguments: list[str]) -> Config:
                 prog="disp-llm",
                 args=arguments,
                 description="Makes Hugging Face decoder LLMs physically smaller.",
-                config=(
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.OmitSubcommandPrefixes,
-                    tyro.conf.FlagCreatePairsOff,
-                ),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, *pairs),
             )
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -204,11 +204,12 @@ def export_all(
 
 
 def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:
-    """Opens the run folder; its settings are as asked, with what was found for alignment and
-    chunks."""
-    export = replace(job.config.export, align=problem.align)
+    """Opens the run folder; its settings are as asked, with what was found for alignment and chunks
+    where nobody asked."""
+    asked = job.config
+    export = replace(asked.export, align=asked.export.align or problem.align)
     begin_run(
-        replace(job.config, export=export, chunk=problem.budget.chunk),
+        replace(asked, export=export, chunk=asked.chunk or problem.budget.chunk),
         job.command,
         dtype=dtype_name(loaded.dtype),
         processes=job.process.count,

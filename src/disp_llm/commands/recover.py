@@ -29,6 +29,7 @@ from disp_llm.commands.student import (
     load_student,
     put_together,
     sharding_of,
+    stored_dtypes,
     to_measure,
 )
 from disp_llm.commands.teaching import load_original, teacher_of
@@ -150,7 +151,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
             run.update(teacher=as_json(found))
 
     first_alone(job, loaded, measure)
-    adapted = None
+    dtypes, adapted = stored_dtypes(config, loaded), None
     if config.how == "lora":
         adapted = add_adapters(student, config.rank, config.machine.seed)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
@@ -162,6 +163,8 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         if not run.has(run.folder / "model"):
             made = put_together(config, loaded, tensors) if divided else _merged(loaded, adapted)
             tokens = steps * config.training.tokens_per_step * process.count
+            for name, parameter in made.requires_grad_(False).named_parameters():
+                parameter.data = parameter.data.to(dtypes[name])
             _export(job, made, loaded, measuring, tokens)
 
     first_alone(job, loaded, export)
@@ -254,15 +257,12 @@ def _export(
     measuring: Measuring,
     tokens: int,
 ) -> None:
-    """Writes the trained model, in the dtype that it came in, with its figures and its card.
+    """Writes the trained model with its figures and its card.
 
     Args:
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    made.requires_grad_(False)
-    for parameter in made.parameters():
-        parameter.data = parameter.data.to(loaded.dtype)
     folder, shard = run.folder / "model", config.max_shard_size
     with atomic(folder) as written:
         write_folder(made, loaded.tokenizer, written, shard, loaded.processor)

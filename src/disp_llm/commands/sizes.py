@@ -227,6 +227,7 @@ def measure_curve(
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:
     """The size that learning arrived at by itself, before the cut to the exact budget."""
     learn, budget = problem.learn, problem.budget
-    likely_kept = deterministic_mask(selection.importance, learn.estimator, learn.shift)
+    logits = budget.layout.by_chunks(selection.importance, budget.chunk)
+    likely_kept = deterministic_mask(logits, learn.estimator, learn.shift)
     kept = likely_kept | budget.never_pruned
     return float(budget.keep(budget.layout.counts(kept.long())))

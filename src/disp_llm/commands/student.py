@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -87,6 +88,15 @@ def load_student(
         if config.how == "lora":  # adapters are whole in every process
             return sharding.load(config.folder, machine)
         return sharding.load_trained(config.folder, machine, prepare)
+
+
+def stored_dtypes(config: RecoverConfig, loaded: Loaded) -> dict[str, torch.dtype]:
+    """The data type that every parameter of the student came in, by name, before training makes
+    some of them float32: some families keep routers in float32 whatever the model is."""
+    model = loaded.model
+    if loaded.holding is not None:  # what it divides was made float32 when it was loaded
+        model = load(config.folder, _machine(config, loaded, "cpu"), empty=True).model
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
 
 
 def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:

@@ -1,6 +1,8 @@
 """Whether what was exported computes what the masked model does."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -45,11 +47,8 @@ def logit_errors(
         if held or extra > free_memory(device):
             logger.warning("no memory to check the export in float32: only %s was checked", dtype)
             return errors
-        for model in (dense, compact):
-            _cast(model, torch.float32)
-        errors["max_logit_error_float32"] = _error(dense, compact, tokens)
-        for model in (dense, compact):
-            _cast(model, dtype)
+        with _in_float32(dense), _in_float32(compact):
+            errors["max_logit_error_float32"] = _error(dense, compact, tokens)
     return errors | {"max_logit_error": errors["max_logit_error_float32"]}
 
 
@@ -58,7 +57,16 @@ def _error(dense: PreTrainedModel, compact: PreTrainedModel, tokens: Tensor) -> 
     return float((wanted - got).abs().max() / wanted.abs().max())
 
 
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Casts parameters only: rotary frequencies and the like are float32 buffers and stay so."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+@contextlib.contextmanager
+def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """While the context lasts, parameters are float32; then each is what it was, for some families
+    keep routers in float32 whatever the model is. Rotary frequencies and the like are float32
+    buffers, and stay so."""
+    before = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, dtype in before:
+            parameter.data = parameter.data.to(dtype)

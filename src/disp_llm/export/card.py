@@ -161,7 +161,10 @@ def _weights(size: SizeResult) -> str:
     """How the kept weights differ from the original's."""
     told = "The kept weights\nare the original's"
     if size.learned_weights:
-        told = "The kept weights\nwere trained with the masks, for all sizes of the run at once"
+        told = (
+            "The kept weights\nof the blocks' linear layers, experts apart, were trained with the "
+            "masks, for all sizes of the run at once"
+        )
     if size.adapter_rank:
         rank = size.adapter_rank
         told += f", plus low-rank adapters (rank {rank}) that were learned with the masks"

@@ -122,10 +122,12 @@ class Frontier:
         return [(one, better) for one, better in pairs if better is not None]
 
     def ours_beside(self, cost: Cost) -> list[tuple[Point, Point | None]]:
-        """Every model of another method, and the best of ours that costs as much or less."""
+        """Every model of another method, and what to take in its place: the best of ours, or of the
+        original in fewer bits, that costs as much or less."""
         points = self.points(cost)
-        own = [point for point in points if point.row.method in OURS]
-        others = [point for point in points if point.row.method not in (*OURS, DENSE)]
+        quantised = [one for one in points if one.row.method == DENSE and one.row.weights]
+        own = [one for one in points if one.row.method in OURS or one in quantised]
+        others = [one for one in points if one.row.method not in (*OURS, DENSE)]
         return [
             (other, next((one for one in own if one.cost <= other.cost), None)) for other in others
         ]

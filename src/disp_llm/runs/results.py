@@ -162,11 +162,11 @@ class SizeResult:
     """Whether layers have gained biases."""
     adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
-    learned_weights: bool
-    """Whether the weights themselves were learned beside the masks."""
     widths_full: dict[str, Size]
     """Width of every site in the dense model, of the block where it is widest."""
     folder: str
+    learned_weights: bool = False
+    """Whether the weights themselves were learned beside the masks."""
     measured: Perplexity | None = None
     """None where the size was exported without running it; neither are the next three then known.
     """

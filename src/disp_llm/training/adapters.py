@@ -129,8 +129,8 @@ def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
             hint="let it be 0, and train the exported folder with `disp-llm recover`",
         )
     adapting = Adapting(adapters, linears, target.dtype)
-    adapting.set()
     try:
+        adapting.set()
         with hooks(one.register_forward_hook(_add, prepend=True) for one in linears):
             yield adapting
     finally:

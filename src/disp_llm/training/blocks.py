@@ -90,9 +90,13 @@ def compiles(config: TrainingConfig, steps: int, target: PrunableModel) -> bool:
     """Whether blocks run through torch.compile: as asked, or where it is worth it. What tokens run
     through in a mixture of experts changes from step to step, so that it is not there."""
     if config.compile == "auto":
-        worth = steps >= WORTH_COMPILING and target.family.experts is None
-        return worth and can_compile(target.device)
+        return steps >= WORTH_COMPILING and can_be_worth_compiling(target)
     return config.compile == "yes"
+
+
+def can_be_worth_compiling(target: PrunableModel) -> bool:
+    """Whether enough steps win back what compiling takes."""
+    return target.family.experts is None and can_compile(target.device)
 
 
 def can_compile(device: torch.device) -> bool:

@@ -123,10 +123,12 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     if learn.learns_adapters or learn.learns_weights:
         noise, rank = random_stream("adapters", problem.seed), learn.adapter_rank
         adapters = Adapters.begun(problem.dense, rank, noise, learn.learns_weights)
-    mixture = Mixture(problem.corpus)
+    mixture, distill = Mixture(problem.corpus), problem.training.distill
+    # The loss that is learned from, of a model that has nothing to learn.
+    teacher = Teacher(problem.dense, distill) if distill else None
     with torch.no_grad():
         mixture.measure_reference(
-            lambda windows: mean_losses(problem.dense, windows.to(device)),
+            lambda windows: mean_losses(problem.dense, windows.to(device), teacher),
             problem.training.length,
             random_stream("reference", problem.seed),
         )

@@ -50,8 +50,10 @@ class Schedule:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
     def saves(self, done: int) -> bool:
-        """Whether a checkpoint follows so many steps."""
-        return done % self.config.checkpoint_every == 0 or done == self.steps
+        """Whether a checkpoint follows so many steps; none does where it is to follow every 0th,
+        whose steps are thrown away."""
+        every = self.config.checkpoint_every
+        return every > 0 and (done % every == 0 or done == self.steps)
 
 
 Figures = dict[str, Any]
@@ -176,7 +178,8 @@ def _require_finite(loss: float, step: int) -> None:
 
 
 def _trained(trained: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    """What has a gradient; adapters of rank 0 have no numbers, and none."""
+    return [one for one in trained.parameters() if one.requires_grad and one.numel()]
 
 
 def _exchange(trained: nn.Module, figures: Figures, stop: bool, process: Process) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from disp_llm.runs.folder import Run
-from disp_llm.training.blocks import WORTH_COMPILING, can_compile
+from disp_llm.training.blocks import WORTH_COMPILING, can_be_worth_compiling
 from disp_llm.training.problem import PruningProblem
 
 PROBES = 3
@@ -51,7 +51,7 @@ def planned_steps(problem: PruningProblem, take: Take) -> int:
 def _steps_in(problem: PruningProblem, take: Take) -> int:
     eager = _seconds_per_step(problem, take, "no")
     steps = _steps_of(problem, eager)
-    auto = problem.training.compile == "auto" and can_compile(problem.dense.device)
+    auto = problem.training.compile == "auto" and can_be_worth_compiling(problem.dense)
     if problem.training.compile == "yes" or (auto and steps >= WORTH_COMPILING):
         compiled = _seconds_per_step(problem, take, "yes")
         steps = max(_steps_of(problem, compiled), WORTH_COMPILING if auto else 0)
@@ -89,7 +89,7 @@ def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["ye
         times.append(time.perf_counter())
         problem.job.progress("timing steps", done, total, {})
 
-    training = replace(problem.training, compile=compiled)
+    training = replace(problem.training, compile=compiled, checkpoint_every=0)
     with tempfile.TemporaryDirectory() as folder:
         job = replace(
             problem.job,

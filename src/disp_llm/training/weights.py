@@ -47,9 +47,8 @@ def train_weights(
         foreach=False if any(isinstance(one, DTensor) for one in trained) else None,
     )
     steps, seed = job.config.steps(process.count), job.config.machine.seed
-    reference = teacher.target if teacher is not None else student
     with computing_in(dtype, device):
-        mixture = _mixture(corpus, reference, config.length, seed)
+        mixture = _mixture(corpus, student, teacher, config.length, seed)
     compiled = compiles(config, steps, student)
 
     def backward(step: int) -> dict[str, Any]:
@@ -75,12 +74,16 @@ def train_weights(
 
 
 @torch.no_grad()
-def _mixture(corpus: Corpus, reference: PrunableModel, length: int, seed: int) -> Mixture:
-    """Draws windows; where its weights follow losses, against those of the reference model."""
+def _mixture(
+    corpus: Corpus, student: PrunableModel, teacher: Teacher | None, length: int, seed: int
+) -> Mixture:
+    """Draws windows; where its weights follow losses, against those of the teacher, by which it
+    loses nothing against itself, or of the student as it comes."""
+    reference = teacher.target if teacher is not None else student
     mixture = Mixture(corpus).to(reference.device)
 
     def losses(windows: Windows) -> Tensor:
-        return mean_losses(reference, windows.to(reference.device))
+        return mean_losses(reference, windows.to(reference.device), teacher)
 
     mixture.measure_reference(losses, length, random_stream("reference", seed))
     return mixture
