@@ -51,7 +51,8 @@ def prunable(loaded, branches: bool = True) -> PrunableModel:
 
 def masks_for(dense: PrunableModel, *kinds: str) -> Masks:
     """Random masks; the second block has no attention, the third no MLP, every block has lost a
-    head; with random scales, mean inputs and adapters as far as `kinds` names them."""
+    head; with random scales, mean inputs and adapters, of learned weights too, as far as `kinds`
+    names them."""
     layout, noise = dense.layout, torch.Generator().manual_seed(0)
     kept = masks_of("random", layout).kept
     for name, part in zip(layout.names, layout.split(kept), strict=True):
@@ -62,7 +63,11 @@ def masks_for(dense: PrunableModel, *kinds: str) -> Masks:
     scales = torch.rand(layout.entries, generator=noise) + 0.5
     means = torch.randn(sum(block.q + block.intermediate for block in layout.blocks))
     adapters = tuple(
-        Adapter(torch.randn(3, inputs, generator=noise), torch.randn(outputs, 3, generator=noise))
+        Adapter(
+            torch.randn(3, inputs, generator=noise),
+            torch.randn(outputs, 3, generator=noise),
+            torch.randn(outputs, inputs, generator=noise),
+        )
         for inputs, outputs in (widths_of(linear) for linear in dense.linears())
     )
     found = Compensation(
