@@ -1,6 +1,7 @@
 """Tables that set methods side by side: docs/baselines.md, docs/results.md and README.md."""
 
 import json
+import statistics
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,10 @@ class Row:
     texts: dict[str, dict[str, float]] = field(default_factory=dict)
     """Over other texts, where that was measured."""
     general: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """The general ratio with its standard error, where that was measured."""
+    """The general ratio with its standard error, where that was measured; of several seeds their
+    means."""
+    seeds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The least and the largest general ratio, where there are several seeds."""
 
     @property
     def ours(self) -> bool:
@@ -79,9 +83,10 @@ def readme_rows() -> list[Row]:
 
 
 def _row(told: dict) -> Row:
-    """A row from the files that `told` names: a variant of an experiment, or several of a size each
-    that read equally many tokens, or a method of a comparison. Figures on other texts are the
-    experiment's own, or as `told` gives them."""
+    """A row from the files that `told` names: a variant of an experiment, or several that read
+    equally many tokens, of a size or of a seed each, or a method of a comparison. Figures on other
+    texts are the experiment's own, or as `told` gives them; those and perplexities are of the first
+    seed."""
     if "variant" in told:
         results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
         named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
@@ -98,18 +103,25 @@ def _row(told: dict) -> Row:
         ]
         tokens = models[0]["tokens_seen"]
     tokens += told.get("tokens_before", 0)  # of the run that a recovery began with
-    by_size = {f"{model.get('keep_asked', round(model['keep'], 2)):g}": model for model in models}
+    seeds: dict[str, list[dict]] = {}
+    for model in models:
+        size = f"{model.get('keep_asked', round(model['keep'], 2)):g}"
+        seeds.setdefault(size, []).append(model)
+    by_size = {size: found[0] for size, found in seeds.items()}
     texts: dict[str, dict[str, float]] = dict(told.get("texts", {}))
     for size, model in by_size.items():
         for text, found in model.get("texts", {}).items():
             texts.setdefault(text, {})[size] = found["perplexity"]
     perplexity = {size: by_size[size]["perplexity"] for size in SIZES if size in by_size}
-    general = {
-        size: (model["general_ratio"], model["general_ratio_stderr"])
-        for size, model in by_size.items()
-        if "general_ratio" in model
-    }
-    return Row(told["name"], tokens, perplexity, texts, general)
+    general, ends = {}, {}
+    for size, found in seeds.items():
+        ratios = [model["general_ratio"] for model in found if "general_ratio" in model]
+        if ratios:
+            errors = [model["general_ratio_stderr"] for model in found]
+            general[size] = (statistics.mean(ratios), statistics.mean(errors))
+        if len(ratios) > 1:
+            ends[size] = (min(ratios), max(ratios))
+    return Row(told["name"], tokens, perplexity, texts, general, ends)
 
 
 def general_rows() -> list[Row]:
@@ -124,12 +136,19 @@ def general_table() -> list[str]:
     columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes), "tokens"]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in reversed(general_rows()):
-        cells = [
-            "×{:.2f} ± {:.2f}".format(*row.general[size]) if size in row.general else "–"
-            for size in sizes
-        ]
+        cells = [_ratio_said(row, size) for size in sizes]
         lines.append(f"| {' | '.join([row.name, *cells, f'{row.tokens / 1e3:.0f} k'])} |")
     return [*lines, "", page_settings()["general"]["note"].strip()]
+
+
+def _ratio_said(row: Row, size: str) -> str:
+    """`×1.37 ± 0.02`, or of several seeds `×1.38 (1.37 to 1.39)`."""
+    if size not in row.general:
+        return "–"
+    ratio, error = row.general[size]
+    if size in row.seeds:
+        return f"×{ratio:.2f} ({row.seeds[size][0]:.2f} to {row.seeds[size][1]:.2f})"
+    return f"×{ratio:.2f} ± {error:.2f}"
 
 
 def readme_table() -> list[str]:

@@ -182,3 +182,19 @@ def test_what_is_committed_of_a_run_says_where_each_size_comes_from(
     assert (kept["command"], kept["commit"], kept["date"]) == (stated, "abc", "2027-01-02")
     assert kept["models"] == [{"keep": 0.5, "provenance": told | {"command": stated}}]
     assert kept["resumed"] == [told | {"command": stated, "hardware": EPYC}]
+
+
+def test_a_row_of_several_seeds_has_their_mean_and_their_ends(experiments):
+    import comparison_tables as tables
+
+    results = json.loads((tables.HERE / "results" / "general.json").read_text())
+    seeds = [result for result in results if result["name"].startswith("default: 150 steps")]
+    told = {"name": "ours", "experiment": "general", "variant": [one["name"] for one in seeds]}
+    row = tables._row(told)
+    halves = [m["general_ratio"] for one in seeds for m in one["models"] if m["keep_asked"] == 0.5]
+    assert len(halves) > 1
+    assert row.seeds["0.5"] == (min(halves), max(halves))
+    assert row.general["0.5"][0] == pytest.approx(sum(halves) / len(halves))
+    said = tables._ratio_said(row, "0.5")
+    assert said == f"×{sum(halves) / len(halves):.2f} ({min(halves):.2f} to {max(halves):.2f})"
+    assert tables._ratio_said(tables._row(told | {"variant": seeds[0]["name"]}), "0.4") == "–"
