@@ -14,7 +14,7 @@ from disp_llm.reporting.canvas import panels
 OURS, OTHERS = "#0b6e99", "#5a5a5a"
 MARKERS = "osD^vP"
 TITLES = (
-    "perplexity / original, five texts\nthat nobody learned from, log scale",
+    "perplexity / original, five texts\nnew documents of the mix, log scale",
     "WikiText-2 perplexity,\nlearned from WikiText-2, log scale",
 )
 
@@ -74,6 +74,6 @@ def _draw(axes, row: Row, figures: dict[float, float], marker: str, height: floa
         linewidth=2 if row.ours else 1, linestyle="-" if row.ours else (0, (4, 2)),
     )  # fmt: skip
     axes.annotate(
-        f"{row.name.replace('*', '')}, {row.tokens / 1e3:.0f} k", (last, height),
+        f"{row.plain_name}, {row.tokens / 1e3:.0f} k", (last, height),
         xytext=(7, 0), textcoords="offset points", va="center", fontsize=7.5, color=color,
     )  # fmt: skip

@@ -64,6 +64,11 @@ class Row:
     """The least and the largest general ratio, where there are several seeds."""
 
     @property
+    def plain_name(self) -> str:
+        """The name without marks of Markdown."""
+        return self.name.replace("*", "").replace("`", "")
+
+    @property
     def ours(self) -> bool:
         """Whether this package made it."""
         return "disp-llm" in self.name
@@ -125,7 +130,7 @@ def _row(told: dict) -> Row:
 
 
 def general_rows() -> list[Row]:
-    """The rows of README.md on text that nobody learned from, the least loss last."""
+    """The rows of README.md on new documents of the mix, the least loss last."""
     rows = [_row(told) for told in page_settings()["general"]["row"]]
     return sorted(rows, key=lambda row: -row.general[SIZES[-1]][0])
 
