@@ -14,7 +14,7 @@ from disp_llm.reporting.canvas import panels
 OURS, OTHERS = "#0b6e99", "#5a5a5a"
 MARKERS = "osD^vP"
 TITLES = (
-    "perplexity / original, five texts\nnew documents of the mix, log scale",
+    "perplexity / original,\nnew documents of the mix, log scale",
     "WikiText-2 perplexity,\nlearned from WikiText-2, log scale",
 )
 
