@@ -72,11 +72,10 @@ class MeasuredExport:
         with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
             job.progress(f"{name}: export", 0, 1, {})
+            cut = compact_model(dense, masks)
             shard = job.config.export.max_shard_size
-            # Not kept: the model that is measured is the one that lies in the folder.
-            cut = (compact_model(dense, masks), measuring.tokenizer)
-            write_folder(*cut, folder, shard, dense.processor)
-            del cut
+            write_folder(cut, measuring.tokenizer, folder, shard, dense.processor)
+            del cut  # the model that is measured is the one that lies in the folder
             job.progress(f"{name}: export", 1, 1, {})
             model = load_model(str(folder), dense.device, dense.dtype)
             errors = _checked(dense, model, measuring, folder)

@@ -80,8 +80,7 @@ def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
     model needs to choose dimension by dimension (docs/experiment-log.md). Sampled masks are drawn
     so, too."""
     learn = config.learn
-    learns = learn.learns_adapters or learn.learns_weights
-    adapts = config.method == "learned" and learn.estimator == "projected" and learns
+    adapts = config.method == "learned" and learn.estimator == "projected" and learn.adds_to_weights
     usual = usual_chunk(dense.layout, align) if adapts else 1
     return math.gcd(config.chunk or usual, dense.layout.blocks[0].hidden)
 

@@ -156,6 +156,11 @@ class LearnConfig:
         return self.weight_rate > 0 and self.estimator != "policy_gradient"
 
     @property
+    def adds_to_weights(self) -> bool:
+        """Whether something is learned that is added to weights."""
+        return self.learns_adapters or self.learns_weights
+
+    @property
     def learns_scales(self) -> bool:
         """Whether scales are learned, which takes a gradient through the model."""
         return self.scale_rate > 0 and self.estimator != "policy_gradient"
@@ -190,7 +195,7 @@ class LearnConfig:
                 field="fixed_masks",
                 hint="leave it out, or `estimator`",
             )
-        if not (self.learns_scales or self.learns_adapters or self.learns_weights):
+        if not (self.learns_scales or self.adds_to_weights):
             raise InputError(
                 "leaves nothing to learn",
                 field="fixed_masks",

@@ -35,6 +35,8 @@ class Adapters(nn.Module):
         self.down = nn.ParameterList(pair.down for pair in pairs)  # A, (R, I)
         self.up = nn.ParameterList(pair.up for pair in pairs)  # B, (O, R)
         self.whole = nn.ParameterList(pair.whole for pair in pairs if pair.whole is not None)  # C
+        for matrix in self.parameters():
+            matrix.requires_grad_(matrix.numel() > 0)  # of rank 0 there is nothing to learn
 
     @classmethod
     def begun(
@@ -75,6 +77,8 @@ class Adapting:
 
     def __init__(self, adapters: Adapters, linears: list[nn.Module], dtype: torch.dtype):
         self._adapters, self._linears, self._dtype = adapters, linears, dtype
+        self.names = (DOWN, UP, WEIGHT) if len(adapters.whole) else (DOWN, UP)
+        """Attributes that are laid on every layer; masks lay a weight of their own."""
 
     def set(self) -> None:
         """Takes the adapters as they are now, in the data type of the model, and of a layer that is
@@ -101,10 +105,8 @@ class Adapting:
     def lifted(self) -> Iterator[None]:
         """While the context lasts, the model runs without adapters, and with weights as its masks
         leave them: these are lifted inside, if at all."""
-        names = (DOWN, UP, WEIGHT) if len(self._adapters.whole) else (DOWN, UP)
-        before = [{name: linear.__dict__[name] for name in names} for linear in self._linears]
+        before = [{name: one.__dict__.pop(name) for name in self.names} for one in self._linears]
         for linear in self._linears:
-            linear.__dict__.pop(WEIGHT, None)
             linear.__dict__.update(dict.fromkeys((DOWN, UP)))
         try:
             yield
@@ -135,7 +137,7 @@ def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
             yield adapting
     finally:
         for linear in linears:
-            for name in (DOWN, UP, *[WEIGHT] * bool(len(adapters.whole))):
+            for name in adapting.names:
                 linear.__dict__.pop(name, None)
 
 

@@ -120,7 +120,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
     adapters = None
-    if learn.learns_adapters or learn.learns_weights:
+    if learn.adds_to_weights:
         noise, rank = random_stream("adapters", problem.seed), learn.adapter_rank
         adapters = Adapters.begun(problem.dense, rank, noise, learn.learns_weights)
     mixture, distill = Mixture(problem.corpus), problem.training.distill

@@ -178,8 +178,7 @@ def _require_finite(loss: float, step: int) -> None:
 
 
 def _trained(trained: nn.Module) -> list[nn.Parameter]:
-    """What has a gradient; adapters of rank 0 have no numbers, and none."""
-    return [one for one in trained.parameters() if one.requires_grad and one.numel()]
+    return [parameter for parameter in trained.parameters() if parameter.requires_grad]
 
 
 def _exchange(trained: nn.Module, figures: Figures, stop: bool, process: Process) -> bool:
