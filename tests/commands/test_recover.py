@@ -10,7 +10,7 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import SMALL, run_command, tiny_model
+from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -259,3 +259,22 @@ def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path
     for figures in (result["before"], result["model"], result["teacher"]):
         assert f"{figures['perplexity']:.2f} ± {figures['perplexity_stderr']:.2f}" in text
     assert "no finished" not in text
+
+
+def test_a_router_that_its_family_keeps_in_float32_stays_so(text_file, tmp_path):
+    """Training makes every parameter of the blocks float32; the folder has each in its own type."""
+    folder, gate = tmp_path / "mixture", "model.layers.2.mlp.gate.weight"
+    tiny_model("glm4_moe").save_pretrained(folder)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    loaded.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    done = run_command(
+        "recover", folder, *FEW, "--text", text_file, "--output-dir", tmp_path / "run",
+        "--distill", 0, "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "run/model"))
+    assert before[gate].dtype == torch.float32
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert not torch.equal(after[gate], before[gate])
+    assert not torch.equal(after[gate], after[gate].bfloat16().float())

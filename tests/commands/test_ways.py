@@ -84,6 +84,17 @@ def test_prune_takes_the_first_way_that_fits(
     ).read_bytes()
 
 
+def test_weights_that_learn_are_not_read_from_files(
+    llama_folder, text_file, tmp_path, monkeypatch, caplog
+):
+    """However little memory is free: they are held whole, in the way that takes least."""
+    monkeypatch.setattr(commands_ways, "free_memory", lambda device: 1)
+    flags = ("--text", text_file, *SMALL, "--weight-rate", 0.001, "--output-dir", tmp_path)
+    done = run_command("prune", llama_folder, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "GiB; with --gradient-checkpointing yes it is" in caplog.text
+
+
 @pytest.mark.parametrize("flags", [("--base-precision", "int8"), ("--offload", "disk")])
 def test_held_models_are_measured_as_the_original(flags, llama_folder, text_file, tmp_path):
     """Figures of the original are the original's, and the folder is proven against its weights."""

@@ -22,6 +22,7 @@ from conftest import (
 from safetensors.torch import load_file
 
 from disp_llm.commands.planning import chunk_of
+from disp_llm.commands.sizes import keep_by_penalty
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.latency import SHAPES, masks_of_shape
@@ -31,7 +32,7 @@ from disp_llm.masks import layout as layouts
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import CHUNKS, usual_chunk
 from disp_llm.masks.masking import masked
-from disp_llm.masks.selection import Masks
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.methods import method_named
 
 PROMPT = torch.arange(5, 25).unsqueeze(0)
@@ -79,6 +80,23 @@ def test_masks_know_their_chunks():
     assert masks_of("keep-all", layout).chunk == 1  # nothing is selected
     assert {chunked_masks(layout, chunk).chunk for chunk in (8, 16)} == {8, 16}
     assert chunked_masks(layout, 4).chunk == 1  # too few to pay
+
+
+def test_the_size_before_the_cut_counts_whole_chunks(text_file, tmp_path):
+    """Where seven of eight neighbours are likely kept and the eighth outweighs them, all are
+    pruned."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    layout = problem.budget.layout
+    problem = dataclasses.replace(problem, budget=Budget(layout, chunk=8))
+    problem = with_config(problem, learn=LearnConfig(estimator="reinmax"))
+    logits = torch.ones(layout.entries)
+    first = layout.split(logits)[layout.names.index("layers.0.attn_in")]
+    first[7] = -100.0
+    kept = torch.ones(layout.entries)
+    layout.split(kept)[layout.names.index("layers.0.attn_in")][:8] = 0
+    wanted = float(problem.budget.keep(layout.counts(kept.long())))
+    assert wanted < 1
+    assert keep_by_penalty(problem, Selection(logits)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(

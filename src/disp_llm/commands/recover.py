@@ -26,11 +26,12 @@ from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.student import (
+    dtypes_of,
     load_student,
     put_together,
     sharding_of,
-    stored_dtypes,
     to_measure,
+    with_dtypes,
 )
 from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
@@ -151,7 +152,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
             run.update(teacher=as_json(found))
 
     first_alone(job, loaded, measure)
-    dtypes, adapted = stored_dtypes(config, loaded), None
+    dtypes, adapted = dtypes_of(loaded.model), None
     if config.how == "lora":
         adapted = add_adapters(student, config.rank, config.machine.seed)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
@@ -161,10 +162,11 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
 
     def export() -> None:
         if not run.has(run.folder / "model"):
-            made = put_together(config, loaded, tensors) if divided else _merged(loaded, adapted)
+            if divided:
+                made = put_together(config, loaded, tensors)
+            else:
+                made = with_dtypes(_merged(loaded, adapted), dtypes)
             tokens = steps * config.training.tokens_per_step * process.count
-            for name, parameter in made.requires_grad_(False).named_parameters():
-                parameter.data = parameter.data.to(dtypes[name])
             _export(job, made, loaded, measuring, tokens)
 
     first_alone(job, loaded, export)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Inputs
@@ -90,29 +90,33 @@ def load_student(
         return sharding.load_trained(config.folder, machine, prepare)
 
 
-def stored_dtypes(config: RecoverConfig, loaded: Loaded) -> dict[str, torch.dtype]:
-    """The data type that every parameter of the student came in, by name, before training makes
-    some of them float32: some families keep routers in float32 whatever the model is."""
-    model = loaded.model
-    if loaded.holding is not None:  # what it divides was made float32 when it was loaded
-        model = load(config.folder, _machine(config, loaded, "cpu"), empty=True).model
+def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The data type of every parameter, by its name. As it was loaded, since training makes some of
+    them float32, and some families keep routers in float32 whatever the model is."""
     return {name: parameter.dtype for name, parameter in model.named_parameters()}
 
 
+def with_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> Any:
+    """A trained model, in place, with parameters of these data types that learn no more."""
+    for name, parameter in model.requires_grad_(False).named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    return model
+
+
 def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:
-    """The trained model, whole, in the machine's memory.
+    """The trained model, whole, in the machine's memory and in the data types that it came in.
 
     Args:
         loaded: as it was trained, in parts.
-        tensors: that were gathered of it; adapters are merged.
+        tensors: that were gathered of it; adapters among them.
     """
     empty = load(config.folder, _machine(config, loaded, "cpu"), empty=True)
-    adapted = None
+    dtypes, adapted = dtypes_of(empty.model), None
     if config.how == "lora":
         adapted = add_adapters(PrunableModel.of(empty), config.rank, config.machine.seed)
     empty.model.load_state_dict(tensors, assign=True)
     empty.model.tie_weights()
-    return empty.model if adapted is None else adapted.merge_and_unload()
+    return with_dtypes(empty.model if adapted is None else adapted.merge_and_unload(), dtypes)
 
 
 @contextlib.contextmanager
