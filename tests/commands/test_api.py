@@ -5,15 +5,20 @@ import subprocess
 import sys
 
 import datasets
+import fresh
 import pytest
 import torch
 import transformers
 from conftest import SETTINGS, SMALL, byte_tokenizer, environment, run_command, tiny_model
 
 import disp_llm
+from disp_llm.commands.outcome import RecoverResult
+from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.data.sources import GivenText, read_input
+from disp_llm.models.source import fingerprint_of
 
 
 def silent(*progress) -> None:
@@ -237,3 +242,74 @@ def test_a_model_that_is_not_there_is_named_by_its_setting(small_run, text_file,
     }.items():
         with pytest.raises(disp_llm.InputError, match=f"^{field}: cannot load 'nowhere'"):
             call()
+
+
+def test_a_model_in_memory_is_known_again_where_it_lies(llama_folder, text_file, tmp_path):
+    """By its numbers, and in its data type, whatever the machine would take."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    settings = {name: of for name, of in SETTINGS.items() if name != "dtype"}
+    call = {"text": text_file, "progress": silent, "keep": 0.8, "output_dir": tmp_path / "run"}
+    disp_llm.prune(model, byte_tokenizer(), **call, **settings)
+    for more in ({"no_measure": True}, {}):
+        config = ExportConfig(tmp_path / "run", keep=(0.7,), **more)
+        (made,) = disp_llm.export_sizes(config, progress=silent).sizes
+        assert (made.measured is None) == bool(more)
+    recovered = disp_llm.recover(
+        str(tmp_path / "run" / "model"), text=text_file, tokens=128, length=32, batch=1,
+        context=32, windows=2, output_dir=tmp_path / "better", progress=silent,
+    )  # fmt: skip
+    assert recovered.figures["source"]["teacher_revision"] == fingerprint_of(model)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.1)
+    with pytest.raises(disp_llm.InputError, match=r"^model: is not what"):
+        disp_llm.prune(model, byte_tokenizer(), resume=True, **call, **settings)
+
+
+def test_a_finished_run_is_not_that_of_another_text(text_file, tmp_path):
+    model, text = tiny_model("llama"), text_file.read_text()
+    call = {"keep": 0.8, "output_dir": tmp_path, "progress": silent, "resume": "auto"} | SETTINGS
+    made, again = (disp_llm.prune(model, byte_tokenizer(), text=[text], **call) for _ in "12")
+    assert again.figures == made.figures
+    with pytest.raises(disp_llm.InputError, match=r"^text: is not what"):
+        disp_llm.prune(model, byte_tokenizer(), text=[text[:-1]], **call)
+
+
+def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
+    """Those of one model serve the next."""
+    config = EvalConfig(str(llama_folder), text=(text_file,))
+    folder = str(small_run[0] / "model")
+    found = [disp_llm.evaluate(name, config=config, progress=silent) for name in (folder, folder)]
+    assert {one["model"] for one in found} == {folder}
+    assert found[0]["parameters"] == small_run[1]["models"][0]["parameters"]
+
+
+def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file):
+    """Its figures say where it lay when it was made, from the folder of that time."""
+    made = RecoverResult(small_run[0], {"model": {"folder": "elsewhere/model"}})
+    found = disp_llm.evaluate(made, text=text_file, windows=2, progress=silent)
+    assert found["parameters"] == small_run[1]["models"][0]["parameters"]
+
+
+NO_MODELS = """
+import disp_llm, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+llama = LlamaForCausalLM(
+    LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
+)
+for task in (disp_llm.examine, disp_llm.compare, disp_llm.bench, disp_llm.evaluate):
+    try:
+        task(torch.compile(llama) if task is disp_llm.evaluate else llama)
+    except disp_llm.InputError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_model_is_refused():
+    """In a process of its own, since types of arguments are checked in this one."""
+    done = fresh.run(NO_MODELS)
+    assert done.returncode == 0, done.stderr
+    in_memory = "model: is a LlamaForCausalLM in memory; save it, and name its folder"
+    *by_name, compiled = done.stdout.splitlines()
+    assert by_name == [in_memory] * 3
+    assert compiled.startswith("model: is a OptimizedModule, and neither")

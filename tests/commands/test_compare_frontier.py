@@ -112,6 +112,10 @@ def test_ours_by_time_is_as_fast_as_was_asked_for(command):
     assert row["keep_asked"] is None
     assert row["target"] == 0.8
     assert row["measured"]["prefill"] == pytest.approx(0.8, rel=0.05)
+    flags[3:4] = [0.8, 0.6]
+    done = run_command(*(word for word in command if word != "magnitude"), *flags, "latency")
+    assert done.returncode == 2
+    assert "compares something else (target: [0.8])" in done.stderr
 
 
 @pytest.mark.parametrize(

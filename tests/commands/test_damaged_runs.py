@@ -53,6 +53,22 @@ def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
     assert run_command("report", run).returncode == 0
 
 
+def test_a_size_that_was_deleted_is_forgotten_or_made_again(run, llama_folder):
+    """What `export` had made to save room, and one of the run's own."""
+    assert run_command("export", run, "--keep", 0.6, "--no-measure").returncode == 0
+    shutil.rmtree(run / "model-0.6")
+    assert refused(run_command("report", run), run / "model-0.6")
+    assert run_command("export", run, "--keep", 0.7, "--no-measure").returncode == 0
+    result = json.loads((run / "result.json").read_text())
+    assert [model["size"] for model in result["models"]] == ["0.5", "0.8", "0.7"]
+    assert not any("0.6" in name for name in result["files"])
+    shutil.rmtree(run / "model-0.8")
+    again = run_command("prune", llama_folder, "--output-dir", run, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    assert (run / "model-0.8" / "model.safetensors").exists()
+    assert run_command("report", run).returncode == 0
+
+
 def test_figures_of_a_finished_run_are_checked_when_they_are_asked_for(run, llama_folder):
     path = run / "result.json"
     whole = json.loads(path.read_text().replace('"perplexity": ', '"perplexity": "about" , "x": '))

@@ -2,9 +2,11 @@
 folder like any other."""
 
 import json
+import re
 import shutil
 import signal
 import time
+import tomllib
 
 import fresh
 import pytest
@@ -17,6 +19,7 @@ from torch.nn import functional
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
+from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import Teacher, token_losses
 
@@ -278,3 +281,33 @@ def test_a_router_that_its_family_keeps_in_float32_stays_so(text_file, tmp_path)
     assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
     assert not torch.equal(after[gate], before[gate])
     assert not torch.equal(after[gate], after[gate].bfloat16().float())
+
+
+def test_the_card_measures_both_models_on_one_text(small_run, text_file, tmp_path):
+    """On the text of the recovery, with the original where it teaches or was measured there."""
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[::-1])
+    for distill, says in ((0.5, None), (0.0, "not measured")):
+        run = tmp_path / f"{distill}"
+        flags = ("--text", text_file, "--eval-text", other, "--output-dir", run)
+        result = recover(small_run[0] / "model", *flags, "--distill", distill)
+        card = (run / "model" / "README.md").read_text()
+        assert "tokens of other.txt" in card
+        assert "name: other.txt" in card
+        (row,) = re.findall(r"\| perplexity \| (.*?) \| (.*?) \|", card)
+        assert row[0] == says or row[0].startswith(f"{result['teacher']['perplexity']:.2f} ")
+        assert row[1].startswith(f"{result['model']['perplexity']:.2f} ")
+
+
+def test_the_teacher_is_measured_after_a_kill_before_it(recovered, text_file, tmp_path):
+    run = Run(shutil.copytree(recovered[0], tmp_path / "run"))
+    result = run.result()
+    teacher = result.pop("teacher")
+    write_checked_json(run.result_file, result | {"status": "running"})
+    flags = ("--text", text_file, "--output-dir", run.folder, "--learning-rate", 0.003, "--resume")
+    assert recover(small_model_of(recovered), *flags)["teacher"] == teacher
+
+
+def small_model_of(recovered) -> str:
+    """What it was made from."""
+    return tomllib.loads((recovered[0] / "config.toml").read_text())["folder"]

@@ -13,7 +13,7 @@ from conftest import byte_tokenizer, masks_of, tiny_model, tiny_prunable
 from safetensors.torch import load_file
 
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import export_folder
+from disp_llm.export.folders import export_folder, write_readers
 
 
 def folder_of(model_type: str, path: Path, kind: str = "random") -> Path:
@@ -195,3 +195,16 @@ def test_compiled_equals_eager(llama):
     torch.testing.assert_close(
         compiled(prompt, use_cache=False).logits, model(prompt).logits, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [Exception, KeyError])
+def test_a_disk_that_is_full_of_tokenizer_is_an_error_of_the_disk(kind, llama, monkeypatch):
+    """The tokenizers library says so by the most general class there is, and that one alone."""
+
+    def full(*place):
+        raise kind("No space left on device (os error 28)")
+
+    tokenizer = byte_tokenizer()
+    monkeypatch.setattr(tokenizer, "save_pretrained", full)
+    with pytest.raises(OSError if kind is Exception else kind, match="No space left"):
+        write_readers(tokenizer, (), llama)

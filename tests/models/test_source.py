@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.loading import load
-from disp_llm.models.source import commit_of, fingerprint_of, source_of
+from disp_llm.models.source import base_and_license, commit_of, fingerprint_of, source_of
 
 CPU = MachineConfig(device="cpu", dtype="float32")
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -82,5 +82,9 @@ def test_a_model_in_memory_is_known_by_its_weights_and_buffers():
     changed = fingerprint_of(model)
     model.model.rotary_emb.inv_freq += 1
     assert len({before, changed, fingerprint_of(model)}) == 3
-    half = tiny_model("llama").to(torch.bfloat16)
-    assert fingerprint_of(half) != before
+    assert fingerprint_of(tiny_model("llama").to(torch.bfloat16)) == before  # `dtype` tells it
+
+
+def test_a_card_that_cannot_be_read_tells_nothing(folder):
+    (folder / "README.md").write_text("---\nlicense: mit\ntitle: a: b\n---\n")
+    assert base_and_license(str(folder)) == ("", "")

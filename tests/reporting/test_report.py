@@ -12,7 +12,9 @@ import pytest
 import tomli_w
 from conftest import run_command
 
+from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.files import CHECKSUM, write_checked_json
+from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import without_paths
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -165,3 +167,25 @@ def test_a_browser_has_nothing_to_complain_of(small_run, tmp_path):
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_runs_of_one_name_are_told_apart(small_run, tmp_path):
+    folders = [tmp_path / seed / "run" for seed in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(small_run[0], folder)
+    done = run_command("report", *folders, folders[0], "--output", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    _, words = read(tmp_path / "page.html")
+    assert "a/run" in words
+    assert "b/run" in words
+
+
+def test_a_page_shows_the_masks_of_each_size(small_run, tmp_path):
+    """Whichever was exported first: a run may be cut off before its own, and go on."""
+    run = Run(shutil.copytree(small_run[0], tmp_path / "run"))
+    result = run.result()
+    write_checked_json(run.result_file, result | {"models": result["models"][::-1]})
+    shown = {size.figures.size: size for size in read_run(run).sizes}
+    for size, folder in (("0.5", "model"), ("0.8", "model-0.8")):
+        config = json.loads((run.folder / folder / "config.json").read_text())
+        assert shown[size].widths["mlp_mid"] == config["disp_llm"]["widths"]["mlp_mid"]

@@ -1,9 +1,12 @@
 """Speed, memory and load time of a folder against its original."""
 
 import logging
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import torch
 
 from disp_llm.commands.front import Caller
 from disp_llm.config.bench import BenchConfig
-from disp_llm.config.errors import model_is
+from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
@@ -109,14 +112,40 @@ def _by_phase(comparisons: list[BenchComparison]) -> dict[str, BenchComparison]:
 
 def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
     """Load time of configuration and weights, peak memory and bytes on disk, from a process that
-    does nothing else.
+    does nothing else: an interpreter of its own, since `multiprocessing` would run the caller's
+    script once more.
 
     Raises:
-        InputError: the model is unusable.
+        InputError: the model is unusable, or the process was killed.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_load_and_run, name, machine, length).result()
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer"
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {__name__} as here; here.{_answer.__name__}()"],
+            input=pickle.dumps((name, machine, length, answer)),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            check=False,
+        )
+        if done.returncode:
+            raise InputError(
+                f"cannot load '{name}' in a process of its own, which ended with {done.returncode}",
+                field="model",
+                hint="-9 is mostly too little memory",
+            )
+        found = pickle.loads(answer.read_bytes())
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+def _answer() -> None:
+    """What that process does: its standard input says of which model, and where the answer goes."""
+    *asked, path = pickle.load(sys.stdin.buffer)
+    try:
+        found = _load_and_run(*asked)
+    except InputError as error:
+        found = error
+    path.write_bytes(pickle.dumps(found))
 
 
 def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:

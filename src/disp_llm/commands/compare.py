@@ -132,20 +132,25 @@ def _started(config: CompareConfig) -> dict[str, Any]:
     }
     for table in ("text", "words", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))
+    if config.target:
+        asked["target"] = list(config.target)
     if config.suite:
         asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))
     if not path.exists():
         return {"asked": asked, "rows": []}
     result = read_checked_json(path, ROWS_AGAIN, config.anyway)
     comparison_figures(result, str(path))
-    other = _difference(result["asked"], asked)
+    known = result["asked"]
+    if "target" in known and "target" not in asked:  # its method is not asked for this time
+        asked["target"] = known["target"]
+    other = _difference({"target": asked.get("target")} | known, asked)
     if other:
         raise InputError(
             f"{path.parent} compares something else ({other})",
             field="output_dir",
             hint="name another folder",
         )
-    return result
+    return result | {"asked": known | asked}
 
 
 def _difference(before: Any, now: Any, place: str = "") -> str:

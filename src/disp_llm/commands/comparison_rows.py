@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.places import Place
 from disp_llm.commands.prune import prune_with
 from disp_llm.commands.reference import Reference, shared_settings, with_steps
@@ -167,14 +168,14 @@ def pruned_rows(
             if size.measured is None:  # exported since then, by hand
                 continue
             of_size = [place for place in places if place.share == size.share_asked]
-            yield from _of_size(comparison, name, size, result.figures, of_size)
+            yield from _of_size(comparison, name, size, result, of_size)
 
 
 def _of_size(
     comparison: Comparison,
     name: str,
     size: SizeResult,
-    figures: dict[str, Any],
+    result: PruneResult,
     places: list[Place],
 ) -> Iterator[ComparisonRow]:
     """The rows of one exported model: as it is, and quantised."""
@@ -182,7 +183,9 @@ def _of_size(
         return
     dense = comparison.reference.dense
     assert size.measured is not None
-    compact = load_model(size.folder, dense.device, dense.dtype)
+    figures = result.figures
+    folder = Run(result.folder).model_folder(size.size, figures["first_size"])
+    compact = load_model(str(folder), dense.device, dense.dtype)
     row = ComparisonRow(
         method=name,
         keep_asked=places[0].keep,

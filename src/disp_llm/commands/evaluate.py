@@ -62,9 +62,10 @@ def evaluate(
     """
     caller = Caller.of(options)
     if isinstance(model, RecoverResult):
-        model = model.figures["model"]["folder"]
+        model = model.folder / "model"
     name, inputs = inputs_of(model, tokenizer)
-    settings: EvalConfig = with_settings(config or EvalConfig(name), options)
+    config = EvalConfig(name) if config is None else replace(config, model=name)
+    settings: EvalConfig = with_settings(config, options)
     settings = replace(settings, machine=machine_of(inputs, settings.machine))
     given: Given | None = None
     if text is not None:

@@ -20,7 +20,8 @@ from disp_llm.masks.selection import load_masks
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
-from disp_llm.models.loading import load_config
+from disp_llm.models.loading import load, load_config
+from disp_llm.models.source import IN_MEMORY
 from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
@@ -53,6 +54,7 @@ def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
                 field=str(run.folder),
                 hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
             )
+        run.forget_deleted(stored.budget.size_name(share) for share in stored.shares)
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
@@ -77,6 +79,7 @@ def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | He
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
     held, loaded = load_original(job, Inputs())
+    loaded = loaded.as_recorded(job.run.result()["source"])
     problem, sources = open_problem(held, loaded, Inputs())
     problem, texts = with_texts(problem, loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
@@ -92,7 +95,11 @@ def _plain(job: Job[PruneConfig]) -> PlainExport:
     machine = replace(config.machine, device=str(job.process.device))
     progress = job.count("loading model")
     progress(0, 1)
-    loaded, checkpoint = load_unread(config.model, machine)
+    source, checkpoint = job.run.result()["source"], None
+    if source["revision"].startswith(IN_MEMORY):  # it is known by the numbers of all its tensors
+        loaded = load(config.model, machine, dense_only=True).as_recorded(source)
+    else:
+        loaded, checkpoint = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
     return PlainExport(problem_of(job, loaded), loaded.tokenizer, checkpoint)

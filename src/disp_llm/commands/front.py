@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import transformers
 from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS
-from disp_llm.config.parts import MachineConfig, TextConfig
+from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.config.recover import RecoverConfig
@@ -29,7 +29,7 @@ from disp_llm.data.examples import read_input_examples
 from disp_llm.data.named import InMemory
 from disp_llm.data.sources import read_input
 from disp_llm.models.architectures import family_of
-from disp_llm.models.devices import require_tracker, start_process
+from disp_llm.models.devices import dtype_name, require_tracker, start_process
 from disp_llm.models.embedded import MODEL
 from disp_llm.models.loading import Loaded, family_of_any, load
 from disp_llm.models.processor import processor_files
@@ -75,7 +75,12 @@ class Caller:
         caller = cls.of(options)
         if isinstance(asked, kind):
             return caller, with_settings(asked, options)
-        assert isinstance(asked, str | Path)
+        if not isinstance(asked, str | Path):
+            raise InputError(
+                f"is a {type(asked).__name__} in memory",
+                field="model",
+                hint="save it, and name its folder",
+            )
         needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
         given = {name: options.pop(name) for name in needed[1:] if name in options}
         if len(given) < len(needed) - 1:
@@ -132,6 +137,22 @@ class Inputs:
             logger.warning("%s has no processor beside it: save one into what is exported", name)
         return Loaded(self.model, self.tokenizer, family, source, self.model.dtype, beside)
 
+    def require_same(self, run: Run) -> None:
+        """Refuses a finished run of another model or text than those in memory, which its settings
+        cannot tell apart.
+
+        Raises:
+            InputError: naming the setting and both hashes.
+        """
+        now, dtype = {}, run.result()["dtype"]
+        if self.model is not None:
+            now["revision"], dtype = fingerprint_of(self.model), dtype_name(self.model.dtype)
+        if self.texts.text is not None:
+            now["text_sha256"] = self.texts.text.sha256
+        if self.texts.eval_text is not None:
+            now["eval_text_sha256"] = self.texts.eval_text.sha256
+        run.require_same_source(now, dtype)
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """While the context lasts, the model in memory has no dropout and takes no gradients."""
@@ -157,8 +178,14 @@ def inputs_of(model: Model, tokenizer: Any) -> tuple[str, Inputs]:
     Raises:
         InputError: a model in memory without its tokenizer.
     """
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, str | Path):
         return str(model), Inputs()
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            f"is a {type(model).__name__}, and neither a name nor a model of transformers",
+            field="model",
+            hint="give the model inside it, with adapters merged",
+        )
     if tokenizer is None:
         raise InputError(
             "is missing", field="tokenizer", hint="give the tokenizer of the model in memory"
@@ -231,10 +258,16 @@ LOCAL_NAMES = ("model", "folder", "teacher")
 
 
 def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
-    """The machine settings; a model in memory stays on its device."""
-    if inputs.model is None or machine.device != "auto":
+    """The machine settings; a model in memory stays on its device and in its data type, in which
+    it is then loaded again where a later command needs it."""
+    if inputs.model is None:
         return machine
-    return replace(machine, device=str(inputs.model.device))
+    if machine.device == "auto":
+        machine = replace(machine, device=str(inputs.model.device))
+    dtype: Any = dtype_name(inputs.model.dtype)
+    if machine.dtype == "auto" and dtype in get_args(Dtype):
+        machine = replace(machine, dtype=dtype)
+    return machine
 
 
 class TemporaryFolder:

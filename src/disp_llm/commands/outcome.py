@@ -37,13 +37,16 @@ class PruneResult:
         return run_figures(self.figures, str(Run(self.folder).result_file)).models
 
     def size(self, share: float | None = None) -> SizeResult:
-        """The figures of one size; without a share, of the only or first one.
+        """The figures of one size; without a share, of the first that was asked for.
 
         Raises:
             InputError: the run has no such size.
         """
         sizes = self.sizes
-        found = [s for s in sizes if share is None or abs(s.share_asked - share) < 1e-9]
+        if share is None:
+            first = self.figures["first_size"]
+            return next((s for s in sizes if s.size == first), sizes[0])
+        found = [s for s in sizes if abs(s.share_asked - share) < 1e-9]
         if not found:
             raise InputError(
                 f"{share} is not among {', '.join(s.size for s in sizes)}",

@@ -91,6 +91,7 @@ def prune(
         temporary = with_folder(options)
         recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
         config = apply_recipe(PruneConfig(name), recipe)
+    config = replace(config, model=name)
     inputs, config = with_options(inputs, config, {"text": text} | options)
     return prune_with(caller, config, inputs, temporary)
 
@@ -117,8 +118,10 @@ def _in_its_folder(
 ) -> PruneResult:
     """Everything, in a folder that is locked and fits the settings."""
     run = Run(config.output_dir, config.anyway)
+    run.forget_deleted(config.budget.size_name(share) for share in config.shares)
     if run.is_done:
         run.require_whole()
+        inputs.require_same(run)
         if not run.page_file.exists():
             write_run_page(run)
         return PruneResult(run.folder, run.result(), config.machine.device, temporary)
@@ -148,6 +151,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     board = scoreboard_of_run(asked, run)
     job = as_begun(job)
     held, loaded = load_original(job, inputs)
+    loaded = loaded.as_recorded(run.result().get("source", {}))
     with process.accelerator.main_process_first():  # which measures, where time is the budget
         problem, sources = open_problem(held, loaded, inputs)
         refuse_impossible(problem)

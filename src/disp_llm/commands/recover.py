@@ -40,7 +40,7 @@ from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
-from disp_llm.export.facts import read_facts
+from disp_llm.export.facts import BEHIND, read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
@@ -92,6 +92,7 @@ def recover(
     if config is None:
         temporary = with_folder(options)
         config = RecoverConfig(name)
+    config = replace(config, folder=name)
     inputs, config = with_options(inputs, config, options)
     config.validate()
     with locked(config.output_dir):
@@ -112,6 +113,7 @@ def _in_its_folder(
     run = Run(config.output_dir, config.anyway)
     if run.is_done:
         run.require_whole()
+        inputs[0].require_same(run)
         return RecoverResult(run.folder, run.result(), config.machine.device, temporary)
     with job_of(caller, config, *inputs) as job, clock(run, "seconds", job.process.is_main):
         run_stages(job, *inputs)
@@ -143,13 +145,13 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     run.require_same_source(source, dtype_name(loaded.dtype))
 
     def measure() -> None:
-        if {"before", "source"} <= run.result().keys():
-            return
-        before = _measured_before(job, measuring, student, teacher, loaded.holding)
-        run.update(source=source, **before)
-        if teacher is not None:
-            found = measuring.perplexity(teacher.target, "perplexity of the teacher")
-            run.update(teacher=as_json(found))
+        found = run.result()
+        if not {"before", "source"} <= found.keys():
+            before = _measured_before(job, measuring, student, teacher, loaded.holding)
+            run.update(source=source, **before)
+        if teacher is not None and "teacher" not in found:
+            of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
+            run.update(teacher=as_json(of_teacher))
 
     first_alone(job, loaded, measure)
     dtypes, adapted = dtypes_of(loaded.model), None
@@ -220,6 +222,7 @@ def _load(
     progress(0, 2)
     sharding = sharding_of(job, (inputs, taught))
     loaded = load_student(asked, machine, inputs, sharding)
+    loaded = loaded.as_recorded(run.result().get("source", {}))
     sources = read_sources(asked.text, inputs.texts, asked.tokens)
     load_taught = taught.load if sharding is None else sharding.load
     original = load_original(job, loaded, load_taught, writes=sources.writes)
@@ -282,13 +285,19 @@ def _export(
 
 def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
     """What the card tells of the training."""
-    on_suite = ("general_ratio", "kept")
+    on_suite, source = ("general_ratio", "kept"), result["source"]
     before = {f"before_{key}": result["before"].get(key) for key in on_suite}
+    pruned_from = read_facts(config.folder).get("source", {}).get("revision")
+    if "teacher" in result and source["teacher_revision"] == pruned_from:
+        teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
+        before |= {"original": teacher}
     return before | {
         "how": config.how,
         "distill": config.training.distill,
         "tokens_seen": tokens,
-        "text": result["source"]["text"],
+        "text": source["text"],
+        "eval_text": source["eval_text"],
+        "eval_text_sha256": source["eval_text_sha256"],
         "before": result["before"]["perplexity"],
         "command": result["command"],
     }

@@ -56,8 +56,9 @@ def load_original(
             field="teacher",
             hint="name a model of the same vocabulary",
         )
+    told = read_facts(config.folder).get("source", {})
+    original = original.as_recorded(told)
     if not config.teacher and not config.anyway:
-        told = read_facts(config.folder)["source"]
         require_same_source(told, original.source, Path(config.folder))
     return original
 

@@ -273,13 +273,16 @@ class OutputConfig:
         require_file_size(max_shard_size=self.max_shard_size)
 
 
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
 @dataclass(frozen=True)
 class MachineConfig:
     """Where the work is done."""
 
     device: str = "auto"
     """Device to run on: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Dtype = "auto"
     """Data type of the frozen weights; auto is bfloat16 where the hardware computes in it, else
     float32."""
     seed: int = 0

@@ -9,6 +9,7 @@ from disp_llm.config.names import ATTENTION
 from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
 from disp_llm.runs.files import atomic
 from disp_llm.runs.results import (
+    NOT_MEASURED,
     SCORED,
     DenseResult,
     SizeResult,
@@ -19,6 +20,7 @@ from disp_llm.runs.results import (
     perplexity_said,
     ratio_said,
     served_by_vllm,
+    with_error,
 )
 
 PLACE = "FOLDER"
@@ -85,7 +87,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     """
     told = write_facts(folder, size, result)
     dense = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
-    text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, told))
+    text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, dense, told))
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text)
 
@@ -103,7 +105,6 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
         **_loading(size),
         "dense_block": dense.block_parameters,
         "dense_all": dense.parameters,
-        "dense_ppl": str(dense.measured),
         "dense_bytes": dense.bytes,
         "block": size.block_parameters,
         "all": size.parameters,
@@ -118,11 +119,13 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
     }
 
 
-def _of_run(size: SizeResult, told: dict[str, Any]) -> dict[str, Any]:
-    """Values of the template that tell where the model comes from."""
+def _of_run(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> dict[str, Any]:
+    """Values of the template that tell where the model comes from, and on what it was measured."""
     source, versions = told["source"], told["versions"]
+    measured_on = told.get("recovered", source)["eval_text"]
     return {
-        "header": _header(size, source),
+        "header": _header(size, source, measured_on),
+        "dense_ppl": _perplexity_of_original(size, dense, told),
         "place": PLACE,
         "base": source["model"],
         "revision": source["revision"],
@@ -130,7 +133,7 @@ def _of_run(size: SizeResult, told: dict[str, Any]) -> dict[str, Any]:
         "trained": _weights(size) + _trained(told.get("recovered")),
         "text": source["text"],
         "tokens_seen": told["tokens_seen"],
-        "eval_text": source["eval_text"],
+        "eval_text": measured_on,
         "checked": _checked(size.logit_errors, "recovered" in told),
         "command": told["command"],
         "hardware": told["hardware"]["cpu"],
@@ -155,6 +158,21 @@ def write_recovered_card(
         known = {key: value for key, value in facts["figures"].items() if key not in SCORED}
         size = from_json(SizeResult, filled(known) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
+
+
+def _perplexity_of_original(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> str:
+    """`22.75 ± 3.14` on the same windows as the model's own. Training after pruning may have
+    measured on another text than pruning, and without the original."""
+    did, source = told.get("recovered"), told["source"]
+    if did is None:
+        return str(dense.measured)
+    if did.get("original"):
+        return with_error(did["original"]["perplexity"], did["original"]["perplexity_stderr"])
+    was, now = dense.measured, size.measured
+    assert now is not None, "training ends with a measurement"
+    same = source.get("eval_text_sha256") == did["eval_text_sha256"]
+    same = same and (was.tokens, was.window, was.stride) == (now.tokens, now.window, now.stride)
+    return str(was) if same else NOT_MEASURED
 
 
 def _weights(size: SizeResult) -> str:
@@ -255,7 +273,7 @@ def _task(size: SizeResult) -> str:
     return "audio-text-to-text" if hears else "image-text-to-text"
 
 
-def _header(size: SizeResult, source: dict[str, str]) -> str:
+def _header(size: SizeResult, source: dict[str, str], measured_on: str) -> str:
     """The hub's metadata: licence, base model and perplexity, where they are known."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -264,7 +282,7 @@ def _header(size: SizeResult, source: dict[str, str]) -> str:
         result = EvalResult(
             task_type="text-generation",
             dataset_type="text",
-            dataset_name=source["eval_text"],
+            dataset_name=measured_on,
             metric_type="perplexity",
             metric_value=round(size.measured.perplexity, 4),
         )

@@ -8,7 +8,7 @@ from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.naming import name_of, named, names_in, without_paths
-from disp_llm.runs.results import DenseResult, SizeResult, as_json, from_json
+from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, from_json
 from disp_llm.runs.scores import Finite
 
 FACTS = "card.json"
@@ -50,7 +50,8 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
         told["source"]["base_model"] = ""
     if "recovered" in told:
         did = told["recovered"]
-        said = {"text": names_in(did["text"]), "command": without_paths(did["command"])}
+        said = {name: names_in(did[name]) for name in ("text", "eval_text")}
+        said["command"] = without_paths(did["command"])
         told["recovered"] = did | said
     return told
 
@@ -87,9 +88,14 @@ class Recovered:
     distill: Amount
     tokens_seen: Count
     text: str
+    eval_text: str
+    """What the figures of the model are measured on since."""
+    eval_text_sha256: str
     before: Positive
     """Perplexity before it."""
     command: str
+    original: Perplexity | None = None
+    """Of the original on that text, where it was measured."""
     before_general_ratio: Positive | None = None
     before_kept: Finite | None = None
     """On the suite, where there is one."""

@@ -48,7 +48,12 @@ def write_folder(
 def write_readers(tokenizer: Any, processor: tuple[Path, ...], folder: Path) -> None:
     """Writes what turns text, and files of what turns pictures and sound, into a model's inputs;
     then the folder has all of its settings, and nothing of others stays in them."""
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library has no other class for a full disk
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error
     for file in processor:
         shutil.copyfile(file, folder / file.name)
     strip_foreign(folder)

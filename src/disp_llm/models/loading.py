@@ -7,7 +7,7 @@ folder is run. Weights are frozen and dropout is off.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -26,7 +26,7 @@ from disp_llm.models.files import pickled_weights, require_readable
 from disp_llm.models.processor import processor_files, processor_of
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.skeleton import auto_class, empty_model
-from disp_llm.models.source import commit_of, source_of
+from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
 
@@ -84,6 +84,14 @@ class Loaded:
     def bos_token_id(self) -> int | None:
         """The token that every window begins with, where the model needs one."""
         return required_bos(self.model, self.family)
+
+    def as_recorded(self, source: dict[str, str]) -> "Loaded":
+        """The same, known by its numbers where a record says that it lay in memory then: where it
+        came from was not known."""
+        recorded, now = source.get("revision", ""), self.source["revision"]
+        if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.holding:
+            return self
+        return replace(self, source=self.source | {"revision": fingerprint_of(self.model)})
 
     def make_processor(self) -> Any:
         """The processor of a model that sees or hears; None where it has none."""

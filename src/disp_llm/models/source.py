@@ -7,12 +7,16 @@ import huggingface_hub
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from yaml import YAMLError
 
 from disp_llm.models import embedded
 from disp_llm.models.files import fingerprint
 from disp_llm.runs.files import tensors_sha256
 
-HUB_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+HUB_ERRORS = (
+    *(OSError, ValueError, KeyError, ImportError, RuntimeError),
+    *(SafetensorError, YAMLError),
+)
 """What is raised for a name or a network that is not right."""
 
 
@@ -41,9 +45,15 @@ def commit_of(model: Path) -> str | None:
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
-    """SHA-256 of the names, shapes and numbers of a model in memory."""
-    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    return f"sha256:{tensors_sha256(tensors)}"
+    """SHA-256 of the names, shapes and numbers of a model in memory; these as bfloat16 has them, so
+    that it is known again in whatever data type it is loaded."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    tensors = {name: t.bfloat16() if t.is_floating_point() else t for name, t in named}
+    return f"{IN_MEMORY}{tensors_sha256(tensors)}"
+
+
+IN_MEMORY = "sha256:tensors:"
+"""How the revision of a model begins that lay in memory, wherever it came from."""
 
 
 def base_and_license(name: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ the figures and `charts` the geometry. Whatever was named by its path is shown b
 text says is shown as text, and nothing on the page can run or be fetched.
 """
 
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -43,7 +44,11 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
         InputError: a folder is no run, or its files are damaged or not what they were.
     """
     config.validate()
-    runs = [read_run(Run(folder, config.anyway)) for folder in config.runs]
+    names = _told_apart([folder.resolve() for folder in config.runs])
+    runs = [
+        replace(read_run(Run(folder, config.anyway)), name=name)
+        for folder, name in zip(config.runs, names, strict=True)
+    ]
     single = Run(config.runs[0]).page_file if len(config.runs) == 1 else Path("report.html")
     path = config.output or single
     text = _template().render(
@@ -57,6 +62,16 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return {"file": str(path), "bytes": path.stat().st_size, "runs": len(runs)}
+
+
+def _told_apart(folders: list[Path]) -> list[str]:
+    """What runs are called: by the last part of their folders or, where two would be called the
+    same, by as many as tell them apart."""
+    parts, names = 1, [folder.name for folder in folders]
+    while len(set(names)) < len(set(folders)):
+        parts += 1
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+    return names
 
 
 @cache

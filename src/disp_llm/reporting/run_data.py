@@ -111,7 +111,7 @@ def read_run(run: Run) -> RunData:
         status=found.status if found else "not begun",
         figures=found,
         dense=found.dense if found else None,
-        sizes=_sizes(run, found.models) if found else [],
+        sizes=_sizes(run, found.models, found.first_size) if found else [],
         curve=[(point.keep, point.measured.perplexity) for point in found.curve] if found else [],
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
@@ -145,9 +145,13 @@ def _bench(path: Path) -> BenchData | None:
     return BenchData(found.hardware["cpu"], found.rows)
 
 
-def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
-    """Figures of every size, and pictures of its masks."""
-    return [_size(run.masks_file(model.size, models[0].size), model) for model in models]
+def _sizes(run: Run, models: list[SizeResult], first: str) -> list[SizeData]:
+    """Figures of every size, and pictures of its masks.
+
+    Args:
+        first: size of the run's masks file without a suffix, whichever was exported first.
+    """
+    return [_size(run.masks_file(model.size, first), model) for model in models]
 
 
 def _size(masks_file: Path, figures: SizeResult) -> SizeData:

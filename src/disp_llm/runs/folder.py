@@ -11,7 +11,7 @@ and a file that has changed since is refused.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from disp_llm.runs.files import read_checked_json, write_checked_json
 from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
-"""What to do about a file of a run that is not what it was."""
+"""What to do about a file of a run that is not what it was. An exported folder that was deleted is
+made again too, or forgotten where `export` had made it."""
 
 NOT_MADE_AGAIN = {
     "config.toml": "put it back; `anyway` takes what it says now",
@@ -154,6 +155,23 @@ class Run:
         result = self.result()
         there = [(self.folder / name).exists() for name in result.get("files", {})]
         return result.get("status") == "done" and all(there)
+
+    def forget_deleted(self, made: Iterable[str]) -> None:
+        """Takes sizes off the record whose folder was deleted since.
+
+        Args:
+            made: names of sizes that stay on it, since an attempt makes them again.
+        """
+        result, kept = self.result(), set(made)
+        sizes, first = result.get("models", []), result.get("first_size", "")
+        folders = {one["size"]: self.model_folder(one["size"], first) for one in sizes}
+        gone = {size for size, folder in folders.items() if not folder.exists()} - kept
+        if gone:
+            masks = {self._name(self.masks_file(size, first)) for size in gone - {first}}
+            gone_files = masks | {f"{folders[size].name}/{SUMS}" for size in gone}
+            result["models"] = [one for one in sizes if one["size"] not in gone]
+            result["files"] = {k: v for k, v in result["files"].items() if k not in gone_files}
+            write_checked_json(self.result_file, result)
 
     def require_whole(self) -> None:
         """Refuses a run that is not what it was when it was written.
