@@ -77,6 +77,40 @@ def test_files_are_sources_and_each_is_held_out_from(tmp_path):
     assert sources["eval_text"] == "the last 10% of a, b"
 
 
+def test_what_is_held_out_is_read_in_turn(tmp_path):
+    """So that the first windows are of every text, as often as it is learned from."""
+    pieces = {"a": 6, "b": 2, "c": 1}
+    for letter, count in pieces.items():
+        (tmp_path / letter).write_text(letter * count * 10240)
+    files = tuple(tmp_path / letter for letter in pieces)
+    texts = load_tokens(TextConfig(text=files, weights=(2, 1, 1)), byte_tokenizer())
+    held_out = byte_tokenizer().decode(texts.evaluation)
+    assert held_out[::1024] == "aabcaabaa"
+    assert len(held_out) == 9 * 1024
+
+
+@pytest.mark.parametrize("method", ["ddp", "grasprune"])
+def test_methods_of_others_follow_dynamic_loading(
+    method, llama_folder, text_file, tmp_path, monkeypatch
+):
+    def loses_on_the_first_alone(mixture: Mixture, *asked: object) -> None:
+        mixture.get_buffer("reference").copy_(torch.tensor([0.0, 99.0]))
+
+    monkeypatch.setattr(Mixture, "measure_reference", loses_on_the_first_alone)
+    other = tmp_path / "other.txt"
+    other.write_text("Nothing here resembles the other file. " * 200)
+    command = (
+        "prune", llama_folder, "--text", text_file, other, "--weights", 1, 3, "--mix", "dynamic",
+        "--method", method, *SMALL, "--steps", 12, "--output-dir",
+    )  # fmt: skip
+    done = run_command(*command, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    mixtures = [json.loads(line)["mixture"] for line in lines]
+    assert mixtures[:10] == [[0.25, 0.75]] * 10
+    assert mixtures[11][0] > 0.3
+
+
 def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("Nothing here resembles the other file. " * 200)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import byte_tokenizer
+from tokenizers import normalizers
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
@@ -15,6 +16,7 @@ from disp_llm.data.examples import GivenExamples, read_examples, read_input_exam
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.named import read_sources
 from disp_llm.data.tokens import load_tokens
+from disp_llm.data.windows import ids_of
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -88,7 +90,38 @@ def test_prompts_end_before_the_last_answer():
     tokenizer.chat_template = TEMPLATE
     one = stream([{"messages": TALK}], tokenizer=tokenizer).examples[0]
     assert tokenizer.decode(one.prompt).endswith("4<|end|>\n<|user|>and 1?<|end|>\n<|assistant|>")
-    assert one.answer == "5"
+    assert one.answer == "5<|end|>"  # which is no special token here: the model learns to write it
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_answers_have_the_tokens_that_they_have_in_the_whole_text(template):
+    """Of a tokenizer that puts a space before whatever it reads, as Llama 2's does."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.chat_template = TEMPLATE
+    row = {"prompt": "2 and 2 is", "answer": " 4"} if template == "plain" else {"messages": TALK}
+    one = stream([row], template, tokenizer).examples[0]
+    whole = "2 and 2 is 4"
+    if template == "chat":
+        whole = tokenizer.apply_chat_template(TALK, tokenize=False).rstrip()
+    ends = [tokenizer.eos_token_id] if template == "plain" else []
+    assert one.tokens.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"] + ends
+    wanted = {"chat": "4<|end|>5<|end|>", "plain": " 4</s>"}
+    assert tokenizer.decode(one.tokens[one.counted]) == wanted[template]
+
+
+def test_where_a_token_would_belong_to_both_the_answer_is_read_alone():
+    class Pairs:
+        """Reads two letters at a time."""
+
+        eos_token_id = None
+
+        def __call__(self, text, **options):
+            pairs = (text[i : i + 2] for i in range(0, len(text), 2))
+            return {"input_ids": [hash(pair) for pair in pairs]}
+
+    assert ids_of(Pairs(), "cd", False, "abc") == [hash("cd")]
+    assert ids_of(Pairs(), "cde", False, "ab") == [hash("cd"), hash("e")]
 
 
 @pytest.mark.parametrize(

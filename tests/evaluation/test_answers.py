@@ -15,6 +15,7 @@ from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import read_input_examples
 from disp_llm.evaluation import metrics
 from disp_llm.evaluation.answers import written_answers
+from disp_llm.evaluation.likeliest import likeliest
 from disp_llm.evaluation.metrics import rights, scored
 from disp_llm.evaluation.perplexity import answer_losses, perplexity
 
@@ -60,6 +61,18 @@ def test_answers_do_not_depend_on_what_is_answered_beside(model_type):
         written = tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         assert together[place] == written
     assert len(set(together)) > 1
+
+
+def test_answers_follow_no_penalties_and_beams_that_a_model_comes_with(target):
+    tokenizer, wanted = byte_tokenizer(), written_answers(target, byte_tokenizer(), stream(), 6)
+    settings = target.model.generation_config
+    settings.repetition_penalty, settings.no_repeat_ngram_size, settings.num_beams = 1.5, 1, 3
+    made = target.model.generate(torch.tensor([[5, 6]]), max_new_tokens=6, pad_token_id=0)
+    with likeliest(target.model) as generate:
+        plain = generate(torch.tensor([[5, 6]]), max_new_tokens=6, pad_token_id=0)
+    assert made.tolist() != plain.tolist()
+    assert written_answers(target, tokenizer, stream(), 6) == wanted
+    assert target.model.generation_config is settings
 
 
 def test_an_answer_ends_where_the_model_ends_text(target):

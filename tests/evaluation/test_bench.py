@@ -14,7 +14,9 @@ from disp_llm.evaluation import timing
 from disp_llm.evaluation.benchmark import Counted, compare, count, where_time_goes
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, speed_against
 from disp_llm.export.cutting import compact_model
+from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
 
 
 def pruned(model_type: str, branches: bool = False) -> PrunableModel:
@@ -37,6 +39,39 @@ def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_typ
     linear = sum(counted.get(product, 0) for product in products)
     head = 2 * 2 * model.get_output_embeddings().weight.numel()
     assert linear == count(target, workload).block_flops + head
+
+
+def test_of_experts_those_count_that_tokens_use():
+    """Without half of its experts a mixture does as much for a token, and is smaller."""
+    target = tiny_prunable("qwen3_moe", experts=True)
+    kept = torch.ones(target.layout.entries, dtype=torch.bool)
+    for name, part in zip(target.layout.names, target.layout.split(kept), strict=True):
+        if name.endswith(".experts") and len(part) > 2:
+            part[len(part) // 2 :] = False
+    masks = Masks(target.layout, kept, Selection(kept.float()))
+    small = PrunableModel(compact_model(target, masks), target.family)
+    assert small.block_parameters < 0.8 * target.block_parameters
+    work = Workload("prefill", 16, 1)
+    routers = 2 * 16 * sum(
+        (len(row.weight) - len(less.weight)) * row.weight.shape[1]
+        for row, less in zip(routers_of(target), routers_of(small), strict=True)
+    )  # fmt: skip
+    assert count(small, work).block_flops == count(target, work).block_flops - routers
+    budget = Budget(target.layout, sites=target.layout.sites)
+    for one, counts in ((target, torch.tensor(target.layout.lengths)), (small, masks.counts)):
+        assert one.block_parameters_of(1) == budget.active_parameters(counts)
+        assert one.block_parameters_of(1) < one.block_parameters_of(2) <= one.block_parameters
+        read = count(one, Workload("decode", 1, 100)).bytes_read
+        assert read >= one.block_parameters * one.dtype.itemsize
+
+
+def routers_of(target: PrunableModel) -> list:
+    """The routers of a mixture."""
+    return [
+        block.get_submodule(branch.experts.rows)
+        for block, branch in target.present
+        if branch.experts is not None
+    ]
 
 
 @pytest.mark.parametrize("branches", [False, True])

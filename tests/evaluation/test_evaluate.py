@@ -1,6 +1,7 @@
 """Perplexity against the definition, computed the long way with transformers alone."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import byte_tokenizer, tiny_prunable
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import tokenize
-from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.perplexity import WindowLosses, perplexity
 
 
 @pytest.fixture
@@ -43,6 +44,15 @@ def test_overlap_scores_every_token_once_with_its_longest_context(stream):
         logits = model(stream[start:position][None]).logits[0, -1]
         total -= float(logits.log_softmax(-1)[stream[position]])
     assert measured.perplexity == pytest.approx(math.exp(total / 79), rel=1e-4)
+
+
+def test_a_window_weighs_on_the_error_as_its_tokens_do():
+    alike = [100 * (2 + 0.01 * i) for i in range(20)]
+    plain = WindowLosses(alike, [100] * 20, 100, 100).perplexity()
+    spread = statistics.stdev(loss / 100 for loss in alike) / math.sqrt(20)
+    assert plain.perplexity_stderr == pytest.approx(plain.perplexity * spread)
+    odd = WindowLosses([*alike, 9.0], [*[100] * 20, 1], 100, 100).perplexity()
+    assert odd.perplexity_stderr == pytest.approx(plain.perplexity_stderr, rel=0.2)
 
 
 def test_one_window_has_no_standard_error(stream):

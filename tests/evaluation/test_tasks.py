@@ -1,6 +1,7 @@
 """lm-evaluation-harness on local files; skipped where the extra `eval` is not installed."""
 
 import json
+from functools import partial
 
 import pytest
 from conftest import run_command
@@ -47,15 +48,33 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
     assert figures["acc_norm"] == direct["acc_norm,none"]
 
 
+WRITTEN = """
+task: written
+dataset_path: json
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+metric_list:
+  - metric: exact_match
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--tasks", "arc_esy"], "nearest: arc_easy"),
         (["--tasks", "arc_easy", "--task-data", "arc_easy=gone.jsonl"], "gone.jsonl"),
         (["--tasks", "arc_easy", "--task-data", "piqa=x"], "not among --tasks"),
+        (["--tasks", "ai2_arc"], "ai2_arc is a group of tasks; name those in it"),
+        (["--tasks", "written"], "written has no accuracy, but exact_match"),
     ],
 )
-def test_mistakes_are_one_line(llama_folder, arguments, said):
+def test_mistakes_are_one_line(llama_folder, arguments, said, tmp_path, monkeypatch):
+    if "written" in arguments:  # a task of one's own
+        (tmp_path / "written.yaml").write_text(WRITTEN)
+        tasks = pytest.importorskip("lm_eval").tasks
+        index = partial(tasks.TaskManager, include_defaults=False, include_path=tmp_path)
+        monkeypatch.setattr(tasks, "TaskManager", index)
     done = run_command("eval", llama_folder, *arguments)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]

@@ -10,6 +10,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.suites import load_suite
 from disp_llm.data.tokens import Stream, opening
+from disp_llm.evaluation.likeliest import likeliest
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.masks.prunable import PrunableModel
@@ -106,12 +107,11 @@ class Measuring:
         start = opening(self.stream, PROMPT_TOKENS)
         prompt = start[: fitting(model, len(start))][None].to(model.device)
         room = fitting(model, len(start) + SAMPLE_TOKENS) - prompt.shape[1]
-        generate: Any = model.generate
-        made = generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
-            do_sample=False,
-            pad_token_id=0,
-        )
+        with likeliest(model) as generate:
+            made = generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
+                pad_token_id=0,
+            )
         return self.tokenizer.decode(made[0, prompt.shape[1] :])

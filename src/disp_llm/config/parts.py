@@ -47,8 +47,8 @@ class TextConfig:
     """A hub data set in place of --text, as NAME:CONFIG or NAME:CONFIG:SPLIT, such as
     wikitext:wikitext-2-raw-v1 (default split: train)."""
     eval_text: tuple[Path, ...] = ()
-    """Text to measure perplexity on. Default: the last tenth of the learning text, which is then
-    never learned from."""
+    """Text to measure perplexity on. Default: the last tenth of the learning text (of several in
+    turn), which is then never learned from."""
     eval_dataset: str = ""
     """A hub data set in place of --eval-text, as NAME:CONFIG or NAME:CONFIG:SPLIT (default split:
     test)."""

@@ -1,7 +1,8 @@
 """Examples -> tokens, of which those of answers count; and windows of them.
 
-A prompt and its answer are tokenised apart, and the answer ends with EOS; or both as the chat
-template of the tokenizer writes them, whose text is cut where the assistant's turns begin and end.
+A prompt and its answer, which ends with EOS, are tokenised such that no token belongs to both; or
+both as the chat template of the tokenizer writes them, whose text is cut where the assistant's
+turns begin and end.
 
 Training windows are filled with one example after the other, drawn at random; the last is cut off.
 Of examples with a loss of their own, which needs all their tokens, the last that does not fit is
@@ -44,7 +45,7 @@ class Tokenized:
     place: str
     """Where it was read, for messages."""
     answer: str = ""
-    """What its last answer says."""
+    """What its last answer says, as the template writes it where there is one."""
     shown: Callable[[], Given] | None = None
     """Makes what the model is shown with it, where that is a picture; it has as many numbers for
     tokens as there are."""
@@ -216,13 +217,17 @@ class _Writer:
         chat = self._is_chat(example)
         tokens = opening_of(self.tokenizer, self.bos_token_id, chat)
         counted = [False] * len(tokens)
+        before, answer = "", example.answer
         for text, is_answer in self._in_template(example) if chat else self._plain(example):
-            ids = ids_of(self.tokenizer, text, ends=is_answer and not chat)
+            ids = ids_of(self.tokenizer, text, is_answer and not chat, before)
             if chat and tokens and ids[:1] == tokens:
                 ids = ids[1:]  # the template writes BOS too
             tokens += ids
             counted += [is_answer] * len(ids)
-        return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, example.answer)
+            before += text
+            if chat and is_answer:  # a template may put words of its own into it
+                answer = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, answer)
 
     def _of_task(self, example: TaskExample) -> Tokenized:
         tokens = torch.tensor(example.tokens, dtype=torch.long)

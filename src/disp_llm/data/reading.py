@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError, said_by
+from disp_llm.config.names import is_mixture
 from disp_llm.config.texts import MixedText, MixtureFile
 from disp_llm.data.files import documents_of, files_under
 from disp_llm.data.rows import Unusable, no_column, text_of
@@ -133,6 +134,12 @@ def read_given(
         documents = read_dataset(dataset, column, split, DATASET[field])
         return GivenText(documents, field=DATASET[field], named=dataset_name(dataset))
     if paths:
+        for path in filter(is_mixture, paths):
+            raise InputError(
+                f"{path} is a mixture, which is only learned from",
+                field=field,
+                hint="name files or folders of text",
+            )
         named = ", ".join(base_name(path) for path in paths)
         return GivenText(read_documents(paths, column, field), field=field, named=named)
     return None

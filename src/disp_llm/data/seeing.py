@@ -97,7 +97,7 @@ class Shower:
         prompt = made.pop("input_ids")
         made.pop("attention_mask", None)
         tokenizer = self.processor.tokenizer
-        ids = ids_of(tokenizer, answer, ends=not chat)
+        ids = ids_of(tokenizer, answer, not chat, before)
         opening = opening_of(tokenizer, self.bos_token_id, chat)
         if opening == prompt[0, :1].tolist():
             opening = []  # the processor writes BOS too

@@ -7,6 +7,7 @@ released code puts one at every line, which the model never saw in training.)
 B windows, T tokens of a window, N tokens of the stream.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -129,7 +130,9 @@ def load_tokens(
     streams = [stream_of(text, tokenizer, bos_token_id, make_processor) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
-        streams, held_out = _held_out(texts, streams, name)
+        streams, ends, share = _held_out(texts, streams)
+        last = _in_turn(ends, _weights(config, sources, list(map(len, ends))))
+        held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
     evaluation = stream_of(held_out, tokenizer, bos_token_id, make_processor)
     if not isinstance(evaluation, ExampleStream):
         require_length(evaluation, 2, held_out.field, held_out.name)
@@ -155,9 +158,10 @@ def texts_for(
 
 
 def _held_out(
-    texts: list[Given], streams: list[Stream], name: str
-) -> tuple[list[Stream], GivenText]:
-    """What is left to learn from, and the end of every text, which is only measured on."""
+    texts: list[Given], streams: list[Stream]
+) -> tuple[list[Stream], list[Tensor], float]:
+    """What is left to learn from, the end of every text, which is only measured on, and the share
+    that all of these are."""
     left: list[Stream] = []
     ends: list[Tensor] = []
     usual = True
@@ -168,9 +172,21 @@ def _held_out(
         left.append(stream[:cut])
         ends.append(stream[cut:])
         usual = usual and text.held_out is None
-    last = torch.cat(ends)
-    share = HELD_OUT if usual else len(last) / sum(map(len, streams))
-    return left, GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
+    share = HELD_OUT if usual else sum(map(len, ends)) / sum(map(len, streams))
+    return left, ends, share
+
+
+def _in_turn(ends: list[Tensor], weights: tuple[float, ...]) -> Tensor:
+    """The ends of several texts in pieces as long as a window is, in turn, so that as many windows
+    from the start as are read are of every text what its weight says."""
+    pieces = [list(end.split(PerplexityConfig.context)) for end in ends]
+    taken = [0] * len(ends)
+    found: list[Tensor] = []
+    while left := [i for i, parts in enumerate(pieces) if taken[i] < len(parts)]:
+        next_one = min(left, key=lambda i: (taken[i] + 1) / weights[i] if weights[i] else math.inf)
+        found.append(pieces[next_one][taken[next_one]])
+        taken[next_one] += 1
+    return torch.cat(found)
 
 
 def _cut(text: GivenText, stream: Tensor) -> int:

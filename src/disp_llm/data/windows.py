@@ -178,9 +178,22 @@ def opening_of(tokenizer: Any, bos_token_id: int | None, chat: bool) -> list[int
     return [] if bos is None else [bos]
 
 
-def ids_of(tokenizer: Any, text: str, ends: bool) -> list[int]:
-    """The tokens of a part of an example, and EOS if it ends there and the tokenizer has one."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def ids_of(tokenizer: Any, text: str, ends: bool, before: str = "") -> list[int]:
+    """The tokens of a part of an example, and EOS if it ends there and the tokenizer has one.
+
+    Args:
+        before: what stands in front of it. Some tokenizers put a space before whatever they read,
+            and the part must not get one of its own; where a token would belong to both, it is
+            read by itself.
+    """
+
+    def read(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    ids = read(text)
+    if before:
+        first, both = read(before), read(before + text)
+        ids = both[len(first) :] if both[: len(first)] == first else ids
     eos = tokenizer.eos_token_id
     return [*ids, eos] if ends and eos is not None else ids
 

@@ -12,6 +12,7 @@ import torch
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.example_tokens import ExampleStream, Tokenized
+from disp_llm.evaluation.likeliest import likeliest
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import positions_of
 
@@ -85,16 +86,15 @@ def _generated(
         padded[row, width - len(prompt) :] = prompt
         seen[row, width - len(prompt) :] = 1
     ends = _ends(target, tokenizer)
-    generate: Any = target.model.generate
-    made = generate(
-        padded.to(target.device),
-        attention_mask=seen.to(target.device),
-        max_new_tokens=most_tokens,
-        do_sample=False,
-        eos_token_id=ends or None,
-        pad_token_id=filler,
-        **_shown(target, examples[0]),
-    )
+    with likeliest(target.model) as generate:
+        made = generate(
+            padded.to(target.device),
+            attention_mask=seen.to(target.device),
+            max_new_tokens=most_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=filler,
+            **_shown(target, examples[0]),
+        )
     return [_until(row, ends) for row in made[:, width:].tolist()]
 
 

@@ -105,21 +105,22 @@ def compare(workload: Workload, pair: Pair, counted: list[Counted]) -> BenchComp
 
 def count(target: PrunableModel, workload: Workload) -> Counted:
     """Counts operations and bytes of the linear layers of the blocks, of attention (causal) and of
-    the head, which computes the last position only."""
-    head, blocks = target.head_weight.numel(), target.block_parameters
+    the head, which computes the last position only; of experts, as far as tokens use them."""
+    head = target.head_weight.numel()
     attentions = [block for block, own in target.present if own is target.family.attention]
     q = sum(widths_of(linear_at(block, target.family.attention.writes))[0] for block in attentions)
     cached = sum(cached_numbers(block, target.family) for block in attentions)
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
     pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1
-    flops = workload.batch * (2 * blocks * fresh + 4 * q * pairs + 2 * head)
+    of_token, read = map(target.block_parameters_of, (1, workload.batch * fresh))
+    flops = workload.batch * (2 * of_token * fresh + 4 * q * pairs + 2 * head)
     # A prompt of one token counts the cache as decoding does.
     from_cache = workload.batch * cached * workload.length if fresh == 1 else 0
     return Counted(
         flops=flops,
-        bytes_read=target.dtype.itemsize * (blocks + head + from_cache),
-        block_flops=workload.batch * 2 * blocks * fresh,
+        bytes_read=target.dtype.itemsize * (read + head + from_cache),
+        block_flops=workload.batch * 2 * of_token * fresh,
     )
 
 

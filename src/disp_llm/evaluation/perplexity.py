@@ -1,13 +1,13 @@
 """Perplexity of a dense, a masked or a compact model: the same code for all three.
 
 It is `exp` of the mean −ln p over the scored tokens. Its standard error comes from the spread of
-the windows' means (tokens of one window are not independent) and the slope of `exp`.
+the windows' means (tokens of one window are not independent), each of which counts as its tokens
+do, and the slope of `exp`.
 
 B windows, T tokens of a window.
 """
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,9 +56,11 @@ class WindowLosses:
             raise InputError(
                 f"its loss on the text is {mean:g}", field="model", hint="try the `dtype` float32"
             )
-        value, error = math.exp(mean), None
-        if len(self.sums) > 1:
-            error = value * statistics.stdev(self.means) / math.sqrt(len(self.sums))
+        value, error, n = math.exp(mean), None, len(self.sums)
+        if n > 1:
+            pairs = zip(self.sums, self.counts, strict=True)
+            spread = sum((total - mean * count) ** 2 for total, count in pairs) * n / (n - 1)
+            error = value * math.sqrt(spread) / sum(self.counts)
         losses = [round(loss, 6) for loss in self.means]
         counts = self.counts if len(set(self.counts)) > 1 else []
         tokens = sum(self.counts)

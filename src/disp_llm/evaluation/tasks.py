@@ -70,9 +70,12 @@ def run_tasks(
         on_request: called with (done, total) as answers are scored.
 
     Raises:
-        InputError: lm-eval is not installed, a task does not exist, or its data cannot be had.
+        InputError: lm-eval is not installed, a task does not exist or has no accuracy, or its data
+            cannot be had.
     """
     wanted = require_tasks(names, data)
+    for name in wanted:
+        _require_accuracy(name)
     runs = Runs(PrunableModel.of(loaded), loaded.tokenizer, data, limit, on_request)
     results = _results(runs, wanted)
     return {name: _figures(name, results) for name in wanted}
@@ -125,6 +128,25 @@ def require_tasks(names: Iterable[str], data: Iterable[str] = ()) -> list[str]:
             not asked for.
     """
     return _known_tasks(names, data, _task_manager(_lm_eval().TaskManager).all_tasks)
+
+
+def _require_accuracy(name: str) -> None:
+    """Refuses a group of tasks, and a task whose answers are not chosen among given ones."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = _task_manager(_lm_eval().TaskManager).task_index[name]
+    if entry.kind.name in ("GROUP", "TAG"):
+        raise InputError(f"{name} is a group of tasks", field="tasks", hint="name those in it")
+    if entry.yaml_path is None:  # a task in Python, which says its metrics when it has run
+        return
+    stated = dict(load_yaml(entry.yaml_path, resolve_func=False)).get("metric_list") or ()
+    metrics = [one["metric"] for one in stated]
+    if metrics and not {"acc", "acc_norm"} & set(metrics):
+        raise InputError(
+            f"{name} has no accuracy, but {', '.join(map(str, metrics))}",
+            field="tasks",
+            hint="name a task of questions with given answers, or run lm-eval itself",
+        )
 
 
 def _lm_eval() -> Any:

@@ -192,9 +192,22 @@ class PrunableModel:
     @property
     def block_parameters(self) -> int:
         """Number of the weights of the linear layers inside the blocks, experts included."""
-        in_experts = (
-            weight for block, branch in self.present for weight in expert_weights(block, branch)
-        )
-        return sum(linear.weight.numel() for linear in self.linears()) + sum(
-            weight.numel() for weight in in_experts
-        )
+        return self.block_parameters_of()
+
+    def block_parameters_of(self, tokens: int | None = None) -> int:
+        """The same of those that some tokens use, where each chooses experts that no other does.
+
+        Args:
+            tokens: how many; None = as many as use all experts.
+        """
+        config = self.model.config.get_text_config()
+        total = sum(linear.weight.numel() for linear in self.linears())
+        for block, branch in self.present:
+            if branch.experts is None:
+                continue
+            router, *packed = expert_weights(block, branch)
+            used = len(router)
+            if tokens is not None:
+                used = min(used, tokens * getattr(config, branch.experts.chosen))
+            total += router.numel() + sum(weight[0].numel() * used for weight in packed)
+        return total

@@ -3,6 +3,7 @@
 B windows, T tokens of a window, D residual stream, K inputs of a layer.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,9 @@ def block_inputs(
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if index == 0:
                 states.append(args[0] if args else kwargs["hidden_states"])
-            arguments[index] = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            states_name, *names = inspect.signature(module.forward).parameters
+            given = dict(zip(names, args[1:], strict=False)) | kwargs  # some have them by place
+            arguments[index] = {k: v for k, v in given.items() if k != states_name}
 
         return hook
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import shared_stream
+from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.loop import Schedule, accumulate, train
@@ -55,22 +55,34 @@ def train_masks(
     """
     dense, process = problem.dense, problem.job.process
     mixture = Mixture(problem.corpus).to(dense.device)
+    alone = Teacher(dense, distill) if distill else None  # of a model that has no masks
+    with torch.no_grad():
+        mixture.measure_reference(
+            lambda windows: mean_losses(dense, windows.to(dense.device), alone),
+            config.length,
+            random_stream("reference", problem.seed),
+        )
     compiled = compiles(config, steps, dense)
 
     def backward(step: int) -> dict[str, Any]:
         prepare(step)
         noise = shared_stream("steps", problem.seed, step)
+        mixture.update(step)
 
         def loss_under(mask: Tensor) -> Tensor:
             masking.set(mask)
-            windows, _ = mixture.draw_own(config.batch, config.length, noise, process)
-            return mean_losses(dense, windows.to(dense.device), teacher, compiled).mean()
+            windows, sources = mixture.draw_own(config.batch, config.length, noise, process)
+            losses = mean_losses(dense, windows.to(dense.device), teacher, compiled)
+            mixture.record_losses(sources, losses, process)
+            return losses.mean()
 
-        return accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
+        figures = accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
+        return figures | mixture.figures()
 
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None
-        train(trained, optimizer, backward, Schedule(config, steps, "learning masks"), problem.job)
+        state = nn.ModuleDict({"trained": trained, "mixture": mixture})
+        train(state, optimizer, backward, Schedule(config, steps, "learning masks"), problem.job)
 
 
 def travelling(rate: float, published_steps: int, steps: int, most: float) -> float:
