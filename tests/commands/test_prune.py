@@ -122,7 +122,7 @@ def test_whole_sites_have_no_selection(llama_folder, text_file, tmp_path):
     assert selections["0.5"] < selections["0"]
 
 
-def test_export_makes_another_size_without_learning(own_run):
+def test_export_makes_another_size_without_learning(own_run, text_file):
     folder = own_run
     done = run_command("export", folder, "--keep", 0.65, "--json")
     assert done.returncode == 0, done.stderr
@@ -133,9 +133,12 @@ def test_export_makes_another_size_without_learning(own_run):
     assert len(json.loads((folder / "result.json").read_text())["models"]) == 3
     assert "learning" not in done.stderr
     again = run_command(
-        "eval", folder / "model-0.65", "--text", folder / "config.toml", "--context", 32, "--json"
+        "eval", folder / "model-0.65", "--text", text_file, "--context", 32, "--json"
     )
     assert again.returncode == 0, again.stderr
+    mixture = run_command("eval", folder / "model-0.65", "--text", folder / "config.toml")
+    assert mixture.returncode == 2
+    assert "config.toml is a mixture, which is only learned from" in mixture.stderr
 
 
 def test_eval_agrees_with_prune(small_run, text_file, tmp_path):

@@ -54,10 +54,11 @@ def test_masks_are_learned_first_and_then_scales_of_what_they_keep(problem):
     first, last = (
         read_tensors(path, "").tensors for path in checkpoints(problem.job.run.checkpoint_folder)
     )
-    assert not last["trained.masks"].equal(torch.zeros_like(last["trained.masks"]))
-    assert torch.equal(first["trained.masks"], last["trained.masks"])
-    assert (first["trained.scales"] == 0).all()
-    assert torch.equal(last["trained.masks"], selection.importance)
+    masks, scales = "trained.of_method.masks", "trained.of_method.scales"
+    assert not last[masks].equal(torch.zeros_like(last[masks]))
+    assert torch.equal(first[masks], last[masks])
+    assert (first[scales] == 0).all()
+    assert torch.equal(last[masks], selection.importance)
     assert float(last["optimizer.1.step"]) == 2  # of ten, the second stage's own
     kept = project(selection.importance, problem.budget, 0.6).kept
     moved = selection.compensation.scales != 1

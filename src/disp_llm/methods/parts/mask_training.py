@@ -81,7 +81,7 @@ def train_masks(
 
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None
-        state = nn.ModuleDict({"trained": trained, "mixture": mixture})
+        state = nn.ModuleDict({"of_method": trained, "mixture": mixture})
         train(state, optimizer, backward, Schedule(config, steps, "learning masks"), problem.job)
 
 
