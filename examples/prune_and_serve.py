@@ -15,9 +15,7 @@ def main(
     size = result.size(0.7)
     print(f"perplexity {size.measured}, {size.keep:.1%} of the block parameters")
 
-    result.save(folder, 0.7)  # a copy whose model card names its new place
-    report = result.report()
-    print(f"report {report}")
+    result.save(folder, 0.7)  # a copy whose model card names its new place; the run itself is gone
     return f"vllm serve {folder} --trust-remote-code"
 
 

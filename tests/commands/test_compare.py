@@ -405,3 +405,13 @@ def test_a_window_of_one_token_is_refused(tmp_path):
     assert done.returncode == 2
     assert "--length: too small; give 2 or more" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["", "model"])
+def test_a_run_or_a_model_is_no_place_for_a_comparison(place, small_run, text_file):
+    """`verify` would then take it for one."""
+    folder = small_run[0] / place
+    done = run_command("compare", "m", "--text", text_file, "--output-dir", folder)
+    assert done.returncode == 2
+    assert f"--output-dir: {folder} holds a run or a model" in done.stderr
+    assert not (folder / "compare.json").exists()

@@ -311,3 +311,9 @@ def test_the_teacher_is_measured_after_a_kill_before_it(recovered, text_file, tm
 def small_model_of(recovered) -> str:
     """What it was made from."""
     return tomllib.loads((recovered[0] / "config.toml").read_text())["folder"]
+
+
+def test_a_run_of_it_is_named_where_one_of_prune_is_meant(recovered):
+    done = run_command("export", recovered[0], "--keep", 0.4)
+    assert done.returncode == 2
+    assert "is a run of `disp-llm recover`; name the --output-dir of an earlier" in done.stderr

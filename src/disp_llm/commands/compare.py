@@ -137,6 +137,12 @@ def _started(config: CompareConfig) -> dict[str, Any]:
     if config.suite:
         asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))
     if not path.exists():
+        if any((path.parent / name).exists() for name in ("config.toml", "config.json")):
+            raise InputError(
+                f"{path.parent} holds a run or a model",
+                field="output_dir",
+                hint="name another folder",
+            )
         return {"asked": asked, "rows": []}
     result = read_checked_json(path, ROWS_AGAIN, config.anyway)
     comparison_figures(result, str(path))

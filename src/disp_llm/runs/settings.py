@@ -31,18 +31,21 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
         InputError: the folder is not a run, or its configuration is damaged.
     """
     path = folder / "config.toml"
-    positional = fields(kind)[0].name
+    positional = fields(kind)[0].name  # which has no default
+    command, other = ("prune", "recover") if kind is PruneConfig else ("recover", "prune")
+    hint = f"name the `output_dir` of an earlier `disp-llm {command}`"
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        tables[positional]  # which has no default
-        return apply_recipe(kind(**{positional: ""}), tables)
+        if positional in tables or not {"model", "folder"} & tables.keys():
+            tables[positional]
+            return apply_recipe(kind(**{positional: ""}), tables)
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        command = "prune" if kind is PruneConfig else "recover"
         raise InputError(
             "is not a run folder" if isinstance(error, FileNotFoundError) else f"damaged ({error})",
             field=str(folder),
-            hint=f"name the `output_dir` of an earlier `disp-llm {command}`",
+            hint=hint,
         ) from error
+    raise InputError(f"is a run of `disp-llm {other}`", field=str(folder), hint=hint)
 
 
 def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
