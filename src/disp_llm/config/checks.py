@@ -60,8 +60,10 @@ def require_sizes(**values: tuple[float, ...]) -> None:
                 raise InputError(
                     f"{size} is not a share", field=field, hint="give a number in (0, 1]"
                 )
-        if not sizes or len(set(sizes)) < len(sizes):
-            raise InputError("empty or repeated", field=field, hint="give each size once")
+        if not sizes:
+            raise InputError("no size is given", field=field, hint="give one or more, such as 0.5")
+        if len(set(sizes)) < len(sizes):
+            raise InputError("a size is repeated", field=field, hint="give each size once")
         named: dict[str, float] = {}
         for size in sizes:  # results and files know a size by this name
             other = named.setdefault(f"{size:g}", size)
