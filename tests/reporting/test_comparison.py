@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from disp_llm.reporting import comparison_plots
+from disp_llm.reporting.canvas import canvas, mark_dense
 from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.comparison_plots import draw_comparison
 from disp_llm.runs.results import Perplexity, as_json
@@ -147,3 +148,13 @@ def test_paired_ratios_have_columns_and_say_what_they_are():
     assert "| ×1.000 | ×1.000 |" in lines[3]
     (said,) = (line for line in lines if line.startswith("paired ratio: "))
     assert "that of learned at 0.8, learned at 0.5, over the same windows" in said
+
+
+@pytest.mark.parametrize(("original", "highest"), [(22.8, 66.0), (390.0, 176.0)])
+def test_an_axis_of_perplexities_has_numbers(original, highest):
+    """Also where pruned models are ahead of the original."""
+    axes = canvas(4, 3).subplots()
+    mark_dense(axes, original, highest)
+    assert len(axes.get_yticks()) > 1
+    low, high = sorted((original, highest))
+    assert any(low <= tick <= high for tick in axes.get_yticks())

@@ -45,10 +45,11 @@ def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[
 
 
 def mark_dense(axes: Any, perplexity: float, highest: float) -> None:
-    """A line at the original's perplexity, on a logarithmic axis that reaches the highest one."""
+    """A line at the original's perplexity, on a logarithmic axis that reaches the highest,
+    below the line where pruned models have learned the text."""
     label = f"original, {perplexity:.1f}"
     axes.axhline(perplexity, color=DENSE, linewidth=1, linestyle="--", label=label)
-    logarithmic(axes, perplexity, highest)
+    logarithmic(axes, *sorted((perplexity, highest)))
 
 
 def logarithmic(axes: Any, low: float, high: float) -> None:
