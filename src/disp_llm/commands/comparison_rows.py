@@ -28,7 +28,6 @@ from disp_llm.methods import all_methods
 from disp_llm.methods.baselines import all_baselines
 from disp_llm.methods.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_llm.models.devices import start_process
-from disp_llm.models.family import Family
 from disp_llm.models.loading import load_model
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
@@ -172,11 +171,6 @@ def pruned_rows(
             yield from _of_size(comparison, name, size, result, of_size)
 
 
-def _used(model: PreTrainedModel, family: Family) -> int:
-    """Block parameters that a token uses, to which its FLOPs are proportional."""
-    return PrunableModel(model, family).block_parameters_of(1)
-
-
 def _of_size(
     comparison: Comparison,
     name: str,
@@ -192,6 +186,7 @@ def _of_size(
     figures = result.figures
     folder = Run(result.folder).model_folder(size.size, figures["first_size"])
     compact = load_model(str(folder), dense.device, dense.dtype)
+    target = PrunableModel(compact, dense.family)
     row = ComparisonRow(
         method=name,
         keep_asked=places[0].keep,
@@ -200,13 +195,12 @@ def _of_size(
         keep=size.keep,
         block_parameters=size.block_parameters,
         parameters=size.parameters,
-        flops=_used(compact, dense.family) / dense.block_parameters_of(1),
+        flops=target.block_parameters_of(1) / dense.block_parameters_of(1),
         tokens_seen=figures["tokens_seen"],
         seconds=figures.get("choosing_s"),
     )
     for place in places:
         if place.weights:
-            target = PrunableModel(compact, dense.family)
             yield _quantised(comparison, target, row, place)
         else:
             costs = comparison.reference.costs(compact, comparison.progress(name))

@@ -190,10 +190,8 @@ def ids_of(tokenizer: Any, text: str, ends: bool, before: str = "") -> list[int]
     def read(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    ids = read(text)
-    if before:
-        first, both = read(before), read(before + text)
-        ids = both[len(first) :] if both[: len(first)] == first else ids
+    first, both = read(before) if before else [], read(before + text)
+    ids = both[len(first) :] if both[: len(first)] == first else read(text)
     eos = tokenizer.eos_token_id
     return [*ids, eos] if ends and eos is not None else ids
 

@@ -4,6 +4,7 @@ from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
+import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -47,9 +48,8 @@ def commit_of(model: Path) -> str | None:
 def fingerprint_of(model: PreTrainedModel) -> str:
     """SHA-256 of the names, shapes and numbers of a model in memory; these as bfloat16 has them, so
     that it is known again in whatever data type it is loaded."""
-    named = chain(model.named_parameters(), model.named_buffers())
-    tensors = {name: t.bfloat16() if t.is_floating_point() else t for name, t in named}
-    return f"{IN_MEMORY}{tensors_sha256(tensors)}"
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    return f"{IN_MEMORY}{tensors_sha256(tensors, torch.bfloat16)}"
 
 
 IN_MEMORY = "sha256:tensors:"

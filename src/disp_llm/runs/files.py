@@ -156,11 +156,18 @@ def write_tensors(
         save_file(tensors, temporary, metadata=metadata)
 
 
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, data types, shapes and numbers of tensors."""
+def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None) -> str:
+    """SHA-256 of names, data types, shapes and numbers of tensors.
+
+    Args:
+        floats: what floating-point numbers are taken in; None = as they are.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach()
+        if tensor.is_floating_point():
+            tensor = tensor.to(floats or tensor.dtype)
+        tensor = tensor.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

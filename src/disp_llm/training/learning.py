@@ -26,6 +26,7 @@ from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
+from disp_llm.training.drawing import mixture_of
 from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
@@ -123,15 +124,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     if learn.adds_to_weights:
         noise, rank = random_stream("adapters", problem.seed), learn.adapter_rank
         adapters = Adapters.begun(problem.dense, rank, noise, learn.learns_weights)
-    mixture, distill = Mixture(problem.corpus), problem.training.distill
-    # The loss that is learned from, of a model that has nothing to learn.
-    teacher = Teacher(problem.dense, distill) if distill else None
-    with torch.no_grad():
-        mixture.measure_reference(
-            lambda windows: mean_losses(problem.dense, windows.to(device), teacher),
-            problem.training.length,
-            random_stream("reference", problem.seed),
-        )
+    mixture = mixture_of(problem, problem.training.length, problem.training.distill)
     return LearningState(logits, scales, adapters, mixture).to(device)
 
 

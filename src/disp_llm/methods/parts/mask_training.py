@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.config.learning import TrainingConfig
-from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream, shared_stream
+from disp_llm.data.randomness import shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
+from disp_llm.training.drawing import mixture_of
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
@@ -54,14 +54,7 @@ def train_masks(
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
     dense, process = problem.dense, problem.job.process
-    mixture = Mixture(problem.corpus).to(dense.device)
-    alone = Teacher(dense, distill) if distill else None  # of a model that has no masks
-    with torch.no_grad():
-        mixture.measure_reference(
-            lambda windows: mean_losses(dense, windows.to(dense.device), alone),
-            config.length,
-            random_stream("reference", problem.seed),
-        )
+    mixture = mixture_of(problem, config.length, distill).to(dense.device)
     compiled = compiles(config, steps, dense)
 
     def backward(step: int) -> dict[str, Any]:
