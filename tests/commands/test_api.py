@@ -18,6 +18,7 @@ from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.data.sources import GivenText, read_input
+from disp_llm.export.fusing import fuse
 from disp_llm.models.source import fingerprint_of
 
 
@@ -285,9 +286,18 @@ def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
 
 def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file):
     """Its figures say where it lay when it was made, from the folder of that time."""
-    made = RecoverResult(small_run[0], {"model": {"folder": "elsewhere/model"}})
+    told = {"model": {"folder": "elsewhere/model"}, "dtype": "float32"}
+    made = RecoverResult(small_run[0], told)
     found = disp_llm.evaluate(made, text=text_file, windows=2, progress=silent)
     assert found["parameters"] == small_run[1]["models"][0]["parameters"]
+    assert found["dtype"] == "float32"
+
+
+def test_a_fused_model_neither_learns_nor_is_pruned(text_file):
+    """Its layers hand out what the first of them has computed."""
+    for task in (disp_llm.prune, disp_llm.recover):
+        with pytest.raises(disp_llm.InputError, match="has been fused"):
+            task(fuse(tiny_model("llama")), byte_tokenizer(), text=text_file, progress=silent)
 
 
 NO_MODELS = """
@@ -297,9 +307,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 llama = LlamaForCausalLM(
     LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
 )
-for task in (disp_llm.examine, disp_llm.compare, disp_llm.bench, disp_llm.evaluate):
+for task in (
+    disp_llm.examine,
+    disp_llm.compare,
+    disp_llm.bench,
+    lambda model: disp_llm.evaluate(torch.compile(model)),
+    lambda model: disp_llm.evaluate(model, "smollm2-135m"),
+):
     try:
-        task(torch.compile(llama) if task is disp_llm.evaluate else llama)
+        task(llama)
     except disp_llm.InputError as error:
         print(error)
 """
@@ -310,6 +326,7 @@ def test_what_is_no_model_is_refused():
     done = fresh.run(NO_MODELS)
     assert done.returncode == 0, done.stderr
     in_memory = "model: is a LlamaForCausalLM in memory; save it, and name its folder"
-    *by_name, compiled = done.stdout.splitlines()
+    *by_name, compiled, named = done.stdout.splitlines()
     assert by_name == [in_memory] * 3
     assert compiled.startswith("model: is a OptimizedModule, and neither")
+    assert named.startswith("tokenizer: is a name; give the tokenizer")

@@ -133,6 +133,20 @@ def test_careless_numbers(small_run, tmp_path, flags, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_original_that_is_gone_is_named(small_run, text_file, tmp_path):
+    """The folder of a run knows where its original lay."""
+    shutil.copytree(small_run[0], tmp_path / "moved")
+    settings = tmp_path / "moved" / "config.toml"
+    text = settings.read_text()
+    model = tomllib.loads(text)["model"]
+    settings.write_text(text.replace(model, f"{tmp_path}/gone"))
+    done = run_command(
+        "recover", tmp_path / "moved/model", "--text", text_file, "--output-dir", tmp_path / "run"
+    )
+    assert done.returncode == 2
+    assert f"and {tmp_path}/gone is gone; name a model" in done.stderr
+
+
 def test_a_teacher_must_be_known_and_fit(llama_folder, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run")
     done = run_command("recover", llama_folder, *flags)

@@ -3,6 +3,7 @@ can have."""
 
 from pathlib import Path
 
+import fresh
 import pytest
 from damage import BYTES, NESTED, outcome
 
@@ -77,6 +78,40 @@ def test_sizes_of_one_name_are_refused(sizes):
             require_sizes(**{field: sizes})
         assert refused.value.field == field
     require_sizes(keep=(0.5, 0.500001))
+
+
+MADE_BY_A_PROGRAM = """
+from disp_llm.config.errors import InputError
+from disp_llm.config.export import ExportConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import typed, with_settings
+
+config = typed(ExportConfig("run", keep=0.65))
+print(repr(config.run), config.keep)
+for make in (
+    lambda: with_settings(PruneConfig("m"), {"steps": "5"}),
+    lambda: typed(PruneConfig("m", output_dir=3)),
+    lambda: typed(PruneConfig(3)),
+    lambda: with_settings(PruneConfig("m"), {"method": 3}),
+):
+    try:
+        make()
+    except InputError as error:
+        print(f"{error.field}: {error.what}")
+"""
+
+
+def test_settings_of_a_program_become_what_their_fields_declare():
+    """In a process whose calls nothing else checks."""
+    done = fresh.run(MADE_BY_A_PROGRAM)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "PosixPath('run') (0.65,)",
+        "steps: expected int, got str",
+        "output_dir: expected a path, got int",
+        "model: expected str, got int",
+        "method: expected str, got int",
+    ]
 
 
 @pytest.mark.parametrize("path", [LONG, Path("a\0b"), LONG / "inside"])

@@ -257,11 +257,16 @@ def test_plain_folder_is_the_native_architecture(runs, tmp_path):
     assert type(model) is transformers.LlamaForCausalLM
     assert model.config.intermediate_size == 24
     assert not list((tmp_path / "plain").glob("*.py"))
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert 'from_pretrained("plain")' in card
+    assert "trust" not in card
+    assert "import disp_llm" not in card
     wanted = transformers.AutoModelForCausalLM.from_pretrained(runs["uniform"])
     torch.testing.assert_close(model(PROMPT).logits, wanted(PROMPT).logits, rtol=0, atol=1e-6)
     refused = run_command("save", runs["variable"], "--to", tmp_path / "no", "--plain")
     assert refused.returncode == 2
     assert "--plain" in refused.stderr
+    assert "--uniform" in refused.stderr
     assert not (tmp_path / "no").exists()
 
 

@@ -227,6 +227,13 @@ def test_what_a_wrapper_asks_of_its_language_model(tmp_path):
         family_of(tiny_wrapper_config("qwen3_vl").get_text_config())
 
 
+def test_a_class_that_is_none_of_transformers_is_refused():
+    """Exported folders extend the class by its name, which a registered one has here alone."""
+    mine = type("MineConfig", (type(tiny_config("qwen3")),), {"__module__": "my_package"})
+    with pytest.raises(InputError, match="MineConfig is no class of transformers"):
+        family_of(mine())
+
+
 @pytest.mark.parametrize("model_type", ["gemma3", "qwen3_5"])
 def test_doctor_counts_the_parts(model_type, tmp_path):
     target = prunable_wrapper(model_type)

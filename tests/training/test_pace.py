@@ -63,6 +63,21 @@ def test_steps_are_the_time_over_the_pace(left, steps, text_file, tmp_path, monk
     assert timed.job.run.result()["steps"] == steps
 
 
+@pytest.mark.parametrize(("left", "steps"), [(14.0, 28), (1.0, pace.FEWEST), (29.9, 59)])
+def test_what_compiling_took_is_held_against_the_time(
+    left, steps, text_file, tmp_path, monkeypatch
+):
+    """There was time for 62 steps of half a second, until compiling had taken the most of it."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    seconds, remaining = {"no": 0.5, "yes": 0.5}, iter([31.0, left, left])
+    monkeypatch.setattr(pace, "_seconds_per_step", lambda problem, take, how: seconds[how])
+    monkeypatch.setattr(pace, "_seconds_left", lambda problem: next(remaining))
+    monkeypatch.setattr(pace, "can_be_worth_compiling", lambda target: True)
+    timed = with_config(problem, learn=LearnConfig(minutes=1))
+    timed.job.run.update(**BEGUN)
+    assert pace.planned_steps(timed, lambda problem, steps: None) == steps
+
+
 @pytest.mark.parametrize("tool", ["g++", "g++-of-nowhere"])
 @pytest.mark.parametrize("steps", [WORTH_COMPILING - 1, WORTH_COMPILING])
 def test_auto_compiles_what_is_long_enough_where_there_is_a_compiler(tool, steps, monkeypatch):

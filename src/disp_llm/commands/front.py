@@ -28,6 +28,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.examples import read_input_examples
 from disp_llm.data.named import InMemory
 from disp_llm.data.sources import read_input
+from disp_llm.export.fusing import is_fused
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name, require_tracker, start_process
 from disp_llm.models.embedded import MODEL
@@ -186,9 +187,11 @@ def inputs_of(model: Model, tokenizer: Any) -> tuple[str, Inputs]:
             field="model",
             hint="give the model inside it, with adapters merged",
         )
-    if tokenizer is None:
+    if tokenizer is None or isinstance(tokenizer, str | Path):
         raise InputError(
-            "is missing", field="tokenizer", hint="give the tokenizer of the model in memory"
+            "is missing" if tokenizer is None else "is a name",
+            field="tokenizer",
+            hint="give the tokenizer of the model in memory, as AutoTokenizer loads it",
         )
     name = str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
     return name, Inputs(model, tokenizer)
@@ -201,8 +204,14 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
         config: what the options change.
 
     Raises:
-        InputError: an option that is no setting, or something that is no text.
+        InputError: an option that is no setting, something that is no text, or a fused model.
     """
+    if inputs.model is not None and is_fused(inputs.model):
+        raise InputError(
+            "has been fused, so that its layers do not work one by one",
+            field="model",
+            hint="give it as it was before `fuse`",
+        )
     given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES)}
     config = with_settings(config, options)
     inputs, named = _with_texts(inputs, config.text, given)

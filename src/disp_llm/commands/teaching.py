@@ -8,7 +8,7 @@ from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.facts import read_facts
-from disp_llm.export.original import original_of
+from disp_llm.export.original import named_by_run, original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
 from disp_llm.runs.folder import require_same_source
@@ -40,9 +40,11 @@ def load_original(
     if not name:
         instead = ["`text`"] if writes else []
         instead += ["a `distill` of 0"] if distills else []
+        lost = named_by_run(Path(config.folder))
+        gone = lost and not Path(lost).exists()
+        why = f"{lost} is gone" if gone else "the folder does not name its original"
         raise InputError(
-            f"is needed {'to write text' if writes else 'to distil'}, and the folder does not name "
-            "its original",
+            f"is needed {'to write text' if writes else 'to distil'}, and {why}",
             field="teacher",
             hint=f"name a model, or give {' and '.join(instead)}",
         )

@@ -1,7 +1,6 @@
 """Recipes: a named table of settings, laid under flags. Defaults < recipe < flags."""
 
 import dataclasses
-import functools
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -108,10 +107,14 @@ def apply_recipe(config: Any, tables: dict[str, Any], path: str = "", field: str
         if isinstance(value, dict) and dataclasses.is_dataclass(old):
             changes[key] = apply_recipe(old, value, f"{path}{key}.", field)
         else:
-            choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
-            hint = f"use one of {', '.join(choices)}" if choices else "correct it"
-            changes[key] = as_type(value, hints[key], field=field, hint=hint, place=path + key)
+            changes[key] = _as_declared(value, hints[key], field, path + key)
     return dataclasses.replace(config, **changes)
+
+
+def _as_declared(value: Any, kind: Any, field: str, place: str = "") -> Any:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    hint = f"use one of {', '.join(choices)}" if choices else "correct it"
+    return as_type(value, kind, field=field, hint=hint, place=place)
 
 
 def with_settings(config: Any, settings: dict[str, Any]) -> Any:
@@ -121,21 +124,47 @@ def with_settings(config: Any, settings: dict[str, Any]) -> Any:
     Raises:
         InputError: a setting that no field has, or a value of the wrong type.
     """
-    tables: dict[str, Any] = {}
+    config, paths = typed(config), setting_paths(config)
     for name, value in settings.items():
-        path = setting_paths(config).get(name)
+        path = paths.get(name)
         if path is None:
-            known = list(setting_paths(config))
             raise InputError(
-                f"no such setting{nearest(name, known)}", field=name, hint="see docs/api.md"
+                f"no such setting{nearest(name, list(paths))}", field=name, hint="see docs/api.md"
             )
-        table = tables
-        for group in path[:-1]:
-            table = table.setdefault(group, {})
-        held = functools.reduce(getattr, path, config)
-        several = isinstance(held, tuple) and not isinstance(value, list | tuple)
-        table[path[-1]] = [value] if several else list(value) if isinstance(value, tuple) else value
-    return apply_recipe(config, tables, field="settings")
+        config = _with_one(config, path, value)
+    return config
+
+
+def _with_one(config: Any, path: tuple[str, ...], value: Any) -> Any:
+    """A copy of a configuration with another value at the end of a path."""
+    name, *inside = path
+    if inside:
+        value = _with_one(getattr(config, name), tuple(inside), value)
+    else:
+        value = _given(value, get_type_hints(type(config))[name], name)
+    return dataclasses.replace(config, **{name: value})
+
+
+def typed(config: Any) -> Any:
+    """A copy of a configuration that a program has made, with every value of the type that its
+    field declares: paths may have been given as text, and one value for a list of them.
+
+    Raises:
+        InputError: a value of another type, naming its field.
+    """
+    changes: dict[str, Any] = {}
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        inner = dataclasses.is_dataclass(value)
+        changes[name] = typed(value) if inner else _given(value, kind, name)
+    return dataclasses.replace(config, **changes)
+
+
+def _given(value: Any, kind: Any, field: str) -> Any:
+    """What a program has given for a setting, as it is declared."""
+    if get_origin(kind) is tuple:
+        value = list(value) if isinstance(value, list | tuple) else [value]
+    return _as_declared(value, kind, field)
 
 
 def setting_paths(config: Any) -> dict[str, tuple[str, ...]]:

@@ -28,6 +28,14 @@ PLACE = "FOLDER"
 
 SERVE = "vllm serve {place}                        # without disp-llm: add --trust-remote-code\n"
 
+ONLY_OURS = (
+    "# With disp-llm installed: `import disp_llm` first, and no flag. Without it:\n",
+    ", trust_remote_code=True",
+    ",trust_remote_code=True",
+    "                        # without disp-llm: add --trust-remote-code",
+)
+"""What the card says of loading that holds of our own architecture alone."""
+
 TEMPLATE = """---
 {header}
 ---

@@ -34,6 +34,12 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Whether layers of a model compute each other's outputs."""
+    forwards = (vars(module).get("forward") for module in model.modules())
+    return any(getattr(forward, "__module__", "") == __name__ for forward in forwards)
+
+
 def _join(layers: list[Any]) -> None:
     """Makes the first layer compute the outputs of all, and the others hand out their own."""
     sizes = [layer.out_features for layer in layers]

@@ -26,16 +26,21 @@ def original_of(folder: Path) -> str:
     name = source.get("model", "")
     if not name:
         return ""
-    local = _original_of_run(folder.absolute().parent)
+    local = named_by_run(folder)
     if local and name_of(local) == name and Path(local).exists():
         return local
     of_hub = is_on_hub(name) or not source.get("revision", "").startswith(OF_FILES)
     return name if of_hub or name == embedded.MODEL else ""
 
 
-def _original_of_run(folder: Path) -> str:
-    """What a run of `prune` was given as its model, or the one whose folder a run of `recover` has
-    trained; empty where there is no such run."""
+def named_by_run(folder: Path) -> str:
+    """What the run of `prune` was given as its model that wrote an exported folder, or the one
+    whose folder a run of `recover` has trained; empty where there is no such run.
+
+    Raises:
+        InputError: the settings of the run are damaged.
+    """
+    folder = folder.absolute().parent
     seen: set[Path] = set()
     while folder not in seen and Run(folder).config_file.is_file():
         seen.add(folder)

@@ -109,10 +109,11 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
     if cut or config["disp_llm"].get("biases"):
         biases = "layers have gained biases (as the method flap adds them)"
         what = f"{', '.join(cut)} are cut" if cut else biases
+        way = "`uniform`" if field == "plain" else "`sites` mlp_mid"
         raise InputError(
             f"{what}, which only our own architecture can hold",
             field=field,
-            hint="prune with `sites` mlp_mid, and with another method if it was flap",
+            hint=f"prune with {way}, and with another method if it was flap",
         )
     return config, {"mlp_mid": widths["mlp_mid"], **there}
 
@@ -145,7 +146,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             "whole branches are pruned, which only our own architecture can hold",
             field="plain",
-            hint="prune with `sites` mlp_mid alone",
+            hint="prune with `uniform`",
         )
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),

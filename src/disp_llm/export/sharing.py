@@ -16,7 +16,7 @@ from yaml import YAMLError
 from disp_llm.config.errors import InputError
 from disp_llm.config.share import PushConfig, SaveConfig
 from disp_llm.export.belongings import CODE, belongings
-from disp_llm.export.card import PLACE
+from disp_llm.export.card import ONLY_OURS, PLACE
 from disp_llm.export.native import native_weights
 from disp_llm.export.plain import is_mixture, plain_config, require_exported
 from disp_llm.runs.files import atomic
@@ -69,6 +69,11 @@ def _plain(folder: Path, contents: Contents, aside: Path) -> Contents:
         contents |= {path.name: path for path in native_weights(folder, plain, aside)}
         left_out -= {path.name for path in aside.iterdir()}
     contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
+    card = contents[CARD]
+    assert isinstance(card, bytes), "names its place already"
+    for words in ONLY_OURS:
+        card = card.replace(words.encode(), b"")
+    contents[CARD] = card
     return {name: content for name, content in contents.items() if name not in left_out}
 
 

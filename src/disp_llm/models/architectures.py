@@ -490,8 +490,8 @@ def family_of(config: Any) -> Family:
     """The row of a transformers configuration.
 
     Raises:
-        InputError: the architecture is not in the table, is already pruned, or is a refused
-            variant.
+        InputError: the architecture is not in the table, is none of transformers' own, is already
+            pruned, or is a refused variant.
     """
     model_type = str(getattr(config, "model_type", "") or "without model_type")
     if model_type.startswith(PRUNED_PREFIX):
@@ -500,12 +500,18 @@ def family_of(config: Any) -> Family:
             field="model",
             hint="prune the original, or make another size of its run with `disp-llm export`",
         )
-    family = row_for(config)
+    family, whole = row_for(config), config
     if model_type in WRAPPERS:
         config = config.get_text_config()
         model_type = config.model_type
     if family is None:
         raise _without_row(model_type)
+    if not type(whole).__module__.startswith("transformers."):
+        raise InputError(
+            f"{type(whole).__name__} is no class of transformers, whose own a pruned model extends",
+            field="model",
+            hint="use an architecture that transformers has (docs/add-a-family.md)",
+        )
     for key, value, reason in family.refused:
         found = getattr(config, key, None)
         if found == value:

@@ -54,7 +54,9 @@ def _steps_in(problem: PruningProblem, take: Take) -> int:
     auto = problem.training.compile == "auto" and can_be_worth_compiling(problem.dense)
     if problem.training.compile == "yes" or (auto and steps >= WORTH_COMPILING):
         compiled = _seconds_per_step(problem, take, "yes")
-        steps = max(_steps_of(problem, compiled), WORTH_COMPILING if auto else 0)
+        steps = _steps_of(problem, compiled)
+        if auto and steps < WORTH_COMPILING:  # compiling took the time of those that it was for
+            steps = min(_steps_of(problem, eager), WORTH_COMPILING - 1)
     return max(steps, FEWEST)
 
 
