@@ -54,9 +54,9 @@ def test_what_is_trained_is_what_is_exported(kind, way):
     assert torch.equal(target.model(tokens).logits, dense)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.001])
-def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, text_file, tmp_path):
-    config = dataclasses.replace(ADAPTED, weight_rate=rate)
+@pytest.mark.parametrize(("rate", "optimizer"), [(0.0, "adamw"), (1e-3, "adamw"), (1e-3, "muon")])
+def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, text_file, tmp_path):
+    config = dataclasses.replace(ADAPTED, weight_rate=rate, weight_optimizer=optimizer)
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     whole = learned(problem, tmp_path / "whole", learn_config=config)
     adapters = whole.compensation.adapters
@@ -94,6 +94,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
         ("masks", {"adapter_rank": 0}),
         ("adapters", {"adapter_rank": 4, "adapter_rate": 0.01}),
         ("weights", {"adapter_rank": 0, "weight_rate": 0.003}),  # clipped: what has no rank too
+        ("muon", {"adapter_rank": 0, "weight_rate": 0.003, "weight_optimizer": "muon"}),
     ):
         seen: list[float] = []
         config = dataclasses.replace(LEARN, scale_rate=0.0, **changes)
@@ -108,6 +109,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
         lost[name] = sum(seen[-8:])
     assert lost["adapters"] < 0.9 * lost["masks"]
     assert lost["weights"] < 0.9 * lost["masks"]
+    assert lost["muon"] < 0.9 * lost["masks"]
     for before, linear in zip(dense, problem.dense.linears(), strict=True):
         assert torch.equal(linear.weight, before)  # what is learned lies beside the model
 

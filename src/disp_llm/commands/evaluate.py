@@ -61,13 +61,15 @@ def evaluate(
         InputError: the model or the text is unusable.
     """
     caller = Caller.of(options)
-    recovered = model if isinstance(model, RecoverResult) else None
-    name, inputs = inputs_of(recovered.folder / "model" if recovered else model, tokenizer)
+    trained_in = ""
+    if isinstance(model, RecoverResult):
+        trained_in = model.figures["dtype"]
+        model = model.folder / "model"
+    name, inputs = inputs_of(model, tokenizer)
     config = EvalConfig(name) if config is None else replace(config, model=name)
     settings: EvalConfig = with_settings(config, options)
-    if recovered and settings.machine.dtype == "auto":  # as it was trained
-        machine = replace(settings.machine, dtype=recovered.figures["dtype"])
-        settings = replace(settings, machine=machine)
+    if trained_in and settings.machine.dtype == "auto":
+        settings = with_settings(settings, {"dtype": trained_in})
     settings = replace(settings, machine=machine_of(inputs, settings.machine))
     given: Given | None = None
     if text is not None:

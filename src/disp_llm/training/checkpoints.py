@@ -13,18 +13,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from disp_llm.models.sharding import gathered
 from disp_llm.runs.files import tensors_sha256, write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
+from disp_llm.training.optimizers import Optimizer
 
 KEPT_CHECKPOINTS = 2
 
 TRAINED = "trained."
 """How the names of tensors begin that are not the optimiser's."""
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of every parameter."""
+MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
+"""What AdamW and Muon keep of every parameter."""
 
 
 def whole_tensors(
-    trained: nn.Module, optimizer: torch.optim.Optimizer, keeps: bool = True
+    trained: nn.Module, optimizer: Optimizer, keeps: bool = True
 ) -> dict[str, Tensor]:
     """What a checkpoint holds, in the machine's memory. Processes that hold parts call it alike.
 
@@ -57,7 +58,7 @@ def _state(trained: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in trained.state_dict().items() if name not in frozen}
 
 
-def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+def restore(folder: Path, trained: nn.Module, optimizer: Optimizer) -> dict[str, str]:
     """Loads the newest checkpoint, if there is one, and returns its facts.
 
     Nothing is changed before the whole file has been checked.
@@ -79,9 +80,9 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) 
     parts = {name: _divided_like(whole, now[name]) for name, whole in own.items()}
     trained.load_state_dict(parts, strict=False)
     for index, parameter in enumerate(_optimised(optimizer)):
-        for name in MOMENTS[1:]:
-            if index in moments:
-                moments[index][name] = _divided_like(moments[index][name], parameter)
+        kept = moments.get(index, {})
+        for name in kept.keys() - {"step"}:
+            kept[name] = _divided_like(kept[name], parameter)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return file.metadata
 
@@ -111,23 +112,24 @@ def _divided_like(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _moments_of(file: TensorFile, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+def _moments_of(file: TensorFile, optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
     """The optimiser's state: moments are of the shape of their parameter; `step` is one number."""
     parameters = _optimised(optimizer)
     found: dict[int, dict[str, Tensor]] = {}
     for name in file.tensors.keys() - {name for name in file.tensors if name.startswith(TRAINED)}:
         prefix, index, key = (*name.split("."), "", "")[:3]
         known = prefix == "optimizer" and index.isdecimal() and int(index) < len(parameters)
-        file.require(known and key in MOMENTS, f"{name} belongs to nothing")
+        named = any(key in kept for kept in MOMENTS)
+        file.require(known and named, f"{name} belongs to nothing")
         parameter = parameters[int(index)]
         like = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
         found.setdefault(int(index), {})[key] = file.like(name, *like)
-    complete = all(state.keys() == set(MOMENTS) for state in found.values())
+    complete = all(state.keys() in MOMENTS for state in found.values())
     file.require(complete, "the optimiser's state is not complete")
     return found
 
 
-def _optimised(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def _optimised(optimizer: Optimizer) -> list[Tensor]:
     """Parameters in the order in which the optimiser's state counts them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

@@ -31,6 +31,7 @@ from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
+from disp_llm.training.optimizers import Optimizer, Together
 from disp_llm.training.problem import PruningProblem
 
 WEIGHTS_GROW = 0.1
@@ -128,26 +129,33 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     return LearningState(logits, scales, adapters, mixture).to(device)
 
 
-def _optimizer(problem: PruningProblem, state: LearningState) -> torch.optim.Optimizer:
-    """AdamW over logits and, where they are learned, scales, adapters and weights."""
-    config = problem.training
+def _optimizer(problem: PruningProblem, state: LearningState) -> Optimizer:
+    """AdamW over logits and, where they are learned, scales, adapters and weights; of weights Muon
+    where it is asked for."""
+    config, learn = problem.training, problem.learn
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
     if state.scales is not None:
-        scales = {"params": [state.scales], "lr": problem.learn.scale_rate, "weight_decay": 0.0}
+        scales = {"params": [state.scales], "lr": learn.scale_rate, "weight_decay": 0.0}
         groups.append(scales)
     if state.adapters is not None:
         low = {"params": [*state.adapters.down, *state.adapters.up], "weight_decay": 0.0}
-        groups.append(low | {"lr": problem.learn.adapter_rate})
-        whole = {"params": list(state.adapters.whole), "weight_decay": 0.0}
-        if whole["params"]:
-            groups.append(whole | {"lr": problem.learn.weight_rate, "growing": WEIGHTS_GROW})
-    return torch.optim.AdamW(
+        groups.append(low | {"lr": learn.adapter_rate})
+    whole: dict[str, Any] = {"lr": learn.weight_rate, "weight_decay": 0.0, "growing": WEIGHTS_GROW}
+    if learn.learns_weights and state.adapters is not None:
+        whole["params"] = list(state.adapters.whole)
+        if learn.weight_optimizer == "adamw":
+            groups.append(whole)
+    adamw = torch.optim.AdamW(
         groups,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
         foreach=True,
     )
+    if not learn.learns_weights or learn.weight_optimizer == "adamw":
+        return adamw
+    # Its steps are as long as AdamW's, so that one step size serves both (arXiv 2502.16982).
+    return Together([adamw, torch.optim.Muon([whole], adjust_lr_fn="match_rms_adamw")])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from disp_llm.runs.job import Interrupted, Job, Process
 from disp_llm.runs.metrics import MetricsLog
 from disp_llm.runs.sums import sha256
 from disp_llm.training.checkpoints import restore, save, whole_tensors
+from disp_llm.training.optimizers import Optimizer
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def accumulate(
 
 def train(
     trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     backward: Callable[[int], Figures],
     schedule: Schedule,
     job: Job,
