@@ -124,6 +124,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
         (("--distill", "1.5"), "--distill: 1.5"),
         (("--tokens", "0"), "--tokens: too small"),
         (("--learning-rate", "nan"), "--learning-rate: too small"),
+        (("--how", "lora", "--weight-optimizer", "muon"), "--weight-optimizer: steps weights"),
     ],
 )
 def test_careless_numbers(small_run, tmp_path, flags, words):

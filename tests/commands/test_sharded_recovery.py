@@ -1,5 +1,6 @@
 """`recover` by several processes that hold student and teacher together."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -11,7 +12,9 @@ from conftest import BEGUN, one_process, run_command, tiny_model
 from safetensors.torch import load_file
 
 import disp_llm
+from disp_llm.commands.front import Inputs
 from disp_llm.commands.holding import as_begun
+from disp_llm.commands.student import sharding_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig
@@ -177,3 +180,12 @@ def test_a_model_in_memory_stays_whole(field, llama_folder, text_file, tokenizer
         )
     assert refused.value.field == field
     assert "is in memory, as it is" in refused.value.what
+
+
+def test_muon_steps_matrices_that_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(Process, "count", 2)
+    job = job_of(tmp_path)
+    training = dataclasses.replace(job.config.training, weight_optimizer="muon")
+    config = dataclasses.replace(job.config, training=training, shard="full")
+    with pytest.raises(InputError, match="muon steps matrices that lie in every process"):
+        sharding_of(dataclasses.replace(job, config=config), (Inputs(), Inputs()))

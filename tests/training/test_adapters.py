@@ -56,9 +56,13 @@ def test_what_is_trained_is_what_is_exported(kind, way):
 
 @pytest.mark.parametrize(("rate", "optimizer"), [(0.0, "adamw"), (1e-3, "adamw"), (1e-3, "muon")])
 def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, text_file, tmp_path):
-    config = dataclasses.replace(ADAPTED, weight_rate=rate, weight_optimizer=optimizer)
+    config = dataclasses.replace(ADAPTED, weight_rate=rate)
     problem = problem_of("llama", text_file.read_text(), tmp_path)
-    whole = learned(problem, tmp_path / "whole", learn_config=config)
+    settings = {
+        "learn_config": config,
+        "training": dataclasses.replace(TRAINING, weight_optimizer=optimizer),
+    }
+    whole = learned(problem, tmp_path / "whole", **settings)
     adapters = whole.compensation.adapters
     assert len(adapters) == len(list(problem.dense.linears()))
     assert all(adapter.up.abs().max() > 0 for adapter in adapters)
@@ -69,8 +73,8 @@ def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, tex
             raise Killed
 
     with pytest.raises(Killed):
-        learned(problem, tmp_path / "cut", learn_config=config, on_step=kill)
-    resumed = learned(problem, tmp_path / "cut", learn_config=config)
+        learned(problem, tmp_path / "cut", on_step=kill, **settings)
+    resumed = learned(problem, tmp_path / "cut", **settings)
     layout = problem.budget.layout
     masks = Masks(layout, masks_of("random", layout).kept, resumed)
     masks.save(tmp_path / "masks.safetensors", with_adapters=True)
@@ -90,11 +94,11 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
     training = dataclasses.replace(TRAINING, distill=1.0, learning_rate=1e-6)
     lost = {}
     dense = [linear.weight.detach().clone() for linear in problem.dense.linears()]
-    for name, changes in (
-        ("masks", {"adapter_rank": 0}),
-        ("adapters", {"adapter_rank": 4, "adapter_rate": 0.01}),
-        ("weights", {"adapter_rank": 0, "weight_rate": 0.003}),  # clipped: what has no rank too
-        ("muon", {"adapter_rank": 0, "weight_rate": 0.003, "weight_optimizer": "muon"}),
+    for name, optimizer, changes in (
+        ("masks", "adamw", {"adapter_rank": 0}),
+        ("adapters", "adamw", {"adapter_rank": 4, "adapter_rate": 0.01}),
+        ("weights", "adamw", {"adapter_rank": 0, "weight_rate": 0.003}),  # clipped, without a rank
+        ("muon", "muon", {"adapter_rank": 0, "weight_rate": 0.003}),
     ):
         seen: list[float] = []
         config = dataclasses.replace(LEARN, scale_rate=0.0, **changes)
@@ -102,7 +106,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
             problem,
             tmp_path / name,
             learn_config=config,
-            training=dataclasses.replace(training, clip=100.0),
+            training=dataclasses.replace(training, clip=100.0, weight_optimizer=optimizer),
             steps=40,
             on_step=lambda m, seen=seen: seen.append(m["loss"]),
         )

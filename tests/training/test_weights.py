@@ -1,5 +1,7 @@
 """Weights: a seed decides what is read, only blocks change, and training goes on where it was."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import byte_tokenizer, one_process, tiny_prunable
@@ -19,11 +21,20 @@ TRAINING = TrainingConfig(
 )  # fmt: skip
 
 
-def trained(folder, text: str, seed: int = 0, stop_after: int = -1) -> dict[str, torch.Tensor]:
+def trained(
+    folder,
+    text: str,
+    seed: int = 0,
+    *,
+    stop_after: int = -1,
+    optimizer: str = "adamw",
+    steps: int = STEPS,
+) -> dict[str, torch.Tensor]:
     """Weights of the tiny Llama after some steps; the process's own randomness has no part."""
     student = tiny_prunable("llama", tie_word_embeddings=False)
     machine = MachineConfig(device="cpu", seed=seed)
-    config = RecoverConfig("tiny", tokens=32 * STEPS, training=TRAINING, machine=machine)
+    training = dataclasses.replace(TRAINING, weight_optimizer=optimizer)
+    config = RecoverConfig("tiny", tokens=32 * steps, training=training, machine=machine)
     done = []
     job = Job(
         config,
@@ -34,7 +45,7 @@ def trained(folder, text: str, seed: int = 0, stop_after: int = -1) -> dict[str,
     )
     torch.seed()
     corpus = Corpus((tokenize([text], byte_tokenizer()),))
-    assert train_weights(job, student, None, corpus, torch.float32) == STEPS
+    assert train_weights(job, student, None, corpus, torch.float32) == steps
     return student.model.state_dict()
 
 
@@ -54,9 +65,26 @@ def test_a_seed_decides_what_is_learned_and_only_in_the_blocks(text_file, tmp_pa
     assert same(first, before) == frozen
 
 
-def test_weights_that_were_stopped_and_gone_on_with_are_the_same(text_file, tmp_path):
-    text = text_file.read_text()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_that_were_stopped_and_gone_on_with_are_the_same(optimizer, text_file, tmp_path):
+    text, settings = text_file.read_text(), {"optimizer": optimizer}
     with pytest.raises(Interrupted):
-        trained(tmp_path / "cut", text, stop_after=1)
-    whole, resumed = (trained(tmp_path / name, text) for name in ("whole", "cut"))
+        trained(tmp_path / "cut", text, stop_after=1, **settings)
+    whole, resumed = (trained(tmp_path / name, text, **settings) for name in ("whole", "cut"))
     assert same(whole, resumed) == set(whole)
+
+
+def test_muon_moves_no_direction_of_a_matrix_further_than_another(text_file, tmp_path):
+    """As AdamW moves noise, a fifth of the step size an entry, if all directions move. Norms are
+    AdamW's."""
+    before = tiny_prunable("llama", tie_word_embeddings=False).model.state_dict()
+    after = trained(tmp_path / "run", text_file.read_text(), optimizer="muon", steps=1)
+    for name in before:
+        change = after[name] - before[name]
+        if "proj" in name:
+            strengths = torch.linalg.svdvals(change) / TRAINING.learning_rate
+            full = 0.2 * max(change.shape) ** 0.5
+            assert 0.7 * full < strengths.max() < 1.3 * full, name
+            assert (strengths > 0.6 * full).sum() >= 5, name
+        elif "norm" in name:  # the first step is the step size, whatever the gradient
+            torch.testing.assert_close(change.abs().max().item(), TRAINING.learning_rate)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from disp_llm.commands.front import Inputs
 from disp_llm.commands.holding import refuse_impossible
 from disp_llm.commands.ways import ROOM, free_share
-from disp_llm.config.errors import model_is
+from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.original import original_of
@@ -51,7 +51,15 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
             if process.is_main:
                 taken = (whole / 2**30, parts / 2**30)
                 logger.warning("training would take %.1f GiB; with --shard full it is %.1f", *taken)
-    return None if shard in ("auto", "no") else Sharding.among(process, shard)
+    if shard in ("auto", "no"):
+        return None
+    if job.config.training.weight_optimizer == "muon":
+        raise InputError(
+            "muon steps matrices that lie in every process as a whole",
+            field="weight_optimizer",
+            hint="leave it out, or give a `shard` of no",
+        )
+    return Sharding.among(process, shard)
 
 
 FIELDS = ("folder", "teacher")

@@ -33,6 +33,10 @@ class TrainingConfig:
     """Decay of AdamW's first moment."""
     beta2: float = 0.95
     """Decay of AdamW's second moment."""
+    weight_optimizer: Literal["adamw", "muon"] = "adamw"
+    """What steps the weight matrices of the blocks, where they learn: AdamW, or Muon, whose steps
+    move every direction of a matrix alike and are as long as AdamW's (torch.optim.Muon; arXiv
+    2502.16982). It takes a third more time on a CPU."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay (the paper: 0.05)."""
     schedule: LearningRateSchedule = "cosine"
@@ -130,9 +134,6 @@ class LearnConfig:
     """Step size of all weights of the blocks' linear layers, which then learn beside the masks, one
     set of them for every size: pruning and recovery in one run. 24 bytes of memory a weight, a
     quarter more time; 0 = the weights stay frozen. Not used by policy_gradient."""
-    weight_optimizer: Literal["adamw", "muon"] = "adamw"
-    """What steps these weights: AdamW, or Muon, whose steps move every direction of a matrix alike
-    (torch.optim.Muon, as long as AdamW's: arXiv 2502.16982); a third more time on a CPU."""
     spare: float = 1.0
     """Share of the original's cost that a step computes beyond what it keeps: the entries that are
     next to be kept, which have a gradient too. Others are left out, which saves their time; 1 =

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from disp_llm.config.checks import require_file_size, require_paths, require_positive
+from disp_llm.config.errors import InputError
 from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
@@ -79,3 +80,9 @@ class RecoverConfig:
         require_file_size(max_shard_size=self.max_shard_size)
         for part in (self.training, self.text, self.words, self.evaluation):
             part.validate()
+        if self.how == "lora" and self.training.weight_optimizer != "adamw":
+            raise InputError(
+                "steps weights, and adapters learn in their place",
+                field="weight_optimizer",
+                hint="leave it out, or `how`",
+            )

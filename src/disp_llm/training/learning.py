@@ -31,7 +31,7 @@ from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
-from disp_llm.training.optimizers import Optimizer, Together
+from disp_llm.training.optimizers import Optimizer, optimizer_of
 from disp_llm.training.problem import PruningProblem
 
 WEIGHTS_GROW = 0.1
@@ -130,32 +130,18 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
 
 
 def _optimizer(problem: PruningProblem, state: LearningState) -> Optimizer:
-    """AdamW over logits and, where they are learned, scales, adapters and weights; of weights Muon
-    where it is asked for."""
-    config, learn = problem.training, problem.learn
+    """Of logits and, where they are learned, scales, adapters and weights."""
+    learn, exact = problem.learn, {"weight_decay": 0.0}
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
+    weights: list[nn.Parameter] = []
     if state.scales is not None:
-        scales = {"params": [state.scales], "lr": learn.scale_rate, "weight_decay": 0.0}
-        groups.append(scales)
+        groups.append(exact | {"params": [state.scales], "lr": learn.scale_rate})
     if state.adapters is not None:
-        low = {"params": [*state.adapters.down, *state.adapters.up], "weight_decay": 0.0}
-        groups.append(low | {"lr": learn.adapter_rate})
-    whole: dict[str, Any] = {"lr": learn.weight_rate, "weight_decay": 0.0, "growing": WEIGHTS_GROW}
-    if learn.learns_weights and state.adapters is not None:
-        whole["params"] = list(state.adapters.whole)
-        if learn.weight_optimizer == "adamw":
-            groups.append(whole)
-    adamw = torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        foreach=True,
-    )
-    if not learn.learns_weights or learn.weight_optimizer == "adamw":
-        return adamw
-    # Its steps are as long as AdamW's, so that one step size serves both (arXiv 2502.16982).
-    return Together([adamw, torch.optim.Muon([whole], adjust_lr_fn="match_rms_adamw")])
+        low = [*state.adapters.down, *state.adapters.up]
+        groups.append(exact | {"params": low, "lr": learn.adapter_rate})
+        weights = list(state.adapters.whole)
+    whole = exact | {"params": weights, "lr": learn.weight_rate, "growing": WEIGHTS_GROW}
+    return optimizer_of(problem.training, groups, whole, foreach=True)
 
 
 @dataclass(frozen=True)

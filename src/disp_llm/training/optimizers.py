@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from disp_llm.config.learning import TrainingConfig
+
 
 @runtime_checkable
 class Optimizer(Protocol):
@@ -30,6 +32,32 @@ class Optimizer(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes such moments and groups."""
         ...
+
+
+def optimizer_of(
+    config: TrainingConfig,
+    groups: list[dict[str, Any]],
+    weights: dict[str, Any],
+    foreach: bool | None = None,
+) -> Optimizer:
+    """AdamW of some groups and, of weights, what the settings say.
+
+    Args:
+        weights: a group of matrices; it may have none.
+        foreach: of AdamW.
+    """
+    muon = config.weight_optimizer == "muon" and bool(weights["params"])
+    adamw = torch.optim.AdamW(
+        groups if muon else [*groups, weights],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        foreach=foreach,
+    )
+    if not muon:
+        return adamw
+    weights = {"lr": config.learning_rate, "weight_decay": config.weight_decay} | weights
+    return Together([adamw, torch.optim.Muon([weights], adjust_lr_fn="match_rms_adamw")])
 
 
 class Together:

@@ -22,6 +22,7 @@ from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
+from disp_llm.training.optimizers import optimizer_of
 
 
 def train_weights(
@@ -38,14 +39,11 @@ def train_weights(
     """
     config, device, process = job.config.training, student.device, job.process
     trained = trained_parameters(student, job.config.how)
-    optimizer = torch.optim.AdamW(
-        trained,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        # One operation on many tensors takes no list in which some are divided.
-        foreach=False if any(isinstance(one, DTensor) for one in trained) else None,
-    )
+    matrices = [one for one in trained if one.ndim == 2]
+    others = [one for one in trained if one.ndim != 2]
+    # One operation on many tensors takes no list in which some are divided.
+    foreach = False if any(isinstance(one, DTensor) for one in trained) else None
+    optimizer = optimizer_of(config, [{"params": others}], {"params": matrices}, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     with computing_in(dtype, device):
         mixture = _mixture(corpus, student, teacher, config.length, seed)
