@@ -105,6 +105,8 @@ def test_a_usage_error_is_the_first_section_of_the_box():
     ("arguments", "said"),
     [
         (["prune", "x", "--stepz", "5"], "perhaps --steps was meant"),
+        (["prune", "x", "--output-dir", ""], "--output-dir: Error parsing --output-dir: an empty"),
+        (["prune", "x", "--text", ""], "--text: Error parsing --text: Could not find valid parse"),
         (["prune"], "disp-llm prune: Missing from disp-llm prune: MODEL"),
         (["bench", "x"], "--against: Missing from disp-llm bench: --against"),
         (["eval", "x", "--context", "1"], "--context: 1; give 2 or more tokens"),

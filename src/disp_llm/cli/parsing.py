@@ -24,6 +24,7 @@ from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.gguf import GgufConfig
+from disp_llm.config.names import path_from_words
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.config.recover import RecoverConfig
@@ -69,6 +70,16 @@ RESUMABLE: dict[str, type[PruneConfig] | type[RecoverConfig]] = {
 }
 
 
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _path(
+    declared: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    return path_from_words(named=False) if declared.type is Path else None
+
+
 def parse(arguments: list[str]) -> Config:
     """The configuration that the arguments ask for, checked.
 
@@ -97,6 +108,7 @@ def parse(arguments: list[str]) -> Config:
                 args=arguments,
                 description="Makes Hugging Face decoder LLMs physically smaller.",
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, *pairs),
+                registry=_REGISTRY,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
