@@ -1,6 +1,6 @@
 """Prune a model that is in memory, tune what is left with transformers' Trainer, and measure.
 
-python examples/tune_in_memory.py
+python examples/tune_in_memory.py    # needs a text corpus.txt here, and the hub
 """
 
 import datasets

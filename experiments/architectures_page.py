@@ -26,7 +26,7 @@ to 1e-5, whole branches can go, and generation with a cache is that without. "He
 `--sites … heads` can prune heads, and in which blocks where some keep theirs: KV heads with their
 queries, and of linear attention key heads with the value heads that they serve. A convolution has
 no heads; a state space (Mamba) keeps its own, since a norm inside of it takes the mean over all of
-them, and Olmo Hybrid's attention for the like reason. "Experts" says which blocks are mixtures of
+them, and Olmo Hybrid's attention for a similar reason. "Experts" says which blocks are mixtures of
 experts, and whether these have a shared one. What else was run stands in the last column: real
 weights
 (SmolLM2-135M, [results.md](results.md)), a small model trained for the purpose

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import GENERAL
 from disp_llm.config.recipes import recipe_names
 from disp_llm.config.suites import load_suite, suite_names
+from disp_llm.config.texts import load_mixture
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +86,14 @@ def test_shipped_suites_are_no_recipes():
     shipped = load_suite("general")
     assert not any(text.files for text in shipped.texts.values())  # works for whoever has a network
     assert shipped.name == "general"
+
+
+def test_what_the_shipped_mixture_teaches_is_not_in_the_shipped_suite():
+    suite, mixture = load_suite("general"), load_mixture(Path(GENERAL))
+    measured, taught = ({text.dataset for text in of.texts.values()} for of in (suite, mixture))
+    assert len(measured) == 4
+    assert len(taught) == 8
+    assert not measured & taught
 
 
 def test_local_suite(tmp_path, monkeypatch):

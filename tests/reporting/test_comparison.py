@@ -107,6 +107,17 @@ def test_panels(suite, timed, labels, tmp_path, monkeypatch):
     assert names == ["learned", "flap", "original, 20.0"]
 
 
+def test_a_size_that_is_too_bad_to_be_drawn_is_named(tmp_path, monkeypatch):
+    """Also where another of the same method is drawn."""
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save", lambda figure, path: drawn.append(figure))
+    result = compared(suite=False, timed=False)
+    result["rows"][1]["perplexity"] = 20.0 * comparison_plots.CEILING + 1
+    draw_comparison(result, tmp_path / "compare.png")
+    assert drawn[0].get_suptitle() == "m; above 100 times the original, some of: flap"
+    assert [50.0] in [list(line.get_ydata()) for line in drawn[0].axes[0].lines]
+
+
 def here(cpu: str) -> dict:
     """Where a row was made."""
     hardware = {"cpu": cpu, "threads": 2, "system": "x"}

@@ -91,7 +91,7 @@ def test_a_front_takes_both_of_two_that_are_the_same():
 def test_it_is_said_in_words():
     lines = Frontier.of(compared(ROWS)).sentences()
     assert lines[0].startswith(
-        "prefill, nothing is as good for less: flap keep 0.5 (0.60), learned keep 0.5 (0.70), "
+        "prefill, on the Pareto front: flap keep 0.5 (0.60), learned keep 0.5 (0.70), "
     )
     said = "dense int8 by dense; flap keep 0.8, learned keep 0.5 int8 by latency 0.8"
     assert f"prefill, dominated: {said}." in lines
@@ -115,7 +115,9 @@ def test_ours_stands_beside_others_at_their_time():
 
 def test_the_table_has_every_model_and_its_spread():
     lines = frontier_lines(compared(ROWS))
-    assert lines[0].startswith("| model | perplexity | prefill | decode | weights, MB |")
+    assert lines[0].startswith(
+        "| model | perplexity | prefill, share of time | decode, share of time | weights, MB |"
+    )
     time = "0.70 (0.35 to 0.78)"
     name = "learned keep 0.5"
     assert f"| {name} | 50.00 ± 0.50 | {time} | {time} | 160.0 | 0.0 | prefill, decode |" in lines

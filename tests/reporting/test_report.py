@@ -6,13 +6,17 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import tomli_w
 from conftest import run_command
 
+from disp_llm.reporting.charts import learning_chart, logarithmic_ticks, quality_chart
 from disp_llm.reporting.run_data import read_run
+from disp_llm.reporting.tables import new_table
+from disp_llm.reporting.terminal import console
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import without_paths
@@ -106,6 +110,37 @@ def test_several_runs_are_compared(small_run, tmp_path):
     _, words = read(tmp_path / "both.html")
     assert "2 runs compared" in words
     assert words.count("Widths at keep") == 4
+
+
+def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
+    """Also where another has nothing to draw in one of them."""
+    run = read_run(Run(small_run[0]))
+    bare = replace(run, name="bare", sizes=[], curve=[])
+    for first, second, place in ((bare, run, 1), (run, bare, 0)):
+        runs = [replace(first, name="a"), replace(second, name="b")]
+        (drawn,) = quality_chart(runs).lines
+        assert drawn.place == place
+        assert [line.place for line in learning_chart(runs).lines] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (15, 700, [30, 100, 300]),
+        (22.8, 114, [30, 40, 60, 80, 100]),
+        (20.1, 21, [20.2, 20.4, 20.6, 20.8, 21]),
+    ],
+)
+def test_a_logarithmic_axis_has_round_numbers_all_along(low, high, ticks):
+    assert logarithmic_ticks(low, high) == ticks
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+    table = new_table(("C4 [en]",), title="corpus[old].txt")
+    table.add_row("[/x] and some more words")
+    console.print(table)
+    printed = capsys.readouterr().err
+    assert all(name in printed for name in ("C4 [en]", "corpus[old].txt", "[/x]"))
 
 
 def test_whatever_text_says_is_shown_as_text(small_run, tmp_path):

@@ -1,7 +1,8 @@
 """What travels with an exported folder, and how transformers comes to know it.
 
-The files `configuration_disp_llm` and `modeling_disp_llm` are copied into every folder. Others use
-`register` (folders then load without `trust_remote_code`), `model_classes` and `config_class`.
+The files `configuration_disp_llm`, `modeling_disp_llm`, `heads_disp_llm` and `experts_disp_llm` are
+copied into every folder. Others use `register` (folders then load without `trust_remote_code`),
+`model_classes` and `config_class`.
 """
 
 import importlib

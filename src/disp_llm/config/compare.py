@@ -42,7 +42,7 @@ class CompareConfig:
     """Methods that choose masks whose models are also measured in int8 and int4."""
     align: int = 1
     """Widths of the models that methods that choose masks write are multiples of this number; int4
-    takes multiples of 32."""
+    takes multiples of 32. With 1 dimensions are pruned one by one; `prune` on a CPU has 32."""
     output_dir: Path = Path("comparison")
     """The folder of compare.json, compare.md, the pictures and the run folders. Rows that are there
     are not made again."""

@@ -104,9 +104,8 @@ class LearnConfig:
     """Keep the masks that the start gives at every size, and learn scales and adapters alone: what
     a structure is worth with everything else alike."""
     whole_bonus: float = 1.0
-    """What KV heads and whole branches, where they can be pruned, are worth beyond their Fisher
-    scores, which are logarithms: learning wins back more of what channels did than of what these
-    did (docs/experiment-log.md)."""
+    """Added to the Fisher scores (logarithms) of KV heads and whole branches where learning begins:
+    it wins back less of what these did than of what channels did (docs/experiment-log.md)."""
     parametrisation: Parametrisation = "logits"
     """What is trained: the logits themselves, the paper's hypernetwork, or its Linear heads on a
     fixed input (the paper's "w/o Bi-GRU"); the last two are added to the start."""

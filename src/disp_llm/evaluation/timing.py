@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.windows import fitting
-from disp_llm.runs.results import Phase
+from disp_llm.runs.results import Phase, workload_said
 
 WARM_UP = 2
 """Runs of each model that are not timed."""
@@ -35,8 +35,7 @@ class Workload:
     @property
     def name(self) -> str:
         """What people read, such as `prefill, 512 tokens`."""
-        of = f"{self.length} tokens" if self.phase == "prefill" else f"batch {self.batch}"
-        return f"{self.phase}, {of}"
+        return workload_said(self.phase, self.length, self.batch)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class Mix:
 
     @property
     def name(self) -> str:
-        """What people read, such as `prefill, 512 tokens (25 %) and decode, batch 1 (75 %)`."""
+        """What people read, such as `prefill, 512 tokens (25 %) and decode after 512 tokens,
+        batch 1 (75 %)`."""
         if len(self.workloads) == 1:
             return self.workloads[0].name
         pairs = zip(self.workloads, self.weights, strict=True)

@@ -59,9 +59,14 @@ def logarithmic(axes: Any, low: float, high: float) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
-    ticks = [step * 10**power for power in range(6) for step in steps]
+    ticks = round_numbers(low, high)
     axes.set_yticks([tick for tick in ticks if low * 0.8 < tick < high * 1.25])
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis, the fewer the longer it is; also beyond its ends."""
+    steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
+    return [step * 10**power for power in range(6) for step in steps]
 
 
 def save(figure: Any, path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from disp_llm.reporting.canvas import round_numbers
 from disp_llm.reporting.run_data import RunData
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 52, 34
@@ -24,6 +25,8 @@ class Line:
     points: str
     marks: list[tuple[float, float, str]]
     """Places with a label, for series of few points."""
+    place: int
+    """Of its run among all, which gives it its colour in every chart."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def learning_chart(runs: list[RunData]) -> Chart | None:
         f"{name}: from {line[0][1]:.2f} to {line[-1][1]:.2f}" for name, line in series.items()
     )
     title = "Loss while masks or weights are learned"
-    return _drawn(Chart(title, description, "tokens", "loss, smoothed"), series)
+    return _drawn(Chart(title, description, "tokens", "loss, smoothed"), series, runs)
 
 
 def quality_chart(runs: list[RunData]) -> Chart | None:
@@ -77,16 +80,20 @@ def quality_chart(runs: list[RunData]) -> Chart | None:
         for name, points in series.items()
     )
     empty = Chart("Quality against size", description, "keep", "perplexity, logarithmic")
-    return _drawn(empty, series, log=True, marks=True)
+    return _drawn(empty, series, runs, log=True, marks=True)
 
 
-def _drawn(empty: Chart, series: Series, log: bool = False, marks: bool = False) -> Chart:
+def _drawn(
+    empty: Chart, series: Series, runs: list[RunData], log: bool = False, marks: bool = False
+) -> Chart:
     """The chart with its series in chart units.
 
     Args:
+        runs: all of the page.
         log: whether the axis of values is logarithmic.
         marks: whether every point has a mark.
     """
+    places = {run.name: place for place, run in enumerate(runs)}
     points = [point for line in series.values() for point in line]
     xs, ys = zip(*points, strict=True)
     scale = math.log if log else float
@@ -102,11 +109,15 @@ def _drawn(empty: Chart, series: Series, log: bool = False, marks: bool = False)
                 name,
                 " ".join("{},{}".format(*place(x, y)) for x, y in line),
                 [(*place(x, y), f"{y:.1f}") for x, y in line] if marks else [],
+                places[name],
             )
             for name, line in series.items()
         ),
         x_ticks=tuple((place(x, ys[0])[0], _short(x)) for x in _ticks(min(xs), max(xs))),
-        y_ticks=tuple((place(xs[0], y)[1], _short(y)) for y in _ticks(bottom, top)),
+        y_ticks=tuple(
+            (place(xs[0], y)[1], _short(y))
+            for y in (logarithmic_ticks if log else _ticks)(bottom, top)
+        ),
     )
 
 
@@ -129,6 +140,12 @@ def _placing(
 def _short(number: float) -> str:
     """`0.6`, `45`, `20 k`."""
     return f"{number / 1e3:g} k" if number >= 1e4 else f"{number:g}"
+
+
+def logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two, of a logarithmic axis."""
+    found = [number for number in round_numbers(low, high) if low <= number <= high]
+    return found if len(found) > 1 else _ticks(low, high)
 
 
 def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -141,13 +141,13 @@ def pairs_said(rows: list[ComparisonRow]) -> list[str]:
         return []
     return [
         f"{PAIRED}: perplexity / that of {', '.join(references)}, over the same windows; "
-        "± is the bootstrap's over these, and two of them apart from 1 is a difference."
+        "± is the bootstrap's over these; more than two of them from 1 is a difference."
     ]
 
 
 def _costs(rows: list[ComparisonRow]) -> list[str]:
     lines = [
-        "| method | asked | stored in blocks | all parameters | FLOPs in blocks "
+        "| method | asked | stored in blocks, share | all parameters | FLOPs in blocks, share "
         "| prefill 512, ms | decode, ms |",
         "|---|" + "---:|" * 6,
     ]

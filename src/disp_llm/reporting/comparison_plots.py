@@ -60,13 +60,13 @@ def draw_comparison(result: dict[str, Any], path: Path) -> None:
     shown = _panels(found.dense, made)
     first, drawn = shown[0], [row for row in made if all(panel.holds(row) for panel in shown)]
     last = {row.method: first.value(row) for row in sorted(drawn, key=lambda r: -(r.keep or 0))}
-    beyond = {row.method: None for row in made if row.method not in last}
+    beyond = {row.method: None for row in made if row not in drawn}
     figure, axes = panels(3.4 + 4.6 * len(shown), 5.2, [panel.value_name for panel in shown])
     for axis, panel in zip(axes, shown, strict=True):
         _draw_methods(axis, drawn, sorted(last, key=last.__getitem__), panel)
         mark_dense(axis, panel.dense, max(map(panel.value, drawn), default=panel.dense))
         axis.set_xlabel(panel.place_name)
-    worse = f"; above {CEILING} times the original: {', '.join(beyond)}" if beyond else ""
+    worse = f"; above {CEILING} times the original, some of: {', '.join(beyond)}" if beyond else ""
     figure.suptitle(f"{name_of(found.asked.model)}{worse}", fontsize=9)
     axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     save(figure, path)

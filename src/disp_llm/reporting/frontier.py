@@ -140,7 +140,7 @@ class Frontier:
             if not front:
                 continue
             names = ", ".join(f"{p.row.name} ({cost.said(p.cost)})" for p in front)
-            lines.append(f"{cost.name}, nothing is as good for less: {names}.")
+            lines.append(f"{cost.name}, on the Pareto front: {names}.")
             by: dict[str, list[ComparisonRow]] = {}
             for point, better in self.dominated(cost):
                 by.setdefault(better.row.name, []).append(point.row)
@@ -167,7 +167,13 @@ def named_together(rows: list[ComparisonRow]) -> str:
     return ", ".join(found)
 
 
-HEADINGS = ("prefill", "decode", "weights, MB", "KV cache, MB", "on the front of")
+HEADINGS = (
+    "prefill, share of time",
+    "decode, share of time",
+    "weights, MB",
+    "KV cache, MB",
+    "on the front of",
+)
 """Columns of `table` after the name and the quality."""
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from disp_llm.reporting.reading import bench_figures
 from disp_llm.reporting.terminal import console, say
+from disp_llm.runs.results import workload_said
 
 
 def new_table(
@@ -95,8 +96,7 @@ def show_bench(result: dict[str, Any]) -> None:
         low, high = comparison.speedup_quartiles
         shares = pruned.time_shares.items()
         table.add_row(
-            f"{dense.phase}, "
-            + (f"{dense.length} tokens" if dense.phase == "prefill" else f"batch {dense.batch}"),
+            workload_said(dense.phase, dense.length, dense.batch),
             *(f"{m.median_s * 1e3:.2f} ± {m.spread_s * 5e2:.2f} ms" for m in (dense, pruned)),
             f"×{comparison.speedup:.2f} ({low:.2f} to {high:.2f})",
             f"×{comparison.predicted_speedup:.2f}",

@@ -17,7 +17,7 @@ from rich.progress import (
 
 from disp_llm.runs.progress import ProgressCallback, silent
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)  # names may hold brackets
 
 
 if not (console.is_terminal or console.is_jupyter):

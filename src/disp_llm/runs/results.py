@@ -26,6 +26,13 @@ Phase = Literal["prefill", "decode"]
 """What is timed: a prompt, or one token after as many cached ones."""
 
 
+def workload_said(phase: Phase, length: int, batch: int) -> str:
+    """`prefill, 512 tokens`, or `decode after 512 tokens, batch 1`."""
+    if phase == "prefill":
+        return f"prefill, {length} tokens"
+    return f"decode after {length} tokens, batch {batch}"
+
+
 @dataclass(frozen=True)
 class Perplexity:
     """A perplexity with what it was measured over."""
