@@ -6,7 +6,13 @@ import torch
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.shapes import BlockShape
-from disp_llm.training.hypernetwork import PARAMETRISATIONS, FreeLogits, Hypernetwork, build
+from disp_llm.training.hypernetwork import (
+    PARAMETRISATIONS,
+    FreeLogits,
+    Hypernetwork,
+    build,
+    choices,
+)
 
 
 def llama(blocks: int, hidden: int, intermediate: int) -> Layout:
@@ -59,3 +65,16 @@ def test_tied_sites_share_their_logits(name):
         wanted = torch.stack([p for n, p in zip(layout.names, layout.split(start), strict=True)
                               if not n.endswith("mlp_mid")]).mean(0)  # fmt: skip
         torch.testing.assert_close(shared[0], wanted)
+
+
+def test_what_is_tied_or_of_one_chunk_is_one_choice():
+    layout = llama(2, 8, 12)
+    assert choices(layout, 1, tied=False) is None
+    for chunk, tied, count in ((1, True, 8 + 2 * 12), (4, True, 2 + 2 * 12), (4, False, 16 + 24)):
+        index = choices(layout, chunk, tied)
+        assert sorted(index.unique().tolist()) == list(range(count))
+        parts = dict(zip(layout.names, layout.split(index), strict=True))
+        assert len(parts["layers.1.mlp_mid"].unique()) == 12
+        first, other = parts["layers.0.attn_in"], parts["layers.1.mlp_out"]
+        assert torch.equal(first, other) == tied
+        assert torch.equal(first[::chunk].repeat_interleave(chunk), first)

@@ -20,6 +20,7 @@ from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
 from disp_llm.training import learning
 from disp_llm.training.checkpoints import checkpoints
+from disp_llm.training.estimators import ESTIMATORS
 from disp_llm.training.learning import learn
 from disp_llm.training.loop import Interrupted
 from disp_llm.training.losses import CHUNK, Teacher, token_losses
@@ -340,3 +341,32 @@ def test_a_mixture_follows_the_loss_that_is_learned_from(text_file, tmp_path):
         references.append(state.mixture.get_buffer("reference"))
     assert references[0].min() > 1
     torch.testing.assert_close(references[1], references[0] / 2)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_constrained_masks_are_one_for_the_residual_stream(chunk, text_file, tmp_path):
+    """In every step, as they are drawn, and at the end, as they are cut to the budget."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    budget = dataclasses.replace(problem.budget, chunk=chunk, constrained=True)
+    problem = dataclasses.replace(problem, budget=budget)
+    layout, seen = budget.layout, []
+
+    def watched(draw):
+        seen.append(sample := ESTIMATORS["reinmax"](draw))
+        return sample
+
+    config = dataclasses.replace(
+        LEARN, constrained=True, estimator="reinmax", shift=1.0, penalty=1.0, start="random"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(learning.ESTIMATORS, "reinmax", watched)
+        learned_ = learned(problem, tmp_path / "run", learn_config=config, steps=4)
+    finals = [project(learned_.importance, budget, share).kept for share in (0.8, 0.5)]
+    for mask in (*(sample.mask.detach() for sample in seen), *finals):
+        parts = zip(layout.split(mask), layout.in_stream.tolist(), strict=True)
+        stream = [part for part, in_stream in parts if in_stream]
+        assert all(torch.equal(part, stream[0]) for part in stream)
+    assert len(seen) == 4
+    assert not torch.equal(seen[0].mask, seen[1].mask)
+    for kept, share in zip(finals, (0.8, 0.5), strict=True):
+        assert share - 0.05 < budget.share(layout.counts(kept)) <= share

@@ -116,7 +116,8 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: in
         progress = job.count("timing compact models")
         costs = latency_costs(dense, timed_mix(settings), align, chunk, progress)
     config = job.config
-    return Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk)
+    constrained = config.learn.constrained and config.method == "learned"
+    return Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk, constrained)
 
 
 def _require_room_for_blocks(costs: CostModel, targets: tuple[float, ...]) -> None:

@@ -19,7 +19,10 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, SITES
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
-from disp_llm.masks.layout import Layout, group_size
+from disp_llm.masks.layout import STREAM_SITES, Layout, group_size
+
+INSIDE = ("mlp_mid", EXPERTS)
+"""Sites inside of the MLP, of which a uniform model keeps as many in every block."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Budget:
     chunk: int = 1
     """Neighbours in the residual stream that are kept or pruned together, at every site by
     itself."""
+    constrained: bool = False
+    """Whether all sites of the residual stream, in all blocks, keep the same of its dimensions;
+    their scores are the same."""
 
     @cached_property
     def lengths(self) -> Float[Tensor, " S"]:
@@ -179,9 +185,9 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     lane = layout.lane_of_entry.to(scores.device)
     ranked = torch.argsort(scores, descending=True, stable=True)
     ranked = ranked[torch.argsort(lane[ranked], stable=True)]  # by lane, best first within a lane
-    group, sizes, pieces, first = _groups(
-        layout, align, budget.chunk, budget.uniform, scores.device
-    )
+    shared = (*(STREAM_SITES if budget.constrained else ()), *(INSIDE if budget.uniform else ()))
+    shared = tuple(site for site in shared if site in budget.sites)
+    group, sizes, pieces, first = _groups(layout, align, budget.chunk, shared, scores.device)
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
     means = means.index_add(0, group, scores[ranked].double()) / sizes
     groups = _Groups(means, pieces)
@@ -297,13 +303,16 @@ class _Groups:
 
 @lru_cache(maxsize=4)  # the same at every step of a run
 def _groups(
-    layout: Layout, align: int, chunk: int, uniform: bool, device: torch.device
+    layout: Layout, align: int, chunk: int, alike: tuple[str, ...], device: torch.device
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " G"], _Pieces, Bool[Tensor, " G"]]:
     """For entries laid out lane by lane: the group of each, and each group's size, its pieces, and
     whether it is the first of its site.
 
     The last group of a site is smaller where `align` does not divide its length. No group divides a
     chunk.
+
+    Args:
+        alike: sites that keep as many in all blocks; those of the residual stream as one another.
     """
     group, of_pieces, piece_group, sites, first = [], [], [], [], []
     begins: dict[object, int] = {}  # the first group of each site
@@ -314,8 +323,9 @@ def _groups(
         of = group_size(site, align, chunk)
         width = length // many
         count = -(-width // of)
-        shared = uniform and site in ("mlp_mid", EXPERTS)
-        key = (site, block.router, width) if shared else index
+        key: object = index
+        if site in alike:
+            key = "stream" if site in STREAM_SITES else (site, block.router, width)
         if key not in begins:
             begins[key] = sum(map(len, first))
             first.append(torch.arange(count) < -(-block.least[place] // of))

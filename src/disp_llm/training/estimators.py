@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.masks.budget import Projected
@@ -29,11 +29,22 @@ class Draw:
     """The constant c that is added to the logits."""
     temperature: float
     """τ."""
+    choices: Int[Tensor, " N"] | None = None
+    """Which choice each entry is: what is random is drawn once for each. None = all are their
+    own."""
 
     @property
     def shifted(self) -> Float[Tensor, " N"]:
         """Logits + c."""
         return self.logits + self.shift
+
+    def uniform(self) -> Float[Tensor, " N"]:
+        """Numbers in [0, 1), one for each choice, drawn on the generator's own device, so that a
+        seed means the same everywhere."""
+        own, where = self.choices, self.noise.device
+        count = len(self.logits) if own is None else int(own.max()) + 1
+        numbers = torch.rand(count, generator=self.noise, device=where).to(self.logits.device)
+        return numbers if own is None else numbers[own.to(self.logits.device)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def projected(draw: Draw) -> Sample:
 def straight_through(draw: Draw) -> Sample:
     """A Bernoulli sample with the slope of its probability (Bengio et al., arXiv 1308.3432)."""
     probability = torch.sigmoid(draw.shifted / draw.temperature)
-    sample = _bernoulli(probability, draw.noise)
+    sample = _bernoulli(probability, draw)
     mask = sample + (probability - probability.detach())
     return Sample(mask, mask)
 
@@ -88,7 +99,7 @@ def reinmax_printed(draw: Draw) -> Sample:
 def _reinmax(draw: Draw, inverse: Callable[[Tensor], Tensor]) -> Sample:
     x = draw.shifted
     pi0 = torch.sigmoid(x)
-    sample = _bernoulli(pi0, draw.noise)
+    sample = _bernoulli(pi0, draw)
     pi1 = (sample + torch.sigmoid(x / draw.temperature)) / 2
     pi1 = torch.sigmoid((inverse(pi1) - x).detach() + x)
     pi2 = 2 * pi1 - pi0 / 2
@@ -100,8 +111,7 @@ def gumbel_soft(draw: Draw) -> Sample:
     """What the paper's released code does: soft masks `σ((x + c + g)/τ)` with one standard Gumbel g
     in the model, and an independent sample, rounded, in the penalty (there c = 3, τ = 0.4)."""
     soft, again = (
-        torch.sigmoid((draw.shifted + _gumbel(draw.logits, draw.noise)) / draw.temperature)
-        for _ in range(2)
+        torch.sigmoid((draw.shifted + _gumbel(draw)) / draw.temperature) for _ in range(2)
     )
     return Sample(soft, _rounded(again))
 
@@ -110,7 +120,7 @@ def gumbel_hard(draw: Draw) -> Sample:
     """Straight-through Gumbel-sigmoid (Jang et al., arXiv 1611.01144): the rounded soft mask, with
     the soft one's slope. The difference of two Gumbels makes `σ(x + c)` the probability of a
     one."""
-    both = _gumbel(draw.logits, draw.noise) - _gumbel(draw.logits, draw.noise)
+    both = _gumbel(draw) - _gumbel(draw)
     mask = _rounded(torch.sigmoid((draw.shifted + both) / draw.temperature))
     return Sample(mask, mask)
 
@@ -119,15 +129,16 @@ def policy_gradient(draw: Draw) -> Sample:
     """Bernoulli masks whose loss is a reward (REINFORCE; for pruning arXiv 2406.10576): forward
     passes only, so a model that is too big to back-propagate through can be pruned."""
     x = draw.shifted / draw.temperature
-    sample = _bernoulli(torch.sigmoid(x), draw.noise)
+    sample = _bernoulli(torch.sigmoid(x), draw)
+    each = 1.0 if draw.choices is None else 1 / torch.bincount(draw.choices)[draw.choices]
     log_probability = -torch.nn.functional.binary_cross_entropy_with_logits(
-        x, sample, reduction="sum"
+        x, sample, torch.as_tensor(each, dtype=x.dtype, device=x.device), reduction="sum"
     )
     return Sample(sample, sample, log_probability)
 
 
-def _gumbel(like: Tensor, noise: torch.Generator) -> Tensor:
-    uniform = torch.rand(like.shape, generator=noise, device=noise.device).to(like.device)
+def _gumbel(draw: Draw) -> Tensor:
+    uniform = draw.uniform()
     tiny = torch.finfo(uniform.dtype).tiny
     return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
 
@@ -137,10 +148,8 @@ def _rounded(soft: Tensor) -> Tensor:
     return soft.detach().round() + (soft - soft.detach())
 
 
-def _bernoulli(probability: Tensor, noise: torch.Generator) -> Tensor:
-    """Drawn on the generator's own device, so that a seed means the same everywhere."""
-    uniform = torch.rand(probability.shape, generator=noise, device=noise.device)
-    return (uniform.to(probability.device) < probability).to(probability.dtype).detach()
+def _bernoulli(probability: Tensor, draw: Draw) -> Tensor:
+    return (draw.uniform() < probability).to(probability.dtype).detach()
 
 
 def deterministic_mask(

@@ -106,6 +106,17 @@ def shared_entries(layout: Layout) -> tuple[list[int], Int[Tensor, " N"]]:
     return lengths, torch.cat(index)
 
 
+def choices(layout: Layout, chunk: int, tied: bool) -> Int[Tensor, " N"] | None:
+    """Which of the choices that a mask consists of each entry is: one is made for all entries whose
+    logits are tied, and for all of a chunk. None = each is a choice of its own."""
+    if chunk == 1 and not tied:
+        return None
+    index = shared_entries(layout)[1] if tied else torch.arange(layout.entries)
+    parts = zip(layout.split(index), layout.in_stream.tolist(), strict=True)
+    leaders = [p[::chunk].repeat_interleave(chunk) if in_stream else p for p, in_stream in parts]
+    return torch.unique(torch.cat(leaders), return_inverse=True)[1]
+
+
 PARAMETRISATIONS: dict[str, type[nn.Module]] = {
     "logits": FreeLogits,
     "heads": Heads,

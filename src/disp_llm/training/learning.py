@@ -28,7 +28,7 @@ from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.drawing import mixture_of
 from disp_llm.training.estimators import ESTIMATORS, Draw
-from disp_llm.training.hypernetwork import build
+from disp_llm.training.hypernetwork import build, choices
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.optimizers import Optimizer, optimizer_of
@@ -155,6 +155,11 @@ class MaskLearner:
     losses_of: Callable[[Windows], Float[Tensor, " B"]]
     """Mean loss of every window under the masks that are set."""
 
+    @functools.cached_property
+    def _choices(self) -> Tensor | None:
+        budget = self.problem.budget
+        return choices(budget.layout, budget.chunk, self.problem.learn.constrained)
+
     def backward(self, step: int) -> dict[str, Any]:
         """Accumulates the gradient, and returns the figures of the step."""
         problem = self.problem
@@ -175,7 +180,7 @@ class MaskLearner:
         projection = functools.partial(project, budget=budget, align=problem.align)
         logits = budget.layout.by_chunks(state.logits(), budget.chunk)
         at_keep = functools.partial(projection, share=keep)
-        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature)
+        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature, self._choices)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
         mask = sample.mask
         if state.scales is not None:
