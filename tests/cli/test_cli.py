@@ -105,6 +105,7 @@ def test_a_usage_error_is_the_first_section_of_the_box():
     ("arguments", "said"),
     [
         (["prune", "x", "--stepz", "5"], "perhaps --steps was meant"),
+        (["prune", "x", "--weight-optimizer", "muon"], "--weight-optimizer: steps weights, and"),
         (["prune", "x", "--output-dir", ""], "--output-dir: Error parsing --output-dir: an empty"),
         (["prune", "x", "--text", ""], "--text: Error parsing --text: Could not find valid parse"),
         (["prune"], "disp-llm prune: Missing from disp-llm prune: MODEL"),

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import SMALL, run_command, tiny_prunable
 from safetensors.torch import load_file
 
@@ -11,8 +12,12 @@ from disp_llm.cli.parsing import parse
 from disp_llm.commands import ways as commands_ways
 from disp_llm.commands.ways import ROOM, ways
 from disp_llm.config.frozen import FrozenConfig
+from disp_llm.config.learning import LearnConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.training.memory import learning_memory
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.randomness import generator_of
+from disp_llm.training.hypernetwork import PARAMETRISATIONS, build
+from disp_llm.training.memory import learning_memory, recovery_memory
 
 
 def examined(folder, *flags: object) -> dict:
@@ -145,6 +150,37 @@ def test_memory_falls_with_what_is_saved():
     assert parts(FrozenConfig("no", offload="disk"), "yes").weights == 4 * (
         target.parameters - blocks
     )
+
+
+def test_all_that_learns_is_counted():
+    """Held against what is really trained, or kept."""
+    target = tiny_prunable("llama")
+    entries = target.layout.entries
+
+    def counted(**learn):
+        config = PruneConfig("tiny", learn=LearnConfig(scale_rate=0.0, adapter_rank=0, **learn))
+        training = replace(config.training, gradient_checkpointing="no")
+        return learning_memory(target, replace(config, training=training), FrozenConfig("no"), 1, 4)
+
+    for name in PARAMETRISATIONS:
+        for tied in (False, True):
+            made = build(name, torch.zeros(entries), target.layout, generator_of(0), tied)
+            numbers = sum(one.numel() for one in made.parameters())
+            assert counted(parametrisation=name, constrained=tied).trained == 24 * numbers
+    assert counted(estimator="policy_gradient").kept == 0 < counted().kept
+    blocks = 4 * sum(p.numel() for block in target.blocks for p in block.parameters())
+    assert counted(spare=0.1).running == round(0.6 * blocks)
+    assert counted().running == 0
+
+
+def test_adapters_of_recovery_are_counted():
+    target = tiny_prunable("llama")
+    widths = sum(sum(linear.weight.shape) for linear in target.linears())
+    of_rank = {
+        rank: recovery_memory([target], RecoverConfig("tiny", how="lora", rank=rank), 2, 4)
+        for rank in (4, 8)
+    }
+    assert of_rank[8] - of_rank[4] == 4 * 16 * widths
 
 
 def test_what_needs_whole_weights_is_never_held_otherwise(

@@ -94,6 +94,30 @@ def test_texts_stand_beside_them_in_their_order_and_alone_have_a_teacher():
     again = mean_losses(target, mixed)
     assert torch.allclose(again[[4, 0, 2]], mean_losses(target, text), atol=1e-5)
     assert mixed.to(torch.device("cpu")).tasks == mixed.tasks
+    alone = torch.cat([mean_losses(target, mixed.one(row)) for row in range(5)])
+    assert torch.allclose(alone, again, atol=1e-5)
+
+
+def test_a_text_is_learned_beside_them(text_file, tmp_path):
+    """Scored a window at a time, of which some have text alone; weights count both."""
+    target = prunable()
+    tokenizer = byte_tokenizer()
+    examples = [TaskExample(tuple(one.tokens.tolist()), loss, count)
+                for one, loss, count in _of(own(target))]  # fmt: skip
+    settings = {
+        "text": text_file, "steps": 2, "length": 32, "calibration_sequences": 4,
+        "calibration_length": 32, "rounds": 0, "context": 32, "windows": 2, "keep": 0.6,
+        "eval_text": text_file,
+    }  # fmt: skip
+    result = disp_llm.prune(
+        target.model, tokenizer, examples=examples, weights=[1, 3], output_dir=tmp_path / "run",
+        **settings,
+    )  # fmt: skip
+    assert result.size(0.6).measured.perplexity > 0
+    with pytest.raises(disp_llm.InputError, match="weights: 1 for 2 texts"):
+        disp_llm.prune(target.model, tokenizer, examples=examples, weights=[1], **settings)
+    with pytest.raises(disp_llm.InputError, match="a loss of their own and others with answers"):
+        disp_llm.prune(target.model, tokenizer, examples=[*examples, *ROWS], **settings)
 
 
 def test_masks_take_the_same_gradient():

@@ -4,11 +4,13 @@ import json
 import tomllib
 
 import pytest
+import together
 import torch
 from conftest import BEGUN, SMALL, problem_of, run_command, tiny_prunable, with_config
 from safetensors.torch import load_file
 
 from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.runs.job import Process
 from disp_llm.training import pace
 from disp_llm.training.blocks import WORTH_COMPILING, compiles
 from disp_llm.training.learning import learn
@@ -128,6 +130,31 @@ def test_a_run_that_goes_on_takes_the_same_steps(
     assert json.loads(done.stdout)["steps"] == steps
     ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, timed[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_several_processes_agree_on_the_steps(llama_folder, text_file, tmp_path):
+    """All of them time the steps, and none of these is tracked."""
+    first, other = together.run(
+        together.COMMAND, "prune", llama_folder, "--text", text_file, "--output-dir",
+        tmp_path / "run", "--json", *TIMED, "--minutes", 0.05,
+    )  # fmt: skip
+    assert first.returncode == other.returncode == 0, (first.stderr, other.stderr)
+    result = json.loads(first.stdout)
+    assert result["steps"] >= pace.FEWEST
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == result["steps"]
+
+
+def test_steps_that_are_timed_are_not_tracked(text_file, tmp_path, monkeypatch):
+    problem = problem_of("llama", text_file.read_text(), tmp_path)
+    tracked = []
+    monkeypatch.setattr(Process, "track", lambda self, figures, step: tracked.append(step))
+    start = torch.zeros(problem.budget.layout.entries)
+    seconds = pace._seconds_per_step(problem, lambda p, steps: learn(p, start, steps), "no")
+    assert seconds > 0
+    assert not tracked
+    learn(problem, start, 2)
+    assert tracked == [1, 2]
 
 
 class Killed(Exception):

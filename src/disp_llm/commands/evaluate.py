@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.front import Caller, Inputs, Model, inputs_of, machine_of
+from disp_llm.commands.front import IN_MEMORY, Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score
@@ -30,9 +30,6 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
-
-IN_MEMORY = Path("in memory")
-"""Stands in the settings for what a program hands over."""
 
 
 def evaluate(

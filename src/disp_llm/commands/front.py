@@ -218,6 +218,24 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
     return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
 
 
+def require_valid(config: PruneConfig | RecoverConfig, *inputs: Inputs) -> None:
+    """Refuses settings that no run can use, together with what lies in memory.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    held: dict[str, Any] = {
+        field: (IN_MEMORY,)
+        for one in inputs
+        for field in (*TEXTS, *EXAMPLES)
+        if getattr(one.texts, field) is not None
+    }
+    replace(config, text=replace(config.text, **held)).validate()
+
+
+IN_MEMORY = Path("in memory")
+"""Stands in settings for what a program hands over, where they are checked or named."""
+
 TEXTS = ("text", "eval_text")
 EXAMPLES = ("examples", "eval_examples")
 """Settings that name files, in place of which a program may hand over what they would hold."""

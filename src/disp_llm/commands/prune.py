@@ -18,6 +18,7 @@ from disp_llm.commands.front import (
     inputs_of,
     job_of,
     located,
+    require_valid,
     with_folder,
     with_options,
 )
@@ -108,7 +109,7 @@ def prune_with(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop.
     """
-    config.validate()
+    require_valid(config, inputs)
     with locked(config.output_dir):
         return _in_its_folder(caller, available(located(config)), inputs, temporary)
 

@@ -18,6 +18,7 @@ from disp_llm.commands.front import (
     inputs_of,
     job_of,
     located,
+    require_valid,
     with_folder,
     with_options,
 )
@@ -94,7 +95,7 @@ def recover(
         config = RecoverConfig(name)
     config = replace(config, folder=name)
     inputs, config = with_options(inputs, config, options)
-    config.validate()
+    require_valid(config, inputs)
     with locked(config.output_dir):
         return _in_its_folder(caller, available(located(config)), (inputs, taught), temporary)
 

@@ -34,9 +34,9 @@ class TrainingConfig:
     beta2: float = 0.95
     """Decay of AdamW's second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
-    """What steps the weight matrices of the blocks, where they learn: AdamW, or Muon, whose steps
-    move every direction of a matrix alike and are as long as AdamW's (torch.optim.Muon; arXiv
-    2502.16982). It takes a third more time on a CPU."""
+    """What steps the weights of the blocks' linear layers, packed experts apart, where they learn:
+    AdamW, or Muon, whose steps move every direction of a matrix alike and are as long as AdamW's
+    (torch.optim.Muon; arXiv 2502.16982). It takes a third more time on a CPU."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay (the paper: 0.05)."""
     schedule: LearningRateSchedule = "cosine"
@@ -52,8 +52,8 @@ class TrainingConfig:
     checkpoint_every: int = 25
     """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Run the blocks through torch.compile; auto does where there is a C++ compiler and enough
-    steps to win its time back."""
+    """Run the blocks (in `recover` what follows them) through torch.compile; auto does where there
+    is a C++ compiler and enough steps to win its time back."""
     gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
     """Run each block again in the backward pass: less memory, a third more time; auto does where
     `prune` would not fit otherwise, by what `disp-llm doctor` counts."""

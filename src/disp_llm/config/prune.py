@@ -151,6 +151,12 @@ class PruneConfig:
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
             )
+        if self.training.weight_optimizer != "adamw" and not self.learn.learns_weights:
+            raise InputError(
+                "steps weights, and none learn",
+                field="weight_optimizer",
+                hint="leave it out, or add `weight_rate`",
+            )
         held = self.frozen.is_fetched or self.frozen.shard not in ("auto", "no")
         if self.learn.learns_weights and held:
             raise InputError(

@@ -224,6 +224,12 @@ def _in_memory(rows: Any, template: str, field: str) -> GivenExamples:
         raise InputError(error.what, field=field, hint=error.hint) from error
     if not found:
         raise InputError("is empty", field=field, hint="give some")
+    if len({isinstance(one, TaskExample) for one in found}) > 1:
+        raise InputError(
+            "has examples with a loss of their own and others with answers",
+            field=field,
+            hint="give one kind of them",
+        )
     return GivenExamples(tuple(found), field, template=template)
 
 

@@ -1,5 +1,9 @@
 """Hooks that make a model run masked (arXiv 2410.11988, Eqs. 2 and 3, the norm before the mask).
 
+Of the intermediate dimensions (S4) the mask lies once, on what `down` reads. Eq. 3 has it three
+times, on what gate, up and down hand on: the same number for a mask of zeros and ones, but another
+gradient, which is zero for what is dropped and larger for what is kept.
+
 B batch, T tokens, N entries of all sites.
 """
 

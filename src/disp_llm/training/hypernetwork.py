@@ -124,6 +124,13 @@ PARAMETRISATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+def numbers_of(name: str, entries: int) -> int:
+    """How many numbers a parametrisation trains for so many logits."""
+    with torch.device("meta"):
+        made = PARAMETRISATIONS[name](torch.zeros(entries), (entries,), torch.Generator())
+    return sum(parameter.numel() for parameter in made.parameters())
+
+
 def build(
     name: str, start: Float[Tensor, " N"], layout: Layout, generator, tied: bool
 ) -> nn.Module:

@@ -182,6 +182,9 @@ class MaskLearner:
         at_keep = functools.partial(projection, share=keep)
         draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature, self._choices)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
+        if budget.layout.has_experts:
+            drawn = sample.mask.detach()
+            sample = sample.with_ones(budget.layout.missing_experts(drawn, logits.detach()))
         mask = sample.mask
         if state.scales is not None:
             mask = mask * state.scales.masked_fill(never_pruned, 1.0)

@@ -1,7 +1,7 @@
 """Steps of training, whatever is trained: step size, processes, checkpoints, an early end.
 
 A step that draws what it needs from generators seeded with (seed, step, process) makes a resumed
-run repeat an uninterrupted one bit for bit, and a checkpoint needs no generator state. Processes
+run repeat an uninterrupted one bit for bit on a CPU, and a checkpoint needs no generator state. Processes
 read different text and exchange the gradient of what is trained, the loss and a wish to stop; of
 weights that are divided among them FSDP2 exchanges the gradients.
 """
@@ -50,11 +50,15 @@ class Schedule:
         done = (step - warmup) / max(self.steps - warmup, 1)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether the steps are thrown away: a checkpoint is to follow every 0th."""
+        return self.config.checkpoint_every == 0
+
     def saves(self, done: int) -> bool:
-        """Whether a checkpoint follows so many steps; none does where it is to follow every 0th,
-        whose steps are thrown away."""
+        """Whether a checkpoint follows so many steps."""
         every = self.config.checkpoint_every
-        return every > 0 and (done % every == 0 or done == self.steps)
+        return not self.is_trial and (done % every == 0 or done == self.steps)
 
 
 Figures = dict[str, Any]
@@ -165,7 +169,8 @@ class StepReporter:
             "tokens_per_s": tokens * (done - self.first) / (time.perf_counter() - self.began),
         }
         self.log.append(figures)
-        process.track(figures, done)
+        if not self.schedule.is_trial:
+            process.track(figures, done)
         self.job.progress(self.schedule.stage, done, self.schedule.steps, figures)
 
 
@@ -212,5 +217,7 @@ def _clip(parameters: list[nn.Parameter], longest: float) -> float:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None, "a trained parameter took no part in the step"
+    """None of what took no part in the step, such as an expert that no token chose, is zero."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

@@ -89,7 +89,8 @@ def mean_losses(
     """
     if not target.keeps_apart:
         windows = windows.of_first_example
-    if not windows.tasks:
+    if not any(windows.tasks):
+        windows = replace(windows, tasks=())
         return windows.means(_counted_losses(target, windows, teacher, compiled))
     own = torch.tensor([bool(parts) for parts in windows.tasks])
     rows = [own.nonzero()[:, 0], own.logical_not().nonzero()[:, 0]]

@@ -1,9 +1,11 @@
 """How much memory learning takes in each process, counted from the shapes of a model.
 
-For its backward pass a block of a frozen model keeps `T·(4F + 6D + 2q + 2kv)` numbers: what enters
+For its backward pass a block of a frozen model keeps `T·(4F + 6D + 2q + 4kv)` numbers: what enters
 and leaves each mask, the activation, queries, keys, values and the attention's output. With
 gradient checkpointing all blocks keep `T·D`, and one of them the rest. The formulas are held
-against measured peaks by `benchmarks/learning_memory.py`.
+against measured peaks by `benchmarks/learning_memory.py`. Of attention whose queries, keys and
+values come from low-rank projections, and of what stands in the place of attention, the half or
+less is counted.
 
 T tokens of a batch, D residual stream, F intermediate, q and kv queries and keys, V vocabulary, L
 blocks.
@@ -18,6 +20,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.training.hypernetwork import numbers_of, shared_entries
 from disp_llm.training.losses import CHUNK
 
 FLOAT = 4
@@ -84,6 +87,9 @@ def learning_memory(
         rounded = BYTES.get(frozen.base_precision, itemsize)
         held = round(sum(blocks) * rounded) if frozen.offload == "no" else 0
         running = largest
+    if config.learn.leaves_out:  # gathered once a step
+        computed = min(max(config.learned_shares) + config.learn.spare, 1.0)
+        running += round(computed * sum(blocks) * itemsize)
     of_blocks = [kept_by_block(shape, tokens) * itemsize for shape in target.layout.blocks]
     inputs = sum(tokens * shape.hidden * itemsize for shape in target.layout.blocks)
     logits = TAUGHT_LOGITS if training.distill else LOGITS
@@ -93,6 +99,8 @@ def learning_memory(
         kept, passing = inputs, max(chunk, max(of_blocks) + backward)
     else:
         kept, passing = sum(of_blocks), max(chunk, backward)
+    if config.learn.estimator == "policy_gradient":  # forward passes alone
+        kept = 0
     return Memory(outside + held, running, trained_bytes(target, config), kept, passing)
 
 
@@ -113,6 +121,8 @@ def recovery_memory(
         trained = index == 0 and config.how == "full"
         each = TRAINED * FLOAT if trained else itemsize
         total += (target.parameters - blocks) * itemsize + blocks * each // processes
+        if index == 0 and config.how == "lora":  # whole in every process
+            total += TRAINED * FLOAT * config.rank * _widths(target)
     return total
 
 
@@ -134,9 +144,15 @@ def passing_in_block(shape: BlockShape, tokens: int) -> int:
 def trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     """What is trained, its gradient, two moments, and what the optimiser computes with."""
     learn, entries = config.learn, target.layout.entries
-    numbers = entries * (2 if learn.learns_scales else 1)
+    free = sum(shared_entries(target.layout)[0]) if learn.constrained else entries
+    numbers = numbers_of(learn.parametrisation, free) + (entries if learn.learns_scales else 0)
     if learn.learns_adapters:
-        numbers += learn.adapter_rank * sum(sum(widths_of(one)) for one in target.linears())
+        numbers += learn.adapter_rank * _widths(target)
     if learn.learns_weights:
         numbers += sum(math.prod(widths_of(one)) for one in target.linears())
     return 6 * FLOAT * numbers
+
+
+def _widths(target: PrunableModel) -> int:
+    """Numbers of a rank of adapters on all linear layers of the blocks."""
+    return sum(sum(widths_of(one)) for one in target.linears())

@@ -84,11 +84,14 @@ sample."""
 
 
 def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:
-    """The median over a few steps in a run folder of their own."""
+    """The median over a few steps in a run folder of their own, in every process."""
     times: list[float] = []
 
-    def on_step(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+    def asked_to_stop() -> bool:  # after every step
         times.append(time.perf_counter())
+        return problem.job.stop_requested()
+
+    def on_step(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
         problem.job.progress("timing steps", done, total, {})
 
     training = replace(problem.training, compile=compiled, checkpoint_every=0)
@@ -98,6 +101,7 @@ def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["ye
             config=replace(problem.job.config, training=training),
             run=Run(Path(folder)),
             progress=on_step,
+            stop_requested=asked_to_stop,
         )
         take(replace(problem, job=job), 1 + PROBES)
     return statistics.median(after - before for before, after in itertools.pairwise(times))

@@ -38,9 +38,11 @@ def train_weights(
         dtype: that the model computes in.
     """
     config, device, process = job.config.training, student.device, job.process
-    trained = trained_parameters(student, job.config.how)
-    matrices = [one for one in trained if one.ndim == 2]
-    others = [one for one in trained if one.ndim != 2]
+    how = job.config.how
+    trained = trained_parameters(student, how)
+    linears = {id(linear.weight) for linear in student.linears()} if how == "full" else set()
+    matrices = [one for one in trained if id(one) in linears]
+    others = [one for one in trained if id(one) not in linears]
     # One operation on many tensors takes no list in which some are divided.
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
     optimizer = optimizer_of(config, [{"params": others}], {"params": matrices}, foreach)
