@@ -108,8 +108,9 @@ def _reinmax(draw: Draw, inverse: Callable[[Tensor], Tensor]) -> Sample:
 
 
 def gumbel_soft(draw: Draw) -> Sample:
-    """What the paper's released code does, but for where the mask of S4 lies: soft masks `σ((x + c + g)/τ)` with one standard Gumbel g
-    in the model, and an independent sample, rounded, in the penalty (there c = 3, τ = 0.4)."""
+    """What the paper's released code does, but for where the mask of S4 lies: soft masks
+    `σ((x + c + g)/τ)` with one standard Gumbel g in the model, and an independent sample, rounded,
+    in the penalty (there c = 3, τ = 0.4)."""
     soft, again = (
         torch.sigmoid((draw.shifted + _gumbel(draw)) / draw.temperature) for _ in range(2)
     )

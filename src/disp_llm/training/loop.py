@@ -1,9 +1,9 @@
 """Steps of training, whatever is trained: step size, processes, checkpoints, an early end.
 
 A step that draws what it needs from generators seeded with (seed, step, process) makes a resumed
-run repeat an uninterrupted one bit for bit on a CPU, and a checkpoint needs no generator state. Processes
-read different text and exchange the gradient of what is trained, the loss and a wish to stop; of
-weights that are divided among them FSDP2 exchanges the gradients.
+run repeat an uninterrupted one, on a CPU bit for bit, and a checkpoint needs no generator state.
+Processes read different text and exchange the gradient of what is trained, the loss and a wish to
+stop; of weights that are divided among them FSDP2 exchanges the gradients.
 """
 
 import math
