@@ -144,6 +144,15 @@ def test_times_of_a_row_of_another_machine_are_left_out_and_said_so():
     assert markdown(result).count("(×") == 8
 
 
+def test_all_that_is_stored_has_a_column_where_it_is_known():
+    result = compared(suite=False, timed=True)
+    assert "stored, MB" not in markdown(result)
+    result["rows"][0]["bytes"] = 163_200_000
+    lines = [line for line in markdown(result).splitlines() if "(×" in line]
+    assert lines[0] == "| flap | 0.8 | 0.8000 | 0.0 M | 0.80 | 163.2 | 9 (×1.50) | 2 (×1.20) |"
+    assert lines[1].split(" | ")[5] == "–"
+
+
 def test_paired_ratios_have_columns_and_say_what_they_are():
     result = compared(suite=False, timed=False)
     for entry, ratio in zip(result["rows"], (2.0, 2.5, 1.0, 1.0), strict=False):

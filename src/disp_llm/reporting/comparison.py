@@ -146,19 +146,26 @@ def pairs_said(rows: list[ComparisonRow]) -> list[str]:
 
 
 def _costs(rows: list[ComparisonRow]) -> list[str]:
-    lines = [
-        "| method | asked | stored in blocks, share | all parameters | FLOPs in blocks, share "
-        "| prefill 512, ms | decode, ms |",
-        "|---|" + "---:|" * 6,
+    known = any(row.bytes for row in rows)  # not by comparisons that are older
+    columns = [
+        *("method", "asked", "stored in blocks, share", "all parameters", "FLOPs in blocks, share"),
+        *(["all that is stored, MB"] if known else []),
+        *("prefill 512, ms", "decode, ms"),
     ]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in rows:
         if row.parameters and row.speed:
-            times = (
+            cells = [row.method, f"{row.keep_asked:g}", f"{row.keep:.4f}"]
+            cells += [f"{row.parameters / 1e6:.1f} M", f"{row.flops:.2f}"]
+            cells += [_megabytes(row)] if known else []
+            cells += [
                 f"{row.speed[f'{phase}_ms']:.0f} (×{row.speed[f'{phase}_speedup']:.2f})"
                 for phase in PHASES
-            )
-            lines.append(
-                f"| {row.method} | {row.keep_asked:g} | {row.keep:.4f} | "
-                f"{row.parameters / 1e6:.1f} M | {row.flops:.2f} | {' | '.join(times)} |"
-            )
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _megabytes(row: ComparisonRow) -> str:
+    """Of weights and of what is saved beside them: indices of selections, biases, scales."""
+    return "–" if row.bytes is None else f"{row.bytes / 1e6:.1f}"
