@@ -18,6 +18,8 @@ from disp_llm.commands.student import sharding_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.examples import read_input_examples
+from disp_llm.data.named import InMemory
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.training.checkpoints import checkpoints
@@ -189,3 +191,17 @@ def test_muon_steps_matrices_that_are_whole(tmp_path, monkeypatch):
     config = dataclasses.replace(job.config, training=training, shard="full")
     with pytest.raises(InputError, match="muon steps matrices that lie in every process"):
         sharding_of(dataclasses.replace(job, config=config), (Inputs(), Inputs()))
+
+
+def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(Process, "count", 2)
+    example = disp_llm.TaskExample((1, 2), lambda states: states.sum(), 1)
+    given = read_input_examples([example], "auto")
+    job = job_of(tmp_path)
+    config = dataclasses.replace(job.config, shard="full")
+    text = dataclasses.replace(config.text, text=(Path("a.txt"),))
+    job = dataclasses.replace(job, config=dataclasses.replace(config, text=text))
+    inputs = (Inputs(texts=InMemory(examples=given)), Inputs())
+    with pytest.raises(InputError, match="shard: examples with a loss of their own") as refused:
+        sharding_of(job, inputs)
+    assert "a `shard` of no" in str(refused.value.hint)

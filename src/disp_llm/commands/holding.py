@@ -11,8 +11,10 @@ from disp_llm.commands.planning import scoring_method, usual_settings
 from disp_llm.commands.ways import first_way
 from disp_llm.config.errors import InputError
 from disp_llm.config.frozen import Shard
+from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
+from disp_llm.data.examples import TaskExample
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_dtype
@@ -63,6 +65,8 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
     holding = _holding(job)
+    if isinstance(holding, Sharding):
+        refuse_own_losses(config.text, inputs)
     if holding is None:
         loaded = inputs.load(config.model, machine, dense_only=True)
     else:
@@ -116,6 +120,24 @@ def refuse_impossible(
             f"{shard}, and there is one process",
             field="shard",
             hint="start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out",
+        )
+
+
+def refuse_own_losses(text: TextConfig, inputs: Inputs) -> None:
+    """Refuses examples with a loss of their own beside text where processes hold a model together:
+    those take one pass and this takes another number, and processes would wait for each other.
+
+    Raises:
+        InputError: there are both.
+    """
+    given = inputs.texts.examples
+    own = given is not None and any(isinstance(one, TaskExample) for one in given.examples)
+    if own and (text.learns_from_text or inputs.texts.text is not None):
+        raise InputError(
+            "examples with a loss of their own cannot be learned from beside text by processes "
+            "that hold the model together",
+            field="shard",
+            hint="give one of both, or a `shard` of no",
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Inputs
-from disp_llm.commands.holding import refuse_impossible
+from disp_llm.commands.holding import refuse_impossible, refuse_own_losses
 from disp_llm.commands.ways import ROOM, free_share
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
@@ -59,6 +59,7 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
             field="weight_optimizer",
             hint="leave it out, or give a `shard` of no",
         )
+    refuse_own_losses(job.config.text, inputs[0])
     return Sharding.among(process, shard)
 
 
