@@ -223,6 +223,10 @@ def test_every_method_has_a_row_a_size(comparison):
         assert row["bytes"] > 0
         assert row["kv_cache_bytes"] > 0
         assert len(row["window_losses"]) == 4
+    rows = {(row["method"], row["keep_asked"]): row for row in result["rows"]}
+    assert rows["magnitude", 0.5]["flops"] == pytest.approx(rows["magnitude", 0.5]["keep"])
+    assert rows["slicegpt", 0.5]["flops"] == pytest.approx(rows["slicegpt", 0.5]["keep"], rel=0.05)
+    assert rows["magnitude_2_4", 0.5]["tokens_seen"] == 0 < rows["greedy", 0.5]["tokens_seen"]
     ours = {row["keep_asked"]: row for row in result["rows"] if row["method"] == "learned"}
     for row in (row for row in result["rows"] if row["error"] is None):
         reference = ours[row["keep_asked"]]

@@ -89,6 +89,8 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     assert all(row["error"] is None for row in found)
     assert found[1]["bytes"] < dense["bytes"]
     assert [row["note"] for row in found[1:3]] == ["", "1 layers stay as they are"]
+    assert pruned["kv_cache_bytes"] == 127 * 3 * 2 * 16 * 4  # tokens, blocks, K and V, width, bytes
+    assert found[4]["perplexity"] == found[1]["perplexity"] != pruned["perplexity"]  # of `packed`
 
 
 def test_a_row_is_written_before_the_next_one_is_made(command, tmp_path, monkeypatch):

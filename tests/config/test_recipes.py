@@ -136,3 +136,37 @@ def test_other_troubles_with_a_path_are_for_who_reads_it(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing", tmp_path / "file" / "inside"):
         require_paths(ReportConfig((path,)))
+
+
+PAPER = {
+    "least_cut": 0.0,
+    "learn": {
+        "start": "random", "parametrisation": "hypernetwork", "estimator": "reinmax", "shift": 3.0,
+        "temperature": 1.0, "penalty": 6.0, "steps": 10000, "scale_rate": 0.0, "adapter_rank": 0,
+    },
+    "training": {
+        "length": 2048, "batch": 1, "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999,
+        "weight_decay": 0.05, "schedule": "constant", "checkpoint_every": 500, "distill": 0.0,
+    },
+    "export": {"align": 1},
+}  # fmt: skip
+"""Sections 3 and 4.1 of arXiv 2410.11988."""
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("paper", {}),
+        ("paper-printed", {"estimator": "reinmax_printed"}),
+        (
+            "paper-released-code",
+            {"estimator": "gumbel_soft", "temperature": 0.4, "penalty": 16.0},
+        ),
+        ("constrained", {"constrained": True}),
+        ("no-gru", {"parametrisation": "heads"}),
+        ("no-hypernetwork", {"parametrisation": "logits"}),
+    ],
+)
+def test_recipes_of_the_paper_have_its_numbers(name, changes):
+    found = load_recipe(name)
+    assert found == PAPER | {"learn": PAPER["learn"] | changes}

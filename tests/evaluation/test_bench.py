@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disp_llm.evaluation import timing
 from disp_llm.evaluation.benchmark import Counted, compare, count, where_time_goes
-from disp_llm.evaluation.timing import Pair, Workload, in_turn, speed_against
+from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner, speed_against
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
+from disp_llm.models.kv_cache import with_cache
 
 
 def pruned(model_type: str, branches: bool = False) -> PrunableModel:
@@ -39,6 +40,46 @@ def test_counted_operations_of_the_linear_layers_are_what_torch_counts(model_typ
     linear = sum(counted.get(product, 0) for product in products)
     head = 2 * 2 * model.get_output_embeddings().weight.numel()
     assert linear == count(target, workload).block_flops + head
+
+
+def test_all_operations_are_what_torch_counts():
+    """Attention too, whose every pair of tokens its plain implementation computes."""
+    target = pruned("llama")
+    target.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        target.model(torch.ones(2, 16, dtype=torch.long), logits_to_keep=1)
+    pairs, all_pairs = 16 * 17 // 2, 16 * 16
+    blocks = target.model.model.layers
+    inside = sum(4 * 2 * block.self_attn.q_proj.out_features for block in blocks)
+    counted = count(target, Workload("prefill", 16, 2)).flops
+    assert counter.get_total_flops() - counted == inside * (all_pairs - pairs)
+
+
+def test_a_decoded_token_follows_as_many_as_were_asked_for(monkeypatch):
+    """Every time anew."""
+    model, seen = tiny_prunable("llama").model, []
+
+    def timed(model, tokens, cache):
+        seen.append((tuple(tokens.shape), cache.get_seq_length()))
+        with torch.inference_mode():
+            model(tokens, **with_cache(model, cache))
+        return 0.1
+
+    monkeypatch.setattr(timing, "_timed", timed)
+    once = runner(model, Workload("decode", 20, 2))
+    for _ in range(2):
+        once()
+    assert seen == [((2, 1), 20)] * 2
+
+
+def test_weights_are_timed_as_they_are_loaded():
+    model, seen = tiny_prunable("llama").model, []
+    model.register_forward_pre_hook(
+        lambda module, args: seen.append(all(p.requires_grad for p in module.parameters()))
+    )
+    runner(model, Workload("prefill", 8, 1))()
+    assert seen == [True]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_of_experts_those_count_that_tokens_use():

@@ -305,3 +305,25 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
         assert model["size"] == f"latency-prefill1+decode3-100-{target}"
         assert model["latency"]["measured_share"] == by_parameters(dense, compact)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)
+
+
+def test_a_table_is_named_by_all_that_its_times_depend_on(monkeypatch):
+    model = tiny_prunable("llama").model
+    first = latency.table_key(model, {"phase": "prefill"}, 4, 1, ("attn_in",))
+    others = [
+        latency.table_key(model, {"phase": "decode"}, 4, 1, ("attn_in",)),
+        latency.table_key(model, {"phase": "prefill"}, 8, 1, ("attn_in",)),
+        latency.table_key(model, {"phase": "prefill"}, 4, 2, ("attn_in",)),
+        latency.table_key(model, {"phase": "prefill"}, 4, 1, ("mlp_in",)),
+    ]
+    asked = (model, {"phase": "prefill"}, 4, 1, ("attn_in",))
+    for name, value in (("hardware", {"cpu": "another"}), ("versions", {"torch": "1"})):
+        with monkeypatch.context() as patch:
+            patch.setattr(latency, name, lambda value=value: value)
+            others.append(latency.table_key(*asked))
+    others.append(latency.table_key(tiny_prunable("llama").model.to(torch.bfloat16), *asked[1:]))
+    others.append(latency.table_key(tiny_prunable("llama").model.to("meta"), *asked[1:]))
+    wide = tiny_prunable("llama", intermediate_size=64).model
+    others.append(latency.table_key(wide, *asked[1:]))
+    assert len({first, *others}) == 10
+    assert latency.table_key(tiny_prunable("llama").model, *asked[1:]) == first

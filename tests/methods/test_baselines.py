@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
+from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS, SITES
@@ -14,13 +15,17 @@ from disp_llm.data.randomness import generator_of
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import BlockShape
+from disp_llm.methods import learned as learned_module
+from disp_llm.methods.baselines import greedy as greedy_module
 from disp_llm.methods.baselines.depth import block_influence, depth
-from disp_llm.methods.baselines.greedy import greedy, least_squares, most_similar
+from disp_llm.methods.baselines.greedy import greedy, least_squares, most_similar, solve_blocks
 from disp_llm.methods.parts.baseline import copied, stored_numbers
 from disp_llm.methods.parts.block_by_block import visit_blocks
 from disp_llm.methods.parts.calibration import calibration_windows
 from disp_llm.methods.parts.coupled import Sizes, sizes_of
 from disp_llm.methods.sheared import HardConcrete, sheared, target_shape
+from disp_llm.methods.taylor import METHOD as TAYLOR
+from disp_llm.methods.wanda import METHOD as WANDA
 
 
 @pytest.fixture
@@ -156,6 +161,39 @@ def test_greedy_gives_a_smaller_model_within_the_budget(share, problem):
     assert made.model(torch.arange(8)[None]).logits.isfinite().all()
 
 
+def test_greedy_keeps_what_adds_most_and_solves_for_it(problem, monkeypatch):
+    """In every block, of heads and of channels: what is kept of the layer that writes is where the
+    damped error has no slope."""
+    found, reconstruct = [], greedy_module._reconstruct
+
+    def watched(block, branch, moment, kept):
+        layer = linear_at(block, branch.writes)
+        before = layer.weight.detach().double().clone()
+        reconstruct(block, branch, moment, kept)
+        found.append((before, moment, kept, layer.weight.detach().double()))
+
+    monkeypatch.setattr(greedy_module, "_reconstruct", watched)
+    layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
+    flat = solve_blocks(problem, copied(problem), layout, 0.5).bool()
+    masks = dict(zip(layout.names, layout.split(flat), strict=True))
+    assert len(found) == 2 * len(layout.blocks)
+    for place, (before, moment, kept, after) in enumerate(found):
+        block, shape = place // 2, layout.blocks[place // 2]
+        if place % 2:
+            added = moment.diagonal() * before.square().sum(0)
+            assert torch.equal(masks[f"layers.{block}.mlp_mid"], kept)
+            assert added[kept].min() > added[~kept].max()
+        else:
+            heads = masks[f"layers.{block}.heads"]
+            assert torch.equal(heads, most_similar(before, moment, shape.heads, int(heads.sum())))
+            assert torch.equal(heads.repeat_interleave(shape.q // shape.heads), kept)
+        assert 0 < kept.sum() < len(kept)
+        assert not after[:, ~kept].any()
+        damped = moment + 0.01 * moment.diagonal().mean() * torch.eye(len(moment))
+        slope = (before - after) @ damped[:, kept]
+        assert slope.norm() < 1e-3 * (before @ damped[:, kept]).norm()
+
+
 def test_greedy_at_full_size_is_the_original(problem):
     made = greedy(problem)(1.0)
     tokens = torch.arange(16)[None]
@@ -189,3 +227,52 @@ def test_sheared_arrives_at_its_target_shape(share, problem):
     wanted = torch.tensor([target.hidden] * 3 + [target.intermediate, target.hidden, target.heads])
     assert (widths - wanted).clamp(max=0).sum() == 0
     assert (widths - wanted).sum() < 0.02 * budget.layout.entries
+
+
+def test_wanda_keeps_the_heads_and_channels_of_the_largest_scores(problem):
+    """‖x‖·|W|, of the columns of the layer that writes, in the first block, before which nothing is
+    pruned."""
+    problem = replace(problem, keeps=(0.5,))
+    chosen = WANDA.choose(problem).importance >= 1
+    layout, moments = problem.budget.layout, {}
+    visit_blocks(problem, copied(problem), lambda i, block, m: moments.setdefault(i, dict(m)))
+    masks = dict(zip(layout.names, layout.split(chosen), strict=True))
+    block = problem.dense.blocks[0]
+    for path, site in (("self_attn.o_proj", "heads"), ("mlp.down_proj", "mlp_mid")):
+        weight = linear_at(block, path).weight.double()
+        kept = masks[f"layers.0.{site}"]
+        columns = moments[0][path].diagonal().double().sqrt() * weight.abs().sum(0)
+        scores = columns.view(len(kept), -1).sum(1)
+        assert 0 < kept.sum() < len(kept)
+        assert scores[kept].min() > scores[~kept].max(), site
+
+
+def test_taylor_leaves_the_blocks_at_either_end_whole(text_file, tmp_path):
+    """A tenth of them each, and the others make up for it."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path, heads=True, num_hidden_layers=20)
+    layout = problem.budget.layout
+    masks = dict(
+        zip(layout.names, layout.split(TAYLOR.choose(problem).importance >= 1), strict=True)
+    )
+    whole = [
+        bool(masks[f"layers.{i}.mlp_mid"].all() and masks[f"layers.{i}.heads"].all())
+        for i in range(20)
+    ]
+    assert whole == [True] * 2 + [False] * 16 + [True] * 2
+    kept = project(TAYLOR.choose(problem).importance, problem.budget, 0.6).kept
+    assert 0.55 < float(problem.budget.share(layout.counts(kept.long()))) <= 0.6
+
+
+def test_learning_begins_in_the_middle_of_its_sizes_and_with_its_bonus(problem, monkeypatch):
+    seen = []
+
+    def watched(scores, budget, middle, bonus):
+        seen.append((middle, bonus))
+        raise StopIteration
+
+    monkeypatch.setattr(learned_module, "start_logits", watched)
+    several = replace(problem, keeps=(0.8, 0.4, 0.5))
+    several = with_config(several, learn=LearnConfig(whole_bonus=2.5))
+    with pytest.raises(StopIteration):
+        learned_module.METHOD.choose(several)
+    assert seen == [(pytest.approx(0.6), 2.5)]

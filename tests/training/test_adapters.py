@@ -127,6 +127,8 @@ def test_weights_grow_into_their_step_size():
 
 
 def test_compiled_blocks_learn_the_same_weights(text_file, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     config = dataclasses.replace(LEARN, adapter_rank=2, weight_rate=0.001)
     found = [
@@ -141,6 +143,7 @@ def test_compiled_blocks_learn_the_same_weights(text_file, tmp_path):
     ]
     for mine, other in zip(*(one.compensation.adapters for one in found), strict=True):
         assert (mine.whole - other.whole).abs().max() < 0.1 * mine.whole.abs().max()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_weights_that_are_not_here_cannot_learn():

@@ -181,3 +181,15 @@ def test_entries_that_are_one_choice_are_drawn_alike(name):
     for sample in draws:  # a choice counts once, whatever it decides on
         if sample.log_probability is not None:
             assert sample.log_probability.item() == pytest.approx(4 * math.log(0.5))
+
+
+@pytest.mark.parametrize("name", ["straight_through", "gumbel_hard", "gumbel_soft"])
+def test_what_is_counted_has_the_slope_of_its_soft_value(name):
+    """σ'((x + c + noise)/τ)/τ, with the noise that was drawn."""
+    x, shift, temperature = torch.linspace(-2, 2, 401).requires_grad_(), 0.5, 0.4
+    ESTIMATORS[name](Draw(x, unused, noise(3), shift, temperature)).counted.sum().backward()
+    again = noise(3)
+    one, other = (-(-torch.rand(401, generator=again).log()).log() for _ in range(2))
+    added = {"straight_through": 0.0, "gumbel_hard": one - other, "gumbel_soft": other}[name]
+    soft = torch.sigmoid((x.detach() + shift + added) / temperature)
+    torch.testing.assert_close(x.grad, soft * (1 - soft) / temperature)

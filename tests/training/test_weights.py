@@ -12,6 +12,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Corpus, tokenize
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Interrupted, Job
+from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights
 
 STEPS = 4
@@ -88,3 +89,21 @@ def test_muon_moves_no_direction_of_a_matrix_further_than_another(text_file, tmp
             assert (strengths > 0.6 * full).sum() >= 5, name
         elif "norm" in name:  # the first step is the step size, whatever the gradient
             torch.testing.assert_close(change.abs().max().item(), TRAINING.learning_rate)
+
+
+def test_weights_learn_from_their_teacher(text_file, tmp_path):
+    """Of one that is the student as it comes there is nothing to learn at first."""
+    training = dataclasses.replace(TRAINING, distill=1.0)
+    machine = MachineConfig(device="cpu")
+    config = RecoverConfig("tiny", tokens=32, training=training, machine=machine)
+    seen = []
+    job = Job(
+        config,
+        Run(tmp_path),
+        one_process(),
+        progress=lambda stage, step, total, figures: seen.append(figures["loss"]),
+    )
+    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
+    teacher = Teacher(tiny_prunable("llama"), 1.0)
+    train_weights(job, tiny_prunable("llama"), teacher, corpus, torch.float32)
+    assert abs(seen[0]) < 1e-4
