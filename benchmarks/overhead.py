@@ -14,6 +14,7 @@ from typing import Any
 from disp_llm.cli.main import main
 from disp_llm.models import source
 from disp_llm.runs import files, folder, sums
+from disp_llm.training import checkpoints
 
 COUNTED = {
     "flushing": [(files, "_flush"), (files, "_flush_entry")],
@@ -23,6 +24,8 @@ COUNTED = {
         (folder, "folder_problems"),
         (sums, "sha256_of"),
         (source, "fingerprint"),
+        (source, "tensors_sha256"),
+        (checkpoints, "tensors_sha256"),
     ],
 }
 """The functions, where they are called from."""

@@ -70,6 +70,9 @@ def main() -> None:
     workload = Workload("decode", 128, 1)
     for mode in ("eager", "compiled"):
         if mode == "compiled":
+            # All of them run the same code, of which dynamo keeps eight translations unless told.
+            torch._dynamo.config.recompile_limit = 8 * len(models)
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             for model in models:
                 model.forward = torch.compile(model.forward, dynamic=True)
         times = in_turn([runner(model, workload) for model in models], arguments.rounds)
@@ -84,6 +87,10 @@ def main() -> None:
     facts = provenance(0, f"{command} --rounds {arguments.rounds}")
     facts["versions"]["torchao"] = version("torchao")
     result = {"text": arguments.text.name, "rows": rows, **facts}
+    exported = json.loads((Path(arguments.pruned) / "card.json").read_text())["figures"]
+    result["pruned"] = {
+        name: exported[name] for name in ("keep", "scaled", "adapter_rank", "align")
+    }
     path = Path(__file__).parent / "results" / "quantise.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -59,17 +59,18 @@ def main() -> None:
     """Makes and scores what was asked for and is not there, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", nargs="*", default=SCORED, help="names of models")
+    parser.add_argument("--only", nargs="*", help="names of models; all that can be made")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--general", default="", help="folder of a pruned model")
     parser.add_argument("--runs", type=Path, default=Path("runs/specialists"))
     arguments = parser.parse_args()
     runs = arguments.runs / f"seed-{arguments.seed}"
     runs.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only:
+    possible = [name for name in SCORED if arguments.general or "{general}" not in MADE[name]]
+    for name in arguments.only or possible:
         if not file_of(runs, name).exists():
             write_json(file_of(runs, name), scored(name, runs, arguments))
-        collect(runs, name, arguments.seed)
+        collect(runs, name, arguments)
 
 
 def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
@@ -136,14 +137,18 @@ def called(*words: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(runs: Path, name: str, seed: int) -> None:
+def collect(runs: Path, name: str, arguments: argparse.Namespace) -> None:
     """Puts what was measured into the committed results."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     row = {"name": name, "how": MADE[name]}
     row |= {"training_s": read_json(file_of(runs, name, ".made.json"), "delete it")["seconds"]}
     row |= read_json(file_of(runs, name), "delete it")
     row["counts"] = " ".join("/".join(map(str, one)) for one in row["counts"])  # a line in the file
-    row |= provenance(seed, f"python benchmarks/specialists.py WNUT17 --only {shlex.quote(name)}")
+    seed = arguments.seed
+    command = f"python benchmarks/specialists.py WNUT17 --only {shlex.quote(name)} --seed {seed}"
+    if "{general}" in MADE[name]:
+        command += f" --general {Path(arguments.general).name}"
+    row |= provenance(seed, command)
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
     write_json(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
 

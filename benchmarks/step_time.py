@@ -1,6 +1,7 @@
 """What mask learning costs over a bare forward and backward pass of the dense model.
 
-Both read as many windows in the same dtype, in turn, in one process, both compiled or both not. The
+Both read as many windows in the same dtype, ours before the other in every round, in one process;
+the blocks of both are compiled or not, and of ours the loss as well. The
 bare pass computes the loss through `model(labels=...)` and differentiates towards the embeddings,
 so that every block is passed in both directions and no weight gets a gradient: the least that any
 method that learns by back-propagation through the frozen model must do. The other is a whole step

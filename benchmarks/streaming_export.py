@@ -65,7 +65,7 @@ def main() -> None:
                 "largest_file": max(files),
                 "bar": int(1.2 * max(files)) + 200 * 2**20,
                 "ways": found,
-                "same_folders": all(one == sums[0] for one in sums),
+                "same_folders": all(one == sums[0] for one in sums) if len(sums) > 1 else None,
             },
             indent=2,
         )

@@ -253,7 +253,7 @@ def methods_table() -> list[str]:
         "The same text, budget and evaluation; each method is written here from its paper, takes "
         "the tokens that it is used with, and what it stores is counted alike. Prefill of 512 "
         f"tokens and decode after 512: speed at keep {keeps[-1]:g} as a multiple of the "
-        f"original's, on the CPU ({result['hardware']['cpu']} with AMX). All rows, with "
+        f"original's, on the CPU ({result['hardware']['cpu']}). All rows, with "
         "milliseconds, at equal tokens and in equal time: [baselines.md](baselines.md).",
         "",
         "![perplexity against size and time](baselines.png)",

@@ -67,6 +67,8 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     )  # fmt: skip
     if done.returncode == 130:
         sys.exit(130)
+    if not done.stdout.strip():
+        return {"name": variant["name"], "error": f"ended with code {done.returncode}"}
     found = json.loads(done.stdout)
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}

@@ -95,7 +95,7 @@ def specialists_table() -> list[str]:
     for name, one in found.items():
         row, (share, error) = one.row, share_of(one, found[basis])
         cells = [
-            TITLES[name], f"{one.megabytes:.0f}",
+            TITLES[name], "–" if name == "linear" else f"{one.megabytes:.0f}",
             f"{100 * row['f1']:.1f} ± {100 * row['f1_stderr']:.1f}",
             f"{100 * row['precision']:.1f}", f"{100 * row['recall']:.1f}",
             "" if name == basis else f"{share:.1%} ± {error:.1%}", f"{row['seconds']:.2f}",
@@ -105,9 +105,10 @@ def specialists_table() -> list[str]:
     lines += [
         "",
         f"WNUT-17 test, {len(found[basis].counts):,} sentences, exact spans with their labels; one "
-        f"seed. ± is the standard deviation over {SAMPLES:,} bootstrap samples of the sentences; a "
-        "share is taken from the same samples for both models. MB are bfloat16 weights, embedding "
-        f"(57 MB) included. {hardware['cpu']}, {hardware['threads']} thread(s), beside other jobs, "
+        f"seed. ± is the standard deviation over 1,000 bootstrap samples of the sentences, of a "
+        f"share over {SAMPLES:,}, the same for both models. MB are bfloat16 weights, embedding "
+        "(57 MB) included. Generated tags are written for 32 sentences at a time, the others for "
+        f"one. {hardware['cpu']}, {hardware['threads']} thread(s), beside other jobs, "
         "so that seconds say less than the rest. From "
         "[benchmarks/results/specialists.json](../benchmarks/results/specialists.json).",
     ]
