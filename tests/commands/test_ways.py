@@ -12,10 +12,11 @@ from disp_llm.cli.parsing import parse
 from disp_llm.commands import ways as commands_ways
 from disp_llm.commands.ways import ROOM, ways
 from disp_llm.config.frozen import FrozenConfig
-from disp_llm.config.learning import LearnConfig
+from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.randomness import generator_of
+from disp_llm.masks.masking import masked
 from disp_llm.training.hypernetwork import PARAMETRISATIONS, build
 from disp_llm.training.memory import learning_memory, recovery_memory
 
@@ -171,6 +172,32 @@ def test_all_that_learns_is_counted():
     blocks = 4 * sum(p.numel() for block in target.blocks for p in block.parameters())
     assert counted(spare=0.1).running == round(0.6 * blocks)
     assert counted().running == 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi", "opt"])
+def test_what_is_kept_for_the_backward_pass_is_counted(model_type):
+    """As autograd keeps it, of tensors that are no weights."""
+    target = tiny_prunable(model_type)
+    tokens = torch.arange(4, 68)[None]
+    own = {p.untyped_storage().data_ptr() for p in target.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with masked(target) as masking:
+        masking.set(torch.ones(target.layout.entries, requires_grad=True))
+        embedded = target.model.get_input_embeddings()(tokens)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            states = target.model.base_model(inputs_embeds=embedded).last_hidden_state
+        states.sum().backward()
+    training = TrainingConfig(length=64, batch=1, gradient_checkpointing="no")
+    config = PruneConfig("tiny", training=training)
+    counted = learning_memory(target, config, FrozenConfig("no"), 1, 4).kept
+    assert 0.9 < counted / sum(kept.values()) < 1.5
 
 
 def test_adapters_of_recovery_are_counted():
