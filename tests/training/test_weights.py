@@ -107,3 +107,19 @@ def test_weights_learn_from_their_teacher(text_file, tmp_path):
     teacher = Teacher(tiny_prunable("llama"), 1.0)
     train_weights(job, tiny_prunable("llama"), teacher, corpus, torch.float32)
     assert abs(seen[0]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_compute_in_the_data_type_of_the_model(dtype, text_file, tmp_path):
+    """Weights learn in float32, and keep what is smaller than bfloat16 can tell apart."""
+    student, seen = tiny_prunable("llama"), set()
+    layer = student.blocks[1].mlp.down_proj
+    layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    config = RecoverConfig(
+        "tiny", tokens=32, training=TRAINING, machine=MachineConfig(device="cpu")
+    )
+    job = Job(config, Run(tmp_path), one_process(), progress=lambda *told: None)
+    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
+    train_weights(job, student, None, corpus, dtype)
+    assert seen == {dtype}
+    assert layer.weight.dtype == torch.float32
