@@ -42,10 +42,12 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
             }
         ],
         task_manager=index_of_some_tasks(),
-        bootstrap_iters=0,
+        bootstrap_iters=10,  # without any, no error of a mean either
     )["results"]["local_arc"]
     assert figures["acc"] == direct["acc,none"]
     assert figures["acc_norm"] == direct["acc_norm,none"]
+    assert figures["stderr"] == pytest.approx(direct["acc_norm_stderr,none"])
+    assert figures["stderr"] > 0
 
 
 WRITTEN = """
