@@ -218,7 +218,7 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
     return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
 
 
-def require_valid(config: PruneConfig | RecoverConfig, *inputs: Inputs) -> None:
+def require_valid(config: PruneConfig | RecoverConfig, inputs: Inputs) -> None:
     """Refuses settings that no run can use, together with what lies in memory.
 
     Raises:
@@ -226,9 +226,8 @@ def require_valid(config: PruneConfig | RecoverConfig, *inputs: Inputs) -> None:
     """
     held: dict[str, Any] = {
         field: (IN_MEMORY,)
-        for one in inputs
         for field in (*TEXTS, *EXAMPLES)
-        if getattr(one.texts, field) is not None
+        if getattr(inputs.texts, field) is not None
     }
     replace(config, text=replace(config.text, **held)).validate()
 

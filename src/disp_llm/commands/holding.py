@@ -14,7 +14,6 @@ from disp_llm.config.frozen import Shard
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.examples import TaskExample
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_dtype
@@ -131,7 +130,7 @@ def refuse_own_losses(text: TextConfig, inputs: Inputs) -> None:
         InputError: there are both.
     """
     given = inputs.texts.examples
-    own = given is not None and any(isinstance(one, TaskExample) for one in given.examples)
+    own = given is not None and given.have_own_losses
     if own and (text.learns_from_text or inputs.texts.text is not None):
         raise InputError(
             "examples with a loss of their own cannot be learned from beside text by processes "

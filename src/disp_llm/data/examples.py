@@ -129,6 +129,11 @@ class GivenExamples:
         found = f"{len(self.examples):,} examples"
         return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
 
+    @property
+    def have_own_losses(self) -> bool:
+        """Whether they have losses of their own in place of answers."""
+        return any(isinstance(example, TaskExample) for example in self.examples)
+
     def first(self, count: int) -> "GivenExamples":
         """So many from the start; 0 = all."""
         return replace(self, examples=self.examples[:count]) if count else self

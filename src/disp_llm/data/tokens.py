@@ -20,7 +20,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
-from disp_llm.data.examples import HELD_OUT, GivenExamples, TaskExample
+from disp_llm.data.examples import HELD_OUT, GivenExamples
 from disp_llm.data.named import Given, Sources, read_sources
 from disp_llm.data.sources import GivenText, joint_sha256
 from disp_llm.data.windows import Windows, random_windows, usual_bos, with_bos
@@ -212,7 +212,7 @@ def name_of_measured(given: Given) -> str:
     """What results call a text, or the examples whose answers or choices alone are measured."""
     if not isinstance(given, GivenExamples):
         return given.name
-    own = any(isinstance(example, TaskExample) for example in given.examples)
+    own = given.have_own_losses
     return f"{'choices' if own else 'answers'} in {given.name}"
 
 

@@ -25,6 +25,7 @@ from disp_llm.runs.results import (
     perplexity_said,
     ratio_said,
     speed_said,
+    workload_said,
 )
 
 
@@ -58,6 +59,7 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
         size=(WIDTH, HEIGHT),
         left=LEFT,
         bottom=BOTTOM,
+        workload_said=workload_said,
     )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

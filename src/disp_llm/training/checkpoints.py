@@ -79,10 +79,10 @@ def restore(folder: Path, trained: nn.Module, optimizer: Optimizer) -> dict[str,
     now = _state(trained)
     parts = {name: _divided_like(whole, now[name]) for name, whole in own.items()}
     trained.load_state_dict(parts, strict=False)
-    for index, parameter in enumerate(_optimised(optimizer)):
-        kept = moments.get(index, {})
+    parameters = _optimised(optimizer)
+    for index, kept in moments.items():
         for name in kept.keys() - {"step"}:
-            kept[name] = _divided_like(kept[name], parameter)
+            kept[name] = _divided_like(kept[name], parameters[index])
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return file.metadata
 

@@ -217,7 +217,7 @@ def _clip(parameters: list[nn.Parameter], longest: float) -> float:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """None of what took no part in the step, such as an expert that no token chose, is zero."""
+    """Zeros where the parameter took no part in the step, as an expert that no token chose."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
