@@ -388,6 +388,8 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--budget", "total", "--target", "0.3"], "embeddings, norms and head"),
         (["--budget", "total", "--keep", "0.5"], "--target"),
         (["--budget", "second", "--target", "0.5"], "latency"),
+        (["--budget", "total", "--target", "0.8", "--keep=0.8"], "together with --target"),
+        (["--steps", "3", "--minutes", "2"], "together with --minutes"),
         (["--recipe", "defalt"], "nearest: default"),
         (["--steps", "-1"], "--steps"),
         (["--stepz", "3"], "--steps"),
@@ -410,7 +412,6 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--method", "ddp", "--keep", "0.8", "0.5"], "one size at a time"),
         (["--method", "grasprune", "--keep", "0.8", "0.5"], "one size at a time"),
         (["--method", "grasprune", "--budget", "bytes", "--target", "0.8"], "--budget"),
-        (["--method", "gisp", "--minutes", "1"], "--minutes"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(

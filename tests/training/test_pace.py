@@ -171,13 +171,14 @@ def killing(step: int):
     return append
 
 
-def test_only_methods_that_learn_take_minutes(llama_folder, text_file, tmp_path):
+@pytest.mark.parametrize("method", ["flap", "gisp"])
+def test_only_methods_that_learn_take_minutes(method, llama_folder, text_file, tmp_path):
     done = run_command(
-        "prune", llama_folder, "--method", "flap", "--minutes", 1, "--text", text_file,
+        "prune", llama_folder, "--method", method, "--minutes", 1, "--text", text_file,
         "--output-dir", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "--minutes" in done.stderr
+    assert "--minutes: " in done.stderr
     assert not (tmp_path / "run").exists()
 
 

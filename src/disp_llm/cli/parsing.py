@@ -19,6 +19,7 @@ import tyro
 from disp_llm.cli.help import join_help
 from disp_llm.cli.usage import usage_error
 from disp_llm.config.bench import BenchConfig
+from disp_llm.config.checks import require_alternatives
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.evaluate import EvalConfig
@@ -114,6 +115,8 @@ def parse(arguments: list[str]) -> Config:
         if stop.code in (0, None):
             raise
         raise usage_error(complaint.getvalue(), program(arguments)) from None
+    flags = (word.split("=")[0] for word in arguments if word.startswith("--"))
+    require_alternatives(config, (flag[2:].replace("-", "_") for flag in flags))
     config.validate()
     return config
 

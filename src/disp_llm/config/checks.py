@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def require_below_one(**values: float) -> None:
     for field, value in values.items():
         if not 0 <= value < 1:
             raise InputError(f"{value}", field=field, hint="give a number in [0, 1)")
+
+
+def require_alternatives(config: Any, given: Iterable[str]) -> None:
+    """Refuses settings that were given together although one takes the other's place, which only
+    who reads them can tell: the other has a value in any case."""
+    named = set(given)
+    for setting, in_place in getattr(config, "ALTERNATIVES", ()):
+        if {setting, in_place} <= named:
+            raise InputError(
+                f"given together with `{in_place}`", field=setting, hint="choose one of them"
+            )
 
 
 def require_sizes(**values: tuple[float, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -14,6 +14,9 @@ from disp_llm.config.parts import BudgetConfig, OutputConfig
 @dataclass(frozen=True)
 class ExportConfig:
     """Write another size of a run that has learned, without learning again."""
+
+    ALTERNATIVES: ClassVar = (("keep", "target"),)
+    """Settings, each with the one that takes its place."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -40,6 +40,9 @@ from disp_llm.config.words import OwnWordsConfig
 @dataclass(frozen=True)
 class PruneConfig:
     """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
+
+    ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
+    """Settings, each with the one that takes its place."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from disp_llm.config.checks import require_alternatives
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.schema import as_type
 
@@ -122,9 +123,11 @@ def with_settings(config: Any, settings: dict[str, Any]) -> Any:
     `with_settings(config, {"steps": 20})` changes `config.learn.steps`.
 
     Raises:
-        InputError: a setting that no field has, or a value of the wrong type.
+        InputError: a setting that no field has, a value of the wrong type, or two settings of which
+            one takes the other's place.
     """
     config, paths = typed(config), setting_paths(config)
+    require_alternatives(config, settings)
     for name, value in settings.items():
         path = paths.get(name)
         if path is None:
@@ -153,10 +156,11 @@ def typed(config: Any) -> Any:
         InputError: a value of another type, naming its field.
     """
     changes: dict[str, Any] = {}
-    for name, kind in get_type_hints(type(config)).items():
+    hints = get_type_hints(type(config))
+    for name in (entry.name for entry in dataclasses.fields(config)):
         value = getattr(config, name)
         inner = dataclasses.is_dataclass(value)
-        changes[name] = typed(value) if inner else _given(value, kind, name)
+        changes[name] = typed(value) if inner else _given(value, hints[name], name)
     return dataclasses.replace(config, **changes)
 
 
