@@ -587,7 +587,7 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
     run = tmp_path / "run"
     sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "heads")
     done = run_command(
-        "prune", llama_folder, "--text", text_file, "--keep", 0.3, "--sites", *sites,
+        "prune", llama_folder, "--text", text_file, "--keep", 0.1, "--sites", *sites,
         "--output-dir", run, "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -600,8 +600,8 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
     assert model.config.disp_llm["widths"]["heads"] == heads
     cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     assert [layer.keys.shape[1] for layer in cache.layers] == heads
-    card = (run / "model" / "README.md").read_text()
-    assert ("vllm serve" in card) == (made["kv_cache"] == 1)
+    assert made["kv_cache"] < 1
+    assert "vllm serve" in (run / "model" / "README.md").read_text()
 
 
 def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):

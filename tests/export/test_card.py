@@ -4,7 +4,7 @@ import pytest
 
 from disp_llm.config.names import SITES
 from disp_llm.export.card import _cache, _checked, _task, _weights
-from disp_llm.runs.results import SizeResult
+from disp_llm.runs.results import SizeResult, served_by_vllm
 
 
 def size(**changes) -> SizeResult:
@@ -39,6 +39,20 @@ HALF = "The KV cache has 50.0% of the original's size"
 )
 def test_what_is_left_of_the_cache(changes, said):
     assert _cache(size(**changes)) == said
+
+
+@pytest.mark.parametrize(
+    ("changes", "served"),
+    [
+        ({}, True),
+        ({"dropped": {"attention": 0, "mlp": 1}}, True),
+        ({"dropped": {"attention": 1, "mlp": 0}}, False),
+        ({"other_parameters": {"vision_tower": 9}}, False),
+        ({"usual_blocks": False}, False),
+    ],
+)
+def test_vllm_is_offered_only_where_it_serves(changes, served):
+    assert served_by_vllm(size(**changes)) == served
 
 
 def test_how_the_kept_weights_differ():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import sites_with, tiny_prunable
 
@@ -15,3 +16,10 @@ def test_what_was_loaded_is_what_is_pruned():
     loaded = Loaded(target.model, None, target.family, {}, torch.float32, files)
     wanted = PrunableModel(target.model, target.family, sites, files)
     assert PrunableModel.of(loaded, sites) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "usual"), [("llama", True), ("qwen3_moe", False), ("lfm2", False), ("bamba", False)]
+)
+def test_blocks_that_serving_engines_expect(name, usual):
+    assert tiny_prunable(name).usual_blocks == usual

@@ -106,6 +106,13 @@ class PrunableModel:
         return not any(isinstance(weight, DTensor) or weight.is_meta for weight in weights)
 
     @property
+    def usual_blocks(self) -> bool:
+        """Whether every block has attention and a dense MLP, as serving engines expect: it is no
+        hybrid and no mixture."""
+        usual = (self.family.attention, self.family.mlp)
+        return all(b in usual and b.experts is None for _, b in self.present)
+
+    @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self.head_weight.device

@@ -172,6 +172,8 @@ class SizeResult:
     widths_full: dict[str, Size]
     """Width of every site in the dense model, of the block where it is widest."""
     folder: str
+    usual_blocks: bool = True
+    """Whether every block has attention and a dense MLP, or one of them: no hybrid, no mixture."""
     learned_weights: bool = False
     """Whether the weights themselves were learned beside the masks."""
     measured: Perplexity | None = None
@@ -214,9 +216,11 @@ class SizeResult:
 
 
 def served_by_vllm(size: SizeResult) -> bool:
-    """Whether stock vLLM serves the model: every block has an attention, and it is no wrapper (with
-    which it was not tried)."""
-    return not (size.dropped.get(ATTENTION) or size.other_parameters)
+    """Whether stock vLLM serves the model: every block has an attention of the usual kind, which
+    its Transformers backend asks for, and it is neither a wrapper nor a mixture of experts, with
+    which it was not tried."""
+    untried = size.other_parameters or not size.usual_blocks
+    return not (size.dropped.get(ATTENTION) or untried)
 
 
 NOT_MEASURED = "not measured"
