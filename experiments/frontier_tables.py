@@ -48,12 +48,12 @@ def frontier() -> Measured | None:
     return Measured(found[0]) if found else None
 
 
-def comparison_section(result: dict) -> list[str]:
+def comparison_section(result: dict, file: str) -> list[str]:
     """One comparison of docs/reproduce.md: every row, and what dominates what."""
     lines = [f"### {result['name']}", ""]
     if "error" in result:
         return [*lines, f"{result['error']}.", ""]
-    lines += ["Times are shares of the original's; from `experiments/results/frontier.json`.", ""]
+    lines += [f"Times are shares of the original's; from `experiments/results/{file}`.", ""]
     return [*lines, *frontier_lines(result), "", Measured(result).machine, ""]
 
 

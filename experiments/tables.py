@@ -109,7 +109,8 @@ def section(path: Path) -> list[str]:
         return [*lines, f"{why}. Variants: {names}.", ""]
     results = json.loads(results_file.read_text())
     if experiment.get("command") == "compare":
-        lines += [line for result in results for line in comparison_section(result)]
+        for result in results:
+            lines += comparison_section(result, results_file.name)
         return [*lines, experiment.get("finding", "").strip(), ""]
     done = [result for result in results if "error" not in result]
     lines += [*table(results), "", *dict.fromkeys(dense(result) for result in done)]

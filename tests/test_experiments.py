@@ -91,7 +91,7 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     assert "![Perplexity over prefill, decode and memory](docs/frontier.png)" in (
         tables.readme_picture()
     )
-    section = "\n".join(tables.comparison_section(kept))
+    section = "\n".join(tables.comparison_section(kept, "frontier.json"))
     assert "| flap keep 0.5 | 60.00 ± 0.50 | 0.80 | 0.80 | 80.0 | 0.0 |  |" in section
 
 

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tomli_w
 from conftest import environment, run_command
 from fresh import start_command
 
 import disp_llm
 from disp_llm.cli.errors import flag_of, print_error, setting_of, with_flags
-from disp_llm.cli.parsing import parse
+from disp_llm.cli.main import _how_to_resume
+from disp_llm.cli.parsing import output_folder, parse, value_of
 from disp_llm.cli.signals import stop_signals
 from disp_llm.cli.usage import usage_error
 from disp_llm.config.errors import InputError
@@ -111,6 +114,23 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (["prune"], "disp-llm prune: Missing from disp-llm prune: MODEL"),
         (["bench", "x"], "--against: Missing from disp-llm bench: --against"),
         (["eval", "x", "--context", "1"], "--context: 1; give 2 or more tokens"),
+        (["prune", "x", "--learning-rate", "inf"], "--learning-rate: inf; give a finite number"),
+        (["prune", "x", "--shift", "nan"], "--shift: nan; give a finite number"),
+        (["prune", "x", "--length", "1"], "--length: too small; give 2 or more"),
+        (["prune", "x", "--patience", "nan"], "--patience: "),
+        (["recover", "x", "--patience", "0"], "--patience: too small"),
+        (["doctor", "x", "--seconds", "inf"], "--seconds: inf; give a finite number"),
+        (
+            ["prune", "x", "--budget", "latency", "--target", "0.5", "--workload-weights", "nan"],
+            "--workload-weights: nan; give one number above 0 for each of --workload",
+        ),
+        (["eval", "x", "--task-data", "piqa=f.jsonl"], "--task-data: is for tasks; give --tasks"),
+        (
+            ["eval", "x", "--tasks", "piqa", "--task-data", "piqa"],
+            "--task-data: piqa; give NAME=FILE",
+        ),
+        (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; give"),
+        (["eval", "x", "--answer-tokens", "9"], "--answer-tokens: is of scored answers; give"),
         (["prune", "x", "--keep", "1.5"], "--keep: 1.5 is not a share; give a number in (0, 1]"),
         (
             ["prune", "x", "--weight-rate", "0.0001", "--offload", "cpu"],
@@ -128,6 +148,28 @@ def test_what_is_wrong_with_arguments_is_one_line(arguments, said, capsys):
     found = json.loads(printed.out)
     assert found.keys() == {"error", "field", "hint"}
     assert not found["field"].startswith("-")
+
+
+def test_flags_that_are_read_before_the_others_are_read_alike(tmp_path):
+    """However they are spelt, and of a repeated one the last."""
+    flags = ["prune", "m", "--output_dir", "a", "--output-dir=b", "--resume", "auto"]
+    assert output_folder(flags) == Path("b")
+    assert output_folder(flags[:4]) == Path("a")
+    assert value_of("--resume", flags) == "auto"
+    assert value_of("--keep", [*flags, "--keep"]) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "again"),
+    [([], ["--resume"]), (["--resume"], []), (["--resume", "auto"], []), (["--resume=auto"], [])],
+)
+def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
+    """With a command that the parser takes."""
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(resolved(PruneConfig("m"))))
+    arguments = ["prune", "m", "--output-dir", str(tmp_path), *given]
+    said = _how_to_resume(arguments).removeprefix("; go on with: disp-llm ")
+    assert shlex.split(said) == [*arguments, *again]
+    assert parse(shlex.split(said)).resume
 
 
 def test_settings_become_flags_and_everything_else_stays():

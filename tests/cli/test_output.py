@@ -11,6 +11,7 @@ from conftest import environment, run_command
 from disp_llm.cli.main import main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
+from disp_llm.runs.metrics import MetricsLog
 
 LONG = "n" * 300
 full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -50,6 +51,24 @@ def test_a_full_disk_is_one_line(run_into, arguments, said, line_by_line):
     assert code == 2
     assert len(lines) == 1
     assert said in lines[0]
+
+
+@full_disk
+@pytest.mark.parametrize("settles", [False, True])
+def test_a_log_that_cannot_be_written_says_so(settles, tmp_path):
+    """At once, not once more without its name when it is closed."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+
+    def write() -> None:
+        with log:
+            log.go_on_from(0, None)
+            log._file.close()
+            log._file = open("/dev/full", "a", buffering=-1 if settles else 1)  # noqa: SIM115
+            log.append({"step": 1})
+            log._file.flush()
+
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot write .No space.*resume"):
+        write()
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [(FINE, 1), (BAD, 2)])

@@ -255,6 +255,11 @@ def test_a_model_in_memory_is_known_again_where_it_lies(llama_folder, text_file,
         config = ExportConfig(tmp_path / "run", keep=(0.7,), **more)
         (made,) = disp_llm.export_sizes(config, progress=silent).sizes
         assert (made.measured is None) == bool(more)
+    with pytest.raises(disp_llm.InputError, match=r"^kepp: no such setting"):
+        disp_llm.export_sizes(tmp_path / "run", kepp=0.7, progress=silent)
+    unmeasured = {"keep": 0.75, "no_measure": True, "progress": silent}
+    (made,) = disp_llm.export_sizes(tmp_path / "run", **unmeasured).sizes
+    assert (made.share_asked, made.measured) == (0.75, None)
     recovered = disp_llm.recover(
         str(tmp_path / "run" / "model"), text=text_file, tokens=128, length=32, batch=1,
         context=32, windows=2, output_dir=tmp_path / "better", progress=silent,
@@ -325,8 +330,8 @@ def test_what_is_no_model_is_refused():
     """In a process of its own, since types of arguments are checked in this one."""
     done = fresh.run(NO_MODELS)
     assert done.returncode == 0, done.stderr
-    in_memory = "model: is a LlamaForCausalLM in memory; save it, and name its folder"
+    in_memory = "is a LlamaForCausalLM in memory; save it, and name its folder"
     *by_name, compiled, named = done.stdout.splitlines()
-    assert by_name == [in_memory] * 3
+    assert by_name == [f"{field}: {in_memory}" for field in ("model", "model", "folder")]
     assert compiled.startswith("model: is a OptimizedModule, and neither")
     assert named.startswith("tokenizer: is a name; give the tokenizer")

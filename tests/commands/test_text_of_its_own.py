@@ -150,7 +150,7 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
         (["--dataset", "a:b", "--text", "self"], "--dataset: given together with --text"),
         (["--eval-text", "self"], "--eval-text: cannot be the model's own words"),
         (["--text", "self", "self"], "--text: names self twice"),
-        (["--text", "self", "--weights", 1, 2], "--weights: 2 for 1 texts"),
+        (["--text", "self", "--weights", 1, 2], "--weights: 2 for 1;"),
         (["--self-temperature", 0], "--self-temperature: too small"),
         (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
     ]:

@@ -128,8 +128,10 @@ def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (("--weights", "1"), "--weights: 1 for 2 texts"),
-        (("--weights", "1", "-1"), "--weights"),
+        (("--weights", "1"), "--weights: 1 for 2; give one number above 0 for each text of --text"),
+        (("--weights", "1", "-1"), "--weights: -1;"),
+        (("--weights", "nan", "1"), "--weights: nan;"),
+        (("--weights", "1", "inf"), "--weights: inf;"),
         (("--mix", "dynamic"), "--mix: has nothing to mix"),
     ],
 )

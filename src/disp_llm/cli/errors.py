@@ -56,7 +56,8 @@ def all_settings() -> set[str]:
 
 
 def _settings(config: Any) -> set[str]:
-    found: set[str] = set()
-    for name, kind in get_type_hints(config).items():
-        found |= _settings(kind) if dataclasses.is_dataclass(kind) else {name}
+    found, hints = set(), get_type_hints(config)
+    for name in (entry.name for entry in dataclasses.fields(config)):
+        inner = dataclasses.is_dataclass(hints[name])
+        found |= _settings(hints[name]) if inner else {name}
     return found

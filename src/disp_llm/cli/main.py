@@ -155,8 +155,8 @@ def _how_to_resume(arguments: list[str]) -> str:
         return ""
     if not (output_folder(arguments) / "config.toml").exists():
         return ""
-    again = [argument for argument in arguments if argument != "--resume"]
-    return f"; go on with: disp-llm {shlex.join(again)} --resume"
+    resumes = any(argument.startswith("--resume") for argument in arguments)
+    return f"; go on with: disp-llm {shlex.join([*arguments, *['--resume'][resumes:]])}"
 
 
 class LineFormatter(logging.Formatter):

@@ -115,8 +115,8 @@ def parse(arguments: list[str]) -> Config:
         if stop.code in (0, None):
             raise
         raise usage_error(complaint.getvalue(), program(arguments)) from None
-    flags = (word.split("=")[0] for word in arguments if word.startswith("--"))
-    require_alternatives(config, (flag[2:].replace("-", "_") for flag in flags))
+    flags = (word[2:].split("=")[0] for word in arguments if word.startswith("--"))
+    require_alternatives(config, (flag.replace("-", "_") for flag in flags))
     config.validate()
     return config
 
@@ -152,13 +152,14 @@ def output_folder(arguments: list[str]) -> Path:
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value of a flag, read before the arguments are parsed."""
-    for place, argument in enumerate(arguments):
-        if argument == flag and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
+    """The value of a flag, read before the arguments are parsed: of one that is repeated the last,
+    as the parser takes it."""
+    found = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, given, value = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            found = value if given else following
+    return found or None
 
 
 def _default(name: str, arguments: list[str]) -> dict[str, Any]:

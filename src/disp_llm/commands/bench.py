@@ -130,7 +130,7 @@ def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, 
             raise InputError(
                 f"cannot load '{name}' in a process of its own, which ended with {done.returncode}",
                 field="model",
-                hint="-9 is mostly too little memory",
+                hint="see the lines above; where it is -9, free memory or name a smaller model",
             )
         found = pickle.loads(answer.read_bytes())
     if isinstance(found, InputError):

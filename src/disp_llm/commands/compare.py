@@ -36,6 +36,7 @@ from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import hardware, provenance, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.rows import ComparisonRow
+from disp_llm.runs.settings import FREE_TO_CHANGE
 
 
 def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]:
@@ -112,16 +113,11 @@ def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> N
 def _write(folder: Path, result: dict[str, Any], pictures: Sequence[Path] = ()) -> None:
     write_checked_json(folder / "compare.json", result)
     with atomic(folder / "compare.md") as temporary:
-        temporary.write_text(markdown(result, [path.name for path in pictures]))
+        temporary.write_text(markdown(result, [path.name for path in pictures]), encoding="utf-8")
 
 
-def _started(config: CompareConfig) -> dict[str, Any]:
-    """What an earlier attempt has left of the same comparison.
-
-    Raises:
-        InputError: the folder belongs to another one.
-    """
-    path = config.output_dir / "compare.json"
+def _asked(config: CompareConfig) -> dict[str, Any]:
+    """What tells one comparison from another."""
     asked: dict[str, Any] = {
         "model": config.model,
         "keep": list(config.keep),
@@ -136,6 +132,16 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         asked["target"] = list(config.target)
     if config.suite:
         asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))
+    return asked
+
+
+def _started(config: CompareConfig) -> dict[str, Any]:
+    """What an earlier attempt has left of the same comparison.
+
+    Raises:
+        InputError: the folder belongs to another one.
+    """
+    path, asked = config.output_dir / "compare.json", _asked(config)
     if not path.exists():
         if any((path.parent / name).exists() for name in ("config.toml", "config.json")):
             raise InputError(
@@ -169,5 +175,6 @@ def _difference(before: Any, now: Any, place: str = "") -> str:
     inner = (
         _difference(before.get(key), now.get(key), f"{place}.{key}".removeprefix("."))
         for key in now | before
+        if key not in FREE_TO_CHANGE
     )
     return next(filter(None, inner), "")

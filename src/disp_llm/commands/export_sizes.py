@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.exporting import HeldExport, MeasuredExport, PlainExport, measured_export
@@ -30,18 +31,20 @@ from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import stored_config
 
 
-def export_sizes(config: ExportConfig, **options: Any) -> PruneResult:
+def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResult:
     """Writes sizes of a run that has chosen its logits, without choosing again.
 
     Args:
-        config: the run, and its new sizes; the budget may be another one than the run learned
-            under.
-        options: `progress` and `command`, as `prune` takes them.
+        asked: the run folder, or all settings at once; the budget may be another one than the run
+            learned under.
+        options: settings by the names of their flags (`keep=0.6`, `no_measure=True`, ...), and
+            `progress` and `command`, as `prune` takes them.
 
     Raises:
         InputError: the run has not got that far, or cannot have such sizes.
     """
-    caller, began = Caller.of(options), time.perf_counter()
+    began = time.perf_counter()
+    caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
     settled = (*stored.learned_shares, *config.shares)

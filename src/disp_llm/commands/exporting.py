@@ -29,18 +29,11 @@ from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Holding, load_model
 from disp_llm.models.windows import fitting
-from disp_llm.runs.folder import Run
-from disp_llm.runs.results import DenseResult, from_json
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
-
-
-def original_of(run: Run) -> DenseResult:
-    """The figures of the model as it came."""
-    return from_json(DenseResult, run.result()["dense"], str(run.result_file))
 
 
 @dataclass(frozen=True)
@@ -192,6 +185,8 @@ def _measured(
         rounds: in which it is timed in turn with the original; 0 = it is not.
     """
     job = problem.job
+    original = job.run.dense
+    assert original is not None, "a size is measured against it"
 
     def on_round(phase: str, done: int) -> None:
         job.progress(f"{name}: timing {phase}", done, rounds, {})
@@ -199,7 +194,7 @@ def _measured(
     return {
         "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
         "speed": speed_against(problem.dense.model, compact.model, rounds, on_round),
-        "scores": measuring.scores(compact, name, original_of(job.run).scores),
+        "scores": measuring.scores(compact, name, original.scores),
         "sample": measuring.sample(compact.model),
     }
 

@@ -76,13 +76,13 @@ class Caller:
         caller = cls.of(options)
         if isinstance(asked, kind):
             return caller, with_settings(asked, options)
+        needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
         if not isinstance(asked, str | Path):
             raise InputError(
                 f"is a {type(asked).__name__} in memory",
-                field="model",
+                field=needed[0],
                 hint="save it, and name its folder",
             )
-        needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
         given = {name: options.pop(name) for name in needed[1:] if name in options}
         if len(given) < len(needed) - 1:
             raise InputError("is missing", field=needed[-1], hint="give it")

@@ -55,7 +55,7 @@ from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
-from disp_llm.runs.results import DenseResult, Perplexity, as_json, from_json
+from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import available, begin_run
 from disp_llm.training.problem import PruningProblem
 
@@ -222,23 +222,13 @@ def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> No
     )
 
 
-def original_of_run(run: Run) -> DenseResult | None:
-    """The figures of the model as it came, once they are measured.
-
-    Raises:
-        InputError: `result.json` is damaged.
-    """
-    found = run.result().get("dense")
-    return from_json(DenseResult, found, str(run.result_file)) if found else None
-
-
 def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
     """The suite of a run, if it has one.
 
     Raises:
         InputError: it is unusable, or not what the original was measured on.
     """
-    found = original_of_run(run)
+    found = run.dense
     return scoreboard_of(config.suite, found.scores if found else None)
 
 

@@ -29,6 +29,7 @@ from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.student import (
     dtypes_of,
     load_student,
+    merged,
     put_together,
     sharding_of,
     to_measure,
@@ -47,13 +48,14 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Holding, Loaded
 from disp_llm.models.sharding import gathered
+from disp_llm.models.source import fingerprint_of
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
-from disp_llm.runs.results import MeasuredResult, as_json, from_json
+from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import available, begin_run
 from disp_llm.runs.sums import write_sums
@@ -115,6 +117,9 @@ def _in_its_folder(
     if run.is_done:
         run.require_whole()
         inputs[0].require_same(run)
+        if (taught := inputs[1].model) is not None:
+            now = {"teacher_revision": fingerprint_of(taught)}
+            run.require_same_source(now, run.result()["dtype"])
         return RecoverResult(run.folder, run.result(), config.machine.device, temporary)
     with job_of(caller, config, *inputs) as job, clock(run, "seconds", job.process.is_main):
         run_stages(job, *inputs)
@@ -168,17 +173,12 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
             if divided:
                 made = put_together(config, loaded, tensors)
             else:
-                made = with_dtypes(_merged(loaded, adapted), dtypes)
+                made = with_dtypes(merged(loaded.model, adapted), dtypes)
             tokens = steps * config.training.tokens_per_step * process.count
             _export(job, made, loaded, measuring, tokens)
 
     first_alone(job, loaded, export)
     process.accelerator.end_training()
-
-
-def _merged(loaded: Loaded, adapted: Any) -> PreTrainedModel:
-    """The trained model, which lies here as a whole; adapters, if it has any, in its layers."""
-    return loaded.model if adapted is None else adapted.merge_and_unload()
 
 
 def _begin(job: Job[RecoverConfig], asked: RecoverConfig, loaded: Loaded) -> None:
@@ -189,8 +189,8 @@ def _begin(job: Job[RecoverConfig], asked: RecoverConfig, loaded: Loaded) -> Non
 
 def _original_scores(run: Run) -> Scores | None:
     """What the original scores on the suite, once that is known."""
-    found = run.result().get("original")
-    return from_json(Scores, found, str(run.result_file)) if found else None
+    found = run.figures
+    return found.original if found else None
 
 
 def _measured_before(

@@ -1,8 +1,6 @@
 """A model on a suite, alone or against its original: `eval --suite`."""
 
-import contextlib
 import gc
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 
 from disp_llm.commands.front import Inputs
 from disp_llm.commands.measuring import facts_of
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.schema import as_type
@@ -55,11 +53,11 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
     if stored is not None:
         require_suite(board, stored[1], original)
     elif original:
-        with _about_dense():
+        with model_is("dense"):
             load_config(original)
     facts, scores = measured_apart(board, inputs, config.model, config.machine)
     if original:
-        with _about_dense():
+        with model_is("dense"):
             dense = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, dense[1], original)
         facts["dense"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
@@ -118,14 +116,3 @@ def _loaded_and_measured(
     if loaded.holding is not None:
         loaded.holding.drop(loaded.model)
     return measured
-
-
-@contextlib.contextmanager
-def _about_dense() -> Iterator[None]:
-    """Says of an error about a model that it is one about the original."""
-    try:
-        yield
-    except InputError as error:
-        if error.field != "model":
-            raise
-        raise InputError(error.what, field="dense", hint=error.hint) from error

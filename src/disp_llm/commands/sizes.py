@@ -13,7 +13,6 @@ from disp_llm.commands.exporting import (
     MeasuredExport,
     PlainExport,
     as_masked,
-    original_of,
 )
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
@@ -69,9 +68,9 @@ class SizeWriter:
     force: bool = False
     """Whether a folder that this run has not written is replaced."""
 
-    def write(self, selection: Selection, shares: tuple[float, ...]) -> list[SizeResult]:
+    def write(self, selection: Selection, shares: tuple[float, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
-        yet if that is asked for; all that it then has.
+        yet if that is asked for.
 
         Raises:
             InputError: a file of an earlier size has changed, or a folder is in the way.
@@ -82,7 +81,7 @@ class SizeWriter:
             size = self.name(share)
             files = self.files(size)
             if size in found and all(run.has(path) for path in files):
-                there = from_json(SizeResult, found[size], str(run.folder))
+                there = from_json(SizeResult, found[size], str(run.result_file))
                 self._require_same_share(share, there)
                 if there.measured or not self.export.measures:
                     continue
@@ -95,8 +94,6 @@ class SizeWriter:
             written = as_json(self._write_one(masks, share, timing))
             found[size] = written | {"provenance": self._made_by()}
             run.update(*files, models=list(found.values()))
-        file = str(run.result_file)
-        return [from_json(SizeResult, entry, file) for entry in found.values()]
 
     def _made_by(self) -> Provenance:
         """Where the figures of a size come from; not in its card, so that the same model has the
@@ -177,7 +174,8 @@ class SizeWriter:
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        layout, size, original = masks.layout, self.name(share), original_of(self.problem.job.run)
+        size, original = self.name(share), self.problem.job.run.dense
+        assert original is not None, "shares are of it"
         return SizeResult(
             size=size,
             budget=self.problem.job.config.budget.budget,
@@ -197,7 +195,7 @@ class SizeWriter:
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,
             learned_weights=masks.compensation.learned_weights,
-            widths_full=layout.largest_widths,
+            widths_full=masks.layout.largest_widths,
             folder=str(self.files(size)[1]),
             **measured,
         )

@@ -112,6 +112,11 @@ def with_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> Any:
     return model
 
 
+def merged(model: PreTrainedModel, adapted: Any) -> PreTrainedModel:
+    """The trained model, which lies here as a whole; adapters, if it has any, in its layers."""
+    return model if adapted is None else adapted.merge_and_unload()
+
+
 def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:
     """The trained model, whole, in the machine's memory and in the data types that it came in.
 
@@ -125,7 +130,7 @@ def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tenso
         adapted = add_adapters(PrunableModel.of(empty), config.rank, config.machine.seed)
     empty.model.load_state_dict(tensors, assign=True)
     empty.model.tie_weights()
-    return with_dtypes(empty.model if adapted is None else adapted.merge_and_unload(), dtypes)
+    return with_dtypes(merged(empty.model, adapted), dtypes)
 
 
 @contextlib.contextmanager

@@ -101,7 +101,6 @@ def _run(folder: Path) -> Iterator[Problem | int]:
 
 def _recorded(run: Run) -> Iterator[Problem | int]:
     result = run.result()
-    stored_settings(run.folder)
     files = result.get("files", {})
     yield len(files)
     yield from run.problems()
@@ -114,6 +113,7 @@ def _recorded(run: Run) -> Iterator[Problem | int]:
         folder = run.model_folder(size, first)
         cut = weights.get(folder, Weights(folder))
         yield from _collected(_cut_by, run.masks_file(size, first), cut)
+    stored_settings(run.folder)
 
 
 def _exported_of_run(weights: "Weights") -> Iterator[Problem | int]:

@@ -5,6 +5,7 @@ All raise `InputError` naming the field; NaN passes none of them.
 
 import dataclasses
 import errno
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -18,17 +19,39 @@ LONGEST_NAME = 200
 
 
 def require_positive(**values: float) -> None:
-    """Refuses 0 and less."""
+    """Refuses 0 and less, and what is not finite."""
     for field, value in values.items():
         if not value > 0:
             raise InputError("too small", field=field, hint="give a larger number")
+        require_finite(**{field: value})
 
 
 def require_not_negative(**values: float) -> None:
-    """Refuses what is less than 0."""
+    """Refuses what is less than 0, and what is not finite."""
     for field, value in values.items():
-        if not value >= 0:
+        if value < 0:
             raise InputError(f"{value} is negative", field=field, hint="give 0 or more")
+        require_finite(**{field: value})
+
+
+def require_finite(**values: float) -> None:
+    """Refuses infinity, and what is no number."""
+    for field, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(f"{value}", field=field, hint="give a finite number")
+
+
+def require_weights(count: int, of: str, **values: tuple[float, ...]) -> None:
+    """Refuses weights, where any are given, that are not one for each of `count` things, or not
+    finite numbers above 0; `of` says what they weigh."""
+    for field, weights in values.items():
+        wrong = [weight for weight in weights if not 0 < weight < math.inf]
+        if wrong or (weights and len(weights) != count):
+            raise InputError(
+                f"{wrong[0]:g}" if wrong else f"{len(weights)} for {count}",
+                field=field,
+                hint=f"give one number above 0 for each {of}",
+            )
 
 
 def require_at_least(least: int, **values: int | tuple[int, ...]) -> None:

@@ -78,9 +78,23 @@ class EvalConfig:
         if self.metric and not (self.examples or self.processor_data):
             raise InputError("scores answers to examples", field="metric", hint="give `examples`")
         require_not_negative(limit=self.limit, answer_tokens=self.answer_tokens)
+        if self.answer_tokens and not self.metric:
+            raise InputError("is of scored answers", field="answer_tokens", hint="give `metric`")
+        if self.limit and not (self.tasks or self.metric or self.suite):
+            what, hint = "counts questions, and none is asked", "give `tasks` or `metric`"
+            raise InputError(what, field="limit", hint=hint)
+        self._require_task_data()
         if self.dense and not self.suite:
             raise InputError("is for a suite", field="dense", hint="give `suite` too")
         self._require_suite_alone()
+
+    def _require_task_data(self) -> None:
+        """Files for tasks that are asked for, each as NAME=FILE."""
+        if self.task_data and not (self.tasks or self.suite):
+            raise InputError("is for tasks", field="task_data", hint="give `tasks`")
+        for entry in self.task_data:
+            if not all(entry.partition("=")):
+                raise InputError(f"{entry}", field="task_data", hint="give NAME=FILE")
 
     def _require_suite_alone(self) -> None:
         """A suite says all that these settings say."""
@@ -100,16 +114,7 @@ class EvalConfig:
 
 
 BESIDE_SUITE = (
-    *(
-        "text",
-        "text_field",
-        "dataset",
-        "examples",
-        "processor_data",
-        "template",
-        "metric",
-        "answer_tokens",
-    ),
-    *("tasks", "task_data", "limit"),
+    *("text", "text_field", "dataset", "examples", "processor_data", "template"),
+    *("metric", "answer_tokens", "tasks", "task_data", "limit"),
 )
 """Settings that a suite has of its own."""

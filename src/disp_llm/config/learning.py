@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 import tyro
 
 from disp_llm.config.checks import (
+    require_at_least,
     require_below_one,
+    require_finite,
     require_not_negative,
     require_positive,
     require_share,
@@ -70,8 +72,8 @@ class TrainingConfig:
 
     def validate(self) -> None:
         """Refuses windows without a token to predict, and what AdamW cannot use."""
+        require_at_least(2, length=self.length)
         require_positive(
-            length=self.length - 1,
             batch=self.batch,
             accumulate=self.accumulate,
             checkpoint_every=self.checkpoint_every,
@@ -171,6 +173,7 @@ class LearnConfig:
     def validate(self) -> None:
         """Refuses negative rates and a temperature of 0."""
         require_positive(temperature=self.temperature, adapter_rate=self.adapter_rate)
+        require_finite(shift=self.shift)
         require_share(spare=self.spare)
         require_not_negative(
             steps=self.steps,

@@ -12,7 +12,9 @@ from disp_llm.config.checks import (
     require_at_least,
     require_file_size,
     require_not_negative,
+    require_positive,
     require_sizes,
+    require_weights,
 )
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import (
@@ -118,13 +120,8 @@ class TextConfig:
     def _validate_weights(self) -> None:
         given = [name for name in ("examples", "processor_data") if getattr(self, name)]
         wanted = len(self.text) + (bool(self.dataset) + len(given) if given else 0)
-        if self.weights and (len(self.weights) != wanted or min(self.weights) <= 0):
-            of_examples = "".join(f" and one for `{name}`" for name in given)
-            raise InputError(
-                f"{len(self.weights)} for {wanted} texts",
-                field="weights",
-                hint=f"give one number above 0 for each text of `text`{of_examples}",
-            )
+        of_examples = "".join(f" and one for `{name}`" for name in given)
+        require_weights(wanted, f"text of `text`{of_examples}", weights=self.weights)
 
 
 @dataclass(frozen=True)
@@ -223,14 +220,10 @@ class BudgetConfig:
             1, workload_length=self.workload_length, workload_batch=self.workload_batch
         )
         if not 0 < len(set(self.workload)) == len(self.workload):
-            raise InputError("repeated", field="workload", hint="name each once")
+            what = "repeated" if self.workload else "none is named"
+            raise InputError(what, field="workload", hint="name each once")
         weights = self.workload_weights
-        if weights and (len(weights) != len(self.workload) or min(weights) <= 0):
-            raise InputError(
-                f"{len(weights)} for {len(self.workload)}",
-                field="workload_weights",
-                hint="give one number above 0 for each of `workload`",
-            )
+        require_weights(len(self.workload), "of `workload`", workload_weights=weights)
 
     def shares(self, keep: tuple[float, ...]) -> tuple[float, ...]:
         """The sizes that are to be written, as shares of what the budget limits."""
@@ -289,3 +282,7 @@ class MachineConfig:
     """Seed of every random draw."""
     patience: float = 30.0
     """Minutes that one of several processes waits for the others within a step; then all end."""
+
+    def validate(self) -> None:
+        """Refuses to wait for no time, or for ever."""
+        require_positive(patience=self.patience)

@@ -147,6 +147,7 @@ class PruneConfig:
         for part in (self.scores, self.learn, self.training, self.frozen):
             part.validate()
         self.export.validate()
+        self.machine.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
             raise InputError(

@@ -42,7 +42,7 @@ def load_recipe(name: str) -> dict[str, Any]:
         return _on_its_base(read_toml(Path(name), "recipe", "correct the file"))
     if name in recipe_names():
         shipped = resources.files("disp_llm.config") / "shipped" / f"{name}.toml"
-        return _on_its_base(tomllib.loads(shipped.read_text()))
+        return _on_its_base(tomllib.loads(shipped.read_text(encoding="utf-8")))
     raise InputError(
         f"no recipe '{name}'" + nearest(name, recipe_names()),
         field="recipe",

@@ -140,7 +140,7 @@ def load_suite(name: str) -> Suite:
         return _checked(read_toml(Path(name), "suite", "correct the file"), name)
     if name in suite_names():
         file = f"{name}.toml"
-        return _checked(tomllib.loads((_shipped() / file).read_text()), file)
+        return _checked(tomllib.loads((_shipped() / file).read_text(encoding="utf-8")), file)
     raise InputError(
         f"no suite '{name}'" + nearest(name, suite_names()),
         field="suite",

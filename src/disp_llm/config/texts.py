@@ -61,7 +61,7 @@ def load_mixture(path: Path) -> MixtureFile:
         return _checked(read_toml(path, "text", "correct the file"), str(path))
     file = f"{GENERAL}.toml"
     shipped = resources.files("disp_llm.config") / "shipped" / "texts" / file
-    return _checked(tomllib.loads(shipped.read_text()), file)
+    return _checked(tomllib.loads(shipped.read_text(encoding="utf-8")), file)
 
 
 def _checked(tables: dict[str, Any], file: str) -> MixtureFile:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.words import OwnWordsConfig
+from disp_llm.data.windows import usual_bos
 from disp_llm.models.devices import free_memory
 from disp_llm.models.kv_cache import empty_cache, with_cache
 
@@ -82,7 +83,7 @@ class Openings:
         ordinary = [token for token in range(len(tokenizer)) if token not in special]
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         first = bos if bos is not None else eos
-        adds = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        adds = usual_bos(tokenizer) is not None
         user, reply = (), ()
         if tokenizer.chat_template:
             try:

@@ -9,6 +9,7 @@ as base64, with or without `data:image/png;base64,` before it.
 import base64
 import binascii
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,16 +107,13 @@ def _place_of(said: str, folder: Path, where: str) -> Path | bytes:
         except binascii.Error as error:
             raise Unusable(f"has damaged base64 {where}", "encode that picture again") from error
     path = folder / said
-    if len(said) < LONGEST_PATH and path.is_file():
+    if os.path.isfile(path):  # base64 is a name that no file can have, which pathlib raises
         return path
     try:
         return base64.b64decode(said, validate=True) if len(said) >= SHORTEST_FILE else path
     except binascii.Error:
         return path
 
-
-LONGEST_PATH = 1024
-"""Characters of a path."""
 
 SHORTEST_FILE = 64
 """Characters of the base64 of a picture: there is no smaller PNG."""

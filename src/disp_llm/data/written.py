@@ -28,7 +28,7 @@ from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import GivenText
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
-from disp_llm.runs.figures import OwnWords, run_figures
+from disp_llm.runs.figures import OwnWords
 from disp_llm.runs.files import sweep, write_tensors
 from disp_llm.runs.folder import MADE_AGAIN, Run, clock
 from disp_llm.runs.job import Interrupted, Job, never
@@ -162,7 +162,7 @@ class Writer:
             sequences = None if timed else self._least(share)
             held_out = math.ceil(share * self.needs.held_out)
             held_out = min(held_out, self._least(share) * self.length // 2)
-        settings, result = self.settings, self.run.result()
+        settings, figures = self.settings, self.run.figures
         plan = OwnWords(
             sequences=sequences,
             held_out=held_out,
@@ -174,9 +174,9 @@ class Writer:
             seed=self.seed,
             revision=self.revision,
         )
-        settled = run_figures(result, str(self.run.result_file)).own_words if result else None
+        settled = figures.own_words if figures else None
         if settled is None:
-            if "source" in result:
+            if figures and figures.source:
                 raise InputError(
                     f"is not what {self.run.folder} was made of: those are not its own words",
                     field="text",

@@ -132,13 +132,13 @@ PARTS = {
 """Parts of the operators' time, by what is in their names; whatever fits none is "the rest"."""
 
 
-def where_time_goes(run: Callable[[], float], repeats: int = 3) -> dict[str, float]:
+def where_time_goes(run: Callable[[], float]) -> dict[str, float]:
     """Shares of the operators' own time; fused kernels of a compiled model are in "the rest"."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(repeats):
+        for _ in range(3):
             run()
     # Kernels of a GPU are counted with the operators that launched them, which are the CPU's.
     events = [e for e in profile.key_averages() if e.device_type == DeviceType.CPU]

@@ -97,7 +97,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     dense = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
     text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, dense, told))
     with atomic(folder / "README.md") as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:

@@ -99,7 +99,6 @@ _DEEPSEEK = Family(
 )
 # Llama with mixtures in the place of some MLPs, or of all.
 _MIXED = replace(_LLAMA, mixture=mixture("post_attention_layernorm"))
-_ALL_MIXED = replace(_LLAMA, mlp=mixture("post_attention_layernorm"))
 # An expert that all tokens run through, and a router with a bias, in groups of experts.
 _SHARED = mixture(
     "post_attention_layernorm",

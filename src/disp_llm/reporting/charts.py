@@ -148,11 +148,11 @@ def logarithmic_ticks(low: float, high: float) -> list[float]:
     return found if len(found) > 1 else _ticks(low, high)
 
 
-def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Round numbers between two."""
     if high <= low:
         return [low]
-    raw = (high - low) / wanted
+    raw = (high - low) / 5
     power = 10 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
     first = math.ceil(low / step)

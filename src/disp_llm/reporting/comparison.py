@@ -7,13 +7,9 @@ from disp_llm.config.names import DENSE
 from disp_llm.reporting.frontier import frontier_lines
 from disp_llm.reporting.reading import comparison_figures
 from disp_llm.runs.naming import names_in, without_paths_in_message
-from disp_llm.runs.results import kept_said, paired_said, percent_with_error, ratio_said
+from disp_llm.runs.results import PHASES, kept_said, paired_said, percent_with_error, ratio_said
 from disp_llm.runs.rows import ComparisonRow
 from disp_llm.runs.scores import Scores
-
-PHASES = ("prefill", "decode")
-"""What is timed of every model."""
-
 
 PAIRED = "paired ratio"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from disp_llm.config.names import DENSE, OURS
 from disp_llm.reporting.reading import ComparisonFigures, comparison_figures
-from disp_llm.runs.results import ratio_said
+from disp_llm.runs.results import PHASES, ratio_said
 from disp_llm.runs.rows import ComparisonRow
 
 
@@ -182,7 +182,7 @@ def table(frontier: Frontier) -> list[tuple[str, ...]]:
     fronts = {cost.name: [point.row for point in frontier.front(cost)] for cost in COSTS}
     found: list[tuple[str, ...]] = []
     for row in frontier.rows:
-        times = (_with_spread(row, phase) for phase in ("prefill", "decode"))
+        times = (_with_spread(row, phase) for phase in PHASES)
         sizes = (
             "–" if number is None else f"{number / 1e6:.1f}"
             for number in (row.bytes, row.kv_cache_bytes)

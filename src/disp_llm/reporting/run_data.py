@@ -19,7 +19,7 @@ from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection import kept_by_site
 from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
-from disp_llm.runs.figures import RunFigures, TrainedResult, run_figures
+from disp_llm.runs.figures import RunFigures, TrainedResult
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult
@@ -100,10 +100,9 @@ def read_run(run: Run) -> RunData:
     Raises:
         InputError: the folder is no run, or a file is damaged or not what it was.
     """
-    settings, stored = _settings(run), run.result()
+    settings, found = _settings(run), run.figures
     run.require_whole()
     recovers = isinstance(settings, RecoverConfig)
-    found = run_figures(stored, str(run.result_file)) if stored else None
     return RunData(
         name=run.folder.resolve().name,
         model=settings.folder if isinstance(settings, RecoverConfig) else settings.model,

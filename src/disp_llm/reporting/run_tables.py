@@ -10,6 +10,7 @@ from disp_llm.reporting.tables import megabytes, new_table
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.results import (
+    PHASES,
     DenseResult,
     SizeResult,
     dropped_said,
@@ -104,7 +105,7 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
     slow = [
         f"{_column_name(model)} {phase} ×{model.speed[f'{phase}_speedup']:.2f}"
         for model in models
-        for phase in ("prefill", "decode")
+        for phase in PHASES
         if model.speed and model.speed[f"{phase}_speedup"] <= 1
     ]
     if slow:

@@ -52,7 +52,7 @@ def atomic(path: Path) -> Iterator[Path]:
         raise InputError(
             f"cannot write ({getattr(error, 'strerror', None) or error})",
             field=str(path),
-            hint="make room or choose another `output_dir`",
+            hint="make room, or name another place",
         ) from error
     finally:
         if temporary is not None:

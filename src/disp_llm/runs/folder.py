@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.runs.figures import run_figures
+from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.files import read_checked_json, write_checked_json
+from disp_llm.runs.results import DenseResult
 from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
@@ -87,6 +88,26 @@ class Run:
         values = read_checked_json(self.result_file, hint, self.anyway)
         run_figures(values, str(self.result_file))
         return values
+
+    @property
+    def figures(self) -> RunFigures | None:
+        """The same, each of its type; None before anything has been measured.
+
+        Raises:
+            InputError: the file is damaged or was changed.
+        """
+        values = self.result()
+        return run_figures(values, str(self.result_file)) if values else None
+
+    @property
+    def dense(self) -> DenseResult | None:
+        """The figures of the model as it came, once they are measured.
+
+        Raises:
+            InputError: `result.json` is damaged or was changed.
+        """
+        found = self.figures
+        return found.dense if found else None
 
     def update(self, *written: Path, **values: Any) -> dict[str, Any]:
         """Adds values to `result.json`, and with them the hashes of files that were written.
@@ -271,7 +292,7 @@ def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if active and run.result():
+        if active:
             before = run.result().get(name) or 0.0
             run.update(**{name: round(before + time.perf_counter() - began, 1)})
 

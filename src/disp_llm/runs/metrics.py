@@ -1,8 +1,10 @@
 """The log of a run's steps: `metrics.jsonl`, a line a step."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +28,8 @@ class MetricsLog:
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with _writing(self._path):
+                self._file.close()
 
     def go_on_from(self, step: int, digest: str | None) -> None:
         """Keeps the lines of so many steps, before the first is appended.
@@ -52,7 +55,8 @@ class MetricsLog:
     def settle(self) -> str:
         """Waits until all lines so far are on the disk; their SHA-256."""
         assert self._file is not None, "go_on_from comes first"
-        os.fsync(self._file.fileno())
+        with _writing(self._path):
+            os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
     def append(self, metrics: dict[str, Any]) -> None:
@@ -60,14 +64,21 @@ class MetricsLog:
         line = json.dumps(metrics) + "\n"
         self._digest.update(line.encode())
         assert self._file is not None, "go_on_from comes first"
-        try:
+        with _writing(self._path):
             self._file.write(line)
-        except OSError as error:
-            raise InputError(
-                f"cannot write ({error.strerror})",
-                field=str(self._path),
-                hint="make room, then go on with `resume`",
-            ) from error
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says what to do where the log cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write ({error.strerror})",
+            field=str(path),
+            hint="make room, then go on with `resume`",
+        ) from error
 
 
 def _lines(path: Path) -> list[bytes]:

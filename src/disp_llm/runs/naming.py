@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 FILES = (
-    "suite",
     *("output_dir", "text", "eval_text", "examples", "eval_examples", "processor_data"),
     *("recipe", "runs", "run", "output", "plot"),
     *("task_data", "to", "original", "suite"),

@@ -23,6 +23,8 @@ MEASURED_AGAIN = "delete it; figures are measured again"
 
 
 Phase = Literal["prefill", "decode"]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
 """What is timed: a prompt, or one token after as many cached ones."""
 
 
@@ -80,9 +82,7 @@ def percent_with_error(share: float, error: float | None) -> str:
 
 def ratio_said(scores: Scores | None) -> str:
     """`×1.234 ± 0.010`; empty where there are no texts or no original to compare with."""
-    if scores is None or scores.general_ratio is None:
-        return ""
-    return "×" + with_error(scores.general_ratio, scores.general_ratio_stderr, 3)
+    return paired_said(scores.general_ratio, scores.general_ratio_stderr) if scores else ""
 
 
 def kept_said(scores: Scores | None) -> str:
@@ -136,7 +136,7 @@ SPEEDS = ("ms", "speedup")
 
 def require_speeds(speed: dict[str, float], *figures: str) -> None:
     """Refuses, with a ValueError, the timing of a model without one of these figures."""
-    wanted = {f"{phase}_{figure}" for phase in get_args(Phase) for figure in figures}
+    wanted = {f"{phase}_{figure}" for phase in PHASES for figure in figures}
     if speed and not wanted <= speed.keys():
         raise ValueError(f"has not all of {', '.join(sorted(wanted))}")
 

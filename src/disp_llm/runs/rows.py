@@ -1,7 +1,7 @@
 """Rows of tables: methods side by side, and models that were timed."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, get_args
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -9,6 +9,7 @@ from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.runs.figures import Provenance
 from disp_llm.runs.results import (
+    PHASES,
     SPEEDS,
     Perplexity,
     Phase,
@@ -94,7 +95,7 @@ class ComparisonRow:
     @property
     def measured(self) -> dict[str, float]:
         """Time of prefill and decode as a share of the original's; empty where none was timed."""
-        return {p: 1 / self.speed[f"{p}_speedup"] for p in get_args(Phase) if self.speed}
+        return {p: 1 / self.speed[f"{p}_speedup"] for p in PHASES if self.speed}
 
     def __str__(self) -> str:
         if self.perplexity is None:

@@ -55,7 +55,7 @@ def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
         InputError: the folder is not a run, or its configuration is damaged.
     """
     path = folder / "config.toml"
-    tables = read_toml(path, str(path), "report another run")
+    tables = read_toml(path, str(path), "put it back, or name another run")
     return stored_config(folder, RecoverConfig if "folder" in tables else PruneConfig)
 
 
@@ -123,7 +123,11 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
     Raises:
         InputError: it cannot be written.
     """
-    run = open_run(config)
+    run = Run(config.output_dir, config.anyway)
+    if not config.resume:
+        stored = replace(config, anyway=False, json=False)
+        with atomic(run.config_file) as temporary:
+            temporary.write_text(tomli_w.dumps(resolved(stored)), encoding="utf-8")
     record_beginning(run, config.machine.seed, command, run.config_file, **facts)
 
 
@@ -146,17 +150,3 @@ def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts:
         resumed = before.get("resumed", [])
         if not runs_alike([before, *resumed][-1], now):
             run.update(resumed=[*resumed, now])
-
-
-def open_run(config: PruneConfig | RecoverConfig) -> Run:
-    """Creates the folder with its `config.toml`, or opens it to go on.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    run = Run(config.output_dir, config.anyway)
-    if not config.resume:
-        stored = replace(config, resume=False, anyway=False, json=False)
-        with atomic(run.config_file) as temporary:
-            temporary.write_text(tomli_w.dumps(resolved(stored)), encoding="utf-8")
-    return run

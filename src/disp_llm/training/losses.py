@@ -63,16 +63,10 @@ def token_losses(
     target: PrunableModel,
     tokens: Int[Tensor, "B T"],
     teacher: Teacher | None = None,
-    compiled: bool = False,
 ) -> Float[Tensor, "B T-1"]:
     """−ln p of each token but the first of every window, in float32; with a teacher, mixed with the
-    divergence from its distribution.
-
-    Args:
-        compiled: whether what follows the blocks runs through torch.compile, which turns some ten
-            passes over the logits into two.
-    """
-    return _counted_losses(target, Windows(tokens), teacher, compiled).view(len(tokens), -1)
+    divergence from its distribution."""
+    return _counted_losses(target, Windows(tokens), teacher, False).view(len(tokens), -1)
 
 
 def mean_losses(
@@ -86,6 +80,10 @@ def mean_losses(
 
     Examples in a window do not see each other where the model can be told the places of tokens;
     else the first of each window counts alone.
+
+    Args:
+        compiled: whether what follows the blocks runs through torch.compile, which turns some ten
+            passes over the logits into two.
     """
     if not target.keeps_apart:
         windows = windows.of_first_example
