@@ -28,6 +28,7 @@ from comparison_tables import (
 from file_tree import file_tree
 from frontier_tables import choices, comparison_section, frontier, readme_picture
 from machines import Times, origins
+from methods_table import methods_table
 from specialist_tables import draw_specialists, specialists_table, taggers
 
 ROOT = HERE.parent
@@ -157,8 +158,8 @@ def main() -> None:
     experiments = sorted(HERE.glob("*.toml"))
     page = "\n".join([INTRODUCTION, *(line for path in experiments for line in section(path))])
     docs, readme = ROOT / "docs", ROOT / "README.md"
-    names = ("results", "how-it-works", "choose", "specialists")
-    results, code, choose, specialists = (docs / f"{name}.md" for name in names)
+    names = ("results", "how-it-works", "choose", "specialists", "commands")
+    results, code, choose, specialists, commands = (docs / f"{name}.md" for name in names)
     rooms = re.findall(r"^\| `(\w+)/` \|", code.read_text(), re.MULTILINE)
     files = {
         docs / "reproduce.md": page.rstrip() + "\n",
@@ -171,6 +172,7 @@ def main() -> None:
             readme, "results", [*general_table(), "", *readme_table(), *readme_picture()]
         ),
         code: between_markers(code, "files", file_tree(rooms)),
+        commands: between_markers(commands, "methods", methods_table()),
     }
     stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     if arguments.check:

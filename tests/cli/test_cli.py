@@ -108,6 +108,8 @@ def test_a_usage_error_is_the_first_section_of_the_box():
     ("arguments", "said"),
     [
         (["prune", "x", "--stepz", "5"], "perhaps --steps was meant"),
+        (["prune", "x", "--pruning_ratio", "0.3"], "--pruning_ratio: Unrecognized options: --prun"),
+        (["prune", "x", "--sparsity", "0.3"], "0.3; give the share that stays: a sparsity of 0.3"),
         (["prune", "x", "--weight-optimizer", "muon"], "--weight-optimizer: steps weights, and"),
         (["prune", "x", "--output-dir", ""], "--output-dir: Error parsing --output-dir: an empty"),
         (["prune", "x", "--text", ""], "--text: Error parsing --text: Could not find valid parse"),

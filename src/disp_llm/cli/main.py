@@ -156,7 +156,8 @@ def _how_to_resume(arguments: list[str]) -> str:
     if not (output_folder(arguments) / "config.toml").exists():
         return ""
     resumes = any(argument.startswith("--resume") for argument in arguments)
-    return f"; go on with: disp-llm {shlex.join([*arguments, *['--resume'][resumes:]])}"
+    again = shlex.join(arguments) + ("" if resumes else " --resume")
+    return f"; go on with: disp-llm {again}"
 
 
 class LineFormatter(logging.Formatter):

@@ -18,7 +18,19 @@ from disp_llm.config.errors import InputError
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 RULE = re.compile(r"[─╰╯+-]*")
-FLAG = re.compile(r"--[a-z][a-z-]*")
+FLAG = re.compile(r"--[a-z][a-z_-]*")
+
+PRUNED_SHARES = {
+    *("--sparsity", "--sparsity-ratio", "--sparsity_ratio", "--ratio", "--amount"),
+    *(
+        "--pruning-ratio",
+        "--pruning_ratio",
+        "--prune-ratio",
+        "--prune_ratio",
+        "--compression-ratio",
+    ),
+}
+"""What other tools call the share that is pruned."""
 
 
 def usage_error(box: str, program: str) -> InputError:
@@ -33,7 +45,9 @@ def usage_error(box: str, program: str) -> InputError:
     given = FLAG.findall(what)
     offered = [line.split()[0] for lines in others for line in lines if line.startswith("--")]
     hint = f"see {program} --help"
-    if given and offered and offered[0] not in given:
+    if set(given) & PRUNED_SHARES:
+        hint = "give the share that stays: a sparsity of 0.3 is --keep 0.7"
+    elif given and offered and offered[0] not in given:
         hint = f"perhaps {offered[0]} was meant; {hint}"
     return InputError(what, field=given[0] if given else program, hint=hint)
 

@@ -29,7 +29,7 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, as_json, from_json
+from disp_llm.runs.results import SizeResult, as_json, from_json, shares_of_time
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -91,8 +91,10 @@ class SizeWriter:
                 masks, timing = self._masks_in_time(selection, share)
             else:
                 masks, timing = masks_of(self.problem, selection, share), {}
-            written = as_json(self._write_one(masks, share, timing))
-            found[size] = written | {"provenance": self._made_by()}
+            written = self._write_one(masks, share, timing)
+            times = shares_of_time(written.speed)
+            found[size] = as_json(written) | ({"measured": times} if times else {})
+            found[size]["provenance"] = self._made_by()
             run.update(*files, models=list(found.values()))
 
     def _made_by(self) -> Provenance:

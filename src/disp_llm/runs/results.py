@@ -246,6 +246,11 @@ def dropped_said(size: SizeResult) -> str:
     return ", ".join(parts)
 
 
+def shares_of_time(speed: dict[str, float]) -> dict[str, float]:
+    """`{prefill, decode}`: time as a share of the original's; empty where nothing was timed."""
+    return {phase: 1 / speed[f"{phase}_speedup"] for phase in PHASES if speed}
+
+
 def speed_said(size: SizeResult, phase: str) -> str:
     """`×1.23 (1.20 to 1.25)`, how many times as fast as the original with the quartiles over
     rounds; empty where nothing was timed."""
@@ -316,6 +321,7 @@ def _nested(kind: Any, values: Any) -> Any:
     found = dict(values)
     for name, declared in get_type_hints(kind).items():
         if name == "measured":
+            found.pop(name, None)  # a size has its shares of the original's time under this key
             found |= {name: values} if PERPLEXITY & values.keys() else {}
         elif name == "scores":
             found |= {name: _nested(Scores, values)} if SCORED & values.keys() else {}

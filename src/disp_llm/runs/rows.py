@@ -9,12 +9,12 @@ from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.runs.figures import Provenance
 from disp_llm.runs.results import (
-    PHASES,
     SPEEDS,
     Perplexity,
     Phase,
     require_losses,
     require_speeds,
+    shares_of_time,
     with_error,
 )
 from disp_llm.runs.scores import Scores
@@ -95,7 +95,7 @@ class ComparisonRow:
     @property
     def measured(self) -> dict[str, float]:
         """Time of prefill and decode as a share of the original's; empty where none was timed."""
-        return {p: 1 / self.speed[f"{p}_speedup"] for p in PHASES if self.speed}
+        return shares_of_time(self.speed)
 
     def __str__(self) -> str:
         if self.perplexity is None:

@@ -1,0 +1,33 @@
+"""What `--methods` of `disp-llm compare` knows, from what each method says of itself: a part of
+docs/commands.md."""
+
+import re
+
+from disp_llm.commands.variants import VARIANTS
+from disp_llm.config.names import compared_methods, own_methods
+from disp_llm.methods import method_named
+from disp_llm.methods.baselines import baseline_named
+
+
+def methods_table() -> list[str]:
+    """A row for each: its name, what it is, its paper, and whether `prune --method` takes it."""
+    lines = ["| name | is | paper | `prune` |", "|---|---|---|---|"]
+    for name in compared_methods():
+        if name in VARIANTS:
+            told = " ".join((VARIANTS[name].change.__doc__ or "").split())
+            lines.append(f"| `{name}` | {told.rstrip('.')} | | |")
+            continue
+        own = name in own_methods()
+        method = method_named(name) if own else baseline_named(name)
+        paper, link = _paper(method.reference)
+        lines.append(f"| `{name}` | {method.title}{paper} | {link} | {'yes' if own else ''} |")
+    return lines
+
+
+def _paper(reference: str) -> tuple[str, str]:
+    """Its authors, and a link to it; a reference to nothing outside is left out."""
+    authors, _, rest = reference.partition(", ")
+    number = re.search(r"arXiv (\d+\.\d+)", rest)
+    if number is None:
+        return "", ""
+    return f" ({authors})", f"[{number[1]}](https://arxiv.org/abs/{number[1]})"
