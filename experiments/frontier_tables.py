@@ -23,8 +23,9 @@ WANTED = {
 }
 """What a reader wants who looks at a cost."""
 
-NAMES = """`learned` is ours by block parameters, `latency 0.65` ours at 65 % of the original's time of
-a prompt; the other names are those of [the methods](commands.md#methods)."""
+NAMES = """\
+`learned` is ours by block parameters, `latency 0.65` ours at 65 % of the original's time of a
+prompt; the other names are those of [the methods](commands.md#methods)."""
 
 TO_TAKE = """\
 Beside each model of another method stands the best of ours, or of the original in int8 or int4,

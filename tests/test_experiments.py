@@ -87,7 +87,7 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     assert f"| flap keep 0.5 | 60.00 | 0.80 | {ours} | 0.80 | {ours} |" in text
     assert "| depth keep 0.5 | 70.00 | 0.60 | none is as fast | 0.60 | none is as fast |" in text
     assert f"| greedy keep 0.5 | 40.00 | 0.90 | {ours}, behind | 0.90 | {ours}, behind |" in text
-    assert "on the front: learned keep 0.5 0.70" in text
+    assert "Ours that no other model beats: learned keep 0.5 → 0.70" in text
     assert "![Perplexity over prefill, decode and memory](docs/frontier.png)" in (
         tables.readme_picture()
     )
