@@ -133,6 +133,14 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         ),
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; give"),
         (["eval", "x", "--answer-tokens", "9"], "--answer-tokens: is of scored answers; give"),
+        (["doctor", "x", "--fit", "2x8GB"], "--fit: '2x8GB' is no size; give one such as 8GB"),
+        (["export", "x", "--most-lost", "0.9"], "--most-lost: 0.9; give 1 or more"),
+        (["export", "x", "--most-lost", "2", "--no-measure"], "--most-lost: cannot be met without"),
+        (["export", "x", "--most-lost", "2", "--keep", "1"], "--keep: given together with --most"),
+        (
+            ["export", "x", "--most-lost", "2", "--budget", "bytes"],
+            "--most-lost: counts block parameters; leave --budget out",
+        ),
         (["prune", "x", "--keep", "1.5"], "--keep: 1.5 is not a share; give a number in (0, 1]"),
         (
             ["prune", "x", "--weight-rate", "0.0001", "--offload", "cpu"],

@@ -220,3 +220,25 @@ def test_what_needs_whole_weights_is_never_held_otherwise(
         "--output-dir", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_doctor_says_which_size_fits(llama_folder, tmp_path, text_file):
+    """And that size, pruned, takes no more."""
+    flags = ("--workload-length", 64, "--workload-batch", 2)
+    whole = examined(llama_folder, "--fit", "1GB", *flags)["fit"]
+    assert whole["target"] == 1
+    some = examined(llama_folder, "--fit", f"{whole['dense_bytes'] * 0.7e-6:.6f}MB", *flags)["fit"]
+    assert some["target"] == pytest.approx(0.7, abs=2e-4)
+    assert some["target"] * whole["dense_bytes"] <= some["bytes"]
+    assert examined(llama_folder, "--fit", "0.001MB", *flags)["fit"]["target"] is None
+    done = run_command(
+        "prune", llama_folder, "--method", "magnitude", "--budget", "memory", "--target",
+        some["target"], *flags, "--text", text_file, "--output-dir", tmp_path / "run", "--json",
+        *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert 0.6 < made["share_of_budget"] <= some["target"]
+    said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", "1GB", *flags).stderr
+    assert "a KV cache of 2 × 64 tokens" in said
+    assert "it fits as it is" in said

@@ -3,6 +3,7 @@
 Only where alignments are to be measured is the model itself needed.
 """
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,22 @@ from typing import Any
 import torch
 
 from disp_llm.commands.front import Caller
-from disp_llm.commands.planning import usual_settings
+from disp_llm.commands.planning import sites_of, usual_settings
 from disp_llm.commands.ways import Way, ways
 from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.parts import MachineConfig
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import BudgetConfig, MachineConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.alignment import measured_alignments
 from disp_llm.evaluation.timing import Workload, fitted
 from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.costs import memory_costs
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
+from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.loading import load, load_shapes
+from disp_llm.models.windows import require_positions
 from disp_llm.runs.progress import ProgressCallback
 
 
@@ -54,6 +59,8 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
         "sizes": [size(budget, keep, empty.parameters, itemsize) for keep in config.keep],
         "device": str(device),
     }
+    if config.memory:
+        result["fit"] = fitting(config, empty, itemsize)
     result |= ways_of(config, empty, device)
     if config.measure:
         with caller.watching() as progress:
@@ -80,6 +87,30 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
         "bytes": left * itemsize,
         "gflops_per_token": budget.flops_per_token(counts) / 1e9,
     }
+
+
+def fitting(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str, Any]:
+    """The largest share of the original's memory, weights and KV cache, that so many bytes hold;
+    None where the smallest model is larger.
+
+    Raises:
+        InputError: a sequence is longer than the model reads.
+    """
+    length, batch = config.workload_length, config.workload_batch
+    require_positions(empty.model, length, "workload_length")
+    memory = BudgetConfig("memory", target=(1.0,), workload_length=length, workload_batch=batch)
+    sites = sites_of(PruneConfig(config.model, budget=memory), empty.family)
+    layout = replace(empty, sites=sites).layout
+    cached = cached_tokens(empty.model, length, batch)
+    budget = Budget(layout, memory_costs(layout, empty.parameters, itemsize, cached), sites)
+    share = math.floor(1e4 * min(1.0, config.memory / budget.dense_cost)) / 1e4
+    figures = {"bytes": config.memory, "dense_bytes": budget.dense_cost}
+    figures |= {"workload_length": length, "workload_batch": batch}
+    try:
+        project(torch.zeros(layout.entries), budget, share)
+    except InputError:
+        return figures | {"target": None}
+    return figures | {"target": share}
 
 
 def ways_of(config: DoctorConfig, empty: PrunableModel, device: torch.device) -> dict[str, Any]:

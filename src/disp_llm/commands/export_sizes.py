@@ -1,23 +1,31 @@
 """Another size of a run that has learned, without learning again."""
 
+import bisect
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.exporting import HeldExport, MeasuredExport, PlainExport, measured_export
+from disp_llm.commands.exporting import (
+    HeldExport,
+    MeasuredExport,
+    PlainExport,
+    as_masked,
+    measured_export,
+)
 from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
-from disp_llm.commands.sizes import SizeWriter
+from disp_llm.commands.sizes import SizeWriter, masks_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.selection import load_masks
+from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
@@ -47,7 +55,7 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
     caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
-    settled = (*stored.learned_shares, *config.shares)
+    settled = (*stored.learned_shares, *(config.shares or (1.0,)))
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run), caller.watching() as progress:
         run = Run(config.run, config.anyway)
@@ -65,10 +73,15 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
         problem = export.problem
         selection = load_masks(run.logits_file, problem.budget.layout).selection
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
+        shares = config.shares
+        if config.most_lost:
+            assert not isinstance(export, PlainExport), "it was refused"
+            least = min(stored.learned_shares)
+            shares = (smallest_within(config.most_lost, least, export, selection),)
         writer = SizeWriter(problem, export, stored.first_size, suffix, config.force)
-        writer.write(selection, config.shares)
+        writer.write(selection, shares)
         result = run.result()
-        names = [writer.name(share) for share in config.shares]
+        names = [writer.name(share) for share in shares]
         figures = result | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
@@ -108,12 +121,41 @@ def _plain(job: Job[PruneConfig]) -> PlainExport:
     return PlainExport(problem_of(job, loaded), loaded.tokenizer, checkpoint)
 
 
+def smallest_within(
+    most_lost: float, least: float, export: MeasuredExport | HeldExport, selection: Selection
+) -> float:
+    """The smallest keep, in steps of 0.01, whose masked model loses no more than asked, by
+    bisection: perplexity hardly ever falls where more is pruned.
+
+    Args:
+        most_lost: largest perplexity, as a multiple of the original's.
+        least: the smallest keep that is looked at.
+    """
+    problem, measuring = export.problem, export.measuring
+    limit = most_lost * perplexity_of_original(problem.job.run)
+
+    def fits(hundredths: int) -> bool:
+        keep = hundredths / 100
+        with as_masked(problem.dense, masks_of(problem, selection, keep)):
+            found = measuring.perplexity(problem.dense, f"keep {keep:g}: masked perplexity")
+        return found.perplexity <= limit
+
+    hundredths = range(math.ceil(round(100 * least, 6)), 100)  # all of it always fits
+    return (hundredths.start + bisect.bisect_left(hundredths, True, key=fits)) / 100
+
+
+def perplexity_of_original(run: Run) -> float:
+    """What the run has measured before it learned."""
+    assert run.dense is not None, "which comes first"
+    return run.dense.measured.perplexity
+
+
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
     """The settings of the run with those of the new sizes in place of its own; the sites are those
     that its own budget gave it."""
     return replace(
         stored,
-        keep=config.shares,
+        keep=config.shares or stored.keep,
         frozen=FrozenConfig(shard="no", offload=stored.frozen.offload),  # nothing is learned
         training=replace(stored.training, gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),

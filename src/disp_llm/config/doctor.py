@@ -14,10 +14,13 @@ from disp_llm.config.checks import (
 )
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.parts import BudgetConfig
 
-UNITS = {"GB": 1e9, "GiB": 2.0**30}
-DEVICES = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)(GB|GiB)")
-"""`4x80GB`: how many, the memory of each, and its unit."""
+UNITS = {"MB": 1e6, "MiB": 2.0**20, "GB": 1e9, "GiB": 2.0**30}
+MEMORY = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})")
+"""`80GB`: a size and its unit."""
+DEVICES = re.compile(rf"(?:(\d+)x)?({MEMORY.pattern})")
+"""`4x80GB`: how many, and the memory of each."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class DoctorConfig:
     """Device whose memory is compared: cpu, cuda, ..."""
     devices: str = ""
     """Other devices to compare with, such as 80GB or 4x80GB. Default: what is here."""
+    fit: str = ""
+    """Memory that the model is to run in, such as 8GB, for its weights and the KV cache of
+    --workload-batch sequences of --workload-length tokens: say which size fits."""
+    workload_length: int = BudgetConfig.workload_length
+    """Tokens of a sequence in that cache."""
+    workload_batch: int = BudgetConfig.workload_batch
+    """Sequences in it."""
     seconds: float = 10.0
     """How long the speed of this device is measured, for the time that learning takes; 0 = not."""
 
@@ -48,9 +58,12 @@ class DoctorConfig:
     def elsewhere(self) -> tuple[int, float] | None:
         """How many other devices are asked about, and the bytes of each; None = what is here."""
         found = DEVICES.fullmatch(self.devices)
-        if not self.devices or found is None:
-            return None
-        return int(found[1] or 1), float(found[2]) * UNITS[found[3]]
+        return (int(found[1] or 1), _bytes(found[2])) if found else None
+
+    @property
+    def memory(self) -> float:
+        """Bytes that the model is to run in; 0 = none are named."""
+        return _bytes(self.fit)
 
     def validate(self) -> None:
         """Refuses sizes that no model has.
@@ -63,9 +76,20 @@ class DoctorConfig:
         require_at_least(2, length=self.length)
         require_at_least(1, batch=self.batch)
         require_not_negative(seconds=self.seconds)
+        require_at_least(
+            1, workload_length=self.workload_length, workload_batch=self.workload_batch
+        )
+        if self.fit and not self.memory:
+            raise InputError(f"'{self.fit}' is no size", field="fit", hint="give one such as 8GB")
         if self.devices and (self.elsewhere is None or min(self.elsewhere) <= 0):
             raise InputError(
                 f"'{self.devices}' is no number of devices with their memory",
                 field="devices",
                 hint="give 80GB, or 4x80GB for several",
             )
+
+
+def _bytes(said: str) -> float:
+    """What a size with its unit is; 0 where it is none."""
+    found = MEMORY.fullmatch(said)
+    return float(found[1]) * UNITS[found[2]] if found else 0.0

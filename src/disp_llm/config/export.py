@@ -1,5 +1,6 @@
 """What `disp-llm export` can be asked."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -15,13 +16,17 @@ from disp_llm.config.parts import BudgetConfig, OutputConfig
 class ExportConfig:
     """Write another size of a run that has learned, without learning again."""
 
-    ALTERNATIVES: ClassVar = (("keep", "target"),)
+    ALTERNATIVES: ClassVar = (("keep", "target"), ("keep", "most_lost"), ("target", "most_lost"))
     """Settings, each with the one that takes its place."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     keep: tuple[float, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
+    most_lost: float = 0.0
+    """In place of --keep: write the smallest size, in steps of 0.01, whose perplexity on the run's
+    evaluation text is at most this many times the original's, such as 1.2. It is searched for down
+    to the smallest size that the run learned for, half a minute or less for each of some six."""
     no_measure: bool = False
     """Write the new model and run nothing: no perplexity, no speed, no sample, no comparison of its
     logits with the masked model's. No text is needed, nor the original in memory where that lies in
@@ -56,5 +61,20 @@ class ExportConfig:
                 field="budget",
                 hint="leave `no_measure` out, or give another budget",
             )
-        self.budget.validate(self.keep)
+        if self.most_lost:
+            self._validate_most_lost()
+        else:
+            self.budget.validate(self.keep)
         self.export.validate()
+
+    def _validate_most_lost(self) -> None:
+        if not 1 <= self.most_lost < math.inf:
+            raise InputError(f"{self.most_lost:g}", field="most_lost", hint="give 1 or more")
+        if self.no_measure:
+            raise InputError(
+                "cannot be met without measuring", field="most_lost", hint="leave `no_measure` out"
+            )
+        if self.budget.budget != "params":
+            raise InputError(
+                "counts block parameters", field="most_lost", hint="leave `budget` out"
+            )

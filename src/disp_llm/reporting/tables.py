@@ -52,6 +52,8 @@ def show_examination(result: dict[str, Any]) -> None:
             f"{size['gflops_per_token']:.3f}",
         )
     console.print(table)
+    if "fit" in result:
+        say(_fit_said(result["fit"]))
     names = ("learning", "processes", "memory each", "fits", "masks", "time")
     table = new_table(names, left=("learning",))
     for way in result["ways"]:
@@ -69,6 +71,22 @@ def show_examination(result: dict[str, Any]) -> None:
     say(f"{free}: {result['advice']}")
     if "alignments" in result:
         _show_alignments(result["alignments"])
+
+
+def _fit_said(fit: dict[str, Any]) -> str:
+    """Which size so many bytes hold, and how to ask for it."""
+    length, batch, target = fit["workload_length"], fit["workload_batch"], fit["target"]
+    sequences = f"{batch} × " if batch > 1 else ""
+    said = (
+        f"{fit['bytes'] / 1e9:.3g} GB for weights and a KV cache of {sequences}{length:,} tokens, "
+        f"of which the original takes {fit['dense_bytes'] / 1e9:.3g} GB: "
+    )
+    if target is None:
+        return said + "no size is as small"
+    if target == 1:
+        return said + "it fits as it is"
+    flags = f"--budget memory --target {target:g} --workload-length {length}"
+    return f"{said}prune {flags}" + (f" --workload-batch {batch}" if batch > 1 else "")
 
 
 def _show_alignments(alignments: list[dict[str, Any]]) -> None:
