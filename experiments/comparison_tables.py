@@ -215,8 +215,9 @@ def headline_table() -> list[str]:
         f"entry has learned a scale too. Of *all* parameters {totals} are kept; "
         f"bfloat16; seconds are of the whole command. {times.note} From "
         "[experiments/results/headline.json](../experiments/results/headline.json); more in "
-        "[reproduce.md](reproduce.md). *default* is what was the default then, `--recipe domain "
-        "--length 1024 --align 1 --least-cut 0`; today's is in the first table of the README.",
+        "[reproduce.md](reproduce.md). All rows are of `--recipe domain --least-cut 0`, with the "
+        "flags of [experiments/headline.toml](../experiments/headline.toml); the default of today "
+        "is in the first table of the README.",
     ]
     return lines
 
