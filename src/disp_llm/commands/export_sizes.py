@@ -76,7 +76,7 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
         shares = config.shares
         if config.most_lost:
             assert not isinstance(export, PlainExport), "it was refused"
-            least = min(stored.learned_shares)
+            least = _smallest_learned(stored, run)
             shares = (smallest_within(config.most_lost, least, export, selection),)
         writer = SizeWriter(problem, export, stored.first_size, suffix, config.force)
         writer.write(selection, shares)
@@ -142,6 +142,14 @@ def smallest_within(
 
     hundredths = range(math.ceil(round(100 * least, 6)), 100)  # all of it always fits
     return (hundredths.start + bisect.bisect_left(hundredths, True, key=fits)) / 100
+
+
+def _smallest_learned(stored: PruneConfig, run: Run) -> float:
+    """The smallest keep that a run learned for; of one whose budget was another, that it has."""
+    if stored.budget.budget == "params":
+        return min(stored.learned_shares)
+    models = run.figures.models if run.figures else []
+    return min((size.keep for size in models), default=1.0)
 
 
 def perplexity_of_original(run: Run) -> float:
