@@ -74,16 +74,21 @@ class Source:
     dtype: torch.dtype
     """That of the model."""
     converter: Any = None
-    """transformers' own, for families whose files hold parts of it; None = there is one part."""
+    """transformers' own, for families whose files hold parts of it, or it as a part of another;
+    None = they hold it."""
+    first: str = ""
+    """Of the tensors that the converter makes of one, the first, by whose name it knows them; "" =
+    it makes this one alone."""
 
     def made(self, name: str, model: Any, read: Callable[[Place], Tensor]) -> Tensor:
         """The tensor of that name."""
         if self.converter is None:
             return read(self.places[0])
         converter = copy.deepcopy(self.converter)
+        known = self.first or name
         for place in self.places:
-            converter.add_tensor(name, place.name, place.pattern, read(place))
-        found = converter.convert(name, model=model, config=model.config).get(name)
+            converter.add_tensor(known, place.name, place.pattern, read(place))
+        found = converter.convert(known, model=model, config=model.config).get(name)
         return found[0] if isinstance(found, list) else found
 
 
@@ -187,10 +192,18 @@ def _by_target(stored: list[Place], model: Any, state: Mapping[str, Tensor]) -> 
             if place.name.endswith(ending) and place.name.removesuffix(ending) in state:
                 target, pattern, used = place.name.removesuffix(ending), ending, FourBits()
         before = found[target].places if used and target in found else ()
-        dtype = state[target].dtype if target in state else model.dtype
         here = Place(place.file, place.name, place.shape, place.stored, pattern)
-        found[target] = Source((*before, here), dtype, used)
+        for name in (target, *_others(target, used)):
+            dtype = state[name].dtype if name in state else model.dtype
+            first = "" if name == target else target
+            found[name] = Source((*before, here), dtype, used, first)
     return found
+
+
+def _others(target: str, converter: Any) -> list[str]:
+    """The other tensors that a converter makes of what it makes the first of."""
+    first, *others = getattr(converter, "target_patterns", None) or [""]
+    return [target.replace(first, other) for other in others if first in target]
 
 
 def _gives(source: Source, name: str, like: Tensor, model: Any) -> bool:
