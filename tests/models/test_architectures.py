@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from configurations import ARCHITECTURES, SHAPE, defaults_of, tiny_config, unusual_values
+from configurations import (
+    ARCHITECTURES,
+    MIXTURES,
+    SHAPE,
+    defaults_of,
+    tiny_config,
+    unusual_values,
+)
 from conftest import masks_of, run_command, unusual_prunable
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -116,6 +123,17 @@ def test_a_missing_column_shows_in_the_loss(column):
         target = replace(whole, family=replace(whole.family, **{column: ""}))
         loss = float(target.model(tokens, labels=tokens).loss)
         assert token_losses(target, tokens).mean() != pytest.approx(loss, rel=1e-4), model_type
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_a_configuration_has_the_numbers_of_experts_that_the_row_names(model_type):
+    """`verify` reads them, and `save --plain` writes two of them."""
+    experts, config = FAMILIES[model_type].experts, tiny_config(model_type)
+    assert experts is not None
+    written = config.to_dict()
+    for key in (experts.count, experts.width, experts.chosen):
+        assert isinstance(getattr(config, key), int)
+        assert type(config).attribute_map.get(key, key) in written
 
 
 def test_every_causal_architecture_is_known_or_has_a_reason():

@@ -99,13 +99,18 @@ _DEEPSEEK = Family(
 )
 # Llama with mixtures in the place of some MLPs, or of all.
 _MIXED = replace(_LLAMA, mixture=mixture("post_attention_layernorm"))
-# An expert that all tokens run through, and a router with a bias, in groups of experts.
-_SHARED = mixture(
-    "post_attention_layernorm",
-    shared="shared_experts",
-    counted="gate.e_score_correction_bias",
-    groups="n_group",
-)
+def _shared(count: str) -> Branch:
+    """An expert that all tokens run through, and a router with a bias, in groups of experts."""
+    return mixture(
+        "post_attention_layernorm",
+        shared="shared_experts",
+        counted="gate.e_score_correction_bias",
+        groups="n_group",
+        count=count,
+    )
+
+
+_SHARED = _shared("n_routed_experts")
 _SHARED_AND_WEIGHED = mixture(
     "post_attention_layernorm", shared="shared_expert", shared_gate="shared_expert_gate"
 )
@@ -380,7 +385,7 @@ FAMILIES: dict[str, Family] = {
     "dots1": replace(_LLAMA, mixture=_SHARED),
     "glm4_moe": replace(_LLAMA, mixture=_SHARED),
     "solar_open": replace(_LLAMA, mlp=_SHARED),
-    "exaone_moe": replace(_LLAMA, mixture=_SHARED),
+    "exaone_moe": replace(_LLAMA, mixture=_shared("num_experts")),
     # Hybrids: most blocks have a linear attention, a convolution or a state space.
     "qwen3_5_text": _QWEN3_5,
     "qwen3_5_moe_text": replace(_QWEN3_5, mlp=_SHARED_AND_WEIGHED),
