@@ -44,7 +44,8 @@ with and without this package, and takes LoRA.
 """
 UNKNOWN = """## Without a row
 
-The architectures for causal language models that transformers has besides, and why they have none.
+The architectures for causal language models that transformers has besides, and why they have none;
+and wrappers that are not known, whose language model has one or that are causal models there.
 """
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, problem_of, run_command, with_config
+import transformers
+from conftest import SMALL, byte_tokenizer, problem_of, run_command, with_config
 from PIL import Image
 from test_pruned_wrappers import gemma3_processor
 from transformers import AutoModelForMultimodalLM, AutoProcessor
@@ -195,6 +196,17 @@ def test_methods_that_look_at_activations_refuse_pictures(wrapper, text_file, tm
     problem = replace(problem, corpus=Corpus((stream_of(wrapper)[1],)))
     with pytest.raises(InputError, match="processor_data: is not read by this method"):
         calibration_tokens(problem)
+
+
+def test_a_prompt_that_is_read_in_both_directions_is_refused(wrapper):
+    """PaliGemma says of each token whether all others before and behind see it."""
+    found = transformers.models.siglip.image_processing_pil_siglip
+    pixels = found.SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    pixels.image_seq_length = 16
+    processor = transformers.PaliGemmaProcessor(pixels, byte_tokenizer())
+    given = read_pictures((wrapper / "pairs.jsonl",), "plain")
+    with pytest.raises(InputError, match="line 1, has a prompt that the model reads in both dir"):
+        stream_of_examples(given, processor.tokenizer, None, lambda: processor)
 
 
 GOOD = {"image": "pictures/3.png", "prompt": "a", "answer": "b"}

@@ -216,3 +216,64 @@ def test_plain_wrappers_load_anywhere(tmp_path, text_file):
     assert plain.config.text_config.intermediate_size == 24
     assert torch.equal(plain(**prompt).logits, loaded(tmp_path / "run/model")(**prompt).logits)
     assert (tmp_path / "plain" / "processor_config.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Path:
+    """A tiny Qwen 3.5 that sees and has experts."""
+    folder = tmp_path_factory.mktemp("qwen3_5_moe")
+    tiny_wrapper("qwen3_5_moe").save_pretrained(folder)
+    settings_alone(folder)
+    return folder
+
+
+def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict[str, list[int]]:
+    """The widths of a run of one size that is proven."""
+    done = run_command(
+        "prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["max_logit_error"] < 1e-5
+    done = run_command("verify", run)
+    assert done.returncode == 0, done.stderr
+    return json.loads((run / "model" / "config.json").read_text())["disp_llm"]["widths"]
+
+
+def test_experts_inside_a_wrapper(mixture, text_file, tmp_path):
+    """The default method with whole experts, and another size from file to file."""
+    run = tmp_path / "run"
+    sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "experts")
+    widths = pruned(mixture, text_file, run, "--keep", 0.5, "--rounds", 1, "--sites", *sites)
+    assert min(widths["experts"]) < 6
+    done = run_command("export", run, "--keep", 0.7, "--no-measure")
+    assert done.returncode == 0, done.stderr
+    assert "is loaded as a whole" not in done.stderr
+    done = run_command("verify", run)
+    assert done.returncode == 0, done.stderr
+    assert beside(run / "model-0.7").keys() == beside(mixture).keys()
+
+
+def test_active_parameters_of_a_wrapper_are_a_budget(mixture, text_file, tmp_path):
+    flags = ("--budget", "active", "--target", 0.6, *FIXED)
+    assert min(pruned(mixture, text_file, tmp_path / "run", *flags)["mlp_mid"]) < 24
+
+
+def test_reap_drops_experts_of_a_wrapper(mixture, text_file, tmp_path):
+    flags = ("--method", "reap", "--keep", 0.75, "--rounds", 0)
+    assert max(pruned(mixture, text_file, tmp_path / "run", *flags)["experts"]) < 6
+
+
+def test_uniform_experts_give_a_plain_wrapper(mixture, text_file, tmp_path):
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    widths = pruned(mixture, text_file, run, "--keep", 0.6, "--uniform", *FIXED)
+    done = run_command("save", run / "model", "--to", plain, "--plain")
+    assert done.returncode == 0, done.stderr
+    model, report = AutoModelForMultimodalLM.from_pretrained(plain, output_loading_info=True)
+    assert type(model).__name__ == "Qwen3_5MoeForConditionalGeneration"
+    assert not any(report.values())
+    text = model.config.text_config
+    assert {text.num_experts} == set(widths["experts"])
+    assert {text.moe_intermediate_size} == set(widths["mlp_mid"])
+    prompt = picture("qwen3_5_moe")
+    torch.testing.assert_close(model(**prompt).logits, loaded(run / "model")(**prompt).logits)

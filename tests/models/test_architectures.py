@@ -168,6 +168,7 @@ def test_reasons_are_one_short_line():
         ("dbrx", "mixture of experts"),
         ("jetmoe", "its attention is a mixture of experts as well"),
         ("llama4", "transformers 5.24 does not run the wrapper: save its language model alone"),
+        ("blip-2", "wrapper of a whole causal model, head included: save that alone"),
         ("gemma3n", "wrapper: its language model has no row, or nobody has tried it (nearest: gem"),
     ],
 )

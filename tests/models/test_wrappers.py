@@ -1,13 +1,14 @@
 """Wrappers: their language model is pruned, and what they say of a picture is exact."""
 
 import json
+from dataclasses import replace
 
 import fresh
 import pytest
 import torch
 from configurations import tiny_config
 from conftest import byte_tokenizer, masks_of, run_command, without_branches
-from transformers import AutoConfig, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
 
 from disp_llm.config.errors import InputError
@@ -18,9 +19,9 @@ from disp_llm.export.fusing import fuse
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.architectures import FAMILIES, family_of
+from disp_llm.models.architectures import FAMILIES, family_of, register_wrapper, row_of
 from disp_llm.models.unsupported import WHY_NOT
-from disp_llm.models.wrappers import ROW_OF, WRAPPERS
+from disp_llm.models.wrappers import HEAD, ROW_OF, WRAPPERS, Wrapper
 from disp_llm.training.losses import token_losses
 
 ALL = sorted(WRAPPERS)
@@ -105,6 +106,31 @@ def test_loss_equals_that_of_transformers(model_type):
     assert ours == pytest.approx(float(target.model(words(), labels=words()).loss), rel=1e-5)
 
 
+def test_a_wrong_column_about_the_head_shows_in_the_loss():
+    """Each that a wrapper has, without it, and each that its language model alone has, with it."""
+    tried = set()
+    for model_type in ALL:
+        target = prunable_wrapper(model_type)
+        alone = row_of(target.model.config.get_text_config().model_type)
+        loss = float(target.model(words(), labels=words()).loss)
+        for column in HEAD if alone else ():
+            of_both = getattr(target.family, column), getattr(alone, column)
+            if of_both == ("", ""):
+                continue
+            turned = {column: "" if of_both[0] else of_both[1]}
+            wrong = replace(target, family=replace(target.family, **turned))
+            got = float(token_losses(wrong, words()).mean())
+            assert got != pytest.approx(loss, rel=1e-4), (model_type, column)
+            tried.add((model_type, bool(of_both[0])))
+    holds = {name for name, there in tried if there}
+    assert holds == {name for name in ALL if WRAPPERS[name].head}
+    assert {name for name, there in tried if not there} >= {
+        "aya_vision",
+        "cohere2_vision",
+        "gemma3",
+    }
+
+
 @pytest.mark.parametrize("model_type", ALL)
 def test_every_mask_entry_has_a_gradient(model_type):
     target = prunable_wrapper(model_type, branches=True)
@@ -119,9 +145,9 @@ def test_every_mask_entry_has_a_gradient(model_type):
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_everything_that_can_go(model_type, tmp_path):
-    """Heads, whole branches, and scales in the weights; with a picture, with and without a cache,
-    fused, and out of a folder."""
-    target = prunable_wrapper(model_type, heads=True, branches=True)
+    """Heads, whole branches and experts, and scales in the weights; with a picture, with and
+    without a cache, fused, and out of a folder."""
+    target = prunable_wrapper(model_type, heads=True, branches=True, experts=True)
     model, layout, prompt = target.model, target.layout, picture(model_type)
     scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
     masks = without_branches(target, scales)
@@ -153,14 +179,16 @@ for name in {classes}:
     model = getattr(transformers, name).from_pretrained(sys.argv[1], **arguments)
     found[name] = type(model).__name__, type(model).__module__.partition(".")[0]
     found["logits"] = model(**prompt).logits[0].tolist()
-base = transformers.AutoModel.from_pretrained(sys.argv[1], **arguments)
-assert torch.equal(base(**prompt)[0], model.base_model(**prompt)[0])
+base = model.base_model
+if {alone}:
+    base = transformers.AutoModel.from_pretrained(sys.argv[1], **arguments)
+    assert torch.equal(base(**prompt)[0], model.base_model(**prompt)[0])
 options = {{"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}}
 found["tokens"] = model.generate(**prompt, **options)[0].tolist()
 import peft
 parts = "|".join(name for name, _ in base.named_children() if name != {tower!r})
 settings = peft.LoraConfig(
-    r=2, target_modules="all-linear", exclude_modules=rf".*\\.({{parts}})\\..*",
+    r=2, target_modules="all-linear", exclude_modules=rf".*\\.({{parts}})(\\..*)?",
     init_lora_weights=False,
 )
 tuned = peft.get_peft_model(model, settings)
@@ -178,9 +206,12 @@ print(json.dumps(found))
 """
 
 
-OFTEN = ("gemma3", "idefics3", "qwen3_5", "voxtral")
-"""One that sees, one with another path, one with a hybrid, one that hears: two processes take a
-second each, and those of the others are proofs."""
+WITHOUT_BASE = ("lighton_ocr",)
+"""Those whose own class without a head does not find its weights in a folder of the whole."""
+
+OFTEN = ("gemma3", "idefics3", "qwen3_5", "qwen3_5_moe", "voxtral")
+"""One that sees, one with another path, one with a hybrid, one with experts, one that hears: two
+processes take a second each, and those of the others are proofs."""
 
 
 @pytest.mark.parametrize("without", [True, False])
@@ -199,7 +230,8 @@ def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
     classes = [f"AutoModelFor{what}" for what in ("MultimodalLM", "ImageTextToText", "CausalLM")]
     if TINY[model_type].sense == "audio":
         classes.remove("AutoModelForImageTextToText")
-    script = SCRIPT.format(without=without, tower=target.family.tower, classes=classes)
+    alone = model_type not in WITHOUT_BASE
+    script = SCRIPT.format(without=without, tower=target.family.tower, classes=classes, alone=alone)
     done = fresh.run(script, tmp_path / "model", tmp_path / "prompt.pt", tmp_path / "tuned")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -214,6 +246,14 @@ def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
     assert found["merged"] < 1e-4 * wanted.abs().max()  # sums in another order
 
 
+@pytest.mark.parametrize("model_type", WITHOUT_BASE)
+def test_a_base_model_that_finds_no_weights_is_not_one_of_ours(model_type, tmp_path):
+    """transformers' own class does not find them in transformers' own folder."""
+    tiny_wrapper(model_type).save_pretrained(tmp_path)
+    _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert report["missing_keys"]
+
+
 def test_what_a_wrapper_asks_of_its_language_model(tmp_path):
     """Its row, and the variants that this refuses."""
     config = tiny_wrapper_config("internvl", model_type="opt", do_layer_norm_before=False)
@@ -225,6 +265,49 @@ def test_what_a_wrapper_asks_of_its_language_model(tmp_path):
     assert not family_of(tiny_config("qwen3")).tower
     with pytest.raises(InputError, match="'qwen3_vl_text' is not known"):
         family_of(tiny_wrapper_config("qwen3_vl").get_text_config())
+
+
+@pytest.fixture
+def without_internvl(monkeypatch):
+    """As if this wrapper were not known; what a test registers is gone after it."""
+    monkeypatch.delitem(WRAPPERS, "internvl")
+
+
+def test_a_program_registers_a_wrapper(without_internvl, tmp_path):
+    config = tiny_wrapper_config("internvl")
+    with pytest.raises(InputError, match="'internvl' is not known"):
+        family_of(config)
+    register_wrapper("internvl", Wrapper("language_model"))
+    target, prompt = prunable_wrapper("internvl"), picture("internvl")
+    masks = masks_of("random", target.layout)
+    wanted = compact_model(target, masks)(**prompt).logits
+    export_folder(target, byte_tokenizer(), masks, tmp_path / "model", "5GB")
+    torch.save(prompt, tmp_path / "prompt.pt")
+    script = (
+        "import disp_llm, sys, torch\n"
+        "from transformers import AutoModelForMultimodalLM\n"
+        "from disp_llm.models.architectures import WRAPPERS, register_wrapper\n"
+        "from disp_llm.models.wrappers import Wrapper\n"
+        "register_wrapper('internvl', Wrapper('language_model'))\n"
+        "model = AutoModelForMultimodalLM.from_pretrained(sys.argv[1])\n"
+        "assert type(model).__module__.startswith('disp_llm.')\n"
+        "torch.save(model(**torch.load(sys.argv[2])).logits, sys.argv[3])"
+    )
+    done = fresh.run(script, tmp_path / "model", tmp_path / "prompt.pt", tmp_path / "logits.pt")
+    assert done.returncode == 0, done.stderr
+    assert_near(torch.load(tmp_path / "logits.pt"), wanted)
+
+
+def test_a_language_model_is_taken_out_of_a_wrapper(tmp_path):
+    """As docs/commands.md says, for wrappers that are not known."""
+    whole = tiny_wrapper("llava")
+    text = AutoModelForCausalLM.from_config(whole.config.get_text_config())
+    text.base_model.load_state_dict(whole.base_model.language_model.state_dict())
+    text.set_output_embeddings(whole.get_output_embeddings())
+    text.save_pretrained(tmp_path)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert family_of(found.config) == FAMILIES["llama"]
+    assert torch.equal(found(words()).logits, whole(words()).logits)
 
 
 def test_a_class_that_is_none_of_transformers_is_refused():

@@ -218,13 +218,14 @@ class Weights:
         target, names = self.expected, {}
         for name, module in target.model.named_modules():
             names[module] = name
-        stream = target.model.config.get_text_config().hidden_size
+        config = target.model.config
+        text = config.get_text_config()
         for i, block in enumerate(target.blocks):
 
             def indices(path: str, buffer: str, block: Any = block) -> Tensor:
                 module = block.get_submodule(path)
                 if not hasattr(module, buffer):
-                    return torch.arange(stream)
+                    return torch.arange(text.hidden_size)
                 chunks = self._tensor(f"{names[module]}.{buffer}") * module.chunk
                 return (chunks.unsqueeze(1) + torch.arange(module.chunk)).flatten()
 
@@ -237,9 +238,9 @@ class Weights:
                 for side, (path, buffer) in places.items():
                     kept = indices(path, buffer) if there else torch.arange(0)
                     yield f"layers.{i}.{prefix}_{side}", kept
-            widths = getattr(target.model.config, "disp_llm", {}).get("widths", {})
+            widths = getattr(config, "disp_llm", {}).get("widths", {})
             experts = branches[1].experts
-            lanes = getattr(target.model.config, experts.count) if experts else 1
+            lanes = getattr(text, experts.count) if experts else 1
             for site in set(widths) - {site for site in SITES if site != "mlp_mid"}:
                 of_all = lanes if site == "mlp_mid" else 1  # the masks have dropped experts as well
                 yield f"layers.{i}.{site}", widths[site][i] * of_all

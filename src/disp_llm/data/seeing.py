@@ -94,6 +94,11 @@ class Shower:
         made = self.processor(
             text=[before], images=[picture], return_tensors="pt", add_special_tokens=False
         )
+        if "labels" in made:  # PaliGemma's: zeros for an answer would say that it is seen at once
+            raise Unusable(
+                "has a prompt that the model reads in both directions, which is not known here",
+                "learn from text",
+            )
         prompt = made.pop("input_ids")
         made.pop("attention_mask", None)
         tokenizer = self.processor.tokenizer

@@ -2,7 +2,8 @@
 
 An architecture is one row of data and nothing else. The row is enough to mask a model, to count
 what an entry of a mask costs, to cut the model and to load what was cut: no other file names an
-architecture. Another package adds rows of its own by entry points or by `register_architecture`.
+architecture. Another package adds rows of its own by entry points or by `register_architecture`,
+and wrappers by `register_wrapper`.
 `docs/add-a-family.md` explains the columns with an example.
 """
 
@@ -14,7 +15,7 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.models.family import Branch, Family, bare_branch, branch, mixture
 from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
-from disp_llm.models.wrappers import ROW_OF, WRAPPERS
+from disp_llm.models.wrappers import ROW_OF, WRAPPERS, Wrapper
 
 
 def _attention(norms: str, inside: str = "", per_head: str = "") -> Branch:
@@ -440,6 +441,21 @@ def register_architecture(model_type: str, family: Family) -> None:
         model_type: that of the configuration of an architecture that transformers has.
     """
     FAMILIES[model_type] = family
+    _tell(model_type)
+
+
+def register_wrapper(model_type: str, wrapper: Wrapper) -> None:
+    """Adds a wrapper for this process, or replaces one.
+
+    Args:
+        model_type: that of the wrapper's configuration, which `AutoModelForMultimodalLM` has to
+            know. Its language model needs a row of its own.
+    """
+    WRAPPERS[model_type] = wrapper
+    _tell(model_type)
+
+
+def _tell(model_type: str) -> None:
     for function in on_registration:
         function(model_type)
 

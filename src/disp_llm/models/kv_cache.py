@@ -62,6 +62,7 @@ def cached_tokens(model: PreTrainedModel, length: int, batch: int) -> list[int]:
 
 def with_cache(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
     """Arguments of a forward pass that goes on from a cache, and adds to it what it reads."""
+    # Some wrappers hand on what they do not name, and have come with the newer name.
     known = inspect.signature(model.forward).parameters
-    name = "cache" if "cache" in known else "past_key_values"
+    name = "past_key_values" if "past_key_values" in known else "cache"
     return {name: cache, "use_cache": True}

@@ -1,4 +1,7 @@
-"""Why an architecture of transformers has no row: what `disp-llm` says of a model that has it."""
+"""Why an architecture of transformers has no row: what `disp-llm` says of a model that has it.
+
+Of wrappers those whose language model has one, and those that are causal models to transformers.
+"""
 
 _TYPES_OF = {
     "mixture of experts": (
@@ -22,10 +25,26 @@ _TYPES_OF = {
     ),
     "its attention is a mixture of experts as well": "jetmoe",
     "wrapper: its language model has no row, or nobody has tried it": (
-        "dots3_note emu3 fuyu gemma3n gemma4 gemma4_unified git got_ocr2 mllama "
-        "moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal "
-        "qwen3_5_moe qwen4_exp"
+        "dots3_note emu3 gemma3n gemma4 gemma4_unified git mllama "
+        "moshi musicgen musicgen_melody phi4_multimodal "
+        "qwen4_exp"
     ),
+    "wrapper with a tower of timm's, not tried: save its language model alone": (
+        "fast_vlm perception_lm"
+    ),
+    "wrapper with adapters for what it hears, not tried: save its language model alone": (
+        "granite_speech granite_speech_plus"
+    ),
+    "wrapper of a whole causal model, head included: save that alone": (
+        "blip-2 instructblip instructblipvideo"
+    ),
+    "AutoModelForMultimodalLM does not load the wrapper: save its language model alone": (
+        "audioflamingo3 musicflamingo vibevoice"
+    ),
+    "another wrapper's classes under a configuration of its own": (
+        "glmga pp_chart2table shieldgemma2"
+    ),
+    "wrapper, not tried: save its language model alone": ("apertus1p5 janus vibevoice_asr"),
     "encoder-decoder: its decoder has a third branch, which reads the encoder": (
         "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart "
         "prophetnet trocr whisper"
