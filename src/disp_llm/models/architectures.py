@@ -100,6 +100,8 @@ _DEEPSEEK = Family(
 )
 # Llama with mixtures in the place of some MLPs, or of all.
 _MIXED = replace(_LLAMA, mixture=mixture("post_attention_layernorm"))
+
+
 def _shared(count: str) -> Branch:
     """An expert that all tokens run through, and a router with a bias, in groups of experts."""
     return mixture(
