@@ -37,6 +37,7 @@ def test_files_lie_beside_the_suite_or_where_variables_say(written, tmp_path, mo
     assert suite.texts["A"].files == (tmp_path / "a.txt",)
     task = suite.tasks["arc_easy"]
     assert (task.data, task.limit, task.metric) == (elsewhere / "q.jsonl", 7, "acc_norm")
+    assert task.shots is None
     assert (suite.evaluation.context, suite.evaluation.windows) == (1024, 16)
 
 
@@ -64,6 +65,10 @@ def test_files_lie_beside_the_suite_or_where_variables_say(written, tmp_path, mo
         ("[tasks.x]\nchance = 0.5\nmetric = 'f1'", "invalid enum value 'f1'"),
         (TASK + "data = 'gone.jsonl'", r"tasks.arc_easy.data: there is no .*gone.jsonl"),
         (TASK + "limit = -1", "expected int >= 0"),
+        (TASK + "shots = -1", "shots: expected int >= 0"),
+        (TASK + "shots = '5'", "shots: expected int"),
+        (TEXT + "shots = 5", "unknown key 'texts.A.shots'"),
+        ("shots = 5\n" + TEXT, "unknown key 'shots'"),
         ("context = 1\n" + TEXT, "context: expected int >= 2"),
         ("windows = 1.5\n" + TEXT, "windows: expected int, got float"),
     ],
@@ -81,11 +86,19 @@ def test_no_such_suite(name):
 
 
 def test_shipped_suites_are_no_recipes():
-    assert suite_names() == ["general"]
+    assert suite_names() == ["commonsense", "general"]
     assert not set(suite_names()) & set(recipe_names())
-    shipped = load_suite("general")
-    assert not any(text.files for text in shipped.texts.values())  # works for whoever has a network
-    assert shipped.name == "general"
+    for name in suite_names():
+        shipped = load_suite(name)
+        assert not any(text.files for text in shipped.texts.values())  # for who has a network
+        assert not any(task.data for task in shipped.tasks.values())
+        assert shipped.name == name
+
+
+def test_the_text_of_commonsense_is_that_of_general():
+    general, commonsense = load_suite("general"), load_suite("commonsense")
+    assert commonsense.texts == {"WikiText-2": general.texts["WikiText-2"]}
+    assert commonsense.evaluation == general.evaluation
 
 
 def test_what_the_shipped_mixture_teaches_is_not_in_the_shipped_suite():

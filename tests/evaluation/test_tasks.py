@@ -57,7 +57,7 @@ output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
 metric_list:
-  - metric: exact_match
+  - metric: bleu
 """
 
 
@@ -67,8 +67,8 @@ metric_list:
         (["--tasks", "arc_esy"], "nearest: arc_easy"),
         (["--tasks", "arc_easy", "--task-data", "arc_easy=gone.jsonl"], "gone.jsonl"),
         (["--tasks", "arc_easy", "--task-data", "piqa=x"], "not among --tasks"),
-        (["--tasks", "ai2_arc"], "ai2_arc is a group of tasks; name those in it"),
-        (["--tasks", "written"], "written has no accuracy, but exact_match"),
+        (["--tasks", "ai2_arc"], "ai2_arc is a group of tasks without a figure of its own; name"),
+        (["--tasks", "written"], "written has no acc_norm or acc or exact_match, but bleu"),
     ],
 )
 def test_mistakes_are_one_line(llama_folder, arguments, said, tmp_path, monkeypatch):

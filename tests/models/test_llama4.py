@@ -6,7 +6,7 @@ import torch
 import transformers
 from configurations import SHAPE, tiny_config
 from conftest import SMALL, byte_tokenizer, random_weights, run_command
-from wrapping import SIGHT
+from tiny_wrappers import SIGHT
 
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of

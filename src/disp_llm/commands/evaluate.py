@@ -1,4 +1,4 @@
-"""Perplexity, zero-shot tasks, or a suite of both, of a model, a folder, or a model in memory."""
+"""Perplexity, tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -108,7 +108,9 @@ def _evaluated(
     if config.tasks:
         pairs = (pair.partition("=") for pair in config.task_data)
         files = {name: Path(file) for name, _, file in pairs}
-        result["tasks"] = run_tasks(loaded, config.tasks, files, config.limit, on_request)
+        result["tasks"] = run_tasks(
+            loaded, config.tasks, files, config.limit, config.shots, on_request
+        )
         result["average"] = average(result["tasks"])
     return result
 

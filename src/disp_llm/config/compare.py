@@ -54,7 +54,7 @@ class CompareConfig:
     """Learning windows of a step."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every model are measured besides:
-    general, or a .toml file."""
+    general, commonsense, or a .toml file."""
     rounds: int = 7
     """Number of times that each model is timed, in turn with the original; 0 = not timed."""
     anyway: bool = False

@@ -14,7 +14,7 @@ from disp_llm.config.parts import MachineConfig, PerplexityConfig
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Measure perplexity and zero-shot tasks of a model or of an exported folder."""
+    """Measure perplexity and tasks of a model or of an exported folder."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Hub id, folder, GGUF file, or smollm2-135m."""
@@ -40,14 +40,19 @@ class EvalConfig:
     answer_tokens: int = 0
     """Most tokens of such an answer; 0 = a quarter more than the longest of the examples has."""
     tasks: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness, such as arc_easy piqa; `paper` is the paper's five. Without
-    --text or --dataset, perplexity is then not measured."""
+    """Tasks of lm-evaluation-harness, such as arc_easy piqa, and groups of them, such as mmlu;
+    `paper` is the paper's five. Without --text or --dataset, perplexity is then not measured."""
     task_data: tuple[str, ...] = ()
     """NAME=FILE: read a local JSON-lines file in place of that task's hub data set."""
+    shots: int | None = None
+    """Solved questions that stand in front of every question of the --tasks. Default: as many as
+    the task says itself, mostly none."""
     limit: int = 0
-    """Number of questions of each task, and of examples that are answered; 0 = all."""
+    """Number of questions of each task (in a group, of each task in it), and of examples that are
+    answered; 0 = all."""
     suite: str = ""
-    """A suite of texts and tasks in place of all these: general, or a .toml file."""
+    """A suite of texts and tasks in place of all these: general, commonsense, or a .toml
+    file."""
     dense: str = ""
     """With --suite, what to compare with: the original model, the .json file that this command
     printed of it, or auto: what an exported folder was made from."""
@@ -77,7 +82,9 @@ class EvalConfig:
             )
         if self.metric and not (self.examples or self.processor_data):
             raise InputError("scores answers to examples", field="metric", hint="give `examples`")
-        require_not_negative(limit=self.limit, answer_tokens=self.answer_tokens)
+        require_not_negative(
+            limit=self.limit, answer_tokens=self.answer_tokens, shots=self.shots or 0
+        )
         if self.answer_tokens and not self.metric:
             raise InputError("is of scored answers", field="answer_tokens", hint="give `metric`")
         if self.limit and not (self.tasks or self.metric or self.suite):
@@ -87,6 +94,8 @@ class EvalConfig:
         if self.dense and not self.suite:
             raise InputError("is for a suite", field="dense", hint="give `suite` too")
         self._require_suite_alone()
+        if self.shots is not None and not self.tasks:
+            raise InputError("is for tasks", field="shots", hint="give `tasks` too")
 
     def _require_task_data(self) -> None:
         """Files for tasks that are asked for, each as NAME=FILE."""
@@ -115,6 +124,6 @@ class EvalConfig:
 
 BESIDE_SUITE = (
     *("text", "text_field", "dataset", "examples", "processor_data", "template"),
-    *("metric", "answer_tokens", "tasks", "task_data", "limit"),
+    *("metric", "answer_tokens", "tasks", "task_data", "shots", "limit"),
 )
 """Settings that a suite has of its own."""

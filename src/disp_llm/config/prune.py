@@ -83,7 +83,7 @@ class PruneConfig:
     divide --align), else 1: without adapters chunks cost quality."""
     suite: str = ""
     """A suite of texts and tasks, on which the original and every exported model are measured
-    besides: general, or a .toml file."""
+    besides: general, commonsense, or a .toml file."""
     rounds: int = 5
     """Number of times that each exported model is timed, in turn with the original; 0 = not timed.
     """

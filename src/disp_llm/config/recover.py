@@ -50,7 +50,7 @@ class RecoverConfig:
     """Largest size of one file of weights."""
     suite: str = ""
     """A suite of texts and tasks, on which the model is measured before and after, against the
-    original: general, or a .toml file."""
+    original: general, commonsense, or a .toml file."""
     resume: Resume = False
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False

@@ -47,7 +47,7 @@ class SuiteText:
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A task of lm-evaluation-harness whose answers are right or wrong."""
+    """A task of lm-evaluation-harness, or a group of them, whose answers are right or wrong."""
 
     chance: Annotated[float, Meta(ge=0, lt=1)]
     """Accuracy of who guesses."""
@@ -55,7 +55,9 @@ class SuiteTask:
     data: Path | None = None
     """A JSON-lines file in the task's own format, in place of its hub data set."""
     limit: Count = 0
-    """Number of questions; 0 = all."""
+    """Number of questions, in a group of each of its tasks; 0 = all."""
+    shots: Count | None = None
+    """Solved questions in front of each; None = as many as the task says itself."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Suite:
         try:
             yield
         except InputError as error:
-            hint = error.hint.replace("`task_data` NAME=FILE", "data")
+            hint = error.hint.replace("`task_data` NAME=FILE", "data").replace("`shots`", "shots")
             raise InputError(f"{place}: {error.what}", field=self.file, hint=hint) from error
 
 

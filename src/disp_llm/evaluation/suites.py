@@ -32,9 +32,10 @@ from disp_llm.data.reading import dataset_name, read_dataset, read_given
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.answers import written_answers
+from disp_llm.evaluation.harness import require_tasks
 from disp_llm.evaluation.metrics import metric_named, rights
 from disp_llm.evaluation.perplexity import window_losses
-from disp_llm.evaluation.tasks import answers, require_tasks
+from disp_llm.evaluation.tasks import answers, require_answers
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
@@ -66,7 +67,11 @@ class Scoreboard:
         """
         if suite.tasks:
             with suite.naming("tasks"):
-                require_tasks(suite.tasks)
+                data = [name for name, task in suite.tasks.items() if task.data is not None]
+                require_tasks(suite.tasks, data)
+        for name, task in suite.tasks.items():
+            with suite.naming(f"tasks.{name}"):
+                require_answers(name, task)
         texts = {}
         for name, text in suite.texts.items():
             with suite.naming(f"texts.{name}"):
@@ -192,6 +197,8 @@ def require_suite(board: Scoreboard, dense: Scores, name: str) -> None:
     """
     hashes = {key: text.sha256 for key, text in board.texts.items()}
     _refuse(_other_suite(hashes, board.suite.all_tasks, dense), name)
+    stated = {key: task.shots for key, task in board.suite.tasks.items()}
+    _refuse(_other_shots({key: n for key, n in stated.items() if n is not None}, dense), name)
 
 
 def require_same(scores: Scores, dense: Scores, name: str) -> None:
@@ -234,6 +241,12 @@ def _other_suite(hashes: dict[str, str], tasks: list[str], dense: Scores) -> Ite
             yield f"was measured on another text as texts.{name}"
 
 
+def _other_shots(shots: dict[str, int], dense: Scores) -> Iterator[str]:
+    for name, number in shots.items():
+        if number != dense.tasks[name].shots:
+            yield f"has {dense.tasks[name].shots} shots of tasks.{name}, not {number}"
+
+
 def _other_measurement(scores: Scores, dense: Scores) -> Iterator[str]:
     for name, text in scores.texts.items():
         other = dense.texts[name]
@@ -244,6 +257,7 @@ def _other_measurement(scores: Scores, dense: Scores) -> Iterator[str]:
             )
         if text.windows_sha256 != other.windows_sha256:
             yield f"has read texts.{name} as other tokens"
+    yield from _other_shots({name: task.shots for name, task in scores.tasks.items()}, dense)
     for name, task in scores.tasks.items():
         answered = dense.tasks[name]
         if task.n != answered.n:

@@ -323,7 +323,10 @@ def _scores(size: SizeResult) -> str:
         texts = ", ".join(found.texts)
         rows += f"| perplexity / the original's, geometric mean over {texts} | ×1 | {lost} | |\n"
     if found and kept:
-        tasks = ", ".join(found.tasks)
+        tasks = ", ".join(
+            f"{name} ({task.shots}-shot)" if task.shots else name
+            for name, task in found.tasks.items()
+        )
         rows += f"| accuracy above chance that is kept, mean over {tasks} | 100.0 % | {kept} | |\n"
     return rows
 

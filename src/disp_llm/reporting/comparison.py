@@ -121,7 +121,7 @@ def suite_said(dense: Scores | None) -> list[str]:
     if dense.tasks:
         tasks = ", ".join(
             f"{name} (dense {percent_with_error(task.accuracy, task.stderr)}, "
-            f"chance {task.chance:.0%})"
+            f"chance {task.chance:.0%}{f', {task.shots}-shot' if task.shots else ''})"
             for name, task in dense.tasks.items()
         )
         lines.append(f"kept: share of the dense accuracy above chance, mean over {tasks}.")

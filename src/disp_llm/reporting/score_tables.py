@@ -51,12 +51,13 @@ def show_evaluation(result: dict[str, Any]) -> None:
         score = with_error(found.score, found.score_stderr, 3)
         say(f"{found.metric} {score}  ({found.answers:,} answers)")
     if "tasks" in result:
-        names = ("task", "metric", "accuracy", "standard error", "questions")
+        names = ("task", "metric", "accuracy", "standard error", "questions", "shots")
         table = new_table(names, left=("task", "metric"))
         for name, found in result["tasks"].items():
             value, error = found[found["metric"]], found["stderr"]
-            table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", f"{found['n']:,}")
-        table.add_row("average", "", f"{result['average']:.2%}", "", "")
+            counts = f"{found['n']:,}", str(found["shots"])
+            table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", *counts)
+        table.add_row("average", "", f"{result['average']:.2%}", "", "", "")
         console.print(table)
 
 
@@ -79,7 +80,7 @@ def show_scores(result: dict[str, Any]) -> None:
         console.print(table)
     if found.tasks:
         table = new_table(
-            ("task", "metric", "accuracy", "dense", "chance", "kept", "questions"),
+            ("task", "metric", "accuracy", "dense", "chance", "kept", "questions", "shots"),
             left=("task", "metric"),
         )
         for name, task in found.tasks.items():
@@ -87,7 +88,8 @@ def show_scores(result: dict[str, Any]) -> None:
             kept = "" if task.kept is None else percent_with_error(task.kept, task.kept_stderr)
             right = percent_with_error(task.accuracy, task.stderr)
             chance = percent_with_error(task.chance, None)
-            table.add_row(name, task.metric, right, dense, chance, kept, f"{task.n:,}")
+            counts = f"{task.n:,}", str(task.shots)
+            table.add_row(name, task.metric, right, dense, chance, kept, *counts)
         console.print(table)
 
 

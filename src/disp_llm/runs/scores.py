@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from disp_llm.config.schema import Amount, Positive, Size
+from disp_llm.config.schema import Amount, Count, Positive, Size
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
@@ -63,6 +63,8 @@ class TaskScore:
     """`(accuracy − chance) / (dense − chance)`; None where the original is not above chance."""
     kept_stderr: Amount | None = None
     """None for a single question."""
+    shots: Count = 0
+    """Solved questions in front of each."""
 
     def __post_init__(self) -> None:
         if getattr(self, self.metric) is None:
