@@ -23,12 +23,12 @@ def draw_lost(path: Path) -> None:
     """What is lost against keep, a line for each row; a method with one size is a point."""
     figure, (general, domain) = panels(11.5, 3.8, TITLES)
     ratios = [
-        (row, {float(size): ratio for size, (ratio, _) in row.general.items()})
+        (row, {float(size): ratio.mean for size, ratio in row.general.items()})
         for row in general_rows()
     ]
     _draw_all(general, ratios, 1.0, (1, 1.25, 1.5, 2, 2.5, 3, 4))
     perplexities = [
-        (row, {float(size): found for size, found in row.perplexity.items()})
+        (row, {float(size): found.mean for size, found in row.perplexity.items()})
         for row in readme_rows()
     ]
     _draw_all(domain, perplexities, original_perplexity(), (20, 30, 40, 50, 60, 80))

@@ -3,7 +3,7 @@
 import json
 import statistics
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from machines import Times, origin_of_rows
@@ -48,20 +48,49 @@ def compared(name: str) -> dict | None:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure of a row: of several seeds their mean."""
+
+    mean: float
+    error: float
+    """Its standard error; of several seeds their mean."""
+    ends: tuple[float, float] | None = None
+    """The least and the largest, where there are several seeds."""
+
+    @classmethod
+    def of(cls, found: list[dict], name: str) -> "Figure | None":
+        """Of the models of all seeds, those that have it."""
+        values = [model[name] for model in found if name in model]
+        if not values:
+            return None
+        error = statistics.mean(model[f"{name}_stderr"] for model in found if name in model)
+        ends = (min(values), max(values)) if len(values) > 1 else None
+        return cls(statistics.mean(values), error, ends)
+
+    def said(self, digits: int) -> str:
+        """`53.1`, or of several seeds `53.1 (52.0 to 54.8)`."""
+        if self.ends is None:
+            return f"{self.mean:.{digits}f}"
+        low, high = self.ends
+        return f"{self.mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+Figures = dict[str, Figure]
+"""By size, keys as in `SIZES`."""
+
+
+@dataclass(frozen=True)
 class Row:
-    """A method in the table and the chart of README.md; sizes are keys as in `SIZES`."""
+    """A method in the tables and the chart of README.md."""
 
     name: str
     tokens: int
-    perplexity: dict[str, float]
+    perplexity: Figures
     """Over the first 16 windows of the WikiText-2 test text."""
-    texts: dict[str, dict[str, float]] = field(default_factory=dict)
+    texts: dict[str, Figures]
     """Over other texts, where that was measured."""
-    general: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """The general ratio with its standard error, where that was measured; of several seeds their
-    means."""
-    seeds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """The least and the largest general ratio, where there are several seeds."""
+    general: Figures
+    """The general ratio, where that was measured."""
 
     @property
     def plain_name(self) -> str:
@@ -84,55 +113,66 @@ def original_perplexity() -> float:
 def readme_rows() -> list[Row]:
     """The rows of README.md, in the order of their perplexity at the smallest size."""
     rows = [_row(told) for told in page_settings()["readme"]["row"]]
-    return sorted(rows, key=lambda row: row.perplexity[SIZES[-1]])
+    return sorted(rows, key=lambda row: row.perplexity[SIZES[-1]].mean)
 
 
 def _row(told: dict) -> Row:
     """A row from the files that `told` names: a variant of an experiment, or several that read
-    equally many tokens, of a size or of a seed each, or a method of a comparison. Figures on other
-    texts are the experiment's own, or as `told` gives them; those and perplexities are of the first
-    seed."""
-    if "variant" in told:
-        results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
-        named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
-        chosen = [result for result in results if result["name"] in named]
-        models = [model for result in chosen for model in result["models"]]
-        (tokens,) = {result["tokens_seen"] for result in chosen}
-    else:
-        comparison = compared(told["comparison"])
-        assert comparison is not None, told
-        models = [
-            row
-            for row in comparison["rows"]
-            if row["method"] == told["method"] and row["perplexity"]
-        ]
-        tokens = models[0]["tokens_seen"]
-    tokens += told.get("tokens_before", 0)  # of the run that a recovery began with
+    equally many tokens, of a size or of a seed each, or in these the rows of a method; or a method
+    of a comparison."""
+    models = _models(told)
+    (read,) = {model["tokens_seen"] for model in models}
     seeds: dict[str, list[dict]] = {}
     for model in models:
         size = f"{model.get('keep_asked', round(model['keep'], 2)):g}"
         seeds.setdefault(size, []).append(model)
-    by_size = {size: found[0] for size, found in seeds.items()}
-    texts: dict[str, dict[str, float]] = dict(told.get("texts", {}))
-    for size, model in by_size.items():
-        for text, found in model.get("texts", {}).items():
-            texts.setdefault(text, {})[size] = found["perplexity"]
-    perplexity = {size: by_size[size]["perplexity"] for size in SIZES if size in by_size}
-    general, ends = {}, {}
-    for size, found in seeds.items():
-        ratios = [model["general_ratio"] for model in found if "general_ratio" in model]
-        if ratios:
-            errors = [model["general_ratio_stderr"] for model in found]
-            general[size] = (statistics.mean(ratios), statistics.mean(errors))
-        if len(ratios) > 1:
-            ends[size] = (min(ratios), max(ratios))
-    return Row(told["name"], tokens, perplexity, texts, general, ends)
+
+    def figures(name: str, text: str = "") -> Figures:
+        """A figure of every size that has it, over a text if one is named."""
+        told_by = {
+            size: [model.get("texts", {}).get(text, {}) if text else model for model in found]
+            for size, found in seeds.items()
+        }
+        by_size = {size: Figure.of(found, name) for size, found in told_by.items()}
+        return {size: figure for size, figure in by_size.items() if figure is not None}
+
+    texts = {text for model in models for text in model.get("texts", {})}
+    return Row(
+        name=told["name"],
+        tokens=read + told.get("tokens_before", 0),  # of the run that a recovery began with
+        perplexity=figures("perplexity"),
+        texts={text: figures("perplexity", text) for text in texts},
+        general=figures("general_ratio"),
+    )
+
+
+def _models(told: dict) -> list[dict]:
+    """The models of all seeds, each with the tokens that were read for it."""
+    if "variant" not in told:
+        comparison = compared(told["comparison"])
+        assert comparison is not None, told
+        return _of_method(comparison, told["method"])
+    results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
+    named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
+    chosen = [result for result in results if result["name"] in named]
+    if "method" in told:
+        return [row for result in chosen for row in _of_method(result, told["method"])]
+    return [
+        model | {"tokens_seen": result["tokens_seen"]}
+        for result in chosen
+        for model in result["models"]
+    ]
+
+
+def _of_method(comparison: dict, method: str) -> list[dict]:
+    """The rows of a method that have not failed."""
+    return [row for row in comparison["rows"] if row["method"] == method and row["perplexity"]]
 
 
 def general_rows() -> list[Row]:
     """The rows of README.md on new documents of the mix, the least loss last."""
     rows = [_row(told) for told in page_settings()["general"]["row"]]
-    return sorted(rows, key=lambda row: -row.general[SIZES[-1]][0])
+    return sorted(rows, key=lambda row: -row.general[SIZES[-1]].mean)
 
 
 def general_table() -> list[str]:
@@ -150,30 +190,24 @@ def _ratio_said(row: Row, size: str) -> str:
     """`×1.37 ± 0.02`, or of several seeds `×1.38 (1.37 to 1.39)`."""
     if size not in row.general:
         return "–"
-    ratio, error = row.general[size]
-    if size in row.seeds:
-        return f"×{ratio:.2f} ({row.seeds[size][0]:.2f} to {row.seeds[size][1]:.2f})"
-    return f"×{ratio:.2f} ± {error:.2f}"
+    ratio = row.general[size]
+    return f"×{ratio.said(2)}" + ("" if ratio.ends else f" ± {ratio.error:.2f}")
 
 
 def readme_table() -> list[str]:
-    """The table of README.md: equal tokens, and other texts where they have been measured."""
-    told = page_settings()["readme"]
-    ends = (SIZES[0], SIZES[-1])
-    columns = ["perplexity", *(f"keep {size}" for size in SIZES)]
-    columns += [f"{text['name']}, {' / '.join(ends)}" for text in told["text"]]
-    lines = [f"| {' | '.join([*columns, 'tokens'])} |", "|---|" + "---:|" * len(columns)]
+    """The table of README.md: equal tokens, in the domain and on a text that no row has read."""
+    told, sizes = page_settings()["readme"], (SIZES[0], SIZES[-1])
+    names = ["WikiText-2", *told["texts"]]
+    columns = [f"{name}, {size}" for name in names for size in sizes]
+    lines = [f"| {' | '.join(['perplexity', *columns, 'tokens'])} |"]
+    lines.append("|---|" + "---:|" * (len(columns) + 1))
     for row in readme_rows():
-        cells = [row.name, *(_short(row.perplexity, size) for size in SIZES)]
-        for text in told["text"]:
-            found = row.texts.get(text["key"], {})
-            cells.append(" / ".join(_short(found, size) for size in ends) if found else "–")
-        lines.append(f"| {' | '.join([*cells, f'{row.tokens / 1e3:.0f} k'])} |")
+        figures = [row.perplexity, *(row.texts.get(text, {}) for text in told["texts"])]
+        cells = [
+            found[size].said(1) if size in found else "–" for found in figures for size in sizes
+        ]
+        lines.append(f"| {' | '.join([row.name, *cells, f'{row.tokens / 1e3:.0f} k'])} |")
     return [*lines, "", told["note"].strip()]
-
-
-def _short(figures: dict[str, float], size: str) -> str:
-    return f"{figures[size]:.1f}" if size in figures else "–"
 
 
 def results_tables() -> list[str]:

@@ -11,6 +11,7 @@ from comparison_tables import HERE
 from machines import origin_of_rows
 
 from disp_llm.config.names import DENSE, OURS
+from disp_llm.reporting.comparison import markdown
 from disp_llm.reporting.frontier import COSTS, Frontier, Point, frontier_lines
 
 RESULTS = HERE / "results" / "frontier.json"
@@ -58,8 +59,11 @@ def comparison_section(result: dict, file: str) -> list[str]:
     lines = [f"### {result['name']}", ""]
     if "error" in result:
         return [*lines, f"{result['error']}.", ""]
-    lines += [f"Times are shares of the original's; from `experiments/results/{file}`.", ""]
-    return [*lines, *frontier_lines(result), "", Measured(result).machine, ""]
+    table = frontier_lines(result)
+    said = f"From `experiments/results/{file}`"
+    lines += [f"{said}; times are shares of the original's." if table else f"{said}.", ""]
+    table = table or markdown(result).rstrip().splitlines()
+    return [*lines, *table, "", Measured(result).machine, ""]
 
 
 def choices() -> list[str]:

@@ -29,6 +29,7 @@ from file_tree import file_tree
 from frontier_tables import choices, comparison_section, frontier, readme_picture
 from machines import Times, origins
 from methods_table import methods_table
+from seeds_table import seeds_table
 from specialist_tables import draw_specialists, specialists_table, taggers
 
 ROOT = HERE.parent
@@ -110,6 +111,8 @@ def section(path: Path) -> list[str]:
         return [*lines, f"{why}. Variants: {names}.", ""]
     results = json.loads(results_file.read_text())
     if experiment.get("command") == "compare":
+        if experiment.get("seeds"):
+            lines += ["### All seeds", "", *seeds_table(results), ""]
         for result in results:
             lines += comparison_section(result, results_file.name)
         return [*lines, experiment.get("finding", "").strip(), ""]

@@ -193,8 +193,8 @@ def test_a_row_of_several_seeds_has_their_mean_and_their_ends(experiments):
     row = tables._row(told)
     halves = [m["general_ratio"] for one in seeds for m in one["models"] if m["keep_asked"] == 0.5]
     assert len(halves) > 1
-    assert row.seeds["0.5"] == (min(halves), max(halves))
-    assert row.general["0.5"][0] == pytest.approx(sum(halves) / len(halves))
+    assert row.general["0.5"].ends == (min(halves), max(halves))
+    assert row.general["0.5"].mean == pytest.approx(sum(halves) / len(halves))
     said = tables._ratio_said(row, "0.5")
     assert said == f"×{sum(halves) / len(halves):.2f} ({min(halves):.2f} to {max(halves):.2f})"
     assert tables._ratio_said(tables._row(told | {"variant": seeds[0]["name"]}), "0.4") == "–"

@@ -122,7 +122,7 @@ def task_manager() -> Any:
         raise InputError(
             "lm-evaluation-harness is not installed",
             field="tasks",
-            hint="run `pip install 'disp-llm[eval]'`",
+            hint="run `pip install lm-eval`",
         ) from error
     return _made_once(tasks.TaskManager)
 

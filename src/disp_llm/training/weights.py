@@ -120,9 +120,7 @@ def add_adapters(student: PrunableModel, rank: int, seed: int) -> Any:
     try:
         import peft
     except ImportError as error:
-        raise InputError(
-            "lora needs peft", field="how", hint="run `pip install 'disp-llm[recover]'`"
-        ) from error
+        raise InputError("lora needs peft", field="how", hint="run `pip install peft`") from error
     names = {id(module): name for name, module in student.model.named_modules()}
     targets = [names[id(linear)] for linear in student.linears()]
     settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
