@@ -1,4 +1,4 @@
-"""Models of which only intermediate widths were cut: GGUF files, and the plain architecture."""
+"""Models of whose residual stream nothing was cut: GGUF files, and the plain architecture."""
 
 import json
 import shutil
@@ -38,6 +38,9 @@ def write_original(folder: Path, path: Path, **about: str) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_rope_dimension_count(config["head_dim"])
+    if config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
@@ -194,6 +197,123 @@ def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
         np.testing.assert_array_equal(tensors[f"blk.{i}.attn_q.bias"], q.transpose(1, 2).flatten())
 
 
+@pytest.fixture(scope="module")
+def headless(text_file, tmp_path_factory) -> dict[str, Path]:
+    """A folder of which every block has lost another number of heads, of a model whose heads are
+    wider than its stream makes them, with biases; and its original."""
+    root = tmp_path_factory.mktemp("heads")
+    more = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    model = tiny_model("llama", **more, attention_bias=True, mlp_bias=True)
+    model.save_pretrained(root / "original")
+    byte_tokenizer().save_pretrained(root / "original")
+    done = run_command(
+        "prune", root / "original", "--sites", "mlp_mid", "heads", "attention", "mlp",
+        "--keep", 0.5, "--method", "random", "--align", 1, "--text", text_file,
+        "--output-dir", root / "run", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    write_original(root / "original", root / "original.gguf")
+    return {"original": root / "original.gguf", "folder": root / "run" / "model"}
+
+
+def in_pairs(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of heads of 8 as llama.cpp rotates them: every one beside its partner."""
+    order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+    return torch.cat([head[order] for head in rows.split(8)])
+
+
+def test_every_block_has_its_own_number_of_heads(headless, tmp_path):
+    path = tmp_path / "small.gguf"
+    done = write(headless["folder"], headless, path, "--dtype", "f32", "--json")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((headless["folder"] / "config.json").read_text())
+    cut = config["disp_llm"]["widths"]
+    kv = [kept * there for kept, there in zip(cut["heads"], cut["attention"], strict=True)]
+    assert kv[0] in (1, 2, 3)
+    assert 0 in kv
+    assert 0 in cut["mlp"]
+    assert len(set(kv)) == 3
+    assert json.loads(done.stdout)["kv_heads"] == kv
+    reader = gguf.GGUFReader(path)
+    says = {name: field.contents() for name, field in reader.fields.items()}
+    assert says["deci.attention.head_count_kv"] == kv
+    assert says["deci.attention.head_count"] == [2 * kept for kept in kv]
+    assert says["deci.attention.key_length"] == says["deci.attention.value_length"] == 8
+    state = load_file(headless["folder"] / "model.safetensors")
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    for i, kept in enumerate(kv):
+        found = {name: tensors.pop(f"blk.{i}.{name}", None) for name in attention_names()}
+        if not kept:
+            assert all(values is None for values in found.values())
+            continue
+        own = {name: state[f"model.layers.{i}.{own}"] for name, own in attention_names().items()}
+        assert own["attn_q.weight"].shape == (2 * 8 * kept, 32)
+        for name, values in own.items():
+            wanted = in_pairs(values) if name.startswith(("attn_q", "attn_k")) else values
+            np.testing.assert_array_equal(found[name], wanted)
+    for i, there in enumerate(cut["mlp"]):
+        biases = [tensors[f"blk.{i}.{name}.bias"] for name in ("ffn_gate", "ffn_up", "ffn_down")]
+        width = cut["mlp_mid"][i] if there else 32
+        assert [len(bias) for bias in biases] == [width, width, 32]
+        assert any(bias.any() for bias in biases) == bool(there)
+
+
+def attention_names() -> dict[str, str]:
+    """Tensors of an attention: llama.cpp's names, and those of the folder."""
+    parts = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
+    names = {
+        f"{name}.{kind}": f"self_attn.{own}.{kind}"
+        for name, own in parts.items()
+        for kind in ("weight", "bias")
+    }
+    return names | {"attn_norm.weight": "input_layernorm.weight"}
+
+
+def test_heads_of_the_first_block_do_not_say_how_wide_they_are(runs, tmp_path):
+    """Where the original's file leaves it out, ours says it."""
+    path = tmp_path / "small.gguf"
+    assert "llama.attention.key_length" not in gguf.GGUFReader(runs["original"]).fields
+    assert write(runs["variable"], runs, path).returncode == 0
+    fields = gguf.GGUFReader(path).fields
+    assert fields["deci.attention.key_length"].contents() == 8
+    assert fields["deci.attention.value_length"].contents() == 8
+
+
+def test_an_original_with_other_heads_is_refused(headless, tmp_path):
+    path, other = tmp_path / "small.gguf", tmp_path / "other"
+    more = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8}
+    tiny_model("llama", **more, attention_bias=True, mlp_bias=True).save_pretrained(other)
+    byte_tokenizer().save_pretrained(other)
+    write_original(other, tmp_path / "other.gguf")
+    done = write(headless["folder"], {"original": tmp_path / "other.gguf"}, path)
+    assert done.returncode == 2
+    assert "--original: model.layers.0.self_attn." in done.stderr
+    assert "is not of the shape" in done.stderr
+    whole = headless["original"].read_bytes()
+    silent = tmp_path / "silent.gguf"
+    silent.write_bytes(whole.replace(b"llama.attention.head_count", b"llama.attention.head_xount"))
+    done = write(headless["folder"], {"original": silent}, path)
+    assert done.returncode == 2
+    assert "--original: llama.attention.head_count: expected int" in done.stderr
+    assert not path.exists()
+
+
+def test_a_tensor_of_no_block_is_refused_by_name(runs, tmp_path):
+    path, original = tmp_path / "small.gguf", tmp_path / "original.gguf"
+    original.write_bytes(runs["original"].read_bytes().replace(b"blk.2.ffn_up", b"blk.7.ffn_up"))
+    done = write(runs["variable"], {"original": original}, path)
+    assert done.returncode == 2
+    assert "model.layers.2.mlp.up_proj.weight of the folder" in done.stderr
+    assert not path.exists()
+
+
+def test_plain_folders_cannot_hold_heads_of_different_number(headless, tmp_path):
+    done = run_command("save", headless["folder"], "--to", tmp_path / "plain", "--plain")
+    assert done.returncode == 2
+    assert "heads are cut" in done.stderr
+    assert "--uniform" in done.stderr
+
+
 def test_a_file_says_nothing_of_where_it_was_made(runs, llama_folder, tmp_path):
     """llama.cpp's own quantiser writes down from which files of whom it has quantised."""
     kept = {"general__name": "Tiny", "general__url": "https://example.org/a/b"}
@@ -238,7 +358,7 @@ def test_biases_that_flap_adds_are_refused(llama_folder, text_file, runs, tmp_pa
 
 def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
     path = tmp_path / "small.gguf"
-    for folder, said in ((runs["everywhere"], "--sites mlp_mid"), (llama_folder, "FOLDER")):
+    for folder, said in ((runs["everywhere"], "--sites mlp_mid heads"), (llama_folder, "FOLDER")):
         done = write(folder, runs, path)
         assert done.returncode == 2
         assert said in done.stderr

@@ -46,8 +46,10 @@ def engine(tmp_path_factory) -> Path:
     [
         ("--sites", "mlp_mid", "--keep", 0.8),
         "--sites mlp_mid attention mlp --keep 0.4 --method fisher --dtype float32".split(),
+        "--sites mlp_mid heads --keep 0.55 --method fisher --dtype float32".split(),
+        "--sites mlp_mid heads attention mlp --keep 0.35 --method fisher --dtype float32".split(),
     ],
-    ids=["widths", "branches"],
+    ids=["widths", "branches", "heads", "heads and branches"],
 )
 def test_deci_file_generates_the_same_tokens(flags, engine, tmp_path):
     done = run_process("prune", "smollm2-135m", *flags, "--output-dir", tmp_path / "run", *FEW)
@@ -60,7 +62,9 @@ def test_deci_file_generates_the_same_tokens(flags, engine, tmp_path):
         "gguf", folder, "--original", model_file(), "--to", path, "--dtype", "f32", "--json"
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["architecture"] == "deci"
+    written = json.loads(done.stdout)
+    assert written["architecture"] == "deci"
+    assert (len(set(written["kv_heads"]) - {0}) > 1) == ("heads" in flags)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
     prompts = [held_out[1000 * i :][:12].tolist() for i in range(10)]

@@ -11,7 +11,7 @@ from disp_llm.config.checks import require_new, require_paths
 
 @dataclass(frozen=True)
 class GgufConfig:
-    """Write a folder that was pruned with --sites mlp_mid as a GGUF file for llama.cpp."""
+    """Write a folder that was pruned with --sites mlp_mid heads as a GGUF file for llama.cpp."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model."""

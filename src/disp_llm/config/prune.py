@@ -62,7 +62,7 @@ class PruneConfig:
     sites: tuple[Site, ...] = ()
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
     prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
-    mlp_mid and heads. mlp_mid alone gives a model that other formats can hold, such as GGUF.
+    mlp_mid and heads. These two alone give a model that GGUF can hold.
     `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks.
     `experts` also prunes whole experts of a mixture, with their rows of the router.
     `attention` and `mlp` also prune those of a block as wholes, with their norms; vLLM cannot serve

@@ -1,5 +1,5 @@
-"""What other formats can hold: folders in which nothing but the intermediate width is cut, and
-perhaps whole branches."""
+"""What other formats can hold: folders in which nothing of the residual stream is cut, but
+intermediate widths, and perhaps KV heads and whole branches."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -77,12 +77,15 @@ def is_mixture(folder: Path) -> bool:
     return "mixture" in said or (isinstance(mlp, dict) and "experts" in mlp)
 
 
-def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def whole_stream(
+    folder: Path, field: str, heads: bool = False
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Configuration and widths of a folder in which nothing is cut but intermediate widths and
-    whole branches.
+    whole branches, and KV heads where the format can hold these too.
 
     Args:
         field: the setting that asks for such a folder.
+        heads: whether it can; their numbers are among the widths if the folder says them.
 
     Raises:
         InputError: it is not an exported folder, or something else is cut.
@@ -99,7 +102,8 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
         for width, kept in zip(widths[site], there[BRANCH_OF[site]], strict=True)
         if kept and width < full
     ]
-    cut = list(dict.fromkeys(cut)) + [site for site in widths if site == HEADS]
+    inside = {site: numbers for site, numbers in widths.items() if site == HEADS}
+    cut = [*dict.fromkeys(cut), *(() if heads else inside)]
     if is_mixture(folder) and field != "plain":
         raise InputError(
             "is a mixture of experts, which only our own architecture or the original's can hold",
@@ -109,13 +113,13 @@ def intermediate_only(folder: Path, field: str) -> tuple[dict[str, Any], dict[st
     if cut or config["disp_llm"].get("biases"):
         biases = "layers have gained biases (as the method flap adds them)"
         what = f"{', '.join(cut)} are cut" if cut else biases
-        way = "`uniform`" if field == "plain" else "`sites` mlp_mid"
+        way = "`uniform`" if field == "plain" else "`sites` mlp_mid heads"
         raise InputError(
             f"{what}, which only our own architecture can hold",
             field=field,
             hint=f"prune with {way}, and with another method if it was flap",
         )
-    return config, {"mlp_mid": widths["mlp_mid"], **there}
+    return config, {"mlp_mid": widths["mlp_mid"], **inside, **there}
 
 
 def language_model_in(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def plain_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the original's architecture cannot hold the folder.
     """
-    config, cut = intermediate_only(folder, "plain")
+    config, cut = whole_stream(folder, "plain")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
             "whole branches are pruned, which only our own architecture can hold",
