@@ -113,6 +113,10 @@ def section(path: Path) -> list[str]:
     if experiment.get("command") == "compare":
         if experiment.get("seeds"):
             lines += ["### All seeds", "", *seeds_table(results), ""]
+            lines += [
+                f"Pairs are of the windows' losses in `experiments/results/{path.stem}.json`.",
+                "",
+            ]
         for result in results:
             lines += comparison_section(result, results_file.name)
         return [*lines, experiment.get("finding", "").strip(), ""]
