@@ -26,7 +26,7 @@ class ExportConfig:
     most_lost: float = 0.0
     """In place of --keep: write the smallest size, in steps of 0.01, whose perplexity on the run's
     evaluation text is at most this many times the original's, such as 1.2. It is searched for down
-    to the smallest size that the run learned for, half a minute for each of some six of a small model."""
+    to the smallest size that the run learned for, half a minute for each of some six (SmolLM2)."""
     no_measure: bool = False
     """Write the new model and run nothing: no perplexity, no speed, no sample, no comparison of its
     logits with the masked model's. No text is needed, nor the original in memory where that lies in
