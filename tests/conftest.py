@@ -162,6 +162,15 @@ def llama_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_folder(tmp_path_factory) -> Path:
+    """Another tiny Llama, which stands for an original."""
+    folder = tmp_path_factory.mktemp("other")
+    tiny_model("llama", seed=1).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
     """Some 10,000 bytes with structure that a model could learn."""
     path = tmp_path_factory.mktemp("text") / "text.txt"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import byte_tokenizer, run_command, tiny_model
+from conftest import run_command
 
 from disp_llm.config.suites import load_suite
 from disp_llm.evaluation.harness import load_tasks
@@ -89,15 +89,6 @@ def folder(tmp_path, monkeypatch):
     index = partial(tasks.TaskManager, include_defaults=False, include_path=tmp_path)
     monkeypatch.setattr(tasks, "TaskManager", index)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def other_folder(tmp_path_factory):
-    """Another tiny Llama, which stands for an original."""
-    model = tmp_path_factory.mktemp("other")
-    tiny_model("llama", seed=1).save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
-    return model
 
 
 def directly(model, task, **settings):

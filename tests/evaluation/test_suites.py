@@ -114,15 +114,6 @@ def test_a_task_in_which_the_original_only_guesses_does_not_count(caplog):
     assert against(scored("0101"), scored("1110")).kept == 0
 
 
-@pytest.fixture(scope="module")
-def other_folder(tmp_path_factory):
-    """Another tiny Llama, which stands for an original."""
-    folder = tmp_path_factory.mktemp("other")
-    tiny_model("llama", seed=1).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def suite(tmp_path, text_file):
     """Two texts, four windows of 32 tokens each."""

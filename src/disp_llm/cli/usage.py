@@ -21,14 +21,8 @@ RULE = re.compile(r"[─╰╯+-]*")
 FLAG = re.compile(r"--[a-z][a-z_-]*")
 
 PRUNED_SHARES = {
-    *("--sparsity", "--sparsity-ratio", "--sparsity_ratio", "--ratio", "--amount"),
-    *(
-        "--pruning-ratio",
-        "--pruning_ratio",
-        "--prune-ratio",
-        "--prune_ratio",
-        "--compression-ratio",
-    ),
+    *("--sparsity", "--sparsity-ratio", "--ratio", "--amount"),
+    *("--pruning-ratio", "--prune-ratio", "--compression-ratio"),
 }
 """What other tools call the share that is pruned."""
 
@@ -45,7 +39,7 @@ def usage_error(box: str, program: str) -> InputError:
     given = FLAG.findall(what)
     offered = [line.split()[0] for lines in others for line in lines if line.startswith("--")]
     hint = f"see {program} --help"
-    if set(given) & PRUNED_SHARES:
+    if PRUNED_SHARES & {flag.replace("_", "-") for flag in given}:
         hint = "give the share that stays: a sparsity of 0.3 is --keep 0.7"
     elif given and offered and offered[0] not in given:
         hint = f"perhaps {offered[0]} was meant; {hint}"

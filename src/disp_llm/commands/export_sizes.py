@@ -148,14 +148,15 @@ def _smallest_learned(stored: PruneConfig, run: Run) -> float:
     """The smallest keep that a run learned for; of one whose budget was another, that it has."""
     if stored.budget.budget == "params":
         return min(stored.learned_shares)
-    models = run.figures.models if run.figures else []
-    return min((size.keep for size in models), default=1.0)
+    found = run.figures
+    return min((size.keep for size in found.models), default=1.0) if found else 1.0
 
 
 def perplexity_of_original(run: Run) -> float:
     """What the run has measured before it learned."""
-    assert run.dense is not None, "which comes first"
-    return run.dense.measured.perplexity
+    original = run.dense
+    assert original is not None, "which comes first"
+    return original.measured.perplexity
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
