@@ -213,6 +213,23 @@ def test_hard_concrete_widths_are_what_samples_give_on_average(problem):
     assert float((middle > 0).float().sum(1).mean()) == pytest.approx(float(wanted), rel=0.02)
 
 
+def test_constraint_weighs_every_widths_distance_by_its_own_multipliers(problem):
+    """λ·g + φ·g² for the stream, then every block's heads, then its channels."""
+    shape = problem.budget.layout.blocks[0]
+    masks = HardConcrete(2, shape)
+    aim = torch.tensor([0.5 * shape.hidden, 1.0, 0.25 * shape.intermediate])
+    with torch.no_grad():
+        masks.linear.copy_(torch.arange(1.0, 6.0))
+        masks.quadratic.copy_(torch.arange(10.0, 60.0, 10.0))
+    kept = float(masks.expected_widths()[0].detach()) / shape.hidden  # of all alike at first
+    gaps = [kept - 0.5, *[kept - 1 / shape.heads] * 2, *[kept - 0.25] * 2]
+    wanted = sum((1 + i) * g + 10 * (1 + i) * g * g for i, g in enumerate(gaps))
+    constraint = masks.constraint(aim)
+    assert float(constraint.detach()) == pytest.approx(wanted, rel=1e-5)
+    constraint.backward()
+    assert masks.linear.grad.tolist() == pytest.approx(gaps, rel=1e-5)  # which ascent follows
+
+
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_sheared_arrives_at_its_target_shape(share, problem):
     budget = Budget(problem.budget.layout, sites=(*SITES, HEADS))

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import VOCABULARY
-from conftest import problem_of, tiny_prunable
+from conftest import problem_of, tiny_prunable, with_config
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
-from disp_llm.methods.fisher import fisher_scores
+from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_scores
+from disp_llm.methods.parts.calibration import calibration_windows
 from disp_llm.methods.parts.scores import CLAMP, fisher_importance, per_parameter, start_logits
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import token_losses
@@ -86,6 +87,15 @@ def test_later_rounds_stand_at_smaller_models(problem):
     rounds = importance_of(problem, windows(), keep=0.5, rounds=3)
     assert not torch.allclose(plain, rounds, rtol=0.1)
     assert torch.isfinite(per_parameter(rounds, budget)).all()
+
+
+@pytest.mark.parametrize(("asked", "made"), [(0, ROUNDS), (1, 1)])
+def test_the_method_scores_in_its_rounds_unless_told_otherwise(asked, made, problem):
+    problem = with_config(problem, scores=replace(problem.scores, score_rounds=asked))
+    scored = METHOD.choose(problem).importance
+    sequences = calibration_windows(problem)
+    wanted = fisher_importance(problem, sequences, min(made, len(sequences)))
+    torch.testing.assert_close(scored, per_parameter(wanted, problem.budget))
 
 
 def test_start_logits_put_the_threshold_at_zero_within_the_clamp(problem):
