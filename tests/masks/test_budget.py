@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, SITES
+from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.evaluation.benchmark import count
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
@@ -231,6 +231,20 @@ def test_price_of_a_whole_branch_is_all_that_goes_with_it():
     counts = layout.counts(layout.without_dropped(kept).long())
     attention = sum(p.numel() for p in target.blocks[1].self_attn.parameters())
     assert budget.removed_parameters(counts) == attention + block.hidden  # and its norm
+
+
+def test_uniform_heads_are_passed_over_where_there_is_no_room():
+    """A head of every block is a large step: channels fill what is left of the budget."""
+    target = tiny_prunable("llama", heads=True)
+    budget = Budget(target.layout, sites=("mlp_mid", HEADS), uniform=True)
+    for seed in range(6):
+        for share in (0.8, 0.6, 0.5):
+            kept = project(scores_for(target.layout, seed, False), budget, share).kept
+            masks = Masks(target.layout, kept, Selection(kept.float()))
+            assert len(set(masks.widths[HEADS])) == len(set(masks.widths["mlp_mid"])) == 1
+            channel = float(budget.entry_costs[~budget.never_pruned].min()) * len(target.blocks)
+            left = share - float(budget.keep(masks.counts))
+            assert 0 <= left * budget.dense_block_parameters < channel
 
 
 def test_block_parameters_by_hand():

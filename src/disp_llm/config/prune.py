@@ -70,7 +70,8 @@ class PruneConfig:
     uniform: bool = False
     """Keep as many intermediate dimensions, and as many experts, in every block, so that the result
     is a model of the original's own class, which everything serves that serves the original. Prunes
-    mlp_mid and, in mixtures of experts, experts."""
+    mlp_mid and, in mixtures of experts, experts; with --sites mlp_mid heads also as many KV heads.
+    """
     least_cut: float = 0.1
     """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
@@ -177,12 +178,12 @@ class PruneConfig:
             )
         if len(set(self.sites)) < len(self.sites):
             raise InputError("repeated", field="sites", hint="give each site once")
-        others = set(self.sites) - {"mlp_mid", EXPERTS}
+        others = set(self.sites) - {"mlp_mid", EXPERTS, HEADS}
         if self.uniform and others:
             raise InputError(
                 f"{', '.join(sorted(others))} cannot be the same in every block",
                 field="uniform",
-                hint="leave `sites` out, or give mlp_mid, experts or both",
+                hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
         _require_method(self.method, "method")
         if self.learn.start_method:

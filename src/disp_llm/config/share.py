@@ -20,8 +20,8 @@ class SaveConfig:
     """The new folder."""
     plain: bool = False
     """Write the original's own architecture, which any engine loads: possible where blocks differ
-    from the original by one and the same intermediate width and, in mixtures, number of experts
-    (--uniform)."""
+    from the original by one and the same intermediate width, number of KV heads and, in mixtures,
+    number of experts (--uniform)."""
     license: str = ""
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     json: bool = False

@@ -50,9 +50,7 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
 def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
     """How transformers and engines are told that attentions have heads of different number: what
     vLLM makes room for in its cache. The numbers of the whole model remain the original's."""
-    text, kept = config.get_text_config(), masks.of_site(HEADS).tolist()
-    stated = ("num_key_value_heads", "num_attention_heads")  # BioGPT has the second alone
-    numbers = {name: getattr(text, name) for name in stated if hasattr(text, name)}
+    numbers, kept = head_counts(config.get_text_config()), masks.of_site(HEADS).tolist()
     return {
         "per_layer_config": {
             i: {name: number * left // block.heads for name, number in numbers.items()}
@@ -61,6 +59,13 @@ def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:
         },
         "allow_global_per_layer_attribute_access": True,
     }
+
+
+def head_counts(config: PreTrainedConfig) -> dict[str, int]:
+    """The numbers of KV heads and of queries, as transformers calls them; BioGPT has the second
+    alone."""
+    stated = ("num_key_value_heads", "num_attention_heads")
+    return {name: getattr(config, name) for name in stated if getattr(config, name, None)}
 
 
 def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ class Block:
 
 def _widths(folder: Path) -> dict[str, list[int]]:
     """What every block of the folder has left, by site."""
-    stated, widths = whole_stream(folder, "folder", heads=True)
+    stated, widths = whole_stream(folder, "folder")
     if stated["model_type"] != PRUNED_PREFIX + NATIVE:
         raise InputError(
             f"{stated['model_type'].removeprefix(PRUNED_PREFIX)} models have no such layout in "

@@ -20,7 +20,7 @@ from disp_llm.runs.files import write_json
 def native_weights(folder: Path, plain: dict[str, Any], to: Path) -> list[Path]:
     """The weights of a folder under the names that the original's files have, where transformers
     packs what lies in parts there; which files they are."""
-    native: Any = _native_model(folder, plain)
+    native: Any = native_model(folder, plain)
     state = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)
@@ -30,12 +30,12 @@ def native_weights(folder: Path, plain: dict[str, Any], to: Path) -> list[Path]:
     return [path for path in to.iterdir() if path.name.startswith("model")]
 
 
-def _native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
+def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
     """The original's model of a plain configuration, without weights.
 
     Raises:
         InputError: its tensors are not those of the folder: another width follows from one that is
-            cut, such as a shared expert's from the others'.
+            cut, such as a shared expert's from the others', or a head's from the number of heads.
     """
     with tempfile.TemporaryDirectory() as temporary:
         write_json(Path(temporary) / "config.json", plain)
@@ -46,6 +46,6 @@ def _native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
         raise InputError(
             "the original's architecture ties another width to the one that is cut",
             field="plain",
-            hint="prune with `sites` experts alone",
+            hint="prune with other `sites`: experts alone, or mlp_mid without heads",
         )
     return native

@@ -1,5 +1,5 @@
 """What other formats can hold: folders in which nothing of the residual stream is cut, but
-intermediate widths, and perhaps KV heads and whole branches."""
+intermediate widths, KV heads and perhaps whole branches."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Size, as_type
+from disp_llm.export.cutting import head_counts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX
@@ -24,6 +25,9 @@ INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
 
 EXPORT_AGAIN = "delete the folder and export it again"
 """What to do about a damaged configuration."""
+
+OURS = ("disp_llm", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
+"""What only the configurations of our own architecture have."""
 
 STREAM = ("hidden_size", "n_embd")
 """What configurations call the width of the residual stream."""
@@ -77,15 +81,12 @@ def is_mixture(folder: Path) -> bool:
     return "mixture" in said or (isinstance(mlp, dict) and "experts" in mlp)
 
 
-def whole_stream(
-    folder: Path, field: str, heads: bool = False
-) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Configuration and widths of a folder in which nothing is cut but intermediate widths and
-    whole branches, and KV heads where the format can hold these too.
+def whole_stream(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Configuration and widths of a folder in which nothing is cut but intermediate widths, KV
+    heads, whose numbers are among the widths if some are cut, and whole branches.
 
     Args:
         field: the setting that asks for such a folder.
-        heads: whether it can; their numbers are among the widths if the folder says them.
 
     Raises:
         InputError: it is not an exported folder, or something else is cut.
@@ -103,7 +104,7 @@ def whole_stream(
         if kept and width < full
     ]
     inside = {site: numbers for site, numbers in widths.items() if site == HEADS}
-    cut = [*dict.fromkeys(cut), *(() if heads else inside)]
+    cut = list(dict.fromkeys(cut))
     if is_mixture(folder) and field != "plain":
         raise InputError(
             "is a mixture of experts, which only our own architecture or the original's can hold",
@@ -139,8 +140,8 @@ def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> 
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with the original's architecture, one intermediate width and, of a
-    mixture, one number of experts.
+    """The folder's configuration with the original's architecture, one intermediate width, one
+    number of KV heads and, of a mixture, one of experts.
 
     Raises:
         InputError: the original's architecture cannot hold the folder.
@@ -156,10 +157,36 @@ def plain_config(folder: Path) -> dict[str, Any]:
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
         "architectures": [name.removeprefix(PREFIX) for name in config["architectures"]],
     }
-    ours = ("disp_llm", "auto_map")
     inner, sizes = language_model_in(config), _sizes(folder, config, cut)
-    narrow = sizes if inner is config else {"text_config": inner | sizes}
-    return {key: value for key, value in config.items() if key not in ours} | native | narrow
+    if HEADS in cut:
+        sizes |= _heads(folder, cut[HEADS])
+    narrow = {key: value for key, value in inner.items() if key not in OURS} | sizes
+    if inner is not config:
+        outer = {key: value for key, value in config.items() if key not in OURS}
+        narrow = outer | {"text_config": narrow}
+    return narrow | native
+
+
+def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
+    """What the original's configuration says of so many KV heads in every block: of the queries
+    that go with them, and of the width of a head, which no longer follows from their number.
+
+    Raises:
+        InputError: their number differs between blocks, or blocks have something else in the place
+            of attention.
+    """
+    stated = load_config(str(folder))
+    if "heads" in stated.disp_llm:
+        raise InputError(
+            "heads are cut, of which a hybrid's blocks have several kinds",
+            field="plain",
+            hint="prune with `sites` mlp_mid",
+        )
+    text = stated.get_text_config()
+    numbers = head_counts(text)
+    left, whole = _one(HEADS, kept), min(numbers.values())
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return {name: number * left // whole for name, number in numbers.items()} | {"head_dim": width}
 
 
 def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> dict[str, int]:

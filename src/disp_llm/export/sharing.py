@@ -17,7 +17,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.share import PushConfig, SaveConfig
 from disp_llm.export.belongings import CODE, belongings
 from disp_llm.export.card import ONLY_OURS, PLACE
-from disp_llm.export.native import native_weights
+from disp_llm.export.native import native_model, native_weights
 from disp_llm.export.plain import is_mixture, plain_config, require_exported
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import SUMS, folder_problems, read_sums, sha256
@@ -63,6 +63,7 @@ def _plain(folder: Path, contents: Contents, aside: Path) -> Contents:
         aside: a folder for files that are to be copied.
     """
     plain = plain_config(folder)
+    native_model(folder, plain)  # has the widths of the folder
     left_out = set(CODE)
     if is_mixture(folder):
         left_out |= {name for name in contents if name.startswith("model")}

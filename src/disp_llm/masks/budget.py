@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, SITES
+from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
 from disp_llm.masks.layout import STREAM_SITES, Layout, group_size
 
-INSIDE = ("mlp_mid", EXPERTS)
-"""Sites inside of the MLP, of which a uniform model keeps as many in every block."""
+INSIDE = ("mlp_mid", EXPERTS, HEADS)
+"""Sites inside of a branch, of which a uniform model keeps as many in every block."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Budget:
     sites: tuple[str, ...] = SITES
     """Sites whose entries may be pruned; the others keep all of theirs."""
     uniform: bool = False
-    """Whether all blocks keep as many entries inside of their MLP: one intermediate width and one
-    number of experts."""
+    """Whether all blocks keep as many entries inside of their branches: one intermediate width, one
+    number of experts and one of KV heads."""
     least_cut: float = 0.0
     """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
     for a site that is cut costs a selection, whatever its width."""
@@ -174,7 +174,8 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     by position and the waste is less than the next group. Of a mixture every expert keeps as many
     intermediate dimensions, its best. Every site keeps its best group, and one
     that the budget never prunes, or of which it would prune hardly anything, keeps all. A whole
-    branch or expert that there is no room for is passed over. What is kept inside of a pruned one
+    branch or expert, or a head of every block of a uniform model, that there is no room for is
+    passed over. What is kept inside of a pruned one
     counts nothing, but stays in the masks: it is what it would come back with.
 
     Raises:
@@ -287,7 +288,8 @@ class _Groups:
                 field=budget.field,
                 hint="ask for more, for a smaller `align`, or for more `sites`",
             )
-        large = torch.tensor([site in (*BRANCHES, EXPERTS) for site in budget.layout.sites])
+        passed_over = (*BRANCHES, EXPERTS, *((HEADS,) if budget.uniform else ()))
+        large = torch.tensor([site in passed_over for site in budget.layout.sites])
         end = high
         while True:
             while low < high:
@@ -295,7 +297,7 @@ class _Groups:
                 low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
             if low == end or not large[pieces.site[ends[low] - 1] % len(large)]:
                 return order, low
-            # No room for a whole branch or expert: it comes last, and what follows may still fit.
+            # No room for what is so large: it comes last, and what follows may still fit.
             order = torch.cat([order[:low], order[low + 1 :], order[low : low + 1]])
             (pieces, ends), end = self.pieces.in_order(order), end - 1
             high = end
@@ -325,7 +327,8 @@ def _groups(
         count = -(-width // of)
         key: object = index
         if site in alike:
-            key = "stream" if site in STREAM_SITES else (site, block.router, width)
+            of_mixture = block.router and site != HEADS  # attentions are alike in all blocks
+            key = "stream" if site in STREAM_SITES else (site, of_mixture, width)
         if key not in begins:
             begins[key] = sum(map(len, first))
             first.append(torch.arange(count) < -(-block.least[place] // of))

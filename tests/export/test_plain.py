@@ -1,0 +1,81 @@
+"""Uniform models, as their original's own architecture has them."""
+
+import json
+from pathlib import Path
+
+import fresh
+import pytest
+import torch
+from conftest import SMALL, byte_tokenizer, run_command, tiny_prunable
+from transformers import AutoModelForCausalLM
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS
+from disp_llm.config.share import SaveConfig
+from disp_llm.export.folders import export_folder
+from disp_llm.export.sharing import save
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
+
+PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
+
+
+def uniform_folder(model_type: str, folder: Path) -> Path:
+    """A tiny model of which every block has lost one of its two KV heads, and channels."""
+    dense = tiny_prunable(model_type)
+    target = PrunableModel(dense.model, dense.family, ("mlp_mid", HEADS))
+    scores = torch.rand(target.layout.entries, generator=torch.Generator().manual_seed(0))
+    for name, part in zip(target.layout.names, target.layout.split(scores), strict=True):
+        if name.endswith(HEADS):
+            part.mul_(0.4)
+    budget = Budget(target.layout, sites=target.sites, uniform=True)
+    masks = Masks(target.layout, project(scores, budget, 0.7, 8).kept, Selection(scores))
+    assert set(masks.widths[HEADS]) == {1}
+    export_folder(target, byte_tokenizer(), masks, folder, "5GB")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA card.\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    "llama qwen2 qwen3 gemma2 cohere2 nemotron glm4 phi mixtral gpt_oss".split(),
+)
+def test_heads_of_one_number_are_the_original_class(model_type, tmp_path):
+    folder = uniform_folder(model_type, tmp_path / "ours")
+    save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
+    model, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", output_loading_info=True
+    )
+    assert type(model).__module__.startswith("transformers.models.")
+    assert not any(report.values()), report
+    assert model.config.num_key_value_heads == 1
+    wanted = AutoModelForCausalLM.from_pretrained(folder)(PROMPT).logits
+    torch.testing.assert_close(model(PROMPT).logits, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "says"),
+    [("helium", "ties another width"), ("qwen3_5_text", "a hybrid's blocks have several kinds")],
+)
+def test_heads_that_the_original_class_cannot_have_are_refused(model_type, says, tmp_path):
+    folder = uniform_folder(model_type, tmp_path / "ours")
+    with pytest.raises(InputError, match=says):
+        save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
+    assert not (tmp_path / "plain").exists()
+
+
+def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp_path):
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    flags = ("--uniform", "--sites", "mlp_mid", "heads", "--method", "random", "--keep", 0.5)
+    done = run_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    done = run_command("save", run / "model", "--to", plain, "--plain")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((plain / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert "per_layer_config" not in config
+    found = fresh.load_and_generate(plain, without=True)
+    assert found["module"].startswith("transformers.models.llama.")
