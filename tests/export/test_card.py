@@ -3,8 +3,9 @@
 import pytest
 
 from disp_llm.config.names import SITES
-from disp_llm.export.card import _cache, _checked, _task, _weights
+from disp_llm.export.card import _budget, _cache, _checked, _header, _scores, _task, _weights
 from disp_llm.runs.results import SizeResult, served_by_vllm
+from disp_llm.runs.scores import Scores, TaskScore
 
 
 def size(**changes) -> SizeResult:
@@ -29,7 +30,7 @@ HALF = "The KV cache has 50.0% of the original's size"
         ({"dropped": {"attention": 0, "mlp": 1}}, f"Blocks have lost 1 MLP.\n{WHOLE}"),
         (
             {"kv_cache": 0.5, "heads_pruned": True},
-            f"{HALF}: heads are pruned, another number in\nevery block.",
+            f"{HALF}: KV heads are pruned.",
         ),
         (
             {"kv_cache": 0.5, "dropped": {"attention": 2, "mlp": 0}},
@@ -88,3 +89,25 @@ def test_how_far_it_was_held_against_the_masked_model():
 )
 def test_what_the_hub_calls_it(parts, task):
     assert _task(size(other_parameters=parts)) == task
+
+
+def test_the_head_names_base_and_licence_where_they_are_known():
+    head = _header(size(), {"base_model": "a/b", "license": "mit"}, "a text").splitlines()
+    assert "license: mit" in head
+    assert "base_model: a/b" in head
+    nothing = _header(size(), {}, "a text")
+    assert "license" not in nothing
+    assert "base_model" not in nothing
+
+
+def test_a_budget_other_than_block_parameters_has_its_row():
+    assert _budget(size()) == ""
+    assert _budget(size(budget="bytes")) == "| bytes, counted | | | 50.00% |\n"
+
+
+def test_tasks_that_are_kept_say_how_many_solved_questions_stood_in_front():
+    def task(shots: int) -> TaskScore:
+        return TaskScore(0.1, 2, "acc", 0.0, "a", "10", acc=0.5, dense=1.0, kept=0.5, shots=shots)
+
+    scores = Scores("s", tasks={"one": task(0), "two": task(5)}, kept=0.5, kept_stderr=0.1)
+    assert "mean over one, two (5-shot) |" in _scores(size(scores=scores))

@@ -244,7 +244,7 @@ def _cache(size: SizeResult) -> str:
         return f"{told}The KV cache has the original's size{alone}."
     told += f"The KV cache has {size.kv_cache:.1%} of the original's size"
     if size.heads_pruned:
-        told += ": heads are pruned, another number in\nevery block"
+        told += ": KV heads are pruned"
     gone = size.dropped.get(ATTENTION)
     return told + (". vLLM serves no block without an attention." if gone else ".")
 

@@ -1,0 +1,49 @@
+"""What the cut adds to weights, and layers joined for inference."""
+
+import pytest
+import torch
+from conftest import masks_of, tiny_prunable
+from torch import nn
+
+import disp_llm.export
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.export.cutting import compact_model
+from disp_llm.export.folding import fold_into_weights
+from disp_llm.export.fusing import _join, is_fused
+from disp_llm.masks.selection import Compensation, Masks, Selection
+
+
+def test_a_bias_is_what_pruned_inputs_would_have_added_on_average():
+    target = tiny_prunable("llama")
+    layout, kept = target.layout, masks_of("random", target.layout).kept
+    means = torch.randn(sum(shape.q + shape.intermediate for shape in layout.blocks))
+    selection = Selection(kept.float(), Compensation(mean_inputs=means))
+    masks, dense = Masks(layout, kept, selection), target.blocks[0]
+    weight = linear_at(dense, "mlp.down_proj").weight.detach().clone()
+    with fold_into_weights(target, masks):
+        compact = compact_model(target, masks)
+    of_site = dict(zip(layout.names, layout.split(kept), strict=True))
+    inside, written = (of_site[f"layers.0.{site}"] for site in ("mlp_mid", "mlp_out"))
+    q = layout.blocks[0].q
+    wanted = (weight @ means[q : q + len(inside)].masked_fill(inside, 0.0))[written]
+    bias = linear_at(compact.model.layers[0], "mlp.down_proj").bias
+    torch.testing.assert_close(bias.detach(), wanted)
+
+
+@pytest.mark.parametrize("with_bias", [(True, True, True), (True, False, True), (False, False)])
+def test_joined_layers_give_what_each_gave(with_bias):
+    layers = [nn.Linear(5, 3 + i, bias=own) for i, own in enumerate(with_bias)]
+    inputs = torch.randn(4, 5)
+    wanted = [layer(inputs).detach() for layer in layers]
+    model = nn.ModuleList(layers)
+    assert not is_fused(model)
+    _join(layers)
+    assert is_fused(model)
+    for layer, output in zip(layers, wanted, strict=True):
+        torch.testing.assert_close(layer(inputs), output)
+
+
+def test_the_room_offers_fuse_alone():
+    assert disp_llm.export.fuse.__name__ == "fuse"
+    with pytest.raises(AttributeError, match="has no attribute 'join'"):
+        disp_llm.export.join  # noqa: B018
