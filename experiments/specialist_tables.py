@@ -24,7 +24,7 @@ TITLES = {
     "task 0.7": "**by the task's loss**, keep 0.7",
     "task 0.5": "**by the task's loss**, keep 0.5",
     "task 0.3": "**by the task's loss**, keep 0.3",
-    "general 0.5": "pruned on general text first, keep 0.5",
+    "general 0.5": "pruned on WikiText-2 first, keep 0.5",
     "flap 0.5": "FLAP, keep 0.5",
     "flap 0.3": "FLAP, keep 0.3",
     "blocks 0.5": "every second block",
@@ -125,6 +125,7 @@ def draw_specialists(path: Path) -> None:
     axes.plot([one.megabytes for one in line], [100 * one.row["f1"] for one in line], color=PRUNED)
     scores = {name: 100 * one.row["f1"] for name, one in found.items()}
     sizes = {name: round(one.megabytes) for name, one in found.items()}
+    keeps: dict[int, str] = {}
     for size in dict.fromkeys(sizes.values()):  # the names of one size stand one above the other
         names = [name for name in found if sizes[name] == size]
         heights = apart([scores[name] - 1.2 for name in names], 1.05)
@@ -135,10 +136,19 @@ def draw_specialists(path: Path) -> None:
                 size, scores[name], 100 * found[name].row["f1_stderr"], marker="o", markersize=5,
                 color=color, capsize=2, linewidth=1,
             )  # fmt: skip
+            title, _, kept = TITLES[name].replace("**", "").partition(", keep ")
+            before = kept == "0.3"  # behind it stands the half
             axes.annotate(
-                TITLES[name].replace("**", ""), (size, height), xytext=(7, 0), va="center",
+                title, (size, height), xytext=(-7 if before else 7, 0), va="center",
+                ha="right" if before else "left",
                 textcoords="offset points", fontsize=8, color=color,
             )  # fmt: skip
+            keeps |= {size: f"keep {kept}"} if kept else {}
+    for size, kept in keeps.items():
+        axes.annotate(
+            kept, (size, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+            fontsize=8,
+        )  # fmt: skip
     axes.set_xlim(right=1.6 * max(sizes.values()))
     axes.set_xlabel("weights in bfloat16, MB")
     figure.savefig(path, dpi=160)
