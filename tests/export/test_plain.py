@@ -39,7 +39,7 @@ def uniform_folder(model_type: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "model_type",
-    "llama qwen2 qwen3 gemma2 cohere2 nemotron glm4 phi mixtral gpt_oss".split(),
+    "mixtral llama qwen2 qwen3 gemma2 gpt_oss cohere2 nemotron glm4 phi".split(),
 )
 def test_heads_of_one_number_are_the_original_class(model_type, tmp_path):
     folder = uniform_folder(model_type, tmp_path / "ours")
