@@ -21,7 +21,7 @@ from disp_llm.masks.selection import Masks, Selection
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
 
 
-def uniform_folder(model_type: str, folder: Path) -> Path:
+def uniform_folder(model_type: str, folder: Path, shard: str = "5GB") -> Path:
     """A tiny model of which every block has lost one of its two KV heads, and channels."""
     dense = tiny_prunable(model_type)
     target = PrunableModel(dense.model, dense.family, ("mlp_mid", HEADS))
@@ -32,7 +32,7 @@ def uniform_folder(model_type: str, folder: Path) -> Path:
     budget = Budget(target.layout, sites=target.sites, uniform=True)
     masks = Masks(target.layout, project(scores, budget, 0.7, 8).kept, Selection(scores))
     assert set(masks.widths[HEADS]) == {1}
-    export_folder(target, byte_tokenizer(), masks, folder, "5GB")
+    export_folder(target, byte_tokenizer(), masks, folder, shard)
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA card.\n")
     return folder
 
@@ -52,6 +52,13 @@ def test_heads_of_one_number_are_the_original_class(model_type, tmp_path):
     assert model.config.num_key_value_heads == 1
     wanted = AutoModelForCausalLM.from_pretrained(folder)(PROMPT).logits
     torch.testing.assert_close(model(PROMPT).logits, wanted, rtol=0, atol=1e-6)
+
+
+def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):
+    folder = uniform_folder("mixtral", tmp_path / "ours", "40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
+    assert [path.name for path in (tmp_path / "plain").glob("model*")] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(
