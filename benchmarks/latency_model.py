@@ -16,7 +16,7 @@ import torch
 from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.alignment import uneven_scores
-from disp_llm.evaluation.latency import latency_costs, measured_share
+from disp_llm.evaluation.latency import latency_costs, measured_time
 from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
@@ -61,8 +61,8 @@ def main() -> None:
     rows = []
     for seed in range(arguments.shapes):
         masks = random_masks(dense.layout, arguments.align, seed)
-        measured = measured_share(dense.model, compact_model(dense, masks), mix)
-        predicted = float(costs.cost(masks.counts))
+        measured, _ = measured_time(dense.model, compact_model(dense, masks), mix)
+        predicted = float(costs.cost(masks.counts) / costs.dense_cost)
         rows.append(
             {
                 "keep": float(Budget(dense.layout).keep(masks.counts)),

@@ -46,4 +46,5 @@ def test_sizes_are_shares_of_all_parameters(path):
         assert config.learn.estimator == "reinmax"
         stated = re.search(r"(\d+) % pruned", variant["name"])
         if stated:
-            assert config.shares == (pytest.approx(1 - int(stated[1]) / 100),)
+            (size,) = config.sizes
+            assert (size.amount, size.unit) == (pytest.approx(1 - int(stated[1]) / 100), "")

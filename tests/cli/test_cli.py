@@ -134,6 +134,18 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; give"),
         (["eval", "x", "--answer-tokens", "9"], "--answer-tokens: is of scored answers; give"),
         (["doctor", "x", "--fit", "2x8GB"], "--fit: '2x8GB' is no size; give one such as 8GB"),
+        (["doctor", "x", "--fit", "80ms"], "--fit: '80ms' is no size; give one such as 8GB"),
+        (
+            ["prune", "x", "--budget", "memory", "--target", "80ms"],
+            "--target: 80ms is in seconds, and memory counts bytes; give a number in (0, 1], or "
+            "bytes such as 6GB, or a --budget of latency",
+        ),
+        (["prune", "x", "--target", "6GB"], "6GB belongs to a --budget of bytes or memory; add"),
+        (
+            ["export", "x", "--budget", "latency", "--target", "700M"],
+            "--target: 700M is in parameters, and latency counts seconds; give a number in (0, 1]",
+        ),
+        (["compare", "x", "--methods", "latency", "--target", "80ms"], "--target: "),
         (["export", "x", "--most-lost", "0.9"], "--most-lost: 0.9; give 1 or more"),
         (["export", "x", "--most-lost", "2", "--no-measure"], "--most-lost: cannot be met without"),
         (["export", "x", "--most-lost", "2", "--keep", "1"], "--keep: given together with --most"),

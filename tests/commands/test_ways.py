@@ -227,17 +227,22 @@ def test_doctor_says_which_size_fits(llama_folder, tmp_path, text_file):
     flags = ("--workload-length", 64, "--workload-batch", 2)
     whole = examined(llama_folder, "--fit", "1GB", *flags)["fit"]
     assert whole["target"] == 1
-    some = examined(llama_folder, "--fit", f"{whole['dense_bytes'] * 0.7e-6:.6f}MB", *flags)["fit"]
+    fits = f"{whole['dense_bytes'] * 0.7e-6:.6f}MB"
+    some = examined(llama_folder, "--fit", fits, *flags)["fit"]
     assert some["target"] == pytest.approx(0.7, abs=2e-4)
-    assert some["target"] * whole["dense_bytes"] <= some["bytes"]
-    assert examined(llama_folder, "--fit", "0.001MB", *flags)["fit"]["target"] is None
+    none = examined(llama_folder, "--fit", "0.001MB", *flags)["fit"]
+    assert none["target"] is None
+    assert none["bytes"] < none["smallest_bytes"] < some["bytes"]
+    said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", fits, *flags).stderr
+    asked = " ".join(said.split()).partition("70.0% of it fits, prune ")[2].split()[:8]
+    assert asked == ["--budget", "memory", "--target", some["asked"], *map(str, flags)]
     done = run_command(
-        "prune", llama_folder, "--method", "magnitude", "--budget", "memory", "--target",
-        some["target"], *flags, "--text", text_file, "--output-dir", tmp_path / "run", "--json",
-        *SMALL,
+        "prune", llama_folder, "--method", "magnitude", *asked,
+        "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
+    assert made["target"] == pytest.approx(some["target"], rel=1e-12)  # counted alike
     assert 0.6 < made["share_of_budget"] <= some["target"]
     said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", "1GB", *flags).stderr
     assert "a KV cache of 2 × 64 tokens" in said

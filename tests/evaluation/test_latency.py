@@ -165,6 +165,31 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
     assert len(measured) == 2 * len(SHAPES)
 
 
+def test_costs_are_seconds_of_the_original(llama, monkeypatch, tmp_path):
+    """Its time is the median over everything that it was timed beside."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(latency, "paired", in_milliseconds())
+    lengths = torch.tensor(llama.layout.lengths)
+    first, again = (latency.latency_costs(llama, only(WORK), align=1) for _ in range(2))
+    for costs in (first, again):
+        assert costs.dense_cost == pytest.approx(0.2)
+        assert float(costs.cost(lengths)) == pytest.approx(0.2, rel=0.1)  # as the fit has it
+        half = Budget(llama.layout, costs).share(lengths // 2)
+        assert float(half) == pytest.approx(float(costs.cost(lengths // 2)) / 0.2)
+    assert torch.equal(first.mlp_read, again.mlp_read)
+
+
+def in_milliseconds():
+    """A machine on which the original takes 200 ms, but for one time that something else ran."""
+    first = iter([900.0])
+
+    def timed(dense, compact, workload, rounds) -> Pair:
+        of_dense = next(first, 200.0)
+        return Pair([1e-3 * of_dense], [1e-3 * of_dense * by_parameters(dense, compact)])
+
+    return timed
+
+
 def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
     """By weight, in forecasts and in measurements; the tables of the parts are those of each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -180,8 +205,8 @@ def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
     counts = torch.tensor(llama.layout.lengths) // 2
     wanted = [float(costs.cost(counts)) for costs in alone]
     assert float(mixed.cost(counts)) == pytest.approx(0.25 * wanted[0] + 0.75 * wanted[1])
-    found = latency.measured_share(llama.model, llama.model, Mix(parts, (0.25, 0.75)))
-    assert found == pytest.approx(0.25 * 0.3 + 0.75 * 0.1 + 0.5)
+    share, seconds = latency.measured_time(llama.model, llama.model, Mix(parts, (0.25, 0.75)))
+    assert share == seconds == pytest.approx(0.25 * 0.3 + 0.75 * 0.1 + 0.5)
 
 
 @pytest.fixture
@@ -216,7 +241,9 @@ def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog
     first, *others = json.loads(stored)["rows"]
     changed = [{"counts": [1]}, {"counts": [99] * 15}, {"share": "x"}, {"share": 0.0}]
     shapes = [[first | change, *others] for change in changed] + [others, [first, first, *others]]
-    damaged += [json.dumps({"rows": rows}).encode() for rows in shapes]
+    whole = json.loads(stored)
+    damaged += [json.dumps(whole | {"rows": rows}).encode() for rows in shapes]
+    damaged += [json.dumps(whole | {"dense_s": 0.0}).encode()]
     for content in damaged:
         caplog.clear()
         path.write_bytes(content)

@@ -154,7 +154,7 @@ def test_a_method_that_is_not_ours_begins_nowhere_else():
 def checked(config: PruneConfig) -> None:
     """What `prune` refuses before it loads anything, and before it makes a folder."""
     config.validate()
-    require_possible(config, config.shares)
+    require_possible(config, config.sizes)
 
 
 def constant(problem) -> Selection:

@@ -3,7 +3,6 @@
 Only where alignments are to be measured is the model itself needed.
 """
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +10,21 @@ from typing import Any
 
 import torch
 
+from disp_llm.commands.budgets import counted_costs
 from disp_llm.commands.front import Caller
 from disp_llm.commands.planning import sites_of, usual_settings
 from disp_llm.commands.ways import Way, ways
 from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig, MachineConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.targets import Target
 from disp_llm.evaluation.alignment import measured_alignments
 from disp_llm.evaluation.timing import Workload, fitted
-from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import memory_costs
+from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.loading import load, load_shapes
-from disp_llm.models.windows import require_positions
 from disp_llm.runs.progress import ProgressCallback
 
 
@@ -97,20 +94,19 @@ def fitting(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[s
         InputError: a sequence is longer than the model reads.
     """
     length, batch = config.workload_length, config.workload_batch
-    require_positions(empty.model, length, "workload_length")
-    memory = BudgetConfig("memory", target=(1.0,), workload_length=length, workload_batch=batch)
+    asked = Target.of(config.fit)
+    memory = BudgetConfig("memory", (str(asked),), workload_length=length, workload_batch=batch)
     sites = sites_of(PruneConfig(config.model, budget=memory), empty.family)
-    layout = replace(empty, sites=sites).layout
-    cached = cached_tokens(empty.model, length, batch)
-    budget = Budget(layout, memory_costs(layout, empty.parameters, itemsize, cached), sites)
-    share = math.floor(1e4 * min(1.0, config.memory / budget.dense_cost)) / 1e4
-    figures = {"bytes": config.memory, "dense_bytes": budget.dense_cost}
-    figures |= {"workload_length": length, "workload_batch": batch}
+    dense = replace(empty, sites=sites)
+    budget = Budget(dense.layout, counted_costs(memory, dense, itemsize), sites)
+    share = min(1.0, budget.share_of(asked))
+    figures = {"asked": str(asked), "bytes": asked.value, "dense_bytes": budget.dense_cost}
+    figures |= {"workload_length": length, "workload_batch": batch, "target": share}
     try:
-        project(torch.zeros(layout.entries), budget, share)
-    except InputError:
-        return figures | {"target": None}
-    return figures | {"target": share}
+        project(torch.zeros(budget.layout.entries), budget, share)
+    except TooSmall as error:
+        return figures | {"target": None, "smallest_bytes": error.least * budget.dense_cost}
+    return figures
 
 
 def ways_of(config: DoctorConfig, empty: PrunableModel, device: torch.device) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.targets import Target
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
@@ -55,7 +56,7 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
     caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
-    settled = (*stored.learned_shares, *(config.shares or (1.0,)))
+    settled = (*stored.learned_sizes, *(config.sizes or (Target(1.0),)))
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run), caller.watching() as progress:
         run = Run(config.run, config.anyway)
@@ -65,7 +66,7 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
                 field=str(run.folder),
                 hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
             )
-        run.forget_deleted(stored.budget.size_name(share) for share in stored.shares)
+        run.forget_deleted(map(stored.budget.size_name, stored.sizes))
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
@@ -73,15 +74,15 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
         problem = export.problem
         selection = load_masks(run.logits_file, problem.budget.layout).selection
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        shares = config.shares
+        sizes = config.sizes
         if config.most_lost:
             assert not isinstance(export, PlainExport), "it was refused"
             least = _smallest_learned(stored, run)
-            shares = (smallest_within(config.most_lost, least, export, selection),)
+            sizes = (Target(smallest_within(config.most_lost, least, export, selection)),)
         writer = SizeWriter(problem, export, stored.first_size, suffix, config.force)
-        writer.write(selection, shares)
+        writer.write(selection, sizes)
         result = run.result()
-        names = [writer.name(share) for share in shares]
+        names = list(map(writer.name, sizes))
         figures = result | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
@@ -147,7 +148,7 @@ def smallest_within(
 def _smallest_learned(stored: PruneConfig, run: Run) -> float:
     """The smallest keep that a run learned for; of one whose budget was another, that it has."""
     if stored.budget.budget == "params":
-        return min(stored.learned_shares)
+        return min(size.amount for size in stored.learned_sizes)
     found = run.figures
     return min((size.keep for size in found.models), default=1.0) if found else 1.0
 
@@ -164,12 +165,12 @@ def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
     that its own budget gave it."""
     return replace(
         stored,
-        keep=config.shares or stored.keep,
+        keep=config.keep or stored.keep,
         frozen=FrozenConfig(shard="no", offload=stored.frozen.offload),  # nothing is learned
         training=replace(stored.training, gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
-        budget=replace(config.budget, target=config.shares),
+        budget=config.budget,
         machine=replace(stored.machine, device=config.device),
         export=replace(
             stored.export,

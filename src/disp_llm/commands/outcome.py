@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.share import SaveConfig
+from disp_llm.config.targets import Target
 from disp_llm.export.sharing import save
 from disp_llm.masks.selection import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
@@ -36,8 +37,9 @@ class PruneResult:
         """The models, with their figures, in the order in which they were asked for."""
         return run_figures(self.figures, str(Run(self.folder).result_file)).models
 
-    def size(self, share: float | None = None) -> SizeResult:
-        """The figures of one size; without a share, of the first that was asked for.
+    def size(self, share: float | str | None = None) -> SizeResult:
+        """The figures of one size, a share or as it was asked for (`6GB`); without one, of the
+        first that was asked for.
 
         Raises:
             InputError: the run has no such size.
@@ -46,7 +48,11 @@ class PruneResult:
         if share is None:
             first = self.figures["first_size"]
             return next((s for s in sizes if s.size == first), sizes[0])
-        found = [s for s in sizes if abs(s.share_asked - share) < 1e-9]
+        asked = Target.of(share)
+        if asked.unit:
+            found = [s for s in sizes if s.asked == str(asked)]
+        else:
+            found = [s for s in sizes if abs(s.share_asked - asked.amount) < 1e-9]
         if not found:
             raise InputError(
                 f"{share} is not among {', '.join(s.size for s in sizes)}",
@@ -55,7 +61,7 @@ class PruneResult:
             )
         return found[0]
 
-    def model(self, share: float | None = None) -> PreTrainedModel:
+    def model(self, share: float | str | None = None) -> PreTrainedModel:
         """The smaller model of that size, with weights that can be trained.
 
         Raises:
@@ -64,7 +70,7 @@ class PruneResult:
         stored = self.figures["dtype"]
         return trainable(str(self._model_folder(share)), self.device, stored)
 
-    def masks(self, share: float | None = None) -> dict[str, Tensor]:
+    def masks(self, share: float | str | None = None) -> dict[str, Tensor]:
         """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
         int64.
 
@@ -76,11 +82,11 @@ class PruneResult:
         kept = kept_by_site(path, size.widths_full)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
-    def _model_folder(self, share: float | None) -> Path:
+    def _model_folder(self, share: float | str | None) -> Path:
         """Where the model of a size lies, wherever the run has been moved."""
         return Run(self.folder).model_folder(self.size(share).size, self.figures["first_size"])
 
-    def save(self, folder: str | Path, share: float | None = None) -> Path:
+    def save(self, folder: str | Path, share: float | str | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place.
 
         Raises:

@@ -4,31 +4,22 @@ import math
 
 import torch
 
-from disp_llm.commands.sizes import timed_mix
+from disp_llm.commands.budgets import budget_of, shares_of
 from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
+from disp_llm.config.targets import Target
 from disp_llm.data.tokens import Corpus, Texts
 from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.alignment import chosen_alignment
-from disp_llm.evaluation.latency import latency_costs
-from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.costs import (
-    CostModel,
-    byte_costs,
-    flop_costs,
-    memory_costs,
-    parameter_costs,
-    total_costs,
-)
+from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import all_methods, method_named, start_named
 from disp_llm.methods.parts.method import Method
 from disp_llm.models.architectures import Family
-from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
@@ -71,7 +62,8 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     if config.uniform:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     budget = budget_of(job, dense, align, chunk_of(config, dense, align))
-    return PruningProblem(dense, Corpus(()), budget, config.learned_shares, align, job)
+    shares = shares_of(config.learned_sizes, budget, align)
+    return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 
 
 def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
@@ -85,69 +77,17 @@ def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
     return math.gcd(config.chunk or usual, dense.layout.blocks[0].hidden)
 
 
-def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> Budget:
-    """Counts what the settings name; times compact models first where that is latency."""
-    settings, layout = job.config.budget, dense.layout
-    costs = None
-    if settings.budget == "flops":
-        costs = flop_costs(layout, dense.head_weight.numel())
-    elif settings.budget == "total":
-        costs = total_costs(layout, dense.parameters)
-        _require_room_for_blocks(costs, settings.target)
-    elif settings.budget == "bytes":
-        costs = byte_costs(layout, dense.parameters, dense.head_weight.element_size())
-    elif settings.budget == "memory":
-        require_positions(dense.model, settings.workload_length, "workload_length")
-        cached = cached_tokens(dense.model, settings.workload_length, settings.workload_batch)
-        costs = memory_costs(layout, dense.parameters, dense.head_weight.element_size(), cached)
-    elif settings.budget == "active":
-        costs = parameter_costs(layout, counts_chosen=True)
-    elif settings.budget == "latency":
-        if layout.has_experts:
-            raise InputError(
-                "cannot be foretold of a mixture of experts",
-                field="budget",
-                hint="give active, which counts what a token uses",
-            )
-        # Not shortened where the default is too long: the name of a size tells the length.
-        decoded = "decode" in settings.workload  # one token more than are cached
-        longest = settings.workload_length + decoded
-        require_positions(dense.model, longest, "workload_length")
-        progress = job.count("timing compact models")
-        costs = latency_costs(dense, timed_mix(settings), align, chunk, progress)
-    config = job.config
-    constrained = config.learn.constrained and config.method == "learned"
-    return Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk, constrained)
-
-
-def _require_room_for_blocks(costs: CostModel, targets: tuple[float, ...]) -> None:
-    """Refuses a share of all parameters that what lies outside of the blocks has already.
-
-    Raises:
-        InputError: naming that share.
-    """
-    outside = costs.constant_cost / costs.dense_cost
-    for target in targets:
-        if target <= outside:
-            raise InputError(
-                f"{target} of all parameters leaves none for the blocks: embeddings, norms and "
-                f"head, which stay, are {outside:.4f}",
-                field="target",
-                hint="ask for more, or count block parameters alone by `keep`",
-            )
-
-
 def refuse_impossible(problem: PruningProblem) -> None:
     """Refuses, before any work and before a folder exists, a size below the smallest model and
     windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
-    require_possible(config, config.learned_shares)
+    require_possible(config, config.learned_sizes)
     require_known_blocks(problem)
     if config.learn.minutes and not method_named(config.method).learns:
         raise InputError(
             f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
         )
-    for share in config.learned_shares:
+    for share in problem.keeps:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
     for field, tokens in windows_of(config).items():
         require_positions(model, tokens, field)
@@ -229,7 +169,7 @@ WRITING = 0.2
 """Share of `minutes` in which the model writes its own words."""
 
 
-def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
+def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
     """Refuses what the method cannot give.
 
     Raises:
@@ -262,7 +202,7 @@ def require_possible(config: PruneConfig, shares: tuple[float, ...]) -> None:
             field="sites",
             hint=f"leave {' and '.join(BRANCHES)} out",
         )
-    if method.one_size and len(shares) > 1:
+    if method.one_size and len(sizes) > 1:
         raise InputError(
             f"the method {method.name} chooses for one size at a time",
             field="keep",

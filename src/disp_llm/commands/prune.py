@@ -119,7 +119,7 @@ def _in_its_folder(
 ) -> PruneResult:
     """Everything, in a folder that is locked and fits the settings."""
     run = Run(config.output_dir, config.anyway)
-    run.forget_deleted(config.budget.size_name(share) for share in config.shares)
+    run.forget_deleted(map(config.budget.size_name, config.sizes))
     if run.is_done:
         run.require_whole()
         inputs.require_same(run)
@@ -203,7 +203,7 @@ def export_all(
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     export = measured_export(problem, measuring, holding)
-    SizeWriter(problem, export, config.first_size).write(selection, config.shares)
+    SizeWriter(problem, export, config.first_size).write(selection, config.sizes)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
 
@@ -307,6 +307,7 @@ def choose(problem: PruningProblem) -> Selection:
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
-        masks_of(problem, selection, config.shares[0]).save(path, with_adapters=True)
+        first = problem.budget.share_of(config.sizes[0])
+        masks_of(problem, selection, first).save(path, with_adapters=True)
         job.run.update(path)
     return selection

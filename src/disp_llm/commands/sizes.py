@@ -17,7 +17,9 @@ from disp_llm.commands.exporting import (
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
-from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_share
+from disp_llm.config.targets import Target
+from disp_llm.evaluation.cache import cache_folder
+from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
 from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
@@ -35,6 +37,10 @@ from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
 logger = logging.getLogger(__name__)
+
+AS_TIMED = 0.1
+"""How far from what was asked for, relative to it, the time of a model may be that has the share:
+machines are not equally fast at all times."""
 
 
 def timed_mix(settings: BudgetConfig) -> Mix:
@@ -68,7 +74,7 @@ class SizeWriter:
     force: bool = False
     """Whether a folder that this run has not written is replaced."""
 
-    def write(self, selection: Selection, shares: tuple[float, ...]) -> None:
+    def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
         yet if that is asked for.
 
@@ -77,24 +83,25 @@ class SizeWriter:
         """
         run, settings = self.problem.job.run, self.problem.job.config.budget
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
-        for share in shares:
-            size = self.name(share)
-            files = self.files(size)
-            if size in found and all(run.has(path) for path in files):
-                there = from_json(SizeResult, found[size], str(run.result_file))
-                self._require_same_share(share, there)
+        for size in sizes:
+            name = self.name(size)
+            files = self.files(name)
+            if name in found and all(run.has(path) for path in files):
+                there = from_json(SizeResult, found[name], str(run.result_file))
+                self._require_same_share(size, there)
                 if there.measured or not self.export.measures:
                     continue
-            self._require_free(size, files[1])
+            self._require_free(name, files[1])
             run.forget(files[1])
             if settings.budget == "latency":
-                masks, timing = self._masks_in_time(selection, share)
+                masks, timing = self._masks_in_time(selection, size)
             else:
+                share = self.problem.budget.share_of(size)
                 masks, timing = masks_of(self.problem, selection, share), {}
-            written = self._write_one(masks, share, timing)
+            written = self._write_one(masks, size, timing)
             times = shares_of_time(written.speed)
-            found[size] = as_json(written) | ({"measured": times} if times else {})
-            found[size]["provenance"] = self._made_by()
+            found[name] = as_json(written) | ({"measured": times} if times else {})
+            found[name]["provenance"] = self._made_by()
             run.update(*files, models=list(found.values()))
 
     def _made_by(self) -> Provenance:
@@ -103,44 +110,48 @@ class SizeWriter:
         job = self.problem.job
         return provenance(job.config.machine.seed, job.command)
 
-    def name(self, share: float) -> str:
+    def name(self, size: Target) -> str:
         """What a size is called in results and file names."""
-        return self.problem.job.config.budget.size_name(share) + self.suffix
+        return self.problem.job.config.budget.size_name(size) + self.suffix
 
-    def files(self, size: str) -> tuple[Path, Path]:
+    def files(self, name: str) -> tuple[Path, Path]:
         """Masks file and folder of a size."""
         run = self.problem.job.run
-        return run.masks_file(size, self.first_size), run.model_folder(size, self.first_size)
+        return run.masks_file(name, self.first_size), run.model_folder(name, self.first_size)
 
-    def _require_same_share(self, share: float, there: SizeResult) -> None:
-        """Refuses a size that would be called what another one is called."""
-        if share != there.share_asked:
+    def _require_same_share(self, size: Target, there: SizeResult) -> None:
+        """Refuses a share that would be called what another one is called; an absolute has all of
+        its digits in its name."""
+        if not size.unit and size.amount != there.share_asked:
             field = "keep" if self.problem.job.config.budget.budget == "params" else "target"
             raise InputError(
-                f"{share} would be called {there.size}, as the {there.share_asked} that is there",
+                f"{size} would be called {there.size}, as the {there.share_asked} that is there",
                 field=field,
                 hint="give numbers that differ in their first six digits",
             )
 
-    def _require_free(self, size: str, folder: Path) -> None:
+    def _require_free(self, name: str, folder: Path) -> None:
         """Refuses to replace what this run has not written."""
         written = (figures_of(folder) or {}).get("size")  # by an attempt that was killed then
-        if folder.exists() and not self.force and written != size:
+        if folder.exists() and not self.force and written != name:
             raise InputError(
                 f"{folder} exists and holds something else",
                 field="keep",
                 hint="move it away, or add `force` to replace it",
             )
 
-    def _masks_in_time(self, selection: Selection, target: float) -> tuple[Masks, dict[str, Any]]:
+    def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, dict[str, Any]]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         job, dense = self.problem.job, self.problem.dense
-        mix, stage = timed_mix(job.config.budget), f"latency {target:g}: measuring"
+        target = self.problem.budget.share_of(size)
+        mix, stage = timed_mix(job.config.budget), f"latency {size.name}: measuring"
+        seconds: dict[float, float] = {}
 
         def measure(share: float) -> float:
             job.progress(stage, 0, 1, {})
             compact = compact_model(dense, masks_of(self.problem, selection, share))
-            return measured_share(dense.model, compact, mix)
+            found, seconds[share] = measured_time(dense.model, compact, mix)
+            return found
 
         share, attempts = corrected(target, measure)
         job.progress(stage, 1, 1, {})
@@ -150,20 +161,27 @@ class SizeWriter:
                 "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
                 100 * target, len(attempts), 100 * measured,
             )  # fmt: skip
-        figures = {"work": mix.name, "measured_share": measured, "attempts": attempts}
+        elif size.unit and abs(seconds[share] / size.value - 1) > AS_TIMED:
+            logger.warning(
+                "asked for %s, %.1f %% of the original's time when compact models were timed; now "
+                "that share takes %s: to have them timed anew, delete %s",
+                size, 100 * target, size.like(seconds[share]), cache_folder(),
+            )  # fmt: skip
+        figures: dict[str, Any] = {"work": mix.name, "measured_share": measured}
+        figures |= {"measured_ms": 1e3 * seconds[share], "attempts": attempts}
         return masks_of(self.problem, selection, share), figures
 
-    def _write_one(self, masks: Masks, share: float, timing: dict[str, Any]) -> SizeResult:
+    def _write_one(self, masks: Masks, size: Target, timing: dict[str, Any]) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
         job = self.problem.job
-        budget, share_name = job.config.budget.budget, f"{share:g}{self.suffix}"
-        name = f"keep {share_name}" if budget == "params" else f"{budget} {share_name}"
-        masks_file, folder = self.files(self.name(share))
+        budget, size_name = job.config.budget.budget, f"{size.name}{self.suffix}"
+        name = f"keep {size_name}" if budget == "params" else f"{budget} {size_name}"
+        masks_file, folder = self.files(self.name(size))
         with atomic(folder) as written:
             exported = self.export.write(masks, name, written)
             self._require_counted(exported.model, masks)
             of_files = {"bytes": weight_bytes(written), "latency": timing}
-            result = self._result(exported.model, masks, share, **of_files, **exported.figures)
+            result = self._result(exported.model, masks, size, **of_files, **exported.figures)
             write_card(written, result, job.run.result())
             write_sums(written)
             if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
@@ -172,16 +190,17 @@ class SizeWriter:
         return result
 
     def _result(
-        self, compact: PrunableModel, masks: Masks, share: float, **measured: Any
+        self, compact: PrunableModel, masks: Masks, size: Target, **measured: Any
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        size, original = self.name(share), self.problem.job.run.dense
+        name, original = self.name(size), self.problem.job.run.dense
         assert original is not None, "shares are of it"
         return SizeResult(
-            size=size,
+            size=name,
             budget=self.problem.job.config.budget.budget,
-            share_asked=share,
+            share_asked=self.problem.budget.share_of(size),
+            asked=str(size) if size.unit else None,
             keep=compact.block_parameters / original.block_parameters,
             keep_total=compact.parameters / original.parameters,
             parameters=compact.parameters,
@@ -198,7 +217,7 @@ class SizeWriter:
             adapter_rank=masks.compensation.adapter_rank,
             learned_weights=masks.compensation.learned_weights,
             widths_full=masks.layout.largest_widths,
-            folder=str(self.files(size)[1]),
+            folder=str(self.files(name)[1]),
             **measured,
         )
 

@@ -15,11 +15,9 @@ from disp_llm.config.checks import (
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import BudgetConfig
+from disp_llm.config.targets import BYTES, Target
 
-UNITS = {"MB": 1e6, "MiB": 2.0**20, "GB": 1e9, "GiB": 2.0**30}
-MEMORY = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})")
-"""`80GB`: a size and its unit."""
-DEVICES = re.compile(rf"(?:(\d+)x)?({MEMORY.pattern})")
+DEVICES = re.compile(r"(?:(\d+)x)?(\d.*)")
 """`4x80GB`: how many, and the memory of each."""
 
 
@@ -46,7 +44,8 @@ class DoctorConfig:
     """Other devices to compare with, such as 80GB or 4x80GB. Default: what is here."""
     fit: str = ""
     """Memory that the model is to run in, such as 8GB, for its weights and the KV cache of
-    --workload-batch sequences of --workload-length tokens: say which size fits."""
+    --workload-batch sequences of --workload-length tokens: say what share of them fits, and how
+    to ask `prune` for it."""
     workload_length: int = BudgetConfig.workload_length
     """Tokens of a sequence in that cache."""
     workload_batch: int = BudgetConfig.workload_batch
@@ -91,5 +90,8 @@ class DoctorConfig:
 
 def _bytes(said: str) -> float:
     """What a size with its unit is; 0 where it is none."""
-    found = MEMORY.fullmatch(said)
-    return float(found[1]) * UNITS[found[2]] if found else 0.0
+    try:
+        found = Target.of(said)
+    except InputError:
+        return 0.0
+    return found.value if found.counts == BYTES else 0.0

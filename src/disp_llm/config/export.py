@@ -10,6 +10,7 @@ import tyro
 from disp_llm.config.checks import require_paths
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig, OutputConfig
+from disp_llm.config.targets import Target
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class ExportConfig:
     """Device to run on: cpu, cuda, ...; everything else is taken from the run."""
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        """The sizes that are to be written, as shares of what the budget limits."""
-        return self.budget.shares(self.keep)
+    def sizes(self) -> tuple[Target, ...]:
+        """The sizes that are to be written, of what the budget limits."""
+        return self.budget.sizes(self.keep)
 
     def validate(self) -> None:
         """Refuses sizes that no model has.

@@ -6,7 +6,9 @@ use.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from disp_llm.config.checks import (
     require_at_least,
@@ -25,6 +27,7 @@ from disp_llm.config.names import (
     TextPath,
     is_mixture,
 )
+from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,13 @@ class BudgetConfig:
     --workload-batch sequences of --workload-length tokens (memory), the time of --workload,
     measured on this machine (latency), or, of mixtures of experts, the block parameters that a
     token uses (active)."""
-    target: tuple[float, ...] = ()
-    """Share of all of the dense model's parameters, of its FLOPs, bytes, memory, time or active
-    parameters that is kept, in (0, 1]; in place of --keep."""
+    target: Annotated[
+        tuple[float | str, ...], tyro.conf.arg(metavar="[SHARE|SIZE [SHARE|SIZE ...]]")
+    ] = ()
+    """In place of --keep: share of all of the dense model's parameters, of its FLOPs, bytes,
+    memory, time or active parameters that is kept, in (0, 1]; or what is to be left of them at
+    most: 700M or 1.2B for --budget total, 512MB, 6GB or 5.5GiB for bytes and memory, 80ms or 0.4s
+    for latency."""
     workload: tuple[Literal["prefill", "decode"], ...] = ("prefill",)
     """What --budget latency times: a prompt, one token after as many cached ones, or both."""
     workload_weights: tuple[float, ...] = ()
@@ -208,14 +215,15 @@ class BudgetConfig:
         """Refuses a budget without its sizes, or sizes of another budget."""
         if self.budget == "params":
             if self.target:
+                size = Target.of(self.target[0])
                 raise InputError(
-                    "belongs to a `budget` of total, flops, bytes, memory, latency or active",
+                    f"{size} belongs to a `budget` of {budgets_of(size)}",
                     field="target",
                     hint="add that, or give `keep`",
                 )
             require_sizes(keep=keep)
         else:
-            require_sizes(target=self.target)
+            self._validate_targets()
         require_at_least(
             1, workload_length=self.workload_length, workload_batch=self.workload_batch
         )
@@ -225,17 +233,37 @@ class BudgetConfig:
         weights = self.workload_weights
         require_weights(len(self.workload), "of `workload`", workload_weights=weights)
 
-    def shares(self, keep: tuple[float, ...]) -> tuple[float, ...]:
-        """The sizes that are to be written, as shares of what the budget limits."""
-        return keep if self.budget == "params" else self.target
+    def _validate_targets(self) -> None:
+        sizes = self.sizes(())
+        for size in sizes:
+            require_of_budget(size, self.budget)
+            if size.unit and len(self.workload) > 1 and self.budget == "latency":
+                raise InputError(
+                    f"{size} is the time of one thing, and {' and '.join(self.workload)} are timed",
+                    field="target",
+                    hint="name one of them as `workload`, or give shares",
+                )
+        shares = tuple(size.amount for size in sizes if not size.unit)
+        if shares or not sizes:
+            require_sizes(target=shares)
+        if len(set(sizes)) < len(sizes):
+            raise InputError("a size is repeated", field="target", hint="give each size once")
 
-    def size_name(self, share: float) -> str:
-        """`0.6`, `bytes-0.6`, `memory-8192x8-0.6` or `latency-prefill-512-0.6`: what a size of a
+    def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
+        """The sizes that are to be written, of what the budget limits.
+
+        Raises:
+            InputError: a target is neither a share nor a number with a unit.
+        """
+        return tuple(map(Target.of, keep if self.budget == "params" else self.target))
+
+    def size_name(self, size: Target) -> str:
+        """`0.6`, `bytes-0.6`, `memory-8192x8-6GB` or `latency-prefill-512-80ms`: what a size of a
         run is called in results and file names."""
         if self.budget == "params":
-            return f"{share:g}"
+            return size.name
         of = {"latency": f"{self._phases}-{self._tokens}-", "memory": f"{self._tokens}-"}
-        return f"{self.budget}-{of.get(self.budget, '')}{share:g}"
+        return f"{self.budget}-{of.get(self.budget, '')}{size.name}"
 
     @property
     def _phases(self) -> str:

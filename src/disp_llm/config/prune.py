@@ -34,6 +34,7 @@ from disp_llm.config.parts import (
     ScoreConfig,
     TextConfig,
 )
+from disp_llm.config.targets import Target
 from disp_llm.config.words import OwnWordsConfig
 
 
@@ -108,19 +109,19 @@ class PruneConfig:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        """The sizes that are to be written, as shares of what the budget limits."""
-        return self.budget.shares(self.keep)
+    def sizes(self) -> tuple[Target, ...]:
+        """The sizes that are to be written, of what the budget limits."""
+        return self.budget.sizes(self.keep)
 
     @property
     def first_size(self) -> str:
         """Name of the size whose masks file carries the logits of the run."""
-        return self.budget.size_name(self.shares[0])
+        return self.budget.size_name(self.sizes[0])
 
     @property
-    def learned_shares(self) -> tuple[float, ...]:
+    def learned_sizes(self) -> tuple[Target, ...]:
         """The sizes that are learned for: these, and the ends of the range."""
-        return tuple(dict.fromkeys((*self.shares, *self.keep_range)))
+        return tuple(dict.fromkeys((*self.sizes, *map(Target, self.keep_range))))
 
     @property
     def curve_shares(self) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ M measured shapes.
 import hashlib
 import json
 import logging
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -85,6 +86,8 @@ class TimedShape:
 class LatencyTable:
     """All shapes of a model under a workload."""
 
+    dense_s: Positive
+    """The dense model's time, the median over all rounds of all shapes."""
     rows: Annotated[list[TimedShape], Meta(min_length=len(SHAPES), max_length=len(SHAPES))]
 
 
@@ -95,23 +98,25 @@ def latency_costs(
     chunk: int = 1,
     on_shape: Callable[[int, int], None] = lambda done, total: None,
 ) -> CostModel:
-    """Costs as shares of the dense model's time for a mix of workloads, from the cache or measured
-    now.
+    """Costs in seconds of a workload, from the cache or measured now; of a mix of several, by their
+    weights, as shares of the dense model's time for each.
 
     Args:
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
         on_shape: called with (done, total) after every compact model that is timed.
     """
-    parts = []
+    found = []
     for number, workload in enumerate(mix.workloads):
         before, total = number * len(SHAPES), len(mix.workloads) * len(SHAPES)
 
         def tick(done: int, before: int = before, total: int = total) -> None:
             on_shape(before + done, total)
 
-        parts.append(_costs_of(target, workload, align, chunk, tick))
-    return weighted(*zip(mix.weights, parts, strict=True))
+        found.append(_costs_of(target, workload, align, chunk, tick))
+    if len(found) == 1:
+        return weighted(*found)
+    return weighted(*zip(mix.weights, [shares for _, shares in found], strict=True))
 
 
 def _costs_of(
@@ -120,29 +125,30 @@ def _costs_of(
     align: int,
     chunk: int,
     on_shape: Callable[[int], None],
-) -> CostModel:
-    """The same for one workload."""
+) -> tuple[float, CostModel]:
+    """The dense model's seconds for one workload, and costs as shares of them."""
     # Branches are timed by themselves also where none is to be pruned.
     timed = replace(target, sites=tuple(dict.fromkeys((*target.sites, *BRANCHES))))
     layout = timed.layout
     name = f"{table_key(target.model, asdict(workload), align, chunk, layout.sites)}.json"
     found: LatencyTable | None = cached(name, LatencyTable)
-    rows = found.rows if found else []
-    if not all(_fits(row, layout) for row in rows):
+    if found and not all(_fits(row, layout) for row in found.rows):
         logger.warning("%s: is of another model; %s", cache_folder() / name, IGNORED)
-        rows = []
-    if not rows:
+        found = None
+    if found is None:
+        rows, of_dense = [], []
         for done, shape in enumerate(SHAPES, start=1):
             masks = masks_of_shape(layout, shape, align, chunk)
             pair = paired(target.model, compact_model(timed, masks), workload, ROUNDS)
             rows.append(TimedShape(masks.counts.tolist(), pair.least_share))
+            of_dense += pair.first
             on_shape(done)
-        told = {"workload": workload.name, "hardware": hardware()}
-        keep(name, told | {"rows": [asdict(row) for row in rows]})
+        found = LatencyTable(statistics.median(of_dense), rows)
+        keep(name, {"workload": workload.name, "hardware": hardware()} | asdict(found))
     whole = TimedShape(list(layout.lengths), 1.0)  # known without a watch
-    counts = torch.tensor([row.counts for row in (whole, *rows)])
-    shares = torch.tensor([row.share for row in (whole, *rows)], dtype=torch.float64)
-    return for_sites(fit(layout, counts, shares), target.layout)
+    counts = torch.tensor([row.counts for row in (whole, *found.rows)])
+    shares = torch.tensor([row.share for row in (whole, *found.rows)], dtype=torch.float64)
+    return found.dense_s, for_sites(fit(layout, counts, shares), target.layout)
 
 
 def _fits(row: TimedShape, layout: Layout) -> bool:
@@ -195,10 +201,17 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
     return Masks(layout, layout.without_dropped(kept), Selection(noise))
 
 
-def measured_share(dense: PreTrainedModel, compact: PreTrainedModel, mix: Mix) -> float:
-    """The compact model's time for a mix of workloads as a share of the dense one's."""
-    pairs = zip(mix.weights, mix.workloads, strict=True)
-    return sum(weight * paired(dense, compact, work, ROUNDS).share for weight, work in pairs)
+def measured_time(
+    dense: PreTrainedModel, compact: PreTrainedModel, mix: Mix
+) -> tuple[float, float]:
+    """The compact model's time for a mix of workloads: as a share of the dense one's, and in
+    seconds, both by the weights of the mix."""
+    share = seconds = 0.0
+    for weight, workload in zip(mix.weights, mix.workloads, strict=True):
+        pair = paired(dense, compact, workload, ROUNDS)
+        share += weight * pair.share
+        seconds += weight * statistics.median(pair.second)
+    return share, seconds
 
 
 def corrected(target: float, measure: Callable[[float], float]) -> tuple[float, list[Any]]:

@@ -308,11 +308,13 @@ def _header(size: SizeResult, source: dict[str, str], measured_on: str) -> str:
 
 def _budget(size: SizeResult) -> str:
     """A row for what the budget limited, where that was not block parameters."""
+    asked = f", for {size.asked} at most" if size.asked else ""
     if size.latency:
-        return f"| time of {size.latency['work']}, measured | | | {size.share_measured:.2%} |\n"
+        work = f"time of {size.latency['work']}, measured{asked}"
+        return f"| {work} | | | {size.share_measured:.2%} |\n"
     if size.budget == "params":
         return ""
-    return f"| {size.budget}, counted | | | {size.share_of_budget:.2%} |\n"
+    return f"| {size.budget}, counted{asked} | | | {size.share_of_budget:.2%} |\n"
 
 
 def _scores(size: SizeResult) -> str:

@@ -9,6 +9,7 @@ pruned together: `align` of one site, of each of its lanes, and of each of the s
 alike; P pieces of groups, each of one site.
 """
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -18,11 +19,24 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
+from disp_llm.config.targets import Target
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
 from disp_llm.masks.layout import STREAM_SITES, Layout, group_size
 
 INSIDE = ("mlp_mid", EXPERTS, HEADS)
 """Sites inside of a branch, of which a uniform model keeps as many in every block."""
+
+
+class TooSmall(InputError):
+    """A size below the smallest model, which has the share `least` of the dense model's cost."""
+
+    def __init__(self, what: str, *, field: str, hint: str, least: float):
+        super().__init__(what, field=field, hint=hint)
+        self.least = least
+
+    def __reduce__(self):
+        kind = functools.partial(type(self), field=self.field, hint=self.hint, least=self.least)
+        return kind, (self.what,)
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,10 @@ class Budget:
         """The same as a share of the dense model's cost."""
         return self.cost(counts) / self.dense_cost
 
+    def share_of(self, size: Target) -> float:
+        """A size as a share of the dense model's cost; an absolute is in the unit of the costs."""
+        return size.value / self.dense_cost if size.unit else size.amount
+
     def block_parameters(self, counts: Tensor) -> Tensor:
         """T(s), from the ones of each of the S sites; exact in float64 and differentiable.
 
@@ -179,7 +197,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     counts nothing, but stays in the masks: it is what it would come back with.
 
     Raises:
-        InputError: even the best group of every site is more than the budget.
+        TooSmall: even the best group of every site is more than the budget.
     """
     layout = budget.layout
     scores = layout.by_chunks(scores.detach(), budget.chunk)
@@ -266,7 +284,7 @@ class _Groups:
             may_be_whole: sites that count with all of their entries where they are hardly cut.
 
         Raises:
-            InputError: what is kept anyway is more than that.
+            TooSmall: what is kept anyway is more than that.
         """
         order = torch.argsort(
             self.means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True
@@ -283,10 +301,12 @@ class _Groups:
 
         low, high = int(kept_anyway.sum()), len(order)  # low fits, everything above high does not
         if cost(low) > allowed:
-            raise InputError(
-                f"{share} is less than the smallest model, {cost(low) / budget.dense_cost:.2g}",
+            least = cost(low) / budget.dense_cost
+            raise TooSmall(
+                f"{share} is less than the smallest model, {least:.2g}",
                 field=budget.field,
                 hint="ask for more, for a smaller `align`, or for more `sites`",
+                least=least,
             )
         passed_over = (*BRANCHES, EXPERTS, *((HEADS,) if budget.uniform else ()))
         large = torch.tensor([site in passed_over for site in budget.layout.sites])

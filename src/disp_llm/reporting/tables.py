@@ -74,7 +74,7 @@ def show_examination(result: dict[str, Any]) -> None:
 
 
 def _fit_said(fit: dict[str, Any]) -> str:
-    """Which size so many bytes hold, and how to ask for it."""
+    """What share of the original so many bytes hold, and how to ask for it."""
     length, batch, target = fit["workload_length"], fit["workload_batch"], fit["target"]
     sequences = f"{batch} × " if batch > 1 else ""
     said = (
@@ -82,11 +82,12 @@ def _fit_said(fit: dict[str, Any]) -> str:
         f"of which the original takes {fit['dense_bytes'] / 1e9:.3g} GB: "
     )
     if target is None:
-        return said + "no size is as small"
+        return f"{said}no size is as small, the smallest takes {fit['smallest_bytes'] / 1e9:.3g} GB"
     if target == 1:
         return said + "it fits as it is"
-    flags = f"--budget memory --target {target:g} --workload-length {length}"
-    return f"{said}prune {flags}" + (f" --workload-batch {batch}" if batch > 1 else "")
+    flags = f"--budget memory --target {fit['asked']} --workload-length {length}"
+    flags += f" --workload-batch {batch}" if batch > 1 else ""
+    return f"{said}{target:.1%} of it fits, prune {flags}"
 
 
 def _show_alignments(alignments: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -123,10 +123,12 @@ class DenseResult:
 
 
 class Timing(TypedDict):
-    """What was timed, the measured share of the dense model's time, and all attempts."""
+    """What was timed, the measured share of the dense model's time, what the model itself took (not
+    known in older results), and all attempts."""
 
     work: str
     measured_share: Positive
+    measured_ms: NotRequired[Positive]
     attempts: list[dict[str, Amount]]
 
 
@@ -172,6 +174,9 @@ class SizeResult:
     widths_full: dict[str, Size]
     """Width of every site in the dense model, of the block where it is widest."""
     folder: str
+    asked: str | None = None
+    """`6GB` or `80ms`, of which `share_asked` is what it means for this original; None where a
+    share was asked for."""
     usual_blocks: bool = True
     """Whether every block has attention and a dense MLP, or one of them: no hybrid, no mixture."""
     learned_weights: bool = False
@@ -282,9 +287,9 @@ def as_json(result: Any) -> dict[str, Any]:
 
 MEASURED = (
     *("measured", "perplexity_masked", "scores", "sample", "provenance"),
-    *("paired_ratio", "paired_ratio_stderr"),
+    *("paired_ratio", "paired_ratio_stderr", "asked"),
 )
-"""What is left out where nothing was measured, or it is not known."""
+"""What is left out where nothing was measured, or it is not known, or was not asked for."""
 
 SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
 """Groups that are spread out in the JSON object, and how their keys begin."""

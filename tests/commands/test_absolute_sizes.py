@@ -1,0 +1,162 @@
+"""`--target 6GB`, `80ms`, `700M`: what is written takes no more, and files say what was asked."""
+
+import json
+import shutil
+import tomllib
+
+import pytest
+from conftest import SMALL, run_command
+from test_prune import assert_one_line
+from transformers import AutoModelForCausalLM
+
+import disp_llm
+from disp_llm.config.export import ExportConfig
+from disp_llm.config.parts import BudgetConfig
+from disp_llm.evaluation import latency
+from disp_llm.evaluation.memory import cache_bytes
+from disp_llm.evaluation.timing import Pair
+
+WORK = ("--workload-length", 64, "--workload-batch", 2)
+
+
+def taken(folder) -> int:
+    """Bytes of weights and of the cache of two sequences of 64 tokens; the indices of what is kept
+    are on top."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return 4 * model.num_parameters() + 2 * cache_bytes(model, 64)
+
+
+@pytest.fixture(scope="module")
+def asked(llama_folder) -> str:
+    """Two thirds of what the tiny Llama takes."""
+    return f"{taken(llama_folder) * 2e-6 / 3:.4f}MB"
+
+
+@pytest.fixture(scope="module")
+def fitted(llama_folder, text_file, tmp_path_factory, asked):
+    """A run that fits into so many megabytes, as the command made it."""
+    folder = tmp_path_factory.mktemp("fitted") / "run"
+    done = run_command(*command(llama_folder, text_file, folder, asked))
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def command(model, text, folder, *targets) -> list[object]:
+    """`prune` with a memory budget."""
+    return [
+        "prune", model, "--budget", "memory", "--target", *targets, *WORK,
+        "--text", text, "--output-dir", folder, "--json", *SMALL,
+    ]  # fmt: skip
+
+
+def test_memory_is_no_more_than_was_asked_for(fitted, asked, llama_folder):
+    folder, result = fitted
+    limit = 1e6 * float(asked.removesuffix("MB"))
+    assert 0.9 * limit < taken(folder / "model") <= limit
+    (made,) = result["models"]
+    assert made["size"] == result["first_size"] == f"memory-64x2-{float(asked[:-2]):g}MB"
+    assert made["asked"] == made["size"].removeprefix("memory-64x2-")
+    assert made["target"] == pytest.approx(limit / taken(llama_folder), rel=1e-12)
+    assert made["share_of_budget"] <= made["target"]
+    assert tomllib.loads((folder / "config.toml").read_text())["budget"]["target"] == [asked]
+    assert f"for {made['asked']} at most" in (folder / "model" / "README.md").read_text()
+    assert run_command("verify", folder).returncode == 0
+
+
+def test_a_run_with_an_absolute_goes_on(fitted, asked, llama_folder, text_file, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(fitted[0], folder)
+    shutil.rmtree(folder / "model")
+    done = run_command(*command(llama_folder, text_file, folder, asked), "--resume")
+    assert done.returncode == 0, done.stderr
+    stored = "model/model.safetensors"
+    assert (folder / stored).read_bytes() == (fitted[0] / stored).read_bytes()
+    other = run_command("prune", llama_folder, "--output-dir", folder, "--target", 0.5, "--resume")
+    assert_one_line(other, "budget.target", asked)
+
+
+def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder):
+    """The same as the share that it means, and none is made twice."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_run[0], folder)
+    dense = AutoModelForCausalLM.from_pretrained(llama_folder).num_parameters()
+    parameters = f"{0.7e-6 * dense:.4f}M"
+    done = run_command("export", folder, "--budget", "total", "--target", parameters, "--json")
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["parameters"] <= 1e6 * float(parameters[:-1])
+    assert made["share_of_budget"] == made["keep_total"] <= made["target"]
+    again = run_command("export", folder, "--budget", "total", "--target", parameters, "--json")
+    assert json.loads(again.stdout)["models"] == [made]
+    share = run_command("export", folder, "--budget", "total", "--target", made["target"], "--json")
+    (same,) = json.loads(share.stdout)["models"]
+    assert (same["parameters"], same.get("asked")) == (made["parameters"], None)
+    limit = f"{0.7e-6 * 4 * dense:.4f}MB"
+    config = ExportConfig(folder, budget=BudgetConfig("bytes", (limit,)), no_measure=True)
+    result = disp_llm.export_sizes(config, progress=lambda *given: None)
+    assert 4 * result.size(limit).parameters <= 1e6 * float(limit[:-2])
+    assert result.model(limit).num_parameters() == result.size(limit).parameters
+    with pytest.raises(disp_llm.InputError, match=r"0\.1MB is not among"):
+        result.size("0.1MB")
+
+
+@pytest.mark.parametrize(
+    ("budget", "target", "said"),
+    [
+        ("memory", "80ms", "--target: 80ms is in seconds, and memory counts bytes; give a number"),
+        ("memory", "1GB", "GB and fits in 1GB as it is; ask for less, or take the original"),
+        ("memory", "0.001MB", "--target: 0.001MB is less than the smallest model, 0."),
+        ("bytes", "0.01MB", "or more, for a smaller --align, or for more --sites"),
+        ("total", "0.001M", "0.001M of all parameters leaves none for the blocks"),
+        ("total", "1B", "B and fits in 1B as it is"),
+        ("flops", "1B", "--target: 1B is in parameters, and flops takes shares alone"),
+        ("memory", "6", "--target: 6 is not a share; give a number in (0, 1], or bytes such as"),
+        ("memory", "much", "--target: 'much' is neither a share nor a number with a unit"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(budget, target, said, llama_folder, text_file, tmp_path):
+    flags = command(llama_folder, text_file, tmp_path / "run", target)
+    flags[flags.index("memory")] = budget
+    done = run_command(*flags)
+    assert_one_line(done, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_smallest_that_is_named_can_be_had(llama_folder, text_file, tmp_path):
+    done = run_command(*command(llama_folder, text_file, tmp_path / "run", "0.001MB"))
+    least = done.stderr.rpartition("ask for ")[2].partition(" or more")[0]
+    done = run_command(*command(llama_folder, text_file, tmp_path / "run", least))
+    assert done.returncode == 0, done.stderr
+    assert taken(tmp_path / "run" / "model") <= 1e6 * float(least.removesuffix("MB"))
+
+
+def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
+    """On a machine whose time is counted: the original takes 200 ms."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    speed = [200.0]
+
+    def counted(dense, compact, workload, rounds) -> Pair:
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (dense, compact)]
+        return Pair([1e-3 * speed[0]], [1e-3 * speed[0] * sizes[1] / sizes[0]])
+
+    monkeypatch.setattr(latency, "paired", counted)
+    flags = ("--budget", "latency", "--workload-length", 100)
+    done = run_command(
+        "prune", llama_folder, *flags, "--target", "160ms", "--text", text_file,
+        "--output-dir", tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["size"] == "latency-prefill-100-160ms"
+    assert (made["asked"], made["target"]) == ("160ms", pytest.approx(0.8))
+    assert made["latency"]["measured_ms"] == pytest.approx(160, rel=latency.TOLERANCE)
+    assert "asked for" not in done.stderr
+    speed[0] = 300.0  # the machine has become slower since its costs were measured
+    slower = run_command("export", tmp_path / "run", *flags, "--target", "0.15s", "--json")
+    assert slower.returncode == 0, slower.stderr
+    assert "asked for 0.15s, 75.0 % of the original's time when" in slower.stderr
+    (made,) = json.loads(slower.stdout)["models"]
+    assert made["latency"]["measured_share"] == pytest.approx(0.75, rel=latency.TOLERANCE)
+    for target, said in (("1s", "has 0.2s and fits in 1s"), ("1ms", "than the smallest model, ")):
+        done = run_command("export", tmp_path / "run", *flags, "--target", target)
+        assert_one_line(done, said)
