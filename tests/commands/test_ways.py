@@ -239,6 +239,7 @@ def test_doctor_says_which_size_fits(llama_folder, tmp_path, text_file):
     done = run_command(
         "prune", llama_folder, "--method", "magnitude", *asked,
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
+        "--dtype", "auto",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
