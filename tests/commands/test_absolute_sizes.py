@@ -104,11 +104,11 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
     ("budget", "target", "said"),
     [
         ("memory", "80ms", "--target: 80ms is in seconds, and memory counts bytes; give a number"),
-        ("memory", "1GB", "GB and fits in 1GB as it is; ask for less, or take the original"),
+        ("memory", "1GB", "the original fits in 1GB as it is, with 0.0002"),
         ("memory", "0.001MB", "--target: 0.001MB is less than the smallest model, 0."),
         ("bytes", "0.01MB", "or more, for a smaller --align, or for more --sites"),
         ("total", "0.001M", "0.001M of all parameters leaves none for the blocks"),
-        ("total", "1B", "B and fits in 1B as it is"),
+        ("total", "1B", "the original fits in 1B as it is, with "),
         ("flops", "1B", "--target: 1B is in parameters, and flops takes shares alone"),
         ("memory", "6", "--target: 6 is not a share; give a number in (0, 1], or bytes such as"),
         ("memory", "much", "--target: 'much' is neither a share nor a number with a unit"),
@@ -157,6 +157,9 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
     assert "asked for 0.15s, 75.0 % of the original's time when" in slower.stderr
     (made,) = json.loads(slower.stdout)["models"]
     assert made["latency"]["measured_share"] == pytest.approx(0.75, rel=latency.TOLERANCE)
-    for target, said in (("1s", "has 0.2s and fits in 1s"), ("1ms", "than the smallest model, ")):
+    for target, said in (
+        ("1s", "fits in 1s as it is, with 0.2s; ask for less, or take"),
+        ("1ms", "than the smallest model, "),
+    ):
         done = run_command("export", tmp_path / "run", *flags, "--target", target)
         assert_one_line(done, said)

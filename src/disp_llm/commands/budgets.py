@@ -122,7 +122,7 @@ def _require_between(size: Target, budget: Budget, align: int) -> None:
     share = budget.share_of(size)
     if share >= 1:
         raise InputError(
-            f"the original has {size.like(budget.dense_cost)} and fits in {size} as it is",
+            f"the original fits in {size} as it is, with {size.like(budget.dense_cost)}",
             field="target",
             hint="ask for less, or take the original",
         )
