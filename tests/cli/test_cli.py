@@ -30,7 +30,7 @@ from disp_llm.reporting.terminal import progress_bar
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
     "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "save", "push",
-    "gguf", "verify",
+    "gguf", "verify", "quantise",
 ]  # fmt: skip
 HELP_COLUMN = " " * 12
 """What a line of help that goes on begins with."""

@@ -27,6 +27,7 @@ from disp_llm.config.export import ExportConfig
 from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.names import path_from_words
 from disp_llm.config.prune import PruneConfig
+from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.report import ReportConfig
@@ -45,6 +46,7 @@ Config = (
     | BenchConfig
     | SaveConfig
     | PushConfig
+    | QuantiseConfig
     | GgufConfig
     | VerifyConfig
 )
@@ -60,6 +62,7 @@ COMMANDS: dict[str, type[Config]] = {
     "bench": BenchConfig,
     "save": SaveConfig,
     "push": PushConfig,
+    "quantise": QuantiseConfig,
     "gguf": GgufConfig,
     "verify": VerifyConfig,
 }

@@ -23,7 +23,13 @@ from disp_llm.export.folders import weight_bytes
 from disp_llm.export.fusing import fuse
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
-from disp_llm.models.loading import family_of_any, load, load_model
+from disp_llm.models.loading import (
+    family_of_any,
+    load,
+    load_config,
+    load_model,
+    require_unquantised,
+)
 from disp_llm.reporting.bench_plots import draw_bench
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
 from disp_llm.runs.results import as_json
@@ -49,6 +55,7 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     alone = []
     for field, name in zip(("against", "folder"), names, strict=True):
         with model_is(field):
+            require_unquantised(name, load_config(name))  # it would be timed unpacked
             alone.append(in_own_process(name, config.machine, longest))
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)

@@ -22,7 +22,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_dtype
-from disp_llm.models.loading import Loaded, family_of_any, load, load_config
+from disp_llm.models.loading import Loaded, family_of_any, load, load_config, require_unquantised
 from disp_llm.models.sharding import Sharding
 from disp_llm.models.skeleton import empty_model
 from disp_llm.runs.job import Job
@@ -85,13 +85,15 @@ def load_student(
     """Loads what is trained.
 
     Raises:
-        InputError: no such model, an unknown architecture, or damaged files.
+        InputError: no such model, an unknown architecture, quantised weights, or damaged files.
     """
 
     def prepare(empty: Loaded) -> None:
         trained_parameters(PrunableModel.of(empty), "full")
 
     with model_is("folder"):
+        if inputs.model is None:
+            require_unquantised(config.folder, load_config(config.folder))
         if sharding is None:
             return inputs.load(config.folder, machine)
         if config.how == "lora":  # adapters are whole in every process

@@ -31,6 +31,9 @@ from disp_llm.runs.tensors import opened, read_tensors
 
 COMPARISON = "compare.json"
 
+PACKED = "_packed"
+"""How the name of a packed weight ends."""
+
 EXPORT_AGAIN = "copy or export the folder again"
 """What to do about a file of weights that cannot be read."""
 
@@ -198,12 +201,16 @@ class Weights:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors, by name."""
+        """Shapes of all tensors, by name; of a weight that is stored packed, the shape that is
+        stored beside it."""
         found = {}
         for path in set(self._files.values()):
             with opened(path, EXPORT_AGAIN) as file:
                 for name in file.keys():  # noqa: SIM118
                     found[name] = tuple(file.get_slice(name).get_shape())
+        for name in [name for name in found if name.endswith(PACKED)]:
+            weight = name.removesuffix(PACKED)
+            found[weight] = tuple(self._tensor(f"{weight}_shape").tolist())
         return found
 
     def _tensor(self, name: str) -> Tensor:

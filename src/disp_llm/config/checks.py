@@ -157,3 +157,14 @@ def require_new(**places: Path) -> None:
             raise InputError(f"{above} is a file", field=field, hint="name a place in a folder")
         if not os.access(above, os.W_OK | os.X_OK):
             raise InputError(f"{above} cannot be written", field=field, hint="name another place")
+
+
+def require_outside(folder: Path, **places: Path) -> None:
+    """Refuses a place inside of the folder that is copied there."""
+    for field, path in places.items():
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{path} lies inside the folder that is copied",
+                field=field,
+                hint="name a place outside of it",
+            )

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_new, require_paths
-from disp_llm.config.errors import InputError
+from disp_llm.config.checks import require_new, require_outside, require_paths
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,7 @@ class SaveConfig:
         """
         require_paths(self)
         require_new(to=self.to)
-        if self.to.resolve().is_relative_to(self.folder.resolve()):
-            raise InputError(
-                f"{self.to} lies inside the folder that is copied",
-                field="to",
-                hint="name a place outside of it",
-            )
+        require_outside(self.folder, to=self.to)
 
 
 @dataclass(frozen=True)

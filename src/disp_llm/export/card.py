@@ -138,7 +138,9 @@ def _of_run(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> dict[
         "base": source["model"],
         "revision": source["revision"],
         "version": versions["disp-llm"],
-        "trained": _weights(size) + _trained(told.get("recovered")),
+        "trained": _weights(size)
+        + _trained(told.get("recovered"))
+        + _stored(told.get("quantised")),
         "text": source["text"],
         "tokens_seen": told["tokens_seen"],
         "eval_text": measured_on,
@@ -166,6 +168,22 @@ def write_recovered_card(
         known = {key: value for key, value in facts["figures"].items() if key not in SCORED}
         size = from_json(SizeResult, filled(known) | figures, str(path))
         write_card(folder, size, facts["result"] | {"recovered": recovered})
+
+
+def write_quantised_card(before: Path, folder: Path, size: int, did: dict[str, Any]) -> None:
+    """Writes the card of a folder whose layers were quantised.
+
+    Args:
+        before: the folder that was quantised.
+        size: bytes of the weight files.
+        did: what was done, as `_stored` tells it.
+
+    Raises:
+        InputError: the figures behind the card are missing or damaged.
+    """
+    facts = facts_in(before / FACTS)
+    figures = from_json(SizeResult, filled(facts["figures"]) | {"bytes": size}, str(before / FACTS))
+    write_card(folder, figures, facts["result"] | {"quantised": did})
 
 
 def _perplexity_of_original(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> str:
@@ -218,6 +236,22 @@ def _trained(recovered: dict[str, Any] | None) -> str:
         f"{recovered['text']}, {recovered['distill']:.0%} of the loss the divergence from the "
         f"original, which took {was} to what stands below\n"
         f"(`{recovered['command']}`)."
+    )
+
+
+def _stored(quantised: dict[str, Any] | None) -> str:
+    """How the layers are quantised, if they are."""
+    if quantised is None:
+        return ""
+    how = {
+        "int4": "4 bits, a scale for 32 inputs",
+        "int8": "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run",
+    }[quantised["weights"]]
+    left, layers = quantised["left"], quantised["layers"]
+    which = f"{layers} of {layers + left} linear layers" if left else "linear layers"
+    return (
+        f" The {which} of the blocks\nwere then rounded to {how}: perplexity and logits below are "
+        "those before that. transformers needs\nthe package `compressed-tensors` to load them."
     )
 
 

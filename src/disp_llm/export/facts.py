@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from disp_llm.config.names import WeightKind
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import read_json, write_json
@@ -14,7 +15,10 @@ from disp_llm.runs.scores import Finite
 FACTS = "card.json"
 """The file beside the card with the figures behind it, from which a later stage writes it anew."""
 
-TOLD = ("dense", "source", "versions", "tokens_seen", "command", "hardware", "recovered")
+TOLD = (
+    *("dense", "source", "versions", "tokens_seen", "command", "hardware"),
+    *("recovered", "quantised"),
+)
 """Parts of a run's result that the card tells; the folder carries no others."""
 
 UNTOLD = ("folder", "sample", "prompt", "system")
@@ -102,6 +106,17 @@ class Recovered:
 
 
 @dataclass(frozen=True)
+class Quantised:
+    """How the linear layers of the blocks are stored."""
+
+    weights: WeightKind
+    layers: Count
+    """How many of them are stored so."""
+    left: Count
+    """How many are not."""
+
+
+@dataclass(frozen=True)
 class Told:
     """What the card tells of a run's result."""
 
@@ -112,6 +127,7 @@ class Told:
     command: str
     hardware: Hardware
     recovered: Recovered | None = None
+    quantised: Quantised | None = None
 
     def __post_init__(self) -> None:
         if "disp-llm" not in self.versions:

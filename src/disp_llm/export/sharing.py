@@ -40,7 +40,7 @@ def save(config: SaveConfig) -> dict[str, Any]:
     """
     config.validate()
     require_exported(config.folder)
-    files, left_out = _files(config.folder)
+    files, left_out = carried(config.folder)
     contents: Contents = {**files}
     contents[CARD] = _card(config.folder, config.license, config.to.name)
     with atomic(config.to) as temporary, tempfile.TemporaryDirectory() as aside:
@@ -89,7 +89,7 @@ def push(config: PushConfig) -> dict[str, Any]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     require_exported(config.folder)
-    files, left_out = _files(config.folder)
+    files, left_out = carried(config.folder)
     _card(config.folder, config.license, config.name)  # is whole, before a repository is made
     api = HfApi()
     try:
@@ -112,7 +112,7 @@ def push(config: PushConfig) -> dict[str, Any]:
     return {"name": made.repo_id, "url": str(made), "commit": commit.oid, "left_out": left_out}
 
 
-def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def carried(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """The files that go along, by name, and the names of the others, of which a line warns.
 
     Raises:
@@ -127,8 +127,31 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return files, left_out
 
 
+def keep_license(before: Path, folder: Path) -> None:
+    """Gives a card that was written anew the licence that the card had before.
+
+    Raises:
+        InputError: a card is damaged.
+    """
+    license = _model_card(before).data.license
+    (folder / CARD).write_bytes(_card(folder, license or "", PLACE))
+
+
 def _card(folder: Path, license: str, place: str) -> bytes:
     """The folder's card that names the place, and a licence if one is given.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    card = _model_card(folder)
+    if license:
+        card.data.__dict__["license"] = license
+    card.text = card.text.replace(PLACE, place)
+    return str(card).encode()
+
+
+def _model_card(folder: Path) -> Any:
+    """The card of a folder, as the hub's own library reads it.
 
     Raises:
         InputError: it is damaged.
@@ -137,15 +160,11 @@ def _card(folder: Path, license: str, place: str) -> bytes:
 
     path = folder / CARD
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
+        return ModelCard(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
         raise InputError(
             "is damaged", field=str(path), hint="correct its head, or export the folder again"
         ) from error
-    if license:
-        card.data.__dict__["license"] = license
-    card.text = card.text.replace(PLACE, place)
-    return str(card).encode()
 
 
 def _with_sums(folder: Path, contents: Contents) -> Contents:

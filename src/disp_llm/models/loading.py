@@ -41,6 +41,9 @@ UNPACKED = {"mxfp4": partial(quantization_config.Mxfp4Config, dequantize=True)}
 """Ways to quantise in which originals are published (gpt-oss), with what tells transformers to
 unpack their weights."""
 
+COMPRESSED = "compressed-tensors"
+"""The way to quantise in which `quantise` writes folders, and the package that reads it."""
+
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 """Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
 """
@@ -136,7 +139,7 @@ def load(
     place = _of_one_commit(name)
     family = family_of(config) if dense_only else family_of_any(config)
     if dense_only:
-        _refuse_quantised(name, config)
+        require_unquantised(name, config)
     device = resolve_device(machine.device)
     with _one_line(name, "the tokenizer of "):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
@@ -153,7 +156,12 @@ def load(
     return Loaded(model, tokenizer, family, source, dtype, processor)
 
 
-def _refuse_quantised(name: str, config: transformers.PreTrainedConfig) -> None:
+def require_unquantised(name: str, config: transformers.PreTrainedConfig) -> None:
+    """Refuses a model whose weights are quantised, unless they are unpacked as they are loaded.
+
+    Raises:
+        InputError: they are.
+    """
     kind = _quantised(config)
     if kind not in (None, *UNPACKED):
         raise InputError(
@@ -221,8 +229,21 @@ def _whole_model(
     for parameter in model.parameters() if way else ():
         if parameter.dtype == torch.bfloat16:  # as older transformers unpack, whatever is asked for
             parameter.data = parameter.data.to(dtype)
+    if _quantised(config) == COMPRESSED and not placed:
+        _unpack(model)
     model.eval().requires_grad_(False)
     return model.to(device)
+
+
+def _unpack(model: Any) -> None:
+    """Unpacks the weights of quantised layers, for which the library waits until the whole model
+    runs, and drops their scales, which are no parameters of it; what layers read is rounded as the
+    configuration says."""
+    from compressed_tensors.quantization import QuantizationMetadata
+
+    model.hf_quantizer.compressor.decompress_model(model)
+    for module in model.modules():
+        QuantizationMetadata.clear_all_qparams(module)
 
 
 def family_of_any(config: transformers.PreTrainedConfig) -> Family:
@@ -242,7 +263,7 @@ def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
     """
     config = load_config(name)
     family = family_of(config)  # before what transformers says of a model that it cannot make
-    _refuse_quantised(name, config)
+    require_unquantised(name, config)
     with _one_line(name):
         return empty_model(config), family
 
@@ -299,6 +320,12 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
             f"{part}'{name}' is not supported: its code lies in its folder, and is never run",
             field="model",
             hint="name a model whose architecture transformers has",
+        )
+    if isinstance(error, ImportError) and "compressed_tensors" in said:
+        return InputError(
+            f"{part}'{name}' is quantised, which needs {COMPRESSED}, which is not installed",
+            field="model",
+            hint=f"`pip install {COMPRESSED}`",
         )
     if "use_safetensors" in said:
         return pickled_weights(name)

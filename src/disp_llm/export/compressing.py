@@ -1,0 +1,209 @@
+"""An exported folder -> the same with the linear layers of its blocks in 8 or 4 bits, in the format
+compressed-tensors, which transformers and vLLM read.
+
+Every number is rounded to the nearest that its scale can say; nothing is calibrated, and no model
+is loaded: the files of weights are rewritten one after the other. Embedding, head, norms and the
+indices of gather and scatter stay as they are.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import WeightKind
+from disp_llm.config.quantise import QuantiseConfig
+from disp_llm.export.card import write_quantised_card
+from disp_llm.export.folders import weight_bytes
+from disp_llm.export.plain import EXPORT_AGAIN, is_mixture, require_exported
+from disp_llm.export.sharing import carried, keep_license
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.files import INDEX
+from disp_llm.models.loading import family_of_any, load_config, require_unquantised
+from disp_llm.models.skeleton import empty_model
+from disp_llm.models.wholeness import first_of
+from disp_llm.runs.files import atomic, read_json, write_json, write_tensors
+from disp_llm.runs.sums import SUMS, write_sums
+
+logger = logging.getLogger(__name__)
+
+GROUP = 32
+"""Inputs that share a scale in int4; vLLM's kernels for CPUs take multiples of as many inputs, and
+of as many outputs."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The linear layers of a model, by their names."""
+
+    stored: list[str]
+    """Those of the blocks that are quantised."""
+    left: list[str]
+    """Those of the blocks that are not, because of their widths."""
+    others: list[str]
+    """All that are not, also outside of the blocks."""
+
+
+def quantise(config: QuantiseConfig) -> dict[str, Any]:
+    """Writes the quantised copy of a folder, with a card that says so.
+
+    Returns:
+        `folder`, `weights`, how many `layers` are quantised, the names of those that are `left` as
+        they are, and `bytes` of the weights, now and before.
+
+    Raises:
+        InputError: compressed-tensors is not installed; not an exported folder, or one with damaged
+            files, links or code of others; it is quantised already, a mixture, or has no layer
+            that can be stored so; the place is taken, lies inside the folder, or cannot be written.
+    """
+    config.validate()
+    scheme = _scheme(config.to)
+    require_exported(config.folder)
+    layers = _layers(config)
+    files, left_out = carried(config.folder)
+    before = weight_bytes(config.folder)
+    with atomic(config.output_dir) as folder:
+        places, total = dict[str, str](), 0
+        for name, path in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".safetensors":
+                tensors = _stored(load_file(path), set(layers.stored), scheme)
+                write_tensors(folder / name, tensors, {"format": "pt"})
+                places |= dict.fromkeys(tensors, name)
+                total += sum(tensor.nbytes for tensor in tensors.values())
+            elif name != SUMS:
+                shutil.copyfile(path, folder / name)
+        size = weight_bytes(folder)
+        if INDEX in files:
+            index, sizes = read_json(files[INDEX], EXPORT_AGAIN), {"total_size": total}
+            write_json(folder / INDEX, index | {"weight_map": places, "metadata": sizes})
+        stated = read_json(files["config.json"], EXPORT_AGAIN)
+        stated["quantization_config"] = _described(scheme, layers)
+        write_json(folder / "config.json", stated)
+        did = {"weights": config.to, "layers": len(layers.stored), "left": len(layers.left)}
+        write_quantised_card(config.folder, folder, size, did)
+        keep_license(config.folder, folder)
+        write_sums(folder)
+    if layers.left:
+        logger.warning(
+            "%d of %d layers stay as they are, of widths that are no multiples of %d (see `align`):"
+            " %s", len(layers.left), len(layers.stored) + len(layers.left), GROUP,
+            first_of(layers.left),
+        )  # fmt: skip
+    return {
+        "folder": str(config.output_dir),
+        "weights": config.to,
+        "layers": len(layers.stored),
+        "left": layers.left,
+        "bytes": size,
+        "bytes_before": before,
+        "left_out": left_out,
+    }
+
+
+def _layers(config: QuantiseConfig) -> Layers:
+    """Which layers are quantised. What one branch reads with is quantised together or not at all,
+    since engines join it into one layer.
+
+    Raises:
+        InputError: none is, or the folder cannot be quantised as a whole.
+    """
+    stated = load_config(str(config.folder))
+    require_unquantised(str(config.folder), stated)
+    if is_mixture(config.folder):
+        raise InputError(
+            "is a mixture of experts, whose weights lie in no linear layers",
+            field="folder",
+            hint="use it as it is",
+        )
+    target = PrunableModel(empty_model(stated), family_of_any(stated))
+    names = {module: name for name, module in target.model.named_modules()}
+    stored, left = [], []
+    for block, branch in target.present:
+        for paths in (branch.reads, (branch.writes,) if branch.writes else ()):
+            together = [linear_at(block, path) for path in paths]
+            fit = all(_fits(linear, config.to) for linear in together)
+            (stored if fit else left).extend(names[linear] for linear in together)
+    if not stored:
+        raise InputError(
+            f"no layer can be stored so ({first_of(left)})",
+            field="to",
+            hint="prune or export with an `align` of 32 for int4, or take int8",
+        )
+    linears = [name for module, name in names.items() if isinstance(module, nn.Linear)]
+    return Layers(stored, left, [name for name in linears if name not in set(stored)])
+
+
+def _fits(linear: Any, kind: WeightKind) -> bool:
+    """Whether the format, and the kernels that run it, take a layer of these widths."""
+    if not isinstance(linear, nn.Linear):
+        return False
+    return kind == "int8" or not (linear.in_features % GROUP or linear.out_features % GROUP)
+
+
+def _scheme(kind: WeightKind) -> Any:
+    """How layers are stored, and how their inputs are rounded as they run.
+
+    Raises:
+        InputError: compressed-tensors is not installed.
+    """
+    try:
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    except ImportError as error:
+        raise InputError(
+            "needs compressed-tensors, which is not installed",
+            field=kind,
+            hint="`pip install compressed-tensors`",
+        ) from error
+    if kind == "int4":
+        weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
+        return QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
+    # vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
+    return QuantizationScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(num_bits=8, strategy="channel"),
+        input_activations=QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
+        format="int-quantized",
+    )
+
+
+def _stored(tensors: dict[str, Tensor], layers: set[str], scheme: Any) -> dict[str, Tensor]:
+    """The tensors of a file, with those that store each quantised layer in the place of its
+    weight."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    compressor = BaseCompressor.get_value_from_registry(scheme.format)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        if layer not in layers or kind != "weight":
+            found[name] = tensor
+            continue
+        groups = tensor.float().unflatten(-1, (-1, scheme.weights.group_size or tensor.shape[1]))
+        most = groups.abs().amax(-1)
+        scale, zero = calculate_qparams(-most, most, scheme.weights)
+        scale = scale.to(tensor.dtype)
+        whole = {"weight": tensor.float(), "weight_scale": scale.float(), "weight_zero_point": zero}
+        parts = compressor.compress(whole, scheme) | {"weight_scale": scale}
+        found |= {f"{layer}.{part}": number.contiguous() for part, number in parts.items()}
+    return found
+
+
+def _described(scheme: Any, layers: Layers) -> dict[str, Any]:
+    """What `config.json` says of it."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    described = QuantizationConfig(
+        config_groups={"blocks": scheme},
+        format=scheme.format,
+        quantization_status="compressed",
+        ignore=sorted({"lm_head", *layers.others}),
+    )
+    return json.loads(described.model_dump_json())

@@ -1,0 +1,213 @@
+"""A quantised folder holds what compressed-tensors reads and says so; others refuse it."""
+
+import json
+import shutil
+import sys
+
+import fresh
+import pytest
+import torch
+import transformers
+from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from safetensors.torch import load_file, save_file
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.quantise import QuantiseConfig
+from disp_llm.export.compressing import quantise
+from disp_llm.runs.sums import write_sums
+
+WIDE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
+"""Widths that groups of 32 divide."""
+
+
+@pytest.fixture(scope="module")
+def compressed_tensors():
+    return pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, text_file):
+    """A pruned folder in bfloat16, all of whose widths are multiples of 32."""
+    place = tmp_path_factory.mktemp("quantise")
+    tiny_model("llama", **WIDE).to(torch.bfloat16).save_pretrained(place / "dense")
+    byte_tokenizer().save_pretrained(place / "dense")
+    flags = ("--method", "magnitude", "--keep", 0.5, "--align", 32)
+    done = run_command(
+        "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    return place / "run" / "model"
+
+
+def quantised(folder, kind, place):
+    """The quantised folder, and what is said of it."""
+    return place, quantise(QuantiseConfig(folder, kind, place))
+
+
+def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """A weight as its integers say, with a scale for each row, or for each 32 of a row."""
+    size, most = (32, 7.5) if kind == "int4" else (weight.shape[1], 127.5)
+    groups = weight.float().unflatten(1, (-1, size))
+    scale = (groups.abs().amax(-1, keepdim=True) / most).to(weight.dtype).float()
+    whole = (groups / scale).round().clamp(-int(most) - 1, int(most))
+    return (whole * scale).flatten(1).to(weight.dtype)
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_weights_are_rounded_and_everything_else_stays(kind, folder, tmp_path):
+    made, said = quantised(folder, kind, tmp_path / "made")
+    before, after = (load_file(one / "model.safetensors") for one in (folder, made))
+    assert said["layers"] == 21
+    assert said["left"] == []
+    assert said["bytes"] == (made / "model.safetensors").stat().st_size < said["bytes_before"]
+    stored = [name for name in before if name.endswith("_proj.weight")]
+    assert len(stored) == 21
+    for name in set(before) - set(stored):
+        assert torch.equal(before[name], after[name])
+    model = transformers.AutoModelForCausalLM.from_pretrained(made)
+    model(torch.ones(1, 4, dtype=torch.long))  # unpacks it
+    for name in stored:
+        assert torch.equal(model.get_parameter(name), rounded(before[name], kind))
+    kept = {path.name for path in folder.iterdir()}
+    assert {path.name for path in made.iterdir()} == kept
+    changed = {"model.safetensors", "config.json", "README.md", "card.json", "SHA256SUMS"}
+    for name in kept - changed:
+        assert (folder / name).read_bytes() == (made / name).read_bytes()
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_it_is_verified_measured_and_loaded_without_the_package(kind, folder, tmp_path, text_file):
+    made, _ = quantised(folder, kind, tmp_path / "made")
+    done = run_command("verify", made)
+    assert done.returncode == 0, done.stderr
+    flags = ("--text", text_file, "--windows", 2, "--context", 32, "--json")
+    asked = [run_command("eval", one, *flags) for one in (folder, made)]
+    assert all(one.returncode == 0 for one in asked), [one.stderr for one in asked]
+    before, after = (json.loads(one.stdout) for one in asked)
+    assert after["perplexity"] != before["perplexity"]
+    assert after["perplexity"] == pytest.approx(before["perplexity"], rel=0.5)
+    assert after["parameters"] == before["parameters"]
+    found = [fresh.load_and_generate(made, without) for without in (False, True)]
+    assert found[0]["tokens"] == found[1]["tokens"]
+    done = run_command("save", made, "--to", tmp_path / "saved")
+    assert done.returncode == 0, done.stderr
+    assert run_command("verify", tmp_path / "saved").returncode == 0
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+def test_a_packed_weight_of_another_shape_is_found(folder, tmp_path):
+    made, _ = quantised(folder, "int4", tmp_path / "made")
+    tensors = load_file(made / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight_shape"] += 32
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    write_sums(made)
+    done = run_command("verify", made, "--json")
+    assert done.returncode == 2
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem["what"].startswith("holds (")
+    assert "model.layers.0.mlp.up_proj.weight" in problem["what"]
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+def test_the_card_says_what_was_done_and_keeps_its_licence(folder, tmp_path):
+    licensed = tmp_path / "licensed"
+    done = run_command("save", folder, "--to", licensed, "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    made, said = quantised(licensed, "int4", tmp_path / "made")
+    card = (made / "README.md").read_text()
+    assert "rounded to 4 bits, a scale for 32 inputs" in card
+    assert "compressed-tensors" in card
+    assert "license: mit" in card
+    assert f"{said['bytes']:,}" in card
+    facts = json.loads((made / "card.json").read_text())
+    assert facts["result"]["quantised"] == {"weights": "int4", "layers": 21, "left": 0}
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+def test_what_a_branch_reads_with_stays_together_where_widths_do_not_fit(folder, tmp_path, caplog):
+    """The second block has 16 intermediate dimensions less, and so no groups of 32."""
+    odd = tmp_path / "odd"
+    shutil.copytree(folder, odd)
+    config = json.loads((odd / "config.json").read_text())
+    width = config["disp_llm"]["widths"]["mlp_mid"][1] - 16
+    config["disp_llm"]["widths"]["mlp_mid"][1] = width
+    (odd / "config.json").write_text(json.dumps(config))
+    tensors, mlp = load_file(odd / "model.safetensors"), "model.layers.1.mlp"
+    for name, sliced in (("gate", (0,)), ("up", (0,)), ("down", (1,))):
+        key = f"{mlp}.{name}_proj.weight"
+        tensors[key] = tensors[key].narrow(*sliced, 0, width).contiguous()
+    save_file(tensors, odd / "model.safetensors", metadata={"format": "pt"})
+    write_sums(odd)
+    made, said = quantised(odd, "int4", tmp_path / "made")
+    left = [f"{mlp}.{name}_proj" for name in ("gate", "up", "down")]
+    assert said["left"] == left
+    assert "3 of 21 layers stay as they are" in caplog.text
+    ignored = json.loads((made / "config.json").read_text())["quantization_config"]["ignore"]
+    assert set(ignored) == {"lm_head", *left}
+    assert "18 of 21 linear layers" in (made / "README.md").read_text()
+    after = load_file(made / "model.safetensors")
+    for name in left:
+        assert torch.equal(after[f"{name}.weight"], tensors[f"{name}.weight"])
+    assert quantised(odd, "int8", tmp_path / "eight")[1]["left"] == []
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+def test_files_of_several_parts_are_rewritten_one_by_one(folder, tmp_path):
+    parts = tmp_path / "parts"
+    shutil.copytree(folder, parts)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (parts / "model.safetensors").unlink()
+    model.save_pretrained(parts, max_shard_size="200KB")
+    write_sums(parts)
+    assert len(list(parts.glob("*.safetensors"))) > 1
+    made, _ = quantised(parts, "int4", tmp_path / "made")
+    whole, _ = quantised(folder, "int4", tmp_path / "whole")
+    index = json.loads((made / "model.safetensors.index.json").read_text())
+    tensors = load_file(whole / "model.safetensors")
+    assert index["weight_map"].keys() == tensors.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(made / file)[name], tensors[name])
+    transformers.AutoModelForCausalLM.from_pretrained(made)
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+def test_commands_that_cannot_use_it_say_so_in_one_line(folder, tmp_path, text_file):
+    made, _ = quantised(folder, "int8", tmp_path / "made")
+    for arguments in (
+        ("bench", made, "--against", folder),
+        ("recover", made, "--text", text_file, "--output-dir", tmp_path / "recovered"),
+        ("quantise", made, "--to", "int4", "--output-dir", tmp_path / "again"),
+    ):
+        done = run_command(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert (
+            "is quantised compressed-tensors; name the model that it was made from" in done.stderr
+        )
+
+
+@pytest.mark.usefixtures("compressed_tensors")
+def test_places_that_cannot_be_written_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"output_dir: .* lies inside the folder"):
+        quantised(folder, "int8", folder / "inside")
+    with pytest.raises(InputError, match=r"output_dir: .* is a folder"):
+        quantised(folder, "int8", tmp_path)
+    with pytest.raises(InputError, match="is not an exported folder"):
+        quantised(folder.parents[1] / "dense", "int8", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    monkeypatch.setitem(sys.modules, "compressed_tensors.quantization", None)
+    with pytest.raises(InputError, match="int8: needs compressed-tensors, which is not installed"):
+        quantised(folder, "int8", tmp_path / "made")
+
+
+def test_widths_of_no_group_are_refused(small_run, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
+    with pytest.raises(InputError, match="to: no layer can be stored so"):
+        quantised(small_run[0] / "model", "int4", tmp_path / "made")
