@@ -111,6 +111,12 @@ def whole_stream(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, li
             field=field,
             hint="use the folder as it is",
         )
+    if config.get("quantization_config") and field != "plain":
+        raise InputError(
+            "is quantised, and its weights are no numbers by themselves",
+            field=field,
+            hint="name the folder that it was made from",
+        )
     if cut or config["disp_llm"].get("biases"):
         biases = "layers have gained biases (as the method flap adds them)"
         what = f"{', '.join(cut)} are cut" if cut else biases
