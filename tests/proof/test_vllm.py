@@ -30,7 +30,7 @@ from conftest import (
 )
 from environments import CACHE, make_environment
 
-from disp_llm.config.names import SITES, SPEECHES
+from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.data.tokens import load_tokens
@@ -282,19 +282,19 @@ def assert_same_tokens(
     ids=["dimensions", "heads"],
 )
 def test_two_processes_share_a_folder(package, kv_heads, tmp_path, request):
-    """Tensor parallelism of even widths. A KV head that is alone is repeated in both processes."""
+    """Tensor parallelism of even widths; a KV head that is alone is repeated in both processes."""
     dense = tiny_model(
         "llama", hidden_size=256, head_dim=32, num_attention_heads=8, num_key_value_heads=4,
         intermediate_size=512,
     )  # fmt: skip
-    target = PrunableModel(dense, family_of(dense.config), sites_with(kv_heads != (4, 4, 4)))
+    heads = kv_heads != (4, 4, 4)
+    target = PrunableModel(dense, family_of(dense.config), sites_with(heads))
     layout = target.layout
     scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(0))
     masks = Masks(layout, project(scores, Budget(layout), 0.6, align=2).kept, Selection(scores))
     parts = dict(zip(layout.names, layout.split(masks.kept), strict=True))
-    for block, kept in enumerate(kv_heads):
-        if masks.layout.sites != SITES:
-            parts[f"layers.{block}.heads"][:] = torch.arange(4) < kept
+    for block, kept in enumerate(kv_heads if heads else ()):
+        parts[f"layers.{block}.heads"][:] = torch.arange(4) < kept
     folder = tmp_path / "model"
     export_folder(target, byte_tokenizer(), masks, folder, "5GB")
     python = request.getfixturevalue(package)
