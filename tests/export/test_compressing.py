@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.quantise import QuantiseConfig
+from disp_llm.export import compressing
 from disp_llm.export.compressing import quantise
 from disp_llm.runs.sums import write_sums
 
@@ -183,10 +184,11 @@ def test_commands_that_cannot_use_it_say_so_in_one_line(folder, tmp_path, text_f
     ):
         done = run_command(*arguments)
         assert done.returncode == 2
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert (
-            "is quantised compressed-tensors; name the model that it was made from" in done.stderr
-        )
+        said = done.stderr.splitlines()[-1]
+        assert "is quantised compressed-tensors; name the model that it was made from" in said
+    done = run_command("gguf", made, "--original", "x.gguf", "--to", tmp_path / "small.gguf")
+    assert done.returncode == 2
+    assert "is quantised, and its weights are no numbers by themselves" in done.stderr
 
 
 @pytest.mark.usefixtures("compressed_tensors")
@@ -207,7 +209,8 @@ def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
         quantised(folder, "int8", tmp_path / "made")
 
 
-def test_widths_of_no_group_are_refused(small_run, tmp_path):
-    pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
+@pytest.mark.usefixtures("compressed_tensors")
+def test_widths_of_no_group_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(compressing, "GROUP", 7)
     with pytest.raises(InputError, match="to: no layer can be stored so"):
-        quantised(small_run[0] / "model", "int4", tmp_path / "made")
+        quantised(folder, "int4", tmp_path / "made")

@@ -49,7 +49,12 @@ NOT_FOR_CPU = ("torchaudio", "torchcodec")  # their wheels are CUDA builds and b
 PROMPTS, NEW_TOKENS = 20, 16
 TIE = 0.5
 """How far apart the logits of two tokens may be that bfloat16 confuses; they are some tens."""
-SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it wants a NUMA node for each process
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="session")
