@@ -307,13 +307,6 @@ def test_a_tensor_of_no_block_is_refused_by_name(runs, tmp_path):
     assert not path.exists()
 
 
-def test_plain_folders_cannot_hold_heads_of_different_number(headless, tmp_path):
-    done = run_command("save", headless["folder"], "--to", tmp_path / "plain", "--plain")
-    assert done.returncode == 2
-    assert "heads are cut" in done.stderr
-    assert "--uniform" in done.stderr
-
-
 def test_a_file_says_nothing_of_where_it_was_made(runs, llama_folder, tmp_path):
     """llama.cpp's own quantiser writes down from which files of whom it has quantised."""
     kept = {"general__name": "Tiny", "general__url": "https://example.org/a/b"}

@@ -21,8 +21,14 @@ from disp_llm.masks.selection import Masks, Selection
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
 
 
-def uniform_folder(model_type: str, folder: Path, shard: str = "5GB") -> Path:
-    """A tiny model of which every block has lost one of its two KV heads, and channels."""
+def uniform_folder(
+    model_type: str, folder: Path, shard: str = "5GB", whole: tuple[int, ...] = ()
+) -> Path:
+    """A tiny model of which every block has lost one of its two KV heads, and channels.
+
+    Args:
+        whole: blocks that keep both heads after all.
+    """
     dense = tiny_prunable(model_type)
     target = PrunableModel(dense.model, dense.family, ("mlp_mid", HEADS))
     scores = torch.rand(target.layout.entries, generator=torch.Generator().manual_seed(0))
@@ -30,8 +36,12 @@ def uniform_folder(model_type: str, folder: Path, shard: str = "5GB") -> Path:
         if name.endswith(HEADS):
             part.mul_(0.4)
     budget = Budget(target.layout, sites=target.sites, uniform=True)
-    masks = Masks(target.layout, project(scores, budget, 0.7, 8).kept, Selection(scores))
-    assert set(masks.widths[HEADS]) == {1}
+    kept = project(scores, budget, 0.7, 8).kept
+    for name, part in zip(target.layout.names, target.layout.split(kept), strict=True):
+        assert not name.endswith(HEADS) or int(part.sum()) == 1
+        if name in [f"layers.{block}.{HEADS}" for block in whole]:
+            part[:] = True
+    masks = Masks(target.layout, kept, Selection(scores))
     export_folder(target, byte_tokenizer(), masks, folder, shard)
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA card.\n")
     return folder
@@ -62,11 +72,15 @@ def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "says"),
-    [("helium", "ties another width"), ("qwen3_5_text", "a hybrid's blocks have several kinds")],
+    ("model_type", "whole", "says"),
+    [
+        ("helium", (), "ties another width"),
+        ("qwen3_5_text", (), "a hybrid's blocks have several kinds"),
+        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with `uniform`"),
+    ],
 )
-def test_heads_that_the_original_class_cannot_have_are_refused(model_type, says, tmp_path):
-    folder = uniform_folder(model_type, tmp_path / "ours")
+def test_heads_that_the_original_class_cannot_have_are_refused(model_type, whole, says, tmp_path):
+    folder = uniform_folder(model_type, tmp_path / "ours", whole=whole)
     with pytest.raises(InputError, match=says):
         save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
     assert not (tmp_path / "plain").exists()
