@@ -152,12 +152,10 @@ def assert_same_but_for_ties(model, prompts, wanted, found, tie: float) -> None:
     [("int8", "without_package"), ("int4", "without_package"), ("int4", "with_package")],
 )
 def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, request):
-    """In bfloat16, for which alone vLLM has a kernel of int4 on CPUs. Intermediate widths of this
-    folder are no multiples of 32, so that of int4 the MLPs stay as they are."""
+    """In bfloat16, for which alone vLLM has a kernel of int4 on CPUs."""
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
     folder = tmp_path / "model"
-    said = quantise(QuantiseConfig(expected[0], kind, folder))
-    assert bool(said["left"]) == (kind == "int4")
+    quantise(QuantiseConfig(expected[0], kind, folder))
     prompts = expected[1][:10]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     wanted = greedy(model, prompts, NEW_TOKENS)
