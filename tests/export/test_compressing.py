@@ -219,6 +219,6 @@ def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("compressed_tensors")
 def test_widths_of_no_group_are_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(compressing, "GROUP", 7)
+    monkeypatch.setattr(compressing, "ROWS", 7)
     with pytest.raises(InputError, match="to: no layer can be stored so"):
         quantised(folder, "int4", tmp_path / "made")

@@ -2,6 +2,7 @@
 is loaded in each engine.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,8 @@ def write_recovered_card(
         figures: perplexity after training with what it was measured over, and sizes.
         recovered: what was done, as `_trained` tells it.
     """
-    path = before / FACTS
-    if path.is_file():
-        facts = facts_in(path)
-        known = {key: value for key, value in facts["figures"].items() if key not in SCORED}
-        size = from_json(SizeResult, filled(known) | figures, str(path))
-        write_card(folder, size, facts["result"] | {"recovered": recovered})
+    if (before / FACTS).is_file():
+        _write_anew(before, folder, figures, {"recovered": recovered}, gone=SCORED)
 
 
 def write_quantised_card(before: Path, folder: Path, size: int, did: dict[str, Any]) -> None:
@@ -181,9 +178,29 @@ def write_quantised_card(before: Path, folder: Path, size: int, did: dict[str, A
     Raises:
         InputError: the figures behind the card are missing or damaged.
     """
-    facts = facts_in(before / FACTS)
-    figures = from_json(SizeResult, filled(facts["figures"]) | {"bytes": size}, str(before / FACTS))
-    write_card(folder, figures, facts["result"] | {"quantised": did})
+    _write_anew(before, folder, {"bytes": size}, {"quantised": did})
+
+
+def _write_anew(
+    before: Path,
+    folder: Path,
+    figures: dict[str, Any],
+    told: dict[str, Any],
+    gone: Collection[str] = (),
+) -> None:
+    """Writes the card that a folder had before, with other figures, and what else was done.
+
+    Args:
+        gone: figures that no longer hold.
+
+    Raises:
+        InputError: the figures behind the card are missing or damaged.
+    """
+    path = before / FACTS
+    facts = facts_in(path)
+    known = {key: value for key, value in facts["figures"].items() if key not in gone}
+    size = from_json(SizeResult, filled(known) | figures, str(path))
+    write_card(folder, size, facts["result"] | told)
 
 
 def _perplexity_of_original(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> str:

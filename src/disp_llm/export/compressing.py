@@ -3,14 +3,15 @@ compressed-tensors, which transformers and vLLM read.
 
 Every number is rounded to the nearest that its scale can say; in int4 the scale is, of ten, the one
 that loses least of its group. Nothing is calibrated, and no model is loaded: the files of weights
-are rewritten one after the other. Embedding, head, norms and the
-indices of gather and scatter stay as they are.
+are rewritten one after the other. Embedding, head, norms and the indices of gather and scatter stay
+as they are.
 """
 
 import json
 import logging
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.export.card import write_quantised_card
 from disp_llm.export.folders import weight_bytes
 from disp_llm.export.plain import EXPORT_AGAIN, is_mixture, require_exported
+from disp_llm.export.quantising import GROUP, fits
 from disp_llm.export.sharing import carried, keep_license
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
@@ -35,10 +37,8 @@ from disp_llm.runs.sums import SUMS, write_sums
 
 logger = logging.getLogger(__name__)
 
-GROUP = 32
-"""Inputs that share a scale in int4; vLLM's kernels for CPUs take multiples of as many inputs, and
-of as many outputs."""
-
+ROWS = 32
+"""Outputs that vLLM's kernels of int4 for CPUs take together, as they do a group of inputs."""
 
 STEPS = torch.linspace(6.5, 11, 10)
 """How many times its scale the largest number of a group of int4 may be, of which -8 can be said:
@@ -76,20 +76,8 @@ def quantise(config: QuantiseConfig) -> dict[str, Any]:
     files, left_out = carried(config.folder)
     before = weight_bytes(config.folder)
     with atomic(config.output_dir) as folder:
-        places, total = dict[str, str](), 0
-        for name, path in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".safetensors":
-                tensors = _stored(load_file(path), set(layers.stored), scheme)
-                write_tensors(folder / name, tensors, {"format": "pt"})
-                places |= dict.fromkeys(tensors, name)
-                total += sum(tensor.nbytes for tensor in tensors.values())
-            elif name != SUMS:
-                shutil.copyfile(path, folder / name)
+        _write_files(files, folder, set(layers.stored), scheme)
         size = weight_bytes(folder)
-        if INDEX in files:
-            index, sizes = read_json(files[INDEX], EXPORT_AGAIN), {"total_size": total}
-            write_json(folder / INDEX, index | {"weight_map": places, "metadata": sizes})
         stated = read_json(files["config.json"], EXPORT_AGAIN)
         stated["quantization_config"] = _described(scheme, layers)
         write_json(folder / "config.json", stated)
@@ -114,6 +102,23 @@ def quantise(config: QuantiseConfig) -> dict[str, Any]:
     }
 
 
+def _write_files(files: dict[str, Path], folder: Path, layers: set[str], scheme: Any) -> None:
+    """Writes the weights of a folder with the quantised layers, and copies its other files."""
+    places, total = dict[str, str](), 0
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            tensors = _stored(load_file(path), layers, scheme)
+            write_tensors(folder / name, tensors, {"format": "pt"})
+            places |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+        elif name != SUMS:
+            shutil.copyfile(path, folder / name)
+    if INDEX in files:
+        index, sizes = read_json(files[INDEX], EXPORT_AGAIN), {"total_size": total}
+        write_json(folder / INDEX, index | {"weight_map": places, "metadata": sizes})
+
+
 def _layers(config: QuantiseConfig) -> Layers:
     """Which layers are quantised. What one branch reads with is quantised together or not at all,
     since engines join it into one layer.
@@ -135,7 +140,7 @@ def _layers(config: QuantiseConfig) -> Layers:
     for block, branch in target.present:
         for paths in (branch.reads, (branch.writes,) if branch.writes else ()):
             together = [linear_at(block, path) for path in paths]
-            fit = all(_fits(linear, config.to) for linear in together)
+            fit = all(fits(linear, config.to, ROWS) for linear in together)
             (stored if fit else left).extend(names[linear] for linear in together)
     if not stored:
         raise InputError(
@@ -143,15 +148,8 @@ def _layers(config: QuantiseConfig) -> Layers:
             field="to",
             hint="prune or export with an `align` of 32 for int4, or take int8",
         )
-    linears = [name for module, name in names.items() if isinstance(module, nn.Linear)]
-    return Layers(stored, left, [name for name in linears if name not in set(stored)])
-
-
-def _fits(linear: Any, kind: WeightKind) -> bool:
-    """Whether the format, and the kernels that run it, take a layer of these widths."""
-    if not isinstance(linear, nn.Linear):
-        return False
-    return kind == "int8" or not (linear.in_features % GROUP or linear.out_features % GROUP)
+    linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
+    return Layers(stored, left, sorted(linears - set(stored)))
 
 
 def _scheme(kind: WeightKind) -> Any:

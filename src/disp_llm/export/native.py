@@ -17,10 +17,13 @@ from disp_llm.models.skeleton import empty_model
 from disp_llm.runs.files import write_json
 
 
-def native_weights(folder: Path, plain: dict[str, Any], to: Path) -> list[Path]:
+def native_weights(folder: Path, native: Any, to: Path) -> list[Path]:
     """The weights of a folder under the names that the original's files have, where transformers
-    packs what lies in parts there; which files they are."""
-    native: Any = native_model(folder, plain)
+    packs what lies in parts there; which files they are.
+
+    Args:
+        native: the original's model with the folder's widths, which is given its weights.
+    """
     state = {}
     for path in sorted(folder.glob("*.safetensors")):
         state |= load_file(path)

@@ -166,11 +166,14 @@ def plain_config(folder: Path) -> dict[str, Any]:
     inner, sizes = language_model_in(config), _sizes(folder, config, cut)
     if HEADS in cut:
         sizes |= _heads(folder, cut[HEADS])
-    narrow = {key: value for key, value in inner.items() if key not in OURS} | sizes
+    plain = _without_ours(inner) | sizes
     if inner is not config:
-        outer = {key: value for key, value in config.items() if key not in OURS}
-        narrow = outer | {"text_config": narrow}
-    return narrow | native
+        plain = _without_ours(config) | {"text_config": plain}
+    return plain | native
+
+
+def _without_ours(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in OURS}
 
 
 def _heads(folder: Path, kept: list[int]) -> dict[str, int]:

@@ -33,7 +33,7 @@ def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, i
         ) from error
     made = PrunableModel(copy.deepcopy(target.model), target.family, target.sites)
     layers = list(made.linears())
-    fitting = {id(layer) for layer in layers if _fits(layer, kind)}
+    fitting = {id(layer) for layer in layers if fits(layer, kind, ROWS)}
     if not fitting:
         raise InputError(
             f"no layer of {target.model.config.model_type} can be stored so",
@@ -44,10 +44,12 @@ def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, i
     return made, len(layers) - len(fitting)
 
 
-def _fits(layer: Any, kind: WeightKind) -> bool:
+def fits(layer: Any, kind: WeightKind, rows: int) -> bool:
+    """Whether a layer can be stored so, by a kernel of int4 that takes groups of inputs and so many
+    outputs together."""
     if not isinstance(layer, nn.Linear):
         return False
-    return kind == "int8" or not (layer.in_features % GROUP or layer.out_features % ROWS)
+    return kind == "int8" or not (layer.in_features % GROUP or layer.out_features % rows)
 
 
 def _settings(kind: WeightKind) -> Any:

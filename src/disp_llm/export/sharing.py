@@ -63,11 +63,11 @@ def _plain(folder: Path, contents: Contents, aside: Path) -> Contents:
         aside: a folder for files that are to be copied.
     """
     plain = plain_config(folder)
-    native_model(folder, plain)  # has the widths of the folder
+    native = native_model(folder, plain)
     left_out = set(CODE)
     if is_mixture(folder):
         left_out |= {name for name in contents if name.startswith("model")}
-        contents |= {path.name: path for path in native_weights(folder, plain, aside)}
+        contents |= {path.name: path for path in native_weights(folder, native, aside)}
         left_out -= {path.name for path in aside.iterdir()}
     contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
     card = contents[CARD]
