@@ -57,6 +57,9 @@ def test_the_rate_grows_to_its_peak_and_falls_to_a_tenth(warmup):
     assert rates[first:] == sorted(rates[first:], reverse=True)
     constant = Schedule(TrainingConfig(warmup=warmup, schedule="constant"), 40, "")
     assert {constant.rate(step) for step in range(first, 41)} == {1.0}
+    linear = Schedule(TrainingConfig(warmup=warmup, schedule="linear"), 40, "")
+    falls = [linear.rate(step) for step in range(first, 40)]
+    assert falls == pytest.approx([1 - done / len(falls) for done in range(len(falls))])
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])

@@ -42,7 +42,8 @@ class TrainingConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay (the paper: 0.05)."""
     schedule: LearningRateSchedule = "cosine"
-    """How the step size goes on from its peak; cosine falls to a tenth at the last step."""
+    """How the step size goes on from its peak: cosine falls to a tenth at the last step, linear
+    evenly to nothing after it (arXiv 2502.15938)."""
     warmup: float = 0.0
     """Share of the steps in which the step size grows to its peak."""
     clip: float = 0.0

@@ -57,7 +57,7 @@ BRANCH_OF: dict[Site, Site] = {
 }
 """The branch that a site lies in: without it, none of the site's entries is there."""
 
-LearningRateSchedule = Literal["cosine", "constant"]
+LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
 Template = Literal["auto", "chat", "plain"]
 

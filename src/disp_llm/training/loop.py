@@ -41,13 +41,16 @@ class Schedule:
         return self.rate(step) * min((step + 1) / max(growing, 1), 1.0)
 
     def rate(self, step: int) -> float:
-        """Share of the peak step size: a warm-up, then constant or a cosine from 1 to a tenth."""
+        """Share of the peak step size: a warm-up, then constant, a cosine from 1 to a tenth, or a
+        line from 1 to 0, which it would reach with one step more."""
         warmup = round(self.config.warmup * self.steps)
         if step < warmup:
             return (step + 1) / warmup
         if self.config.schedule == "constant":
             return 1.0
         done = (step - warmup) / max(self.steps - warmup, 1)
+        if self.config.schedule == "linear":
+            return 1.0 - done
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
     @property
