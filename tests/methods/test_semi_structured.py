@@ -12,9 +12,10 @@ from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.dass_2_4 import dass_2_4
 from disp_llm.methods.baselines.magnitude_2_4 import magnitude_2_4
-from disp_llm.methods.baselines.sparsegpt_2_4 import COLUMNS, DAMPING, reconstructed, sparsegpt_2_4
+from disp_llm.methods.baselines.sparsegpt_2_4 import reconstructed, sparsegpt_2_4
 from disp_llm.methods.baselines.wanda_2_4 import wanda_2_4
 from disp_llm.methods.parts.baseline import Maker, stored_numbers
+from disp_llm.methods.parts.compensating import COLUMNS, DAMPING
 from disp_llm.training.problem import PruningProblem
 
 METHODS = [magnitude_2_4, wanda_2_4, dass_2_4, sparsegpt_2_4]

@@ -1,13 +1,15 @@
 """What `disp-llm quantise` can be asked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_new, require_outside, require_paths
-from disp_llm.config.names import WeightKind
+from disp_llm.config.checks import require_at_least, require_new, require_outside, require_paths
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import SELF, TextPath, WeightKind
+from disp_llm.config.parts import MachineConfig, TextConfig
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,26 @@ class QuantiseConfig:
     (`prune --align 32`, `export --align 32`), and layers of other widths stay as they are."""
     output_dir: Path
     """The new folder."""
+    text: tuple[TextPath, ...] = ()
+    """Text to calibrate int4 on, such as the model will be used on; read as by `prune`, without its
+    last tenth. A number is then rounded with a view to those of its row that were rounded before,
+    whose errors it makes up for (GPTQ). Default: each is rounded to the nearest by itself."""
+    text_field: str = "text"
+    """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
+    text."""
+    dataset: str = ""
+    """A hub data set in place of --text, as NAME:CONFIG:SPLIT (default split: train)."""
+    calibration_sequences: int = 64
+    """Number of calibration sequences."""
+    calibration_length: int = 512
+    """Tokens of a calibration sequence."""
+    machine: MachineConfig = field(default_factory=MachineConfig)
     json: bool = False
     """Print one JSON object on standard output."""
 
     def validate(self) -> None:
-        """Refuses a place that is taken, lies in the folder itself, or cannot be written.
+        """Refuses a place that is taken, lies in the folder itself, or cannot be written, and
+        calibration text where it changes nothing.
 
         Raises:
             InputError: naming the field.
@@ -35,3 +52,29 @@ class QuantiseConfig:
         require_paths(self)
         require_new(output_dir=self.output_dir)
         require_outside(self.folder, output_dir=self.output_dir)
+        require_at_least(1, calibration_sequences=self.calibration_sequences)
+        require_at_least(2, calibration_length=self.calibration_length)
+        self.machine.validate()
+        self.calibration_text.validate()
+        if Path(SELF) in self.text:
+            raise InputError(
+                "cannot be the model's own words here",
+                field="text",
+                hint="name the text that it was pruned for",
+            )
+        if self.is_calibrated and self.to != "int4":
+            raise InputError(
+                "calibrates int4; int8 loses next to nothing without",
+                field="text" if self.text else "dataset",
+                hint="leave it out",
+            )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a text is read to round the weights by."""
+        return bool(self.text or self.dataset)
+
+    @property
+    def calibration_text(self) -> TextConfig:
+        """Where the tokens of the calibration come from."""
+        return TextConfig(text=self.text, text_field=self.text_field, dataset=self.dataset)

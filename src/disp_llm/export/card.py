@@ -264,6 +264,8 @@ def _stored(quantised: dict[str, Any] | None) -> str:
         "int4": "4 bits, a scale for 32 inputs",
         "int8": "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run",
     }[quantised["weights"]]
+    if "calibrated_on" in quantised:
+        how += f", calibrated on {quantised['calibrated_on']} (GPTQ)"
     left, layers = quantised["left"], quantised["layers"]
     which = f"{layers} of {layers + left} linear layers" if left else "linear layers"
     return (

@@ -1,20 +1,24 @@
 """An exported folder -> the same with the linear layers of its blocks in 8 or 4 bits, in the format
 compressed-tensors, which transformers and vLLM read.
 
-Every number is rounded to the nearest that its scale can say; in int4 the scale is, of ten, the one
-that loses least of its group. Nothing is calibrated, and no model is loaded: the files of weights
-are rewritten one after the other. Embedding, head, norms and the indices of gather and scatter stay
-as they are.
+Every number is rounded to the nearest that its scale can say, unless a calibration has rounded it;
+in int4 the scale is, of ten, the one that loses least of its group. No model is loaded here: the
+files of weights are rewritten one after the other. Embedding, head, norms and the indices of gather
+and scatter stay as they are.
+
+R outputs, C inputs of a layer, K of its groups of 32 inputs.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,6 +50,20 @@ where it is more, that one is cut off, and the others are said more exactly."""
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """The weight of a layer in int4."""
+
+    numbers: Int[Tensor, "R C"]
+    """From -8 to 7, in int8."""
+    scales: Float[Tensor, "R K"]
+    """What those of a group are multiplied by."""
+
+
+Calibrate = Callable[[list[str]], dict[str, Rounded]]
+"""Names of linear layers -> how their weights are rounded."""
+
+
+@dataclass(frozen=True)
 class Layers:
     """The linear layers of a model, by their names."""
 
@@ -57,8 +75,14 @@ class Layers:
     """All that are not, also outside of the blocks."""
 
 
-def quantise(config: QuantiseConfig) -> dict[str, Any]:
+def quantise(
+    config: QuantiseConfig, calibrate: Calibrate | None = None, calibrated_on: str = ""
+) -> dict[str, Any]:
     """Writes the quantised copy of a folder, with a card that says so.
+
+    Args:
+        calibrate: rounds the weights, to int4; None = each is rounded to the nearest.
+        calibrated_on: what the card calls the text that they were calibrated on.
 
     Returns:
         `folder`, `weights`, how many `layers` are quantised, the names of those that are `left` as
@@ -75,13 +99,20 @@ def quantise(config: QuantiseConfig) -> dict[str, Any]:
     layers = _layers(config)
     files, left_out = carried(config.folder)
     before = weight_bytes(config.folder)
+    known = dict.fromkeys(layers.stored) | (calibrate(layers.stored) if calibrate else {})
     with atomic(config.output_dir) as folder:
-        _write_files(files, folder, set(layers.stored), scheme)
+        _write_files(files, folder, known, scheme)
         size = weight_bytes(folder)
         stated = read_json(files["config.json"], EXPORT_AGAIN)
         stated["quantization_config"] = _described(scheme, layers)
         write_json(folder / "config.json", stated)
-        did = {"weights": config.to, "layers": len(layers.stored), "left": len(layers.left)}
+        did: dict[str, Any] = {
+            "weights": config.to,
+            "layers": len(layers.stored),
+            "left": len(layers.left),
+        }
+        if calibrated_on:
+            did["calibrated_on"] = calibrated_on
         write_quantised_card(config.folder, folder, size, did)
         keep_license(config.folder, folder)
         write_sums(folder)
@@ -102,7 +133,11 @@ def quantise(config: QuantiseConfig) -> dict[str, Any]:
     }
 
 
-def _write_files(files: dict[str, Path], folder: Path, layers: set[str], scheme: Any) -> None:
+Known = dict[str, Rounded | None]
+"""The layers that are quantised, by their names; None = nothing has rounded them yet."""
+
+
+def _write_files(files: dict[str, Path], folder: Path, layers: Known, scheme: Any) -> None:
     """Writes the weights of a folder with the quantised layers, and copies its other files."""
     places, total = dict[str, str](), 0
     for name, path in files.items():
@@ -178,11 +213,10 @@ def _scheme(kind: WeightKind) -> Any:
     )
 
 
-def _stored(tensors: dict[str, Tensor], layers: set[str], scheme: Any) -> dict[str, Tensor]:
+def _stored(tensors: dict[str, Tensor], layers: Known, scheme: Any) -> dict[str, Tensor]:
     """The tensors of a file, with those that store each quantised layer in the place of its
     weight."""
     from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization.utils import calculate_qparams
 
     compressor = BaseCompressor.get_value_from_registry(scheme.format)
     found: dict[str, Tensor] = {}
@@ -191,33 +225,50 @@ def _stored(tensors: dict[str, Tensor], layers: set[str], scheme: Any) -> dict[s
         if layer not in layers or kind != "weight":
             found[name] = tensor
             continue
-        groups = tensor.float().unflatten(-1, (-1, scheme.weights.group_size or tensor.shape[1]))
-        if scheme.weights.num_bits == 4:
-            scale = _scales(groups, tensor.dtype)
-        else:
-            most = groups.abs().amax(-1)
-            scale, _ = calculate_qparams(-most, most, scheme.weights)
-        scale = scale.to(tensor.dtype)
-        whole = {"weight": tensor.float(), "weight_scale": scale.float()}
+        weight, scale = tensor.float(), _nearest_scales(tensor, scheme.weights)
+        if rounded := layers[layer]:
+            scale = rounded.scales.to(tensor.dtype)
+            groups = rounded.numbers.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]
+            weight = groups.flatten(1)  # what is nearest to these are the same numbers
+        whole = {"weight": weight, "weight_scale": scale.float()}
         parts = compressor.compress(whole, scheme) | {"weight_scale": scale}
         found |= {f"{layer}.{part}": number.contiguous() for part, number in parts.items()}
     return found
 
 
-def _scales(groups: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales of int4, (outputs, groups of a row), of groups (outputs, groups of a row, 32).
+def _nearest_scales(weight: Tensor, stored: Any) -> Tensor:
+    """The scales of a weight each of whose numbers is rounded to the nearest, in its data type."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    groups = weight.float().unflatten(-1, (-1, stored.group_size or weight.shape[1]))
+    if stored.num_bits == 4:
+        return best_scales(groups, weight.dtype)
+    most = groups.abs().amax(-1)
+    return calculate_qparams(-most, most, stored)[0].to(weight.dtype)
+
+
+def best_scales(
+    groups: Float[Tensor, "R K 32"],
+    dtype: torch.dtype,
+    sizes: Float[Tensor, "K 32"] | float = 1.0,
+) -> Float[Tensor, "R K"]:
+    """Scales of int4, of ten those by which the groups lose least if they are rounded.
 
     They have the other sign than the largest number of the group, which can then be -8 of them: of
     16 steps there are 8 below zero and 7 above it (as in GGUF's Q4_0).
 
     Args:
         dtype: what they are stored in.
+        sizes: by how much the square of what each number loses counts: the mean square of the
+            input that it is multiplied by, up to a factor.
     """
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     tried = torch.stack([largest / -steps for steps in STEPS]).to(dtype).float()
     tried = torch.where(tried == 0, 1, tried)  # of nothing but zeros
-    lost = [((groups / one).round().clamp(-8, 7) * one - groups).square().sum(-1) for one in tried]
-    return tried.squeeze(-1).gather(0, torch.stack(lost).argmin(0, keepdim=True))[0]
+    missed = ((groups / one).round().clamp(-8, 7) * one - groups for one in tried)
+    lost = [(miss.square() * sizes).sum(-1) for miss in missed]
+    best = torch.stack(lost).argmin(0, keepdim=True)
+    return tried.squeeze(-1).gather(0, best)[0].to(dtype)
 
 
 def _described(scheme: Any, layers: Layers) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
@@ -24,24 +25,42 @@ Visit = Callable[[int, nn.Module, SecondMoments], None]
 """Does something to a block, given its index and what enters its linear layers."""
 
 
-@torch.no_grad()
 def visit_blocks(
     problem: PruningProblem, prunable: PrunableModel, *visits: Visit, changes: bool = True
 ) -> None:
-    """Visits every block of a model, first to last, with what enters its linear layers.
+    """Visits every block of a model, first to last, with what enters its linear layers of the
+    calibration text (`visit_with`).
 
     Args:
         prunable: the dense model of the problem, or a copy that the visits change.
-        visits: what is done to a block, one after the other; each is given what enters the layers
-            after the visits before it.
-        changes: whether visits change what a block gives; the blocks that follow then see that.
 
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows = calibration_tokens(problem).to(prunable.device)
-    blocks, progress = prunable.blocks, problem.job.count("scoring")
-    states, arguments = block_inputs(prunable, windows)
+    windows = calibration_tokens(problem)
+    visit_with(windows, prunable, *visits, progress=problem.job.count("scoring"), changes=changes)
+
+
+@torch.no_grad()
+def visit_with(
+    windows: Int[Tensor, "B T"],
+    prunable: PrunableModel,
+    *visits: Visit,
+    progress: Callable[[int, int], None],
+    changes: bool = True,
+) -> None:
+    """Visits every block of a model, first to last, with what enters its linear layers.
+
+    Args:
+        windows: what runs through the model.
+        prunable: a model, dense or pruned, that the visits may change.
+        visits: what is done to a block, one after the other; each is given what enters the layers
+            after the visits before it.
+        progress: called with the number of blocks that are done, and of all.
+        changes: whether visits change what a block gives; the blocks that follow then see that.
+    """
+    blocks = prunable.blocks
+    states, arguments = block_inputs(prunable, windows.to(prunable.device))
     outputs = states
     for index, block in enumerate(blocks):
         for visit in visits:
@@ -110,8 +129,9 @@ def _run_measured(
         return hook
 
     with hooks(
-        block.get_submodule(paths[0]).register_forward_pre_hook(add_to(paths))
+        linear_at(block, paths[0]).register_forward_pre_hook(add_to(paths))
         for branch in prunable.branches_of(block)
+        if has_branch(block, branch.scatter)
         for paths in (branch.reads, *((path,) for path in (*branch.inside, branch.writes)))
     ):
         outputs = [run_block(block, state, arguments) for state in states]

@@ -6,7 +6,9 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
+from disp_llm.data.tokens import Corpus
 from disp_llm.data.windows import Windows
+from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.training.problem import PruningProblem
 
@@ -19,10 +21,20 @@ def calibration_windows(problem: PruningProblem) -> Windows:
         InputError: a window is longer than the text or than the model can read.
     """
     count, length = problem.scores.calibration_sequences, problem.scores.calibration_length
-    require_positions(problem.dense.model, length, "calibration_length")
-    problem.corpus.require_length(length, "calibration_length")
-    noise = random_stream("calibration", problem.seed)
-    windows, _ = Mixture(problem.corpus).draw(count, length, noise)
+    return windows_of(problem.corpus, problem.dense, count, length, problem.seed)
+
+
+def windows_of(
+    corpus: Corpus, target: PrunableModel, count: int, length: int, seed: int
+) -> Windows:
+    """Windows of a text, as many and as long as the settings of a calibration say.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    require_positions(target.model, length, "calibration_length")
+    corpus.require_length(length, "calibration_length")
+    windows, _ = Mixture(corpus).draw(count, length, random_stream("calibration", seed))
     return windows
 
 
