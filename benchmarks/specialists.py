@@ -14,15 +14,19 @@ with one. The results are `benchmarks/results/specialists.json`.
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from linear_tagger import linear_tagger  # first, since it says where the example's files are
-from ner import save, tagger_in
+from ner import SCORERS, save, tagger_in
 from plain_tagger import score_plain, train_plain
 
+from disp_llm.config.quantise import QuantiseConfig
+from disp_llm.export.compressing import quantise
+from disp_llm.export.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.depth import keep_blocks
 from disp_llm.models.architectures import family_of
@@ -40,6 +44,7 @@ MADE = {
     "task 0.7": "train {task}/model --epochs 1",
     "task 0.5": "train {task}/model-0.5 --epochs 1",
     "task 0.3": "train {task}/model-0.3 --epochs 1",
+    "task 0.5, int8": "int8 {task 0.5}",
     "general 0.5": "train {general} --epochs 2",
     "flap": "prune {dense} --keep 0.5 0.3 --method flap",
     "flap 0.5": "train {flap}/model --epochs 1",
@@ -86,6 +91,7 @@ def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
     else:
         test = arguments.data / "emerging.test.annotated"
         found = called("eval", str(folder), "--test", str(test))
+        found["bytes"] = weight_bytes(folder) - (folder / SCORERS[0]).stat().st_size
     return found | {"seconds_in_all": time.perf_counter() - began}
 
 
@@ -107,7 +113,9 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
         if f"{{{other}}}" in stated:
             stated = stated.replace(f"{{{other}}}", str(made(other, runs, arguments)))
     verb, *words = shlex.split(stated)
-    if verb == "halve":
+    if verb == "int8":
+        found = in_int8(Path(words[0]), folder)
+    elif verb == "halve":
         found = halve(Path(words[0]), folder)
     elif verb == "plain":
         found = train_plain(arguments.data, folder, epochs=1, seed=arguments.seed)
@@ -118,6 +126,15 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
         found = called(verb, *words, *map(str, files), "--seed", str(arguments.seed))
     write_json(done, found)
     return folder
+
+
+def in_int8(source: Path, folder: Path) -> dict:
+    """A tagger whose model is quantised."""
+    began = time.perf_counter()
+    quantise(QuantiseConfig(source, "int8", folder))
+    for name in SCORERS:
+        shutil.copyfile(source / name, folder / name)
+    return {"seconds": time.perf_counter() - began}
 
 
 def halve(source: Path, folder: Path) -> dict:

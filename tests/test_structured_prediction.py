@@ -208,6 +208,28 @@ def test_from_training_to_a_tagged_sentence(llama_folder, tmp_path, capsys):
     )
 
 
+def test_a_pruned_tagger_in_8_bits_tags_as_before(llama_folder, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
+    sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
+    import specialists
+
+    path, run, eight = (tmp_path / name for name in ("train.conll", "run", "eight"))
+    path.write_text(TRAIN)
+    files = ["--train", str(path), "--output"]
+    flags = ["--epochs", "15", "--batch", "4", "--rate", "0.003", "--scorer-rate", "0.01"]
+    ner.main(["train", str(llama_folder), *files, str(tmp_path / "dense"), *flags])
+    small = ["--keep", "0.9", "--steps", "1", "--length", "48", "--batch", "1"]
+    small += ["--dev", str(path)]
+    ner.main(["prune", str(tmp_path / "dense"), *files, str(run), *small])
+    ner.main(["train", str(run / "model"), *files, str(tmp_path / "half"), *flags])
+    specialists.in_int8(tmp_path / "half", eight)
+    folders = (tmp_path / "half", eight)
+    scored = [ner.main(["eval", str(one), "--test", str(path)]) for one in folders]
+    assert [one["f1"] for one in scored] == [1.0, 1.0]
+    weights = [(one / "model.safetensors").stat().st_size for one in folders]
+    assert weights[1] < weights[0]
+
+
 def test_the_loss_that_prunes_is_the_loss_that_trains():
     found = tagger()
     some = [Sentence(("ab", "c"), (Span(0, 1, "place"),), "here"), Sentence(("d",), (), "there")]

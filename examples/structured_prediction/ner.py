@@ -162,6 +162,9 @@ def tagger_in(folder: Path, device: str = "cpu") -> Tagger:
     """
     scorers = scorers_in(folder).to(device)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(device).eval()
+    if getattr(model.config, "quantization_config", None):
+        with torch.no_grad():  # the first run of the whole model unpacks it; we run its inside
+            model(torch.zeros(1, 1, dtype=torch.long, device=device))
     return Tagger(model, AutoTokenizer.from_pretrained(folder), scorers)
 
 

@@ -135,6 +135,21 @@ def test_the_card_says_what_was_done_and_keeps_its_licence(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("compressed_tensors")
+def test_a_folder_that_others_have_trained_and_saved_needs_no_card(folder, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "tuned")
+    byte_tokenizer().save_pretrained(tmp_path / "tuned")
+    made, said = quantised(tmp_path / "tuned", "int4", tmp_path / "made")
+    wanted, _ = quantised(folder, "int4", tmp_path / "wanted")
+    assert said["layers"] == 21
+    assert not (made / "README.md").exists()
+    assert run_command("verify", made).returncode == 0
+    tensors, others = (load_file(one / "model.safetensors") for one in (made, wanted))
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.mark.usefixtures("compressed_tensors")
 def test_what_a_branch_reads_with_stays_together_where_widths_do_not_fit(folder, tmp_path, caplog):
     """The second block has 16 intermediate dimensions less, and so no groups of 32."""
     odd = tmp_path / "odd"

@@ -27,8 +27,9 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.export.card import write_quantised_card
+from disp_llm.export.facts import FACTS
 from disp_llm.export.folders import weight_bytes
-from disp_llm.export.plain import EXPORT_AGAIN, is_mixture, require_exported
+from disp_llm.export.plain import EXPORT_AGAIN, has_card, is_mixture, require_exported
 from disp_llm.export.quantising import GROUP, fits
 from disp_llm.export.sharing import carried, keep_license
 from disp_llm.masks.prunable import PrunableModel
@@ -78,7 +79,7 @@ class Layers:
 def quantise(
     config: QuantiseConfig, calibrate: Calibrate | None = None, calibrated_on: str = ""
 ) -> dict[str, Any]:
-    """Writes the quantised copy of a folder, with a card that says so.
+    """Writes the quantised copy of a folder, with a card that says so if the folder has ours.
 
     Args:
         calibrate: rounds the weights, to int4; None = each is rounded to the nearest.
@@ -95,7 +96,7 @@ def quantise(
     """
     config.validate()
     scheme = _scheme(config.to)
-    require_exported(config.folder)
+    require_exported(config.folder, card=False)
     layers = _layers(config)
     files, left_out = carried(config.folder)
     before = weight_bytes(config.folder)
@@ -113,8 +114,9 @@ def quantise(
         }
         if calibrated_on:
             did["calibrated_on"] = calibrated_on
-        write_quantised_card(config.folder, folder, size, did)
-        keep_license(config.folder, folder)
+        if has_card(config.folder) and (config.folder / FACTS).is_file():
+            write_quantised_card(config.folder, folder, size, did)
+            keep_license(config.folder, folder)
         write_sums(folder)
     if layers.left:
         logger.warning(

@@ -57,21 +57,29 @@ class Exported:
     disp_llm: Cut
 
 
-def require_exported(folder: Path) -> None:
-    """Refuses what is not an exported folder with its card.
+def require_exported(folder: Path, card: bool = True) -> None:
+    """Refuses what is not an exported folder.
+
+    Args:
+        card: whether it must have its card, which is lost where a model is trained by others.
 
     Raises:
         InputError: it is not, or its configuration is damaged.
     """
     stated = folder / "config.json"
     config = read_json(stated, EXPORT_AGAIN) if stated.is_file() else {}
-    if "disp_llm" not in config or not (folder / "README.md").is_file():
+    if "disp_llm" not in config or (card and not has_card(folder)):
         raise InputError(
             f"{folder} is not an exported folder",
             field="folder",
             hint="name a model folder of a run, such as run/model",
         )
     as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
+
+
+def has_card(folder: Path) -> bool:
+    """Whether a folder has a model card."""
+    return (folder / "README.md").is_file()
 
 
 def is_mixture(folder: Path) -> bool:
