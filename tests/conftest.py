@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -27,6 +28,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from configurations import tiny_config, unusual_values
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
@@ -46,6 +48,7 @@ from disp_llm.methods.parts.coupled import COUPLED
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
+from disp_llm.runs.sums import write_sums
 from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
@@ -362,3 +365,36 @@ def no_registered_methods(monkeypatch):
     monkeypatch.setattr("disp_llm.methods._registered", {})
     monkeypatch.setattr("disp_llm.methods.registered_methods", registered)
     monkeypatch.setattr("disp_llm.config.names.registered_methods", registered)
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory, text_file):
+    """A pruned folder in bfloat16, all of whose widths are multiples of 32."""
+    place = tmp_path_factory.mktemp("wide")
+    model = tiny_model("llama", hidden_size=128, head_dim=32, intermediate_size=192)
+    model.to(torch.bfloat16).save_pretrained(place / "dense")
+    byte_tokenizer().save_pretrained(place / "dense")
+    flags = ("--method", "magnitude", "--keep", 0.5, "--align", 32)
+    done = run_command(
+        "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    return place / "run" / "model"
+
+
+@pytest.fixture
+def odd_folder(wide_folder, tmp_path):
+    """A copy whose second block has 16 intermediate dimensions less, and so no groups of 32."""
+    odd = tmp_path / "odd"
+    shutil.copytree(wide_folder, odd)
+    config = json.loads((odd / "config.json").read_text())
+    width = config["disp_llm"]["widths"]["mlp_mid"][1] - 16
+    config["disp_llm"]["widths"]["mlp_mid"][1] = width
+    (odd / "config.json").write_text(json.dumps(config))
+    tensors = load_file(odd / "model.safetensors")
+    for name, side in (("gate", 0), ("up", 0), ("down", 1)):
+        key = f"model.layers.1.mlp.{name}_proj.weight"
+        tensors[key] = tensors[key].narrow(side, 0, width).contiguous()
+    save_file(tensors, odd / "model.safetensors", metadata={"format": "pt"})
+    write_sums(odd)
+    return odd

@@ -1,14 +1,12 @@
 """Calibrated int4: weights make up for what those to their left lose, and are stored so."""
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import byte_tokenizer, run_command
 from safetensors.torch import load_file
 
 from disp_llm.commands.quantise import quantise_folder, rounded_to
@@ -18,9 +16,6 @@ from disp_llm.export.compressing import best_scales
 from disp_llm.methods.parts.baseline import damped
 from disp_llm.methods.parts.compensating import COLUMNS, DAMPING
 from disp_llm.runs.progress import silent
-from disp_llm.runs.sums import write_sums
-
-WIDE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
 
 
 def correlated(channels: int, rows: int = 400) -> torch.Tensor:
@@ -88,19 +83,10 @@ def test_outputs_lose_less_than_by_rounding_to_the_nearest():
     assert lost(rounded_to(weight, moment, torch.float32)[0]) < 0.6 * lost(nearest(weight))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, text_file):
-    """A pruned folder in bfloat16, all of whose widths are multiples of 32."""
+@pytest.fixture
+def folder(wide_folder):
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
-    place = tmp_path_factory.mktemp("quantise")
-    tiny_model("llama", **WIDE).to(torch.bfloat16).save_pretrained(place / "dense")
-    byte_tokenizer().save_pretrained(place / "dense")
-    flags = ("--method", "magnitude", "--keep", 0.5, "--align", 32)
-    done = run_command(
-        "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    return place / "run" / "model"
+    return wide_folder
 
 
 def asked(folder, place, text, **settings):
@@ -139,21 +125,9 @@ def test_a_calibrated_folder_is_nearer_to_what_it_was_made_of(folder, tmp_path, 
     assert "calibrated on" not in (tmp_path / "nearest" / "README.md").read_text()
 
 
-def test_layers_that_cannot_be_stored_are_not_rounded(folder, tmp_path, text_file):
-    """The second block has 16 intermediate dimensions less, and so no groups of 32."""
-    odd = tmp_path / "odd"
-    shutil.copytree(folder, odd)
-    made = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    config = json.loads((odd / "config.json").read_text())
-    config["disp_llm"]["widths"]["mlp_mid"][1] -= 16
-    (odd / "config.json").write_text(json.dumps(config))
-    mlp = made.model.layers[1].mlp
-    for linear, rows in ((mlp.gate_proj, True), (mlp.up_proj, True), (mlp.down_proj, False)):
-        weight = linear.weight.data
-        linear.weight.data = (weight[:-16] if rows else weight[:, :-16]).contiguous()
-    made.config.disp_llm = config["disp_llm"]
-    made.save_pretrained(odd)
-    write_sums(odd)
+@pytest.mark.usefixtures("folder")
+def test_layers_that_cannot_be_stored_are_not_rounded(odd_folder, tmp_path, text_file):
+    odd = odd_folder
     result = quantise_folder(asked(odd, tmp_path / "made", (text_file,)), silent)
     left = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
     assert result["left"] == left

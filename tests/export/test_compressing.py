@@ -8,7 +8,7 @@ import fresh
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import byte_tokenizer, run_command
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
@@ -17,27 +17,15 @@ from disp_llm.export import compressing
 from disp_llm.export.compressing import quantise
 from disp_llm.runs.sums import write_sums
 
-WIDE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
-"""Widths that groups of 32 divide."""
-
 
 @pytest.fixture(scope="module")
 def compressed_tensors():
     return pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, text_file):
-    """A pruned folder in bfloat16, all of whose widths are multiples of 32."""
-    place = tmp_path_factory.mktemp("quantise")
-    tiny_model("llama", **WIDE).to(torch.bfloat16).save_pretrained(place / "dense")
-    byte_tokenizer().save_pretrained(place / "dense")
-    flags = ("--method", "magnitude", "--keep", 0.5, "--align", 32)
-    done = run_command(
-        "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    return place / "run" / "model"
+@pytest.fixture
+def folder(wide_folder):
+    return wide_folder
 
 
 def quantised(folder, kind, place):
@@ -150,20 +138,11 @@ def test_a_folder_that_others_have_trained_and_saved_needs_no_card(folder, tmp_p
 
 
 @pytest.mark.usefixtures("compressed_tensors")
-def test_what_a_branch_reads_with_stays_together_where_widths_do_not_fit(folder, tmp_path, caplog):
-    """The second block has 16 intermediate dimensions less, and so no groups of 32."""
-    odd = tmp_path / "odd"
-    shutil.copytree(folder, odd)
-    config = json.loads((odd / "config.json").read_text())
-    width = config["disp_llm"]["widths"]["mlp_mid"][1] - 16
-    config["disp_llm"]["widths"]["mlp_mid"][1] = width
-    (odd / "config.json").write_text(json.dumps(config))
-    tensors, mlp = load_file(odd / "model.safetensors"), "model.layers.1.mlp"
-    for name, sliced in (("gate", (0,)), ("up", (0,)), ("down", (1,))):
-        key = f"{mlp}.{name}_proj.weight"
-        tensors[key] = tensors[key].narrow(*sliced, 0, width).contiguous()
-    save_file(tensors, odd / "model.safetensors", metadata={"format": "pt"})
-    write_sums(odd)
+def test_what_a_branch_reads_with_stays_together_where_widths_do_not_fit(
+    odd_folder, tmp_path, caplog
+):
+    odd, mlp = odd_folder, "model.layers.1.mlp"
+    tensors = load_file(odd / "model.safetensors")
     made, said = quantised(odd, "int4", tmp_path / "made")
     left = [f"{mlp}.{name}_proj" for name in ("gate", "up", "down")]
     assert said["left"] == left

@@ -72,7 +72,7 @@ class QuantiseConfig:
     @property
     def is_calibrated(self) -> bool:
         """Whether a text is read to round the weights by."""
-        return bool(self.text or self.dataset)
+        return self.calibration_text.learns_from_text
 
     @property
     def calibration_text(self) -> TextConfig:

@@ -227,11 +227,12 @@ def _stored(tensors: dict[str, Tensor], layers: Known, scheme: Any) -> dict[str,
         if layer not in layers or kind != "weight":
             found[name] = tensor
             continue
-        weight, scale = tensor.float(), _nearest_scales(tensor, scheme.weights)
         if rounded := layers[layer]:
             scale = rounded.scales.to(tensor.dtype)
             groups = rounded.numbers.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]
             weight = groups.flatten(1)  # what is nearest to these are the same numbers
+        else:
+            weight, scale = tensor.float(), _nearest_scales(tensor, scheme.weights)
         whole = {"weight": weight, "weight_scale": scale.float()}
         parts = compressor.compress(whole, scheme) | {"weight_scale": scale}
         found |= {f"{layer}.{part}": number.contiguous() for part, number in parts.items()}
