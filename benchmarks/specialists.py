@@ -45,6 +45,8 @@ MADE = {
     "task 0.5": "train {task}/model-0.5 --epochs 1",
     "task 0.3": "train {task}/model-0.3 --epochs 1",
     "task 0.5, int8": "int8 {task 0.5}",
+    "one pass": "prune {dense} --keep 0.5 --recipe retrain --steps 298",
+    "one pass 0.5": "copy {one pass}/model",
     "general 0.5": "train {general} --epochs 2",
     "flap": "prune {dense} --keep 0.5 0.3 --method flap",
     "flap 0.5": "train {flap}/model --epochs 1",
@@ -56,7 +58,7 @@ MADE = {
 }
 """How the folder of each name is made; braces hold names of others."""
 
-SCORED = [name for name in MADE if name not in ("task", "flap", "blocks")]
+SCORED = [name for name in MADE if name not in ("task", "one pass", "flap", "blocks")]
 """Those whose F1 is measured."""
 
 
@@ -115,6 +117,10 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
     verb, *words = shlex.split(stated)
     if verb == "int8":
         found = in_int8(Path(words[0]), folder)
+    elif verb == "copy":
+        shutil.copytree(words[0], folder)
+        run = Path(words[0]).parent
+        found = read_json(run.with_name(f"{run.name}.made.json"), "delete it")
     elif verb == "halve":
         found = halve(Path(words[0]), folder)
     elif verb == "plain":

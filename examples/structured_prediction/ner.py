@@ -245,16 +245,18 @@ def prune(
     tagger.scorers.requires_grad_(False)
     known = [read_conll(path, tagger.scorers.labels) for path in (train, dev)]
     examples, held_out = ([tagger.example(one) for one in some] for some in known)
+    began = time.perf_counter()
     result = disp_llm.prune(
         str(folder), examples=examples, eval_examples=held_out, keep=list(keep), output_dir=output,
         method=method, recipe=recipe, steps=steps, length=length, batch=batch, seed=seed,
         device=device, resume="auto",
     )  # fmt: skip
+    seconds = time.perf_counter() - began
     for size in result.sizes:
         for name in SCORERS:
             shutil.copy(folder / name, Path(size.folder) / name)
     losses = {size.folder: size.measured.perplexity for size in result.sizes if size.measured}
-    return {"run": str(output), "perplexity of a choice": losses}
+    return {"run": str(output), "seconds": seconds, "perplexity of a choice": losses}
 
 
 def evaluate(folder: tyro.conf.Positional[Path], test: Path, device: str = "cpu") -> dict[str, Any]:
