@@ -45,7 +45,7 @@ MADE = {
     "task 0.5": "train {task}/model-0.5 --epochs 1",
     "task 0.3": "train {task}/model-0.3 --epochs 1",
     "task 0.5, int8": "int8 {task 0.5}",
-    "one pass": "prune {dense} --keep 0.5 --recipe retrain --steps 298",
+    "one pass": "prune {dense} --keep 0.5 --recipe retrain --steps 149 --batch 4",
     "one pass 0.5": "copy {one pass}/model",
     "general 0.5": "train {general} --epochs 2",
     "flap": "prune {dense} --keep 0.5 0.3 --method flap",
