@@ -194,6 +194,13 @@ def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
     assert parse(shlex.split(said)).resume
 
 
+def test_a_calibration_that_was_stopped_goes_on_by_the_same_command(tmp_path):
+    arguments = ["quantise", "m", "--to", "int4", "--output-dir", str(tmp_path / "small")]
+    assert _how_to_resume(arguments) == ""
+    (tmp_path / "small.begun").mkdir()
+    assert _how_to_resume(arguments) == "; the same command goes on"
+
+
 def test_settings_become_flags_and_everything_else_stays():
     assert flag_of("eval_text", "prune") == "--eval-text"
     assert flag_of("folder", "recover") == "FOLDER"

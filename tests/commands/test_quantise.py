@@ -49,11 +49,10 @@ def test_columns_follow_exact_solves_one_by_one():
         if j + 1 < channels:
             rest = hessian[j + 1 :, j + 1 :]
             wanted[:, j + 1 :] += lost[:, None] * torch.linalg.solve(rest, hessian[j + 1 :, j])
-    got, stored = rounded_to(weight, moment, torch.float32)
+    stored = rounded_to(weight, moment, torch.float32)
+    got = stored.whole()
     different = (got[:, order].double() - wanted).abs() > 1e-3
     assert different.float().mean() < 0.01  # numbers that lie between two
-    numbers = stored.numbers.unflatten(-1, (-1, 32)) * stored.scales[..., None]
-    assert torch.equal(numbers.flatten(1), got)
     assert stored.numbers.dtype == torch.int8
     assert (int(stored.numbers.min()), int(stored.numbers.max())) == (-8, 7)
 
@@ -80,7 +79,7 @@ def test_outputs_lose_less_than_by_rounding_to_the_nearest():
         difference = weight - made
         return float(((difference @ moment) * difference).sum())
 
-    assert lost(rounded_to(weight, moment, torch.float32)[0]) < 0.6 * lost(nearest(weight))
+    assert lost(rounded_to(weight, moment, torch.float32).whole()) < 0.6 * lost(nearest(weight))
 
 
 @pytest.fixture
@@ -134,6 +133,55 @@ def test_layers_that_cannot_be_stored_are_not_rounded(odd_folder, tmp_path, text
     before, after = (load_file(one / "model.safetensors") for one in (odd, tmp_path / "made"))
     for name in left:
         assert torch.equal(before[f"{name}.weight"], after[f"{name}.weight"])
+
+
+def interrupted(config, done=2):
+    """A calibration that ends once so many blocks are rounded; where they lie."""
+
+    def progress(stage, blocks, *_):
+        if blocks == done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantise_folder(config, progress)
+    return config.output_dir.with_name(f"{config.output_dir.name}.begun")
+
+
+def test_after_a_kill_the_same_command_rounds_what_is_left(
+    folder, tmp_path, text_file, monkeypatch
+):
+    quantise_folder(asked(folder, tmp_path / "at_once", (text_file,)), silent)
+    config = asked(folder, tmp_path / "made", (text_file,))
+    begun = interrupted(config)
+    assert sorted(file.name for file in begun.glob("*.safetensors")) == [
+        "block-0.safetensors",
+        "block-1.safetensors",
+    ]
+    assert not config.output_dir.exists()
+    rounded = []
+
+    def watched(weight, *others):
+        rounded.append(weight.shape)
+        return rounded_to(weight, *others)
+
+    monkeypatch.setattr("disp_llm.commands.quantise.rounded_to", watched)
+    quantise_folder(config, silent)
+    assert len(rounded) == 7  # layers of the third block
+    assert not begun.exists()
+    made, at_once = (tmp_path / name / "model.safetensors" for name in ("made", "at_once"))
+    assert made.read_bytes() == at_once.read_bytes()
+
+
+def test_blocks_that_were_rounded_otherwise_are_not_taken(folder, tmp_path, text_file):
+    config = asked(folder, tmp_path / "made", (text_file,))
+    begun = interrupted(config)
+    with pytest.raises(InputError, match=r"made\.begun: holds blocks of another model, or rounded"):
+        quantise_folder(replace(config, calibration_sequences=9), silent)
+    (begun / "block-1.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"block-1.safetensors: cannot be read .*delete .*begun"):
+        quantise_folder(config, silent)
+    (begun / "block-1.safetensors").unlink()
+    assert quantise_folder(config, silent)["layers"] == 21
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import shlex
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 from disp_llm.cli.errors import print_error, with_flags
-from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program
+from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program, value_of
 from disp_llm.config.errors import InputError
+from disp_llm.config.quantise import begun_dir
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -151,6 +153,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _how_to_resume(arguments: list[str]) -> str:
+    place = value_of("--output-dir", arguments)
+    if arguments[:1] == ["quantise"] and place and begun_dir(Path(place)).exists():
+        return "; the same command goes on"
     if not arguments or arguments[0] not in RESUMABLE:
         return ""
     if not (output_folder(arguments) / "config.toml").exists():

@@ -78,3 +78,8 @@ class QuantiseConfig:
     def calibration_text(self) -> TextConfig:
         """Where the tokens of the calibration come from."""
         return TextConfig(text=self.text, text_field=self.text_field, dataset=self.dataset)
+
+
+def begun_dir(output_dir: Path) -> Path:
+    """Where a calibration keeps what it has done, until the folder is written."""
+    return output_dir.with_name(f"{output_dir.name}.begun")

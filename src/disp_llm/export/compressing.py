@@ -59,6 +59,11 @@ class Rounded:
     scales: Float[Tensor, "R K"]
     """What those of a group are multiplied by."""
 
+    def whole(self) -> Float[Tensor, "R C"]:
+        """The weight that they say, in float32."""
+        groups = self.numbers.unflatten(-1, (-1, GROUP))
+        return (groups * self.scales.float()[..., None]).flatten(1)
+
 
 Calibrate = Callable[[list[str]], dict[str, Rounded]]
 """Names of linear layers -> how their weights are rounded."""
@@ -228,9 +233,8 @@ def _stored(tensors: dict[str, Tensor], layers: Known, scheme: Any) -> dict[str,
             found[name] = tensor
             continue
         if rounded := layers[layer]:
-            scale = rounded.scales.to(tensor.dtype)
-            groups = rounded.numbers.unflatten(-1, (-1, GROUP)) * scale.float()[..., None]
-            weight = groups.flatten(1)  # what is nearest to these are the same numbers
+            # What is nearest to these are the same numbers.
+            weight, scale = rounded.whole(), rounded.scales.to(tensor.dtype)
         else:
             weight, scale = tensor.float(), _nearest_scales(tensor, scheme.weights)
         whole = {"weight": weight, "weight_scale": scale.float()}

@@ -48,6 +48,7 @@ def visit_with(
     *visits: Visit,
     progress: Callable[[int, int], None],
     changes: bool = True,
+    restored: Callable[[int, nn.Module], bool] | None = None,
 ) -> None:
     """Visits every block of a model, first to last, with what enters its linear layers.
 
@@ -58,12 +59,14 @@ def visit_with(
             after the visits before it.
         progress: called with the number of blocks that are done, and of all.
         changes: whether visits change what a block gives; the blocks that follow then see that.
+        restored: called with each block first; makes of it what an earlier attempt has made, and
+            says whether there was one. Such a block is neither measured nor visited.
     """
     blocks = prunable.blocks
     states, arguments = block_inputs(prunable, windows.to(prunable.device))
     outputs = states
     for index, block in enumerate(blocks):
-        for visit in visits:
+        for visit in () if restored and restored(index, block) else visits:
             outputs, moments = _run_measured(prunable, index, states, arguments[index])
             visit(index, block, moments)
         if changes:
