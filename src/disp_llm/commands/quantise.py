@@ -139,8 +139,8 @@ def _rounded_layers(
     found: dict[str, Rounded] = {}
 
     def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
-        inside = {name_of[module]: module for module in block.modules()}
-        return {name: linear for name, linear in inside.items() if name in names}
+        linears = (module for module in block.modules() if isinstance(module, nn.Linear))
+        return {name: one for one in linears if (name := name_of[one]) in names}
 
     def restored(index: int, block: nn.Module) -> bool:
         linears = linears_of(block)
