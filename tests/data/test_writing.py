@@ -1,13 +1,18 @@
 """The model's own words: what is drawn, how documents begin and end, chat templates."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
 from configurations import ARCHITECTURES, VOCABULARY
 from conftest import byte_tokenizer, tiny_model
 
+from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import TextConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.words import OwnWordsConfig
 from disp_llm.data.own_words import (
     CHANCES,
@@ -281,5 +286,19 @@ def test_as_many_at_once_as_fit(monkeypatch):
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError) as raised:
-        OwnWordsConfig(**settings).validate()
+        OwnWordsConfig(**settings).validate((Path("self"),))
     assert raised.value.field in settings
+
+
+@pytest.mark.parametrize("texts", [("self",), ("a.txt", "self"), ("general",), ("mine.toml",)])
+def test_settings_of_own_words_are_taken_where_they_may_be_written(texts):
+    OwnWordsConfig(self_tokens=64, self_chat=0.5).validate(tuple(map(Path, texts)))
+
+
+@pytest.mark.parametrize("command", [PruneConfig, RecoverConfig, CompareConfig])
+def test_settings_of_own_words_are_refused_where_none_are_written(command):
+    text, words = TextConfig(text=(Path("a.txt"),)), OwnWordsConfig(self_tokens=64)
+    with pytest.raises(InputError, match=r"self_tokens: .*none are written.*add `text` self"):
+        command("m", text=text, words=words).validate()
+    command("m", text=text).validate()
+    command("m", words=words).validate()

@@ -86,7 +86,8 @@ class CompareConfig:
         require_at_least(2, length=self.length)
         require_at_least(1, batch=self.batch, align=self.align)
         self._validate_frontier()
-        for part in (self.scores, self.text, self.words, self.evaluation):
+        self.words.validate(self.text.learns_from)
+        for part in (self.scores, self.text, self.evaluation):
             part.validate()
 
     def _validate_frontier(self) -> None:

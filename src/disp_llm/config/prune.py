@@ -144,7 +144,8 @@ class PruneConfig:
         require_at_least(0, rounds=self.rounds, chunk=self.chunk)
         self._validate_names()
         self._validate_range()
-        for part in (self.text, self.words, self.evaluation):
+        self.words.validate(self.text.learns_from)
+        for part in (self.text, self.evaluation):
             part.validate()
         for part in (self.scores, self.learn, self.training, self.frozen):
             part.validate()

@@ -78,7 +78,8 @@ class RecoverConfig:
         require_paths(self)
         require_positive(tokens=self.tokens, rank=self.rank)
         require_file_size(max_shard_size=self.max_shard_size)
-        for part in (self.training, self.text, self.words, self.evaluation, self.machine):
+        self.words.validate(self.text.learns_from)
+        for part in (self.training, self.text, self.evaluation, self.machine):
             part.validate()
         if self.how == "lora" and self.training.weight_optimizer != "adamw":
             raise InputError(

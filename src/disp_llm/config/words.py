@@ -1,8 +1,11 @@
 """How a model writes its own learning text (`--text self`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from disp_llm.config.checks import require_not_negative, require_positive, require_share
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import SELF, is_mixture
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,23 @@ class OwnWordsConfig:
     self_tokens: int = 0
     """Number of own tokens; 0 = as many as the steps, the calibration and the evaluation read."""
 
-    def validate(self) -> None:
-        """Refuses a temperature of 0 and shares that are none."""
+    def validate(self, texts: tuple[Path, ...]) -> None:
+        """Refuses a temperature of 0, shares that are none, and settings where nothing is written.
+
+        Args:
+            texts: what is learned from, as `--text` names it.
+
+        Raises:
+            InputError: naming the field.
+        """
+        written = Path(SELF) in texts or any(map(is_mixture, texts))  # which may name it
+        for field in fields(self):
+            if not written and getattr(self, field.name) != field.default:
+                raise InputError(
+                    "is of the model's own words, and none are written",
+                    field=field.name,
+                    hint=f"leave it out, or add `text` {SELF}",
+                )
         require_positive(self_temperature=self.self_temperature)
         require_share(self_random_start=self.self_random_start, self_chat=self.self_chat)
         require_not_negative(
