@@ -25,6 +25,7 @@ TITLES = {
     "task 0.5": "**by the task's loss**, keep 0.5",
     "task 0.3": "**by the task's loss**, keep 0.3",
     "task 0.5, int8": "**by the task's loss**, keep 0.5, in int8",
+    "one pass 0.5": "masks and all weights in one pass, keep 0.5",
     "general 0.5": "pruned on WikiText-2 first, keep 0.5",
     "flap 0.5": "FLAP, keep 0.5",
     "flap 0.3": "FLAP, keep 0.3",
