@@ -105,6 +105,12 @@ ROUTED = {
     "n_group": 1,
     "topk_group": 1,
 }
+WIDER_GLOBALLY = {
+    "final_logit_softcapping": 5.0,
+    "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+"""Gemma 4, as its models of 12 and 31 thousand million parameters are, but for keys as values."""
 OTHER_NAMES = {
     "qwen2_moe": MIXED | {"mlp_only_layers": [1], "shared_expert_intermediate_size": 20},
     "qwen3_moe": MIXED | {"mlp_only_layers": [1]},
@@ -146,6 +152,8 @@ OTHER_NAMES = {
     "granite": {"logits_scaling": 4.0},
     "gemma2": {"final_logit_softcapping": 5.0},
     "gemma3_text": {"final_logit_softcapping": 5.0},
+    "gemma4_text": WIDER_GLOBALLY | {"hidden_size_per_layer_input": 0},
+    "gemma4_unified_text": WIDER_GLOBALLY,
     "minicpm3": LATENT | {"dim_model_base": 32},
     "youtu": LATENT,
     "deepseek_v3": LATENT | ROUTED | {"first_k_dense_replace": 1},
@@ -261,6 +269,30 @@ UNUSUAL_STATES = {
     "mamba_n_groups": 2,
     "time_step_limit": (0.001, 50.0),
 }
+SHARED = {
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 2,
+    "layer_types": [
+        "sliding_attention",
+        "sliding_attention",
+        "full_attention",  # lends to the last block
+        "sliding_attention",  # lends to the next
+        "sliding_attention",
+        "full_attention",
+    ],
+    "use_double_wide_mlp": True,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "rope_parameters": ROPE_OF_KINDS
+    | {
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 700.0,
+        }
+    },
+}
+"""Gemma 4 with everything that blocks can have of their own, or of others."""
 UNUSUAL = {
     "apertus": {"hidden_act": "xielu"},
     "apertus1p5_text": {"hidden_act": "xielu", "output_vocab_size": VOCABULARY},
@@ -268,6 +300,9 @@ UNUSUAL = {
     "doge": {"keep_window_size": 8},
     "falcon": {"num_ln_in_parallel_attn": 2},
     "gemma3_text": {"rope_parameters": ROPE_OF_KINDS},
+    "gemma4_text": SHARED
+    | {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCABULARY},
+    "gemma4_unified_text": SHARED,
     "bamba": UNUSUAL_STATES | {"tie_word_embeddings": True},
     # Plain without experts, unusual with some.
     "granitemoehybrid": MIXERS

@@ -18,7 +18,8 @@ def test_blocks_give_what_they_give_inside_the_model(model_type):
     states, arguments = block_inputs(target, windows)
     with torch.no_grad():
         for block, given in zip(target.blocks, arguments, strict=True):
-            states = [run_block(block, state, given) for state in states]
+            pairs = zip(states, given, strict=True)
+            states = [run_block(block, state, of_window) for state, of_window in pairs]
         found = torch.cat(states)
         last = []
         hook = target.blocks[-1].register_forward_hook(lambda module, args, out: last.append(out))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from configurations import (
     ARCHITECTURES,
+    MIXED,
     MIXTURES,
     SHAPE,
     defaults_of,
@@ -79,6 +80,10 @@ AS_THEY_ARE = {
     ("apertus", "hidden_act"): "the only activation that has parameters",
     ("apertus1p5_text", "hidden_act"): "the only activation that has parameters",
     ("apertus1p5_text", "output_vocab_size"): "the size of the head, in place of vocab_size",
+    ("gemma4_text", "enable_moe_block"): "the row refuses its experts",
+    ("gemma4_text", "moe_intermediate_size"): "the row refuses its experts",
+    ("gemma4_text", "num_experts"): "the row refuses its experts",
+    ("gemma4_text", "top_k_experts"): "the row refuses its experts",
     ("falcon", "parallel_attn"): "the newer form has parallel branches only",
     ("hyperclovax", "use_post_norm"): "without it there are fewer norms",
     ("mpt", "alibi"): "transformers knows no other positions for it",
@@ -187,6 +192,11 @@ def test_doctor_says_why_not(model_type, says, tmp_path):
         ("ernie4_5_moe", {"moe_num_shared_experts": 0}, "the row has a shared expert"),
         ("youtu", {"q_lora_rank": None}, "q_lora_rank=None is not supported"),
         ("doge", {"is_moe": True, "num_experts": 4}, "mixture of experts"),
+        (
+            "gemma4_text",
+            {"enable_moe_block": True, "top_k_experts": 2, **MIXED},
+            "its blocks have experts beside the MLP",
+        ),
     ],
 )
 def test_variants_that_a_row_does_not_describe_are_refused(model_type, changes, says):

@@ -14,7 +14,9 @@ OF_LINEAR_ATTENTION = ("num_k_heads", "num_v_heads", "key_dim", "value_dim", "co
 
 def heads_of_blocks(config: Any, disp: dict, blocks: int) -> list[int]:
     """How many heads each block of the original has: KV heads, or as the folder says, where some
-    blocks have something else in the place of attention."""
+    blocks have something else in the place of attention; 0 where no heads are pruned."""
+    if "heads" not in disp["widths"]:  # a configuration may have no one number for all blocks
+        return [0] * blocks
     of_attention = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return disp.get("heads") or [of_attention] * blocks
 

@@ -142,7 +142,7 @@ def branches_of(block: nn.Module, disp: dict) -> tuple[dict, dict]:
     has."""
     present = {name for name, _ in block.named_modules()}
     kinds = (disp["attention"], *disp.get("alternatives", ()))
-    attention = next(branch for branch in kinds if branch["gather"] in present)
+    attention = next(b for b in kinds if present.issuperset((b["gather"], *b["reads"])))
     kinds = (disp[name] for name in ("mixture", "mlp") if name in disp)
     mlp = next(branch for branch in kinds if _main_module(branch) in present)
     return attention, mlp
@@ -271,7 +271,7 @@ def _wrap(block: nn.Module, path: str) -> Any:
 def read_quietly(config: Any) -> None:
     """Reads what layers may differ in once, without the warning that transformers gives the first
     time: the native classes read the original's number, and their layers are cut afterwards."""
-    if getattr(config, "is_heterogeneous", False):
+    if getattr(config, "is_heterogeneous", False) and config.allow_global_per_layer_attribute_access:
         level = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
         try:

@@ -255,9 +255,15 @@ def _draw(logits: Float[Tensor, "B V"], chances: Float[Tensor, " B"]) -> Int[Ten
 def fitting_batch(model: PreTrainedModel, length: int) -> int:
     """How many sequences of a length are written at once on the model's device."""
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * heads * width * length * model.dtype.itemsize
+    layers = getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers
+    cached = sum(map(_numbers_of_token, layers)) * length * model.dtype.itemsize
     predicted = 4 * torch.float32.itemsize * config.vocab_size
     fits = int(MEMORY_SHARE * free_memory(model.device) / (cached + predicted))
     return max(1, min(fits, CPU_BATCH if model.device.type == "cpu" else MOST_AT_ONCE))
+
+
+def _numbers_of_token(layer: Any) -> int:
+    """How many numbers a layer caches of a token, if it has keys and values of its own."""
+    heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+    width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+    return 2 * heads * width

@@ -107,9 +107,9 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
     """Counts operations and bytes of the linear layers of the blocks, of attention (causal) and of
     the head, which computes the last position only; of experts, as far as tokens use them."""
     head = target.head_weight.numel()
-    attentions = [block for block, own in target.present if own is target.family.attention]
-    q = sum(widths_of(linear_at(block, target.family.attention.writes))[0] for block in attentions)
-    cached = sum(cached_numbers(block, target.family) for block in attentions)
+    attentions = [pair for pair in target.present if target.family.is_attention(pair[1])]
+    q = sum(widths_of(linear_at(block, own.writes))[0] for block, own in attentions)
+    cached = sum(cached_numbers(block, target.family) for block, _ in attentions)
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
     pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1

@@ -26,8 +26,11 @@ INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
 EXPORT_AGAIN = "delete the folder and export it again"
 """What to do about a damaged configuration."""
 
-OURS = ("disp_llm", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
+OURS = ("disp_llm", "auto_map")
 """What only the configurations of our own architecture have."""
+
+OF_HEADS = ("per_layer_config", "allow_global_per_layer_attribute_access")
+"""What they have of heads that are cut, and some originals of other widths."""
 
 STREAM = ("hidden_size", "n_embd")
 """What configurations call the width of the residual stream."""
@@ -174,14 +177,15 @@ def plain_config(folder: Path) -> dict[str, Any]:
     inner, sizes = language_model_in(config), _sizes(folder, config, cut)
     if HEADS in cut:
         sizes |= _heads(folder, cut[HEADS])
-    plain = _without_ours(inner) | sizes
+    ours = (*OURS, *(OF_HEADS if HEADS in cut else ()))
+    plain = _without(ours, inner) | sizes
     if inner is not config:
-        plain = _without_ours(config) | {"text_config": plain}
+        plain = _without(ours, config) | {"text_config": plain}
     return plain | native
 
 
-def _without_ours(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in OURS}
+def _without(ours: tuple[str, ...], config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ours}
 
 
 def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
@@ -242,6 +246,6 @@ def _one(name: str, numbers: Iterable[int]) -> int:
         raise InputError(
             f"{name} differs between blocks ({', '.join(map(str, several))})",
             field="plain",
-            hint="prune with `uniform`",
+            hint="prune with `uniform`, if the original has one number for all",
         )
     return several[0]

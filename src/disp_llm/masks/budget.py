@@ -81,14 +81,15 @@ class Budget:
 
     @cached_property
     def never_pruned_sites(self) -> Bool[Tensor, " S"]:
-        """Which sites keep all of their entries: those that may not be pruned, and the first
-        attention of each kind, whose cache tells a model how much it has read."""
+        """Which sites keep all of their entries: those that may not be pruned, the first attention
+        of each kind, whose cache tells a model how much it has read, and one whose keys and values
+        other blocks take over."""
         kept, kinds = [], set()
-        for block in self.layout.blocks:
-            first = block.kind not in kinds
+        for index, block in enumerate(self.layout.blocks):
+            stays = block.kind not in kinds or index in self.layout.lenders
             kinds.add(block.kind)
             for site in self.layout.sites:
-                kept.append(site not in self.sites or (site == ATTENTION and first))
+                kept.append(site not in self.sites or (site == ATTENTION and stays))
         return torch.tensor(kept)
 
     @cached_property

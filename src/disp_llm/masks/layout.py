@@ -69,6 +69,18 @@ class Layout:
         return any(block.experts > 1 for block in self.blocks)
 
     @cached_property
+    def lenders(self) -> frozenset[int]:
+        """The blocks whose keys and values others have as well: of a kind of attention, the last
+        before those that borrow."""
+        last, found = dict[str, int](), set[int]()
+        for index, block in enumerate(self.blocks):
+            if block.borrows:
+                found.add(last[block.kind])
+            else:
+                last[block.kind] = index
+        return frozenset(found)
+
+    @cached_property
     def in_stream(self) -> Bool[Tensor, " S"]:
         """Which sites lie in the residual stream."""
         of_block = torch.tensor([site in STREAM_SITES for site in self.sites])
@@ -188,9 +200,11 @@ def layout_of(
     text = config.get_text_config()
     if EXPERTS in sites:
         _require_experts(text, family)
-    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = 0
+    if HEADS in sites:
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     kinds = getattr(text, "layer_types", None) or [""] * len(blocks)
-    shapes = [measure(block, family, text, kv_heads if HEADS in sites else 0) for block in blocks]
+    shapes = [measure(block, family, text, heads) for block in blocks]
     if EXPERTS in sites:
         shapes = [
             replace(shape, prunes_experts=True, biases=(*shape.biases, per_expert(block, family)))

@@ -136,7 +136,7 @@ class PrunableModel:
         places of their tokens: its attention alone looks back, and it makes a mask of them."""
         forward = inspect.signature(self.base.forward)
         family = self.family
-        alone = family.masks_by_place and not family.alternatives and not family.tower
+        alone = family.masks_by_place and not family.has_states and not family.tower
         return alone and "position_ids" in forward.parameters
 
     @property

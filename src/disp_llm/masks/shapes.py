@@ -42,6 +42,8 @@ class BlockShape:
     """Weights of the linear layers of the attention that no site cuts."""
     cached: int = 0
     """Numbers that the KV cache holds of a token, with all heads kept."""
+    borrows: bool = False
+    """Whether its attention has the keys and values of the last block of its kind that has some."""
     heads: int = 0
     """KV heads, or key heads of linear attention, where they are a site, and 1 of a block that
     cannot lose any; 0 where all of them stay."""
@@ -128,10 +130,10 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
     """Outputs of the attention's reads that the KV cache holds of a token: what the row names, or
     all but the queries. What has a state of one size in place of an attention holds none."""
     own, _ = family.branches_of(block)
-    if own is not family.attention:
+    if not family.is_attention(own):
         return 0
     queries = 0 if family.cached else widths_of(linear_at(block, own.writes))[0]
-    paths = family.cached or own.reads
+    paths = [path for path in family.cached or own.reads if path in own.reads]
     return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
 
 
@@ -143,7 +145,7 @@ def heads_of(block: nn.Module, family: Family, kv_heads: int) -> int:
         kv_heads: those of the model's attention.
     """
     own, _ = family.branches_of(block)
-    if own is family.attention:
+    if family.is_attention(own):
         return kv_heads if family.supports_head_pruning else 1
     return getattr(block.get_submodule(own.gather), own.heads) if own.heads else 1
 
@@ -196,13 +198,15 @@ def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockS
         outputs = sum(widths_of(linear)[1] for linear in attn_reads if linear.bias is not None)
         own = sum(block.get_parameter(path).numel() for path in attention.per_head)
         biases = (*biases, (outputs + own) // heads)
+    cached = cached_numbers(block, family)
     return BlockShape(
         hidden=widths_of(attn_reads[0])[0],
         qkv=sum(widths_of(linear)[1] for linear in attn_reads),
         q=widths_of(attn_writes)[0],
         biases=biases,
         inside=sum(linear_at(block, path).weight.numel() for path in attention.inside),
-        cached=cached_numbers(block, family),
+        cached=cached,
+        borrows=family.is_attention(attention) and not cached,
         heads=heads,
         **inside_mlp,
     )

@@ -54,6 +54,21 @@ _GEMMA = replace(
     logits_softcap="final_logit_softcapping",
     requires_bos=True,
 )
+# In some blocks values are keys before their norm, and others take over both. Whose heads are
+# taken over cannot lose any by themselves.
+_GEMMA4 = replace(
+    _GEMMA,
+    alternatives=tuple(
+        replace(
+            branch("self_attn", reads, "o_proj", norms="input_layernorm post_attention_layernorm"),
+            gives_pair=True,
+        )
+        for reads in ("q_proj k_proj", "q_proj")
+    ),
+    cached=("self_attn.k_proj", "self_attn.k_proj"),  # values are as wide
+    supports_head_pruning=False,
+    refused=(("enable_moe_block", True, "its blocks have experts beside the MLP"),),
+)
 # Norms after both branches. Those of q and k span all heads.
 _OLMO2 = Family(
     "layers", _attention("post_attention_layernorm"), _gated("post_feedforward_layernorm")
@@ -188,6 +203,8 @@ FAMILIES: dict[str, Family] = {
     "gemma": replace(_LLAMA, requires_bos=True),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
     "vaultgemma": replace(
         _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")
     ),

@@ -88,7 +88,7 @@ class Branch:
     values one after the other; all others lie head by head."""
     gives_pair: bool = False
     """Whether the module of an MLP gives a pair, as that of attention does, and not its output
-    alone."""
+    alone; of an alternative, whether it is attention that lacks some of the `reads`."""
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
@@ -116,13 +116,15 @@ class Family:
     that has its experts. Where all are mixtures, `mlp` is one."""
     alternatives: tuple[Branch, ...] = ()
     """What blocks of other kinds have in the place of attention: linear attention, a convolution, a
-    state space. A block has the one whose modules it has. Their modules give one tensor, where
-    attention gives a pair."""
+    state space, whose modules give one tensor, where attention gives a pair; or attention without
+    some of the `reads`, since its values are its keys, or both those of an earlier block. A block
+    has the first one of which it has all modules."""
     supports_head_pruning: bool = False
     """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
     this order, and the block reshapes them by the width of a head alone."""
     cached: tuple[str, ...] = ()
-    """The reads of attention whose outputs the KV cache holds; () = everything but the queries."""
+    """The reads of attention whose outputs the KV cache holds, as far as a block has them, one that
+    it holds twice named twice; () = everything but the queries."""
     logits_multiplier: str = ""
     """Configuration key of a number that multiplies the logits of the head (Cohere); "" = none."""
     logits_divisor: str = ""
@@ -150,6 +152,16 @@ class Family:
         """Whether a block of some kind can."""
         return self.supports_head_pruning or any(one.heads for one in self.alternatives)
 
+    def is_attention(self, branch: Branch) -> bool:
+        """Whether what a block has in the place of attention is one, perhaps without some of the
+        reads."""
+        return branch is self.attention or (branch in self.alternatives and branch.gives_pair)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether blocks of some kind sum up what was read, in the place of keys and values."""
+        return not all(map(self.is_attention, self.alternatives))
+
     @property
     def experts(self) -> Experts | None:
         """Those of its mixtures, where it has some."""
@@ -171,11 +183,12 @@ class Family:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
         present = {name for name, _ in block.named_modules()}
         kinds = (self.attention, *self.alternatives)
-        own = (branch for branch in kinds if branch.gather in present)
+        there = [branch for branch in kinds if branch.gather in present]
+        whole = [branch for branch in there if present.issuperset(branch.reads)]
         mlp, mixture = self.mlp, self.mixture
         if mixture is not None and mixture.experts is not None:
             mlp = mixture if mixture.experts.module in present else mlp
-        return next(own, self.attention), mlp
+        return (*whole, *there, self.attention)[0], mlp
 
     def as_dict(self) -> dict:
         """The branches and the path, as plain JSON: what an exported folder carries."""

@@ -25,7 +25,7 @@ _TYPES_OF = {
     ),
     "its attention is a mixture of experts as well": "jetmoe",
     "wrapper: its language model has no row, or nobody has tried it": (
-        "dots3_note emu3 gemma3n gemma4 gemma4_unified git mllama "
+        "dots3_note emu3 gemma3n git mllama "
         "moshi musicgen musicgen_melody phi4_multimodal "
         "qwen4_exp"
     ),
@@ -57,7 +57,7 @@ _TYPES_OF = {
         "megatron-bert modernbert-decoder roberta-prelayernorm xlm-roberta-xl"
     ),
     "its blocks have inputs of their own, or take over the keys and values of others": (
-        "gemma3n_text gemma4_assistant gemma4_text gemma4_unified_assistant gemma4_unified_text"
+        "gemma3n_text gemma4_assistant gemma4_unified_assistant"
     ),
     "a norm inside its MLP sees all intermediate dimensions": "bitnet dory",
     "its attention adds the residual stream itself": "bloom cpmant",

@@ -41,6 +41,8 @@ WRAPPERS: dict[str, Wrapper] = {
     "fun_asr_nano": _LANGUAGE_MODEL,
     "fuyu": _LANGUAGE_MODEL,
     "gemma3": _LANGUAGE_MODEL,
+    "gemma4": Wrapper("language_model", head=("logits_softcap",)),
+    "gemma4_unified": Wrapper("language_model", head=("logits_softcap",)),
     "glm46v": _LANGUAGE_MODEL,
     "glm4v": _LANGUAGE_MODEL,
     "glm4v_moe": _LANGUAGE_MODEL,

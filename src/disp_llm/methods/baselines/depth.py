@@ -26,9 +26,16 @@ def depth(problem: PruningProblem) -> Maker:
     """Models with the most influential ⌊share · blocks⌋ blocks.
 
     Raises:
-        InputError: a window is longer than the text or than the model can read, or a share leaves
-        no block.
+        InputError: a window is longer than the text or than the model can read, a share leaves no
+        block, or blocks cannot go.
     """
+    family = problem.dense.family
+    if any(map(family.is_attention, family.alternatives)):
+        raise InputError(
+            "blocks have keys and values of others, or inputs by their number, and cannot go",
+            field="method",
+            hint="give another method `sites` with attention and mlp",
+        )
     influence = block_influence(problem)
 
     def make(share: float) -> BaselineModel:

@@ -189,7 +189,8 @@ def projected_stream(problem: PruningProblem) -> ProjectedStream:
         if len(norms) != count or any(isinstance(norm, nn.LayerNorm) for norm in norms):
             raise _unfit(problem)
     windows = calibration_tokens(problem).to(dense.device)
-    stream = ProjectedStream(problem, *block_inputs(dense, windows))
+    states, arguments = block_inputs(dense, windows)
+    stream = ProjectedStream(problem, states, [of_windows[0] for of_windows in arguments])
     stream.require_fit()
     return stream
 

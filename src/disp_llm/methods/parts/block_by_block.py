@@ -70,7 +70,8 @@ def visit_with(
             outputs, moments = _run_measured(prunable, index, states, arguments[index])
             visit(index, block, moments)
         if changes:
-            outputs = [run_block(block, state, arguments[index]) for state in states]
+            given = zip(states, arguments[index], strict=True)
+            outputs = [run_block(block, state, of_window) for state, of_window in given]
         states = outputs
         progress(index + 1, len(blocks))
 
@@ -90,10 +91,11 @@ def run_block(
 
 def block_inputs(
     prunable: PrunableModel, windows: Int[Tensor, "B T"]
-) -> tuple[list[Float[Tensor, "1 T D"]], list[dict[str, Any]]]:
-    """What enters the first block, a tensor a window, and what else each block is called with."""
+) -> tuple[list[Float[Tensor, "1 T D"]], list[list[dict[str, Any]]]]:
+    """What enters the first block, a tensor a window, and what else each block is called with,
+    window by window: what is the same for all of them is held once."""
     states: list[Tensor] = []
-    arguments: list[dict[str, Any]] = [{} for _ in prunable.blocks]
+    arguments: list[list[dict[str, Any]]] = [[] for _ in prunable.blocks]
 
     def record(index: int) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -101,7 +103,10 @@ def block_inputs(
                 states.append(args[0] if args else kwargs["hidden_states"])
             states_name, *names = inspect.signature(module.forward).parameters
             given = dict(zip(names, args[1:], strict=False)) | kwargs  # some have them by place
-            arguments[index] = {k: v for k, v in given.items() if k != states_name}
+            given = {k: v for k, v in given.items() if k != states_name}
+            before = arguments[index][0] if arguments[index] else {}
+            same = {k: before[k] for k, v in given.items() if _same(v, before.get(k))}
+            arguments[index].append(given | same)
 
         return hook
 
@@ -114,8 +119,15 @@ def block_inputs(
     return states, arguments
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tensors, or tuples of such, are equal."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+
+
 def _run_measured(
-    prunable: PrunableModel, index: int, states: list[Tensor], arguments: dict[str, Any]
+    prunable: PrunableModel, index: int, states: list[Tensor], arguments: list[dict[str, Any]]
 ) -> tuple[list[Tensor], SecondMoments]:
     """What a block gives for every window, and what entered its linear layers."""
     block = prunable.blocks[index]
@@ -137,5 +149,6 @@ def _run_measured(
         if has_branch(block, branch.scatter)
         for paths in (branch.reads, *((path,) for path in (*branch.inside, branch.writes)))
     ):
-        outputs = [run_block(block, state, arguments) for state in states]
+        given = zip(states, arguments, strict=True)
+        outputs = [run_block(block, state, of_window) for state, of_window in given]
     return outputs, moments
