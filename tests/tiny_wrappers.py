@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from configurations import DELTA, MIXERS, OTHER_NAMES, ROPE_OF_KINDS, VOCABULARY
+from configurations import (
+    DELTA,
+    MIXERS,
+    OTHER_NAMES,
+    ROPE_OF_KINDS,
+    UNUSUAL,
+    VOCABULARY,
+    WIDER_GLOBALLY,
+)
 
 BEGIN, PICTURE, END, VIDEO = 260, 261, 262, 263
 """Tokens after those of `byte_tokenizer`: where a picture or a sound begins, its features, where it
@@ -133,6 +141,18 @@ _IDEFICS = Tiny(
     {"pixel_values": (1, 1, 3, 16, 16)},
     _BY_ID | {"scale_factor": 2, "pad_token_id": 0},
 )
+_GEMMA4 = WIDER_GLOBALLY | {
+    "final_logit_softcapping": 1.0,
+    "rms_norm_eps": 0.05,  # keys of one input are mere signs, if there is next to none
+    "sliding_window": 8,
+}
+
+
+def _places(side: int) -> dict[str, list]:
+    """Where the patches of a square picture are, row by row."""
+    return {"image_position_ids": [[[x, y] for y in range(side) for x in range(side)]]}
+
+
 _TILES = Tiny(
     _QWEN2,
     _SIGLIP,
@@ -200,6 +220,36 @@ TINY: dict[str, Tiny] = {
         _PIXELS,
         _BY_INDEX | {"mm_tokens_per_image": 4},
         types="token_type_ids",
+    ),
+    "gemma4": Tiny(
+        _GEMMA4 | UNUSUAL["gemma4_text"],
+        SIGHT
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "position_embedding_size": 4,
+            "pooling_kernel_size": 2,
+        },
+        4,
+        {"pixel_values": (1, 16, 3 * 4 * 4)},
+        _BY_ID | _VIDEO,
+        _places(4),
+        types="mm_token_type_ids",
+    ),
+    "gemma4_unified": Tiny(
+        _GEMMA4 | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        {
+            "patch_size": 2,
+            "pooling_kernel_size": 2,
+            "mm_embed_dim": 24,
+            "mm_posemb_size": 4,
+            "output_proj_dims": 24,
+        },
+        4,
+        {"pixel_values": (1, 4, 3 * 4 * 4)},
+        _BY_ID | _VIDEO,
+        _places(2),
+        types="mm_token_type_ids",
     ),
     "glm46v": _glm({"model_type": "glm4v_text"}),
     "glm4v": _glm({}),

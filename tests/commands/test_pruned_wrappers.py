@@ -44,12 +44,12 @@ def settings_alone(folder: Path) -> None:
     (folder / "video_preprocessor_config.json").write_text(json.dumps({"fps": 2}))
 
 
-@pytest.fixture(scope="module", params=["gemma3", "qwen3_5"])
+@pytest.fixture(scope="module", params=["gemma3", "gemma4", "qwen3_5"])
 def wrapped(request, tmp_path_factory, text_file) -> tuple[str, Path, Path]:
     """The type of a wrapper, its folder, and that of a finished run at two sizes."""
     folder = tmp_path_factory.mktemp(request.param)
     tiny_wrapper(request.param).save_pretrained(folder / "model")
-    write = {"gemma3": gemma3_processor, "qwen3_5": settings_alone}[request.param]
+    write = gemma3_processor if request.param == "gemma3" else settings_alone
     write(folder / "model")
     done = run_command(
         "prune", folder / "model", "--keep", 1.0, 0.6, "--text", text_file,
