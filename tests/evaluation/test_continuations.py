@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from configurations import ARCHITECTURES
-from conftest import masks_of, tiny_prunable
+from conftest import masks_of, tiny_prunable, unusual_prunable
 from wrapping import prunable_wrapper
 
 from disp_llm.evaluation import continuations
@@ -62,7 +62,12 @@ def test_every_wrapper(model_type, requests):
     require_same(prunable_wrapper(model_type), requests)
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["gemma4_text", "gemma4_unified_text"])
+def test_keys_and_values_of_other_blocks(model_type, requests):
+    require_same(unusual_prunable(model_type), requests)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text", "gemma4_text"])
 def test_a_window_of_attention_shorter_than_the_context(model_type, requests):
     require_same(tiny_prunable(model_type, sliding_window=12), requests)
 

@@ -271,7 +271,10 @@ def _wrap(block: nn.Module, path: str) -> Any:
 def read_quietly(config: Any) -> None:
     """Reads what layers may differ in once, without the warning that transformers gives the first
     time: the native classes read the original's number, and their layers are cut afterwards."""
-    if getattr(config, "is_heterogeneous", False) and config.allow_global_per_layer_attribute_access:
+    if (
+        getattr(config, "is_heterogeneous", False)
+        and config.allow_global_per_layer_attribute_access
+    ):
         level = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()
         try:

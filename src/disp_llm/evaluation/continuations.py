@@ -72,7 +72,7 @@ def log_likelihoods(
     """
     answers: dict[int, Answer] = {}
     # A state that sums up what was read, as hybrids have it, cannot be handed to several rows.
-    shares = not target.family.alternatives
+    shares = not target.family.has_states
     for batch in _batches(_questions(requests, longest, shares)):
         contexts = Contexts.run(target.base, [one.shared for one in batch])
         for rows in _parts(batch):
