@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
+from transformers import AutoConfig
 
 from disp_llm.compact.configuration_disp_llm import PREFIX
+from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Size, as_type
 from disp_llm.export.cutting import head_counts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
-from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.models.architectures import PRUNED_PREFIX, family_of
 from disp_llm.models.loading import family_of_any, load_config
 from disp_llm.models.skeleton import empty_model
 from disp_llm.runs.files import read_json
@@ -218,8 +220,12 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
         InputError: they differ between blocks.
     """
     if not is_mixture(folder):
-        name, _ = _number_of(INTERMEDIATE, language_model_in(config), folder)
-        return {name: _one(name, cut["mlp_mid"])}
+        name, number = _number_of(INTERMEDIATE, language_model_in(config), folder)
+        widths = cut["mlp_mid"]
+        if len(set(widths)) > 1:  # some blocks of the original may be several times as wide
+            whole = zip(widths, _original_widths(config), strict=True)
+            widths = [number * left // full for left, full in whole]
+        return {name: _one(name, widths)}
     stated = load_config(str(folder))
     target = PrunableModel(empty_model(stated), family_of_any(stated))
     called, found = type(stated.get_text_config()).attribute_map, dict[str, set[int]]()
@@ -235,6 +241,15 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
     return {name: _one(name, numbers) for name, numbers in found.items()}
 
 
+def _original_widths(config: dict[str, Any]) -> list[int]:
+    """The width inside the dense MLP of every block of the original."""
+    values = _without((*OURS, *OF_HEADS, "model_type"), config)
+    native = AutoConfig.for_model(config["model_type"].removeprefix(PRUNED_PREFIX), **values)
+    target = PrunableModel(empty_model(native), family_of(native))
+    mlps = ((block, target.branches_of(block)[1]) for block in target.blocks)
+    return [widths_of(linear_at(block, mlp.writes))[0] for block, mlp in mlps]
+
+
 def _one(name: str, numbers: Iterable[int]) -> int:
     """The number that all blocks have.
 
@@ -246,6 +261,6 @@ def _one(name: str, numbers: Iterable[int]) -> int:
         raise InputError(
             f"{name} differs between blocks ({', '.join(map(str, several))})",
             field="plain",
-            hint="prune with `uniform`, if the original has one number for all",
+            hint="prune with `uniform`",
         )
     return several[0]

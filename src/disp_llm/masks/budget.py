@@ -22,6 +22,7 @@ from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.config.targets import Target
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
 from disp_llm.masks.layout import STREAM_SITES, Layout, group_size
+from disp_llm.masks.shapes import BlockShape
 
 INSIDE = ("mlp_mid", EXPERTS, HEADS)
 """Sites inside of a branch, of which a uniform model keeps as many in every block."""
@@ -48,8 +49,8 @@ class Budget:
     sites: tuple[str, ...] = SITES
     """Sites whose entries may be pruned; the others keep all of theirs."""
     uniform: bool = False
-    """Whether all blocks keep as many entries inside of their branches: one intermediate width, one
-    number of experts and one of KV heads."""
+    """Whether all blocks keep as many entries inside of their branches: one intermediate width, or
+    twice of it where a block is twice as wide, one number of experts and one of KV heads."""
     least_cut: float = 0.0
     """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
     for a site that is cut costs a selection, whatever its width."""
@@ -343,13 +344,14 @@ def _groups(
     for index, (length, many) in enumerate(zip(lengths, lanes, strict=True)):
         place = index % len(layout.sites)
         block, site = layout.blocks[index // len(layout.sites)], layout.sites[place]
-        of = group_size(site, align, chunk)
+        times = _times_as_wide(layout, block) if site == "mlp_mid" and site in alike else 1
+        of = group_size(site, align, chunk) * times
         width = length // many
         count = -(-width // of)
         key: object = index
         if site in alike:
             of_mixture = block.router and site != HEADS  # attentions are alike in all blocks
-            key = "stream" if site in STREAM_SITES else (site, of_mixture, width)
+            key = "stream" if site in STREAM_SITES else (site, of_mixture, width // times)
         if key not in begins:
             begins[key] = sum(map(len, first))
             first.append(torch.arange(count) < -(-block.least[place] // of))
@@ -364,3 +366,12 @@ def _groups(
     sizes = torch.zeros(len(is_first), dtype=torch.long, device=device)
     sizes = sizes.index_add(0, groups, piece_sizes)
     return entries, sizes, _Pieces(groups, piece_sites, piece_sizes.double()), is_first
+
+
+def _times_as_wide(layout: Layout, block: BlockShape) -> int:
+    """How many times as wide as the narrowest the dense MLP of a block is; 1 where that is no whole
+    number, or where it has a mixture in its place."""
+    widths = [one.intermediate for one in layout.blocks if not one.router]
+    if block.router or block.intermediate % min(widths):
+        return 1
+    return block.intermediate // min(widths)
