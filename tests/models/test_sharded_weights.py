@@ -85,8 +85,9 @@ def assert_same(done) -> None:
 
 
 def test_two_processes_hold_one_model(script, tmp_path):
-    """Tied and untied heads, plain, parallel and other blocks; with checkpointing."""
-    assert_same(together.run(script, tmp_path, "llama gpt2 gemma2 phi opt"))
+    """Tied and untied heads, plain, parallel and other blocks, and such as borrow keys and values;
+    with checkpointing."""
+    assert_same(together.run(script, tmp_path, "llama gpt2 gemma2 gemma4 phi opt"))
 
 
 @pytest.mark.proof
