@@ -39,7 +39,9 @@ def matrices(target: PrunableModel) -> list[torch.Tensor]:
     return [linear.weight for linear in target.linears()]
 
 
-@pytest.mark.parametrize("name", [*KINDS, "llama4_text", "gemma3", "gemma4", "smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "name", [*KINDS, "llama4_text", "gemma3", "gemma4", "smolvlm", "qwen2_5_vl"]
+)
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_offloading_changes_nothing(name, offload, tmp_path):
     folder = saved(name, tmp_path)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.autograd import DeviceType
 
-from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
+from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles, runner
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
@@ -27,7 +27,7 @@ class Counted:
     flops: int
     """Floating-point operations, two a weight and token."""
     bytes_read: int
-    """Bytes of weights and of the KV cache, each read once."""
+    """Bytes of weights, each read once, and of the KV cache, by every block that has them."""
     block_flops: int
     """Operations of the linear layers of the blocks alone."""
 
@@ -109,19 +109,32 @@ def count(target: PrunableModel, workload: Workload) -> Counted:
     head = target.head_weight.numel()
     attentions = [pair for pair in target.present if target.family.is_attention(pair[1])]
     q = sum(widths_of(linear_at(block, own.writes))[0] for block, own in attentions)
-    cached = sum(cached_numbers(block, target.family) for block, _ in attentions)
     prefill = workload.phase == "prefill"
     fresh = workload.length if prefill else 1
     pairs = workload.length * (workload.length + 1) // 2 if prefill else workload.length + 1
     of_token, read = map(target.block_parameters_of, (1, workload.batch * fresh))
     flops = workload.batch * (2 * of_token * fresh + 4 * q * pairs + 2 * head)
     # A prompt of one token counts the cache as decoding does.
-    from_cache = workload.batch * cached * workload.length if fresh == 1 else 0
+    cached = workload.batch * workload.length if fresh == 1 else 0
+    from_cache = cached * _read_of_token(target)
     return Counted(
         flops=flops,
         bytes_read=target.dtype.itemsize * (read + head + from_cache),
         block_flops=workload.batch * 2 * of_token * fresh,
     )
+
+
+def _read_of_token(target: PrunableModel) -> int:
+    """Numbers that all attentions read of a token from the KV cache: their own, or those of the
+    last block of their kind that has some."""
+    kinds = getattr(target.model.config.get_text_config(), "layer_types", None)
+    last, read = dict[str, int](), 0
+    for block, kind in zip(target.blocks, kinds or [""] * len(target.blocks), strict=True):
+        attention, _ = target.branches_of(block)
+        if target.family.is_attention(attention) and has_branch(block, attention.scatter):
+            last[kind] = cached_numbers(block, target.family) or last[kind]
+            read += last[kind]
+    return read
 
 
 PARTS = {
