@@ -68,6 +68,7 @@ TRAININGS = {
     "llama": Training(),
     "qwen3": Training(),
     "gemma3_text": Training(steps=600, rate=1e-3),
+    "gemma4_text": Training(steps=800),
     "gpt_neox": Training(steps=600, decay=0.3),
     "mixtral": Training(keep=0.25),
     "qwen3_5_text": Training(),
@@ -93,6 +94,17 @@ OWN = {
     "phi": {"intermediate_size": 1024},
     "gpt_neox": {"intermediate_size": 1024},
     "gemma3_text": {"query_pre_attn_scalar": 64},
+    # Inputs of each block, and two blocks with keys and values of others and MLPs twice as wide.
+    "gemma4_text": SMALLER
+    | {
+        "num_hidden_layers": 6,
+        "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "global_head_dim": 64,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
     # Two of eight experts for a token.
     "mixtral": SMALLER
     | {"intermediate_size": 128, "num_local_experts": 8, "num_experts_per_tok": 2},
