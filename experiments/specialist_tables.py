@@ -116,7 +116,9 @@ def specialists_table() -> list[str]:
         one = found.get(name) or again[name]
         row, (score, share) = one.row, scored(found, name)
         size = "–" if name == "linear" else f"{one.megabytes:.0f}"
-        rates = [f"{100 * row[key]:.1f}" for key in ("precision", "recall")]
+        rates = [
+            f"{100 * row[key]:.1f}" if name in found else "" for key in ("precision", "recall")
+        ]
         cells = [TITLES[name], size, score, *rates, share, f"{row['seconds']:.2f}"]
         lines.append(f"| {' | '.join([*cells, *scored(again, name)])} |")
     hardware = found[basis_of(found)].row["hardware"]
