@@ -133,6 +133,20 @@ def test_tokens_are_never_routed_to_a_dropped_expert():
     assert "forward" not in vars(experts)
 
 
+def test_a_masked_mixture_can_be_cast():
+    """As it is where masked and exported logits are compared in float32."""
+    target = tiny_prunable("mixtral", experts=True)
+    target.model.bfloat16()
+    tokens = torch.randint(4, VOCABULARY, (2, 19))
+    mask = masks_of("random", target.layout).kept.float()
+    with masked(target) as masking:
+        masking.set(mask)
+        target.model.float()
+        found = target.model(tokens).logits
+        masking.set(mask)
+        assert torch.equal(found, target.model(tokens).logits)
+
+
 def test_gradient_of_experts_is_that_of_a_mask_for_each_sequence():
     target = tiny_prunable("mixtral", experts=True)
     tokens = torch.randint(4, VOCABULARY, (3, 11))

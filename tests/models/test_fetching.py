@@ -3,7 +3,7 @@
 import pytest
 import torch
 from configurations import KINDS
-from conftest import byte_tokenizer, masks_of, one_process
+from conftest import byte_tokenizer, masks_of, one_process, sites_with
 from wrapping import tiny_of
 
 from disp_llm.config.frozen import FrozenConfig
@@ -25,9 +25,9 @@ def saved(name: str, folder) -> str:
     return str(folder)
 
 
-def gradient(target: PrunableModel) -> torch.Tensor:
+def gradient(target: PrunableModel, seed: int = 0) -> torch.Tensor:
     tokens = torch.randint(5, 200, (2, 24), generator=torch.Generator().manual_seed(0))
-    leaf = masks_of("random", target.layout).kept.float().requires_grad_()
+    leaf = masks_of("random", target.layout, seed).kept.float().requires_grad_()
     with masked(target) as masking, checkpointed_blocks(target, True):
         masking.set(leaf)
         token_losses(target, tokens).mean().backward()
@@ -61,6 +61,17 @@ def test_offloading_changes_nothing(name, offload, tmp_path):
         for target in (whole, fetched)
     ]
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_tokens_choose_among_kept_experts_whose_router_is_fetched(name, offload, tmp_path):
+    folder, sites = saved(name, tmp_path), sites_with(experts=True)
+    whole = PrunableModel.of(load(folder, MACHINE), sites)
+    fetching = Fetching(one_process(), FrozenConfig(offload=offload))
+    fetched = PrunableModel.of(fetching.load(folder, MACHINE), sites)
+    for seed in (0, 1):
+        assert torch.equal(gradient(fetched, seed), gradient(whole, seed))
 
 
 @pytest.mark.parametrize(("precision", "most"), [("bfloat16", 0.02), ("int8", 0.06), ("nf4", 0.5)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
 from configurations import ARCHITECTURES, KINDS
-from conftest import byte_tokenizer, masks_of
+from conftest import byte_tokenizer, masks_of, sites_with
 from wrapping import tiny_of
 from torch.distributed.tensor import DTensor
 from disp_llm.config.parts import MachineConfig
@@ -28,6 +28,9 @@ process = start_process(machine)
 sharding = Sharding.among(process, "full")
 folder = Path(sys.argv[1])
 
+def prunable(loaded):
+    return PrunableModel.of(loaded, sites_with(experts=loaded.family.experts is not None))
+
 def gradient(target, tokens):
     leaf = masks_of("random", target.layout).kept.float().requires_grad_()
     with masked(target) as masking, checkpointed_blocks(target, True):
@@ -42,8 +45,8 @@ for name in of_name.get(sys.argv[2], sys.argv[2].split()):
         tiny_of(name).save_pretrained(folder / name)
         byte_tokenizer().save_pretrained(folder / name)
     process.wait()
-    whole = PrunableModel.of(load(str(folder / name), machine))
-    shards = PrunableModel.of(sharding.load(str(folder / name), machine))
+    whole = prunable(load(str(folder / name), machine))
+    shards = prunable(sharding.load(str(folder / name), machine))
     assert whole.is_whole and not shards.is_whole
     assert (whole.parameters, whole.layout) == (shards.parameters, shards.layout)
     state, held = whole.model.state_dict(), 0
@@ -85,9 +88,9 @@ def assert_same(done) -> None:
 
 
 def test_two_processes_hold_one_model(script, tmp_path):
-    """Tied and untied heads, plain, parallel and other blocks, and such as borrow keys and values;
-    with checkpointing."""
-    assert_same(together.run(script, tmp_path, "llama gpt2 gemma2 gemma4 phi opt"))
+    """Tied and untied heads, plain, parallel and other blocks, such as borrow keys and values, and
+    a mixture that has lost experts; with checkpointing."""
+    assert_same(together.run(script, tmp_path, "llama gpt2 gemma2 gemma4 phi opt mixtral"))
 
 
 @pytest.mark.proof

@@ -63,12 +63,9 @@ class MaskedMixture:
         assert experts.dim() == 1, "sequences that drop different experts cannot run together"
         kept = experts.detach().nonzero().squeeze(-1)
         if len(kept):  # else the whole branch is dropped, and what it gives is multiplied by 0
-            small = copy.deepcopy(self.router)
-            reads = matrices_of(self.experts, self.row)[0].shape[2]
-            keep_experts(small, self.row, kept, reads, place=self.row["router"])
             ghosts = (experts.detach() == 0) if experts.requires_grad else None
-            among = _Among(small, kept, ghosts, self.row["scores_inputs"])
-            self.router.__dict__["disp_among"] = among
+            reads = matrices_of(self.experts, self.row)[0].shape[2]
+            self.router.__dict__["disp_among"] = _Among(self.row, reads, kept, ghosts)
 
     def restore(self) -> None:
         """Takes everything off again."""
@@ -81,19 +78,26 @@ class MaskedMixture:
 class _Among:
     """Routing among the kept experts."""
 
-    router: Any
-    """That of the kept experts alone."""
+    row: dict
+    """Columns of `Experts`."""
+    reads: int
+    """Dimensions that the router reads."""
     kept: Tensor
-    """Indices of these."""
+    """Indices of the kept experts."""
     ghosts: Tensor | None
     """Which experts are dropped, (E), where these are to have a gradient."""
-    gives_scores: bool
-    """Whether it gives a score of every expert, (N, E), and not which are chosen."""
 
-    def scores(self, hidden: Tensor, whole: Tensor) -> Tensor:
+    def cut(self, router: Any) -> Any:
+        """The router of the kept experts alone. It is made of the whole one when that runs: its
+        weights may be there only then, and may have been cast, or folded, since masks were set."""
+        small = copy.deepcopy(router)
+        keep_experts(small, self.row, self.kept, self.reads, place=self.row["router"])
+        return small
+
+    def scores(self, router: Any, hidden: Tensor, whole: Tensor) -> Tensor:
         """(N, E) those of the kept experts and, where dropped ones are to have a gradient, those
         that the whole router gives these."""
-        kept, *_ = self.router.forward(hidden)
+        kept, *_ = self.cut(router).forward(hidden)
         found = torch.zeros_like(whole).index_copy(1, self.kept, kept)
         return found if self.ghosts is None else found + whole * self.ghosts
 
@@ -104,13 +108,13 @@ def route(router: Any, args: tuple, output: tuple) -> tuple:
     among = router.__dict__.get("disp_among")
     if among is None:
         return output
-    if among.gives_scores:
-        return (among.scores(*args, output[0]), *output[1:])
+    if among.row["scores_inputs"]:
+        return (among.scores(router, *args, output[0]), *output[1:])
     way = 1 if output[0].is_floating_point() else -1
     *others, factors, chosen = output[::way]
     hidden, *of_experts = args
     of_kept = [numbers[..., among.kept] for numbers in of_experts]
-    *_, kept_factors, own = among.router.forward(hidden, *of_kept)[::way]
+    *_, kept_factors, own = among.cut(router).forward(hidden, *of_kept)[::way]
     kept = among.kept[own]
     if among.ghosts is not None:
         dropped = factors * among.ghosts[chosen]
