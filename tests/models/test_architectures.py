@@ -141,6 +141,18 @@ def test_a_configuration_has_the_numbers_of_experts_that_the_row_names(model_typ
         assert type(config).attribute_map.get(key, key) in written
 
 
+def test_a_model_without_experts_has_the_row_of_one():
+    """A dense Granite 4 can be quantised, compiled and so on, as its mixtures cannot."""
+    for model_type in ("granitemoehybrid",):
+        dense, mixed = (
+            tiny_config(model_type),
+            tiny_config(model_type, **unusual_values(model_type)),
+        )
+        assert family_of(dense).experts is None
+        assert family_of(mixed) is FAMILIES[model_type]
+    assert family_of(tiny_config("qwen3_moe")).experts is not None
+
+
 def test_every_causal_architecture_is_known_or_has_a_reason():
     assert not set(FAMILIES) & set(WHY_NOT)
     known = {*FAMILIES, *WRAPPERS, *WHY_NOT}

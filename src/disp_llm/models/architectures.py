@@ -499,13 +499,23 @@ def row_of(model_type: str) -> Family | None:
 
 def row_for(config: Any) -> Family | None:
     """The row of a dense or a pruned model's configuration, of a wrapper that of its language
-    model; None where there is none."""
+    model, without a mixture where the configuration has no experts; None where there is none."""
     wrapper = WRAPPERS.get(config.model_type.removeprefix(PRUNED_PREFIX))
     if wrapper is None:
-        return row_of(config.model_type.removeprefix(PRUNED_PREFIX))
-    inner = config.get_text_config().model_type
-    row = row_of(ROW_OF.get(inner, inner))
-    return None if row is None else wrapper.row(row)
+        row = row_of(config.model_type.removeprefix(PRUNED_PREFIX))
+        return None if row is None else _without_experts(row, config)
+    text = config.get_text_config()
+    row = row_of(ROW_OF.get(text.model_type, text.model_type))
+    return None if row is None else wrapper.row(_without_experts(row, text))
+
+
+def _without_experts(row: Family, config: Any) -> Family:
+    """The row of a model that has none, where some models of its architecture have some: what is
+    refused or slower for mixtures need not be for it."""
+    experts = row.mixture.experts if row.mixture else None
+    if experts is None or getattr(config, experts.count, 1):
+        return row
+    return replace(row, mixture=None)
 
 
 def _without_row(model_type: str) -> InputError:
