@@ -292,7 +292,16 @@ SHARED = {
         }
     },
 }
-"""Gemma 4 with everything that blocks can have of their own, or of others."""
+"""Gemma 4 with everything that blocks can have of others."""
+OWN_INPUTS = SHARED | {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCABULARY}
+"""And with inputs of their own."""
+EXPERTS_BESIDE = {
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 24,
+}
+"""Of Gemma 4, experts beside the MLP."""
 UNUSUAL = {
     "apertus": {"hidden_act": "xielu"},
     "apertus1p5_text": {"hidden_act": "xielu", "output_vocab_size": VOCABULARY},
@@ -300,8 +309,7 @@ UNUSUAL = {
     "doge": {"keep_window_size": 8},
     "falcon": {"num_ln_in_parallel_attn": 2},
     "gemma3_text": {"rope_parameters": ROPE_OF_KINDS},
-    "gemma4_text": SHARED
-    | {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCABULARY},
+    "gemma4_text": OWN_INPUTS | EXPERTS_BESIDE,  # plain without experts
     "gemma4_unified_text": SHARED,
     "bamba": UNUSUAL_STATES | {"tie_word_embeddings": True},
     # Plain without experts, unusual with some.

@@ -7,8 +7,8 @@ from configurations import (
     DELTA,
     MIXERS,
     OTHER_NAMES,
+    OWN_INPUTS,
     ROPE_OF_KINDS,
-    UNUSUAL,
     VOCABULARY,
     WIDER_GLOBALLY,
 )
@@ -222,7 +222,7 @@ TINY: dict[str, Tiny] = {
         types="token_type_ids",
     ),
     "gemma4": Tiny(
-        _GEMMA4 | UNUSUAL["gemma4_text"],
+        _GEMMA4 | OWN_INPUTS,
         SIGHT
         | {
             "num_key_value_heads": 2,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from configurations import (
     ARCHITECTURES,
-    MIXED,
     MIXTURES,
     SHAPE,
     defaults_of,
@@ -80,10 +79,6 @@ AS_THEY_ARE = {
     ("apertus", "hidden_act"): "the only activation that has parameters",
     ("apertus1p5_text", "hidden_act"): "the only activation that has parameters",
     ("apertus1p5_text", "output_vocab_size"): "the size of the head, in place of vocab_size",
-    ("gemma4_text", "enable_moe_block"): "the row refuses its experts",
-    ("gemma4_text", "moe_intermediate_size"): "the row refuses its experts",
-    ("gemma4_text", "num_experts"): "the row refuses its experts",
-    ("gemma4_text", "top_k_experts"): "the row refuses its experts",
     ("falcon", "parallel_attn"): "the newer form has parallel branches only",
     ("hyperclovax", "use_post_norm"): "without it there are fewer norms",
     ("mpt", "alibi"): "transformers knows no other positions for it",
@@ -133,7 +128,8 @@ def test_a_missing_column_shows_in_the_loss(column):
 @pytest.mark.parametrize("model_type", MIXTURES)
 def test_a_configuration_has_the_numbers_of_experts_that_the_row_names(model_type):
     """`verify` reads them, and `save --plain` writes two of them."""
-    experts, config = FAMILIES[model_type].experts, tiny_config(model_type)
+    experts = FAMILIES[model_type].experts
+    config = tiny_config(model_type, **unusual_values(model_type))
     assert experts is not None
     written = config.to_dict()
     for key in (experts.count, experts.width, experts.chosen):
@@ -143,12 +139,9 @@ def test_a_configuration_has_the_numbers_of_experts_that_the_row_names(model_typ
 
 def test_a_model_without_experts_has_the_row_of_one():
     """A dense Granite 4 can be quantised, compiled and so on, as its mixtures cannot."""
-    for model_type in ("granitemoehybrid",):
-        dense, mixed = (
-            tiny_config(model_type),
-            tiny_config(model_type, **unusual_values(model_type)),
-        )
-        assert family_of(dense).experts is None
+    for model_type in ("granitemoehybrid", "gemma4_text"):
+        mixed = tiny_config(model_type, **unusual_values(model_type))
+        assert family_of(tiny_config(model_type)).experts is None
         assert family_of(mixed) is FAMILIES[model_type]
     assert family_of(tiny_config("qwen3_moe")).experts is not None
 
@@ -204,11 +197,6 @@ def test_doctor_says_why_not(model_type, says, tmp_path):
         ("ernie4_5_moe", {"moe_num_shared_experts": 0}, "the row has a shared expert"),
         ("youtu", {"q_lora_rank": None}, "q_lora_rank=None is not supported"),
         ("doge", {"is_moe": True, "num_experts": 4}, "mixture of experts"),
-        (
-            "gemma4_text",
-            {"enable_moe_block": True, "top_k_experts": 2, **MIXED},
-            "its blocks have experts beside the MLP",
-        ),
     ],
 )
 def test_variants_that_a_row_does_not_describe_are_refused(model_type, changes, says):

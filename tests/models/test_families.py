@@ -395,7 +395,7 @@ def test_row_names_every_linear_of_a_block(model_type):
             names = ["gate_up_proj", "down_proj"]
             names += [f"{name}_bias" for name in names if branch.experts.biased]
             packed = (f"{branch.experts.module}.{name}" for name in names)
-            named |= {branch.experts.router, *packed, *branch.experts.counted}
+            named |= {branch.experts.rows, *packed, *branch.experts.counted}
     matrices = {
         name.removesuffix(".weight")
         for name, p in block.named_parameters()

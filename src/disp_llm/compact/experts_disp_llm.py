@@ -166,4 +166,5 @@ def cut_experts(
             experts.forward = partial(run_scored_experts, experts, row)
     elif kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
         experts.forward = partial(run_experts, experts, row)
-    keep_experts(block, row, torch.arange(count, device=read.device), kept[0])
+    routed = full[1] if row.get("router_reads_all") else kept[0]
+    keep_experts(block, row, torch.arange(count, device=read.device), routed)

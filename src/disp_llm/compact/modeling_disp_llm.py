@@ -13,7 +13,7 @@ dimensions or, where `disp_llm.chunk` neighbours are selected together, which is
 chunks. A branch that keeps all dimensions has neither buffer nor hook there. Where a block has lost
 a whole branch, zeros stand in its place. A mixture of experts gathers and scatters at its router,
 its experts and its shared expert, since its own forward takes for granted that it reads and writes
-as many dimensions.
+as many dimensions; a router that stands beside the experts reads the whole stream.
 
 D residual stream, K kept of it.
 """
@@ -77,15 +77,15 @@ class LinearWrapper(nn.Module):
 class DroppedBranch(nn.Module):
     """Stands where a branch was pruned as a whole, and hands on zeros, which a block then adds."""
 
-    def __init__(self, gives_pair: bool):
+    def __init__(self, outputs: int):
         super().__init__()
-        self.gives_pair = gives_pair
+        self.outputs = outputs
 
     def forward(self, *args, **kwargs):
-        """Zeros as the hidden states, (..., D), and None where the branch gives something besides,
-        such as the weights of attention."""
+        """Zeros as the hidden states, (..., D), and None for each thing that the branch gives
+        besides, such as the weights of attention."""
         zeros = torch.zeros_like(args[0] if args else kwargs["hidden_states"])
-        return (zeros, None) if self.gives_pair else zeros
+        return zeros if self.outputs == 1 else (zeros, *[None] * (self.outputs - 1))
 
 
 def has_branch(block: nn.Module, scatter: str) -> bool:
@@ -226,8 +226,11 @@ def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
     for path in present.intersection((*branch["norms"], branch["gather"])):
         block.set_submodule(path, nn.Identity())
     for path in branch.get("beside", ()):
-        block.set_submodule(path, DroppedBranch(False))
-    block.set_submodule(branch["scatter"], DroppedBranch(gives_pair))
+        block.set_submodule(path, DroppedBranch(1))
+    experts = branch.get("experts", {})
+    if experts.get("router_reads_all"):  # it is in no module that has gone
+        block.set_submodule(experts["router"], DroppedBranch(3))
+    block.set_submodule(branch["scatter"], DroppedBranch(2 if gives_pair else 1))
 
 
 def _add_hooks(

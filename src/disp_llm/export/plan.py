@@ -188,6 +188,9 @@ def _of_experts(
     read = [*of_experts, (rows, gate_up), (across, incoming)]
     write = [*of_experts, (rows, outgoing), (across, inside)]
     packed = f"{prefix}{row.module}"
+    router = Weight(f"{prefix}{row.rows}.weight", outputs=experts)
+    if not row.router_reads_all:
+        router = replace(router, columns=columns, inputs=incoming)
     biases = [
         Picked(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
         Picked(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
@@ -196,7 +199,7 @@ def _of_experts(
         Picked(f"{packed}.gate_up_proj", tuple(read), of_read),
         Picked(f"{packed}.down_proj", tuple(write), of_write),
         *(biases if row.biased else ()),
-        Weight(f"{prefix}{row.rows}.weight", columns=columns, inputs=incoming, outputs=experts),
+        router,
         *(
             Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
             for path in row.counted
@@ -259,8 +262,7 @@ class Draft:
 
     def drop(self, block: nn.Module, branch: Branch) -> None:
         """Takes out all tensors of a branch and its norms."""
-        gone = {branch.gather, branch.scatter, *branch.beside, *branch.norms}
-        modules = [module for path, module in block.named_modules() if path in gone]
+        modules = [module for path, module in block.named_modules() if path in branch.modules]
         prefixes = tuple(f"{self.names[id(module)]}." for module in modules)
         for name in [name for name in self.parts if name.startswith(prefixes)]:
             del self.parts[name]

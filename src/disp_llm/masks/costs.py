@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, EXPERTS, HEADS
+from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, EXPERTS, HEADS, MLP, Site
 from disp_llm.masks.layout import Layout
 
 
@@ -40,7 +40,8 @@ class CostModel:
     mlp_write: Float[Tensor, " L"]
     """Cost of one pair of an mlp_mid and an mlp_out entry."""
     router: Float[Tensor, " L"]
-    """Cost of one mlp_in entry in the router, with all experts kept."""
+    """Cost of one mlp_in entry in the router, with all experts kept; 0 of one that reads the whole
+    stream, whose rows are costs of whole experts."""
     in_experts: Float[Tensor, "L 2"]
     """Cost of one entry of mlp_mid and of mlp_out in the experts, with all of them kept."""
     counts_chosen: bool = False
@@ -143,12 +144,15 @@ def parameter_costs(layout: Layout, counts_chosen: bool = False) -> CostModel:
     inside = of_blocks([block.inside for block in layout.blocks])
     costs = CostModel(
         layout,
-        constant_cost=_add_to_attention(per_entry, layout, inside),
+        constant_cost=_add_to(ATTENTION, per_entry, layout, inside)
+        + _add_routers(per_entry, layout),
         per_entry=per_entry,
         attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
         mlp_read=share * of_blocks([block.num_input_projections for block in layout.blocks]),
         mlp_write=share,
-        router=of_blocks([block.router * block.experts for block in layout.blocks]),
+        router=of_blocks(
+            [0 if block.router_reads else block.router * block.experts for block in layout.blocks]
+        ),
         in_experts=of_blocks([(0, 0) for _ in layout.blocks]),
         counts_chosen=counts_chosen,
     )
@@ -165,15 +169,26 @@ def weighted(*parts: tuple[float, CostModel]) -> CostModel:
     return replace(parts[0][1], **sums)
 
 
-def _add_to_attention(
-    per_entry: Float[Tensor, "L K"], layout: Layout, costs: Float[Tensor, " L"]
+def _add_to(
+    branch: Site, per_entry: Float[Tensor, "L K"], layout: Layout, costs: Float[Tensor, " L"]
 ) -> float:
-    """Adds to the entries of whole attentions what goes with these only, and returns what of it
-    stays in any case: everything, where whole attentions are no site."""
-    if ATTENTION not in layout.sites:
+    """Adds to the entries of whole branches what goes with these only, and returns what of it
+    stays in any case: everything, where whole branches are no site."""
+    if branch not in layout.sites:
         return float(costs.sum())
-    per_entry[:, layout.sites.index(ATTENTION)] += costs
+    per_entry[:, layout.sites.index(branch)] += costs
     return 0.0
+
+
+def _add_routers(per_entry: Float[Tensor, "L K"], layout: Layout) -> float:
+    """Adds the rows of routers that read the whole stream to what they go with, whole experts or
+    whole MLPs, and returns what of them stays in any case."""
+    rows = of_blocks([block.router_reads for block in layout.blocks])
+    if EXPERTS in layout.sites:
+        per_entry[:, layout.sites.index(EXPERTS)] += rows
+        return 0.0
+    experts = of_blocks([block.experts for block in layout.blocks])
+    return _add_to(MLP, per_entry, layout, rows * experts)
 
 
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
@@ -225,7 +240,7 @@ def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[in
         heads = of_blocks([block.heads for block in layout.blocks])
         per_entry[:, layout.sites.index(HEADS)] += cache / heads
     else:
-        constant += _add_to_attention(per_entry, layout, cache)
+        constant += _add_to(ATTENTION, per_entry, layout, cache)
     return replace(
         weights,
         constant_cost=constant,

@@ -19,7 +19,8 @@ class BlockShape:
     for n input projections, and those inside; qkv and q are those of the kept heads. A dense MLP is
     a mixture of one expert: of E, each of which keeps as many intermediate dimensions, `|S4|` are
     those of all, times the share of the experts that are kept; the router's row of each takes
-    `|S3|` more, and the shared expert `shared_read·|S3| + shared_write·|S5|`.
+    `|S3|` more, or `router_reads` where that is not 0, and the shared expert
+    `shared_read·|S3| + shared_write·|S5|`.
     """
 
     hidden: int
@@ -57,6 +58,8 @@ class BlockShape:
     """Whether whole experts are a site."""
     router: int = 0
     """Weights that the router has for an expert and a dimension: 1, or 0 where there is none."""
+    router_reads: int = 0
+    """Dimensions that the router reads whatever is kept; 0 where they are those of mlp_in."""
     shared_read: int = 0
     """Weights of the shared expert for a dimension that it reads."""
     shared_write: int = 0
@@ -120,8 +123,7 @@ def _numbers(block: nn.Module, branch: Branch) -> int:
         packed = (f"{branch.experts.module}.{name}" for name in ("gate_up_proj", "down_proj"))
         of_experts = (*packed, f"{branch.experts.rows}.weight")
         weights |= {id(block.get_parameter(path)) for path in of_experts}
-    paths = [branch.gather, branch.scatter, *branch.beside, *branch.norms]
-    modules = [module for name, module in block.named_modules() if name in paths]
+    modules = [module for name, module in block.named_modules() if name in branch.modules]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
     return sum(number for key, number in found.items() if key not in weights)
 
@@ -222,7 +224,7 @@ def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, 
         found = {"num_input_projections": inputs, "intermediate": widths_of(writes)[0]}
         return found, inputs if reads[0].bias is not None else 0, of_out
     _, _, down = expert_weights(block, mlp)
-    experts, _, width = down.shape
+    experts, hidden, width = down.shape
     chosen = getattr(config, mlp.experts.chosen)
     found = {
         "num_input_projections": 2,
@@ -231,6 +233,7 @@ def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, 
         "chosen": chosen,
         "least_experts": max(chosen, 2 if mlp.experts.groups else 1),  # two are a group's score
         "router": 1,
+        "router_reads": hidden if mlp.experts.router_reads_all else 0,
         "shared_read": sum(widths_of(linear)[1] for linear in reads),
         "shared_write": 0 if writes is None else widths_of(writes)[0],
         "of_experts": (2, experts) if mlp.experts.biased else (0, 0),

@@ -82,8 +82,10 @@ def _mixture(block: nn.Module, mlp: Branch) -> Squares:
     rows = gate_up.sum(2).unflatten(1, (-1, 2) if mlp.experts.interleaved else (2, -1))
     rows = rows.sum(2 if mlp.experts.interleaved else 1)
     middle = rows + down.sum(1)  # (E, F)
+    read = [gate_up.sum((0, 1)), *(part.sum(0) for part in shared)]
+    read += [] if mlp.experts.router_reads_all else [router.sum(0)]
     return Squares(
-        torch.stack([gate_up.sum((0, 1)), router.sum(0), *(part.sum(0) for part in shared)]).sum(0),
+        torch.stack(read).sum(0),
         middle.flatten(),
         torch.stack([down.sum((0, 2)), *(part.sum(1) for part in shared_down)]).sum(0),
         middle.sum(1) + router.sum(1),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.models.family import Branch, Family, bare_branch, branch, mixture
+from disp_llm.models.family import Branch, Experts, Family, bare_branch, branch, mixture
 from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import ROW_OF, WRAPPERS, Wrapper
@@ -67,7 +67,26 @@ _GEMMA4 = replace(
     ),
     cached=("self_attn.k_proj", "self_attn.k_proj"),  # values are as wide
     supports_head_pruning=False,
-    refused=(("enable_moe_block", True, "its blocks have experts beside the MLP"),),
+)
+# Experts whose router reads the stream before any norm of the block, and a dense MLP beside them.
+_GEMMA4_MIXTURE = replace(
+    _gated(
+        "pre_feedforward_layernorm pre_feedforward_layernorm_2 post_feedforward_layernorm_1 "
+        "post_feedforward_layernorm_2 post_feedforward_layernorm"
+    ),
+    gather="experts",
+    scatter="experts",
+    experts=Experts(
+        "experts",
+        router="router",
+        rows="router.proj",
+        counted=("router.per_expert_scale",),
+        chosen="top_k_experts",
+        router_reads_all=True,
+    ),
+    gathers=("experts", "mlp"),
+    scatters=("experts", "mlp"),
+    beside=("mlp",),
 )
 # Norms after both branches. Those of q and k span all heads.
 _OLMO2 = Family(
@@ -203,7 +222,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": replace(_LLAMA, requires_bos=True),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gemma4_text": _GEMMA4,
+    "gemma4_text": replace(_GEMMA4, mixture=_GEMMA4_MIXTURE),
     "gemma4_unified_text": _GEMMA4,
     "vaultgemma": replace(
         _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")

@@ -40,6 +40,9 @@ class Experts:
     scores_inputs: bool = False
     """Whether every expert reads all tokens, times what the router gives first: (N, E) scores, most
     of them 0."""
+    router_reads_all: bool = False
+    """Whether the router lies outside of `gather` and reads the whole residual stream, whatever
+    mlp_in keeps; it then gives three things."""
 
     @property
     def modules(self) -> tuple[str, str]:
@@ -94,6 +97,12 @@ class Branch:
     def linear_paths(self) -> tuple[str, ...]:
         """Every linear module of the branch, in the order in which they run."""
         return (*self.reads, *self.inside, *((self.writes,) if self.writes else ()))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What goes when the branch is pruned as a whole, as far as a block has it."""
+        router = (self.experts.router,) if self.experts else ()
+        return (self.gather, self.scatter, *self.beside, *router, *self.norms)
 
 
 @dataclass(frozen=True)
