@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from chart import apart
@@ -16,6 +17,7 @@ from comparison_tables import HERE
 from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, panels
 
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
+TIMES = RESULTS.with_name("tagger_time.json")
 
 TITLES = {
     "dense": "original, an epoch",
@@ -134,7 +136,7 @@ def specialists_table() -> list[str]:
         "so that seconds say less than the rest. From "
         "[benchmarks/results/specialists.json](../benchmarks/results/specialists.json).",
     ]
-    return ["![F1 over size, first seed](specialists.png)", "", *lines]
+    return ["![F1 over size, first seed, and over time, second seed](specialists.png)", "", *lines]
 
 
 def _of_both(found: dict[str, Tagger], again: dict[str, Tagger]) -> str:
@@ -154,10 +156,59 @@ def _of_both(found: dict[str, Tagger], again: dict[str, Tagger]) -> str:
     )
 
 
+def times() -> dict:
+    """What `benchmarks/tagger_time.py` has measured; of no tagger where it was not run."""
+    return json.loads(TIMES.read_text()) if TIMES.exists() else {"rows": []}
+
+
 def draw_specialists(path: Path) -> None:
-    """F1 against megabytes; ours as a line."""
+    """F1 against megabytes, ours as a line, and against time, where that was measured."""
+    timed = times()
+    shown = ("F1 on WNUT-17 test, %",) * (2 if timed["rows"] else 1)
+    figure, axes = panels(5.2 + 3.6 * len(shown), 3.6, shown)
+    _draw_sizes(axes[0])
+    if timed["rows"]:
+        _draw_times(axes[1], timed)
+    figure.savefig(path, dpi=160)
+
+
+def _color_of(name: str) -> str:
+    own = name.startswith(("task", "one pass"))
+    return PRUNED if own else DENSE if name in ORIGINALS else OTHERS[0]
+
+
+SHORT = {
+    "dense, two epochs": "original, two epochs",
+    "one pass 0.5": "one pass, keep 0.5",
+    "flap 0.5": "FLAP, keep 0.5",
+    "task 0.5, int8": "keep 0.5, in int8",
+}
+"""Names in the panel of times; of the others their size."""
+
+
+def _draw_times(axes: Any, timed: dict) -> None:
+    found = taggers(timed["seed"])
+    shares = {row["name"]: row["share"] for row in timed["rows"]}
+    for left in (True, False):  # on which side of its point a name stands
+        names = [name for name, share in shares.items() if (share < 0.92) is left]
+        heights = apart([100 * found[name].row["f1"] for name in names], 1.05)
+        for name, height in zip(names, heights, strict=True):
+            score, error = (100 * found[name].row[key] for key in ("f1", "f1_stderr"))
+            axes.errorbar(
+                shares[name], score, error, marker="o", markersize=5, color=_color_of(name),
+                capsize=2, linewidth=1,
+            )  # fmt: skip
+            axes.annotate(
+                SHORT.get(name, name.replace("task", "keep")), (shares[name], height),
+                xytext=(-7 if left else 7, 0), va="center", ha="right" if left else "left",
+                textcoords="offset points", fontsize=8, color=_color_of(name),
+            )  # fmt: skip
+    axes.set_xlim(0.6 * min(shares.values()), 1.25 * max(shares.values()))
+    axes.set_xlabel("time of a sentence over the original's (second seed)")
+
+
+def _draw_sizes(axes: Any) -> None:
     found = {name: one for name, one in taggers().items() if "int8" not in name}
-    figure, (axes,) = panels(7.2, 3.6, ("F1 on WNUT-17 test, %",))
     basis = basis_of(found)
     ours = [one for name, one in found.items() if name.startswith("task")]
     line = sorted([*ours, found[basis]], key=lambda one: one.megabytes)
@@ -169,13 +220,13 @@ def draw_specialists(path: Path) -> None:
         names = [name for name in found if sizes[name] == size]
         heights = apart([scores[name] - 1.2 for name in names], 1.05)
         for name, height in zip(names, heights, strict=True):
-            own = name.startswith("task")
-            color = PRUNED if own else DENSE if name in ORIGINALS else OTHERS[0]
+            color = _color_of(name)
             axes.errorbar(
                 size, scores[name], 100 * found[name].row["f1_stderr"], marker="o", markersize=5,
                 color=color, capsize=2, linewidth=1,
             )  # fmt: skip
             title, _, kept = TITLES[name].replace("**", "").partition(", keep ")
+            title = title.removeprefix("pruned on ")  # else it reaches the next name
             before = kept == "0.3"  # behind it stands the half
             axes.annotate(
                 title, (size, height), xytext=(-7 if before else 7, 0), va="center",
@@ -189,5 +240,4 @@ def draw_specialists(path: Path) -> None:
             fontsize=8,
         )  # fmt: skip
     axes.set_xlim(right=1.6 * max(sizes.values()))
-    axes.set_xlabel("weights in bfloat16, MB")
-    figure.savefig(path, dpi=160)
+    axes.set_xlabel("weights in bfloat16, MB (first seed)")
