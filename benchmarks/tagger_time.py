@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from linear_tagger import read_conll  # first, since it says where the example's files are
-from ner import tagger_in
+from ner import scorers_in, tagger_in
 from specialists import HERE, file_of
 
 from disp_llm.evaluation.timing import in_turn
@@ -41,9 +41,9 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = arguments.runs / f"seed-{arguments.seed}"
     names = [name for name in TIMED if file_of(runs, name, ".made.json").exists()]
-    first = tagger_in(file_of(runs, ORIGINAL, ""))
+    labels = scorers_in(file_of(runs, ORIGINAL, "")).labels
     test = arguments.data / "emerging.test.annotated"
-    sentences = read_conll(test, first.scorers.labels)[: arguments.sentences]
+    sentences = read_conll(test, labels)[: arguments.sentences]
 
     def timed(name: str) -> Callable[[], float]:
         tagger = tagger_in(file_of(runs, name, ""))

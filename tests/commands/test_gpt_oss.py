@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from fresh import PROMPT
+from mixture_runs import export_from_file_to_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -89,10 +90,7 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     found = [fresh.load_and_generate(run / "model", without) for without in (False, True)]
     assert found[0]["tokens"] == found[1]["tokens"]
     assert {one["class"] for one in found} == {"DispGptOssForCausalLM"}
-    done = run_command("export", run, "--keep", 0.7, "--no-measure", "--json")
-    assert done.returncode == 0, done.stderr
-    assert "is loaded as a whole" not in done.stderr
-    assert run_command("verify", run).returncode == 0
+    export_from_file_to_file(run)
 
 
 def test_its_blocks_are_fetched_from_four_bits(published, text_file, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command
+from mixture_runs import export_from_file_to_file, pruned
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedTokenizerFast
@@ -226,30 +227,13 @@ def mixture(tmp_path_factory) -> Path:
     return folder
 
 
-def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict[str, list[int]]:
-    """The widths of a run of one size that is proven."""
-    done = run_command(
-        "prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    (made,) = json.loads(done.stdout)["models"]
-    assert made["max_logit_error"] < 1e-5
-    done = run_command("verify", run)
-    assert done.returncode == 0, done.stderr
-    return json.loads((run / "model" / "config.json").read_text())["disp_llm"]["widths"]
-
-
 def test_experts_inside_a_wrapper(mixture, text_file, tmp_path):
     """The default method with whole experts, and another size from file to file."""
     run = tmp_path / "run"
     sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "experts")
     widths = pruned(mixture, text_file, run, "--keep", 0.5, "--rounds", 1, "--sites", *sites)
     assert min(widths["experts"]) < 6
-    done = run_command("export", run, "--keep", 0.7, "--no-measure")
-    assert done.returncode == 0, done.stderr
-    assert "is loaded as a whole" not in done.stderr
-    done = run_command("verify", run)
-    assert done.returncode == 0, done.stderr
+    export_from_file_to_file(run)
     assert beside(run / "model-0.7").keys() == beside(mixture).keys()
 
 

@@ -1,6 +1,5 @@
 """Gemma 4 with experts beside a dense MLP, and a router that reads the whole stream."""
 
-import json
 from pathlib import Path
 
 import fresh
@@ -17,6 +16,7 @@ from conftest import (
     without_branches,
 )
 from fresh import PROMPT
+from mixture_runs import export_from_file_to_file, pruned
 from transformers import AutoModelForCausalLM
 from wrapping import picture, prunable_wrapper
 
@@ -127,19 +127,6 @@ def mixture(tmp_path_factory) -> Path:
     return folder
 
 
-def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict[str, list[int]]:
-    """The widths of a run of one size that is proven."""
-    done = run_command(
-        "prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags
-    )
-    assert done.returncode == 0, done.stderr
-    (made,) = json.loads(done.stdout)["models"]
-    assert made["max_logit_error"] < 1e-5
-    done = run_command("verify", run)
-    assert done.returncode == 0, done.stderr
-    return json.loads((run / "model" / "config.json").read_text())["disp_llm"]["widths"]
-
-
 @pytest.mark.parametrize("method", ["learned", "fisher", "magnitude", "random"])
 def test_methods_prune_everything(mixture, text_file, tmp_path, method):
     """Also another size from file to file; and a fresh process that has not this package."""
@@ -155,10 +142,7 @@ def test_methods_prune_everything(mixture, text_file, tmp_path, method):
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(prompt, use_cache=True, **options)
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
-    done = run_command("export", run, "--keep", 0.7, "--no-measure", "--json")
-    assert done.returncode == 0, done.stderr
-    assert "is loaded as a whole" not in done.stderr
-    assert run_command("verify", run).returncode == 0
+    export_from_file_to_file(run)
 
 
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):

@@ -1,0 +1,28 @@
+"""Runs of tiny mixtures of experts, and another size of them, each proven."""
+
+import json
+from pathlib import Path
+
+from conftest import SMALL, run_command
+
+
+def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict[str, list[int]]:
+    """The widths of a run of one size that is proven."""
+    done = run_command(
+        "prune", model, "--text", text, "--output-dir", run, "--json", *SMALL, *flags
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = json.loads(done.stdout)["models"]
+    assert made["max_logit_error"] < 1e-5
+    done = run_command("verify", run)
+    assert done.returncode == 0, done.stderr
+    return json.loads((run / "model" / "config.json").read_text())["disp_llm"]["widths"]
+
+
+def export_from_file_to_file(run: Path) -> None:
+    """Adds the size 0.7 to a run without loading its original as a whole."""
+    done = run_command("export", run, "--keep", 0.7, "--no-measure", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "is loaded as a whole" not in done.stderr
+    done = run_command("verify", run)
+    assert done.returncode == 0, done.stderr
