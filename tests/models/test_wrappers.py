@@ -243,7 +243,7 @@ def test_a_fresh_process_sees_tunes_and_saves(model_type, without, tmp_path):
         assert found[loaded] == [name, package]
     assert found["adapted"] == [target.family.tower]
     assert found["adapters"] > 0.01
-    assert found["merged"] < 1e-4 * wanted.abs().max()  # sums in another order
+    assert found["merged"] < 1e-3 * found["adapters"]  # sums in another order
 
 
 @pytest.mark.parametrize("model_type", WITHOUT_BASE)
