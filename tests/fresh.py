@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PARENT = """
-import json, os, sys, traceback
+import faulthandler, json, os, sys, traceback
 import accelerate, torch, transformers
 from transformers import (
     AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast
@@ -37,6 +37,7 @@ for line in sys.stdin:
         continue
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(asked[name], os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    faulthandler.enable(2)  # says where it is when it is aborted
     os.environ.update(asked["env"])
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(asked["cwd"])
@@ -96,6 +97,8 @@ class Child:
 
     def alive(self) -> bool:
         """Whether it still runs."""
+        if self._code is not None:
+            return False
         state = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         return state != "Z"
 

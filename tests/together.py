@@ -53,18 +53,30 @@ def run(
 
 def ended(children: list[fresh.Child]) -> list[subprocess.CompletedProcess[str]]:
     """What each of them printed once all have ended; when one has failed, the others are ended
-    after a while, as torchrun does."""
-    alive = list(children)
-    while alive:
-        time.sleep(0.05)
-        left = [one for one in alive if one.alive()]
-        failed = any(one not in left and one.wait().returncode for one in alive)
-        alive = left
-        if failed:
-            time.sleep(WHILE)
-            for one in (one for one in alive if one.alive()):
-                one.send_signal(signal.SIGKILL)
+    after a while, as torchrun does. When the test has no more time, all are, and say where they
+    were."""
+    try:
+        alive = list(children)
+        while alive:
+            time.sleep(0.05)
+            left = [one for one in alive if one.alive()]
+            failed = any(one not in left and one.wait().returncode for one in alive)
+            alive = left
+            if failed:
+                time.sleep(WHILE)
+                _end(alive, signal.SIGKILL)
+    except BaseException:
+        _end(children, signal.SIGABRT)
+        for one in children:
+            print(one.wait().stderr)
+        raise
     return [one.wait() for one in children]
+
+
+def _end(children: list[fresh.Child], number: int) -> None:
+    for one in children:
+        if one.alive():
+            one.send_signal(number)
 
 
 WHILE = 1.0
