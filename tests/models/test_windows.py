@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import tiny_config
+from configurations import ARCHITECTURES, tiny_config
 from conftest import byte_tokenizer, run_command, tiny_model
 
 from disp_llm.commands.planning import usual_settings
@@ -45,6 +45,11 @@ def test_default_windows_are_shortened_and_all_others_are_left(caplog):
     assert windows(within_positions(config, PruneConfig("x"), tiny_config("llama"), FEW)) == (
         128, 128, 128,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_says_how_many_tokens_it_reads(name):
+    assert positions_of(tiny_config(name)) == 128
 
 
 def test_what_fits_is_left_without_a_word(caplog):

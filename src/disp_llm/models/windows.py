@@ -23,6 +23,10 @@ def required_bos(model: PreTrainedModel, family: Family) -> int | None:
     return model.config.get_text_config().bos_token_id if family.requires_bos else None
 
 
+POSITIONS = ("max_position_embeddings", "max_seq_len")
+"""What configurations call it; MPT's, which has no rows of positions to run out of, makes its
+biases for so many tokens and no more."""
+
 STRETCHED = ("linear", "dynamic")
 """Kinds of rotary positions that reach `factor` times as far as the model was first trained."""
 
@@ -31,7 +35,8 @@ def positions_of(described: PreTrainedConfig) -> int | None:
     """How many tokens a model can read; None where nothing says so."""
     config = described.get_text_config()
     scaling = getattr(config, "rope_parameters", None) or {}
-    most = getattr(config, "max_position_embeddings", None)
+    stated = (getattr(config, name, None) for name in POSITIONS)
+    most = next((number for number in stated if number is not None), None)
     if most and scaling.get("rope_type") in STRETCHED:  # it may be the length before
         most = int(most * scaling.get("factor", 1))
     return most if most and most > 0 else None
