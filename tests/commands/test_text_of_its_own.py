@@ -217,7 +217,10 @@ def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path
     assert result["own_words"]["revision"] == own_run[1]["source"]["revision"]
     assert "teacher_revision" in result["source"]
     assert result["teacher"]["perplexity"] > 1
-    assert torch.equal(words_of(tmp_path / "run"), words_of(own_run[0])[:12])  # of the same seed
+    written = words_of(tmp_path / "run")
+    assert written.shape == (12, 32)
+    known = words_of(own_run[0])[:10]  # what the masks were learned from, by the same seed
+    assert not any(torch.equal(ours, theirs) for ours in written for theirs in known)
 
 
 def test_the_original_writes_also_where_it_does_not_teach(own_run, tmp_path):

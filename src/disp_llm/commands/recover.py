@@ -38,6 +38,7 @@ from disp_llm.commands.student import (
 from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import read_sources
+from disp_llm.data.randomness import Stream
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
@@ -242,7 +243,10 @@ def _load(
     steps = config.steps(job.process.count)
     learning = steps * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
-    writer = Writer.of(job, original or loaded, needs, length, begin, "the original's")
+    # Masks were learned from what a run of this seed has written: other words measure what is won.
+    words: Stream = "recovery words"
+    author, whose = original or loaded, "the original's"
+    writer = Writer.of(job, author, needs, length, begin, whose, stream=words)
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write)

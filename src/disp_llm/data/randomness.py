@@ -5,7 +5,15 @@ from typing import Literal
 import torch
 
 Stream = Literal[
-    "calibration", "start", "sizes", "steps", "reference", "weights", "words", "adapters"
+    "calibration",
+    "start",
+    "sizes",
+    "steps",
+    "reference",
+    "weights",
+    "words",
+    "adapters",
+    "recovery words",
 ]
 
 STREAMS: dict[Stream, int] = {
@@ -17,6 +25,7 @@ STREAMS: dict[Stream, int] = {
     "weights": 5,  # windows of a step of training weights
     "words": 6,  # a sequence of the model's own words
     "adapters": 7,  # what adapters begin with
+    "recovery words": 8,  # a sequence that `recover` has the original write: none that masks know
 }
 """Numbers of the streams; a number that was given once stays, so that a seed keeps its meaning."""
 

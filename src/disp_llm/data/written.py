@@ -24,7 +24,7 @@ from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.words import OwnWordsConfig
 from disp_llm.data.examples import HELD_OUT
 from disp_llm.data.own_words import Openings, fitting_batch, write_sequences
-from disp_llm.data.randomness import random_stream
+from disp_llm.data.randomness import Stream, random_stream
 from disp_llm.data.sources import GivenText
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
@@ -96,6 +96,8 @@ class Writer:
     """What was written for several runs, of which this is one."""
     progress: ProgressCallback = silent
     stop_requested: Callable[[], bool] = never
+    stream: Stream = "words"
+    """What the sequences are drawn from: those of another stream are other ones."""
 
     @classmethod
     def of(
@@ -107,6 +109,7 @@ class Writer:
         begin: Callable[[], None] = lambda: None,
         whose: str = "its",
         ready: GivenText | None = None,
+        stream: Stream = "words",
     ) -> "Writer":
         """The writer of a job, whose settings say how it writes."""
         return cls(
@@ -124,6 +127,7 @@ class Writer:
             ready,
             job.progress,
             job.stop_requested,
+            stream,
         )
 
     def write(self, share: float = 1.0) -> GivenText:
@@ -259,7 +263,7 @@ class Writer:
             done = numbers.start * self.length + place * len(numbers)
             self.progress(STAGE, done, total * self.length, {})
 
-        noise = partial(random_stream, "words", self.seed)
+        noise = partial(random_stream, self.stream, self.seed)
         openings = Openings.of(self.model, self.tokenizer, self.settings.self_chat > 0)
         return write_sequences(
             self.model, openings, numbers, self.length, self.settings, noise, on_place
