@@ -107,6 +107,26 @@ def test_a_run_learns_from_a_mixture_and_follows_what_it_loses(mixture, llama_fo
     assert step["mixture"] == [0.375, 0.125, 0.5]
 
 
+def test_what_is_measured_after_recovery_was_not_learned_from_before(
+    mixture, llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reading, "LEAST_CHARACTERS", 120)
+    flags = ("--text", mixture, "--length", 32, "--context", 32, "--windows", 1, "--batch", 1)
+    flags = (*flags, "--dtype", "float32", "--device", "cpu", "--json")
+    pruned = run_command(
+        "prune", llama_folder, "--steps", 8, "--calibration-sequences", 8,
+        "--calibration-length", 32, "--rounds", 0, "--output-dir", tmp_path / "run", *flags,
+    )  # fmt: skip
+    assert pruned.returncode == 0, pruned.stderr
+    recovered = run_command(
+        "recover", tmp_path / "run/model", "--tokens", 64, "--output-dir", tmp_path / "more", *flags
+    )
+    assert recovered.returncode == 0, recovered.stderr
+    before, after = (json.loads(done.stdout)["source"] for done in (pruned, recovered))
+    for key in ("text_sha256", "eval_text_sha256"):  # as far as before, not to the middle of it
+        assert after[key] == before[key]
+
+
 def test_the_shipped_mixture_is_whole():
     found = load_mixture(Path("general"))
     assert {"web", "code", "german", "mathematics", "dialogue"} <= found.texts.keys()

@@ -225,7 +225,8 @@ def _load(
     sharding = sharding_of(job, (inputs, taught))
     loaded = load_student(asked, machine, inputs, sharding)
     loaded = loaded.as_recorded(run.result().get("source", {}))
-    sources = read_sources(asked.text, inputs.texts, asked.tokens)
+    read = max(asked.tokens, tokens_before(asked.folder))
+    sources = read_sources(asked.text, inputs.texts, read)
     load_taught = taught.load if sharding is None else sharding.load
     original = load_original(job, loaded, load_taught, writes=sources.writes)
     progress(1, 2)
@@ -286,6 +287,13 @@ def _export(
         )
         write_sums(written)
     run.update(folder, model=figures | {"folder": str(folder)}, tokens_seen=tokens)
+
+
+def tokens_before(folder: str) -> int:
+    """How many tokens were learned from until now by what lies in a folder. As far as they reached,
+    large data sets are read: the end of less would be held out, and has been learned from."""
+    told = read_facts(folder)
+    return max(told.get("tokens_seen", 0), (told.get("recovered") or {}).get("tokens_seen", 0))
 
 
 def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
