@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import problem_of, with_config
+from conftest import problem_of, tiny_prunable, with_config
 
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError
@@ -17,7 +17,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import learned as learned_module
 from disp_llm.methods.baselines import greedy as greedy_module
-from disp_llm.methods.baselines.depth import block_influence, depth
+from disp_llm.methods.baselines.depth import block_influence, depth, keep_blocks
 from disp_llm.methods.baselines.greedy import greedy, least_squares, most_similar, solve_blocks
 from disp_llm.methods.parts.baseline import copied, stored_numbers
 from disp_llm.methods.parts.block_by_block import visit_blocks
@@ -82,6 +82,20 @@ def test_influence_is_one_less_the_cosine_of_a_block_s_ends(problem):
     states = problem.dense.model(windows, output_hidden_states=True).hidden_states
     alike = torch.cosine_similarity(states[0], states[1], dim=-1).mean()
     assert float(block_influence(problem)[0]) == pytest.approx(float(1 - alike), rel=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["bamba", "gpt_neo", "lfm2", "llama"])
+def test_blocks_that_are_left_have_a_cache_of_their_own(model_type):
+    cut = tiny_prunable(model_type)
+    keep_blocks(cut, [0, 2])
+    prompt = torch.arange(3, 23)[None]
+    written = [
+        cut.model.generate(
+            prompt, max_new_tokens=6, do_sample=False, use_cache=use_cache, pad_token_id=0
+        )
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*written)
 
 
 def test_depth_keeps_the_influential_blocks_and_their_order(problem):

@@ -21,6 +21,12 @@ from disp_llm.methods.parts.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
+NUMBERS = ("layer_idx", "layer_id")
+"""What modules call the number of their block; GPT-Neo's have the second."""
+
+LISTED = ("attn_layer_indices",)
+"""Keys of configurations that list numbers of blocks (Bamba)."""
+
 
 def depth(problem: PruningProblem) -> Maker:
     """Models with the most influential ⌊share · blocks⌋ blocks.
@@ -93,11 +99,14 @@ def keep_blocks(prunable: PrunableModel, kept: list[int]) -> None:
     left = nn.ModuleList(blocks[index] for index in kept)
     for place, block in enumerate(left):
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", place)  # noqa: B010
+            for name in NUMBERS:
+                if hasattr(module, name):
+                    setattr(module, name, place)
     prunable.language_model.set_submodule(prunable.family.blocks, left)
     for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == len(blocks):
+        if key in LISTED:
+            setattr(config, key, [kept.index(index) for index in value if index in kept])
+        elif isinstance(value, list) and len(value) == len(blocks):
             setattr(config, key, [value[index] for index in kept])  # kinds of attention
     config.num_hidden_layers = len(left)
 
