@@ -124,6 +124,12 @@ def test_counts_are_those_of_the_model(problem_with_large_epsilon, model_type, s
     assert linear == 2 * 16 * (made.multiplied + width * 320)
 
 
+def test_what_lies_inside_of_attention_is_paid_for_too(problem_with_large_epsilon):
+    problem = problem_with_large_epsilon("youtu")  # half of its attention is not narrowed
+    made = slicegpt(problem)(0.7)
+    assert made.stored <= 0.7 * problem.budget.dense_block_parameters
+
+
 def test_generation_with_a_cache_and_copies(problem_with_large_epsilon):
     model = slicegpt(problem_with_large_epsilon("qwen3"))(0.6).model
     tokens = torch.randint(4, 320, (1, 9))

@@ -73,16 +73,19 @@ def _unfit(problem: PruningProblem) -> InputError:
 
 
 def _width(problem: PruningProblem, share: float) -> int:
-    """The largest K with which the matrices, two of K·K a block among them, are within the share.
+    """The largest K with which the matrices, two of K·K a block among them, are within the share;
+    those inside of attention that no stream goes through stay as they are.
 
     Raises:
         InputError: a single dimension is too much.
     """
     blocks = problem.budget.layout.blocks
     all_numbers = stored_numbers(problem.dense)
+    inside = sum(block.inside for block in blocks)
     for width in range(blocks[0].hidden, 0, -1):
         rotations = 2 * len(blocks) * width**2
-        if all_numbers * width / blocks[0].hidden + rotations <= share * all_numbers:
+        narrowed = (all_numbers - inside) * width / blocks[0].hidden
+        if narrowed + inside + rotations <= share * all_numbers:
             return width
     raise InputError("leaves no dimension of the stream", field="keep", hint="ask for more")
 
