@@ -87,6 +87,22 @@ def test_what_is_held_out_is_read_in_turn(tmp_path):
     held_out = byte_tokenizer().decode(texts.evaluation)
     assert held_out[::1024] == "aabcaabaa"
     assert len(held_out) == 9 * 1024
+    texts = load_tokens(TextConfig(text=files, weights=(2, 1, 1)), byte_tokenizer(), context=256)
+    held_out = byte_tokenizer().decode(texts.evaluation)
+    assert held_out[::256].startswith("aabcaabc")  # pieces are windows, however short these are
+
+
+def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path):
+    for letter in "ab":  # the held-out tenth of each is more than all windows of SMALL
+        (tmp_path / letter).write_text(letter * 12_000)
+    done = run_command(
+        "prune", llama_folder, "--text", tmp_path / "a", tmp_path / "b", "--weights", 1, 1,
+        "--method", "random", "--output-dir", tmp_path / "run", "--json", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    of_a, of_b, *others = json.loads(done.stdout)["dense"]["window_losses"]
+    assert of_a != of_b
+    assert others == [of_a, of_b]
 
 
 @pytest.mark.parametrize("method", ["ddp", "grasprune"])

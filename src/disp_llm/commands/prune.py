@@ -265,7 +265,7 @@ def with_texts(
     job, config = problem.job, problem.job.config
     needs = own_needs(config, job.process.count)
     writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
-    texts = texts_for(loaded, config.text, sources, writer.write)
+    texts = texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
     return replace(problem, corpus=texts.corpus), texts
 
 

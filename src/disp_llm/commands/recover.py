@@ -250,7 +250,7 @@ def _load(
     writer = Writer.of(job, author, needs, length, begin, whose, stream=words)
 
     def tokens() -> Texts:
-        return texts_for(loaded, config.text, sources, writer.write)
+        return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     progress(2, 2)

@@ -90,7 +90,8 @@ class Reference:
         loaded, text = self.loaded, self.config.text
         needs = own_needs(shared_settings(self.config), 1)
         sources = read_sources(text, tokens=needs.learning)
-        return texts_for(loaded, text, sources, self._writer.write)
+        context = self.config.evaluation.context
+        return texts_for(loaded, text, sources, self._writer.write, context)
 
     @cached_property
     def words(self) -> GivenText | None:

@@ -106,6 +106,7 @@ def load_tokens(
     sources: Sources | None = None,
     write: Callable[[float], GivenText] | None = None,
     make_processor: Callable[[], Any] | None = None,
+    context: int = PerplexityConfig.context,
 ) -> Texts:
     """Tokenises the texts that the settings name, and makes the model write what is missing.
 
@@ -114,6 +115,7 @@ def load_tokens(
         sources: what was read of them already, or lies in memory.
         write: gives the model's own words, which are that share of what is learned from.
         make_processor: makes the processor of a model that sees.
+        context: tokens of a window that is measured on.
 
     Raises:
         InputError: a file or data set is unusable.
@@ -131,7 +133,7 @@ def load_tokens(
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
         streams, ends, share = _held_out(texts, streams)
-        last = _in_turn(ends, _weights(config, sources, list(map(len, ends))))
+        last = _in_turn(ends, _weights(config, sources, list(map(len, ends))), context)
         held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
     evaluation = stream_of(held_out, tokenizer, bos_token_id, make_processor)
     if not isinstance(evaluation, ExampleStream):
@@ -150,11 +152,15 @@ def load_tokens(
 
 
 def texts_for(
-    loaded: Loaded, config: TextConfig, sources: Sources, write: Callable[[float], GivenText]
+    loaded: Loaded,
+    config: TextConfig,
+    sources: Sources,
+    write: Callable[[float], GivenText],
+    context: int,
 ) -> Texts:
     """`load_tokens` for a model: with its tokenizer, the BOS token that it needs, its processor."""
     bos, processor = loaded.bos_token_id, loaded.make_processor
-    return load_tokens(config, loaded.tokenizer, bos, sources, write, processor)
+    return load_tokens(config, loaded.tokenizer, bos, sources, write, processor, context)
 
 
 def _held_out(
@@ -176,10 +182,10 @@ def _held_out(
     return left, ends, share
 
 
-def _in_turn(ends: list[Tensor], weights: tuple[float, ...]) -> Tensor:
+def _in_turn(ends: list[Tensor], weights: tuple[float, ...], context: int) -> Tensor:
     """The ends of several texts in pieces as long as a window is, in turn, so that as many windows
     from the start as are read are of every text what its weight says."""
-    pieces = [list(end.split(PerplexityConfig.context)) for end in ends]
+    pieces = [list(end.split(context)) for end in ends]
     taken = [0] * len(ends)
     found: list[Tensor] = []
     while left := [i for i, parts in enumerate(pieces) if taken[i] < len(parts)]:
