@@ -268,6 +268,27 @@ def test_an_original_that_is_gone(small_run, text_file, suite, tmp_path):
     assert said in done.stderr.splitlines()[-1]
 
 
+def test_an_original_that_is_gone_is_named_though_it_teaches_nothing(
+    small_run, llama_folder, other_folder, text_file, suite, tmp_path
+):
+    student = tmp_path / "moved"
+    shutil.copytree(small_run[0] / "model", student)
+    flags = ("--text", text_file, "--distill", 0, "--suite", suite)
+    named = ("--teacher", llama_folder)
+    result = recover(student, *flags, *named, "--output-dir", tmp_path / "run")
+    known = recover(small_run[0] / "model", *flags, "--output-dir", tmp_path / "known")
+    assert result["original"] == known["original"]
+    assert result["before"] == known["before"]
+    assert "teacher" not in result
+    done = run_command(
+        "recover", student, *flags, "--teacher", other_folder, "--output-dir", tmp_path / "other",
+        *FEW,
+    )  # fmt: skip
+    assert done.returncode == 2
+    said = f"--teacher: {other_folder} is not what {student} was made from; name the original"
+    assert said in done.stderr.splitlines()[-1]
+
+
 def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path):
     folder, result = recovered
     page = tmp_path / "page.html"

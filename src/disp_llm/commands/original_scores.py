@@ -28,7 +28,8 @@ def scores_of_original(
 ) -> Scores:
     """The scores that a trained model is held against: those in the card of its folder, if they are
     of this suite; else those of the teacher, where that is the original; else the original is
-    loaded and measured. A model that was not pruned is its own original.
+    loaded and measured: where the run of the folder has it or, where nothing tells, as the teacher
+    is named, though it teaches nothing. A model that was not pruned is its own original.
 
     Args:
         student: what the pruned model scores before it is trained.
@@ -50,13 +51,16 @@ def scores_of_original(
             return found
     elif not told:
         return student
-    return _measured(job, measuring, original_of(folder), holding)
+    return _measured(job, measuring, told.get("source", {}), holding)
 
 
 def _measured(
-    job: Job[RecoverConfig], measuring: Measuring, name: str, holding: Holding | None
+    job: Job[RecoverConfig], measuring: Measuring, source: dict[str, str], holding: Holding | None
 ) -> Scores:
+    """What the original scores that the card of a folder tells of by its `source`."""
     hint = "name the original as the `teacher`"
+    known, named = original_of(Path(job.config.folder)), job.config.teacher
+    name = known or ("" if job.config.training.distill else named)
     if not name:
         what = f"nothing says where the original of {job.config.folder} lies"
         raise InputError(what, field="suite", hint=hint)
@@ -64,8 +68,12 @@ def _measured(
     board = replace(measuring.board, progress=job.progress)
     machine = replace(job.config.machine, device=str(job.process.device))
     try:
-        return measured_apart(board, holding or Inputs(), name, machine)[1]
+        facts, scores = measured_apart(board, holding or Inputs(), name, machine, source)
     except InputError as error:
         if error.field != "model":
             raise
         raise InputError(f"the original: {error.what}", field="suite", hint=hint) from error
+    if not known and facts["revision"] != source["revision"]:
+        what = f"{name} is not what {job.config.folder} was made from"
+        raise InputError(what, field="teacher", hint="name the original")
+    return scores

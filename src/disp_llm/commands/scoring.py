@@ -90,17 +90,22 @@ def _original(config: EvalConfig) -> str:
 
 
 def measured_apart(
-    board: Scoreboard, inputs: Inputs | Holding, name: str, machine: MachineConfig
+    board: Scoreboard,
+    inputs: Inputs | Holding,
+    name: str,
+    machine: MachineConfig,
+    recorded: dict[str, str] | None = None,
 ) -> tuple[dict[str, Any], Scores]:
     """Facts about a model, and its scores; its memory is free afterwards.
 
     Args:
         inputs: what of it lies in memory, or what is to hold it.
+        recorded: what a record says of where it came from, by which its revision is told.
 
     Raises:
         InputError: the model cannot be loaded, or not be measured on the suite.
     """
-    measured = _loaded_and_measured(board, inputs, name, machine)
+    measured = _loaded_and_measured(board, inputs, name, machine, recorded or {})
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -108,9 +113,13 @@ def measured_apart(
 
 
 def _loaded_and_measured(
-    board: Scoreboard, inputs: Inputs | Holding, name: str, machine: MachineConfig
+    board: Scoreboard,
+    inputs: Inputs | Holding,
+    name: str,
+    machine: MachineConfig,
+    recorded: dict[str, str],
 ) -> tuple[dict[str, Any], Scores]:
-    loaded = inputs.load(name, machine)
+    loaded = inputs.load(name, machine).as_recorded(recorded)
     target = PrunableModel.of(loaded)
     measured = facts_of(loaded, target), board.measure(target, loaded.tokenizer)
     if loaded.holding is not None:
