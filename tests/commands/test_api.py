@@ -126,6 +126,24 @@ def test_every_kind_of_text_gives_the_same_tokens(text_file):
     assert isinstance(read_input("two words"), GivenText)
 
 
+def test_rows_in_memory_hold_their_text_in_the_column_that_is_named(text_file):
+    texts = text_file.read_text().splitlines(keepends=True)
+    rows = datasets.Dataset.from_dict({"body": texts})
+    model, flags = tiny_model("llama"), {"context": 32, "windows": 4, "progress": silent}
+    found = [
+        disp_llm.evaluate(model, byte_tokenizer(), text=text, **named, **flags)
+        for text, named in ((texts, {}), (rows, {"text_field": "body"}))
+    ]
+    assert found[0] == found[1]
+    run = disp_llm.prune(
+        model, byte_tokenizer(), text=rows, eval_text=rows, text_field="body",
+        method="magnitude", progress=silent, **SETTINGS,
+    )  # fmt: skip
+    assert run.figures["source"]["eval_text_sha256"] == found[0]["text_sha256"]
+    with pytest.raises(disp_llm.InputError, match="no column 'title' in row 1, but 'body'"):
+        disp_llm.evaluate(model, byte_tokenizer(), text=rows, text_field="title", **flags)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

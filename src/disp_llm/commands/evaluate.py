@@ -70,7 +70,7 @@ def evaluate(
     settings = replace(settings, machine=machine_of(inputs, settings.machine))
     given: Given | None = None
     if text is not None:
-        found = read_input(text)
+        found = read_input(text, column=settings.text_field)
         given, paths = (None, found) if isinstance(found, tuple) else (found, (IN_MEMORY,))
         settings = replace(settings, text=paths)
     if examples is not None:

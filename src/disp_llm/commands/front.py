@@ -250,7 +250,7 @@ def _with_texts(
         if what is not None:
             found: Any
             if field in TEXTS:
-                found = read_input(what, field)
+                found = read_input(what, field, config.text_field)
             else:
                 found = read_input_examples(what, config.template, field)
             (paths if isinstance(found, tuple) else held)[field] = found

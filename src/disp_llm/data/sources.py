@@ -75,14 +75,17 @@ def joint_sha256(texts: Sequence[Any]) -> str:
     return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
 
 
-def read_input(text: Any, field: str = "text") -> tuple[Path, ...] | GivenText:
+def read_input(
+    text: Any, field: str = "text", column: str = "text"
+) -> tuple[Path, ...] | GivenText:
     """Files and folders, or text in memory.
 
     Args:
         text: one path or several, also `self` or `speeches` where it is learned from; strings; a
-            `datasets.Dataset`, or any iterable of strings or of rows with a column `text`; token
-            ids as a list, a nested list or a tensor.
+            `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
+            list or a tensor.
         field: the setting that it was given as.
+        column: of rows, the one that holds the text.
 
     Raises:
         InputError: it is none of these, or a string that is neither a file nor a text.
@@ -100,7 +103,7 @@ def read_input(text: Any, field: str = "text") -> tuple[Path, ...] | GivenText:
     if isinstance(text, Sequence) and text and isinstance(text[0], int | list | tuple):
         return GivenText(tokens=_tokens(text, field), field=field)
     if isinstance(text, Iterable):
-        return GivenText(_documents(text, field), field=field)
+        return GivenText(_documents(text, field, column), field=field)
     raise _unreadable(text, field)
 
 
@@ -176,13 +179,13 @@ def _no_ids(field: str) -> InputError:
     )
 
 
-def _documents(rows: Iterable[Any], field: str) -> list[str]:
+def _documents(rows: Iterable[Any], field: str, column: str = "text") -> list[str]:
     documents, characters = [], 0
     for number, row in enumerate(rows, start=1):
         try:
-            documents.append(text_of(row, "text", "row", number, strings=True))
+            documents.append(text_of(row, column, "row", number, strings=True))
         except Unusable as error:
-            hint = "give whole texts: strings, or rows with a column 'text'"
+            hint = f"give whole texts: strings, or rows with a column '{column}' (`text_field`)"
             raise InputError(error.what, field=field, hint=hint) from error
         characters += len(documents[-1])
         if characters > CHARACTERS and not isinstance(rows, Sized):
