@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError, said_by
-from disp_llm.config.names import is_mixture
+from disp_llm.config.names import SELF, SPEECHES, is_mixture
 from disp_llm.config.texts import MixedText, MixtureFile
 from disp_llm.data.files import documents_of, files_under
 from disp_llm.data.rows import Unusable, no_column, text_of
@@ -140,6 +140,15 @@ def read_given(
                 field=field,
                 hint="name files or folders of text",
             )
+        for path in paths:
+            if str(path) in (SELF, SPEECHES) and not path.exists():
+                usual = field == "text" and str(path) == SPEECHES
+                raise InputError(
+                    f"{path} is only learned from",
+                    field=field,
+                    hint=f"{'leave it out, for their last tenth, or ' if usual else ''}"
+                    "name files or folders of text",
+                )
         named = ", ".join(base_name(path) for path in paths)
         return GivenText(read_documents(paths, column, field), field=field, named=named)
     return None
