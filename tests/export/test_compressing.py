@@ -187,6 +187,7 @@ def test_commands_that_cannot_use_it_say_so_in_one_line(folder, tmp_path, text_f
         done = run_command(*arguments)
         assert done.returncode == 2
         said = done.stderr.splitlines()[-1]
+        assert said.startswith("disp-llm: FOLDER: ")
         assert "is quantised compressed-tensors; name the model that it was made from" in said
     done = run_command("gguf", made, "--original", "x.gguf", "--to", tmp_path / "small.gguf")
     assert done.returncode == 2

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.names import WeightKind
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.export.card import write_quantised_card
@@ -168,8 +168,9 @@ def _layers(config: QuantiseConfig) -> Layers:
     Raises:
         InputError: none is, or the folder cannot be quantised as a whole.
     """
-    stated = load_config(str(config.folder))
-    require_unquantised(str(config.folder), stated)
+    with model_is("folder"):
+        stated = load_config(str(config.folder))
+        require_unquantised(str(config.folder), stated)
     if is_mixture(config.folder):
         raise InputError(
             "is a mixture of experts, whose weights lie in no linear layers",
