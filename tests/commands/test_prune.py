@@ -306,6 +306,17 @@ def test_resume_with_other_settings_is_refused(small_run, llama_folder):
     assert_one_line(done, "learn.steps")
 
 
+def test_a_folder_that_is_taken_can_be_resumed_only_where_it_is_a_run(own_run, llama_folder):
+    for folder, hint in (
+        (own_run, "add --resume to go on with it, or name another folder"),
+        (llama_folder, "name another folder"),
+    ):
+        done = run_command("prune", llama_folder, "--output-dir", folder)
+        assert done.returncode == 2
+        said = f"disp-llm: --output-dir: {folder} exists and is not empty; {hint}"
+        assert done.stderr.splitlines() == [said]
+
+
 def test_resume_of_a_finished_run_changes_nothing(own_run, llama_folder):
     before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
     done = run_command("prune", llama_folder, "--output-dir", own_run, "--resume", "--json")

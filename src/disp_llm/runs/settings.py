@@ -75,10 +75,11 @@ def available(config: Stored) -> Stored:
     if config.resume:
         _require_same_settings(run, config)
     elif run.folder.exists() and not (run.folder.is_dir() and is_empty(run.folder)):
+        goes_on = "add `resume` to go on with it, or " if run.config_file.exists() else ""
         raise InputError(
             f"{run.folder} exists and is not empty",
             field="output_dir",
-            hint="add `resume` to go on with it, or name another folder",
+            hint=f"{goes_on}name another folder",
         )
     parent = next(path for path in (run.folder, *run.folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
