@@ -159,6 +159,23 @@ def test_what_is_no_text_is_refused(text, said):
         disp_llm.evaluate(tiny_model("llama"), byte_tokenizer(), text=text, progress=silent)
 
 
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("text", ["two words\n", "and more\n"]),
+        ("text", [1, 2, 3]),
+        ("eval_text", "a text of words"),
+        ("examples", [{"prompt": "a", "answer": "b"}]),
+    ],
+)
+def test_a_comparison_reads_files_alone(field, given, llama_folder, text_file, tmp_path):
+    asked = {"text": text_file} | {field: given}
+    with pytest.raises(disp_llm.InputError) as raised:
+        disp_llm.compare(llama_folder, output_dir=tmp_path / "table", progress=silent, **asked)
+    assert str(raised.value) == f"{field}: lies in memory; write it to a file, and name that"
+    assert not (tmp_path / "table").exists()
+
+
 def test_careless_calls_name_the_setting():
     model = tiny_model("llama")
     with pytest.raises(disp_llm.InputError, match="tokenizer"):

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any
 
 from disp_llm.commands.comparison_rows import Comparison, row_makers
-from disp_llm.commands.front import Caller, located
+from disp_llm.commands.front import EXAMPLES, TEXTS, Caller, located
 from disp_llm.commands.measuring import scoreboard_of
 from disp_llm.commands.pairing import paired
 from disp_llm.commands.places import Place, missing, places_of
@@ -24,6 +24,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import DENSE, compared_methods
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
+from disp_llm.data.sources import read_input
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
@@ -44,13 +45,14 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
 
     Args:
         asked: the model to compare methods on, or all settings at once.
-        options: settings by the names of their flags; `progress`, `stop_requested` and `command`,
-            as `prune` takes them.
+        options: settings by the names of their flags, with texts and examples by their files;
+            `progress`, `stop_requested` and `command`, as `prune` takes them.
 
     Raises:
-        InputError: the output folder belongs to another comparison.
+        InputError: the output folder belongs to another comparison, or a text lies in memory.
         Interrupted: the task was asked to stop; the same settings go on.
     """
+    _require_files(options)
     caller, config = Caller.asking(CompareConfig, asked, options)
     config.validate()
     config = located(config)
@@ -69,6 +71,19 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
         if config.frontier:
             _write(config.output_dir, result, draw_frontier(result, config.output_dir))
     return result
+
+
+def _require_files(options: dict[str, Any]) -> None:
+    """Refuses text and examples that lie in memory: the run of every row reads them again."""
+    for field in (*TEXTS, *EXAMPLES):
+        what = options.get(field) or ()
+        parts = (what,) if isinstance(what, str | Path) else what
+        files = isinstance(parts, list | tuple) and all(isinstance(p, str | Path) for p in parts)
+        if files and parts and field in TEXTS:
+            files = isinstance(read_input(what, field), tuple)
+        if not files:
+            hint = "write it to a file, and name that"
+            raise InputError("lies in memory", field=field, hint=hint)
 
 
 def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
