@@ -126,6 +126,23 @@ def test_a_usage_error_is_the_first_section_of_the_box():
             ["prune", "x", "--budget", "latency", "--target", "0.5", "--workload-weights", "nan"],
             "--workload-weights: nan; give one number above 0 for each of --workload",
         ),
+        (
+            ["prune", "x", "--workload-length", "8192", "--budget", "bytes", "--target", "6GB"],
+            "--workload-length: is of a --budget of latency or memory, and bytes does not use it; "
+            "leave it out, or name such a --budget",
+        ),
+        (
+            ["export", "x", "--keep", "0.5", "--workload", "decode"],
+            "--workload: is of a --budget of latency, and params does not use it; leave it out",
+        ),
+        (
+            ["recover", "x", "--rank", "64"],
+            "--rank: is of adapters, and all weights learn; leave it out, or give --how lora",
+        ),
+        (
+            ["quantise", "x", "--to", "int4", "--output-dir", "y", "--calibration-length", "64"],
+            "--calibration-length: is of a calibration, and there is no text for one; leave it out",
+        ),
         (["eval", "x", "--task-data", "piqa=f.jsonl"], "--task-data: is for tasks; give --tasks"),
         (
             ["eval", "x", "--tasks", "piqa", "--task-data", "piqa"],

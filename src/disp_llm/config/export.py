@@ -66,6 +66,7 @@ class ExportConfig:
             self._validate_most_lost()
         else:
             self.budget.validate(self.keep)
+        self.budget.require_used()
         self.export.validate()
 
     def _validate_most_lost(self) -> None:

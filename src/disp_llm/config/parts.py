@@ -233,6 +233,22 @@ class BudgetConfig:
         weights = self.workload_weights
         require_weights(len(self.workload), "of `workload`", workload_weights=weights)
 
+    def require_used(self) -> None:
+        """Refuses work that no budget looks at.
+
+        Raises:
+            InputError: naming the setting, and the budgets that it is of.
+        """
+        for name, budgets in WORKLOADS.items():
+            changed = getattr(self, name) != getattr(BudgetConfig, name)
+            if changed and self.budget not in budgets:
+                of = " or ".join(budgets)
+                raise InputError(
+                    f"is of a `budget` of {of}, and {self.budget} does not use it",
+                    field=name,
+                    hint="leave it out, or name such a `budget`",
+                )
+
     def _validate_targets(self) -> None:
         sizes = self.sizes(())
         for size in sizes:
@@ -275,6 +291,15 @@ class BudgetConfig:
     def _tokens(self) -> str:
         batch = f"x{self.workload_batch}" if self.workload_batch > 1 else ""
         return f"{self.workload_length}{batch}"
+
+
+WORKLOADS = {
+    "workload": ("latency",),
+    "workload_weights": ("latency",),
+    "workload_length": ("latency", "memory"),
+    "workload_batch": ("latency", "memory"),
+}
+"""Settings that say for what work a model is made, and the budgets that ask for it."""
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ class PruneConfig:
         """
         require_paths(self)
         self.budget.validate(self.keep)
+        if not self.resume:  # a run that was begun goes on with what it has
+            self.budget.require_used()
         require_below_one(least_cut=self.least_cut)
         require_at_least(0, rounds=self.rounds, chunk=self.chunk)
         self._validate_names()

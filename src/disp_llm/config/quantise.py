@@ -69,6 +69,14 @@ class QuantiseConfig:
                 hint="leave it out",
             )
 
+        for name in ("calibration_sequences", "calibration_length"):
+            if not self.is_calibrated and getattr(self, name) != getattr(QuantiseConfig, name):
+                raise InputError(
+                    "is of a calibration, and there is no text for one",
+                    field=name,
+                    hint="leave it out, or give `text`",
+                )
+
     @property
     def is_calibrated(self) -> bool:
         """Whether a text is read to round the weights by."""

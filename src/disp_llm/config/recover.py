@@ -81,6 +81,12 @@ class RecoverConfig:
         self.words.validate(self.text.learns_from)
         for part in (self.training, self.text, self.evaluation, self.machine):
             part.validate()
+        if self.how == "full" and self.rank != RecoverConfig.rank and not self.resume:
+            raise InputError(
+                "is of adapters, and all weights learn",
+                field="rank",
+                hint="leave it out, or give `how` lora",
+            )
         if self.how == "lora" and self.training.weight_optimizer != "adamw":
             raise InputError(
                 "steps weights, and adapters learn in their place",
