@@ -32,6 +32,11 @@ weights
 (SmolLM2-135M, [results.md](results.md)), a small model trained for the purpose
 (`tests/proof/test_trained_families.py`), or vLLM (`tests/proof/test_vllm.py`).
 """
+SERVED = """### Not in vLLM
+
+What vLLM 0.32 does not serve beside hybrids, as tried with tiny pruned models. What it does not
+list is not all proven: [use-the-result.md](use-the-result.md#serve) says what was tried.
+"""
 WRAPPED = """## Wrappers
 
 Models whose language model is one of several parts, beside what sees or hears. It is pruned by its
@@ -57,7 +62,7 @@ def architectures_page() -> str:
         ("vLLM", "test_vllm.py", "TOPOLOGIES"),
     ):
         run[what] = names_in(file, variable)
-    run["vLLM"].append("llama")  # as SmolLM2-135M
+    run["vLLM"] += [*names_in("test_vllm.py", "MIXTURES"), "llama"]  # the last as SmolLM2-135M
     lines = [INTRODUCTION, KNOWN]
     lines += [
         "| `model_type` | attention | MLP | heads | experts | also run |",
@@ -65,14 +70,23 @@ def architectures_page() -> str:
     ]
     lines += [row(name, FAMILIES[name], run) for name in sorted(FAMILIES)]
     rows = ", ".join(f"`{name}` that of `{row}`" for name, row in ROW_OF.items())
+    lines += ["", SERVED, "| why not | `model_type` |", "|---|---|"]
+    lines += reasons({name: family.unserved for name, family in FAMILIES.items()})
     lines += ["", WRAPPED.format(rows=rows)]
     lines += ["| `model_type` | where its language model is |", "|---|---|"]
     lines += [f"| `{name}` | `model.{WRAPPERS[name].tower}` |" for name in sorted(WRAPPERS)]
     lines += ["", UNKNOWN, "| why not | `model_type` |", "|---|---|"]
-    for reason in dict.fromkeys(WHY_NOT.values()):
-        names = sorted(name for name, of_type in WHY_NOT.items() if of_type == reason)
-        lines.append(f"| {reason} | {', '.join(f'`{name}`' for name in names)} |")
+    lines += reasons(WHY_NOT)
     return "\n".join(lines) + "\n"
+
+
+def reasons(why_not: dict[str, str]) -> list[str]:
+    """A line for each reason, with those that have it."""
+    lines = []
+    for reason in filter(None, dict.fromkeys(why_not.values())):
+        names = sorted(name for name, of_type in why_not.items() if of_type == reason)
+        lines.append(f"| {reason} | {', '.join(f'`{name}`' for name in names)} |")
+    return lines
 
 
 def row(name: str, family: Family, run: dict[str, list[str]]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import sites_with, tiny_prunable
+from conftest import sites_with, tiny_prunable, unusual_prunable
 
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
@@ -19,7 +19,16 @@ def test_what_was_loaded_is_what_is_pruned():
 
 
 @pytest.mark.parametrize(
-    ("name", "usual"), [("llama", True), ("qwen3_moe", False), ("lfm2", False), ("bamba", False)]
+    ("name", "usual"),
+    [
+        ("llama", True),
+        ("gemma4_unified_text", True),  # unusual ones borrow keys and values
+        ("gemma4_text", False),  # and have experts
+        ("qwen3_moe", False),
+        ("lfm2", False),
+        ("bamba", False),
+        ("falcon", False),
+    ],
 )
 def test_blocks_that_serving_engines_expect(name, usual):
-    assert tiny_prunable(name).usual_blocks == usual
+    assert unusual_prunable(name).usual_blocks == usual

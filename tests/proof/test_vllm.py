@@ -17,6 +17,7 @@ import openai
 import pytest
 import torch
 import transformers
+from configurations import EXPERTS_BESIDE, OWN_INPUTS, SHARED
 from conftest import (
     SMALL,
     byte_tokenizer,
@@ -205,15 +206,33 @@ folder, prompts, new_tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv
 model = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=64, disable_log_stats=True,
             trust_remote_code={trust}, model_impl="{implementation}",
             tensor_parallel_size={processes})
-sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+sampling = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, logprobs=1)
 outputs = model.generate([dict(prompt_token_ids=p) for p in prompts], sampling, use_tqdm=False)
-with open(sys.argv[4], "w") as found:
-    json.dump([list(output.outputs[0].token_ids) for output in outputs], found)
+found = [output.outputs[0] for output in outputs]
+tokens = [list(one.token_ids) for one in found]
+likely = [[place[k].logprob for place, k in zip(one.logprobs, one.token_ids)] for one in found]
+with open(sys.argv[4], "w") as file:
+    json.dump(dict(tokens=tokens, likely=likely), file)
 """
 
-TOPOLOGIES = ("phi", "gpt_neox", "olmo2", "gemma2", "qwen2", "opt")
+TOPOLOGIES = (
+    "phi", "gpt_neox", "olmo2", "gemma2", "qwen2", "opt", "granite", "gemma4_text",
+    "gemma4_unified_text",
+)  # fmt: skip
 """Beside the plain sequence of SmolLM2: parallel, parallel with fused q, k and v, post-norm, norms
-on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear layers."""
+on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear layers, logits that
+the head divides, inputs of each block, and keys that are values or are borrowed."""
+
+MIXTURES = ("gemma4_text", "mixtral", "deepseek_v3")
+"""Experts beside an MLP, in its place, and with a shared one."""
+
+WIDE = {
+    "opt": {"word_embed_proj_dim": 128},
+    "gemma4_text": OWN_INPUTS | {"global_head_dim": 64},
+    "gemma4_unified_text": SHARED | {"global_head_dim": 64},
+    "deepseek_v3": {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32},
+}
+"""What else these need; 32 is the least width of a head that vLLM takes."""
 
 
 @pytest.mark.parametrize(
@@ -221,6 +240,8 @@ on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear
     [
         *((model_type, "with_package", "") for model_type in TOPOLOGIES),
         ("opt", "without_package", ""),
+        ("granite", "without_package", ""),
+        ("gemma4_text", "without_package", ""),
         ("gemma2", "without_package", "mlp"),
         ("qwen2", "with_package", "heads"),
         ("llama", "without_package", "heads"),
@@ -230,11 +251,8 @@ on both sides, biases in q, k and v, biases everywhere and an MLP of bare linear
 )
 def test_every_topology_runs(model_type, package, also, tmp_path, request):
     """The same greedy tokens, offline, also where blocks have no MLP, fewer heads than others, or
-    select chunks of neighbours; 32 is the least width of a head that vLLM takes."""
-    wide = {"hidden_size": 128, "head_dim": 32}
-    if model_type == "opt":
-        wide |= {"word_embed_proj_dim": 128}
-    dense = tiny_model(model_type, **wide)
+    select chunks of neighbours."""
+    dense = tiny_model(model_type, hidden_size=128, head_dim=32, **WIDE.get(model_type, {}))
     target = PrunableModel(
         dense, family_of(dense.config), sites_with(also == "heads", also == "mlp")
     )
@@ -255,6 +273,48 @@ def test_every_topology_runs(model_type, package, also, tmp_path, request):
     assert_same_tokens(python, folder, tmp_path, trust=package == "without_package")
 
 
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_a_mixture_runs_with_the_package(model_type, with_package, tmp_path):
+    """As many dimensions at every site as it happens, in transformers' own classes of experts."""
+    changes = WIDE.get(model_type, {}) | (EXPERTS_BESIDE if model_type == "gemma4_text" else {})
+    pruned_mixture(model_type, tmp_path / "model", **changes)
+    assert_same_tokens(with_package, tmp_path / "model", tmp_path, trust=False)
+
+
+def pruned_mixture(model_type: str, folder: Path, **changes) -> None:
+    """A folder with a tiny one, of which experts are pruned too."""
+    dense = tiny_model(model_type, hidden_size=128, head_dim=32, **changes)
+    target = PrunableModel(dense, family_of(dense.config), sites_with(experts=True))
+    masks = masks_of("random", target.layout)
+    export_folder(target, byte_tokenizer(), masks, folder, "5GB")
+
+
+def test_a_mixture_does_not_run_without_the_package(without_package, tmp_path):
+    """vLLM would put experts of its own there, as wide as the original's, without a word."""
+    pruned_mixture("mixtral", tmp_path / "model")
+    done = run_offline(without_package, tmp_path / "model", tmp_path, [[5, 6, 7]], trust=True)
+    assert done.returncode != 0
+    assert "vLLM runs pruned experts only with the package" in done.stdout + done.stderr
+
+
+def run_offline(
+    python: Path,
+    folder: Path,
+    tmp_path: Path,
+    prompts: list[list[int]],
+    trust: bool,
+    implementation: str = "auto",
+    processes: int = 1,
+) -> subprocess.CompletedProcess[str]:
+    """`OFFLINE` in a process of its own."""
+    script = OFFLINE.format(trust=trust, implementation=implementation, processes=processes)
+    return subprocess.run(
+        [python, "-c", script, folder, json.dumps(prompts), "8", tmp_path / "found.json"],
+        capture_output=True, text=True, timeout=600, env=environment(**SETTINGS), cwd=tmp_path,
+        check=False,
+    )  # fmt: skip
+
+
 def assert_same_tokens(
     python: Path,
     folder: Path,
@@ -263,19 +323,20 @@ def assert_same_tokens(
     implementation: str = "auto",
     processes: int = 1,
 ) -> None:
-    """vLLM generates offline what transformers generates."""
+    """vLLM generates offline what transformers generates, and finds it as likely."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(4, 300, (PROMPTS, 10), generator=generator).tolist()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     wanted = greedy(model, prompts, 8)
-    script = OFFLINE.format(trust=trust, implementation=implementation, processes=processes)
-    done = subprocess.run(
-        [python, "-c", script, folder, json.dumps(prompts), "8", tmp_path / "found.json"],
-        capture_output=True, text=True, timeout=600, env=environment(**SETTINGS), cwd=tmp_path,
-        check=False,
-    )  # fmt: skip
+    done = run_offline(python, folder, tmp_path, prompts, trust, implementation, processes)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    assert json.loads((tmp_path / "found.json").read_text()) == wanted
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["tokens"] == wanted
+    for prompt, tokens, likely in zip(prompts, wanted, found["likely"], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        of_tokens = logits.log_softmax(-1)[range(len(tokens)), tokens]
+        torch.testing.assert_close(torch.tensor(likely), of_tokens, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

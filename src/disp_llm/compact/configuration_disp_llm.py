@@ -23,6 +23,8 @@ for by name.
         "chunk": 32,                              # neighbours in the residual stream that are
                                                   # selected together; absent: each by itself
         "biases": True,                           # where the layers that write have gained one
+        "logit_scale": 0.25,                      # what the head multiplies its logits by, where
+                                                  # it does
     }
 """
 
@@ -47,10 +49,18 @@ def pruned_config(native_name: str) -> type:
             # transformers 5.15 renames the layer types of custom code; ours are the native class's
             "is_custom_code": classmethod(lambda cls: False),
         }
+        if not hasattr(native, "logit_scale"):  # Cohere's have it themselves
+            members["logit_scale"] = property(_logit_scale)
         made: Any = type(name, (native,), members)
         made.register_for_auto_class("AutoConfig")
         globals()[name] = made
     return globals()[name]
+
+
+def _logit_scale(config: Any) -> float:
+    """For engines that run the model without its head, and know this name for what that does to
+    logits, but not `logits_scaling` (vLLM's Transformers backend)."""
+    return (config.disp_llm or {}).get("logit_scale", 1.0)
 
 
 def __getattr__(name: str) -> type:

@@ -135,6 +135,19 @@ def _relative(path: str, place: str) -> str:
     return path.removeprefix(place).removeprefix(".")
 
 
+def require_own_experts(path: str, block: nn.Module, args: tuple) -> None:
+    """Forward pre-hook of a block: refuses experts that vLLM has put in the place of cut ones. They
+    are as wide as the original's, what they lack is whatever memory held, and nothing else says so.
+
+    Raises:
+        RuntimeError: it has.
+    """
+    if type(block.get_submodule(path)).__module__.startswith("vllm."):
+        raise RuntimeError(
+            "vLLM runs pruned experts only with the package disp-llm installed beside it"
+        )
+
+
 def cut_experts(
     block: nn.Module, branch: dict, count: int, middle: int, kept: tuple[int, int]
 ) -> None:
@@ -152,6 +165,7 @@ def cut_experts(
         raise ValueError(f"{full} experts and dimensions cannot be cut to {wanted}")
     if wanted == full:
         return
+    block.register_forward_pre_hook(partial(require_own_experts, row["module"]))
     left = read.data[:count, : 2 * middle, : kept[0]], write.data[:count, : kept[1], :middle]
     of_read, of_write = biases_of(experts, row)
     for name, part in zip(("gate_up_proj", "down_proj"), left, strict=True):

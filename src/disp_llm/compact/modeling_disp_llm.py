@@ -328,6 +328,9 @@ def pruned_model(native_name: str) -> type:
             "__init__": __init__,
             "from_pretrained": classmethod(from_pretrained),
             "config_class": pruned_config(native.config_class.__name__),
+            # The file has what the model has, and vLLM drops whatever these patterns find:
+            # "model.layers.46", which is for the smaller GLM-4.5, is a block of the larger one.
+            "_keys_to_ignore_on_load_unexpected": None,
         }
         made: Any = type(name, (native,), members)
         causal = issubclass(native, transformers.GenerationMixin)

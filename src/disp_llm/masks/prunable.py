@@ -107,10 +107,12 @@ class PrunableModel:
 
     @property
     def usual_blocks(self) -> bool:
-        """Whether every block has attention and a dense MLP, as serving engines expect: it is no
-        hybrid and no mixture."""
-        usual = (self.family.attention, self.family.mlp)
-        return all(b in usual and b.experts is None for _, b in self.present)
+        """Whether every block has attention and a dense MLP, as serving engines expect, which run
+        both: it is no hybrid and no mixture."""
+        family = self.family
+        dense = all(b.experts is None for _, b in self.present)
+        attend = all(b is family.mlp or family.is_attention(b) for _, b in self.present)
+        return dense and attend and not family.unserved
 
     @property
     def device(self) -> torch.device:

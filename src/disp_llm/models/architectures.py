@@ -17,6 +17,13 @@ from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import ROW_OF, WRAPPERS, Wrapper
 
+OWN_ATTENTION = "its attention does not go through transformers' attention interface"
+FLATTENS = "its attention takes for granted that what the interface gives is divided into heads"
+HEAD_OF_LATENT = (
+    "vLLM takes the width of a head for that of a latent, unless `VLLM_MLA_DISABLE=1` is set"
+)
+"""Why vLLM cannot put its own attention there."""
+
 
 def _attention(norms: str, inside: str = "", per_head: str = "") -> Branch:
     return branch("self_attn", "q_proj k_proj v_proj", "o_proj", 1, norms, inside, per_head)
@@ -209,12 +216,13 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_dense": _LLAMA,
     "olmo": _LLAMA,
     "seed_oss": _LLAMA,
-    "diffllama": _LLAMA_WITH_ALL_HEADS,
+    "diffllama": replace(_LLAMA_WITH_ALL_HEADS, unserved=OWN_ATTENTION),
     # From the values a linear layer makes a mask.
     "doge": replace(
         _LLAMA_WITH_ALL_HEADS,
         attention=_attention("input_layernorm", "dt_proj"),
         refused=(("is_moe", True, "its MLP is a mixture of experts"),),
+        unserved="its attention adds a mask made of the values, which vLLM leaves out",
     ),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
@@ -285,14 +293,14 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "biogpt": replace(_OPT, blocks="layers", supports_head_pruning=True),
-    "xglm": replace(_OPT, blocks="layers"),
+    "xglm": replace(_OPT, blocks="layers", unserved=OWN_ATTENTION),
     "gpt_neox": _GPT_NEOX,
     "persimmon": replace(
         _GPT_NEOX,
         attention=branch("self_attn", "query_key_value", "dense", norms="input_layernorm"),
     ),
-    "gpt2": _GPT2,
-    "gpt-sw3": _GPT2,
+    "gpt2": replace(_GPT2, unserved=FLATTENS),
+    "gpt-sw3": replace(_GPT2, unserved=FLATTENS),
     "gpt_bigcode": _GPT2,
     "gpt_neo": replace(
         _GPT2,
@@ -302,28 +310,35 @@ FAMILIES: dict[str, Family] = {
             "attention.out_proj",
             norms="ln_1",
         ),
+        unserved=OWN_ATTENTION,
     ),
     "gptj": Family(
         "h",
         branch("attn", "q_proj k_proj v_proj", "out_proj"),
         branch("mlp", "fc_in", "fc_out"),
+        unserved=OWN_ATTENTION,
     ),
     "codegen": Family(
-        "h", branch("attn", "qkv_proj", "out_proj"), branch("mlp", "fc_in", "fc_out")
+        "h",
+        branch("attn", "qkv_proj", "out_proj"),
+        branch("mlp", "fc_in", "fc_out"),
+        unserved=OWN_ATTENTION,
     ),
     "mpt": Family(
         "blocks",
         branch("attn", "Wqkv", "out_proj", norms="norm_1"),
         bare_branch("ffn.up_proj", "ffn.down_proj", "norm_2"),
+        unserved=OWN_ATTENTION,
     ),
     # Its norms are the branches' own in the newer form only.
     "falcon": Family(
         "h",
         branch("self_attention", "query_key_value", "dense", norms="ln_attn"),
         branch("mlp", "dense_h_to_4h", "dense_4h_to_h", norms="ln_mlp"),
+        unserved=OWN_ATTENTION,
     ),
-    "minicpm3": replace(_DEEPSEEK, logits_divisor="logits_scaling"),
-    "youtu": _DEEPSEEK,
+    "minicpm3": replace(_DEEPSEEK, logits_divisor="logits_scaling", unserved=HEAD_OF_LATENT),
+    "youtu": replace(_DEEPSEEK, unserved=HEAD_OF_LATENT),
     "deepseek_v3": replace(_DEEPSEEK, mixture=_SHARED),
     "glm4_moe_lite": replace(_DEEPSEEK, mixture=_SHARED),
     # Mixtures of experts.
@@ -404,6 +419,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama4_text": replace(
         _LLAMA,
+        unserved="its router, a linear layer, gives way to one that does not select what it reads",
         blocks="model.layers",
         base="model",
         mlp=branch(

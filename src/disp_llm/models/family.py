@@ -147,6 +147,9 @@ class Family:
     masks_by_place: bool = True
     """Whether a model that is told the places of tokens masks attention where they begin anew, so
     that examples in one window do not see each other."""
+    unserved: str = ""
+    """Why vLLM's Transformers backend does not run what is exported, or not rightly; "" = it does,
+    where blocks are usual ones."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
     base: str = ""
