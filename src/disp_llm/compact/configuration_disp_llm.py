@@ -40,7 +40,7 @@ def pruned_config(native_name: str) -> type:
     name = PREFIX + native_name
     if name not in globals():
         native = getattr(transformers, native_name)
-        members = {
+        members: dict[str, Any] = {
             "__module__": __name__,
             "__doc__": f"{native_name} with the widths of every block.",
             "__annotations__": {"disp_llm": dict | None},
