@@ -121,6 +121,9 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (["prune", "x", "--length", "1"], "--length: too small; give 2 or more"),
         (["prune", "x", "--patience", "nan"], "--patience: "),
         (["recover", "x", "--patience", "0"], "--patience: too small"),
+        (["eval", "x", "--patience", "0"], "--patience: too small"),
+        (["bench", "x", "--against", "x", "--patience", "0"], "--patience: too small"),
+        (["compare", "x", "--patience", "0"], "--patience: too small"),
         (["doctor", "x", "--seconds", "inf"], "--seconds: inf; give a finite number"),
         (
             ["prune", "x", "--budget", "latency", "--target", "0.5", "--workload-weights", "nan"],
@@ -134,6 +137,10 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (
             ["export", "x", "--keep", "0.5", "--workload", "decode"],
             "--workload: is of a --budget of latency, and params does not use it; leave it out",
+        ),
+        (
+            ["prune", "x", "--curve-points", "5"],
+            "--curve-points: is of a --keep-range, and there is none; leave it out, or give --keep",
         ),
         (
             ["recover", "x", "--rank", "64"],

@@ -266,3 +266,10 @@ def test_bad_requests_are_one_line_that_names_the_flag(llama_folder, flags, name
     assert done.returncode == 2
     assert named in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_neither_is_loaded_where_one_is_missing(llama_folder, monkeypatch):
+    monkeypatch.delattr("disp_llm.commands.bench.in_own_process")
+    done = run_command("bench", "nowhere/none", "--against", llama_folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("disp-llm: FOLDER: ")

@@ -50,12 +50,14 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     """
     caller, config = Caller.asking(BenchConfig, asked, options)
     config.validate()
-    names = [config.against, config.folder]
+    fields, names = ("against", "folder"), [config.against, config.folder]
     longest = max(config.lengths)
     alone = []
-    for field, name in zip(("against", "folder"), names, strict=True):
+    for field, name in zip(fields, names, strict=True):  # before either is loaded, which takes long
         with model_is(field):
             require_unquantised(name, load_config(name))  # it would be timed unpacked
+    for field, name in zip(fields, names, strict=True):
+        with model_is(field):
             alone.append(in_own_process(name, config.machine, longest))
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)

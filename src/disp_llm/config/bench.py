@@ -44,6 +44,7 @@ class BenchConfig:
             InputError: naming the field.
         """
         require_paths(self)
+        self.machine.validate()
         require_at_least(1, lengths=self.lengths, batches=self.batches, context=self.context)
         require_at_least(2, rounds=self.rounds)
         if self.plot is not None and self.plot.suffix not in (".png", ".svg"):

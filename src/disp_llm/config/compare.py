@@ -74,6 +74,7 @@ class CompareConfig:
             InputError: naming the field.
         """
         require_paths(self)
+        self.machine.validate()
         known = ["all", *compared_methods()]
         for name in set(self.methods) - set(known):
             raise InputError(

@@ -69,6 +69,7 @@ class EvalConfig:
         """
         require_paths(self)
         self.evaluation.validate()
+        self.machine.validate()
         if self.text and self.dataset:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"

@@ -140,8 +140,7 @@ class PruneConfig:
         """
         require_paths(self)
         self.budget.validate(self.keep)
-        if not self.resume:  # a run that was begun goes on with what it has
-            self.budget.require_used()
+        self.budget.require_used()
         require_below_one(least_cut=self.least_cut)
         require_at_least(0, rounds=self.rounds, chunk=self.chunk)
         self._validate_names()
@@ -195,6 +194,12 @@ class PruneConfig:
 
     def _validate_range(self) -> None:
         if not self.keep_range:
+            if self.curve_points != PruneConfig.curve_points:
+                raise InputError(
+                    "is of a `keep_range`, and there is none",
+                    field="curve_points",
+                    hint="leave it out, or give `keep_range`",
+                )
             return
         require_sizes(keep_range=self.keep_range)
         if len(self.keep_range) != 2 or self.keep_range[0] > self.keep_range[1]:

@@ -81,7 +81,7 @@ class RecoverConfig:
         self.words.validate(self.text.learns_from)
         for part in (self.training, self.text, self.evaluation, self.machine):
             part.validate()
-        if self.how == "full" and self.rank != RecoverConfig.rank and not self.resume:
+        if self.how == "full" and self.rank != RecoverConfig.rank:
             raise InputError(
                 "is of adapters, and all weights learn",
                 field="rank",
