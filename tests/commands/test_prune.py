@@ -483,7 +483,7 @@ def test_damaged_weights_are_one_line(llama_folder, tmp_path, text_file):
 def test_existing_folder_is_kept(llama_folder, text_file, tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
     done = run_command("prune", llama_folder, "--text", text_file, "--output-dir", tmp_path, *SMALL)
-    assert_one_line(done, "--output-dir", "--resume")
+    assert_one_line(done, "--output-dir", "name another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
