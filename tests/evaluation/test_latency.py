@@ -176,7 +176,8 @@ def test_costs_are_seconds_of_the_original(llama, monkeypatch, tmp_path):
         assert float(costs.cost(lengths)) == pytest.approx(0.2, rel=0.1)  # as the fit has it
         half = Budget(llama.layout, costs).share(lengths // 2)
         assert float(half) == pytest.approx(float(costs.cost(lengths // 2)) / 0.2)
-    assert torch.equal(first.mlp_read, again.mlp_read)
+    # Of the same times; LAPACK's last digits depend on where a matrix lies in memory.
+    torch.testing.assert_close(first.mlp_read, again.mlp_read)
 
 
 def in_milliseconds():
