@@ -38,7 +38,6 @@ from disp_llm.commands.student import (
 from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import read_sources
-from disp_llm.data.randomness import Stream
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
@@ -245,9 +244,8 @@ def _load(
     learning = steps * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
     # Masks were learned from what a run of this seed has written: other words measure what is won.
-    words: Stream = "recovery words"
     author, whose = original or loaded, "the original's"
-    writer = Writer.of(job, author, needs, length, begin, whose, stream=words)
+    writer = Writer.of(job, author, needs, length, begin, whose, stream="recovery words")
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)

@@ -76,6 +76,13 @@ def require_below_one(**values: float) -> None:
             raise InputError(f"{value}", field=field, hint="give a number in [0, 1)")
 
 
+def require_default(config: Any, names: Iterable[str], what: str, hint: str) -> None:
+    """Refuses settings of a configuration that were changed although nothing uses them."""
+    for name in names:
+        if getattr(config, name) != getattr(type(config), name):
+            raise InputError(what, field=name, hint=hint)
+
+
 def require_alternatives(config: Any, given: Iterable[str]) -> None:
     """Refuses settings that were given together although one takes the other's place, which only
     who reads them can tell: the other has a value in any case."""

@@ -12,6 +12,7 @@ import tyro
 
 from disp_llm.config.checks import (
     require_at_least,
+    require_default,
     require_file_size,
     require_not_negative,
     require_positive,
@@ -240,14 +241,10 @@ class BudgetConfig:
             InputError: naming the setting, and the budgets that it is of.
         """
         for name, budgets in WORKLOADS.items():
-            changed = getattr(self, name) != getattr(BudgetConfig, name)
-            if changed and self.budget not in budgets:
+            if self.budget not in budgets:
                 of = " or ".join(budgets)
-                raise InputError(
-                    f"is of a `budget` of {of}, and {self.budget} does not use it",
-                    field=name,
-                    hint="leave it out, or name such a `budget`",
-                )
+                what = f"is of a `budget` of {of}, and {self.budget} does not use it"
+                require_default(self, [name], what, "leave it out, or name such a `budget`")
 
     def _validate_targets(self) -> None:
         sizes = self.sizes(())

@@ -9,6 +9,7 @@ import tyro
 from disp_llm.config.checks import (
     require_at_least,
     require_below_one,
+    require_default,
     require_paths,
     require_sizes,
 )
@@ -194,12 +195,11 @@ class PruneConfig:
 
     def _validate_range(self) -> None:
         if not self.keep_range:
-            if self.curve_points != PruneConfig.curve_points:
-                raise InputError(
-                    "is of a `keep_range`, and there is none",
-                    field="curve_points",
-                    hint="leave it out, or give `keep_range`",
-                )
+            what, hint = (
+                "is of a `keep_range`, and there is none",
+                "leave it out, or give `keep_range`",
+            )
+            require_default(self, ["curve_points"], what, hint)
             return
         require_sizes(keep_range=self.keep_range)
         if len(self.keep_range) != 2 or self.keep_range[0] > self.keep_range[1]:

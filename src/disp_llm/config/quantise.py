@@ -6,7 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_new, require_outside, require_paths
+from disp_llm.config.checks import (
+    require_at_least,
+    require_default,
+    require_new,
+    require_outside,
+    require_paths,
+)
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, TextPath, WeightKind
 from disp_llm.config.parts import MachineConfig, TextConfig
@@ -68,14 +74,10 @@ class QuantiseConfig:
                 field="text" if self.text else "dataset",
                 hint="leave it out",
             )
-
-        for name in ("calibration_sequences", "calibration_length"):
-            if not self.is_calibrated and getattr(self, name) != getattr(QuantiseConfig, name):
-                raise InputError(
-                    "is of a calibration, and there is no text for one",
-                    field=name,
-                    hint="leave it out, or give `text`",
-                )
+        if not self.is_calibrated:
+            names = ("calibration_sequences", "calibration_length")
+            what = "is of a calibration, and there is no text for one"
+            require_default(self, names, what, "leave it out, or give `text`")
 
     @property
     def is_calibrated(self) -> bool:

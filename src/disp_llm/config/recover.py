@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from disp_llm.config.checks import require_file_size, require_paths, require_positive
+from disp_llm.config.checks import (
+    require_default,
+    require_file_size,
+    require_paths,
+    require_positive,
+)
 from disp_llm.config.errors import InputError
 from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
@@ -81,12 +86,9 @@ class RecoverConfig:
         self.words.validate(self.text.learns_from)
         for part in (self.training, self.text, self.evaluation, self.machine):
             part.validate()
-        if self.how == "full" and self.rank != RecoverConfig.rank:
-            raise InputError(
-                "is of adapters, and all weights learn",
-                field="rank",
-                hint="leave it out, or give `how` lora",
-            )
+        if self.how == "full":
+            what = "is of adapters, and all weights learn"
+            require_default(self, ["rank"], what, "leave it out, or give `how` lora")
         if self.how == "lora" and self.training.weight_optimizer != "adamw":
             raise InputError(
                 "steps weights, and adapters learn in their place",

@@ -3,8 +3,12 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from disp_llm.config.checks import require_not_negative, require_positive, require_share
-from disp_llm.config.errors import InputError
+from disp_llm.config.checks import (
+    require_default,
+    require_not_negative,
+    require_positive,
+    require_share,
+)
 from disp_llm.config.names import SELF, is_mixture
 
 
@@ -39,13 +43,10 @@ class OwnWordsConfig:
             InputError: naming the field.
         """
         written = Path(SELF) in texts or any(map(is_mixture, texts))  # which may name it
-        for field in fields(self):
-            if not written and getattr(self, field.name) != field.default:
-                raise InputError(
-                    "is of the model's own words, and none are written",
-                    field=field.name,
-                    hint=f"leave it out, or add `text` {SELF}",
-                )
+        if not written:
+            what = "is of the model's own words, and none are written"
+            names = (field.name for field in fields(self))
+            require_default(self, names, what, f"leave it out, or add `text` {SELF}")
         require_positive(self_temperature=self.self_temperature)
         require_share(self_random_start=self.self_random_start, self_chat=self.self_chat)
         require_not_negative(

@@ -35,7 +35,7 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
         values["disp_llm"]["biases"] = True
     if HEADS in masks.layout.sites and target.family.alternatives:
         values["disp_llm"]["heads"] = [block.heads for block in masks.layout.blocks]
-    if (scale := logit_scale(target)) != 1:
+    if (scale := target.logit_scale) != 1:
         values["disp_llm"]["logit_scale"] = scale
     if masks.heads_pruned:
         text = values["text_config"] if target.family.tower else values
@@ -47,14 +47,6 @@ def compact_config(target: PrunableModel, masks: Masks) -> PreTrainedConfig:
     config = config_class(native)(**copy.deepcopy(values))
     config._name_or_path = getattr(model.config, "_name_or_path", "")
     return config
-
-
-def logit_scale(target: PrunableModel) -> float:
-    """What the head multiplies its logits by."""
-    config, family = target.model.config.get_text_config(), target.family
-    multiplier = getattr(config, family.logits_multiplier) if family.logits_multiplier else None
-    divisor = getattr(config, family.logits_divisor) if family.logits_divisor else None
-    return (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
 
 
 def heads_by_layer(config: PreTrainedConfig, masks: Masks) -> dict[str, Any]:

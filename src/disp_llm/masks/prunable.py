@@ -162,12 +162,8 @@ class PrunableModel:
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor]:
         """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
-        config, output = self.model.config.get_text_config(), self._output_embeddings
-        family = self.family
-        multiplier, divisor, softcap = (
-            getattr(config, key) if key else None
-            for key in (family.logits_multiplier, family.logits_divisor, family.logits_softcap)
-        )
+        output = self._output_embeddings
+        multiplier, divisor, softcap = self._of_logits
 
         def head(hidden: Tensor) -> Tensor:
             logits = output(hidden)
@@ -180,6 +176,19 @@ class PrunableModel:
             return logits.float()
 
         return head
+
+    @property
+    def logit_scale(self) -> float:
+        """What the head multiplies its logits by."""
+        multiplier, divisor, _ = self._of_logits
+        return (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
+
+    @property
+    def _of_logits(self) -> tuple[float | None, ...]:
+        """What the head multiplies and divides its logits by, and where it caps them."""
+        config, family = self.model.config.get_text_config(), self.family
+        keys = (family.logits_multiplier, family.logits_divisor, family.logits_softcap)
+        return tuple(getattr(config, key) if key else None for key in keys)
 
     @property
     def parameters(self) -> int:
