@@ -147,6 +147,14 @@ def test_a_usage_error_is_the_first_section_of_the_box():
             "--rank: is of adapters, and all weights learn; leave it out, or give --how lora",
         ),
         (
+            ["recover", "x", "--teacher", "y", "--distill", "0", "--text", "f.txt"],
+            "--teacher: would neither teach nor write nor be measured; leave it out, or let --dist",
+        ),
+        (
+            ["prune", "x", "--text", "f.txt", "--template", "plain"],
+            "--template: is for examples, and there are none; leave it out, or name --examples",
+        ),
+        (
             ["quantise", "x", "--to", "int4", "--output-dir", "y", "--calibration-length", "64"],
             "--calibration-length: is of a calibration, and there is no text for one; leave it out",
         ),

@@ -286,18 +286,20 @@ def test_as_many_at_once_as_fit(monkeypatch):
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError) as raised:
-        OwnWordsConfig(**settings).validate((Path("self"),))
+        OwnWordsConfig(**settings).validate(written=True)
     assert raised.value.field in settings
 
 
 @pytest.mark.parametrize("texts", [("self",), ("a.txt", "self"), ("general",), ("mine.toml",)])
 def test_settings_of_own_words_are_taken_where_they_may_be_written(texts):
-    OwnWordsConfig(self_tokens=64, self_chat=0.5).validate(tuple(map(Path, texts)))
+    words = OwnWordsConfig(self_tokens=64, self_chat=0.5)
+    PruneConfig("m", text=TextConfig(text=tuple(map(Path, texts))), words=words).validate()
 
 
 @pytest.mark.parametrize("command", [PruneConfig, RecoverConfig, CompareConfig])
-def test_settings_of_own_words_are_refused_where_none_are_written(command):
-    text, words = TextConfig(text=(Path("a.txt"),)), OwnWordsConfig(self_tokens=64)
+@pytest.mark.parametrize("named", ["text", "examples", "processor_data"])
+def test_settings_of_own_words_are_refused_where_none_are_written(command, named):
+    text, words = TextConfig(**{named: (Path("a.txt"),)}), OwnWordsConfig(self_tokens=64)
     with pytest.raises(InputError, match=r"self_tokens: .*none are written.*add `text` self"):
         command("m", text=text, words=words).validate()
     command("m", text=text).validate()

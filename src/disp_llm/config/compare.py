@@ -87,7 +87,7 @@ class CompareConfig:
         require_at_least(2, length=self.length)
         require_at_least(1, batch=self.batch, align=self.align)
         self._validate_frontier()
-        self.words.validate(self.text.learns_from)
+        self.words.validate(self.text.may_be_written)
         for part in (self.scores, self.text, self.evaluation):
             part.validate()
 

@@ -81,8 +81,19 @@ class TextConfig:
 
     @property
     def learns_from(self) -> tuple[Path, ...]:
-        """The texts, or the one where none is named; none where there is a data set."""
-        return self.text or (() if self.dataset else (Path(SELF),))
+        """The texts, or the one where nothing is named; none where there is a data set, or where
+        there are examples alone."""
+        others = self.dataset or self.examples or self.processor_data
+        return self.text or (() if others else (Path(SELF),))
+
+    @property
+    def may_be_written(self) -> bool:
+        """Whether the model itself may write some of the text: a mixture can name its words."""
+        return Path(SELF) in self.learns_from or self._has_mixture
+
+    @property
+    def _has_mixture(self) -> bool:
+        return any(map(is_mixture, self.text))
 
     @property
     def has_evaluation(self) -> bool:
@@ -103,14 +114,16 @@ class TextConfig:
                 "written too",
             )
         self._validate_weights()
+        if not (self.examples or self.eval_examples or self.processor_data):
+            what = "is for examples, and there are none"
+            require_default(self, ["template"], what, "leave it out, or name `examples`")
         if self.eval_examples and (self.eval_text or self.eval_dataset):
             raise InputError(
                 "given together with a text to measure on",
                 field="eval_examples",
                 hint="choose one of them",
             )
-        mixtures = any(map(is_mixture, self.text))
-        if self.mix == "dynamic" and len(self.weights) < 2 and not mixtures:
+        if self.mix == "dynamic" and len(self.weights) < 2 and not self._has_mixture:
             raise InputError("has nothing to mix", field="mix", hint="give several `weights`")
         if self.text and self.dataset:
             raise InputError(

@@ -146,7 +146,7 @@ class PruneConfig:
         require_at_least(0, rounds=self.rounds, chunk=self.chunk)
         self._validate_names()
         self._validate_range()
-        self.words.validate(self.text.learns_from)
+        self.words.validate(self.text.may_be_written)
         for part in (self.text, self.evaluation):
             part.validate()
         for part in (self.scores, self.learn, self.training, self.frozen):

@@ -83,9 +83,12 @@ class RecoverConfig:
         require_paths(self)
         require_positive(tokens=self.tokens, rank=self.rank)
         require_file_size(max_shard_size=self.max_shard_size)
-        self.words.validate(self.text.learns_from)
+        self.words.validate(self.text.may_be_written)
         for part in (self.training, self.text, self.evaluation, self.machine):
             part.validate()
+        if not (self.training.distill or self.suite or self.text.may_be_written):
+            what = "would neither teach nor write nor be measured"
+            require_default(self, ["teacher"], what, "leave it out, or let `distill` be above 0")
         if self.how == "full":
             what = "is of adapters, and all weights learn"
             require_default(self, ["rank"], what, "leave it out, or give `how` lora")

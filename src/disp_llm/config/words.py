@@ -1,7 +1,6 @@
 """How a model writes its own learning text (`--text self`)."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from disp_llm.config.checks import (
     require_default,
@@ -9,7 +8,7 @@ from disp_llm.config.checks import (
     require_positive,
     require_share,
 )
-from disp_llm.config.names import SELF, is_mixture
+from disp_llm.config.names import SELF
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,15 @@ class OwnWordsConfig:
     self_tokens: int = 0
     """Number of own tokens; 0 = as many as the steps, the calibration and the evaluation read."""
 
-    def validate(self, texts: tuple[Path, ...]) -> None:
+    def validate(self, written: bool) -> None:
         """Refuses a temperature of 0, shares that are none, and settings where nothing is written.
 
         Args:
-            texts: what is learned from, as `--text` names it.
+            written: whether the model may write some of what is learned from.
 
         Raises:
             InputError: naming the field.
         """
-        written = Path(SELF) in texts or any(map(is_mixture, texts))  # which may name it
         if not written:
             what = "is of the model's own words, and none are written"
             names = (field.name for field in fields(self))
