@@ -38,4 +38,22 @@ def __getattr__(name: str) -> Any:
     for model_type in model_types():
         if model_type in auto.CONFIG_MAPPING_NAMES:
             model_classes(auto.CONFIG_MAPPING[model_type])
+    _int8_of_any_rank()
     return getattr(importlib.import_module("vllm.model_executor.models.transformers"), ENGINE)
+
+
+def _int8_of_any_rank() -> None:
+    """Lets vLLM's int8 kernel for processors with AMX take what its Transformers backend gives it.
+
+    That is (1, tokens, width), of which vLLM 0.32 says "mat1 must be a 2D tensor" there alone: its
+    kernels for other processors flatten what they read.
+    """
+    kernels = importlib.import_module("vllm.model_executor.kernels.linear.scaled_mm.cpu")
+    kernel = kernels.CPUInt8ScaledMMLinearKernel
+    of_matrices = kernel._apply_weights_sgl
+
+    def apply(self: Any, layer: Any, inputs: Any, bias: Any = None) -> Any:
+        found = of_matrices(self, layer, inputs.flatten(0, -2), bias)
+        return found.unflatten(0, inputs.shape[:-1])
+
+    kernel._apply_weights_sgl = apply
