@@ -159,7 +159,7 @@ def assert_same_but_for_ties(model, prompts, wanted, found, tie: float) -> None:
 def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, request):
     """In bfloat16, for which alone vLLM has a kernel of int4 on CPUs.
 
-    Its kernel of int8 for processors with AMX runs in its Transformers backend with our plugin alone.
+    Its int8 kernel for processors with AMX runs in its Transformers backend with our plugin alone.
     """
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
     folder = tmp_path / "model"
