@@ -165,6 +165,7 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         ),
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; give"),
         (["eval", "x", "--answer-tokens", "9"], "--answer-tokens: is of scored answers; give"),
+        (["eval", "x", "--template", "plain"], "--template: is for examples, and there are none"),
         (["doctor", "x", "--fit", "2x8GB"], "--fit: '2x8GB' is no size; give one such as 8GB"),
         (["doctor", "x", "--fit", "80ms"], "--fit: '80ms' is no size; give one such as 8GB"),
         (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_not_negative, require_paths
+from disp_llm.config.checks import require_default, require_not_negative, require_paths
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
@@ -97,6 +97,9 @@ class EvalConfig:
         self._require_suite_alone()
         if self.shots is not None and not self.tasks:
             raise InputError("is for tasks", field="shots", hint="give `tasks` too")
+        if not (self.examples or self.processor_data):
+            what = "is for examples, and there are none"
+            require_default(self, ["template"], what, "leave it out, or give `examples`")
 
     def _require_task_data(self) -> None:
         """Files for tasks that are asked for, each as NAME=FILE."""
