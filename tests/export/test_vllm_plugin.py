@@ -24,16 +24,21 @@ class OfMatrices:
 
 
 @pytest.fixture
-def kernel(monkeypatch) -> OfMatrices:
+def engine(monkeypatch) -> ModuleType:
+    """The module of kernels of a vLLM that is not there, without a kernel; in a new process."""
+    for depth in range(1, KERNELS.count(".") + 2):
+        name = ".".join(KERNELS.split(".")[:depth])
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    vllm_plugin._int8_of_any_rank.cache_clear()
+    return sys.modules[KERNELS]
+
+
+@pytest.fixture
+def kernel(engine) -> OfMatrices:
     class Kernel(OfMatrices):
         pass
 
-    module = ModuleType(KERNELS)
-    module.CPUInt8ScaledMMLinearKernel = Kernel
-    for depth in range(1, KERNELS.count(".") + 1):
-        above = ".".join(KERNELS.split(".")[:depth])
-        monkeypatch.setitem(sys.modules, above, ModuleType(above))
-    monkeypatch.setitem(sys.modules, KERNELS, module)
+    engine.CPUInt8ScaledMMLinearKernel = Kernel
     vllm_plugin._int8_of_any_rank()
     return Kernel()
 
@@ -47,3 +52,15 @@ def test_an_int8_layer_reads_what_has_any_number_of_dimensions(kernel, shape):
     torch.testing.assert_close(
         kernel._apply_weights_sgl(layer, inputs, bias), inputs @ layer + bias
     )
+
+
+@pytest.mark.parametrize("missing", ["module", "kernel", "method"])
+def test_other_versions_of_the_engine_stay_as_they_are(missing, engine, monkeypatch):
+    if missing == "module":
+        monkeypatch.delitem(sys.modules, KERNELS)
+    if missing == "method":
+        engine.CPUInt8ScaledMMLinearKernel = type("Kernel", (), {})
+    before = dict(vars(engine))
+    vllm_plugin._int8_of_any_rank()
+    assert vars(engine) == before
+    assert not hasattr(getattr(engine, "CPUInt8ScaledMMLinearKernel", None), "_apply_weights_sgl")

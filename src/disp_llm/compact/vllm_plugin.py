@@ -5,6 +5,7 @@ With this package installed, vLLM calls `register` in each of its processes (ent
 shards the native layers that it finds.
 """
 
+import functools
 import importlib
 from typing import Any
 
@@ -42,15 +43,22 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module("vllm.model_executor.models.transformers"), ENGINE)
 
 
+@functools.cache
 def _int8_of_any_rank() -> None:
     """Lets vLLM's int8 kernel for processors with AMX take what its Transformers backend gives it.
 
     That is (1, tokens, width), of which vLLM 0.32 says "mat1 must be a 2D tensor" there alone: its
-    kernels for other processors flatten what they read.
+    kernels for other processors flatten what they read. Versions without this kernel stay as they
+    are.
     """
-    kernels = importlib.import_module("vllm.model_executor.kernels.linear.scaled_mm.cpu")
-    kernel = kernels.CPUInt8ScaledMMLinearKernel
-    of_matrices = kernel._apply_weights_sgl
+    try:
+        kernels = importlib.import_module("vllm.model_executor.kernels.linear.scaled_mm.cpu")
+    except ImportError:  # a version that has its kernels elsewhere
+        return
+    kernel = getattr(kernels, "CPUInt8ScaledMMLinearKernel", None)
+    of_matrices = getattr(kernel, "_apply_weights_sgl", None)
+    if kernel is None or of_matrices is None:
+        return
 
     def apply(self: Any, layer: Any, inputs: Any, bias: Any = None) -> Any:
         found = of_matrices(self, layer, inputs.flatten(0, -2), bias)
