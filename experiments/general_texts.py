@@ -1,5 +1,7 @@
 """Text of several kinds from what lies on a Debian machine: code, other languages, technical prose.
 
+Instructions with their answers, in the form of Alpaca, can be added from a file.
+
     apt-get download debian-handbook debian-reference-en developers-reference
     for package in *.deb; do dpkg -x "$package" packages; done
     python experiments/general_texts.py packages texts
@@ -7,6 +9,7 @@
     texts/  code.jsonl (Python's standard library and C headers)
             languages.jsonl (the Debian Administrator's Handbook, all of its translations)
             technical.jsonl (the same in English, the Debian Reference, the Developer's Reference)
+            instructions.jsonl (with --instructions FILE: instruction, input, answer, one a document)
 
 Nothing of it is committed; the handbook is free under GPL-2+ and CC-BY-SA 3.0, the others are under
 GPL-2+. They stand in for the data sets of `--text general` where no hub can be reached.
@@ -69,6 +72,13 @@ def technical(packages: Path, english: list[str]) -> list[str]:
     ]
 
 
+def instructions(file: Path) -> list[str]:
+    """Instruction, what it is about, and the answer, a line or more each."""
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    parts = [[row["instruction"], row["input"], row["output"]] for row in rows]
+    return ["\n".join(filter(None, part)) for part in parts]
+
+
 def code(draw: random.Random) -> list[str]:
     """Files of Python's standard library, and headers of the C library."""
     library = Path(sysconfig.get_paths()["stdlib"])
@@ -97,10 +107,11 @@ def write(path: Path, documents: list[str], draw: random.Random) -> None:
 
 
 def main() -> None:
-    """Writes the three files."""
+    """Writes the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("packages", type=Path, help="the folder that the packages lie in, unpacked")
     parser.add_argument("texts", type=Path, help="the folder to write to")
+    parser.add_argument("--instructions", type=Path, help="a .json file of rows like Alpaca's")
     asked = parser.parse_args()
     draw, handbook = random.Random(0), asked.packages / HANDBOOK
     english = pages(handbook / "en-US")
@@ -108,6 +119,8 @@ def main() -> None:
     write(asked.texts / "code.jsonl", code(draw), draw)
     write(asked.texts / "languages.jsonl", languages(handbook, english, draw), draw)
     write(asked.texts / "technical.jsonl", technical(asked.packages, english), draw)
+    if asked.instructions:
+        write(asked.texts / "instructions.jsonl", instructions(asked.instructions), draw)
 
 
 if __name__ == "__main__":
