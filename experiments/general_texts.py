@@ -9,7 +9,7 @@ Instructions with their answers, in the form of Alpaca, can be added from a file
     texts/  code.jsonl (Python's standard library and C headers)
             languages.jsonl (the Debian Administrator's Handbook, all of its translations)
             technical.jsonl (the same in English, the Debian Reference, the Developer's Reference)
-            instructions.jsonl (with --instructions FILE: instruction, input, answer, one a document)
+            instructions.jsonl (with --instructions FILE: instruction, input and answer of each row)
 
 Nothing of it is committed; the handbook is free under GPL-2+ and CC-BY-SA 3.0, the others are under
 GPL-2+. They stand in for the data sets of `--text general` where no hub can be reached.

@@ -18,10 +18,11 @@ from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import learned as learned_module
 from disp_llm.methods.baselines import greedy as greedy_module
 from disp_llm.methods.baselines.depth import block_influence, depth, keep_blocks
-from disp_llm.methods.baselines.greedy import greedy, least_squares, most_similar, solve_blocks
+from disp_llm.methods.baselines.greedy import greedy, most_similar, solve_blocks
 from disp_llm.methods.parts.baseline import copied, stored_numbers
 from disp_llm.methods.parts.block_by_block import visit_blocks
 from disp_llm.methods.parts.calibration import calibration_windows
+from disp_llm.methods.parts.compensating import least_squares
 from disp_llm.methods.parts.coupled import Sizes, sizes_of
 from disp_llm.methods.sheared import HardConcrete, sheared, target_shape
 from disp_llm.methods.taylor import METHOD as TAYLOR

@@ -32,7 +32,7 @@ OURS = [
     *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
 ]
 BASELINES = [
-    *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
+    *("greedy", "tyr", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
 ]
 

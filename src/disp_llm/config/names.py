@@ -134,12 +134,12 @@ METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 TABLE_ORDER = (
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
     *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
-    *("greedy", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
+    *("greedy", "tyr", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
     *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
 )
 """In which order tables show methods and baselines; those that are not named here come last."""
 
-STRUCTURES = ("greedy", "depth")
+STRUCTURES = ("greedy", "tyr", "depth")
 """Baselines whose choice of what is kept can be said by masks, so that learning can begin there."""
 
 PLUGINS = "disp_llm.methods"

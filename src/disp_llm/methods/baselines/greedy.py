@@ -33,15 +33,12 @@ from disp_llm.methods.parts.baseline import (
     Maker,
     as_stored,
     copied,
-    damped,
 )
 from disp_llm.methods.parts.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.parts.compensating import least_squares
 from disp_llm.methods.parts.coupled import COUPLED, flat_of, sizes_of
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
-
-DAMPING = 0.01
-"""Share of the mean second moment that is added to all of them."""
 
 
 def greedy(problem: PruningProblem) -> Maker:
@@ -129,14 +126,6 @@ def _reconstruct(
     solved = least_squares(matrix.double(), moment, kept)
     matrix.zero_()
     matrix[:, kept] = solved.to(matrix.dtype)
-
-
-def least_squares(
-    weight: Float[Tensor, "D K"], moment: Float[Tensor, "K K"], kept: Bool[Tensor, " K"]
-) -> Float[Tensor, "D S"]:
-    """`argmin E‖W·x − W'·x_S‖²`, damped."""
-    damped_moment = damped(moment, DAMPING)
-    return torch.linalg.solve(damped_moment[kept][:, kept], damped_moment[kept] @ weight.T).T
 
 
 BASELINE = Baseline(
