@@ -13,9 +13,9 @@ channels of the MLP's. With W (inputs × outputs) of the dense model, `H = Σ x�
   less. What counts is the divergence from the dense model, over its 8,192 likeliest tokens;
 - then once more, in half steps around what was found.
 
-As two cores allow: two rounds in place of the paper's four, 12 generations of 8 children in place
-of 50 of 128, chosen in two stages, and one part of the calibration text for H, the other for the
-search. One KV head and some channels stay in every block.
+The search reads the calibration text that H is of, as in the authors' release. As two cores allow,
+there are two rounds in place of the paper's four, and 12 generations of 8 children in place of 50 of
+128, chosen in two stages. One KV head and some channels stay in every block.
 
 K inputs of a layer, D residual stream, H KV heads, N entries of all sites, W windows of T tokens.
 """
@@ -71,9 +71,6 @@ is compared in the last."""
 LIKELIEST = 8192
 """Tokens of the vocabulary, the likeliest of the dense model, over which the divergence goes."""
 
-FOR_MOMENTS = 0.55
-"""Share of the calibration sequences that H is of; the search reads the others."""
-
 Counts = tuple[tuple[int, ...], tuple[int, ...]]
 """KV heads and channels that every block keeps."""
 
@@ -124,13 +121,12 @@ def solve(
     """Gives every layer of a copy of the dense model what was found for it, in place; 1 for each
     entry that is kept, on the CPU."""
     counts, windows = evenly(problem, layout, share), calibration_tokens(problem)
-    parted = max(round(FOR_MOMENTS * len(windows)), 1)
     noise, channels = random_stream("start", problem.seed), layout.blocks[0].intermediate
     found = torch.ones(layout.entries)
     for number, part in enumerate(STEPS, start=1):
         supernet = Supernet(pruned, layout, (1, max(channels // part, 1)), ([], []))
-        supernet.fill(problem, windows[:parted], counts)
-        search = Search(problem, supernet, windows[parted:] if parted < len(windows) else windows)
+        supernet.fill(problem, windows, counts)
+        search = Search(problem, supernet, windows)
         counts = search.best(counts, noise, f"searching {number}/{len(STEPS)}")
         supernet.set(counts)
         found = supernet.kept(counts)
