@@ -14,8 +14,8 @@ channels of the MLP's. With W (inputs × outputs) of the dense model, `H = Σ x�
 - then once more, in half steps around what was found.
 
 The search reads the calibration text that H is of, as in the authors' release. As two cores allow,
-there are two rounds in place of the paper's four, and 12 generations of 8 children in place of 50 of
-128, chosen in two stages. One KV head and some channels stay in every block.
+there are two rounds in place of the paper's four, of 12 generations of 8 children in place of 50
+of 128, chosen in two stages. One KV head and some channels stay in every block.
 
 K inputs of a layer, D residual stream, H KV heads, N entries of all sites, W windows of T tokens.
 """
