@@ -22,6 +22,7 @@ from disp_llm.methods import all_methods, method_named, register
 from disp_llm.methods.baselines import all_baselines, baseline_named
 from disp_llm.methods.baselines.depth import block_influence
 from disp_llm.methods.baselines.greedy import greedy
+from disp_llm.methods.baselines.tyr import tyr
 from disp_llm.methods.parts.method import Method
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
@@ -89,11 +90,12 @@ def fixed(problem, name, **changes):
     return project(found.importance, problem.budget, min(problem.keeps)), found.compensation.scales
 
 
-def test_scales_can_learn_beside_what_greedy_keeps(problem):
+@pytest.mark.parametrize(("name", "prepare"), [("greedy", greedy), ("tyr", tyr)])
+def test_scales_can_learn_beside_what_a_baseline_keeps(name, prepare, problem):
     """With the original's weights, not with those that it solves for."""
-    kept, scales = fixed(problem, "greedy")
+    kept, scales = fixed(problem, name)
     widths = Masks(problem.budget.layout, kept.kept, Selection(kept.kept.float())).widths
-    blocks = greedy(problem)(0.6).model.model.layers
+    blocks = prepare(problem)(0.6).model.model.layers
     each = blocks[0].self_attn.head_dim * 2  # queries of a KV head
     assert [each * heads for heads in widths["heads"]] == [
         block.self_attn.o_proj.in_features for block in blocks
@@ -134,6 +136,7 @@ def test_learning_can_begin_at_the_scores_of_another_method(problem):
         ({"start": "learned"}, "start: the method learned takes steps of its own"),
         ({"start": "mpo"}, "start: no method 'mpo'"),
         ({"start": "greedy"}, "keep: the method greedy chooses for one size at a time"),
+        ({"start": "tyr"}, "keep: the method tyr chooses for one size at a time"),
         ({"start": "taylor"}, "keep: the method taylor chooses for one size at a time"),
         ({"start": "random"}, "fixed_masks: keeps the masks of scores"),
         ({"estimator": "reinmax", "penalty": 6.0}, "fixed_masks: cannot keep masks that reinmax"),
