@@ -134,7 +134,7 @@ def test_learning_can_begin_at_the_scores_of_another_method(problem):
     [
         ({"start": "flop"}, r"start: no method 'flop' \(nearest: flap\)"),
         ({"start": "learned"}, "start: the method learned takes steps of its own"),
-        ({"start": "mpo"}, "start: no method 'mpo'"),
+        ({"start": "mpo"}, "start: mpo does more than drop dimensions; measure it by `disp-llm"),
         ({"start": "greedy"}, "keep: the method greedy chooses for one size at a time"),
         ({"start": "tyr"}, "keep: the method tyr chooses for one size at a time"),
         ({"start": "taylor"}, "keep: the method taylor chooses for one size at a time"),
@@ -147,6 +147,14 @@ def test_a_start_that_cannot_be_is_refused(settings, said):
     learn = LearnConfig(fixed_masks=True, **settings)
     with pytest.raises(InputError, match=said):
         checked(PruneConfig("MODEL", keep=(0.8, 0.5), learn=learn))
+
+
+@pytest.mark.parametrize("name", ["greedy", "mpo"])
+def test_a_baseline_is_no_method_to_prune_by(name):
+    with pytest.raises(InputError, match=f"method: {name} does more than drop") as raised:
+        checked(PruneConfig("MODEL", method=name))
+    assert f"--methods {name}`" in str(raised.value)
+    assert (f"let `start` be {name}" in str(raised.value)) == (name in STRUCTURES)
 
 
 def test_a_method_that_is_not_ours_begins_nowhere_else():
