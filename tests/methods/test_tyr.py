@@ -121,7 +121,7 @@ def test_at_full_size_it_is_the_original(problem):
 
 def test_a_child_exchanges_within_a_kind(problem, layout):
     counts = evenly(problem, layout, 0.5)
-    supernet = Supernet(copied(problem), layout, (1, 4), ([], []))
+    supernet = Supernet(copied(problem), layout, (1, 4))
     supernet.fill(problem, calibration_tokens(problem), counts)
     noise, parent = generator_of(0), counts
     for _ in range(40):
@@ -136,7 +136,7 @@ def test_a_child_exchanges_within_a_kind(problem, layout):
 def test_later_layers_read_the_mean_of_what_the_sizes_give(problem, layout):
     counts, windows = evenly(problem, layout, 0.5), calibration_tokens(problem)
     model = copied(problem)
-    supernet = Supernet(model, layout, (1, 4), ([], []))
+    supernet = Supernet(model, layout, (1, 4))
     supernet.fill(problem, windows, counts)
     for kind, levels in enumerate(supernet.levels):
         path = model.branches_of(model.blocks[1])[kind].writes
@@ -147,7 +147,7 @@ def test_later_layers_read_the_mean_of_what_the_sizes_give(problem, layout):
 
 def test_the_search_reads_the_divergence_and_never_loses(problem, layout):
     counts, windows = evenly(problem, layout, 0.5), calibration_tokens(problem)
-    supernet = Supernet(copied(problem), layout, (1, 4), ([], []))
+    supernet = Supernet(copied(problem), layout, (1, 4))
     supernet.fill(problem, windows, counts)
     search = Search(problem, supernet, windows)
     best = search.best(counts, generator_of(0), "searching")
@@ -163,7 +163,7 @@ def test_the_search_reads_the_divergence_and_never_loses(problem, layout):
 def test_less_is_lost_where_an_mlp_that_does_nothing_gives_its_channels(problem, layout):
     matrix_of(linear_at(problem.dense.blocks[2], "mlp.down_proj")).mul_(1e-4)
     (heads, channels), windows = evenly(problem, layout, 0.5), calibration_tokens(problem)
-    supernet = Supernet(copied(problem), layout, (1, 6), ([], []))
+    supernet = Supernet(copied(problem), layout, (1, 6))
     supernet.fill(problem, windows, (heads, channels))
     a, b, c, d = channels
     counts = [
@@ -171,6 +171,13 @@ def test_less_is_lost_where_an_mlp_that_does_nothing_gives_its_channels(problem,
     ]
     lost = Search(problem, supernet, windows).divergences(counts, windows)
     assert lost[0] < lost[1] < lost[2]
+
+
+def test_blocks_of_several_widths_are_refused(problem, layout):
+    first, *others = layout.blocks
+    uneven = replace(layout, blocks=(replace(first, intermediate=2 * first.intermediate), *others))
+    with pytest.raises(InputError, match="model: blocks of several widths"):
+        evenly(problem, uneven, 0.5)
 
 
 @pytest.mark.parametrize(

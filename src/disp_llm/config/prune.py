@@ -219,16 +219,17 @@ class PruneConfig:
 def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:
     """Refuses what is neither a method nor one of the other values of a setting."""
     known = list(dict.fromkeys([*besides, *mask_methods()]))
-    if name not in known and name in baseline_names():
+    if name in known:
+        return
+    if name in baseline_names():
         raise InputError(
             f"{name} does more than drop dimensions",
             field=field,
             hint=f"measure it by `disp-llm compare MODEL --methods {name}`"
             + (f", or let `start` be {name}, for what it keeps" if name in STRUCTURES else ""),
         )
-    if name not in known:
-        raise InputError(
-            f"no method '{name}'{nearest(name, known)}",
-            field=field,
-            hint=f"use one of {', '.join(known)}",
-        )
+    raise InputError(
+        f"no method '{name}'{nearest(name, known)}",
+        field=field,
+        hint=f"use one of {', '.join(known)}",
+    )

@@ -15,28 +15,19 @@ the same numbers of heads and channels.
 N entries of all sites, S kept of K inputs of a layer, D residual stream, H KV heads.
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.config.names import HEADS, SITES
-from disp_llm.export.cutting import compact_model
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Masks, Selection
-from disp_llm.methods.parts.baseline import (
-    Baseline,
-    BaselineModel,
-    Maker,
-    as_stored,
-    copied,
-)
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.baseline import Baseline, Maker
 from disp_llm.methods.parts.block_by_block import SecondMoments, visit_blocks
 from disp_llm.methods.parts.compensating import least_squares
 from disp_llm.methods.parts.coupled import COUPLED, flat_of, sizes_of
+from disp_llm.methods.parts.solved import models_of, structure_of
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
@@ -48,21 +39,12 @@ def greedy(problem: PruningProblem) -> Maker:
         InputError: the text is shorter than a window, the family cannot lose KV heads, or a share
         leaves no channel.
     """
-
-    def make(share: float) -> BaselineModel:
-        pruned = copied(problem)
-        layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
-        kept = solve_blocks(problem, pruned, layout, share)
-        compact = compact_model(pruned, Masks(layout, kept.bool(), Selection(kept)))
-        return as_stored(PrunableModel(compact, pruned.family))
-
-    return make
+    return models_of(problem, solve_blocks)
 
 
 def structure(problem: PruningProblem) -> Selection:
     """1 for what it keeps of the smallest size, 0 for the rest."""
-    share, layout = min(problem.keeps), problem.budget.layout
-    return Selection(solve_blocks(problem, copied(problem), layout, share))
+    return structure_of(problem, solve_blocks)
 
 
 def solve_blocks(

@@ -4,7 +4,7 @@ Both layers that write to the residual stream lose inputs: whole KV heads of the
 channels of the MLP's. With W (inputs × outputs) of the dense model, `H = Σ x·xᵀ` of its inputs with
 1 % of its mean diagonal added, and `Γ = H·W`,
 
-- the inputs p that count least, `|Γ_p·W_p| + ‖W_p‖² / (2·[H⁻¹]_pp)`, a head as its own together,
+- the inputs p that count least, `|Γ_p·W_p| + ‖W_p‖² / (2·[H⁻¹]_pp)`, summed over a head,
   are pruned one head or sixteen channels at a time, and each time all others make up for them
   (optimal brain surgeon); what is kept of a size is then solved for, `W_S = (H_SS)⁻¹·Γ_S`;
 - each layer is pruned to up to nine sizes around the one that it has so far, first alike for all.
@@ -21,7 +21,7 @@ K inputs of a layer, D residual stream, H KV heads, N entries of all sites, W wi
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,25 +29,16 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import HEADS, SITES
 from disp_llm.data.randomness import random_stream
-from disp_llm.export.cutting import compact_model
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Masks, Selection
-from disp_llm.methods.parts.baseline import (
-    Baseline,
-    BaselineModel,
-    Maker,
-    as_stored,
-    copied,
-    damped,
-    require_one_kind,
-)
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.parts.baseline import Baseline, Maker, damped, require_one_kind
 from disp_llm.methods.parts.block_by_block import SecondMoments, Visit, visit_with
 from disp_llm.methods.parts.calibration import calibration_tokens
-from disp_llm.methods.parts.compensating import DAMPING, least_squares
-from disp_llm.methods.parts.coupled import COUPLED, flat_of
+from disp_llm.methods.parts.compensating import DAMPING
+from disp_llm.methods.parts.coupled import COUPLED, channels_within, flat_of
+from disp_llm.methods.parts.solved import models_of, structure_of
 from disp_llm.training.problem import PruningProblem
 
 CHANNELS = 16
@@ -98,21 +89,12 @@ def tyr(problem: PruningProblem) -> Maker:
         InputError: the text is shorter than a window, the family cannot lose KV heads, blocks are
             not all alike, or a share leaves a block without channels.
     """
-
-    def make(share: float) -> BaselineModel:
-        pruned = copied(problem)
-        layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
-        kept = solve(problem, pruned, layout, share)
-        compact = compact_model(pruned, Masks(layout, kept.bool(), Selection(kept)))
-        return as_stored(PrunableModel(compact, pruned.family))
-
-    return make
+    return models_of(problem, solve)
 
 
 def structure(problem: PruningProblem) -> Selection:
     """1 for what it keeps of the smallest size, 0 for the rest."""
-    share, layout = min(problem.keeps), problem.budget.layout
-    return Selection(solve(problem, copied(problem), layout, share))
+    return structure_of(problem, solve)
 
 
 def solve(
@@ -124,7 +106,7 @@ def solve(
     noise, channels = random_stream("start", problem.seed), layout.blocks[0].intermediate
     found = torch.ones(layout.entries)
     for number, part in enumerate(STEPS, start=1):
-        supernet = Supernet(pruned, layout, (1, max(channels // part, 1)), ([], []))
+        supernet = Supernet(pruned, layout, (1, max(channels // part, 1)))
         supernet.fill(problem, windows, counts)
         search = Search(problem, supernet, windows)
         counts = search.best(counts, noise, f"searching {number}/{len(STEPS)}")
@@ -148,12 +130,8 @@ def evenly(problem: PruningProblem, layout: Layout, share: float) -> Counts:
             field="model",
             hint="use another method",
         )
-    of_attention = shape.hidden * (shape.qkv + shape.q)
-    of_channel = (shape.num_input_projections + 1) * shape.hidden
     heads = max(int(share * blocks * shape.heads + 1e-9), blocks)
-    budget = share * (of_attention + shape.inside + shape.intermediate * of_channel)
-    of_heads = of_attention * heads / shape.heads
-    channels = int((blocks * (budget - shape.inside) - of_heads) / of_channel + 1e-9)
+    channels = channels_within(shape, share, heads, blocks)
     # Parts of a half of the least step, of which a block has a whole number.
     part = math.gcd(shape.intermediate, max(shape.intermediate // (2 * STEPS[-1]), 1))
     if channels // part < blocks:
@@ -173,7 +151,7 @@ class Supernet:
     layout: Layout
     steps: tuple[int, int]
     """What sizes of the attention (in KV heads) and of the MLP (in channels) lie apart."""
-    levels: tuple[list[dict[int, Level]], list[dict[int, Level]]]
+    levels: tuple[list[dict[int, Level]], ...] = field(default_factory=lambda: ([], []))
     """Of attentions and of MLPs: for every block, the layer at each size."""
     current: dict[tuple[int, int], int] = field(default_factory=dict)
     """What each layer is set to, by its block and kind."""
@@ -276,8 +254,8 @@ def levels_of(
             inverse = inverse - made_up.T @ rows
             left[inputs], inverse[inputs], inverse[:, inputs] = 0.0, 0.0, 0.0
         kept = alive.repeat_interleave(each)
-        solved = weight if kept.all() else least_squares(weight.double(), moment, kept)
-        found[size] = Level(kept, solved.to(weight.dtype))
+        solved = weight.T if kept.all() else torch.linalg.solve(held[kept][:, kept], aim[kept])
+        found[size] = Level(kept, solved.T.to(weight.dtype))
     return found
 
 

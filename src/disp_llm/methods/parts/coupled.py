@@ -63,14 +63,21 @@ def sizes_of(shape: BlockShape, share: float) -> Sizes:
         InputError: no channel would be kept.
     """
     heads = max(shape.heads - int((1 - share) * shape.heads + 1e-9), min(shape.heads, 1))
-    of_attention = shape.hidden * (shape.qkv + shape.q)
-    of_channel = (shape.num_input_projections + 1) * shape.hidden
-    budget = share * (of_attention + shape.inside + shape.intermediate * of_channel)
-    attention = of_attention * (heads / shape.heads if shape.heads else 1.0) + shape.inside
-    channels = int((budget - attention) / of_channel + 1e-9)
+    channels = channels_within(shape, share, heads)
     if channels < 1:
         raise InputError("leaves no intermediate channel", field="keep", hint="ask for more")
     return Sizes(heads, min(channels, shape.intermediate))
+
+
+def channels_within(shape: BlockShape, share: float, heads: int, blocks: int = 1) -> int:
+    """Channels that a share of the parameters of some blocks, all alike, has room for beside so
+    many of their KV heads, whole ones and all blocks together; less than 0 where heads alone are
+    too much."""
+    of_attention = shape.hidden * (shape.qkv + shape.q)
+    of_channel = (shape.num_input_projections + 1) * shape.hidden
+    budget = share * (of_attention + shape.inside + shape.intermediate * of_channel)
+    attention = of_attention * (heads / shape.heads if shape.heads else blocks)
+    return int((blocks * (budget - shape.inside) - attention) / of_channel + 1e-9)
 
 
 def top_k(scores: Float[Tensor, " K"], count: int) -> Float[Tensor, " K"]:
