@@ -279,7 +279,7 @@ def located(config: Located) -> Located:
     return replace(config, **names, text=replace(config.text, **texts))
 
 
-LOCAL_NAMES = ("model", "folder", "teacher")
+LOCAL_NAMES = ("model", "folder", "teacher", "weights_from")
 """Settings that name a model of the hub or a local one."""
 
 

@@ -23,6 +23,7 @@ from disp_llm.commands.front import (
     with_options,
 )
 from disp_llm.commands.holding import as_begun, first_alone
+from disp_llm.commands.larger import take_weights
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
@@ -42,7 +43,7 @@ from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
-from disp_llm.export.facts import BEHIND, read_facts
+from disp_llm.export.facts import BEHIND, figures_of, read_facts
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
@@ -163,7 +164,8 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     dtypes, adapted = dtypes_of(loaded.model), None
     if config.how == "lora":
         adapted = add_adapters(student, config.rank, config.machine.seed)
-    steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype)
+    before = tokens_before(config)
+    steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
     process.wait()
     divided = loaded.holding is not None
     tensors = gathered(loaded.model.state_dict(), process.is_main) if divided else {}
@@ -224,7 +226,12 @@ def _load(
     sharding = sharding_of(job, (inputs, taught))
     loaded = load_student(asked, machine, inputs, sharding)
     loaded = loaded.as_recorded(run.result().get("source", {}))
-    read = max(asked.tokens, tokens_before(asked.folder))
+    if asked.weights_from:
+        loaded = take_weights(asked, loaded)
+    before = tokens_before(asked)
+    # Large data sets are read as far as masks or weights have learned from them: the end of less
+    # would be held out.
+    read = max(before + asked.tokens, read_facts(asked.folder).get("tokens_seen", 0))
     sources = read_sources(asked.text, inputs.texts, read)
     load_taught = taught.load if sharding is None else sharding.load
     original = load_original(job, loaded, load_taught, writes=sources.writes)
@@ -245,7 +252,8 @@ def _load(
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
     # Masks were learned from what a run of this seed has written: other words measure what is won.
     author, whose = original or loaded, "the original's"
-    writer = Writer.of(job, author, needs, length, begin, whose, stream="recovery words")
+    stream, skipped = "recovery words", -(-before // length)
+    writer = Writer.of(job, author, needs, length, begin, whose, stream=stream, skipped=skipped)
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
@@ -284,14 +292,19 @@ def _export(
             Path(config.folder), written, figures, _training(config, run.result(), tokens)
         )
         write_sums(written)
-    run.update(folder, model=figures | {"folder": str(folder)}, tokens_seen=tokens)
+    run.update(
+        folder,
+        model=figures | {"folder": str(folder)},
+        tokens_seen=tokens,
+        tokens_before=tokens_before(config),
+    )
 
 
-def tokens_before(folder: str) -> int:
-    """How many tokens were learned from until now by what lies in a folder. As far as they reached,
-    large data sets are read: the end of less would be held out, and has been learned from."""
-    told = read_facts(folder)
-    return max(told.get("tokens_seen", 0), (told.get("recovered") or {}).get("tokens_seen", 0))
+def tokens_before(config: RecoverConfig) -> int:
+    """How many tokens the weights that training begins with were trained on before, by earlier
+    recoveries: of this folder, or of the larger size that they are from."""
+    told = read_facts(config.weights_from or config.folder).get("recovered") or {}
+    return told.get("tokens_before", 0) + told.get("tokens_seen", 0)
 
 
 def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
@@ -305,6 +318,10 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
     return before | {
         "how": config.how,
         "distill": config.training.distill,
+        "tokens_before": tokens_before(config),
+        "weights_from": (figures_of(Path(config.weights_from)) or {}).get("size", "")
+        if config.weights_from
+        else "",
         "tokens_seen": tokens,
         "text": source["text"],
         "eval_text": source["eval_text"],

@@ -45,6 +45,9 @@ class RecoverConfig:
     """Rank of the LoRA adapters."""
     teacher: str = ""
     """Hub id, folder or smollm2-135m. Default: the original that the folder's card names."""
+    weights_from: str = ""
+    """A larger size of the same run, recovered already: its folder, such as recovered/model.
+    Training begins with its weights, wherever this size keeps them."""
     tokens: int = 1_000_000
     """Number of tokens to train on."""
     shard: Shard = "auto"

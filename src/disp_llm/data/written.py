@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +97,8 @@ class Writer:
     stop_requested: Callable[[], bool] = never
     stream: Stream = "words"
     """What the sequences are drawn from: those of another stream are other ones."""
+    skipped: int = 0
+    """Sequences at the beginning of the stream that an earlier training has read."""
 
     @classmethod
     def of(
@@ -110,6 +111,7 @@ class Writer:
         whose: str = "its",
         ready: GivenText | None = None,
         stream: Stream = "words",
+        skipped: int = 0,
     ) -> "Writer":
         """The writer of a job, whose settings say how it writes."""
         return cls(
@@ -128,6 +130,7 @@ class Writer:
             job.progress,
             job.stop_requested,
             stream,
+            skipped,
         )
 
     def write(self, share: float = 1.0) -> GivenText:
@@ -263,7 +266,9 @@ class Writer:
             done = numbers.start * self.length + place * len(numbers)
             self.progress(STAGE, done, total * self.length, {})
 
-        noise = partial(random_stream, self.stream, self.seed)
+        def noise(number: int) -> torch.Generator:
+            return random_stream(self.stream, self.seed, self.skipped + number)
+
         openings = Openings.of(self.model, self.tokenizer, self.settings.self_chat > 0)
         return write_sequences(
             self.model, openings, numbers, self.length, self.settings, noise, on_place

@@ -248,8 +248,13 @@ def _trained(recovered: dict[str, Any] | None) -> str:
             f", what is kept of its tasks from {percent_with_error(recovered['before_kept'], None)}"
         )
     how = {"full": "whole", "lora": "through merged LoRA adapters"}[recovered["how"]]
+    began = ""
+    if recovered.get("weights_from"):
+        began = f", beginning with the weights of the size {recovered['weights_from']}"
+    if recovered.get("tokens_before"):
+        began += f", after {recovered['tokens_before']:,} tokens of earlier training"
     return (
-        f" The blocks were then trained {how}: {recovered['tokens_seen']:,} tokens of "
+        f" The blocks were then trained {how}{began}: {recovered['tokens_seen']:,} tokens of "
         f"{recovered['text']}, {recovered['distill']:.0%} of the loss the divergence from the "
         f"original, which took {was} to what stands below\n"
         f"(`{recovered['command']}`)."

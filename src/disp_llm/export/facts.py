@@ -103,6 +103,10 @@ class Recovered:
     before_general_ratio: Positive | None = None
     before_kept: Finite | None = None
     """On the suite, where there is one."""
+    tokens_before: Count = 0
+    """That earlier recoveries had trained the weights on with which this one began."""
+    weights_from: str = ""
+    """The larger size that these weights are from; "" = from none."""
 
 
 @dataclass(frozen=True)

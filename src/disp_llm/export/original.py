@@ -34,11 +34,22 @@ def original_of(folder: Path) -> str:
 
 
 def named_by_run(folder: Path) -> str:
-    """What the run of `prune` was given as its model that wrote an exported folder, or the one
-    whose folder a run of `recover` has trained; empty where there is no such run.
+    """What the run of `prune` was given as its model that an exported folder comes from; empty
+    where there is no such run.
 
     Raises:
-        InputError: the settings of the run are damaged.
+        InputError: the settings of a run are damaged.
+    """
+    found = run_of(folder)
+    return found[1] if found else ""
+
+
+def run_of(folder: Path) -> tuple[Run, str] | None:
+    """The run of `prune` that wrote an exported folder, or the one whose folder a run of `recover`
+    has trained, and what it was given as its model; None where there is no such run.
+
+    Raises:
+        InputError: the settings of a run are damaged.
     """
     folder = folder.absolute().parent
     seen: set[Path] = set()
@@ -47,8 +58,8 @@ def named_by_run(folder: Path) -> str:
         path = Run(folder).config_file
         settings = read_toml(path, str(path), "name the original as the `teacher`")
         if "model" in settings:
-            return str(settings["model"])
+            return Run(folder), str(settings["model"])
         if "folder" not in settings:
-            return ""
+            return None
         folder = Path(str(settings["folder"])).absolute().parent
-    return ""
+    return None

@@ -22,6 +22,7 @@ class Source(TypedDict):
     base_model: NotRequired[str]
     license: NotRequired[str]
     teacher_revision: NotRequired[str]
+    weights_from_revision: NotRequired[str]
 
 
 class Hardware(TypedDict):
@@ -131,6 +132,8 @@ class RunFigures:
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None
     tokens_seen: Count | None = None
+    tokens_before: Count | None = None
+    """That earlier recoveries had trained the weights on with which one began."""
     writing_s: Amount | None = None
     choosing_s: Amount | None = None
     measuring_dense_s: Amount | None = None

@@ -276,6 +276,7 @@ SOURCES = {
     "text": "text_sha256",
     "eval_text": "eval_text_sha256",
     "teacher": "teacher_revision",
+    "weights_from": "weights_from_revision",
 }
 """The setting that names each thing that a run is made of, and where results keep its hash."""
 

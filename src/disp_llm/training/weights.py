@@ -31,11 +31,14 @@ def train_weights(
     teacher: Teacher | None,
     corpus: Corpus,
     dtype: torch.dtype,
+    tokens_before: int = 0,
 ) -> int:
     """Trains in place, from the newest checkpoint on; returns the number of steps.
 
     Args:
         dtype: that the model computes in.
+        tokens_before: that these weights were trained on before, with the same seed: the windows
+            drawn now are those that follow.
     """
     config, device, process = job.config.training, student.device, job.process
     how = job.config.how
@@ -49,10 +52,11 @@ def train_weights(
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     with computing_in(dtype, device):
         mixture = _mixture(corpus, student, teacher, config.length, seed)
+    drawn = tokens_before // (config.tokens_per_step * process.count)
     compiled = compiles(config, steps, student)
 
     def backward(step: int) -> dict[str, Any]:
-        noise = shared_stream("weights", seed, step)
+        noise = shared_stream("weights", seed, drawn + step)
         mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
