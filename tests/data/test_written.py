@@ -62,6 +62,16 @@ def whole(tmp_path_factory) -> GivenText:
     return writer_in(tmp_path_factory.mktemp("whole")).write()
 
 
+def test_a_later_training_reads_other_words(tmp_path):
+    """Those that follow in the same stream."""
+    whole, later = (
+        tokens(writer_in(tmp_path / name, skipped=skipped).write())
+        for name, skipped in (("whole", 0), ("later", 2))
+    )
+    assert later[: -2 * LENGTH] == whole[2 * LENGTH :]
+    assert later[-2 * LENGTH :] != whole[: 2 * LENGTH]
+
+
 def test_a_file_a_batch_and_all_of_them_recorded(whole, tmp_path):
     text = writer_in(tmp_path).write()
     assert tokens(text) == tokens(whole)

@@ -75,6 +75,32 @@ def test_weights_that_were_stopped_and_gone_on_with_are_the_same(optimizer, text
     assert same(whole, resumed) == set(whole)
 
 
+def test_training_after_training_reads_on(text_file, tmp_path):
+    """The windows of a second training follow those of the first, where both have one seed."""
+    training = dataclasses.replace(TRAINING, learning_rate=1e-12)
+    corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
+
+    def losses(name: str, steps: int, before: int) -> list[float]:
+        seen: list[float] = []
+        job = Job(
+            RecoverConfig(
+                "tiny",
+                tokens=32 * steps,
+                training=training,
+                machine=MachineConfig(device="cpu"),
+            ),
+            Run(tmp_path / name),
+            one_process(),
+            progress=lambda stage, step, total, figures: seen.append(figures["loss"]),
+        )
+        train_weights(job, tiny_prunable("llama"), None, corpus, torch.float32, before)
+        return seen
+
+    whole = losses("whole", 4, before=0)
+    assert len(set(whole)) == 4
+    assert losses("second", 2, before=64) == pytest.approx(whole[2:], rel=1e-5)
+
+
 def test_muon_moves_no_direction_of_a_matrix_further_than_another(text_file, tmp_path):
     """As AdamW moves noise, a fifth of the step size an entry, if all directions move. Norms are
     AdamW's."""

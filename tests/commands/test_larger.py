@@ -1,0 +1,115 @@
+"""Sizes that are recovered one after the other: each begins with the weights of the larger one."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import run_command
+from safetensors.torch import load_file, save_file
+
+from disp_llm.runs.files import write_checked_json
+from disp_llm.runs.folder import Run
+
+FEW = "--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split()
+"""15 steps of 128 tokens."""
+
+
+@pytest.fixture(scope="module")
+def larger(small_run, text_file, tmp_path_factory):
+    """The folder of keep 0.8, recovered."""
+    folder = tmp_path_factory.mktemp("larger") / "run"
+    done = recover(small_run[0] / "model-0.8", text_file, folder, "--learning-rate", 0.003)
+    assert done.returncode == 0, done.stderr
+    return folder / "model"
+
+
+def recover(folder, text_file, run, *flags):
+    return run_command(
+        "recover", folder, "--text", text_file, "--output-dir", run, *FEW, "--json", *flags
+    )
+
+
+def test_it_begins_with_what_the_larger_has_learned(small_run, larger, text_file, tmp_path):
+    flags = ("--weights-from", larger, "--learning-rate", 1e-12)
+    done = recover(small_run[0] / "model", text_file, tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    alone = next(one for one in small_run[1]["models"] if one["size"] == "0.5")
+    assert result["before"]["perplexity"] < 0.95 * alone["perplexity"]
+    assert result["tokens_before"] == result["tokens_seen"] == 1920
+    assert result["source"]["weights_from_revision"].startswith("sha256:")
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "beginning with the weights of the size 0.8, after 1,920 tokens of earlier" in card
+    smaller, found = (
+        load_file(one / "model.safetensors") for one in (tmp_path / "run/model", larger)
+    )
+    kept, beyond = (load_file(small_run[0] / f"masks{of}.safetensors") for of in ("", "-0.8"))
+    places = [
+        torch.searchsorted(beyond[f"layers.1.{site}"], kept[f"layers.1.{site}"])
+        for site in ("mlp_out", "mlp_mid")
+    ]
+    name = "model.layers.1.mlp.down_proj.weight"
+    rows, columns = places
+    assert smaller[name].shape < found[name].shape
+    torch.testing.assert_close(smaller[name], found[name][rows][:, columns])
+    name = "model.layers.1.input_layernorm.weight"
+    torch.testing.assert_close(smaller[name], found[name])
+
+
+def test_a_third_size_knows_what_both_have_read(small_run, larger, text_file, tmp_path):
+    """Tokens add up along the sizes, and along recoveries of one folder."""
+    folders = [small_run[0] / "model", tmp_path / "once/model"]
+    for folder, name, more in zip(folders, ("once", "twice"), ((larger,), ()), strict=True):
+        flags = [flag for one in more for flag in ("--weights-from", one)]
+        done = recover(folder, text_file, tmp_path / name, *flags)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens_before"] == 2 * 1920
+
+
+def test_another_folder_than_it_began_with(small_run, larger, text_file, tmp_path):
+    changed = shutil.copytree(larger.parent, tmp_path / "larger") / "model"
+    flags = ("--weights-from", changed)
+    assert recover(small_run[0] / "model", text_file, tmp_path / "run", *flags).returncode == 0
+    run = Run(tmp_path / "run")
+    write_checked_json(run.result_file, run.result() | {"status": "running"})
+    weights = load_file(changed / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, changed / "model.safetensors", {"format": "pt"})
+    (changed / "SHA256SUMS").unlink()
+    done = recover(small_run[0] / "model", text_file, tmp_path / "run", *flags, "--resume")
+    assert done.returncode == 2
+    assert "--weights-from" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "from_", "says"),
+    [
+        ("model-0.8", "larger", "is no larger than"),
+        ("model-0.8", "model", "is no larger than"),
+        ("model", "llama", "is no size of the run that"),
+        ("llama", "larger", "is no size of the run that"),
+        ("model", "alone", "is no size of the run that"),
+        ("model", "wrong", "is not what"),
+        ("model", "nowhere", "nowhere"),
+    ],
+)
+def test_only_a_larger_size_of_the_same_run(
+    small_run, larger, llama_folder, text_file, tmp_path, folder, from_, says
+):
+    shutil.copytree(larger, tmp_path / "alone")
+    wrong = shutil.copytree(larger.parent, tmp_path / "wrong/run") / "model"
+    if from_ == "wrong":  # the folder of another size, under the card of this one
+        for file in ("model.safetensors", "config.json"):
+            shutil.copyfile(small_run[0] / "model" / file, wrong / file)
+        (wrong / "SHA256SUMS").unlink()
+    places = {"larger": larger, "llama": llama_folder, "alone": tmp_path / "alone", "wrong": wrong}
+    runs = {name: small_run[0] / name for name in ("model", "model-0.8")}
+    nowhere = {"nowhere": tmp_path / "nowhere"}
+    given = places | runs | nowhere
+    flags = ("--weights-from", given[from_], "--distill", 0)
+    done = recover(given[folder], text_file, tmp_path / "run", *flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
