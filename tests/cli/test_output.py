@@ -1,5 +1,7 @@
 """Where a command writes: a full disk, a reader that has gone, a name that no file can have."""
 
+import io
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from contextlib import redirect_stdout
 import pytest
 from conftest import environment, run_command
 
-from disp_llm.cli.main import main
+from disp_llm.cli.main import Once, main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
 from disp_llm.runs.metrics import MetricsLog
@@ -127,3 +129,19 @@ def test_a_file_out_of_reach_is_one_line(monkeypatch):
     assert done.returncode == 2
     assert done.stderr.startswith("disp-llm: secret.json: Permission denied; ")
     assert '"field": "secret.json"' in done.stdout
+
+
+def test_what_holds_for_every_row_is_said_once():
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    handler.addFilter(Once())
+    logger = logging.Logger("rows")
+    logger.addHandler(handler)
+    for row in ("0.8", "0.5"):
+        logger.warning("%s is not above chance", "arc_easy")
+        logger.warning("keep %s is slow", row)
+    assert said.getvalue().splitlines() == [
+        "arc_easy is not above chance",
+        "keep 0.8 is slow",
+        "keep 0.5 is slow",
+    ]

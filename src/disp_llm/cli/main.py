@@ -173,6 +173,21 @@ class LineFormatter(logging.Formatter):
         return f"disp-llm: {with_flags(super().format(record))}"
 
 
+class Once(logging.Filter):
+    """Lets each message through once: what holds for every row of a table is said for the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether nobody has said it yet."""
+        said = record.getMessage()
+        is_new = said not in self.said
+        self.said.add(said)
+        return is_new
+
+
 def prepare_libraries() -> None:
     """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
     nothing here, and silences other libraries' bars and advice, which would tear our own progress
@@ -183,6 +198,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
+    handler.addFilter(Once())
     level = logging.WARNING if rank() == 0 else logging.ERROR  # which the first says for all
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)

@@ -13,7 +13,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.carrying import Carrier
-from disp_llm.export.facts import figures_of
+from disp_llm.export.facts import size_of
 from disp_llm.export.original import original_of, run_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, load_masks
@@ -78,8 +78,7 @@ def _run_of_both(folder: Path, larger: Path) -> Run:
 
 def _masks_of(run: Run, folder: Path, stored: PruneConfig, dense: PrunableModel) -> Masks:
     """The masks of the size that a folder is of."""
-    size = (figures_of(folder) or {}).get("size", "")
-    masks = load_masks(run.masks_file(size, stored.first_size), dense.layout)
+    masks = load_masks(run.masks_file(size_of(folder), stored.first_size), dense.layout)
     if masks.compensation.mean_inputs is not None:
         raise InputError(
             "cannot be had where biases stand for what was pruned, of every size other ones",

@@ -43,7 +43,7 @@ from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
-from disp_llm.export.facts import BEHIND, figures_of, read_facts
+from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
@@ -310,6 +310,7 @@ def tokens_before(config: RecoverConfig) -> int:
 def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dict[str, Any]:
     """What the card tells of the training."""
     on_suite, source = ("general_ratio", "kept"), result["source"]
+    larger = config.weights_from
     before = {f"before_{key}": result["before"].get(key) for key in on_suite}
     pruned_from = read_facts(config.folder).get("source", {}).get("revision")
     if "teacher" in result and source["teacher_revision"] == pruned_from:
@@ -319,9 +320,7 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         "how": config.how,
         "distill": config.training.distill,
         "tokens_before": tokens_before(config),
-        "weights_from": (figures_of(Path(config.weights_from)) or {}).get("size", "")
-        if config.weights_from
-        else "",
+        "weights_from": larger and size_of(Path(larger)),
         "tokens_seen": tokens,
         "text": source["text"],
         "eval_text": source["eval_text"],

@@ -23,7 +23,7 @@ from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
 from disp_llm.evaluation.timing import Mix, Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.facts import figures_of
+from disp_llm.export.facts import size_of
 from disp_llm.export.folders import added_biases, weight_bytes
 from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
@@ -132,7 +132,7 @@ class SizeWriter:
 
     def _require_free(self, name: str, folder: Path) -> None:
         """Refuses to replace what this run has not written."""
-        written = (figures_of(folder) or {}).get("size")  # by an attempt that was killed then
+        written = size_of(folder)  # by an attempt that was killed then
         if folder.exists() and not self.force and written != name:
             raise InputError(
                 f"{folder} exists and holds something else",

@@ -84,6 +84,15 @@ def figures_of(folder: Path) -> dict[str, Any] | None:
     return facts_in(path)["figures"] if path.is_file() else None
 
 
+def size_of(folder: Path) -> str:
+    """Which size of its run an exported folder is, by its name there; empty without a card.
+
+    Raises:
+        InputError: the figures behind the card are damaged.
+    """
+    return (figures_of(folder) or {}).get("size", "")
+
+
 @dataclass(frozen=True)
 class Recovered:
     """What training after pruning did."""
