@@ -2,12 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
-from conftest import run_command
+from conftest import SMALL, run_command
 from safetensors.torch import load_file, save_file
 
+from disp_llm.commands.larger import take_weights
+from disp_llm.config.errors import InputError
+from disp_llm.config.parts import MachineConfig
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.models.loading import Holding, load
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 
@@ -113,3 +120,22 @@ def test_only_a_larger_size_of_the_same_run(
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_biases_for_what_is_pruned_are_of_every_size_other_ones(llama_folder, text_file, tmp_path):
+    flags = ("--method", "flap", "--keep", 0.5, 0.8, "--text", text_file, *SMALL)
+    done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "flap")
+    assert done.returncode == 0, done.stderr
+    flags = ("--weights-from", tmp_path / "flap/model-0.8", "--distill", 0)
+    done = recover(tmp_path / "flap/model", text_file, tmp_path / "run", *flags)
+    assert done.returncode == 2
+    assert "--weights-from: cannot be had where biases stand for" in done.stderr
+
+
+def test_weights_in_parts_take_none(small_run, larger):
+    """Each process would have to know which part of which tensor it holds."""
+    folder = str(small_run[0] / "model")
+    config = RecoverConfig(folder, weights_from=str(larger))
+    student = replace(load(folder, MachineConfig(device="cpu")), holding=cast(Holding, object()))
+    with pytest.raises(InputError, match="needs all weights in every process"):
+        take_weights(config, student)
