@@ -43,7 +43,8 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
     stored = stored_config(run.folder)
     machine = MachineConfig(device="cpu", dtype=config.machine.dtype)
     with model_is("teacher"):  # which has its shapes
-        original = load(original_of(folder) or config.teacher, machine, True, empty=True)
+        name = original_of(folder) or config.teacher
+        original = load(name, machine, dense_only=True, empty=True)
     dense = PrunableModel.of(original, sites_of(stored, original.family))
     masks = [_masks_of(run, one, stored, dense) for one in (larger, folder)]
     if not masks[0].kept.sum() > masks[1].kept.sum():
