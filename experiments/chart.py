@@ -74,6 +74,6 @@ def _draw(axes, row: Row, figures: dict[float, float], marker: str, height: floa
         linewidth=2 if row.ours else 1, linestyle="-" if row.ours else (0, (4, 2)),
     )  # fmt: skip
     axes.annotate(
-        f"{row.plain_name}, {row.tokens / 1e3:.0f} k", (last, height),
+        f"{row.plain_name}, {row.tokens_said}", (last, height),
         xytext=(7, 0), textcoords="offset points", va="center", fontsize=7.5, color=color,
     )  # fmt: skip

@@ -84,7 +84,8 @@ class Row:
     """A method in the tables and the chart of README.md."""
 
     name: str
-    tokens: int
+    tokens: tuple[int, int]
+    """The fewest and the most that any of its sizes has read."""
     perplexity: Figures
     """Over the first 16 windows of the WikiText-2 test text."""
     texts: dict[str, Figures]
@@ -96,6 +97,12 @@ class Row:
     def plain_name(self) -> str:
         """The name without marks of Markdown."""
         return self.name.replace("*", "").replace("`", "")
+
+    @property
+    def tokens_said(self) -> str:
+        """`89 k`, or of sizes that read more the smaller they are `997 k to 2.5 M`."""
+        said = (f"{n / 1e3:.0f} k" if n < 1e6 else f"{n / 1e6:.1f} M" for n in self.tokens)
+        return " to ".join(dict.fromkeys(said))
 
     @property
     def ours(self) -> bool:
@@ -117,11 +124,11 @@ def readme_rows() -> list[Row]:
 
 
 def _row(told: dict) -> Row:
-    """A row from the files that `told` names: a variant of an experiment, or several that read
-    equally many tokens, of a size or of a seed each, or in these the rows of a method; or a method
-    of a comparison."""
+    """A row from the files that `told` names: a variant of an experiment, or several, of a size or
+    of a seed each, or in these the rows of a method; or a method of a comparison."""
     models = _models(told)
-    (read,) = {model["tokens_seen"] for model in models}
+    # With what was read by the run that a recovery began with.
+    read = [model["tokens_seen"] + told.get("tokens_before", 0) for model in models]
     seeds: dict[str, list[dict]] = {}
     for model in models:
         size = f"{model.get('keep_asked', round(model['keep'], 2)):g}"
@@ -139,7 +146,7 @@ def _row(told: dict) -> Row:
     texts = {text for model in models for text in model.get("texts", {})}
     return Row(
         name=told["name"],
-        tokens=read + told.get("tokens_before", 0),  # of the run that a recovery began with
+        tokens=(min(read), max(read)),
         perplexity=figures("perplexity"),
         texts={text: figures("perplexity", text) for text in texts},
         general=figures("general_ratio"),
@@ -158,7 +165,7 @@ def _models(told: dict) -> list[dict]:
     if "method" in told:
         return [row for result in chosen for row in _of_method(result, told["method"])]
     return [
-        model | {"tokens_seen": result["tokens_seen"]}
+        model | {"tokens_seen": result["tokens_seen"] + result.get("tokens_before", 0)}
         for result in chosen
         for model in result["models"]
     ]
@@ -182,7 +189,7 @@ def general_table() -> list[str]:
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in reversed(general_rows()):
         cells = [_ratio_said(row, size) for size in sizes]
-        lines.append(f"| {' | '.join([row.name, *cells, f'{row.tokens / 1e3:.0f} k'])} |")
+        lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
     return [*lines, "", page_settings()["general"]["note"].strip()]
 
 
@@ -206,7 +213,7 @@ def readme_table() -> list[str]:
         cells = [
             found[size].said(1) if size in found else "–" for found in figures for size in sizes
         ]
-        lines.append(f"| {' | '.join([row.name, *cells, f'{row.tokens / 1e3:.0f} k'])} |")
+        lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
     return [*lines, "", told["note"].strip()]
 
 
