@@ -66,15 +66,14 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
 
 def _run_of_both(folder: Path, larger: Path) -> Run:
     """The run that two folders are sizes of."""
-    found = [run_of(one) for one in (folder, larger)]
-    runs = {one[0].folder.resolve() if one else None for one in found}
-    if None in runs or len(runs) > 1:
+    found, other = (run_of(one) for one in (folder, larger))
+    if not (found and other and found[0].folder.samefile(other[0].folder)):
         raise InputError(
             f"{larger} is no size of the run that {folder} comes from",
             field="weights_from",
             hint=OTHER,
         )
-    return Run(next(iter(runs)))
+    return found[0]
 
 
 def _masks_of(run: Run, folder: Path, stored: PruneConfig, dense: PrunableModel) -> Masks:
