@@ -68,9 +68,9 @@ def apart(heights: Sequence[float], factor: float) -> list[float]:
 
 def _draw(axes, row: Row, figures: dict[float, float], marker: str, height: float) -> None:
     """One row, with its name at that height beside its smallest size."""
-    color, last = OURS if row.ours else OTHERS, min(figures)
+    color, last, sizes = OURS if row.ours else OTHERS, min(figures), sorted(figures)
     axes.plot(
-        list(figures), list(figures.values()), marker=marker, markersize=5, color=color,
+        sizes, [figures[size] for size in sizes], marker=marker, markersize=5, color=color,
         linewidth=2 if row.ours else 1, linestyle="-" if row.ours else (0, (4, 2)),
     )  # fmt: skip
     axes.annotate(
