@@ -26,15 +26,8 @@ from disp_llm.runs.naming import without_paths_in_message
 HERE = Path(__file__).parent
 KEPT = (
     *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before"),
-    *(
-        "tokens_seen",
-        "tokens_before",
-        "seconds",
-        "peak_memory_bytes",
-        "keep_by_penalty",
-        "curve",
-        "steps",
-    ),
+    *("tokens_seen", "tokens_before", "seconds", "peak_memory_bytes"),
+    *("keep_by_penalty", "curve", "steps"),
 )
 """What is committed of `result.json`, besides the models."""
 

@@ -48,7 +48,7 @@ from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Holding, Loaded
-from disp_llm.models.sharding import gathered
+from disp_llm.models.sharding import Sharding, gathered
 from disp_llm.models.source import fingerprint_of
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
@@ -220,14 +220,10 @@ def _load(
         InputError: one of them is unusable.
     """
     asked, run = job.config, job.run
-    machine = replace(asked.machine, device=str(job.process.device))
     progress = job.count("loading models and text")
     progress(0, 2)
     sharding = sharding_of(job, (inputs, taught))
-    loaded = load_student(asked, machine, inputs, sharding)
-    loaded = loaded.as_recorded(run.result().get("source", {}))
-    if asked.weights_from:
-        loaded = take_weights(asked, loaded)
+    loaded = _student(job, inputs, sharding)
     before = tokens_before(asked)
     # Large data sets are read as far as masks or weights have learned from them: the end of less
     # would be held out.
@@ -265,6 +261,15 @@ def _load(
     for model in models:
         require_positions(model, window, "context")
     return job, loaded, original, texts
+
+
+def _student(job: Job[RecoverConfig], inputs: Inputs, sharding: Sharding | None) -> Loaded:
+    """What is trained, with the weights that training begins with."""
+    config = job.config
+    machine = replace(config.machine, device=str(job.process.device))
+    loaded = load_student(config, machine, inputs, sharding)
+    loaded = loaded.as_recorded(job.run.result().get("source", {}))
+    return take_weights(config, loaded) if config.weights_from else loaded
 
 
 def _export(

@@ -5,7 +5,6 @@ most important entries of one order, so that a larger one has what a smaller kee
 rounded to whole multiples.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -29,7 +28,10 @@ class Carrier:
             dense: the model that was pruned, which may be empty.
         """
         self.dense = dense
-        self.shapes = {name: tensor.shape for name, tensor in dense.model.state_dict().items()}
+        state = dense.model.state_dict()
+        self.empty = {
+            name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()
+        }
 
     def is_size(self, masks: Masks, state: State) -> bool:
         """Whether the tensors of a model have the shapes and indices that the masks give them."""
@@ -39,7 +41,7 @@ class Carrier:
         return all(
             torch.equal(part.kept, state[name].cpu())
             if isinstance(part, Index)
-            else self._places(part).shape == state[name].shape
+            else made(part, self.empty.__getitem__).shape == state[name].shape
             for name, part in parts.items()
         )
 
@@ -55,21 +57,18 @@ class Carrier:
             if isinstance(part, Index) or part.source not in there:
                 continue
             trained, own = larger[1][there[part.source]], smaller[1][name]
-            position = torch.full((self._count(part.source),), -1)
-            position[self._places(of_larger[there[part.source]]).flatten()] = torch.arange(
-                trained.numel()
-            )
+            places = self._places(of_larger[there[part.source]]).flatten()
+            position = torch.full((self.empty[part.source].numel(),), -1)
+            position[places] = torch.arange(len(places))
             found = position[self._places(part)]
             carried = trained.cpu().flatten()[found.clamp(min=0)].to(own)
             own.copy_(torch.where((found >= 0).to(own.device), carried, own))
-
-    def _count(self, source: str) -> int:
-        return math.prod(self.shapes[source])
 
     def _places(self, part: Part) -> Tensor:
         """For every entry of a tensor of a size, which entry of the dense model's tensor it is."""
 
         def numbered(source: str) -> Tensor:
-            return torch.arange(self._count(source)).view(self.shapes[source])
+            like = self.empty[source]
+            return torch.arange(like.numel()).view(like.shape)
 
         return made(part, numbered)
