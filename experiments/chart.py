@@ -7,7 +7,13 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison_tables import Row, general_rows, original_perplexity, readme_rows
+from comparison_tables import (
+    Row,
+    domain_rows,
+    equal_rows,
+    general_rows,
+    original_perplexity,
+)
 
 from disp_llm.reporting.canvas import panels
 
@@ -24,12 +30,12 @@ def draw_lost(path: Path) -> None:
     figure, (general, domain) = panels(11.5, 3.8, TITLES)
     ratios = [
         (row, {float(size): ratio.mean for size, ratio in row.general.items()})
-        for row in general_rows()
+        for row in [*general_rows(), *equal_rows()]
     ]
     _draw_all(general, ratios, 1.0, (1, 1.25, 1.5, 2, 2.5, 3, 4))
     perplexities = [
         (row, {float(size): found.mean for size, found in row.perplexity.items()})
-        for row in readme_rows()
+        for row in domain_rows()
     ]
     _draw_all(domain, perplexities, original_perplexity(), (20, 30, 40, 50, 60, 80))
     figure.savefig(path, dpi=160)

@@ -16,6 +16,8 @@ AS_USED = "tokens-12k.json"
 """The comparison of each method with the text that it is used with."""
 SIZES = ("0.8", "0.7", "0.5")
 """The sizes that README.md compares."""
+FIRST_TOKENS = 16 * 1023
+"""Tokens of the first 16 windows of 1,024 that are predicted."""
 
 
 def figure(model: dict) -> str:
@@ -88,6 +90,8 @@ class Row:
     """The fewest and the most that any of its sizes has read."""
     perplexity: Figures
     """Over the first 16 windows of the WikiText-2 test text."""
+    whole: Figures
+    """Over all of it in windows of 2,048 tokens, where that was measured."""
     texts: dict[str, Figures]
     """Over other texts, where that was measured."""
     general: Figures
@@ -111,21 +115,27 @@ class Row:
 
 
 def original_perplexity() -> float:
-    """The original's, over the same windows as all rows of README.md."""
+    """The original's, over the first windows of the WikiText-2 test text."""
     comparison = compared(AS_USED)
     assert comparison is not None
     return comparison["dense"]["perplexity"]
 
 
-def readme_rows() -> list[Row]:
-    """The rows of README.md, in the order of their perplexity at the smallest size."""
-    rows = [_row(told) for told in page_settings()["readme"]["row"]]
+def domain_rows() -> list[Row]:
+    """What learned from WikiText-2, in the order of perplexity at the smallest size."""
+    rows = [_row(told) for told in page_settings()["domain"]["row"]]
     return sorted(rows, key=lambda row: row.perplexity[SIZES[-1]].mean)
 
 
+def equal_rows() -> list[Row]:
+    """What learned from as many tokens of the mix, the least loss first."""
+    rows = [_row(told) for told in page_settings()["equal"]["row"]]
+    return sorted(rows, key=lambda row: row.general[SIZES[-1]].mean)
+
+
 def _row(told: dict) -> Row:
-    """A row from the files that `told` names: a variant of an experiment, or several, of a size or
-    of a seed each, or in these the rows of a method; or a method of a comparison."""
+    """A row from the experiment that `told` names: one of its variants, or several, of a size or of
+    a seed each; or all rows of a method."""
     models = _models(told)
     # With what was read by the run that a recovery began with.
     read = [model["tokens_seen"] + told.get("tokens_before", 0) for model in models]
@@ -148,6 +158,7 @@ def _row(told: dict) -> Row:
         name=told["name"],
         tokens=(min(read), max(read)),
         perplexity=figures("perplexity"),
+        whole=figures("whole"),
         texts={text: figures("perplexity", text) for text in texts},
         general=figures("general_ratio"),
     )
@@ -155,25 +166,34 @@ def _row(told: dict) -> Row:
 
 def _models(told: dict) -> list[dict]:
     """The models of all seeds, each with the tokens that were read for it."""
-    if "variant" not in told:
-        comparison = compared(told["comparison"])
-        assert comparison is not None, told
-        return _of_method(comparison, told["method"])
     results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
-    named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
-    chosen = [result for result in results if result["name"] in named]
     if "method" in told:
-        return [row for result in chosen for row in _of_method(result, told["method"])]
+        return [row for result in results for row in _of_method(result, told["method"])]
+    named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
     return [
         model | {"tokens_seen": result["tokens_seen"] + result.get("tokens_before", 0)}
-        for result in chosen
+        for result in results
+        if result["name"] in named
         for model in result["models"]
     ]
 
 
 def _of_method(comparison: dict, method: str) -> list[dict]:
-    """The rows of a method that have not failed."""
-    return [row for row in comparison["rows"] if row["method"] == method and row["perplexity"]]
+    """The rows of a method that have not failed. Where the comparison measured on the whole
+    WikiText-2 test text, its first windows are those of the suite."""
+    rows = [row for row in comparison["rows"] if row["method"] == method and row["perplexity"]]
+    return [_with_whole(row) for row in rows] if is_whole_text(comparison) else rows
+
+
+def is_whole_text(comparison: dict) -> bool:
+    """Whether perplexities of a comparison are over more than the first 16 windows."""
+    return comparison["dense"]["tokens"] > FIRST_TOKENS
+
+
+def _with_whole(row: dict) -> dict:
+    first = row["texts"]["WikiText-2"]
+    whole = {"whole": row["perplexity"], "whole_stderr": row["perplexity_stderr"]}
+    return row | whole | {name: first[name] for name in ("perplexity", "perplexity_stderr")}
 
 
 def general_rows() -> list[Row]:
@@ -201,20 +221,37 @@ def _ratio_said(row: Row, size: str) -> str:
     return f"×{ratio.said(2)}" + ("" if ratio.ends else f" ± {ratio.error:.2f}")
 
 
-def readme_table() -> list[str]:
-    """The table of README.md: equal tokens, in the domain and on a text that no row has read."""
-    told, sizes = page_settings()["readme"], (SIZES[0], SIZES[-1])
+def equal_table() -> list[str]:
+    """Of README.md: what each has lost on new documents of the mix, from as many tokens of it."""
+    told, sizes = page_settings()["equal"], (SIZES[0], SIZES[-1])
+    names = ["times the original's", "whole WikiText-2", *told["texts"]]
+    columns = [f"{name}, {size}" for name in names for size in sizes]
+    lines = [f"| {' | '.join(['from as many tokens', *columns, 'tokens'])} |"]
+    lines.append("|---|" + "---:|" * (len(columns) + 1))
+    for row in equal_rows():
+        cells = [_ratio_said(row, size) for size in sizes]
+        figures = [row.whole, *(row.texts.get(text, {}) for text in told["texts"])]
+        cells += _said(figures, sizes)
+        lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
+    return [*lines, "", told["note"].strip()]
+
+
+def domain_table() -> list[str]:
+    """Of docs/results.md: equal tokens of WikiText-2, there and on texts that no row has read."""
+    told, sizes = page_settings()["domain"], (SIZES[0], SIZES[-1])
     names = ["WikiText-2", *told["texts"]]
     columns = [f"{name}, {size}" for name in names for size in sizes]
     lines = [f"| {' | '.join(['perplexity', *columns, 'tokens'])} |"]
     lines.append("|---|" + "---:|" * (len(columns) + 1))
-    for row in readme_rows():
+    for row in domain_rows():
         figures = [row.perplexity, *(row.texts.get(text, {}) for text in told["texts"])]
-        cells = [
-            found[size].said(1) if size in found else "–" for found in figures for size in sizes
-        ]
-        lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
+        lines.append(f"| {' | '.join([row.name, *_said(figures, sizes), row.tokens_said])} |")
     return [*lines, "", told["note"].strip()]
+
+
+def _said(figures: list[Figures], sizes: tuple[str, ...]) -> list[str]:
+    """A cell for each size of each figure."""
+    return [found[size].said(1) if size in found else "–" for found in figures for size in sizes]
 
 
 def results_tables() -> list[str]:
@@ -223,6 +260,10 @@ def results_tables() -> list[str]:
         "## Every setting of one run for all sizes",
         "",
         *headline_table(),
+        "",
+        "## Learned from WikiText-2, at equal tokens",
+        "",
+        *domain_table(),
         "",
         "## Beside other methods, each as it is used",
         "",

@@ -1,49 +1,97 @@
-"""Methods over several seeds, each beside ours of the same seed: a part of docs/reproduce.md."""
+"""Methods over several seeds, each beside ours of the same seed: parts of docs/reproduce.md."""
 
 import statistics
+from collections.abc import Callable
+
+from comparison_tables import is_whole_text
 
 from disp_llm.evaluation.paired import paired_ratio
-
-OURS = "domain"
-"""The method that the others are paired with."""
+from disp_llm.evaluation.suites import Estimate, geometric_mean
 
 
-def seeds_table(results: list[dict]) -> list[str]:
-    """A row for each method and size: perplexities by seed, and how many times ours they are."""
+def seeds_table(results: list[dict], ours: str) -> list[str]:
+    """A row for each method and size: figures by seed, and how many times those of ours they are.
+
+    Args:
+        ours: the method that the others are paired with.
+    """
     rows = [
-        row | {"seed": row["provenance"]["seed"]}
+        row | {"seed": row["provenance"]["seed"], "is_whole": is_whole_text(result)}
         for result in results
         for row in result["rows"]
         if row["error"] is None
     ]
-    columns = "method | keep | perplexity by seed | C4 by seed | times ours of that seed | tokens"
-    lines = [f"| {columns} |", "|---|---:|---|---|---|---:|"]
+    of_a_suite = all(len(row["texts"]) > 1 for row in rows)
+    figures, loss, pair = GENERAL if of_a_suite else DOMAIN
+    columns = ["method", "keep", *figures, "times ours of that seed", "tokens"]
+    lines = [f"| {' | '.join(columns)} |", f"|---|---:|{'---|' * (len(columns) - 3)}---:|"]
     by_place: dict[tuple[str, float], list[dict]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         by_place.setdefault((row["method"], row["keep_asked"]), []).append(row)
-    sizes = sorted({keep for _, keep in by_place}, reverse=True)
-    for keep in sizes:
+    for keep in sorted({keep for _, keep in by_place}, reverse=True):
         of_size = {method: found for (method, size), found in by_place.items() if size == keep}
-        ours = {row["seed"]: row for row in of_size[OURS]}
-        for method, found in sorted(of_size.items(), key=lambda item: _mean(item[1])):
-            others = [] if method == OURS else [_times(row, ours[row["seed"]]) for row in found]
-            cells = [
-                f"`{method}`",
-                f"{keep:g}",
-                " / ".join(f"{row['perplexity']:.2f}" for row in found),
-                " / ".join(f"{row['texts']['C4']['perplexity']:.1f}" for row in found),
-                " / ".join(others) or "–",
-                f"{found[0]['tokens_seen']:,}",
-            ]
+        of_ours = {row["seed"]: row for row in of_size[ours]}
+        for method, found in sorted(of_size.items(), key=lambda item: _mean(item[1], loss)):
+            pairs = [] if method == ours else [pair(row, of_ours[row["seed"]]) for row in found]
+            cells = [f"`{method}`", f"{keep:g}"]
+            cells += [_by_seed(map(figure, found)) for figure in figures.values()]
+            cells += [_by_seed(map(_times, pairs)), f"{found[0]['tokens_seen']:,}"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _mean(rows: list[dict]) -> float:
-    return statistics.mean(row["perplexity"] for row in rows)
+def _mean(rows: list[dict], loss: Callable[[dict], float]) -> float:
+    return statistics.mean(loss(row) for row in rows)
 
 
-def _times(row: dict, ours: dict) -> str:
-    """`×1.127 ± 0.015`, over the same windows."""
-    ratio, error = paired_ratio(row["window_losses"], ours["window_losses"])
-    return f"×{ratio:.3f} ± {error:.3f}"
+def _by_seed(figures) -> str:
+    """`24.51 / 24.14`; nothing known is left out."""
+    return " / ".join(figure for figure in figures if figure) or "–"
+
+
+def _times(pair: Estimate) -> str:
+    """`×1.127 ± 0.015`."""
+    return f"×{pair[0]:.3f} ± {pair[1]:.3f}"
+
+
+def _on(text: str) -> Callable[[dict], str]:
+    return lambda row: f"{row['texts'][text]['perplexity']:.1f}"
+
+
+def _over_the_whole(row: dict) -> str:
+    return f"{row['perplexity']:.2f}" if row["is_whole"] else ""
+
+
+def _pair(row: dict, ours: dict) -> Estimate:
+    """Over the same windows of the text that the table is about."""
+    return paired_ratio(row["window_losses"], ours["window_losses"])
+
+
+def _pair_of_texts(row: dict, ours: dict) -> Estimate:
+    """The geometric mean over the texts of a suite."""
+    texts = ours["texts"].items()
+    return geometric_mean(
+        [paired_ratio(row["texts"][name]["losses"], text["losses"]) for name, text in texts]
+    )
+
+
+DOMAIN = (
+    {
+        "perplexity by seed": lambda row: f"{row['perplexity']:.2f}",
+        "C4 by seed": _on("C4"),
+    },
+    lambda row: row["perplexity"],
+    _pair,
+)
+"""Of one text: the figures of a row, by which of them rows are sorted, and how they are paired."""
+GENERAL = (
+    {
+        "general_ratio by seed": lambda row: f"×{row['general_ratio']:.3f}",
+        "WikiText-2 by seed": _on("WikiText-2"),
+        "C4 by seed": _on("C4"),
+        "whole WikiText-2": _over_the_whole,
+    },
+    lambda row: row["general_ratio"],
+    _pair_of_texts,
+)
+"""Of the texts of a suite, the same."""

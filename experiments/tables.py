@@ -19,10 +19,10 @@ from architectures_page import architectures_page
 from comparison_tables import (
     HERE,
     baselines_page,
+    equal_table,
     figure,
     general_table,
     ratio,
-    readme_table,
     results_tables,
 )
 from file_tree import file_tree
@@ -112,7 +112,7 @@ def section(path: Path) -> list[str]:
     results = json.loads(results_file.read_text())
     if experiment.get("command") == "compare":
         if experiment.get("seeds"):
-            lines += ["### All seeds", "", *seeds_table(results), ""]
+            lines += ["### All seeds", "", *seeds_table(results, experiment["seeds"]), ""]
             lines += [
                 f"Pairs are of the windows' losses in `experiments/results/{path.stem}.json`.",
                 "",
@@ -176,7 +176,7 @@ def main() -> None:
         choose: between_markers(choose, "frontier", choices()),
         specialists: between_markers(specialists, "specialists", specialists_table()),
         readme: between_markers(
-            readme, "results", [*general_table(), "", *readme_table(), *readme_picture()]
+            readme, "results", [*general_table(), "", *equal_table(), *readme_picture()]
         ),
         code: between_markers(code, "files", file_tree(rooms)),
         commands: between_markers(commands, "methods", methods_table()),

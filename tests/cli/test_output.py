@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import platform
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -10,7 +11,7 @@ from contextlib import redirect_stdout
 import pytest
 from conftest import environment, run_command
 
-from disp_llm.cli.main import Once, main
+from disp_llm.cli.main import Once, keep_freed_memory, main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
 from disp_llm.runs.metrics import MetricsLog
@@ -145,3 +146,39 @@ def test_what_holds_for_every_row_is_said_once():
         "keep 0.8 is slow",
         "keep 0.5 is slow",
     ]
+
+
+PAGES_TAKEN = """
+import resource
+
+def taken() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"1") * (1 << 27)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+from disp_llm.cli.main import keep_freed_memory
+
+keep_freed_memory()
+taken()
+print(taken())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc here")
+def test_freed_memory_is_taken_again():
+    """128 MiB are 32,768 pages of 4 KiB."""
+    chosen = {name: value for name, value in environment().items() if not is_allocators(name)}
+    arguments = [sys.executable, "-c", PAGES_TAKEN]
+    done = subprocess.run(arguments, env=chosen, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100
+
+
+@pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])
+def test_an_allocator_that_somebody_has_set_stays(variable, monkeypatch):
+    monkeypatch.setenv(variable, "131072")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("asked for the allocator"))
+    keep_freed_memory()
+
+
+def is_allocators(name: str) -> bool:
+    return name.startswith(("GLIBC_TUNABLES", "MALLOC_"))
