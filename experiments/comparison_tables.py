@@ -18,6 +18,8 @@ SIZES = ("0.8", "0.7", "0.5")
 """The sizes that README.md compares."""
 FIRST_TOKENS = 16 * 1023
 """Tokens of the first 16 windows of 1,024 that are predicted."""
+WHOLE = "WikiText-2, whole"
+"""The WikiText-2 test text in windows of 2,048, beside the first windows of the suite."""
 
 
 def figure(model: dict) -> str:
@@ -90,8 +92,6 @@ class Row:
     """The fewest and the most that any of its sizes has read."""
     perplexity: Figures
     """Over the first 16 windows of the WikiText-2 test text."""
-    whole: Figures
-    """Over all of it in windows of 2,048 tokens, where that was measured."""
     texts: dict[str, Figures]
     """Over other texts, where that was measured."""
     general: Figures
@@ -158,7 +158,6 @@ def _row(told: dict) -> Row:
         name=told["name"],
         tokens=(min(read), max(read)),
         perplexity=figures("perplexity"),
-        whole=figures("whole"),
         texts={text: figures("perplexity", text) for text in texts},
         general=figures("general_ratio"),
     )
@@ -179,21 +178,23 @@ def _models(told: dict) -> list[dict]:
 
 
 def _of_method(comparison: dict, method: str) -> list[dict]:
-    """The rows of a method that have not failed. Where the comparison measured on the whole
-    WikiText-2 test text, its first windows are those of the suite."""
-    rows = [row for row in comparison["rows"] if row["method"] == method and row["perplexity"]]
-    return [_with_whole(row) for row in rows] if is_whole_text(comparison) else rows
+    """The rows of a method that have not failed."""
+    return [row for row in rows_of(comparison) if row["method"] == method and row["perplexity"]]
 
 
-def is_whole_text(comparison: dict) -> bool:
-    """Whether perplexities of a comparison are over more than the first 16 windows."""
-    return comparison["dense"]["tokens"] > FIRST_TOKENS
+def rows_of(comparison: dict) -> list[dict]:
+    """The rows of a comparison. Where it measured on the whole WikiText-2 test text, that stands
+    with the other texts, and the first windows, which its suite has, in its place."""
+    if comparison["dense"]["tokens"] == FIRST_TOKENS:
+        return comparison["rows"]
+    return [_with_whole(row) for row in comparison["rows"]]
 
 
 def _with_whole(row: dict) -> dict:
-    first = row["texts"]["WikiText-2"]
-    whole = {"whole": row["perplexity"], "whole_stderr": row["perplexity_stderr"]}
-    return row | whole | {name: first[name] for name in ("perplexity", "perplexity_stderr")}
+    names = ("perplexity", "perplexity_stderr", "window_losses")
+    first = row["texts"]["WikiText-2"] | {"window_losses": row["texts"]["WikiText-2"]["losses"]}
+    texts = row["texts"] | {WHOLE: {name: row[name] for name in names}}
+    return row | {"texts": texts} | {name: first[name] for name in names}
 
 
 def general_rows() -> list[Row]:
@@ -224,34 +225,35 @@ def _ratio_said(row: Row, size: str) -> str:
 def equal_table() -> list[str]:
     """Of README.md: what each has lost on new documents of the mix, from as many tokens of it."""
     told, sizes = page_settings()["equal"], (SIZES[0], SIZES[-1])
-    names = ["times the original's", "whole WikiText-2", *told["texts"]]
-    columns = [f"{name}, {size}" for name in names for size in sizes]
-    lines = [f"| {' | '.join(['from as many tokens', *columns, 'tokens'])} |"]
-    lines.append("|---|" + "---:|" * (len(columns) + 1))
-    for row in equal_rows():
-        cells = [_ratio_said(row, size) for size in sizes]
-        figures = [row.whole, *(row.texts.get(text, {}) for text in told["texts"])]
-        cells += _said(figures, sizes)
-        lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
-    return [*lines, "", told["note"].strip()]
+    columns = [f"times the original's, {size}" for size in sizes]
+    cells = [[_ratio_said(row, size) for size in sizes] for row in equal_rows()]
+    return _table("from as many tokens", equal_rows(), columns, cells, told)
 
 
 def domain_table() -> list[str]:
     """Of docs/results.md: equal tokens of WikiText-2, there and on texts that no row has read."""
     told, sizes = page_settings()["domain"], (SIZES[0], SIZES[-1])
-    names = ["WikiText-2", *told["texts"]]
-    columns = [f"{name}, {size}" for name in names for size in sizes]
-    lines = [f"| {' | '.join(['perplexity', *columns, 'tokens'])} |"]
-    lines.append("|---|" + "---:|" * (len(columns) + 1))
-    for row in domain_rows():
-        figures = [row.perplexity, *(row.texts.get(text, {}) for text in told["texts"])]
-        lines.append(f"| {' | '.join([row.name, *_said(figures, sizes), row.tokens_said])} |")
+    columns = [f"WikiText-2, {size}" for size in sizes]
+    cells = [_said(row.perplexity, sizes) for row in domain_rows()]
+    return _table("perplexity", domain_rows(), columns, cells, told)
+
+
+def _table(
+    title: str, rows: list[Row], columns: list[str], cells: list[list[str]], told: dict
+) -> list[str]:
+    """Rows with the figures of one kind, then perplexities on the texts that `told` names."""
+    sizes = (SIZES[0], SIZES[-1])
+    columns = [title, *columns, *(f"{name}, {size}" for name in told["texts"] for size in sizes)]
+    lines = [f"| {' | '.join([*columns, 'tokens'])} |", "|---|" + "---:|" * len(columns)]
+    for row, of_row in zip(rows, cells, strict=True):
+        others = [cell for name in told["texts"] for cell in _said(row.texts.get(name, {}), sizes)]
+        lines.append(f"| {' | '.join([row.name, *of_row, *others, row.tokens_said])} |")
     return [*lines, "", told["note"].strip()]
 
 
-def _said(figures: list[Figures], sizes: tuple[str, ...]) -> list[str]:
-    """A cell for each size of each figure."""
-    return [found[size].said(1) if size in found else "–" for found in figures for size in sizes]
+def _said(found: Figures, sizes: tuple[str, ...]) -> list[str]:
+    """A cell for each size."""
+    return [found[size].said(1) if size in found else "–" for size in sizes]
 
 
 def results_tables() -> list[str]:

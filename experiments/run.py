@@ -2,11 +2,12 @@
 
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
-be measured, and `tasks`, which they are to be run on zero-shot. `command` names another command
-than `prune`: `recover`, or `compare`, whose result is what `compare.json` holds. A variant that has
-finished is not run again unless its flags have changed; one that was interrupted goes on. Only the
-results are committed, the run folders are not. Each states its command, and the commit of disp-llm,
-seed, versions, hardware and date of the run that it comes from; so does every size or row in it.
+be measured (a variant may have its own), and `tasks`, which they are to be run on zero-shot.
+`command` names another command than `prune`: `recover`, or `compare`, whose result is what
+`compare.json` holds. A variant that has finished is not run again unless its flags have changed;
+one that was interrupted goes on. Only the results are committed, the run folders are not. Each
+states its command, and the commit of disp-llm, seed, versions, hardware and date of the run that it
+comes from; so does every size or row in it.
 
     python experiments/run.py estimators [--only NAME ...] [--runs runs/experiments]
 """
@@ -40,14 +41,21 @@ def command_of(variant: dict, experiment: dict) -> str:
 
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     """Whether it is of these flags, with all that the experiment wants to know of its models."""
+    if result.get("command") != command_of(variant, experiment):
+        return False
+    texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
-        whole = all(row["error"] is None or not row.get("weights") for row in result["rows"])
-        return whole and result.get("command") == command_of(variant, experiment)
-    texts = set(experiment.get("texts", {}))
-    return result.get("command") == command_of(variant, experiment) and all(
+        made = [row for row in result["rows"] if row["error"] is None or row.get("weights")]
+        return all(row["error"] is None and texts <= set(row.get("texts", {})) for row in made)
+    return all(
         texts <= set(model.get("texts", {})) and ("tasks" in model) >= ("tasks" in experiment)
         for model in result["models"]
     )
+
+
+def texts_of(variant: dict, experiment: dict) -> dict[str, str]:
+    """The files that its models are also measured on, by name."""
+    return variant.get("texts", experiment.get("texts", {}))
 
 
 def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
@@ -74,18 +82,21 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}
     if "rows" in found:
-        return {"name": variant["name"], "command": stated} | of_comparison(found, stated)
+        told = of_comparison(found, stated)
+        measure_rows(told, folder, variant, experiment)
+        return {"name": variant["name"], "command": stated} | told
     kept = {"command": stated} | {key: found[key] for key in KEPT if key in found}
     if "resumed" in kept:
         kept["resumed"] = [stated_by(stated, attempt) for attempt in kept["resumed"]]
     recovered = "before" in found
     made = [found["model"]] if recovered else found["models"]
-    models = [one | measure(one["folder"], experiment) for one in made]
+    texts, tasks = texts_of(variant, experiment), experiment.get("tasks", "")
+    models = [one | measure(one["folder"], texts, tasks) for one in made]
     for model in models:
         del model["folder"]  # a path of the machine that it ran on
         if "provenance" in model:
             model["provenance"] = stated_by(stated, model["provenance"])
-    kept["before" if recovered else "dense"] |= measure(found["source"]["model"], experiment)
+    kept["before" if recovered else "dense"] |= measure(found["source"]["model"], texts, tasks)
     kept["source"] = named_source(found["source"])
     return {"name": variant["name"], **kept, "models": models}
 
@@ -110,6 +121,25 @@ def of_comparison(found: dict, command: str) -> dict:
     return found | {"asked": asked, "rows": rows, "dense": dense, "source": source}
 
 
+def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict) -> None:
+    """Adds to a comparison what its original and its exported models have on the other texts."""
+    texts = texts_of(variant, experiment)
+    if not texts:
+        return
+    places = [exported(folder, row) for row in comparison["rows"]]
+    models = [comparison["asked"]["model"], *places]
+    for told, place in zip([comparison["dense"], *comparison["rows"]], models, strict=True):
+        if place is not None:
+            told["texts"] = told.get("texts", {}) | measure(str(place), texts, "")["texts"]
+
+
+def exported(folder: Path, row: dict) -> Path | None:
+    """Where a comparison has left the model of a row; None of a baseline, which leaves none."""
+    keep, run = f"{row['keep_asked']:g}", folder / row["method"]
+    places = (run / f"keep-{keep}" / "model", run / f"model-{keep}", run / "model")
+    return next((place for place in places if place.is_dir()), None)
+
+
 def named_source(source: dict) -> dict:
     """The same with names of files in place of where this machine has them."""
     keys = ("model", "text", "eval_text")
@@ -124,18 +154,18 @@ def _named(source: str) -> str:
     return path.name if path.is_file() else source
 
 
-def measure(model: str, experiment: dict) -> dict:
+def measure(model: str, texts: dict[str, str], tasks: str) -> dict:
     """What the experiment wants to know of a model beside its perplexity on the evaluation text:
     perplexity on other texts, zero-shot accuracies and their average."""
     measured: dict = {}
-    for name, file in experiment.get("texts", {}).items():
+    for name, file in texts.items():
         found = evaluate(model, f"--text {file}")
         figures = ("perplexity", "perplexity_stderr", "tokens", "window_losses", "window_tokens")
         measured.setdefault("texts", {})[name] = {
             key: found[key] for key in figures if key in found
         }
-    if "tasks" in experiment:
-        found = evaluate(model, f"--tasks {experiment['tasks']}")
+    if tasks:
+        found = evaluate(model, f"--tasks {tasks}")
         measured["tasks"] = found["tasks"] | {"average": found["average"]}
     return measured
 

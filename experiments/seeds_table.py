@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable
 
-from comparison_tables import is_whole_text
+from comparison_tables import WHOLE, rows_of
 
 from disp_llm.evaluation.paired import paired_ratio
 from disp_llm.evaluation.suites import Estimate, geometric_mean
@@ -16,9 +16,9 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
         ours: the method that the others are paired with.
     """
     rows = [
-        row | {"seed": row["provenance"]["seed"], "is_whole": is_whole_text(result)}
+        row | {"seed": row["provenance"]["seed"]}
         for result in results
-        for row in result["rows"]
+        for row in rows_of(result)
         if row["error"] is None
     ]
     of_a_suite = all(len(row["texts"]) > 1 for row in rows)
@@ -55,11 +55,7 @@ def _times(pair: Estimate) -> str:
 
 
 def _on(text: str) -> Callable[[dict], str]:
-    return lambda row: f"{row['texts'][text]['perplexity']:.1f}"
-
-
-def _over_the_whole(row: dict) -> str:
-    return f"{row['perplexity']:.2f}" if row["is_whole"] else ""
+    return lambda row: f"{row['texts'][text]['perplexity']:.1f}" if text in row["texts"] else ""
 
 
 def _pair(row: dict, ours: dict) -> Estimate:
@@ -69,10 +65,9 @@ def _pair(row: dict, ours: dict) -> Estimate:
 
 def _pair_of_texts(row: dict, ours: dict) -> Estimate:
     """The geometric mean over the texts of a suite."""
-    texts = ours["texts"].items()
-    return geometric_mean(
-        [paired_ratio(row["texts"][name]["losses"], text["losses"]) for name, text in texts]
-    )
+    texts = [name for name in ours["texts"] if name != WHOLE]
+    losses = [(row["texts"][name]["losses"], ours["texts"][name]["losses"]) for name in texts]
+    return geometric_mean([paired_ratio(*both) for both in losses])
 
 
 DOMAIN = (
@@ -89,7 +84,7 @@ GENERAL = (
         "general_ratio by seed": lambda row: f"×{row['general_ratio']:.3f}",
         "WikiText-2 by seed": _on("WikiText-2"),
         "C4 by seed": _on("C4"),
-        "whole WikiText-2": _over_the_whole,
+        WHOLE: _on(WHOLE),
     },
     lambda row: row["general_ratio"],
     _pair_of_texts,

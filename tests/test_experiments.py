@@ -198,3 +198,71 @@ def test_a_row_of_several_seeds_has_their_mean_and_their_ends(experiments):
     said = tables._ratio_said(row, "0.5")
     assert said == f"×{sum(halves) / len(halves):.2f} ({min(halves):.2f} to {max(halves):.2f})"
     assert tables._ratio_said(tables._row(told | {"variant": seeds[0]["name"]}), "0.4") == "–"
+
+
+def test_models_that_a_comparison_has_left_are_measured_on_other_texts(
+    experiments, compared, tmp_path, monkeypatch
+):
+    """Of a run for all sizes, and of one a size; what leaves no folder has no such figure."""
+    run, _ = experiments
+    told = run.of_comparison(compared, "disp-llm compare m")
+    places = [tmp_path / "learned" / "model", tmp_path / "flap" / "keep-0.5" / "model"]
+    for place in places:
+        place.mkdir(parents=True)
+    asked = []
+
+    def evaluate(model: str, flags: str) -> dict:
+        asked.append((model, flags))
+        return {"perplexity": 10.0 * len(asked), "tokens": 5, "seconds": 1}
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    variant = {"name": "v", "flags": "", "texts": {"whole": "w.txt --windows 0"}}
+    run.measure_rows(told, tmp_path, variant, {"common": "m"})
+    models = ["some/model", *map(str, places)]
+    assert asked == [(model, "--text w.txt --windows 0") for model in models]
+    assert told["dense"]["texts"]["whole"] == {"perplexity": 10.0, "tokens": 5}
+    found = {row["method"]: row.get("texts", {}).get("whole") for row in told["rows"]}
+    assert found["learned"]["perplexity"] == 20.0
+    assert found["flap"]["perplexity"] == 30.0
+    assert found["greedy"] is None
+
+
+def of_seed(seed: int, rows: dict[str, tuple[list[float], list[float]]], whole: bool) -> dict:
+    """A comparison on two texts of two windows: losses of each method on C4 and WikiText-2, and on
+    another window of the whole of that."""
+    made = []
+    for method, (c4, wikitext) in rows.items():
+        texts = {
+            name: {"losses": losses, "perplexity": 10.0 * sum(losses), "perplexity_stderr": 1.0}
+            for name, losses in (("C4", c4), ("WikiText-2", wikitext))
+        }
+        made.append(
+            {
+                "method": method, "keep_asked": 0.5, "error": None, "texts": texts,
+                "general_ratio": sum(c4), "tokens_seen": 89_088, "provenance": {"seed": seed},
+                "perplexity": 77.7 if whole else 66.6, "perplexity_stderr": 1.0,
+                "window_losses": [3.0] if whole else wikitext,
+            }
+        )  # fmt: skip
+    return {"rows": made, "dense": {"tokens": 2047 if whole else 16 * 1023}}
+
+
+def test_methods_of_several_seeds_are_paired_with_ours_of_the_same_seed(experiments):
+    """In the geometric mean over the texts of a suite, of which the whole of one is none."""
+    from seeds_table import seeds_table
+
+    ours = ([1.0, 1.0], [2.0, 2.0])
+    other = ([1.2, 1.2], [2.4, 2.4])  # ×exp(0.2) and ×exp(0.4): ×exp(0.3) = ×1.350
+    results = [
+        of_seed(0, {"mine": ours, "theirs": other}, whole=True),
+        of_seed(1, {"theirs": other, "mine": other}, whole=False),
+    ]
+    heading, _, first, second = seeds_table(results, "mine")
+    assert heading.startswith(
+        "| method | keep | general_ratio by seed | WikiText-2 by seed | C4 by"
+    )
+    assert (
+        first
+        == "| `mine` | 0.5 | ×2.000 / ×2.400 | 40.0 / 48.0 | 20.0 / 24.0 | 77.7 | – | 89,088 |"
+    )
+    assert "| 77.7 | ×1.350 ± 0.000 / ×1.000 ± 0.000 |" in second
