@@ -7,13 +7,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison_tables import (
-    Row,
-    domain_rows,
-    equal_rows,
-    general_rows,
-    original_perplexity,
-)
+from comparison_tables import Row, domain_rows, mix_rows, original_perplexity
 
 from disp_llm.reporting.canvas import panels
 
@@ -30,7 +24,7 @@ def draw_lost(path: Path) -> None:
     figure, (general, domain) = panels(11.5, 3.8, TITLES)
     ratios = [
         (row, {float(size): ratio.mean for size, ratio in row.general.items()})
-        for row in [*general_rows(), *equal_rows()]
+        for row in [*reversed(mix_rows("general")), *mix_rows("equal")]
     ]
     _draw_all(general, ratios, 1.0, (1, 1.25, 1.5, 2, 2.5, 3, 4))
     perplexities = [

@@ -16,6 +16,8 @@ AS_USED = "tokens-12k.json"
 """The comparison of each method with the text that it is used with."""
 SIZES = ("0.8", "0.7", "0.5")
 """The sizes that README.md compares."""
+ENDS = (SIZES[0], SIZES[-1])
+"""Those of tables with several figures of each."""
 FIRST_TOKENS = 16 * 1023
 """Tokens of the first 16 windows of 1,024 that are predicted."""
 WHOLE = "WikiText-2, whole"
@@ -127,9 +129,9 @@ def domain_rows() -> list[Row]:
     return sorted(rows, key=lambda row: row.perplexity[SIZES[-1]].mean)
 
 
-def equal_rows() -> list[Row]:
-    """What learned from as many tokens of the mix, the least loss first."""
-    rows = [_row(told) for told in page_settings()["equal"]["row"]]
+def mix_rows(table: str) -> list[Row]:
+    """The rows of a table of README.md on new documents of the mix, the least loss first."""
+    rows = [_row(told) for told in page_settings()[table]["row"]]
     return sorted(rows, key=lambda row: row.general[SIZES[-1]].mean)
 
 
@@ -197,18 +199,13 @@ def _with_whole(row: dict) -> dict:
     return row | {"texts": texts} | {name: first[name] for name in names}
 
 
-def general_rows() -> list[Row]:
-    """The rows of README.md on new documents of the mix, the least loss last."""
-    rows = [_row(told) for told in page_settings()["general"]["row"]]
-    return sorted(rows, key=lambda row: -row.general[SIZES[-1]].mean)
-
-
 def general_table() -> list[str]:
     """How many times the original's perplexity each has, over texts that it did not learn from."""
-    sizes = sorted({size for row in general_rows() for size in row.general}, reverse=True)
+    rows = mix_rows("general")
+    sizes = sorted({size for row in rows for size in row.general}, reverse=True)
     columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes), "tokens"]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
-    for row in reversed(general_rows()):
+    for row in rows:
         cells = [_ratio_said(row, size) for size in sizes]
         lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
     return [*lines, "", page_settings()["general"]["note"].strip()]
@@ -224,36 +221,34 @@ def _ratio_said(row: Row, size: str) -> str:
 
 def equal_table() -> list[str]:
     """Of README.md: what each has lost on new documents of the mix, from as many tokens of it."""
-    told, sizes = page_settings()["equal"], (SIZES[0], SIZES[-1])
-    columns = [f"times the original's, {size}" for size in sizes]
-    cells = [[_ratio_said(row, size) for size in sizes] for row in equal_rows()]
-    return _table("from as many tokens", equal_rows(), columns, cells, told)
+    rows = mix_rows("equal")
+    cells = [[_ratio_said(row, size) for size in ENDS] for row in rows]
+    return _table("from as many tokens", "times the original's", rows, cells, "equal")
 
 
 def domain_table() -> list[str]:
     """Of docs/results.md: equal tokens of WikiText-2, there and on texts that no row has read."""
-    told, sizes = page_settings()["domain"], (SIZES[0], SIZES[-1])
-    columns = [f"WikiText-2, {size}" for size in sizes]
-    cells = [_said(row.perplexity, sizes) for row in domain_rows()]
-    return _table("perplexity", domain_rows(), columns, cells, told)
+    rows = domain_rows()
+    cells = [_said(row.perplexity) for row in rows]
+    return _table("perplexity", "WikiText-2", rows, cells, "domain")
 
 
 def _table(
-    title: str, rows: list[Row], columns: list[str], cells: list[list[str]], told: dict
+    title: str, figure: str, rows: list[Row], cells: list[list[str]], table: str
 ) -> list[str]:
-    """Rows with the figures of one kind, then perplexities on the texts that `told` names."""
-    sizes = (SIZES[0], SIZES[-1])
-    columns = [title, *columns, *(f"{name}, {size}" for name in told["texts"] for size in sizes)]
+    """Rows with the cells of one figure, then perplexities on the texts of the table's settings."""
+    told = page_settings()[table]
+    columns = [title, *(f"{name}, {size}" for name in (figure, *told["texts"]) for size in ENDS)]
     lines = [f"| {' | '.join([*columns, 'tokens'])} |", "|---|" + "---:|" * len(columns)]
     for row, of_row in zip(rows, cells, strict=True):
-        others = [cell for name in told["texts"] for cell in _said(row.texts.get(name, {}), sizes)]
+        others = [cell for name in told["texts"] for cell in _said(row.texts.get(name, {}))]
         lines.append(f"| {' | '.join([row.name, *of_row, *others, row.tokens_said])} |")
     return [*lines, "", told["note"].strip()]
 
 
-def _said(found: Figures, sizes: tuple[str, ...]) -> list[str]:
+def _said(found: Figures) -> list[str]:
     """A cell for each size."""
-    return [found[size].said(1) if size in found else "–" for size in sizes]
+    return [found[size].said(1) if size in found else "–" for size in ENDS]
 
 
 def results_tables() -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 import pytest
 from conftest import environment, run_command
 
-from disp_llm.cli.main import Once, keep_freed_memory, main
+from disp_llm.cli.main import ALLOCATOR_VARIABLES, Once, keep_freed_memory, main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
 from disp_llm.runs.metrics import MetricsLog
@@ -167,7 +167,7 @@ print(taken())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc here")
 def test_freed_memory_is_taken_again():
     """128 MiB are 32,768 pages of 4 KiB."""
-    chosen = {name: value for name, value in environment().items() if not is_allocators(name)}
+    chosen = {k: value for k, value in environment().items() if k not in ALLOCATOR_VARIABLES}
     arguments = [sys.executable, "-c", PAGES_TAKEN]
     done = subprocess.run(arguments, env=chosen, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100
@@ -178,7 +178,3 @@ def test_an_allocator_that_somebody_has_set_stays(variable, monkeypatch):
     monkeypatch.setenv(variable, "131072")
     monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("asked for the allocator"))
     keep_freed_memory()
-
-
-def is_allocators(name: str) -> bool:
-    return name.startswith(("GLIBC_TUNABLES", "MALLOC_"))

@@ -24,7 +24,8 @@ INTERRUPTED = 130
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
 """Of glibc's `mallopt`."""
-ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD", "MALLOC_MMAP_THRESHOLD")
+ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+"""By which a user sets the same."""
 
 MODULES = {"eval": "evaluate", "save": "share", "push": "share"}
 """The file of a command where it does not bear the command's name."""
@@ -202,7 +203,7 @@ def keep_freed_memory() -> None:
     of 2,048 tokens (docs/experiment-log.md, "Idle threads"). Whoever has set the allocator by its
     own variables keeps that.
     """
-    set_already = any(name.startswith(ALLOCATOR_VARIABLES) for name in os.environ)
+    set_already = any(name in os.environ for name in ALLOCATOR_VARIABLES)
     if platform.libc_ver()[0] == "glibc" and not set_already:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, INT_MAX)
