@@ -122,3 +122,14 @@ def test_doctor_counts_what_a_token_uses(mixture):
     assert done.returncode == 0, done.stderr
     size = json.loads(done.stdout)["sizes"][0]
     assert size["active_block_parameters"] < size["block_parameters"]
+
+
+def test_doctor_names_the_widths_of_blocks_that_differ(mixture):
+    done = run_command("doctor", mixture)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("entries of"))
+    config = json.loads((mixture / "config.json").read_text())
+    experts = config["moe_intermediate_size"] * config["num_local_experts"]
+    widths = sorted((config["intermediate_size"], experts))
+    assert f"attn_in {config['hidden_size']}, " in line
+    assert "mlp_mid {:,} to {:,}".format(*widths) in line

@@ -65,9 +65,13 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
     return result
 
 
-def sites(layout: Layout) -> dict[str, int]:
-    """Entries of each site in the first block."""
-    return dict(zip(layout.sites, layout.blocks[0].lengths, strict=True))
+def sites(layout: Layout) -> dict[str, list[int]]:
+    """Entries of each site, in the block that has least and in the one that has most: none is 0."""
+    by_block = zip(*(block.lengths for block in layout.blocks), strict=True)
+    return {
+        name: [min(lengths), max(lengths)]
+        for name, lengths in zip(layout.sites, by_block, strict=True)
+    }
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:

@@ -39,7 +39,11 @@ def show_examination(result: dict[str, Any]) -> None:
     if result["other_parameters"]:
         parts = ", ".join(f"{name} {n:,}" for name, n in result["other_parameters"].items())
         say(f"pruned is the language model; parameters that stay: {parts}")
-    say("sites of a block: " + ", ".join(f"{name} {n}" for name, n in result["sites"].items()))
+    widths = (
+        f"{name} {least:,}" + (f" to {most:,}" if most > least else "")
+        for name, (least, most) in result["sites"].items()
+    )
+    say(f"entries of a block's sites: {', '.join(widths)}")
     names = ("keep", "of all parameters", "block parameters", "all parameters", "weights")
     table = new_table((*names, "block GFLOPs a token"), left=())
     for size in result["sizes"]:
