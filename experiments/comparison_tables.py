@@ -185,11 +185,15 @@ def _of_method(comparison: dict, method: str) -> list[dict]:
 
 
 def rows_of(comparison: dict) -> list[dict]:
-    """The rows of a comparison. Where it measured on the whole WikiText-2 test text, that stands
-    with the other texts, and the first windows, which its suite has, in its place."""
-    if comparison["dense"]["tokens"] == FIRST_TOKENS:
-        return comparison["rows"]
-    return [_with_whole(row) for row in comparison["rows"]]
+    """The rows of a comparison, with all the texts that they were measured on. Where it measured on
+    the whole WikiText-2 test text, that is one of them, and the first windows, which its suite has,
+    stand in its place."""
+    first = comparison["dense"]["tokens"] == FIRST_TOKENS
+    return [_with_other_texts(row) if first else _with_whole(row) for row in comparison["rows"]]
+
+
+def _with_other_texts(row: dict) -> dict:
+    return row | {"texts": row.get("texts", {}) | row.get("other_texts", {})}
 
 
 def _with_whole(row: dict) -> dict:

@@ -7,8 +7,8 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 import json
 from dataclasses import dataclass
 
-from comparison_tables import HERE
-from machines import origin_of_rows
+from comparison_tables import HERE, figure, ratio
+from machines import origin_of_rows, origins
 
 from disp_llm.config.names import DENSE, OURS
 from disp_llm.reporting.comparison import markdown
@@ -17,6 +17,7 @@ from disp_llm.reporting.frontier import COSTS, Frontier, Point, frontier_lines
 RESULTS = HERE / "results" / "frontier.json"
 QUANTISED = HERE.parent / "benchmarks" / "results" / "quantise.json"
 COMMAND = "make experiments/frontier"
+MODES = ("eager", "compiled")
 WANTED = {
     "prefill": "a prompt is to take less time",
     "decode": "a token is to take less time",
@@ -27,6 +28,15 @@ WANTED = {
 NAMES = """\
 `learned` is ours by block parameters, `latency 0.65` ours at 65 % of the original's time of a
 prompt; the other names are those of [the methods](commands.md#methods)."""
+
+COSTS_OF_ROUNDING = {
+    "int8": "",
+    "int4": """ The file that the original is unpacked from was rounded in groups of 32 \
+inputs, as int4 is, so to round it again costs next to nothing. *Reordered* has the same weights \
+with the channels in another order ([benchmarks/reorder.py](../benchmarks/reorder.py)): the same \
+function in other groups, as in a model whose file nobody had rounded, and as in a pruned one.""",
+}
+"""Kinds of weights, and what explains what they cost."""
 
 TO_TAKE = """\
 Beside each model of another method stands the best of ours, or of the original in int8 or int4,
@@ -141,61 +151,68 @@ def _said(own: Point | None, other: Point) -> str:
 
 
 def quantising() -> list[str]:
-    """Dense and pruned in three kinds of weights, from the benchmark of one pruned model."""
+    """Models in three kinds of weights, from the benchmark."""
     found = json.loads(QUANTISED.read_text())
     lines = [
-        "| model | weights | MB | perplexity | decode, eager | decode, compiled |",
-        "|---|---|---:|---:|---:|---:|",
+        "| model | weights | MB | times the original's | WikiText-2 | decode, eager "
+        "| decode, compiled | nothing as small loses less |",
+        "|---|---|---:|---:|---:|---:|---:|:-:|",
     ]
-    of = found.get("pruned", {"keep": 0.5, "scaled": False, "adapter_rank": 0})
-    pruned = f"keep {of['keep']:.3g}"
-    if not of["scaled"] and not of["adapter_rank"]:
-        pruned += ", masks only"
+    front = [id(row) for row in front_of_bytes(found["rows"])]
     for row in found["rows"]:
-        name = "original" if row["model"] == "dense" else pruned
-        error = row["perplexity_stderr"]
-        modes = (row.get(mode) for mode in ("eager", "compiled"))
-        speeds = " | ".join(f"×{mode['speedup']:.2f}" if mode else "–" for mode in modes)
-        lines.append(
-            f"| {name} | {row['weights']} | {row['bytes'] / 1e6:.1f} | "
-            f"{row['perplexity']:.2f} ± {error:.2f} | {speeds} |"
-        )
+        speeds = (f"×{row[mode]['speedup']:.2f}" if mode in row else "" for mode in MODES)
+        cells = [row["model"], row["weights"], f"{row['bytes'] / 1e6:.1f}", ratio(row)]
+        cells += [figure(row["texts"]["WikiText-2"]), *speeds]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if id(row) in front else ''} |")
     note = (
-        "Speed of one token after 128, as a multiple of the original's in bfloat16 in the same "
-        f"mode ({found['hardware']['cpu']}; [benchmarks/quantise.py](../benchmarks/quantise.py))."
+        "Times the original's perplexity: geometric mean over the texts of "
+        "[texts.toml](../experiments/suites/texts.toml), of which WikiText-2 is one. Keep 0.8 and "
+        "0.5 are the models of the first row of [what is lost](../README.md#what-is-lost), widths "
+        "in 32s. By torchao: int8 with a scale a row, int4 in groups of 32, nothing calibrated "
+        "(`disp-llm quantise --to int4 --text` is, [how](use-the-result.md#quantise)). Speed of "
+        "one token after 128, as a multiple of the original's in bfloat16 in the same mode; what "
+        f"has the original's shapes has its speed. {origins([found])} `{found['command']}`."
     )
     return [*lines, "", note]
 
 
+def front_of_bytes(rows: list[dict]) -> list[dict]:
+    """What loses less than all that takes as many bytes or fewer, the largest first."""
+    front: list[dict] = []
+    for row in sorted(rows, key=lambda row: (row["bytes"], row["general_ratio"])):
+        if not front or row["general_ratio"] < front[-1]["general_ratio"]:
+            front.append(row)
+    return front[::-1]
+
+
 def when(found: Measured | None) -> list[str]:
     """What follows of the numbers: when to prune, when to quantise, when both."""
-    rows = {
-        (row["model"], row["weights"]): row for row in json.loads(QUANTISED.read_text())["rows"]
-    }
-
-    def said(model: str, weights: str) -> str:
-        row = rows[model, weights]
-        return f"{row['perplexity']:.1f} at {row['bytes'] / 1e6:.0f} MB"
-
-    least_dense = min((rows["dense", kind] for kind in ("bf16", "int8", "int4")), key=_bytes)
+    rows = json.loads(QUANTISED.read_text())["rows"]
+    front = "; ".join(
+        f"{_named(row)} ×{row['general_ratio']:.2f} at {row['bytes'] / 1e6:.0f} MB"
+        for row in front_of_bytes(rows)
+    )
     lines = [
-        "- **Memory alone: quantise first.** The original in int4 has "
-        f"{said('dense', 'int4')}, where keep 0.5 in bfloat16 has {said('pruned', 'bf16')}. "
-        "The weights of this original lie on a grid of 4 to 6 bits already (it is unpacked from a "
-        "GGUF file), so int4 costs it next to nothing; another one may lose more.",
-        "- **Smaller than int4: both.** Nothing dense is below "
-        f"{_bytes(least_dense) / 1e6:.0f} MB; keep 0.5 in int4 has {said('pruned', 'int4')}, in "
-        f"int8 {said('pruned', 'int8')}.",
+        "- **Memory alone: quantise first, and prune what is then still too large.** The least "
+        f"that is lost at a size, largest first: {front}. *Trained alike* is the original after "
+        "the training that the pruned models have had, which is what they are to be set against."
     ]
-    packed = max(rows.values(), key=lambda row: row["eager"]["speedup"])
-    named = "the original" if packed["model"] == "dense" else "keep 0.5"
-    int8 = rows["dense", "int8"]
+    for kind, why in COSTS_OF_ROUNDING.items():
+        costs = ", ".join(
+            f"{row['model']} ×{row['general_ratio'] / full['general_ratio']:.3f}"
+            for full, row in _of_kind(rows, kind)
+        )
+        lines.append(
+            f"- **What {kind} costs**, as a multiple of the same in bfloat16: {costs}.{why}"
+        )
+    timed = [row for row in rows if all(mode in row for mode in MODES)]
+    fastest = {mode: max(timed, key=lambda row: row[mode]["speedup"]) for mode in MODES}
+    said = ", ".join(
+        f"{mode} {_named(row)} (×{row[mode]['speedup']:.2f})" for mode, row in fastest.items()
+    )
     lines.append(
-        f"- **Time of a token: quantise.** Eager, {named} in {packed['weights']} is the fastest of "
-        f"these (×{packed['eager']['speedup']:.2f}); the original in int8 has "
-        f"×{int8['eager']['speedup']:.2f} eager, where weights are unpacked for each product, and "
-        f"×{int8['compiled']['speedup']:.2f} compiled, each against the original in the same mode. "
-        "The others were not compiled when they were timed, and are to be timed anew."
+        f"- **Time of a token.** The fastest: {said}, each against the original in bfloat16 in "
+        "the same mode. Eager, int8 unpacks its weights for each product."
     )
     if found is None:
         return lines
@@ -212,5 +229,11 @@ def when(found: Measured | None) -> list[str]:
     return lines
 
 
-def _bytes(row: dict) -> int:
-    return row["bytes"]
+def _named(row: dict) -> str:
+    return f"{row['model']} in {row['weights']}"
+
+
+def _of_kind(rows: list[dict], kind: str) -> list[tuple[dict, dict]]:
+    """Every model in bfloat16 beside itself in that kind of weights."""
+    full = {row["model"]: row for row in rows if row["weights"] == "bf16"}
+    return [(full[row["model"]], row) for row in rows if row["weights"] == kind]

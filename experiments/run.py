@@ -47,7 +47,9 @@ def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
         made = [row for row in result["rows"] if row["error"] is None or row.get("weights")]
-        return all(row["error"] is None and texts <= set(row.get("texts", {})) for row in made)
+        return all(
+            row["error"] is None and texts <= set(row.get("other_texts", {})) for row in made
+        )
     return all(
         texts <= set(model.get("texts", {})) and ("tasks" in model) >= ("tasks" in experiment)
         for model in result["models"]
@@ -123,7 +125,8 @@ def of_comparison(found: dict, command: str) -> dict:
 
 
 def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict) -> None:
-    """Adds to a comparison what its original and its exported models have on the other texts."""
+    """Adds to a comparison what its original and its exported models have on the other texts: as
+    `other_texts`, since `texts` are those of its suite."""
     texts = texts_of(variant, experiment)
     if not texts:
         return
@@ -132,7 +135,7 @@ def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict
     models = [comparison["asked"]["model"], *places]
     for told, place in zip([comparison["dense"], *comparison["rows"]], models, strict=True):
         if place is not None:
-            told["texts"] = told.get("texts", {}) | measure(str(place), texts, "")["texts"]
+            told["other_texts"] = measure(str(place), texts, "")["texts"]
 
 
 def exported(folder: Path, row: dict, first: str) -> Path | None:

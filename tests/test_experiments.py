@@ -220,8 +220,8 @@ def test_models_that_a_comparison_has_left_are_measured_on_other_texts(
     run.measure_rows(told, tmp_path, variant, {"common": "m"})
     models = ["some/model", *map(str, places)]
     assert asked == [(model, "--text w.txt --windows 0") for model in models]
-    assert told["dense"]["texts"]["whole"] == {"perplexity": 10.0, "tokens": 5}
-    found = {row["method"]: row.get("texts", {}).get("whole") for row in told["rows"]}
+    assert told["dense"]["other_texts"]["whole"] == {"perplexity": 10.0, "tokens": 5}
+    found = {row["method"]: row.get("other_texts", {}).get("whole") for row in told["rows"]}
     assert found["learned"]["perplexity"] == 20.0
     assert found["flap"]["perplexity"] == 30.0
     assert found["greedy"] is None
