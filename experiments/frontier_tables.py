@@ -195,7 +195,8 @@ def when(found: Measured | None) -> list[str]:
     lines = [
         "- **Memory alone: quantise first, and prune what is then still too large.** The least "
         f"that is lost at a size, largest first: {front}. *Trained alike* is the original after "
-        "the training that the pruned models have had, which is what they are to be set against."
+        "500 k tokens of `recover`'s training, which the pruned models have had too, beside what "
+        "they learned before: they are to be set against that."
     ]
     for kind, why in COSTS_OF_ROUNDING.items():
         costs = ", ".join(

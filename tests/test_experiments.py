@@ -266,3 +266,14 @@ def test_methods_of_several_seeds_are_paired_with_ours_of_the_same_seed(experime
         == "| `mine` | 0.5 | ×2.000 / ×2.400 | 40.0 / 48.0 | 20.0 / 24.0 | 77.7 | – | 89,088 |"
     )
     assert "| 77.7 | ×1.350 ± 0.000 / ×1.000 ± 0.000 |" in second
+
+
+def test_what_is_on_the_front_of_bytes_loses_less_than_all_that_is_as_small(experiments):
+    from frontier_tables import front_of_bytes
+
+    def row(size: int, lost: float) -> dict:
+        return {"bytes": size, "general_ratio": lost}
+
+    behind = [row(300, 1.2), row(200, 1.2), row(200, 1.5), row(150, 2.1)]  # the first: no better
+    front = [row(400, 1.0), row(200, 1.1), row(100, 2.0)]
+    assert front_of_bytes(behind + front[::-1]) == front
