@@ -180,16 +180,16 @@ def _models(told: dict) -> list[dict]:
 
 
 def _of_method(comparison: dict, method: str) -> list[dict]:
-    """The rows of a method that have not failed."""
-    return [row for row in rows_of(comparison) if row["method"] == method and row["perplexity"]]
+    return [row for row in rows_of(comparison) if row["method"] == method]
 
 
 def rows_of(comparison: dict) -> list[dict]:
-    """The rows of a comparison, with all the texts that they were measured on. Where it measured on
-    the whole WikiText-2 test text, that is one of them, and the first windows, which its suite has,
-    stand in its place."""
+    """The rows of a comparison that have not failed, with all the texts that they were measured on.
+    Where it measured on the whole WikiText-2 test text, that is one of them, and the first windows,
+    which its suite has, stand in its place."""
+    made = [row for row in comparison["rows"] if row["error"] is None]
     first = comparison["dense"]["tokens"] == FIRST_TOKENS
-    return [_with_other_texts(row) if first else _with_whole(row) for row in comparison["rows"]]
+    return [_with_other_texts(row) if first else _with_whole(row) for row in made]
 
 
 def _with_other_texts(row: dict) -> dict:

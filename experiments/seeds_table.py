@@ -16,10 +16,7 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
         ours: the method that the others are paired with.
     """
     rows = [
-        row | {"seed": row["provenance"]["seed"]}
-        for result in results
-        for row in rows_of(result)
-        if row["error"] is None
+        row | {"seed": row["provenance"]["seed"]} for result in results for row in rows_of(result)
     ]
     of_a_suite = all(len(row["texts"]) > 1 for row in rows)
     figures, loss, pair = GENERAL if of_a_suite else DOMAIN

@@ -103,7 +103,7 @@ def test_the_readme_compares_rows_twice():
     text = (ROOT / "README.md").read_text()
     between = text.split("<!-- results -->")[1].split("<!-- /results -->")[0]
     rows = [line for line in between.splitlines() if line.startswith("|")]
-    assert len(rows) == (2 + 4) + (2 + 5)
+    assert len(rows) == (2 + 4) + (2 + 6)
     for table in (rows[:6], rows[6:]):
         assert len({row.count("|") for row in table}) == 1
 
