@@ -66,12 +66,8 @@ def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
 
 
 def sites(layout: Layout) -> dict[str, list[int]]:
-    """Entries of each site, in the block that has least and in the one that has most: none is 0."""
-    by_block = zip(*(block.lengths for block in layout.blocks), strict=True)
-    return {
-        name: [min(lengths), max(lengths)]
-        for name, lengths in zip(layout.sites, by_block, strict=True)
-    }
+    """Entries of each site, in the block that has least and in the one that has most."""
+    return {site: [min(widths), max(widths)] for site, widths in layout.widths.items()}
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:

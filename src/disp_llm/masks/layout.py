@@ -92,10 +92,15 @@ class Layout:
         return of_site[self.site_of_entry % len(self.sites)]
 
     @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Entries of each site, block by block: none is 0."""
+        by_block = zip(*(block.lengths for block in self.blocks), strict=True)
+        return dict(zip(self.sites, by_block, strict=True))
+
+    @property
     def largest_widths(self) -> dict[str, int]:
         """Entries of each site, of the block that has most: mixtures and dense MLPs differ."""
-        by_block = zip(*(block.lengths for block in self.blocks), strict=True)
-        return dict(zip(self.sites, map(max, by_block), strict=True))
+        return {site: max(widths) for site, widths in self.widths.items()}
 
     @property
     def entries(self) -> int:
