@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from linear_tagger import linear_tagger  # first, since it says where the example's files are
 from ner import SCORERS, save, tagger_in
@@ -30,7 +31,7 @@ from disp_llm.export.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.baselines.depth import keep_blocks
 from disp_llm.models.architectures import family_of
-from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.files import read_json
 from disp_llm.runs.provenance import provenance
 
 HERE = Path(__file__).parent
@@ -76,7 +77,7 @@ def main() -> None:
     possible = [name for name in SCORED if arguments.general or "{general}" not in MADE[name]]
     for name in arguments.only or possible:
         if not file_of(runs, name).exists():
-            write_json(file_of(runs, name), scored(name, runs, arguments))
+            write_results(file_of(runs, name), scored(name, runs, arguments))
         collect(runs, name, arguments)
 
 
@@ -84,7 +85,7 @@ def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
     """What the test of a model gave."""
     if name == "linear":
         found = linear_tagger(arguments.data)
-        write_json(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
+        write_results(file_of(runs, name, ".made.json"), {"seconds": found.pop("training_s")})
         return found
     folder = made(name, runs, arguments)
     began = time.perf_counter()
@@ -95,6 +96,12 @@ def scored(name: str, runs: Path, arguments: argparse.Namespace) -> dict:
         found = called("eval", str(folder), "--test", str(test))
         found["bytes"] = weight_bytes(folder) - (folder / SCORERS[0]).stat().st_size
     return found | {"seconds_in_all": time.perf_counter() - began}
+
+
+def write_results(path: Path, value: Any) -> None:
+    """Writes JSON with an indent of two."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def file_of(runs: Path, name: str, suffix: str = ".json") -> Path:
@@ -130,7 +137,7 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
         if verb == "prune":
             files += ["--dev", arguments.data / "emerging.dev.conll"]
         found = called(verb, *words, *map(str, files), "--seed", str(arguments.seed))
-    write_json(done, found)
+    write_results(done, found)
     return folder
 
 
@@ -173,7 +180,7 @@ def collect(runs: Path, name: str, arguments: argparse.Namespace) -> None:
         command += f" --general {Path(arguments.general).name}"
     row |= provenance(seed, command)
     rows = [one for one in rows if (one["name"], one["seed"]) != (name, seed)]
-    write_json(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
+    write_results(RESULTS, sorted([*rows, row], key=lambda one: (one["seed"], one["name"])))
 
 
 if __name__ == "__main__":

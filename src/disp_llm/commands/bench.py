@@ -31,6 +31,7 @@ from disp_llm.models.loading import (
     require_unquantised,
 )
 from disp_llm.reporting.bench_plots import draw_bench
+from disp_llm.runs.ownership import PICTURES, require_replaceable
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.rows import BenchComparison
@@ -50,6 +51,8 @@ def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
     """
     caller, config = Caller.asking(BenchConfig, asked, options)
     config.validate()
+    if config.plot is not None:  # before anything is measured
+        require_replaceable(config.plot, PICTURES[config.plot.suffix])
     fields, names = ("against", "folder"), [config.against, config.folder]
     longest = max(config.lengths)
     alone = []

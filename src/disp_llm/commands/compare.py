@@ -15,6 +15,7 @@ from typing import Any
 
 from disp_llm.commands.comparison_rows import Comparison, row_makers
 from disp_llm.commands.front import EXAMPLES, TEXTS, Caller, located
+from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import scoreboard_of
 from disp_llm.commands.pairing import paired
 from disp_llm.commands.places import Place, missing, places_of
@@ -33,7 +34,9 @@ from disp_llm.reporting.frontier_plots import draw_frontier
 from disp_llm.reporting.reading import ROWS_AGAIN, comparison_figures
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.folder import require_same_source
+from disp_llm.runs.identity import require_unchanged
 from disp_llm.runs.lock import locked
+from disp_llm.runs.ownership import require_ours
 from disp_llm.runs.provenance import hardware, provenance, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.rows import ComparisonRow
@@ -56,7 +59,8 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
     caller, config = Caller.asking(CompareConfig, asked, options)
     config.validate()
     config = located(config)
-    with locked(config.output_dir):
+    _started(config)  # before anything is touched
+    with locked(config.output_dir, "compare"):
         result = _started(config)
         described = load_config(config.model)
         config = within_positions(config, CompareConfig(config.model), described)
@@ -100,7 +104,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
         if "dense" not in result:
             original = reference.original(comparison.progress("original"))
             dense = as_json(original) | {"provenance": made_by()}
-            result |= {"dense": dense, "source": reference.sources}
+            result |= {"dense": dense, "source": reference.sources, "inputs": reference.files}
             _write(config.output_dir, result)
         comparison = replace(comparison, original=comparison_figures(result).dense)
         for row in make_rows(comparison, name, wanted):
@@ -156,17 +160,14 @@ def _started(config: CompareConfig) -> dict[str, Any]:
     Raises:
         InputError: the folder belongs to another one.
     """
+    require_ours(config.output_dir, "compare")
     path, asked = config.output_dir / "compare.json", _asked(config)
     if not path.exists():
-        if any((path.parent / name).exists() for name in ("config.toml", "config.json")):
-            raise InputError(
-                f"{path.parent} holds a run or a model",
-                field="output_dir",
-                hint="name another folder",
-            )
         return {"asked": asked, "rows": []}
     result = read_checked_json(path, ROWS_AGAIN, config.anyway)
-    comparison_figures(result, str(path))
+    figures = comparison_figures(result, str(path))
+    if not config.anyway:
+        require_unchanged(figures.inputs, input_files(config), path.parent)
     known = result["asked"]
     if "target" in known and "target" not in asked:  # its method is not asked for this time
         asked["target"] = known["target"]

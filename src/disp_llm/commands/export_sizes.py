@@ -58,7 +58,7 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
     stored = stored_config(config.run)
     settled = (*stored.learned_sizes, *(config.sizes or (Target(1.0),)))
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
-    with locked(config.run), caller.watching() as progress:
+    with locked(config.run, "prune"), caller.watching() as progress:
         run = Run(config.run, config.anyway)
         if not run.has(run.config_file) or not run.has(run.logits_file):
             raise InputError(
@@ -79,7 +79,7 @@ def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResul
             assert not isinstance(export, PlainExport), "it was refused"
             least = _smallest_learned(stored, run)
             sizes = (Target(smallest_within(config.most_lost, least, export, selection)),)
-        writer = SizeWriter(problem, export, stored.first_size, suffix, config.force)
+        writer = SizeWriter(problem, export, stored.first_size, suffix)
         writer.write(selection, sizes)
         result = run.result()
         names = list(map(writer.name, sizes))

@@ -23,6 +23,7 @@ from disp_llm.commands.front import (
     with_options,
 )
 from disp_llm.commands.holding import as_begun, first_alone, load_original
+from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.planning import (
@@ -52,6 +53,7 @@ from disp_llm.reporting.page import write_run_page
 from disp_llm.reporting.run_plots import draw_curve
 from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
@@ -110,8 +112,9 @@ def prune_with(
         Interrupted: the task was asked to stop.
     """
     require_valid(config, inputs)
-    with locked(config.output_dir):
-        return _in_its_folder(caller, available(located(config)), inputs, temporary)
+    config = available(located(config))  # before anything is touched
+    with locked(config.output_dir, "prune"):
+        return _in_its_folder(caller, available(config), inputs, temporary)
 
 
 def _in_its_folder(
@@ -119,6 +122,7 @@ def _in_its_folder(
 ) -> PruneResult:
     """Everything, in a folder that is locked and fits the settings."""
     run = Run(config.output_dir, config.anyway)
+    require_same_files(config, run)
     run.forget_deleted(map(config.budget.size_name, config.sizes))
     if run.is_done:
         run.require_whole()
@@ -149,6 +153,7 @@ def _draw(run: Run) -> list[Path]:
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
+    files = stamped(input_files(asked)) if process.is_main else {}
     board = scoreboard_of_run(asked, run)
     job = as_begun(job)
     held, loaded = load_original(job, inputs)
@@ -178,7 +183,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     if process.is_main and ("source" not in run.result() or config.anyway):
         base, terms = base_and_license(config.model)
         source = loaded.source | texts.names | {"base_model": base, "license": terms}
-        run.update(source=source)
+        run.update(source=source, inputs=files)
 
     def measure_dense() -> None:
         run.update(dense=dense_figures(problem, measuring, inputs.measured))
@@ -309,5 +314,5 @@ def choose(problem: PruningProblem) -> Selection:
     if job.process.is_main:
         first = problem.budget.share_of(config.sizes[0])
         masks_of(problem, selection, first).save(path, with_adapters=True)
-        job.run.update(path)
+        job.run.update(path, *job.run.log)
     return selection

@@ -107,7 +107,7 @@ def quantise_folder(config: QuantiseConfig, progress: ProgressCallback) -> dict[
         blocks = RoundedBlocks(begun, _hash_of(config.folder, windows.tokens, loaded))
         return _rounded_layers(target, windows.tokens, set(names), dtype, blocks, progress)
 
-    with locked(begun):
+    with locked(begun, "quantise"):
         did = quantise(config, calibrate, f"{count} windows of {length} tokens of {name}")
         for path in begun.glob("block-*.safetensors"):
             path.unlink()

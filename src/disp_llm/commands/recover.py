@@ -23,6 +23,7 @@ from disp_llm.commands.front import (
     with_options,
 )
 from disp_llm.commands.holding import as_begun, first_alone
+from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.larger import take_weights
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
@@ -53,6 +54,7 @@ from disp_llm.models.source import fingerprint_of
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.provenance import peak_memory_bytes
@@ -99,8 +101,9 @@ def recover(
     config = replace(config, folder=name)
     inputs, config = with_options(inputs, config, options)
     require_valid(config, inputs)
-    with locked(config.output_dir):
-        return _in_its_folder(caller, available(located(config)), (inputs, taught), temporary)
+    config = available(located(config))  # before anything is touched
+    with locked(config.output_dir, "recover"):
+        return _in_its_folder(caller, available(config), (inputs, taught), temporary)
 
 
 def _in_its_folder(
@@ -115,6 +118,7 @@ def _in_its_folder(
         inputs: what of the student and of the teacher lies in memory.
     """
     run = Run(config.output_dir, config.anyway)
+    require_same_files(config, run)
     if run.is_done:
         run.require_whole()
         inputs[0].require_same(run)
@@ -134,6 +138,7 @@ def _in_its_folder(
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     asked, run, process = job.config, job.run, job.process
+    files = stamped(input_files(asked)) if process.is_main else {}
     board = scoreboard_of(asked.suite, _original_scores(run))
     job, loaded, original, texts = _load(as_begun(job), inputs, taught)
     config = job.config
@@ -155,7 +160,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
         found = run.result()
         if not {"before", "source"} <= found.keys():
             before = _measured_before(job, measuring, student, teacher, loaded.holding)
-            run.update(source=source, **before)
+            run.update(source=source, inputs=files, **before)
         if teacher is not None and "teacher" not in found:
             of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
             run.update(teacher=as_json(of_teacher))
@@ -299,6 +304,7 @@ def _export(
         write_sums(written)
     run.update(
         folder,
+        *run.log,
         model=figures | {"folder": str(folder)},
         tokens_seen=tokens,
         tokens_before=tokens_before(config),

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.commands.front import Caller
+from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs
 from disp_llm.config.compare import CompareConfig
@@ -27,6 +28,7 @@ from disp_llm.methods.parts.baseline import stored_numbers
 from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.folder import Run
+from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.rows import OriginalResult
@@ -77,6 +79,7 @@ class Reference:
     @cached_property
     def loaded(self) -> Loaded:
         """The original."""
+        assert self.files
         return load(self.config.model, self.config.machine, dense_only=True)
 
     @cached_property
@@ -116,6 +119,11 @@ class Reference:
 
         needs, length = own_needs(settings, process.count), settings.training.length
         return Writer.of(job, loaded, needs, length, begin)
+
+    @cached_property
+    def files(self) -> dict[str, Any]:
+        """Stamps of the files of both, before they are read."""
+        return stamped(input_files(self.config))
 
     @property
     def sources(self) -> dict[str, str]:

@@ -71,8 +71,6 @@ class SizeWriter:
     """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""
     """Added to the names of sizes that differ from the run's own in more than their share."""
-    force: bool = False
-    """Whether a folder that this run has not written is replaced."""
 
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
@@ -133,11 +131,11 @@ class SizeWriter:
     def _require_free(self, name: str, folder: Path) -> None:
         """Refuses to replace what this run has not written."""
         written = size_of(folder)  # by an attempt that was killed then
-        if folder.exists() and not self.force and written != name:
+        if folder.exists() and written != name:
             raise InputError(
                 f"{folder} exists and holds something else",
                 field="keep",
-                hint="move it away, or add `force` to replace it",
+                hint="move it away",
             )
 
     def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, dict[str, Any]]:

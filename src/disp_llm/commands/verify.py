@@ -24,9 +24,17 @@ from disp_llm.models.loading import family_of_any, load_config
 from disp_llm.models.skeleton import empty_model
 from disp_llm.reporting.reading import ROWS_AGAIN
 from disp_llm.runs.files import read_checked_json
-from disp_llm.runs.folder import MADE_AGAIN, Run
+from disp_llm.runs.folder import MADE_AGAIN, PUT_BACK, Run
+from disp_llm.runs.ownership import MARK, kind_of
 from disp_llm.runs.settings import stored_settings
-from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, Problem, folder_problems, read_sums
+from disp_llm.runs.sums import (
+    CHANGED_FOLDER,
+    SUMS,
+    Problem,
+    extra_files,
+    folder_problems,
+    require_sums,
+)
 from disp_llm.runs.tensors import opened, read_tensors
 
 COMPARISON = "compare.json"
@@ -49,18 +57,7 @@ def verify(asked: VerifyConfig | str | Path) -> dict[str, Any]:
         InputError: the folder is none of these.
     """
     folder = asked.folder if isinstance(asked, VerifyConfig) else Path(asked)
-    kinds: dict[str, tuple[str, Callable[[Path], Iterator[Problem | int]]]] = {
-        "config.toml": ("run", _run),
-        COMPARISON: ("comparison", _comparison),
-        "config.json": ("exported folder", _exported),
-    }
-    kind, check = next((kinds[name] for name in kinds if (folder / name).is_file()), ("", None))
-    if check is None:
-        raise InputError(
-            f"{folder} is no run, comparison or model folder",
-            field="folder",
-            hint="name an `output_dir`, or a model folder inside it",
-        )
+    kind, check = _kind(folder)
     files, problems = 0, []
     for found in check(folder):
         if isinstance(found, Problem):
@@ -68,6 +65,30 @@ def verify(asked: VerifyConfig | str | Path) -> dict[str, Any]:
         else:
             files += found
     return {"ok": not problems, "kind": kind, "files": files, "problems": problems}
+
+
+Check = Callable[[Path], Iterator[Problem | int]]
+"""A folder -> how many files were held against their hashes, and what is wrong."""
+
+
+def _kind(folder: Path) -> tuple[str, Check]:
+    """What a folder is, by its mark or, where that is lost, by what it holds; how it is checked.
+
+    Raises:
+        InputError: it is nothing of ours.
+    """
+    marked = kind_of(folder)
+    if marked == "compare" or (folder / COMPARISON).is_file():
+        return "comparison", _comparison
+    if marked or any((folder / name).is_file() for name in ("config.toml", "result.json")):
+        return "run", _run
+    if any((folder / name).is_file() for name in ("config.json", FACTS)):
+        return "exported folder", _exported
+    raise InputError(
+        f"{folder} is no run, comparison or model folder",
+        field="folder",
+        hint="name an `output_dir`, or a model folder inside it",
+    )
 
 
 def _collected(check: Callable[..., Iterator[Problem | int]], *inputs: Any) -> Iterator[Any]:
@@ -82,8 +103,9 @@ def _comparison(folder: Path) -> Iterator[Problem | int]:
     """`compare.json` and the run folders of its methods."""
     yield from _collected(_table, folder)
     yield from _collected(_words, Run(folder))
-    for config_file in sorted(folder.rglob("config.toml")):
-        yield from _run(config_file.parent)
+    found = (path.parent for name in (MARK, "config.toml") for path in folder.rglob(name))
+    for run in sorted({*found} - {folder}):
+        yield from _run(run)
 
 
 def _table(folder: Path) -> Iterator[int]:
@@ -93,8 +115,8 @@ def _table(folder: Path) -> Iterator[int]:
 
 def _words(run: Run) -> Iterator[Problem | int]:
     """What the original has written for all runs of a comparison."""
-    yield len(run.result().get("files", {}))
     yield from run.problems()
+    yield len(run.result().get("files", {}))
 
 
 def _run(folder: Path) -> Iterator[Problem | int]:
@@ -104,10 +126,14 @@ def _run(folder: Path) -> Iterator[Problem | int]:
 
 def _recorded(run: Run) -> Iterator[Problem | int]:
     result = run.result()
+    if not result:
+        yield Problem(str(run.result_file), "is missing", PUT_BACK)
     files = result.get("files", {})
     yield len(files)
     yield from run.problems()
-    exported = [(run.folder / name).parent for name in files if Path(name).name == SUMS]
+    yield from _unrecorded(run, result)
+    sums = [run.folder / name for name in files if Path(name).name == SUMS]
+    exported = [path.parent for path in sums if path.is_file()]
     weights = {folder: Weights(folder) for folder in exported}
     for folder in exported:
         yield from _collected(_exported_of_run, weights[folder])
@@ -119,8 +145,17 @@ def _recorded(run: Run) -> Iterator[Problem | int]:
     stored_settings(run.folder)
 
 
+def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[Problem]:
+    """Masks and models in the folder of a finished run that it has not written."""
+    known = {Path(name).parts[0] for name in result.get("files", {})}
+    found = (path for path in run.folder.glob("m[ao]*") if path.name.startswith(("masks", "model")))
+    for path in sorted(found) if result.get("status") == "done" else ():
+        if path.name not in known:
+            yield Problem(str(path), "was not written by this run", "move it elsewhere")
+
+
 def _exported_of_run(weights: "Weights") -> Iterator[Problem | int]:
-    yield len(read_sums(weights.folder))
+    yield from _sums_of(weights.folder)
     yield from _shapes(weights)
 
 
@@ -131,12 +166,10 @@ def _exported(folder: Path) -> Iterator[Problem | int]:
 
 
 def _sums_of(folder: Path) -> Iterator[Problem | int]:
-    sums = read_sums(folder)
-    if not sums:
-        hint = "nothing tells what it held when it was written; save or export it again"
-        yield Problem(str(folder / SUMS), "is missing", hint)
-    yield len(sums)
+    yield len(require_sums(folder))
     yield from folder_problems(folder)
+    for name in extra_files(folder):
+        yield Problem(str(folder / name), "was not written with the others", "move it elsewhere")
 
 
 def _shapes(weights: "Weights") -> Iterator[Problem | int]:

@@ -33,8 +33,6 @@ class ExportConfig:
     logits with the masked model's. No text is needed, nor the original in memory where that lies in
     safetensors files: the folder is made from file to file, tensor by tensor. The same command
     without this flag measures it later."""
-    force: bool = False
-    """Replace a folder that lies where a new size goes and that this run has not written."""
     anyway: bool = False
     """Go on although the model, a text or a file of the run is not what it was."""
     json: bool = False

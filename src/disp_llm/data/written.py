@@ -28,7 +28,7 @@ from disp_llm.data.sources import GivenText
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
 from disp_llm.runs.figures import OwnWords
-from disp_llm.runs.files import sweep, write_tensors
+from disp_llm.runs.files import write_tensors
 from disp_llm.runs.folder import MADE_AGAIN, Run, clock
 from disp_llm.runs.job import Interrupted, Job, never
 from disp_llm.runs.progress import ProgressCallback, silent
@@ -146,7 +146,6 @@ class Writer:
         """
         if self.records:
             self.begin()
-            sweep(self.run.folder / FOLDER)
         plan = self._plan(share)
         self._record(own_words=asdict(plan))
         with clock(self.run, "writing_s", self.records):

@@ -12,6 +12,7 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.schema import as_type
 from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.ownership import is_unused, mark
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,13 @@ def cached(name: str, kind: Any) -> Any:
 
 def keep(name: str, table: dict[str, Any]) -> None:
     """Writes a table under that name, if the cache can be written."""
+    folder = cache_folder()
     try:
-        write_json(cache_folder() / name, table)
+        if is_unused(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            mark(folder, "cache")
+        write_json(folder / name, table)
+    except OSError as error:
+        logger.warning("%s: %s; what was measured is not kept", folder, error.strerror)
     except InputError as error:
         logger.warning("%s: %s; what was measured is not kept", error.field, error.what)

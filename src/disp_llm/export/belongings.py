@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.models.files import PROCESSOR
+from disp_llm.export.facts import FACTS
+from disp_llm.models.files import PROCESSOR, files_of
 from disp_llm.runs.files import read_json
+from disp_llm.runs.sums import SUMS, extra_files, require_sums
+
+CARD = "README.md"
 
 CODE = (
     "configuration_disp_llm.py",
@@ -19,17 +22,6 @@ CODE = (
     "modeling_disp_llm.py",
 )
 """The code that travels with a folder: files of `disp_llm.compact`."""
-
-BELONGS = (
-    *("config.json", "generation_config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "*.model"),
-    *("chat_template.jinja", *PROCESSOR),
-    *("README.md", "card.json", "SHA256SUMS", "LICENSE*", "NOTICE*"),
-    *CODE,
-)
-"""Names of the files of a model folder, as patterns."""
 
 TEMPLATES = "additional_chat_templates"
 """The one folder that may lie in it, of .jinja files."""
@@ -74,36 +66,33 @@ def _without_foreign(found: dict[str, Any], with_parts: bool) -> dict[str, Any]:
 
 
 def belongings(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder that belong there, by name, and the names of everything else.
+    """The files of a folder that belong there, by name, and the names of everything else: by its
+    sums or, where others have saved what we exported, what is read of a model.
 
     Raises:
         InputError: one of them is a link or cannot be read, or code that is not ours would go along
-            or be asked for.
+            or be asked for; the sums of a folder of ours are missing or damaged.
     """
-    files: dict[str, Path] = {}
-    left_out: list[str] = []
-    for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
-        name = path.relative_to(folder).as_posix()
-        belongs = _belongs(name)
-        if belongs and (path.is_symlink() or (path.parent.is_symlink() and path.parent != folder)):
+    if (folder / FACTS).is_file() or (folder / SUMS).exists():
+        names = {*require_sums(folder), SUMS}
+    else:
+        templates = folder.glob(f"{TEMPLATES}/[!.]*.jinja")
+        found = (*files_of(folder), *templates, *(folder / name for name in CODE), folder / CARD)
+        names = {path.relative_to(folder).as_posix() for path in found if path.is_file()}
+    files = {name: folder / name for name in sorted(names)}
+    for path in files.values():
+        if path.is_symlink() or (path.parent != folder and path.parent.is_symlink()):
             raise InputError(
                 "is a link, and what it points to may be no part of the model",
                 field=str(path),
                 hint="put the file itself in its place, or delete it",
             )
-        if belongs and path.is_file():
-            files[name] = path
-        elif name != TEMPLATES or path.is_symlink() or not path.is_dir():
-            left_out.append(f"{name}/" if path.is_dir() else name)
     _require_own_code(files)
-    return files, left_out
+    return files, sorted({*extra_files(folder), *_hidden(folder)} - names)
 
 
-def _belongs(name: str) -> bool:
-    folder, _, inside = name.rpartition("/")
-    if folder:
-        return folder == TEMPLATES and fnmatchcase(inside, "[!.]*.jinja")
-    return any(fnmatchcase(name, pattern) for pattern in BELONGS) and not name.startswith(".")
+def _hidden(folder: Path) -> list[str]:
+    return [f"{path.name}/" if path.is_dir() else path.name for path in folder.glob(".*")]
 
 
 def _require_own_code(files: dict[str, Path]) -> None:

@@ -37,7 +37,8 @@ from disp_llm.models.files import INDEX
 from disp_llm.models.loading import family_of_any, load_config, require_unquantised
 from disp_llm.models.skeleton import empty_model
 from disp_llm.models.wholeness import first_of
-from disp_llm.runs.files import atomic, read_json, write_json, write_tensors
+from disp_llm.runs.files import read_json, write_json, write_tensors
+from disp_llm.runs.lock import created
 from disp_llm.runs.sums import SUMS, write_sums
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def quantise(
     files, left_out = carried(config.folder)
     before = weight_bytes(config.folder)
     known = dict.fromkeys(layers.stored) | (calibrate(layers.stored) if calibrate else {})
-    with atomic(config.output_dir) as folder:
+    with created(config.output_dir, "output_dir") as folder:
         _write_files(files, folder, known, scheme)
         size = weight_bytes(folder)
         stated = read_json(files["config.json"], EXPORT_AGAIN)

@@ -9,11 +9,9 @@ from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Hardware, Source
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.naming import name_of, named, names_in, without_paths
+from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, from_json
 from disp_llm.runs.scores import Finite
-
-FACTS = "card.json"
-"""The file beside the card with the figures behind it, from which a later stage writes it anew."""
 
 TOLD = (
     *("dense", "source", "versions", "tokens_seen", "command", "hardware"),

@@ -28,7 +28,7 @@ from disp_llm.config.schema import Size, as_type
 from disp_llm.export.belongings import is_place
 from disp_llm.export.plain import EXPORT_AGAIN, whole_stream
 from disp_llm.models.architectures import PRUNED_PREFIX
-from disp_llm.runs.files import atomic
+from disp_llm.runs.lock import created
 from disp_llm.runs.tensors import read_tensors
 
 NATIVE, VARIABLE = "llama", "deci"
@@ -77,7 +77,7 @@ def write_gguf(config: GgufConfig) -> dict[str, Any]:
     shapes = _shapes(reader, blocks, heads.width)
     weights = _weights(config.folder, shapes, blocks)
     architecture = NATIVE if len(set(blocks)) == 1 else VARIABLE
-    with atomic(config.to) as temporary:
+    with created(config.to, "to") as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         _write_keys(reader, writer, blocks, heads.width)
         for tensor in reader.tensors:

@@ -15,16 +15,14 @@ from yaml import YAMLError
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.share import PushConfig, SaveConfig
-from disp_llm.export.belongings import CODE, belongings
+from disp_llm.export.belongings import CARD, CODE, belongings
 from disp_llm.export.card import ONLY_OURS, PLACE
 from disp_llm.export.native import native_model, native_weights
 from disp_llm.export.plain import is_mixture, plain_config, require_exported
-from disp_llm.runs.files import atomic
-from disp_llm.runs.sums import SUMS, folder_problems, read_sums, sha256
+from disp_llm.runs.lock import created
+from disp_llm.runs.sums import SUMS, folder_problems, read_sums, sha256, sums_text
 
 logger = logging.getLogger(__name__)
-
-CARD = "README.md"
 
 Contents = dict[str, Path | bytes]
 """What a folder will hold elsewhere: a file as it is, or other bytes in its place."""
@@ -43,7 +41,7 @@ def save(config: SaveConfig) -> dict[str, Any]:
     files, left_out = carried(config.folder)
     contents: Contents = {**files}
     contents[CARD] = _card(config.folder, config.license, config.to.name)
-    with atomic(config.to) as temporary, tempfile.TemporaryDirectory() as aside:
+    with created(config.to, "to") as temporary, tempfile.TemporaryDirectory() as aside:
         if config.plain:
             contents = _plain(config.folder, contents, Path(aside))
         for name, content in _with_sums(config.folder, contents).items():
@@ -119,8 +117,8 @@ def carried(folder: Path) -> tuple[dict[str, Path], list[str]]:
         InputError: a file is damaged, a link, or code of others.
     """
     files, left_out = belongings(folder)
-    for problem in folder_problems(folder, but=(CARD,)):  # cards are edited by hand
-        raise problem.error
+    for problem in folder_problems(folder, but=(CARD,)) if SUMS in files else ():
+        raise problem.error  # but of cards, which are edited by hand
     if left_out:
         names = ", ".join(name if name.isprintable() else ascii(name) for name in left_out)
         logger.warning("left out, as no part of a model folder: %s", names)
@@ -168,13 +166,13 @@ def _model_card(folder: Path) -> Any:
 
 
 def _with_sums(folder: Path, contents: Contents) -> Contents:
-    """The same contents with their own sums, where the folder has sums."""
-    if SUMS not in contents:
-        return contents
-    known, lines = read_sums(folder), []
-    for name, content in sorted(contents.items()):
+    """The same contents with their own sums."""
+    known = read_sums(folder)
+
+    def sum_of(name: str, content: Path | bytes) -> str:
         if isinstance(content, bytes):
-            lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
-        elif name != SUMS:
-            lines.append(f"{known.get(name) or sha256(content)}  {name}\n")
-    return contents | {SUMS: "".join(lines).encode()}
+            return hashlib.sha256(content).hexdigest()
+        return known.get(name) or sha256(content)
+
+    sums = {name: sum_of(name, content) for name, content in contents.items() if name != SUMS}
+    return contents | {SUMS: sums_text(sums).encode()}

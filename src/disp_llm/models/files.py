@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.schema import as_type
 from disp_llm.models.wholeness import AGAIN, first_of
+from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.sums import CHANGED_FOLDER, read_sums, sha256_of
+
+logger = logging.getLogger(__name__)
 
 PROCESSOR = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
@@ -61,6 +65,8 @@ def fingerprint(path: Path) -> str:
     Raises:
         InputError: the folder has sums of its files, and one is not as they say.
     """
+    if (path / FACTS).is_file() and not read_sums(path):
+        logger.warning("%s has no SHA256SUMS: nothing tells whether its files are whole", path)
     digests = {file.name: digest for file, digest in sha256_of(files_of(path)).items()}
     for name, written in (read_sums(path) if path.is_dir() else {}).items():
         if _is_read(name) and digests.get(name) != written:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.runs.files import atomic
+from disp_llm.runs.ownership import PICTURES
 
 DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 """Colours of the original, of the pruned model, and of what is counted and not measured."""
@@ -73,7 +74,9 @@ def save(figure: Any, path: Path) -> None:
     """Writes the figure, whole or not at all, in the format of the file's suffix.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or lies there and is not ours.
     """
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=160)
+    kind = path.suffix[1:]
+    signed = {"Creator" if kind == "svg" else "Software": "disp-llm"}
+    with atomic(path, PICTURES[path.suffix]) as temporary:
+        figure.savefig(temporary, format=kind, dpi=160, metadata=signed)

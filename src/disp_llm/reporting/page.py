@@ -19,6 +19,7 @@ from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import name_of, named, shown, without_paths
+from disp_llm.runs.ownership import PAGE
 from disp_llm.runs.results import (
     dropped_said,
     kept_said,
@@ -61,7 +62,7 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
         bottom=BOTTOM,
         workload_said=workload_said,
     )
-    with atomic(path) as temporary:
+    with atomic(path, PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return {"file": str(path), "bytes": path.stat().st_size, "runs": len(runs)}
 

@@ -7,6 +7,7 @@ from typing import Any
 from disp_llm.config.names import DENSE
 from disp_llm.config.schema import Amount, Count
 from disp_llm.runs.figures import Hardware, Source, machine_name
+from disp_llm.runs.identity import Stamps
 from disp_llm.runs.results import from_json
 from disp_llm.runs.rows import BenchComparison, BenchRow, ComparisonRow, OriginalResult
 
@@ -33,6 +34,8 @@ class ComparisonFigures:
     rows: list[ComparisonRow]
     dense: OriginalResult | None = None
     source: Source | None = None
+    inputs: Stamps = field(default_factory=dict)
+    """The files on this machine that it was made of."""
     hardware: Hardware | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
 from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.runs.identity import Stamps
 from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult, from_json
 from disp_llm.runs.scores import Scores
 
@@ -114,6 +115,8 @@ class RunFigures:
     """Attempts to go on with other code or on another kind of machine than those it began with."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
+    inputs: Stamps = field(default_factory=dict)
+    """The files on this machine that it was made of."""
     source: Source | None = None
     processes: Size | None = None
     """Among how many the windows of a step were divided when the run was begun."""

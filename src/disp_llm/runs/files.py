@@ -16,47 +16,65 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-
-TEMPORARY = ".tmp"
-"""Ending of temporary folders; a kill leaves them behind, and `sweep` removes them."""
+from disp_llm.runs.ownership import require_replaceable, temporary_prefix
 
 CHECKSUM = "checksum"
 """Key of a JSON file that says what all the others were when it was written."""
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is there at the end takes the place of `path`,
     once it is on the disk.
 
     Works for files and folders. On an error nothing stays behind.
 
+    Args:
+        signature: by which a file is known that may be replaced (`require_replaceable`).
+
     Raises:
-        InputError: the folder is not writable or the disk is full.
+        InputError: somebody else's file or folder lies there, the folder is not writable, or the
+            disk is full.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-        temporary = Path(made)
-        yield temporary / path.name
-        _open_modes(temporary / path.name)
-        _flush(temporary / path.name)
-        if path.is_dir():  # a folder cannot be replaced in one step, but never be half there
-            if not (temporary / path.name).is_dir():
-                raise InputError("is a folder", field=str(path), hint="name a file")
-            os.replace(path, temporary / f"{path.name}.before")
-        os.replace(temporary / path.name, path)
-        _flush_entry(path.parent)
+        require_replaceable(path, signature)
+        with folder_made(path.parent):
+            temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent))
+            try:
+                yield temporary / path.name
+                _open_modes(temporary / path.name)
+                _flush(temporary / path.name)
+                require_replaceable(path, signature)
+                if path.is_dir():  # it cannot be replaced in one step, but never be half there
+                    os.replace(path, temporary / f"{path.name}.before")
+                os.replace(temporary / path.name, path)
+                _flush_entry(path.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
         raise InputError(
             f"cannot write ({getattr(error, 'strerror', None) or error})",
             field=str(path),
             hint="make room, or name another place",
         ) from error
+
+
+@contextlib.contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it that are missing; at the end, those of them that hold
+    nothing are removed again.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        for path in missing:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                path.rmdir()
 
 
 def _open_modes(path: Path) -> None:
@@ -85,17 +103,6 @@ def _flush_entry(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sweep(folder: Path) -> None:
-    """Removes what killed processes have left half written in a folder."""
-    for path in leftovers(folder):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary folders in a folder that nobody is writing to."""
-    return [path for path in folder.glob(f".*{TEMPORARY}") if path.is_dir()]
 
 
 def write_json(path: Path, value: Any) -> None:

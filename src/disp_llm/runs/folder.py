@@ -10,6 +10,7 @@ and a file that has changed since is refused.
 """
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sh
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
 """What to do about a file of a run that is not what it was. An exported folder that was deleted is
 made again too, or forgotten where `export` had made it."""
+
+PUT_BACK = "put it back, or begin in a new `output_dir`"
+"""What to do about a damaged `result.json`, which says what all else has to be."""
 
 NOT_MADE_AGAIN = {
     "config.toml": "put it back; `anyway` takes what it says now",
@@ -48,6 +52,11 @@ class Run:
     @property
     def metrics_file(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def log(self) -> tuple[Path, ...]:
+        """The log of the steps; none of a run that takes none."""
+        return (self.metrics_file,) if self.metrics_file.exists() else ()
 
     @property
     def result_file(self) -> Path:
@@ -84,10 +93,23 @@ class Run:
         """
         if not self.result_file.exists():
             return {}
-        hint = "put it back, or delete it: `resume` measures again"
-        values = read_checked_json(self.result_file, hint, self.anyway)
+        values = read_checked_json(self.result_file, PUT_BACK, self.anyway)
         run_figures(values, str(self.result_file))
         return values
+
+    @property
+    def identity(self) -> str:
+        """Hash of the settings, the model and the texts, which all that is half done carries; empty
+        of a folder that is no run.
+
+        Raises:
+            InputError: `result.json` is damaged or was changed.
+        """
+        if not self.config_file.exists():
+            return ""
+        source = self.result().get("source", {})
+        parts = [sha256(self.config_file), *(source.get(key, "") for key in SOURCES.values())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
     def figures(self) -> RunFigures | None:
@@ -159,9 +181,10 @@ class Run:
         for name in names:
             if name in files:
                 hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
-                found += changed_files(self.folder, {name: files[name]}, hint)
+                changed = changed_files(self.folder, {name: files[name]}, hint)
+                found += changed
                 folder = (self.folder / name).parent
-                if folder != self.folder and (folder / SUMS).exists():
+                if Path(name).name == SUMS and not changed:
                     hint = f"put it back, or delete {folder.name}: `resume` makes it again"
                     found += [replace(one, hint=hint) for one in folder_problems(folder)]
         return found
@@ -230,7 +253,7 @@ class Run:
         were deleted since and that nothing reads any more are taken off the record.
 
         Args:
-            written: files to be recorded beside the log.
+            written: files to be recorded.
             last: values to be added to `result.json`.
 
         Raises:
@@ -238,10 +261,6 @@ class Run:
         """
         if not self.scores_file.exists():
             self.forget(self.scores_file)
-        if self.metrics_file.exists():
-            written = (*written, self.metrics_file)
-        else:
-            self.forget(self.metrics_file)
         self.update(*written, **last)
         self.require_whole()
         return self.update(status="done")

@@ -1,4 +1,4 @@
-"""One process at a time in an output folder.
+"""One process at a time in a folder of ours, or at a new output.
 
 The system drops the lock of a process that ends, however it ends, so that a kill leaves a file but
 no lock.
@@ -13,66 +13,102 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from disp_llm.config.checks import require_new
 from disp_llm.config.errors import InputError
-from disp_llm.runs.files import leftovers, sweep
-from disp_llm.runs.folder import Run
-
-LOCK = ".lock"
-"""Name of the file in an output folder."""
-
-
-def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what killed processes have left."""
-    return {*folder.iterdir()} <= {folder / LOCK, *leftovers(folder)}
+from disp_llm.runs.files import atomic, folder_made
+from disp_llm.runs.ownership import (
+    LOCK,
+    MARK,
+    is_unused,
+    kind_of,
+    mark,
+    require_ours,
+    sweep,
+    sweep_beside,
+)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """While the context lasts, no other process writes to an output folder through this function.
+def locked(folder: Path, kind: str) -> Iterator[None]:
+    """While the context lasts, no other process writes to our folder through this function.
 
-    Makes the folder if there is none, removes what killed processes have left half written in it,
-    and removes it at the end if nothing was put into it. Of several processes that work together
-    the first holds the folder.
+    Makes the folder if there is none, marks it, removes what killed processes left half written in
+    it, and leaves everything as it was if nothing was put into it. Of several processes that work
+    together the first holds the folder.
+
+    Args:
+        kind: what the folder is, such as `prune`.
 
     Raises:
-        InputError: another process holds the folder, or it cannot be written.
+        InputError: the folder is not ours, another process holds it, or it cannot be written.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
-    path, holder = folder / LOCK, ""
+    require_ours(folder, kind)
+    with _held(folder, LOCK, "output_dir"):
+        if kind_of(folder) != kind:
+            mark(folder, kind)
+        for place in (folder, *filter(Path.is_dir, folder.iterdir())):
+            if place == folder or not kind_of(place):  # other runs have locks of their own
+                sweep(place)
+        try:
+            yield
+        finally:
+            if is_unused(folder):
+                (folder / MARK).unlink()
+
+
+@contextlib.contextmanager
+def created(path: Path, field: str) -> Iterator[Path]:
+    """Yields a temporary path; what is there at the end becomes the new file or folder `path`,
+    which no other process makes meanwhile.
+
+    Raises:
+        InputError: something lies there, another process makes it, or it cannot be written.
+    """
+    require_new(**{field: path})
+    with _held(path.parent, f"{MARK}-{path.name}.lock", field):
+        require_new(**{field: path})
+        sweep_beside(path)
+        with atomic(path) as temporary:
+            yield temporary
+
+
+@contextlib.contextmanager
+def _held(folder: Path, name: str, field: str) -> Iterator[None]:
+    """Holds the lock of a name in a folder, which is made if there is none, and removed if it was
+    made and nothing was put into it."""
+    path, holder = folder / name, ""
     lock = FileLock(path, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        holder = _holder(path)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{folder} is in use by {holder}",
-            field="output_dir",
-            hint="wait for it, stop it, or name another folder",
-        ) from error
-    except (OSError, ValueError) as error:  # the latter is Python's word for a null character
-        raise InputError(
-            f"{folder} cannot be written ({getattr(error, 'strerror', None) or error})",
-            field="output_dir",
-            hint="name another folder",
-        ) from error
-    try:
-        path.write_text(json.dumps({"process": os.getpid(), "command": sys.argv[:2]}))
-        for place in (folder, Run(folder).checkpoint_folder):
-            sweep(place)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: who waits for nothing cannot come in between
-        lock.release()
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # succeeds where nothing was put into it
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder_made(folder))
+            holder = _holder(path)
+            lock.acquire()
+            path.write_text(json.dumps({"process": os.getpid(), "command": sys.argv[:2]}))
+        except Timeout as error:
+            raise InputError(
+                f"{folder} is in use by {holder}",
+                field=field,
+                hint="wait for it, stop it, or name another folder",
+            ) from error
+        except (OSError, ValueError) as error:  # the latter is Python's word for a null character
+            raise InputError(
+                f"{folder} cannot be written ({getattr(error, 'strerror', None) or error})",
+                field=field,
+                hint="name another folder",
+            ) from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: who waits for nothing cannot come in between
+            lock.release()
 
 
 def _holder(path: Path) -> str:
-    """Who says in the file that it holds the folder."""
+    """Who says in the file that it holds the lock."""
     try:
         held = json.loads(path.read_text())
         return f"process {held['process']} ({' '.join(held['command'])})"

@@ -14,7 +14,7 @@ from disp_llm.config.recipes import apply_recipe, read_toml, resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
-from disp_llm.runs.lock import is_empty
+from disp_llm.runs.ownership import is_unused, kind_of, require_ours
 from disp_llm.runs.provenance import provenance, runs_alike
 
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
@@ -34,6 +34,8 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
     positional = fields(kind)[0].name  # which has no default
     command, other = ("prune", "recover") if kind is PruneConfig else ("recover", "prune")
     hint = f"name the `output_dir` of an earlier `disp-llm {command}`"
+    if kind_of(folder) == command:
+        hint = "put config.toml back, or begin in a new `output_dir`"
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         if positional in tables or not {"model", "folder"} & tables.keys():
@@ -70,11 +72,12 @@ def available(config: Stored) -> Stored:
             from those of the run that is to go on, or it cannot be written.
     """
     run = Run(config.output_dir, config.anyway)
+    require_ours(run.folder, "prune" if isinstance(config, PruneConfig) else "recover")
     if config.resume == "auto":
         config = replace(config, resume=run.config_file.exists())
     if config.resume:
         _require_same_settings(run, config)
-    elif run.folder.exists() and not (run.folder.is_dir() and is_empty(run.folder)):
+    elif not is_unused(run.folder):
         goes_on = "add `resume` to go on with it, or " if run.config_file.exists() else ""
         raise InputError(
             f"{run.folder} exists and is not empty",
@@ -109,9 +112,14 @@ def _differences(old: dict, new: dict, path: str = "") -> list[tuple[str, Any, A
     for key, value in new.items():
         if isinstance(value, dict):
             found += _differences(old[key], value, f"{path}{key}.")
-        elif old[key] != value and key not in FREE_TO_CHANGE:
+        elif old[key] not in (value, _from_root(value)) and key not in FREE_TO_CHANGE:
             found.append((f"{path}{key}", old[key], value))
     return found
+
+
+def _from_root(value: Any) -> Any:
+    """What a name would have been stored as while it named something here."""
+    return os.path.abspath(value) if isinstance(value, str) and value else value
 
 
 def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -> None:

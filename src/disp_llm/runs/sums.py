@@ -60,48 +60,92 @@ def write_sums(folder: Path) -> None:
         InputError: the folder cannot be written.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SUMS]
-    sums = sha256_of(files)
+    sums = {path.relative_to(folder).as_posix(): sum for path, sum in sha256_of(files).items()}
     with atomic(folder / SUMS) as temporary:
-        lines = (f"{sums[path]}  {path.relative_to(folder).as_posix()}\n" for path in files)
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text(sums_text(sums), encoding="utf-8")
+
+
+def sums_text(sums: dict[str, str]) -> str:
+    """What the file of sums holds: a line a file, under one with the hash of them all, which
+    `sha256sum` passes over. A list that lost a line is known by it.
+
+    Args:
+        sums: hashes by name of file.
+    """
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    return f"{HEAD}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}"
+
+
+HEAD = "# disp-llm, sha256 of the lines below: "
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Hashes by name of file; empty where a folder has none.
+    """Hashes by name of file; empty where a folder has none, or an empty file of them.
 
     Raises:
         InputError: the file is damaged.
     """
-    path, sums = folder / SUMS, {}
-    if not path.exists():
-        return {}
+    path = folder / SUMS
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            digest, name = line.split("  ", 1)
-            if len(bytes.fromhex(digest)) != 32 or not _stays_inside(name):
-                raise ValueError(line)
-            sums[name] = digest
+        head, _, lines = _text_of(path).partition("\n")
+        sums = dict(line.split("  ", 1)[::-1] for line in lines.splitlines())
+        whole = f"{head}\n{lines}" in ("\n", sums_text(sums))
+        if not whole or not all(map(_stays_inside, sums)):
+            raise ValueError(head)
     except (OSError, ValueError) as error:
         raise InputError("is damaged", field=str(path), hint=CHANGED_FOLDER) from error
     return sums
 
 
-CHANGED_FOLDER = (
-    "copy or export the folder again, or delete its SHA256SUMS if you changed it on purpose"
-)
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+CHANGED_FOLDER = "copy or export the folder again"
+"""What to do about a model folder that is not what it was."""
+
+
+def require_sums(folder: Path) -> dict[str, str]:
+    """Hashes by name of file.
+
+    Raises:
+        InputError: the folder has none, or they are damaged.
+    """
+    sums = read_sums(folder)
+    if not sums:
+        raise InputError(
+            "is missing or empty, and nothing else tells what the folder held",
+            field=str(folder / SUMS),
+            hint=CHANGED_FOLDER,
+        )
+    return sums
 
 
 def folder_problems(folder: Path, but: tuple[str, ...] = ()) -> list[Problem]:
-    """Files of a folder that are missing or not as its sums say; none where it has no sums.
+    """Files of a folder that are missing or not as its sums say.
 
     Args:
         but: names that do not matter here.
 
     Raises:
-        InputError: the sums themselves are damaged.
+        InputError: the sums are missing or damaged.
     """
-    sums = {name: digest for name, digest in read_sums(folder).items() if name not in but}
+    sums = {name: digest for name, digest in require_sums(folder).items() if name not in but}
     return changed_files(folder, sums, CHANGED_FOLDER)
+
+
+def extra_files(folder: Path) -> list[str]:
+    """Names of files and links that lie in a folder and are not among its sums; none of hidden
+    ones, which hubs and file managers add.
+
+    Raises:
+        InputError: the sums are damaged.
+    """
+    sums = {*read_sums(folder), SUMS}
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder) for path in found)
+    shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return [name.as_posix() for name in shown if name.as_posix() not in sums]
 
 
 def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[Problem]:

@@ -20,7 +20,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.runs.job import Interrupted, Job, Process
 from disp_llm.runs.metrics import MetricsLog
-from disp_llm.runs.sums import sha256
 from disp_llm.training.checkpoints import restore, save, whole_tensors
 from disp_llm.training.optimizers import Optimizer
 
@@ -106,7 +105,7 @@ def train(
     facts = restore(job.run.checkpoint_folder, trained, optimizer)
     first = _first_step(facts, job)
     with MetricsLog(job.run.metrics_file) as log:
-        if job.process.is_main and first < schedule.steps:
+        if job.process.is_main:
             log.go_on_from(first, facts.get("metrics"))
         reporter = StepReporter(schedule, job, log, first, time.perf_counter())
         for step in range(first, schedule.steps):
@@ -124,7 +123,8 @@ def train(
             if stopping or schedule.saves(step + 1):
                 tensors = whole_tensors(trained, optimizer, job.process.is_main)
                 if job.process.is_main:
-                    facts = {"step": str(step + 1), "metrics": log.settle(), "run": _run(job)}
+                    facts = {"step": str(step + 1), "metrics": log.settle()}
+                    facts["run"] = job.run.identity
                     save(job.run.checkpoint_folder, facts, tensors)
             if stopping:
                 raise Interrupted
@@ -136,18 +136,13 @@ def _first_step(facts: dict[str, str], job: Job) -> int:
     Raises:
         InputError: it is of another run.
     """
-    if facts and facts.get("run") != _run(job) and not job.run.anyway:
+    if facts and facts.get("run") != job.run.identity and not job.run.anyway:
         raise InputError(
-            "is of another run",
+            "is of other settings, another model or other text",
             field=str(job.run.checkpoint_folder),
-            hint="delete it to learn from the beginning",
+            hint="bring back what it was, or delete it to learn from the beginning",
         )
     return int(facts.get("step", 0))
-
-
-def _run(job: Job) -> str:
-    """What a checkpoint belongs to: a run of these settings."""
-    return sha256(job.run.config_file) if job.run.config_file.exists() else ""
 
 
 @dataclass(frozen=True)

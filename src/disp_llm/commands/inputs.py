@@ -1,0 +1,81 @@
+"""The files on this machine that a task reads, by the setting that names them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from disp_llm.config.compare import CompareConfig
+from disp_llm.config.names import SELF, SPEECHES, is_mixture
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import recipe_names
+from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_mixture
+from disp_llm.data.files import files_under
+from disp_llm.data.reading import naming
+from disp_llm.models import embedded
+from disp_llm.models.files import files_of
+from disp_llm.runs.folder import Run
+from disp_llm.runs.identity import Files, require_unchanged
+
+MODELS = ("model", "folder", "teacher", "weights_from")
+"""Settings that name a model of the hub or a local one."""
+
+TEXTS = ("text", "eval_text", "examples", "eval_examples", "processor_data")
+"""Settings that name files of text, examples or pictures."""
+
+
+def input_files(config: PruneConfig | RecoverConfig | CompareConfig) -> Files:
+    """All of them; a model or data set of the hub has none.
+
+    Raises:
+        InputError: a mixture, a suite or a folder of text is unusable.
+    """
+    found: Files = {}
+    for name in MODELS:
+        value = getattr(config, name, "")
+        path = embedded.model_file() if value == embedded.MODEL else Path(value)
+        found[name] = files_of(path) if value else []
+    for name in TEXTS:
+        paths = getattr(config.text, name)
+        found[name] = [file for path in paths for file in _files_of_text(path, name)]
+    suite, recipe = getattr(config, "suite", ""), getattr(config, "recipe", "")
+    if suite.endswith(".toml"):
+        found["suite"] = [Path(suite), *_files_of_suite(suite)]
+    if recipe and recipe not in recipe_names():
+        found["recipe"] = [Path(recipe)]
+    return {name: files for name, files in found.items() if files}
+
+
+def require_same_files(config: PruneConfig | RecoverConfig, run: Run) -> None:
+    """Refuses a run that was made of other files than those that its settings name now.
+
+    Raises:
+        InputError: naming the setting and the file.
+    """
+    figures = run.figures
+    if figures and figures.inputs and not run.anyway:
+        require_unchanged(figures.inputs, input_files(config), run.folder)
+
+
+def _files_of_text(path: Path, field: str) -> Iterator[Path]:
+    """A file of text, those of a folder, or a mixture with those that it names."""
+    named = str(path) in (SELF, SPEECHES) and not path.exists()
+    if named:
+        yield from embedded.speech_files()[0] if str(path) == SPEECHES else ()
+    elif is_mixture(path):
+        if path.is_file():  # those that ship with the package change with its version
+            yield path
+        for text in load_mixture(path).texts.values():
+            for file in text.files:
+                yield from _files_of_text(file, field)
+    else:
+        with naming(path, field):
+            yield from files_under(path)
+
+
+def _files_of_suite(name: str) -> Iterator[Path]:
+    suite = load_suite(name)
+    parts = (*suite.texts.values(), *suite.examples.values())
+    for file in (file for part in parts for file in part.files):
+        yield from _files_of_text(file, "suite")
+    yield from (task.data for task in suite.tasks.values() if task.data is not None)

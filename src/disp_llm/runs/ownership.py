@@ -1,0 +1,149 @@
+"""What is ours: told by a mark, before anything is locked, swept, replaced or written.
+
+    FOLDER/.disp-llm         the mark of a folder: what it is, and a number of its own
+    FOLDER/.disp-llm.lock    while a process works there
+    .disp-llm-NUMBER-XXXX/   what is half written, in the folder whose number it bears
+
+A page or a picture says in its first bytes that we wrote it, a model folder by its `card.json`.
+Whatever bears no mark is somebody else's: it is never deleted, renamed or replaced.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from disp_llm.config.errors import InputError
+
+MARK = ".disp-llm"
+"""Name of the mark, and how the names of all begin that we put beside what we were asked for."""
+
+LOCK = f"{MARK}.lock"
+
+FACTS = "card.json"
+"""The file by which an exported folder is known, wherever it lies."""
+
+PAGE = b'<meta name="generator" content="disp-llm">'
+"""What a page of ours has among its first bytes."""
+
+PICTURES = {".png": b"Software\0disp-llm", ".svg": b"<dc:title>disp-llm</dc:title>"}
+"""The same of pictures, by suffix."""
+
+HEAD = 4096
+"""How many bytes these are."""
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder is by its mark, such as `prune`; empty where it has none of ours."""
+    return _mark(folder)[0]
+
+
+def _mark(folder: Path) -> tuple[str, str]:
+    """Kind and number in the mark of a folder; empty where there is none, or another file."""
+    try:
+        words = (folder / MARK).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return "", ""
+    return (words[1], words[2]) if len(words) == 3 and words[0] == "disp-llm" else ("", "")
+
+
+def mark(folder: Path, kind: str) -> None:
+    """Marks a folder as ours.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    (folder / MARK).write_text(f"disp-llm {kind} {secrets.token_hex(8)}\n", encoding="utf-8")
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is not there or holds nothing but what killed processes of ours left."""
+    if not os.path.lexists(folder):
+        return True
+    ours = {folder / MARK, folder / LOCK} if kind_of(folder) else {folder / LOCK}
+    return folder.is_dir() and {*folder.iterdir()} <= {*ours, *_half_written(folder)}
+
+
+def require_ours(folder: Path, kind: str, field: str = "output_dir") -> None:
+    """Refuses a place that holds anything, unless it is our folder of this kind. Touches nothing.
+
+    Raises:
+        InputError: it is somebody else's, of another kind, or cannot be read.
+    """
+    try:
+        found, unused = kind_of(folder), is_unused(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be read ({error.strerror})", field=field, hint="name another folder"
+        ) from error
+    if unused or found == kind:
+        return
+    what = f"is a folder of `disp-llm {found}`" if found else "exists and is not empty"
+    raise InputError(f"{folder} {what}", field=field, hint="name another folder")
+
+
+def require_replaceable(path: Path, signature: bytes = b"") -> None:
+    """Refuses to replace what we did not write.
+
+    Args:
+        signature: what a file of ours has among its first bytes, wherever it lies; b"" = it lies in
+            a folder of ours, under a name that nothing else has there.
+
+    Raises:
+        InputError: something lies there that does not say that it is ours.
+    """
+    if os.path.lexists(path) and not _is_ours(path, signature):
+        kind = "folder" if path.is_dir() else "file"
+        raise InputError(
+            f"is a {kind} that disp-llm did not write",
+            field=str(path),
+            hint="move it away, or name another place",
+        )
+
+
+def _is_ours(path: Path, signature: bytes) -> bool:
+    if path.is_symlink() or (path.is_dir() and signature):
+        return False
+    if path.is_dir():
+        return bool(kind_of(path)) or (path / FACTS).is_file()
+    if signature:
+        with path.open("rb") as file:
+            return signature in file.read(HEAD)
+    return bool(_owner(path))
+
+
+def _owner(path: Path) -> str:
+    """The number of our folder that a file lies in, or in a folder of which; else empty."""
+    above = (path.parent, path.parent.parent)
+    if above[1].name.startswith(f"{MARK}-"):  # what is being written there
+        return above[1].name.split("-")[2]
+    return next(filter(None, (_mark(parent)[1] for parent in above)), "")
+
+
+def temporary_prefix(path: Path) -> str:
+    """How the name of a temporary folder begins in which a file or folder is written: by it the
+    next process knows what a killed one left of the same."""
+    own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return f"{MARK}-{_owner(path) or own}-"
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """What killed processes left half written in our folder."""
+    return _leftovers(folder, temporary_prefix(folder / MARK))
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half written in our folder, or in a folder of it."""
+    for path in _half_written(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_beside(path: Path) -> None:
+    """Removes what killed processes left half written of a single output."""
+    for left in _leftovers(path.parent, temporary_prefix(path)):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _leftovers(folder: Path, prefix: str) -> list[Path]:
+    return [path for path in folder.glob(f"{prefix}*") if path.is_dir() and not path.is_symlink()]
