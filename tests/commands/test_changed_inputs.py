@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import disp_llm
 from disp_llm.runs.folder import Run
 from disp_llm.runs.lock import locked
+from disp_llm.runs.ownership import LOCK, MARK, mark, temporary_prefix
 
 
 @pytest.fixture
@@ -133,23 +134,25 @@ def test_export_replaces_nothing_that_is_not_its_own(run, tmp_path):
     done = run_command("export", run, "--keep", 0.5000001)
     assert done.returncode == 2
     assert "would be called 0.5" in done.stderr
-    assert run_command("export", run, "--keep", 0.7, "--force").returncode == 0
-    assert not (run / "model-0.7" / "mine.txt").exists()
+    shutil.rmtree(run / "model-0.7")
+    assert run_command("export", run, "--keep", 0.7).returncode == 0
     assert disp_llm.verify(run)["ok"]
 
 
 def test_a_folder_in_use_is_refused_and_an_empty_one_leaves_nothing(inputs, tmp_path):
     folder = tmp_path / "taken"
     command = ["prune", inputs["model"], "--text", inputs["text"], "--output-dir", folder, *SMALL]
-    with locked(folder):
+    with locked(folder, "prune"):
         done = run_command(*command)
         assert done.returncode == 2
         assert f"is in use by process {os.getpid()}" in done.stderr
     assert not folder.exists()
-    (folder / ".model.x.tmp").mkdir(parents=True)  # what a kill leaves
-    (folder / ".lock").write_text("{")
+    folder.mkdir()
+    mark(folder, "prune")  # this, the next two lines are what a kill leaves
+    (folder / f"{temporary_prefix(folder / 'model')}x").mkdir()
+    (folder / LOCK).write_text("{")
     assert run_command(*command).returncode == 0
-    assert not list(folder.rglob(".*"))
+    assert list(folder.rglob(".*")) == [folder / MARK]
 
 
 def test_verify_names_what_is_wrong(run, tmp_path):

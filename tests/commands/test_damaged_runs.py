@@ -11,6 +11,7 @@ from damage import names, outcome
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune
 from disp_llm.runs.files import CHECKSUM, write_checked_json
+from disp_llm.runs.ownership import mark
 from disp_llm.runs.settings import stored_config
 
 
@@ -106,6 +107,7 @@ def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
 
 def test_compare_does_not_go_on_from_a_damaged_file(tmp_path):
     path = tmp_path / "compare.json"
+    mark(tmp_path, "compare")
     asked = {"model": "m", "keep": [0.5]}
     write_checked_json(path, {"asked": asked, "rows": [{"method": "flap"}]})
     done = run_command("compare", "m", "--output-dir", tmp_path, *SMALL[:4])

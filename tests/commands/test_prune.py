@@ -31,6 +31,7 @@ from disp_llm.config.names import SITES
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.reporting.run_tables import show_models
 from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.ownership import MARK, mark
 from disp_llm.runs.results import SizeResult, dropped_said, from_json
 
 
@@ -365,6 +366,7 @@ def test_a_selection_for_one_size_is_exported_at_that_size_only(llama_folder, te
 
 
 def test_seconds_of_all_attempts_add_up(small_run, tmp_path):
+    mark(tmp_path, "prune")
     run = Run(tmp_path)
     with clock(run, "seconds"):
         pass
@@ -521,7 +523,7 @@ def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_pa
     done = run_process(*command, before=limit)
     assert_one_line(done, "cannot write", "make room")
     assert not (folder / "model").exists()
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in folder.glob(".*")] == [MARK]
     again = run_command(*command, "--resume")  # with room, what was learned is not learned again
     assert again.returncode == 0, again.stderr
     assert "learning" not in again.stderr

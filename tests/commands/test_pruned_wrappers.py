@@ -1,6 +1,7 @@
 """Commands on wrappers, from folder to folder: what they say of a picture, and what travels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ def test_another_size_with_little_memory(wrapped):
     """From file to file, to the byte what is made in memory."""
     _, _, run = wrapped
     for flags in ((), ("--no-measure",)):
-        done = run_command("export", run, "--keep", 0.8, "--force", *flags)
+        shutil.rmtree(run / "model-0.8", ignore_errors=True)
+        done = run_command("export", run, "--keep", 0.8, *flags)
         assert done.returncode == 0, done.stderr
         files = {
             path.name: path.read_bytes()

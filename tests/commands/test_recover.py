@@ -220,7 +220,7 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
     shutil.rmtree(folder / "model")  # so that there is something to go on with
     suite.write_text(suite.read_text().replace("texts.A", "texts.B"))
     done = run_command(*command, "--resume")
-    assert "--suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
+    assert f"--suite: is not what {folder} was made of" in done.stderr.splitlines()[-1]
 
 
 def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.runs import provenance as recorded
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
+from disp_llm.runs.ownership import mark
 from disp_llm.runs.provenance import commit, provenance, runs_alike
 from disp_llm.runs.settings import begin_run
 
@@ -68,8 +69,14 @@ def test_a_run_and_each_of_its_sizes_say_where_they_come_from(small_run):
     assert "resumed" not in result
 
 
+def begun(tmp_path: Path) -> Path:
+    """A run folder of ours in which nothing has begun."""
+    mark(tmp_path, "prune")
+    return tmp_path
+
+
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
+    folder = begun(tmp_path)
     begin_run(PruneConfig("m", output_dir=folder), "first", dtype="float32")
     again = PruneConfig("m", output_dir=folder, resume=True)
     begin_run(again, "second")
@@ -89,7 +96,7 @@ def test_what_is_older_than_commits_is_compared_by_what_is_known(tmp_path):
     old = {key: value for key, value in now.items() if key not in ("commit", "date")}
     assert runs_alike(old, now)
     assert not runs_alike(old | {"versions": {"disp-llm": "0"}}, now)
-    folder = tmp_path / "run"
+    folder = begun(tmp_path)
     begin_run(PruneConfig("m", output_dir=folder), "first", dtype="float32")
     known = Run(folder).result()
     old = {key: value for key, value in known.items() if key not in ("commit", "date")}

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -215,6 +216,7 @@ def prepare_libraries() -> None:
     nothing here, and silences other libraries' bars and advice, which would tear our own progress
     apart."""
     keep_freed_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is removed
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -166,8 +166,6 @@ def _started(config: CompareConfig) -> dict[str, Any]:
         return {"asked": asked, "rows": []}
     result = read_checked_json(path, ROWS_AGAIN, config.anyway)
     figures = comparison_figures(result, str(path))
-    if not config.anyway:
-        require_unchanged(figures.inputs, input_files(config), path.parent)
     known = result["asked"]
     if "target" in known and "target" not in asked:  # its method is not asked for this time
         asked["target"] = known["target"]
@@ -178,6 +176,8 @@ def _started(config: CompareConfig) -> dict[str, Any]:
             field="output_dir",
             hint="name another folder",
         )
+    if not config.anyway:
+        require_unchanged(figures.inputs, input_files(config), path.parent)
     return result | {"asked": known | asked}
 
 

@@ -19,7 +19,6 @@ from disp_llm.runs.files import atomic, folder_made
 from disp_llm.runs.ownership import (
     LOCK,
     MARK,
-    is_unused,
     kind_of,
     mark,
     require_ours,
@@ -46,7 +45,7 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
         yield
         return
     require_ours(folder, kind)
-    with _held(folder, LOCK, "output_dir"):
+    with _held(folder, LOCK, "output_dir", bool(kind_of(folder))):
         if kind_of(folder) != kind:
             mark(folder, kind)
         for place in (folder, *filter(Path.is_dir, folder.iterdir())):
@@ -55,7 +54,7 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_unused(folder):
+            if {*folder.iterdir()} == {folder / MARK, folder / LOCK}:
                 (folder / MARK).unlink()
 
 
@@ -76,9 +75,9 @@ def created(path: Path, field: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, name: str, field: str) -> Iterator[None]:
-    """Holds the lock of a name in a folder, which is made if there is none, and removed if it was
-    made and nothing was put into it."""
+def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterator[None]:
+    """Holds the lock of a name in a folder, which is made if there is none. At the end the folder is
+    removed if it holds nothing and was made here, or by an earlier process of ours."""
     path, holder = folder / name, ""
     lock = FileLock(path, timeout=0)
     with contextlib.ExitStack() as stack:
@@ -104,6 +103,8 @@ def _held(folder: Path, name: str, field: str) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()  # while it is held: who waits for nothing cannot come in between
+                if is_ours:
+                    folder.rmdir()  # fails where it holds something
             lock.release()
 
 

@@ -110,7 +110,7 @@ def _is_ours(path: Path, signature: bytes) -> bool:
     if signature:
         with path.open("rb") as file:
             return signature in file.read(HEAD)
-    return bool(_owner(path))
+    return bool(_owner(path)) or (path.parent / FACTS).is_file()
 
 
 def _owner(path: Path) -> str:

@@ -1,0 +1,265 @@
+"""What once lost data or was wrong in silence, each by the command that showed it."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import fresh
+import pytest
+import torch
+from conftest import SMALL, run_command
+from safetensors.torch import load_file, save_file
+
+import disp_llm
+from disp_llm.config.errors import InputError
+from disp_llm.config.share import SaveConfig
+from disp_llm.export.sharing import save
+from disp_llm.runs.files import write_checked_json
+from disp_llm.runs.folder import Run
+from disp_llm.runs.lock import created
+
+
+@pytest.fixture
+def run(small_run, tmp_path) -> Path:
+    """A finished run of one's own."""
+    return shutil.copytree(small_run[0], tmp_path / "run")
+
+
+def refused(*command: object) -> str:
+    """The line that a command is refused with."""
+    done = run_command(*command)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def flip(path: Path) -> None:
+    """Changes the lowest bit of the last weight."""
+    tensors = load_file(path)
+    name = max(tensors)
+    tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("command", ["prune", "recover", "compare"])
+def test_a_folder_of_others_is_not_touched(command, llama_folder, text_file, small_run, tmp_path):
+    project = tmp_path / "proj"
+    (project / ".cache.tmp").mkdir(parents=True)
+    for name in (".cache.tmp/thesis", ".lock", "main.py"):
+        (project / name).write_text("mine")
+    model = small_run[0] / "model" if command == "recover" else llama_folder
+    line = refused(command, model, "--text", text_file, "--output-dir", project)
+    assert line.endswith(f"{project} exists and is not empty; name another folder")
+    assert {path.read_text() for path in project.rglob("*") if path.is_file()} == {"mine"}
+    assert len(list(project.rglob("*"))) == 4
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "result.json", "corpus.txt"])
+def test_a_page_replaces_pages_alone(run, name):
+    path = run / name
+    path.touch()
+    before = path.read_bytes()
+    assert "that disp-llm did not write" in refused("report", run, "--output", path)
+    assert path.read_bytes() == before
+    page = run / "report.html"
+    assert run_command("report", run, "--output", page).returncode == 0
+    page.write_text("<html>of somebody else</html>")
+    assert "that disp-llm did not write" in refused("report", run)
+
+
+def test_verify_of_a_run_without_its_record(run, tmp_path):
+    flip(run / "model" / "model.safetensors")
+    (run / "result.json").unlink()
+    assert f"{run / 'result.json'}: is missing" in refused("verify", run)
+    shutil.rmtree(run / "model")
+    assert not disp_llm.verify(run)["ok"]
+    assert "is no run, comparison or model folder" in refused("verify", tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["config.toml", "result.json"])
+def test_verify_of_a_comparison_names_a_run_that_lost_a_file(
+    lost, llama_folder, text_file, tmp_path
+):
+    done = run_command(
+        "compare", llama_folder, "--methods", "magnitude", "--keep", 0.5, "--text", text_file,
+        "--output-dir", tmp_path / "cmp", "--context", 32, "--windows", 2, "--rounds", 0,
+        "--calibration-sequences", 2, "--calibration-length", 32, "--length", 32,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert disp_llm.verify(tmp_path / "cmp")["ok"]
+    (tmp_path / "cmp" / "magnitude" / lost).unlink()
+    assert lost in refused("verify", tmp_path / "cmp")
+
+
+def test_sums_that_lost_a_line_and_files_beside_them(run):
+    folder, sums = run / "model", run / "model" / "SHA256SUMS"
+    whole = sums.read_text()
+    for name in ("model-00001-of-00002.safetensors", "x.model", "modeling_evil.py"):
+        (folder / name).write_text("x")
+        found = {problem["what"] for problem in disp_llm.verify(folder)["problems"]}
+        assert "was not written with the others" in found
+        (folder / name).unlink()
+    lines = [line for line in whole.splitlines() if "model.safetensors" not in line]
+    sums.write_text("\n".join(lines) + "\n")
+    flip(folder / "model.safetensors")
+    for command in (("verify",), ("save", "--to", run / "s"), ("eval", "--windows", 2)):
+        assert "SHA256SUMS: is damaged" in refused(command[0], folder, *command[1:])
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted"])
+def test_nothing_is_shared_without_sums(how, run, text_file, tmp_path):
+    folder, sums = run / "model", run / "model" / "SHA256SUMS"
+    sums.write_text("")
+    if how == "deleted":
+        sums.unlink()
+    flip(folder / "model.safetensors")
+    made = tmp_path / "made"
+    for command in (
+        ("verify", folder),
+        ("save", folder, "--to", made),
+        ("push", folder, "me/it"),
+        ("quantise", folder, "--to", "int8", "--output-dir", made),
+    ):
+        assert "SHA256SUMS: is missing or empty" in refused(*command)
+    assert not made.exists()
+    done = run_command("eval", folder, "--text", text_file, "--context", 32, "--windows", 2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_copy_has_what_the_sums_name_and_nothing_else(run, tmp_path):
+    for name in ("secret.model", "LICENSE.key", "model-00001-of-00002.safetensors"):
+        (run / "model" / name).write_text("SECRET")
+    found = save(SaveConfig(run / "model", tmp_path / "copy"))
+    assert set(found["left_out"]) == {
+        "secret.model",
+        "LICENSE.key",
+        "model-00001-of-00002.safetensors",
+    }
+    assert disp_llm.verify(tmp_path / "copy")["ok"]
+
+
+@pytest.fixture
+def inputs(llama_folder, text_file, tmp_path) -> dict[str, Path]:
+    """A model and a text of one's own."""
+    model = shutil.copytree(llama_folder, tmp_path / "m")
+    return {"model": model, "text": Path(shutil.copy(text_file, tmp_path / "t.txt"))}
+
+
+def prune_in(folder: Path, inputs: dict[str, Path], *flags: object) -> tuple[object, ...]:
+    texts = ("--text", inputs["text"], "--output-dir", folder)
+    return ("prune", inputs["model"], "--keep", 0.5, *texts, *SMALL, *flags)
+
+
+@pytest.mark.parametrize("what", ["model", "text"])
+def test_a_finished_run_of_other_inputs(what, inputs, tmp_path):
+    run = tmp_path / "run"
+    assert run_command(*prune_in(run, inputs)).returncode == 0
+    path = inputs["model"] / "model.safetensors" if what == "model" else inputs["text"]
+    os.utime(path, (1, 1))
+    again = prune_in(run, inputs, "--resume", "auto")
+    assert run_command(*again).returncode == 0, "only its time is another"
+    flip(path) if what == "model" else path.write_text(path.read_text() + "more")
+    before = (run / "result.json").read_bytes()
+    field = "MODEL" if what == "model" else "--text"
+    assert f"{field}: is not what {run} was made of ({path.name} has changed)" in refused(*again)
+    assert (run / "result.json").read_bytes() == before
+    assert run_command(*again, "--anyway").returncode == 0
+
+
+def test_a_checkpoint_of_another_text_is_not_taken(inputs, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    left = iter([False] * 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("disp_llm.cli.signals.StopSignals.__call__", lambda _: next(left, True))
+        assert run_command(*prune_in(run, inputs)).returncode == 130
+    inputs["text"].write_text(inputs["text"].read_text() + "more")
+    assert "--text: is not what" in refused(*prune_in(run, inputs, "--resume"))
+    (run / "result.json").unlink()
+    line = refused(*prune_in(run, inputs, "--resume"))
+    assert "checkpoint: is of other settings, another model or other text" in line
+
+
+def test_a_log_that_is_damaged_after_learning(run, llama_folder):
+    figures = Run(run).result()
+    write_checked_json(run / "result.json", figures | {"status": "running"})
+    log = run / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    line = refused("prune", llama_folder, "--output-dir", run, "--resume")
+    assert f"{log}: is not the file that was written" in line
+
+
+def test_a_refused_command_leaves_no_folder(text_file, tmp_path):
+    deep = tmp_path / "a" / "b" / "c"
+    refused("prune", tmp_path / "nope", "--text", text_file, "--output-dir", deep)
+    refused("save", tmp_path / "nope", "--to", deep)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_at_one_new_place(run, tmp_path):
+    """The second is refused, and what a killed one left of the same is swept by the next."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with created(tmp_path / "new", "to") as temporary:
+            temporary.write_text("first")
+            inside.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(60)
+    assert "is in use by process" in refused("save", run / "model", "--to", tmp_path / "new")
+    go_on.set()
+    thread.join()
+    assert (tmp_path / "new").read_text() == "first"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "new"}
+
+
+def test_what_a_killed_copy_left_is_swept_by_the_next(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("disp_llm.runs.files.shutil.rmtree", lambda *given, **more: None)
+        with pytest.raises(InputError), created(tmp_path / "new", "to"):
+            raise InputError("killed", field="f", hint="h")
+    (foreign := tmp_path / ".disp-llm-mine").mkdir()
+    assert len(list(tmp_path.glob(".disp-llm-*"))) == 2
+    save(SaveConfig(run / "model", tmp_path / "new"))
+    assert list(tmp_path.glob(".disp-llm-*")) == [foreign]
+
+
+def test_a_deleted_model_is_named_as_it_was_given(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs["model"] = Path("m")
+    assert run_command(*prune_in(Path("run"), inputs)).returncode == 0
+    shutil.rmtree("run/model")
+    shutil.rmtree("m")
+    line = refused(*prune_in(Path("run"), inputs, "--resume"))
+    assert "leave that setting out" not in line
+    assert "m" in line
+
+
+def test_damaged_settings_of_a_run_are_to_be_put_back(run, llama_folder):
+    (run / "config.toml").write_text("= =")
+    assert "put config.toml back" in refused("prune", llama_folder, "--output-dir", run, "--resume")
+
+
+def test_a_command_that_is_asked_to_end_tidies_up(llama_folder, text_file, tmp_path):
+    folder = tmp_path / "cmp"
+    command = ("compare", llama_folder, "--text", text_file, "--output-dir", folder)
+    child = fresh.start_command(*command)
+    while not (folder / ".disp-llm.lock").exists():
+        assert child.alive()
+    child.send_signal(signal.SIGTERM)
+    done = child.wait()
+    assert done.returncode in (130, 143)
+    assert not folder.exists() or not (folder / ".disp-llm.lock").exists()
+
+
+def test_figures_are_json(run):
+    """`inputs` are read back by their own types."""
+    figures = Run(run).figures
+    assert figures is not None
+    (stamps,) = (figures.inputs[name] for name in ("text",))
+    assert json.loads((run / "result.json").read_text())["inputs"]["text"].keys() == stamps.keys()
