@@ -76,8 +76,8 @@ def created(path: Path, field: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterator[None]:
-    """Holds the lock of a name in a folder, which is made if there is none. At the end the folder is
-    removed if it holds nothing and was made here, or by an earlier process of ours."""
+    """Holds the lock of a name in a folder, which is made if there is none. At the end the folder
+    is removed if it holds nothing and was made here, or by an earlier process of ours."""
     path, holder = folder / name, ""
     lock = FileLock(path, timeout=0)
     with contextlib.ExitStack() as stack:
