@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.models.files import PROCESSOR
+from disp_llm.models.files import PROCESSOR, weight_files
 from disp_llm.runs.files import read_json
 
 CODE = (
@@ -82,9 +82,10 @@ def belongings(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """
     files: dict[str, Path] = {}
     left_out: list[str] = []
+    weights = weight_files(folder)
     for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
         name = path.relative_to(folder).as_posix()
-        belongs = _belongs(name)
+        belongs = _belongs(name) and (path.suffix != ".safetensors" or path in weights)
         if belongs and (path.is_symlink() or (path.parent.is_symlink() and path.parent != folder)):
             raise InputError(
                 "is a link, and what it points to may be no part of the model",

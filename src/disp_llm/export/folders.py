@@ -11,6 +11,7 @@ from disp_llm.export.belongings import strip_foreign
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
+from disp_llm.models.files import weight_files
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import write_sums
 
@@ -74,5 +75,5 @@ def added_biases(target: PrunableModel, masks: Masks) -> int:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of the safetensors files of a folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Size of the files that a folder's weights lie in."""
+    return sum(path.stat().st_size for path in weight_files(folder))

@@ -28,6 +28,7 @@ from disp_llm.config.schema import Size, as_type
 from disp_llm.export.belongings import is_place
 from disp_llm.export.plain import EXPORT_AGAIN, whole_stream
 from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.models.files import weight_files
 from disp_llm.runs.files import atomic
 from disp_llm.runs.tensors import read_tensors
 
@@ -215,7 +216,7 @@ def _weights(
     """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(blocks))
     found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         for own, tensor in read_tensors(path, EXPORT_AGAIN).tensors.items():
             name = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
             if not name.startswith(("blk.", "output_norm.")):
