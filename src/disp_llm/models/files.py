@@ -51,8 +51,8 @@ def files_of(path: Path) -> list[Path]:
     does not exist."""
     if not path.is_dir():
         return [path] if path.is_file() else []
-    named = (path / name for name in (*READ, INDEX))
-    return sorted({*(file for file in named if file.is_file()), *weight_files(path)})
+    named = {path / name for name in (*READ, INDEX)} | {*weight_files(path)}
+    return sorted(file for file in named if file.is_file())
 
 
 def weight_files(folder: Path) -> list[Path]:
