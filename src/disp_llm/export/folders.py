@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.export.belongings import strip_foreign
 from disp_llm.export.cutting import compact_model
+from disp_llm.export.stripping import strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.files import weight_files

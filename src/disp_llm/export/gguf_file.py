@@ -25,8 +25,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.names import ATTENTION, HEADS, MLP
 from disp_llm.config.schema import Size, as_type
-from disp_llm.export.belongings import is_place
 from disp_llm.export.plain import EXPORT_AGAIN, whole_stream
+from disp_llm.export.stripping import is_private
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.models.files import weight_files
 from disp_llm.runs.files import atomic
@@ -287,7 +287,7 @@ def _write_keys(
         if prefix == NATIVE and rest in anew:
             continue
         value, kind = field.contents(), field.types[0]
-        if field.name.startswith(ABOUT) and is_place(value):
+        if field.name.startswith(ABOUT) and is_private(value):
             continue
         inner = field.types[-1] if kind == array else None
         name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name
