@@ -350,7 +350,8 @@ def _header(size: SizeResult, told: dict[str, Any]) -> str:
     """The hub's metadata: licence, base model and perplexity, where they are known."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    source, measured = told["source"], dict[str, Any]()
+    source = told["source"]
+    measured: dict[str, Any] = {}
     if size.measured is not None:
         result = EvalResult(
             task_type="text-generation",

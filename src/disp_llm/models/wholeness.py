@@ -45,7 +45,7 @@ def require_whole(name: str, report: dict[str, Any]) -> None:
         InputError: naming weights that are missing, of another shape, or too many.
     """
     mismatched = [
-        f"{key} ({_shape(found)}, not {_shape(wanted)})"
+        f"{key} ({shape_said(found)}, not {shape_said(wanted)})"
         for key, found, wanted in report["mismatched_keys"]
     ]
     unexpected = [key for key in report["unexpected_keys"] if not CONSTANTS.search(key)]
@@ -125,7 +125,8 @@ def first_of(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shape(size: Iterable[int]) -> str:
+def shape_said(size: Iterable[int]) -> str:
+    """`32×48`."""
     return "×".join(map(str, size))
 
 
