@@ -55,11 +55,13 @@ class Caller:
         if isinstance(asked, kind):
             return caller, with_settings(asked, options)
         needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
+        if asked is None and needed[0] in options:
+            asked = options.pop(needed[0])
         if not isinstance(asked, str | Path):
             raise InputError(
                 "is missing" if asked is None else f"is a {type(asked).__name__} in memory",
                 field=needed[0],
-                hint=f"give a name, a folder or a {kind.__name__}",
+                hint="name it" if asked is None else "save it, and name its folder",
             )
         given = {name: options.pop(name) for name in needed[1:] if name in options}
         if len(given) < len(needed) - 1:

@@ -147,5 +147,6 @@ def _difference(path: str, found: Part | None, made: Part | None) -> tuple[str, 
         return f"has one parameter as {first} and as {path}, two by its config", tied
     if not issubclass(kind, usual) or shape != usual_shape:
         is_now, should = (shape, usual_shape) if shape else (kind.__name__, usual.__name__)
-        return f"has a {path or 'whole'} that is {is_now}, not {should} as in its config", described
+        what = f"has a {path or 'whole'} that is {is_now}, and {should} by its config"
+        return what, "give it as transformers makes it of its config"
     return None
