@@ -30,16 +30,17 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         InputError: another task works with the model, or with a part of it.
     """
-    modes = {module: module.training for module in model.modules()}
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    mine = set(model.modules())
     with _lock:
-        if not _at_work.isdisjoint(modes):
+        if not _at_work.isdisjoint(mine):
             raise InputError(
                 "is at work in another task",
                 field="model",
                 hint="wait for that, or give each task a copy (`copy.deepcopy`)",
             )
-        _at_work.update(modes)
+        _at_work.update(mine)
+    modes = {module: module.training for module in mine}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         model.eval().requires_grad_(False)
         yield
@@ -47,9 +48,9 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trained.get(name, False))
+            parameter.requires_grad_(name in trained)
         with _lock:
-            _at_work.difference_update(modes)
+            _at_work.difference_update(mine)
 
 
 def require_loaded(model: PreTrainedModel) -> None:
