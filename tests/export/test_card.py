@@ -92,10 +92,10 @@ def test_what_the_hub_calls_it(parts, task):
 
 
 def test_the_head_names_base_and_licence_where_they_are_known():
-    head = _header(size(), {"base_model": "a/b", "license": "mit"}, "a text").splitlines()
+    head = _header(size(), {"source": {"base_model": "a/b", "license": "mit"}}).splitlines()
     assert "license: mit" in head
     assert "base_model: a/b" in head
-    nothing = _header(size(), {}, "a text")
+    nothing = _header(size(), {"source": {}})
     assert "license" not in nothing
     assert "base_model" not in nothing
 

@@ -39,7 +39,7 @@ from disp_llm.runs.rows import BenchComparison
 logger = logging.getLogger(__name__)
 
 
-def bench(asked: BenchConfig | str | Path, **options: Any) -> dict[str, Any]:
+def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Measures `config.folder` against `config.against`.
 
     Args:

@@ -26,6 +26,7 @@ from disp_llm.config.names import DENSE, compared_methods
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
 from disp_llm.data.sources import read_input
+from disp_llm.models.in_memory import require_gradients
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.comparison import markdown
@@ -43,7 +44,7 @@ from disp_llm.runs.rows import ComparisonRow
 from disp_llm.runs.settings import FREE_TO_CHANGE
 
 
-def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]:
+def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Makes the rows that are asked for and not there yet; returns what `compare.json` then holds.
 
     Args:
@@ -55,6 +56,7 @@ def compare(asked: CompareConfig | str | Path, **options: Any) -> dict[str, Any]
         InputError: the output folder belongs to another comparison, or a text lies in memory.
         Interrupted: the task was asked to stop; the same settings go on.
     """
+    require_gradients()
     _require_files(options)
     caller, config = Caller.asking(CompareConfig, asked, options)
     config.validate()

@@ -28,7 +28,7 @@ from disp_llm.models.loading import load, load_shapes
 from disp_llm.runs.progress import ProgressCallback
 
 
-def examine(asked: DoctorConfig | str | Path, **options: Any) -> dict[str, Any]:
+def examine(asked: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning against what is free.
 
     Args:

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.caller import of_kind
 from disp_llm.commands.front import IN_MEMORY, Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
@@ -33,7 +34,7 @@ from disp_llm.runs.results import as_json
 
 
 def evaluate(
-    model: Model | RecoverResult,
+    model: Model | RecoverResult | None = None,
     tokenizer: Any = None,
     *,
     text: Any = None,
@@ -63,7 +64,8 @@ def evaluate(
         trained_in = model.figures["dtype"]
         model = model.folder / "model"
     name, inputs = inputs_of(model, tokenizer)
-    config = EvalConfig(name) if config is None else replace(config, model=name)
+    config = EvalConfig(name) if config is None else of_kind(config, EvalConfig)
+    config = replace(config, model=name)
     settings: EvalConfig = with_settings(config, options)
     if trained_in and settings.machine.dtype == "auto":
         settings = with_settings(settings, {"dtype": trained_in})

@@ -40,7 +40,7 @@ from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import stored_config
 
 
-def export_sizes(asked: ExportConfig | str | Path, **options: Any) -> PruneResult:
+def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
     """Writes sizes of a run that has chosen its logits, without choosing again.
 
     Args:

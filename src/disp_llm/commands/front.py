@@ -1,4 +1,4 @@
-"""The front door of every task: who watches it, and what a program hands over in memory.
+"""The front door of every task: what a program hands over in memory.
 
 A task is asked for by settings alone (the command line), or by a model, a tokenizer and text that
 lie in memory (Python); both go the same way from here on.
@@ -10,14 +10,14 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from disp_llm.commands.caller import Caller
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS
@@ -32,14 +32,19 @@ from disp_llm.export.fusing import is_fused
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name, require_tracker, start_process
 from disp_llm.models.embedded import MODEL
-from disp_llm.models.loading import Loaded, family_of_any, load
+from disp_llm.models.in_memory import (
+    frozen,
+    require_as_configured,
+    require_gradients,
+    require_loaded,
+)
+from disp_llm.models.loading import Loaded, family_of_any, load, require_unquantised
 from disp_llm.models.processor import processor_files
 from disp_llm.models.source import fingerprint_of
 from disp_llm.models.wholeness import require_finite
-from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.folder import Run
-from disp_llm.runs.job import Job, never
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.job import Job
+from disp_llm.runs.progress import silent
 from disp_llm.runs.results import Perplexity
 
 logger = logging.getLogger(__name__)
@@ -47,68 +52,6 @@ logger = logging.getLogger(__name__)
 Model = str | Path | PreTrainedModel
 
 Located = TypeVar("Located", bound=PruneConfig | RecoverConfig | CompareConfig)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asked for a task."""
-
-    progress: ProgressCallback | None = None
-    """Called as work goes on; None = a bar in terminals and notebooks."""
-    stop_requested: Callable[[], bool] = never
-    """Asked after every step: whether to write a checkpoint and end."""
-    command: str = "disp_llm, from Python"
-    """How the task was asked for, for provenance."""
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> "Caller":
-        """Takes its own fields out of the options of a task; settings are left."""
-        return cls(**{f.name: options.pop(f.name) for f in fields(cls) if f.name in options})
-
-    @classmethod
-    def asking(cls, kind: Any, asked: Any, options: dict[str, Any]) -> tuple["Caller", Any]:
-        """The caller, and the settings of a task: as they are, or made from the name of a model and
-        the options.
-
-        Raises:
-            InputError: an option that is no setting.
-        """
-        caller = cls.of(options)
-        if isinstance(asked, kind):
-            return caller, with_settings(asked, options)
-        needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
-        if not isinstance(asked, str | Path):
-            raise InputError(
-                f"is a {type(asked).__name__} in memory",
-                field=needed[0],
-                hint="save it, and name its folder",
-            )
-        given = {name: options.pop(name) for name in needed[1:] if name in options}
-        if len(given) < len(needed) - 1:
-            raise InputError("is missing", field=needed[-1], hint="give it")
-        return caller, with_settings(kind(**{needed[0]: str(asked)} | given), options)
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[ProgressCallback]:
-        """The callback that this task reports to."""
-        with _quiet_libraries():
-            if self.progress is not None:
-                yield self.progress
-            else:
-                with progress_bar() as progress:
-                    yield progress
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """While the context lasts, transformers draws no bars of its own, which would tear ours."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -156,43 +99,41 @@ class Inputs:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """While the context lasts, the model in memory has no dropout and takes no gradients."""
-        if self.model is None:
+        """While the context lasts, the model in memory has no dropout and takes no gradients, and
+        no other task takes it.
+
+        Raises:
+            InputError: another one has it.
+        """
+        with contextlib.nullcontext() if self.model is None else frozen(self.model):
             yield
-            return
-        training, trained = (
-            self.model.training,
-            {name for name, p in self.model.named_parameters() if p.requires_grad},
-        )
-        self.model.eval().requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.model.train(training)
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in trained)
 
 
-def inputs_of(model: Model, tokenizer: Any) -> tuple[str, Inputs]:
+def inputs_of(model: Model | None, tokenizer: Any) -> tuple[str, Inputs]:
     """The name of a model, and what of it lies in memory.
 
     Raises:
-        InputError: a model in memory without its tokenizer.
+        InputError: something that is no model or has no weights, or a model in memory without its
+            tokenizer.
     """
-    if isinstance(model, str | Path):
-        return str(model), Inputs()
-    if not isinstance(model, PreTrainedModel):
+    named = isinstance(model, str | Path)
+    if not (named or isinstance(model, PreTrainedModel)):
+        is_a = f"is a {type(model).__name__}, and neither a name nor a model of transformers"
         raise InputError(
-            f"is a {type(model).__name__}, and neither a name nor a model of transformers",
+            "is missing" if model is None else is_a,
             field="model",
-            hint="give the model inside it, with adapters merged",
+            hint="name it, or give the model inside it, with adapters merged",
         )
-    if tokenizer is None or isinstance(tokenizer, str | Path):
+    if not (isinstance(tokenizer, PreTrainedTokenizerBase) or (named and tokenizer is None)):
+        kind = "name" if isinstance(tokenizer, str | Path) else type(tokenizer).__name__
         raise InputError(
-            "is missing" if tokenizer is None else "is a name",
+            "is missing" if tokenizer is None else f"is a {kind}",
             field="tokenizer",
             hint="give the tokenizer of the model in memory, as AutoTokenizer loads it",
         )
+    if not isinstance(model, PreTrainedModel):
+        return str(model), Inputs()
+    require_loaded(model)
     name = str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
     return name, Inputs(model, tokenizer)
 
@@ -204,14 +145,20 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
         config: what the options change.
 
     Raises:
-        InputError: an option that is no setting, something that is no text, or a fused model.
+        InputError: an option that is no setting, something that is no text, or a model that is not
+            what its configuration says.
     """
-    if inputs.model is not None and is_fused(inputs.model):
-        raise InputError(
-            "has been fused, so that its layers do not work one by one",
-            field="model",
-            hint="give it as it was before `fuse`",
-        )
+    require_gradients(inputs.model)
+    if inputs.model is not None:
+        if is_fused(inputs.model):
+            raise InputError(
+                "has been fused, so that its layers do not work one by one",
+                field="model",
+                hint="give it as it was before `fuse`",
+            )
+        family_of_any(inputs.model.config)
+        require_unquantised("the model", inputs.model.config)
+        require_as_configured(inputs.model)
     given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES)}
     config = with_settings(config, options)
     inputs, named = _with_texts(inputs, config.text, given)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.caller import of_kind
 from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.front import (
     Caller,
@@ -63,7 +64,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def prune(
-    model: Model,
+    model: Model | None = None,
     tokenizer: Any = None,
     *,
     text: Any = None,
@@ -94,7 +95,7 @@ def prune(
         temporary = with_folder(options)
         recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
         config = apply_recipe(PruneConfig(name), recipe)
-    config = replace(config, model=name)
+    config = replace(of_kind(config, PruneConfig), model=name)
     inputs, config = with_options(inputs, config, {"text": text} | options)
     return prune_with(caller, config, inputs, temporary)
 

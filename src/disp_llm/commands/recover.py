@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from disp_llm.commands.caller import of_kind
 from disp_llm.commands.front import (
     Caller,
     Inputs,
@@ -67,7 +68,7 @@ from disp_llm.training.weights import add_adapters, train_weights
 
 
 def recover(
-    student: Model,
+    student: Model | None = None,
     tokenizer: Any = None,
     *,
     teacher: Model | None = None,
@@ -98,7 +99,7 @@ def recover(
     if config is None:
         temporary = with_folder(options)
         config = RecoverConfig(name)
-    config = replace(config, folder=name)
+    config = replace(of_kind(config, RecoverConfig), folder=name)
     inputs, config = with_options(inputs, config, options)
     require_valid(config, inputs)
     config = available(located(config))  # before anything is touched

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disp_llm.commands.front import Caller
 from disp_llm.compact.modeling_disp_llm import has_branch
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
@@ -46,7 +47,7 @@ EXPORT_AGAIN = "copy or export the folder again"
 """What to do about a file of weights that cannot be read."""
 
 
-def verify(asked: VerifyConfig | str | Path) -> dict[str, Any]:
+def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
     """Checks a run, a comparison or an exported folder.
 
     Returns:
@@ -56,7 +57,8 @@ def verify(asked: VerifyConfig | str | Path) -> dict[str, Any]:
     Raises:
         InputError: the folder is none of these.
     """
-    folder = asked.folder if isinstance(asked, VerifyConfig) else Path(asked)
+    _, config = Caller.asking(VerifyConfig, asked, {})
+    folder = config.folder
     kind, check = _kind(folder)
     files, problems = 0, []
     for found in check(folder):

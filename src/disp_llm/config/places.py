@@ -50,8 +50,8 @@ def found_files(named: tuple[Path, ...], file: str, place: str) -> tuple[Path, .
 
 
 def found_file(named: Path, file: str, place: str) -> Path:
-    """Where a file lies that a TOML file names: environment variables are put in, and relative ones
-    lie beside the TOML file.
+    """Where a file lies that a TOML file names: environment variables are put in, which no message
+    says, and relative ones lie beside the TOML file.
 
     Args:
         place: of the name in that file, for messages.
@@ -74,6 +74,6 @@ def found_file(named: Path, file: str, place: str) -> Path:
     path = Path(file).parent / written
     if not os.path.exists(path):
         raise InputError(
-            f"{place}: there is no {path}", field=file, hint="name a file that is there"
+            f"{place}: there is no {named}", field=file, hint="name a file that is there"
         )
     return path

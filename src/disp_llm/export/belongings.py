@@ -1,7 +1,5 @@
 """What belongs in a model folder: which files, and whose code."""
 
-import json
-import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -11,7 +9,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.export.facts import FACTS
 from disp_llm.models.files import PROCESSOR, files_of
 from disp_llm.runs.files import read_json
-from disp_llm.runs.sums import SUMS, extra_files, require_sums
+from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, require_sums
 
 CARD = "README.md"
 
@@ -29,40 +27,6 @@ TEMPLATES = "additional_chat_templates"
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSOR)
 """Files that transformers writes from what it has loaded, whoever wrote that, or that are copied.
 """
-
-ABSOLUTE = re.compile(r"~?(/[^/\n{}]+){2,}/?|[A-Za-z]:\\[^\n{}]*")
-"""A path that begins at the root or at a home folder; no token of a vocabulary looks like it."""
-
-
-def strip_foreign(folder: Path) -> None:
-    """Takes out of the settings of a new folder what those of the original carried along: where
-    somebody's files lay, and code of others that `trust_remote_code=True` would run."""
-    for path in (folder / name for name in SETTINGS):
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            kept = _without_foreign(found, path.name != "tokenizer_config.json")
-            if kept != found:
-                said = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
-                path.write_text(said + "\n", encoding="utf-8")
-
-
-def _without_foreign(found: dict[str, Any], with_parts: bool) -> dict[str, Any]:
-    """The same settings without them.
-
-    Args:
-        with_parts: whether parts are settings too (of a tower, an image processor); those of a
-            tokenizer hold words, which are left alone.
-    """
-    kept = {key: value for key, value in found.items() if not is_place(value)}
-    code = kept.pop("auto_map", None)
-    classes = code.items() if isinstance(code, dict) else ()  # old tokenizers have a list
-    own = {name: stated for name, stated in classes if not _foreign(stated)}
-    parts = {
-        key: _without_foreign(part, True)
-        for key, part in kept.items()
-        if with_parts and isinstance(part, dict)
-    }
-    return kept | parts | ({"auto_map": own} if own else {})
 
 
 def belongings(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -87,6 +51,8 @@ def belongings(folder: Path) -> tuple[dict[str, Path], list[str]]:
                 field=str(path),
                 hint="put the file itself in its place, or delete it",
             )
+        if not path.is_file():
+            raise InputError("is missing", field=str(path), hint=CHANGED_FOLDER)
     _require_own_code(files)
     return files, sorted({*extra_files(folder), *_hidden(folder)} - names)
 
@@ -107,7 +73,7 @@ def _require_own_code(files: dict[str, Path]) -> None:
             )
     for path in (files[name] for name in SETTINGS if name in files):
         for name, classes in _code_of(read_json(path, "export the folder again")):
-            if _foreign(classes):
+            if is_foreign(classes):
                 raise InputError(
                     f"names code that is not ours ({name}: {classes})",
                     field=str(path),
@@ -124,12 +90,7 @@ def _code_of(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _code_of(part)
 
 
-def _foreign(stated: Any) -> bool:
+def is_foreign(stated: Any) -> bool:
     """Whether what an `auto_map` names is something else than a class of our code."""
     module = stated.partition(".")[0] if isinstance(stated, str) else ""
     return f"{module}.py" not in CODE
-
-
-def is_place(value: Any) -> bool:
-    """Whether a value is a path on somebody's machine."""
-    return isinstance(value, str) and bool(ABSOLUTE.fullmatch(value))

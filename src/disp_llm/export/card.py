@@ -9,11 +9,13 @@ from typing import Any
 from disp_llm.config.names import ATTENTION
 from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
 from disp_llm.runs.files import atomic
+from disp_llm.runs.markdown import all_escaped, in_code, printable
 from disp_llm.runs.results import (
     NOT_MEASURED,
     SCORED,
     DenseResult,
     SizeResult,
+    as_json,
     dropped_said,
     from_json,
     kept_said,
@@ -96,7 +98,10 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     """
     told = write_facts(folder, size, result)
     dense = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
-    text = TEMPLATE.format(**_of_models(size, dense), **_of_run(size, dense, told))
+    header = _header(size, told)
+    shown = from_json(SizeResult, all_escaped(as_json(size)), str(folder / FACTS))
+    told = all_escaped(told, code=("command", "revision"))
+    text = TEMPLATE.format(header=header, **_of_models(shown, dense), **_of_run(shown, dense, told))
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -131,9 +136,7 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
 def _of_run(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> dict[str, Any]:
     """Values of the template that tell where the model comes from, and on what it was measured."""
     source, versions = told["source"], told["versions"]
-    measured_on = told.get("recovered", source)["eval_text"]
     return {
-        "header": _header(size, source, measured_on),
         "dense_ppl": _perplexity_of_original(size, dense, told),
         "place": PLACE,
         "base": source["model"],
@@ -144,7 +147,7 @@ def _of_run(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> dict[
         + _stored(told.get("quantised")),
         "text": source["text"],
         "tokens_seen": told["tokens_seen"],
-        "eval_text": measured_on,
+        "eval_text": _measured_on(told),
         "checked": _checked(size.logit_errors, "recovered" in told),
         "command": told["command"],
         "hardware": told["hardware"]["cpu"],
@@ -315,7 +318,7 @@ def _others(size: SizeResult) -> str:
 
 def _loading(size: SizeResult) -> dict[str, str]:
     """By which classes the model and what reads for it are loaded, and where adapters go."""
-    parts, targets = "|".join(size.other_parameters), 'target_modules="all-linear"'
+    parts, targets = in_code("|".join(size.other_parameters)), 'target_modules="all-linear"'
     if not parts:
         return {
             "model_class": "AutoModelForCausalLM",
@@ -339,23 +342,28 @@ def _task(size: SizeResult) -> str:
     return "audio-text-to-text" if hears else "image-text-to-text"
 
 
-def _header(size: SizeResult, source: dict[str, str], measured_on: str) -> str:
+def _measured_on(told: dict[str, Any]) -> str:
+    return told.get("recovered", told["source"])["eval_text"]
+
+
+def _header(size: SizeResult, told: dict[str, Any]) -> str:
     """The hub's metadata: licence, base model and perplexity, where they are known."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    source = told["source"]
     measured: dict[str, Any] = {}
     if size.measured is not None:
         result = EvalResult(
             task_type="text-generation",
             dataset_type="text",
-            dataset_name=measured_on,
+            dataset_name=printable(_measured_on(told)),
             metric_type="perplexity",
             metric_value=round(size.measured.perplexity, 4),
         )
         measured = {"model_name": f"keep {size.keep:.4f}", "eval_results": [result]}
     data = ModelCardData(
-        base_model=source.get("base_model") or None,
-        license=source.get("license") or None,
+        base_model=printable(source.get("base_model", "")) or None,
+        license=printable(source.get("license", "")) or None,
         library_name="transformers",
         pipeline_tag=_task(size),
         tags=["disp-llm", "structural-pruning"],

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
@@ -40,6 +39,7 @@ from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_json, write_tensors
 from disp_llm.runs.lock import created
 from disp_llm.runs.sums import SUMS, write_sums
+from disp_llm.runs.tensors import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _write_files(files: dict[str, Path], folder: Path, layers: Known, scheme: An
     for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            tensors = _stored(load_file(path), layers, scheme)
+            tensors = _stored(read_tensors(path, EXPORT_AGAIN).tensors, layers, scheme)
             write_tensors(folder / name, tensors, {"format": "pt"})
             places |= dict.fromkeys(tensors, name)
             total += sum(tensor.nbytes for tensor in tensors.values())

@@ -7,10 +7,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.export.belongings import strip_foreign
 from disp_llm.export.cutting import compact_model
+from disp_llm.export.stripping import strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
+from disp_llm.models.files import weight_files
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import write_sums
 
@@ -74,5 +75,5 @@ def added_biases(target: PrunableModel, masks: Masks) -> int:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of the safetensors files of a folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Size of the files that a folder's weights lie in."""
+    return sum(path.stat().st_size for path in weight_files(folder))

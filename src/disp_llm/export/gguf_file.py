@@ -25,9 +25,10 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.names import ATTENTION, HEADS, MLP
 from disp_llm.config.schema import Size, as_type
-from disp_llm.export.belongings import is_place
 from disp_llm.export.plain import EXPORT_AGAIN, whole_stream
+from disp_llm.export.stripping import is_private
 from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.models.files import weight_files
 from disp_llm.runs.lock import created
 from disp_llm.runs.tensors import read_tensors
 
@@ -215,7 +216,7 @@ def _weights(
     """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(blocks))
     found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         for own, tensor in read_tensors(path, EXPORT_AGAIN).tensors.items():
             name = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
             if not name.startswith(("blk.", "output_norm.")):
@@ -286,7 +287,7 @@ def _write_keys(
         if prefix == NATIVE and rest in anew:
             continue
         value, kind = field.contents(), field.types[0]
-        if field.name.startswith(ABOUT) and is_place(value):
+        if field.name.startswith(ABOUT) and is_private(value):
             continue
         inner = field.types[-1] if kind == array else None
         name = f"{writer.arch}.{rest}" if prefix == NATIVE else field.name

@@ -8,13 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
+from disp_llm.models.files import weight_files
 from disp_llm.models.loading import load_config
 from disp_llm.models.skeleton import empty_model
+from disp_llm.models.wholeness import AGAIN
 from disp_llm.runs.files import write_json
+from disp_llm.runs.tensors import read_tensors
 
 
 def native_weights(folder: Path, native: Any, to: Path) -> list[Path]:
@@ -25,8 +27,8 @@ def native_weights(folder: Path, native: Any, to: Path) -> list[Path]:
         native: the original's model with the folder's widths, which is given its weights.
     """
     state = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        state |= load_file(path)
+    for path in weight_files(folder):
+        state |= read_tensors(path, AGAIN).tensors
     native.load_state_dict(state, strict=False, assign=True)
     native.tie_weights()
     native.save_pretrained(to)

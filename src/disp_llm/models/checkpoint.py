@@ -16,10 +16,9 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from disp_llm.config.parts import MachineConfig
-from disp_llm.models.files import INDEX, WEIGHTS
+from disp_llm.models.files import weight_files
 from disp_llm.models.loading import Loaded, is_packed, load
 from disp_llm.models.wholeness import AGAIN, FLOATS, STORED, require_finite_tensors
-from disp_llm.runs.files import read_json
 from disp_llm.runs.tensors import opened
 
 logger = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
     model: Any = empty.model
     state = model.state_dict()
     folder = None if is_packed(empty.source["model"]) else _folder_of(empty.source)
-    if folder is None or getattr(model.config, "transformers_weights", None):
+    if folder is None:
         return None
     found = _by_target(_stored(folder), model, state)
     tied = set(state) - {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
@@ -236,12 +235,8 @@ def _folder_of(source: dict[str, str]) -> Path | None:
 
 def _stored(folder: Path) -> list[Place]:
     """Where each tensor of a folder lies."""
-    files = [folder / WEIGHTS]
-    if not files[0].is_file():
-        index = read_json(folder / INDEX, AGAIN) if (folder / INDEX).is_file() else {}
-        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
     found: list[Place] = []
-    for path in files:
+    for path in weight_files(folder):
         with opened(path, AGAIN) as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                 part = file.get_slice(name)

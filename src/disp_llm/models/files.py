@@ -12,6 +12,7 @@ from disp_llm.config.schema import as_type
 from disp_llm.models.wholeness import AGAIN, first_of
 from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.sums import CHANGED_FOLDER, read_sums, sha256_of
+from disp_llm.runs.tensors import opened
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,24 @@ def files_of(path: Path) -> list[Path]:
     does not exist."""
     if not path.is_dir():
         return [path] if path.is_file() else []
-    named = [path / name for name in (*READ, INDEX)]
-    return sorted([*(file for file in named if file.is_file()), *path.glob("*.safetensors")])
+    named = {path / name for name in (*READ, INDEX)} | {*weight_files(path)}
+    return sorted(file for file in named if file.is_file())
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder that its weights are read from, sorted: as transformers chooses
+    them, whatever else lies there. None where there is no such folder.
+
+    Raises:
+        InputError: the index is damaged.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    path = folder / INDEX
+    if not path.is_file():
+        return []
+    index = as_type(_object(path), Index, field=str(path), hint=AGAIN)
+    return [folder / name for name in sorted(set(index.weight_map.values()))]
 
 
 def fingerprint(path: Path) -> str:
@@ -82,8 +99,8 @@ def _is_read(name: str) -> bool:
 
 
 def require_readable(path: Path) -> None:
-    """Refuses a local model with pickled weights, a damaged JSON file, or fewer files of weights
-    than its index names.
+    """Refuses a local model with pickled weights, a damaged file, or fewer files of weights than
+    its index names.
 
     transformers would open pickled weights, and says nothing of some files that it cannot read. A
     place that does not exist passes: it may be the name of a model on the hub.
@@ -91,9 +108,10 @@ def require_readable(path: Path) -> None:
     Raises:
         InputError: naming the file.
     """
-    weights = [file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
-    pickled = [file.name for file in weights if file.suffix in PICKLED]
-    if pickled and not any(file.suffix == ".safetensors" for file in weights):
+    weights = weight_files(path)
+    there = [file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
+    pickled = [file.name for file in there if file.suffix in PICKLED]
+    if pickled and not weights:
         raise pickled_weights(str(path), f" ({first_of(pickled)})")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
@@ -101,13 +119,16 @@ def require_readable(path: Path) -> None:
             field="model",
             hint=f"name a model folder, or {AGAIN}",
         )
-    read = {file.name: _object(file) for file in files_of(path) if file.suffix == ".json"}
-    if INDEX in read:
-        index = as_type(read[INDEX], Index, field=str(path / INDEX), hint=AGAIN)
-        shards = set(index.weight_map.values())
-        absent = shards - {file.name for file in weights if file.suffix == ".safetensors"}
-        if absent:
-            raise InputError(f"lacks {first_of(absent)}", field=str(path), hint=AGAIN)
+    for file in (path / name for name in READ if name.endswith(".json")):
+        if file.is_file():
+            _object(file)
+    there = [file for file in there if file.suffix == ".safetensors"]
+    absent = [str(file.relative_to(path)) for file in weights if file not in there]
+    if absent:
+        raise InputError(f"lacks {first_of(absent)}", field=str(path), hint=AGAIN)
+    for file in weights:
+        with opened(file, AGAIN):
+            pass
 
 
 def pickled_weights(name: str, which: str = "") -> InputError:

@@ -22,7 +22,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.files import pickled_weights, require_readable
+from disp_llm.models.files import pickled_weights, require_readable, weight_files
 from disp_llm.models.processor import processor_files, processor_of
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.skeleton import auto_class, empty_model
@@ -111,11 +111,18 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
         borrowed = "/" in str(config._attn_implementation)
+        elsewhere = getattr(config, "transformers_weights", None)
     if borrowed:  # code of the hub, which transformers would fetch and run
         raise InputError(
             f"'{name}' asks for attention of {config._attn_implementation}, which is never run",
             field="model",
             hint="take attn_implementation out of its config.json",
+        )
+    if elsewhere:
+        raise InputError(
+            f"'{name}' has its weights in a file of another name, {elsewhere}",
+            field="model",
+            hint="call that file model.safetensors, and take transformers_weights out",
         )
     if str(config.model_type).startswith(PRUNED_PREFIX):
         require_widths(config, str(_path(name) / "config.json"), AGAIN)
@@ -221,7 +228,7 @@ def _whole_model(
         )
     require_whole(name, report)
     if not getattr(config, "quantization_config", None):
-        require_stored_types(name, model, _path(name))
+        require_stored_types(name, model, weight_files(_path(name)))
     if not placed:
         require_finite(name, model)
     if packed or way:  # unpacked, so no longer quantised

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
+from disp_llm.runs.tensors import opened
 
 AGAIN = "copy or download the model again"
 
@@ -45,7 +45,7 @@ def require_whole(name: str, report: dict[str, Any]) -> None:
         InputError: naming weights that are missing, of another shape, or too many.
     """
     mismatched = [
-        f"{key} ({_shape(found)}, not {_shape(wanted)})"
+        f"{key} ({shape_said(found)}, not {shape_said(wanted)})"
         for key, found, wanted in report["mismatched_keys"]
     ]
     unexpected = [key for key in report["unexpected_keys"] if not CONSTANTS.search(key)]
@@ -89,24 +89,25 @@ def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> 
         )
 
 
-def require_stored_types(name: str, model: PreTrainedModel, folder: Path) -> None:
+def require_stored_types(name: str, model: PreTrainedModel, files: list[Path]) -> None:
     """Refuses weights that are stored as whole numbers, and indices that are not.
 
     transformers casts both to what the model computes in, without a word.
 
     Args:
         model: one that is not quantised.
+        files: those that its weights were read from.
 
     Raises:
-        InputError: naming the tensors.
+        InputError: naming the tensors, or a file that cannot be read.
     """
     state, damaged = model.state_dict(), []
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118  (it is no dictionary)
+    for path in files:
+        with opened(path, AGAIN) as file:
+            for key in file.keys():  # noqa: SIM118  (it is no dictionary)
                 # The head-less model, as GPT-2 is published, has no prefix.
                 loaded = state.get(key, state.get(f"{model.base_model_prefix}.{key}"))
-                stored = opened.get_slice(key).get_dtype()
+                stored = file.get_slice(key).get_dtype()
                 if loaded is not None and stored not in STORED.get(loaded.dtype, FLOATS):
                     damaged.append(f"{key} ({stored})")
     if damaged:
@@ -124,7 +125,8 @@ def first_of(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shape(size: Iterable[int]) -> str:
+def shape_said(size: Iterable[int]) -> str:
+    """`32×48`."""
     return "×".join(map(str, size))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from disp_llm.config.names import DENSE
 from disp_llm.reporting.frontier import frontier_lines
 from disp_llm.reporting.reading import comparison_figures
+from disp_llm.runs.markdown import escaped, table_row
 from disp_llm.runs.naming import names_in, without_paths_in_message
 from disp_llm.runs.results import PHASES, kept_said, paired_said, percent_with_error, ratio_said
 from disp_llm.runs.rows import ComparisonRow
@@ -80,12 +81,13 @@ def markdown(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
     keeps, rows = found.asked.keep, of_sizes(found.rows)
     figures = figures_in(rows)
     names = columns(figures, keeps)
-    lines = [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
-    lines += [f"| {' | '.join(cells)} |" for cells in by_method(rows, figures, keeps)]
+    lines = [table_row(names), "|---|" + "---:|" * (len(names) - 1)]
+    lines += map(table_row, by_method(rows, figures, keeps))
+    told: list[str] = []
     if found.dense and found.source:
-        lines += ["", f"Dense: {found.dense.measured}, {names_in(found.source['eval_text'])}."]
-        lines += suite_said(found.dense.scores)
-    lines += pairs_said(rows)
+        told = ["", f"Dense: {found.dense.measured}, {names_in(found.source['eval_text'])}."]
+        told += suite_said(found.dense.scores)
+    lines += map(escaped, [*told, *pairs_said(rows)])
     remarks: dict[str, dict[str, None]] = {}
     for row in found.rows:
         if row.error:
@@ -94,7 +96,8 @@ def markdown(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         elif row.note and not row.weights:
             remarks.setdefault(f"not timed: {row.note}", {})[row.method] = None
     if remarks:
-        lines += ["", *(f"- {', '.join(methods)}: {said}" for said, methods in remarks.items())]
+        told = [f"{', '.join(methods)}: {said}" for said, methods in remarks.items()]
+        lines += ["", *(f"- {escaped(remark)}" for remark in told)]
     if any(row.speed for row in rows):
         lines += ["", *_costs(rows)]
     frontier = frontier_lines(result)
@@ -148,7 +151,7 @@ def _costs(rows: list[ComparisonRow]) -> list[str]:
         *(["all that is stored, MB"] if known else []),
         *("prefill 512, ms", "decode, ms"),
     ]
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines = [table_row(columns), "|---|" + "---:|" * (len(columns) - 1)]
     for row in rows:
         if row.parameters and row.speed:
             cells = [row.method, f"{row.keep_asked:g}", f"{row.keep:.4f}"]
@@ -158,7 +161,7 @@ def _costs(rows: list[ComparisonRow]) -> list[str]:
                 f"{row.speed[f'{phase}_ms']:.0f} (×{row.speed[f'{phase}_speedup']:.2f})"
                 for phase in PHASES
             ]
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(table_row(cells))
     return lines
 
 

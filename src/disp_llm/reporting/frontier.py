@@ -11,6 +11,7 @@ from typing import Any
 
 from disp_llm.config.names import DENSE, OURS
 from disp_llm.reporting.reading import ComparisonFigures, comparison_figures
+from disp_llm.runs.markdown import escaped, table_row
 from disp_llm.runs.results import PHASES, ratio_said
 from disp_llm.runs.rows import ComparisonRow
 
@@ -213,6 +214,6 @@ def frontier_lines(result: dict[str, Any]) -> list[str]:
     if not any(row.method == DENSE for row in frontier.rows):
         return []
     columns = ("model", frontier.value_name, *HEADINGS)
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 2) + "---|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in table(frontier)]
-    return [*lines, "", *(f"- {sentence}" for sentence in frontier.sentences())]
+    lines = [table_row(columns), "|---|" + "---:|" * (len(columns) - 2) + "---|"]
+    lines += map(table_row, table(frontier))
+    return [*lines, "", *(f"- {escaped(sentence)}" for sentence in frontier.sentences())]

@@ -1,0 +1,50 @@
+"""Text that came from outside -> Markdown in which it is nothing but text."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^#(?=[#\s]|$)|^[-+=](?=[-=\s]|$)")
+"""Characters that could be markup where they stand; a name like `org/my_model` has none."""
+
+NUMBER = re.compile(r"^(\d+)([.)])(?=\s|$)")
+"""What would begin a list."""
+
+HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown, also in a table, and HTML show as it is, in one line."""
+    text = MARKUP.sub(r"\\\g<0>", printable(text).strip())
+    return NUMBER.sub(r"\1\\\2", text).translate(HTML)
+
+
+def all_escaped(value: Any, code: tuple[str, ...] = ()) -> Any:
+    """Anything that a JSON file can hold, with all of its text escaped.
+
+    Args:
+        code: keys of text that is shown as code.
+    """
+    if isinstance(value, dict):
+        return {
+            escaped(key): in_code(part) if key in code else all_escaped(part, code)
+            for key, part in value.items()
+        }
+    if isinstance(value, list):
+        return [all_escaped(part, code) for part in value]
+    return escaped(value) if isinstance(value, str) else value
+
+
+def in_code(text: str) -> str:
+    """Text that stays inside of code, which no escape reaches and a backtick would end."""
+    return printable(text).replace("`", "'")
+
+
+def printable(text: str) -> str:
+    """Text in one line, in which what cannot be printed is told by its number."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(map(escaped, cells))} |"

@@ -1,0 +1,112 @@
+"""Whatever a program hands over in place of what a function takes: one line that names it.
+
+In a process of its own, since types of arguments are checked in this one.
+"""
+
+import json
+
+import fresh
+
+SCRIPT = """
+import json, math, sys
+from pathlib import Path
+import disp_llm
+from disp_llm.config import bench, compare, doctor, evaluate, export, prune, recover
+from disp_llm.config.recipes import setting_paths
+from transformers import LlamaConfig, LlamaForCausalLM
+
+place = Path(sys.argv[1])
+values = [
+    object(), 5, -1, 10**30, 1.5, math.nan, True, None, "x", "", b"x", [], [None], [object()], {},
+    {"a": 1}, {1: 2}, range(3), 1j, Path("x"),
+]
+kinds = {
+    "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "evaluate": evaluate.EvalConfig,
+    "compare": compare.CompareConfig, "bench": bench.BenchConfig, "examine": doctor.DoctorConfig,
+    "export_sizes": export.ExportConfig,
+}
+more = ("config", "progress", "stop_requested", "command", "tokenizer", "teacher", "no_such")
+found = {"tried": 0, "wrong": []}
+
+def attempt(name, *args, **options):
+    found["tried"] += 1
+    try:
+        getattr(disp_llm, name)(*args, **options)
+        said = "was accepted"
+    except disp_llm.InputError as error:
+        said = "has several lines" if "\\n" in str(error) else ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    if said:
+        found["wrong"].append(f"{name} {args} {options}: {said}")
+
+for name, kind in kinds.items():
+    needed = {"against": "nowhere"} if name == "bench" else {}
+    config = kind("nowhere", **needed)
+    usual = {"output_dir": place / "out"} if hasattr(config, "output_dir") else {}
+    for setting in (*setting_paths(config), *more):
+        for value in values:
+            named = () if setting in ("model", "folder", "run") else ("nowhere",)
+            attempt(name, *named, **(usual | needed | {setting: value}))
+for name in (*kinds, "verify"):
+    attempt(name)
+    attempt(name, kinds["evaluate"]("nowhere"), **({"against": "x"} if name == "bench" else {}))
+    for value in values:
+        attempt(name, value, **({"against": "nowhere"} if name == "bench" else {}))
+
+llama = LlamaForCausalLM(
+    LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
+)
+for name in ("prune", "recover", "evaluate"):
+    for value in values:
+        attempt(name, llama, value)
+    for other, kind in kinds.items():
+        if other not in (name, "bench"):
+            attempt(name, "nowhere", config=kind("nowhere"))
+found["left"] = sorted(path.name for path in place.iterdir())
+print(json.dumps(found))
+"""
+
+SAID = """
+import disp_llm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+llama = LlamaForCausalLM(
+    LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
+)
+for call in (
+    lambda: disp_llm.prune(llama, tokenizer=5),
+    lambda: disp_llm.prune("nowhere", config={"keep": 0.5}),
+    lambda: disp_llm.prune("nowhere", progress=3),
+    lambda: disp_llm.prune("nowhere", stop_requested=3),
+    lambda: disp_llm.verify(None),
+    lambda: disp_llm.compare(),
+    lambda: disp_llm.prune(),
+):
+    try:
+        call()
+    except disp_llm.InputError as error:
+        print(error)
+"""
+
+
+def test_a_wrong_type_anywhere_is_one_line(tmp_path):
+    done = fresh.run(SCRIPT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tried"] > 6000
+    assert not found["wrong"], "\n".join(found["wrong"][:20])
+    assert not found["left"]
+
+
+def test_what_the_lines_say():
+    done = fresh.run(SAID)
+    assert done.stdout.splitlines() == [
+        "tokenizer: is a int; give the tokenizer of the model in memory, as AutoTokenizer loads it",
+        "config: is a dict, not a PruneConfig; give settings by their names",
+        "progress: cannot be a int; give a function, or leave it out",
+        "stop_requested: cannot be a int; give a function, or leave it out",
+        "folder: is missing; name it",
+        "model: is missing; name it",
+        "model: is missing; name it, or give the model inside it, with adapters merged",
+    ]
