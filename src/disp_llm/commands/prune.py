@@ -242,7 +242,7 @@ def open_problem(
     progress = job.count("reading text")
     progress(0, 1)
     needs = own_needs(config, job.process.count)
-    sources = read_sources(config.text, inputs.texts, needs.learning)
+    sources = read_sources(config.text, inputs.texts, needs.learning, config.evaluation.tokens)
     progress(1, 1)
     if loaded.holding is not None:
         require_unread(config)
