@@ -41,7 +41,7 @@ def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
     """The documents of a file.
 
     Args:
-        characters: of a document of plain text; what is longer goes on in another one.
+        characters: of a document of plain text; what is longer goes on in others.
 
     Raises:
         Unusable: no text, damaged, or empty.

@@ -45,7 +45,7 @@ def documents_in(file: Any, kind: str, column: str, characters: int) -> Iterator
         file: binary, as `open` gives it.
         kind: the suffix, without that of a compression.
         column: of a table that holds the text.
-        characters: of a document of plain text; what is longer goes on in another one.
+        characters: of a document of plain text; what is longer goes on in others.
 
     Raises:
         Unusable: damaged, binary, or something else than text in a row.
@@ -85,6 +85,7 @@ def rows_in(file: Any, kind: str, take: Take) -> Iterator[Any]:
 def _plain(file: io.TextIOBase, characters: int) -> Iterator[str]:
     while document := "".join(_pieces(file, characters)):
         yield document
+        characters = PIECE  # who has so many takes no more, and sees that there is more
 
 
 def _pieces(file: io.TextIOBase, characters: int) -> Iterator[str]:
@@ -95,12 +96,10 @@ def _pieces(file: io.TextIOBase, characters: int) -> Iterator[str]:
 
 
 def _lines(file: io.TextIOBase) -> Iterator[str]:
-    for number in itertools.count(1):
-        line = file.readline(LONGEST + 1)
-        if not line:
-            return
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), start=1):
         if len(_as_text(line)) > LONGEST:
-            raise _too_long(f"a line of more than {LONGEST:,} characters: line {number}")
+            what = f"has more than {LONGEST:,} characters in line {number}"
+            raise Unusable(what, "put line ends into it")
         yield line
 
 
@@ -108,10 +107,6 @@ def _as_text(content: str) -> str:
     if "\0" in content:
         raise Unusable("is binary, not text", "name a text file")
     return content
-
-
-def _too_long(what: str) -> Unusable:
-    return Unusable(f"has {what}", "make a .jsonl file of it, an object a line")
 
 
 def _jsonl(file: io.TextIOBase, take: Take) -> Iterator[Any]:
@@ -129,7 +124,8 @@ def _jsonl(file: io.TextIOBase, take: Take) -> Iterator[Any]:
 def _json(file: io.TextIOBase, take: Take) -> Iterator[Any]:
     content = "".join(_pieces(file, LONGEST + 1))
     if len(content) > LONGEST:
-        raise _too_long(f"more than {LONGEST:,} characters, which are read at once")
+        what = f"has more than {LONGEST:,} characters, which are read at once"
+        raise Unusable(what, "make a .jsonl file of it, an object a line")
     try:
         found = json.loads(content) if content.strip() else []
     except (ValueError, RecursionError) as error:
