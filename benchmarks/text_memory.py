@@ -32,8 +32,9 @@ def main() -> None:
             for kind in given.kinds:
                 path = Path(folder) / f"{megabytes}.{kind}"
                 write(path, megabytes * 10**6)
-                command = [sys.executable, __file__, "--child", path, "--tokens", given.tokens]
-                done = subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE)
+                command = [sys.executable, __file__, "--child", str(path)]
+                command += ["--tokens", str(given.tokens)]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 print(json.dumps({"file": path.name} | json.loads(done.stdout)), flush=True)
                 path.unlink()
 
@@ -59,7 +60,7 @@ def write(path: Path, size: int) -> None:
 
 def measured(path: Path, tokens: int) -> dict[str, float]:
     """What it takes to make tokens of a file."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     from disp_llm.config.parts import TextConfig
     from disp_llm.data.named import read_sources
@@ -67,7 +68,7 @@ def measured(path: Path, tokens: int) -> dict[str, float]:
     from disp_llm.models.embedded import model_file
 
     model = model_file()
-    tokenizer = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model.parent, gguf_file=model.name)
     tokenizer("once")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what it holds
     before, began = memory("VmRSS"), time.perf_counter()

@@ -186,3 +186,15 @@ def test_running_text_is_never_tokenised_at_once(kind):
         assert found == whole(documents, tokenizer)
         # The best way through one word is not that of its parts: it is read at once.
         assert (longest == 2048) == (kind != "unigram, one word")
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("piece", [2**13, tokenizing.PIECE])
+def test_all_speeches(kind, piece):
+    """3.6 MB, of which none is tokenised at once."""
+    documents = [path.read_text(encoding="utf-8") for path in speech_files()[0]]
+    tokenizer = tokenizer_of(kind)
+    found, longest = in_pieces(documents, tokenizer, piece, tokenizing.OVERLAP, tokenizing.AGREED)
+    assert found == whole(documents, tokenizer)
+    assert longest == piece or kind == "unigram, one word"
