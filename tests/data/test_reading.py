@@ -152,7 +152,7 @@ FAULTS = {
     "cut array": ("a.json", b'[{"text": "a"},\n{"text": "b', "no whole JSON array (Untermin"),
     "no column": ("a.csv", b"id,body\n1,x\n", "no column 'text', but 'id', 'body'"),
     "semicolons": ("a.csv", b"id;text\n1;x\n", "no column 'text', but 'id;text'"),
-    "column twice": ("a.csv", b"text,text\na,b\n", "no column 'text', but 'text', 'text'"),
+    "column twice": ("a.csv", b"text,text\na,b\n", "has 2 columns 'text'; rename all but one"),
     "no header": ("a.csv", b"\n\n", "no column 'text'"),
     "numbers": ("a.csv", b"text\n1\n2.5\ntrue\n", "no text but numbers as 'text'"),
     "few cells": ("a.csv", b'id,text\n1,"a\nb"\n2\n', "1 cells in line 4 and 2 columns"),
@@ -198,7 +198,7 @@ def test_cut_and_changed_files_never_give_a_traceback(tmp_path, name, cut):
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
 def test_damaged_compression(tmp_path, suffix, name):
     path = tmp_path / (name + suffix)
-    whole = COMPRESSED[suffix](os.urandom(5000))
+    whole = COMPRESSED[suffix](as_lines([os.urandom(2500).hex()]))
     for content in (whole[:3], whole[: len(whole) // 2], whole[:-1], b"something else"):
         path.write_bytes(content)
         assert "is damaged" in refused(path)

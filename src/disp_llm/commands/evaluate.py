@@ -19,7 +19,7 @@ from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
 from disp_llm.data.named import Given
 from disp_llm.data.pictures import read_pictures
-from disp_llm.data.reading import read_given
+from disp_llm.data.reading import characters_for, read_given
 from disp_llm.data.sources import read_input
 from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
 from disp_llm.evaluation.answers import written_answers
@@ -145,9 +145,10 @@ def evaluation_stream(
     Raises:
         InputError: the text or an example is unusable, empty, or too short to predict anything.
     """
+    characters = characters_for(config.evaluation.tokens)
     text = (
         given
-        or read_given(config.text, config.dataset, config.text_field, "test")
+        or read_given(config.text, config.dataset, config.text_field, "test", characters=characters)
         or read_examples(config.examples, config.template)
         or read_pictures(config.processor_data, config.template)
     )

@@ -1,6 +1,7 @@
 """What a run of `prune` will do, settled and checked before it does anything."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -163,6 +164,13 @@ def own_needs(config: PruneConfig, processes: int) -> Needs:
     learning = max(tokens_seen(config, steps, processes), *windows_of(config).values(), 0)
     seconds = WRITING * 60 * config.learn.minutes if timed else 0.0
     return Needs(learning, held_out(config.text, config.evaluation, learning), seconds)
+
+
+def tokens_wanted(config: PruneConfig, processes: int) -> int:
+    """How many tokens large texts are read for: of every method no fewer than learning takes, so
+    that the runs of a comparison read the same."""
+    learns = replace(config, method=PruneConfig.method)
+    return max(own_needs(one, processes).learning for one in (config, learns))
 
 
 WRITING = 0.2

@@ -34,6 +34,7 @@ from disp_llm.commands.planning import (
     refuse_short_text,
     require_unread,
     tokens_seen,
+    tokens_wanted,
     usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of, measure_curve
@@ -247,8 +248,8 @@ def open_problem(
     job = replace(job, config=config)
     progress = job.count("reading text")
     progress(0, 1)
-    needs = own_needs(config, job.process.count)
-    sources = read_sources(config.text, inputs.texts, needs.learning)
+    wanted = tokens_wanted(config, job.process.count)
+    sources = read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
     progress(1, 1)
     if loaded.holding is not None:
         require_unread(config)

@@ -234,7 +234,7 @@ def _load(
     # Large data sets are read as far as masks or weights have learned from them: the end of less
     # would be held out.
     read = max(before + asked.tokens, read_facts(asked.folder).get("tokens_seen", 0))
-    sources = read_sources(asked.text, inputs.texts, read)
+    sources = read_sources(asked.text, inputs.texts, read, asked.evaluation.tokens)
     load_taught = taught.load if sharding is None else sharding.load
     original = load_original(job, loaded, load_taught, writes=sources.writes)
     progress(1, 2)

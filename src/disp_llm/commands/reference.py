@@ -92,7 +92,8 @@ class Reference:
         """Learning and evaluation text."""
         loaded, text = self.loaded, self.config.text
         needs = own_needs(shared_settings(self.config), 1)
-        sources = read_sources(text, tokens=needs.learning)
+        measured = self.config.evaluation.tokens
+        sources = read_sources(text, tokens=needs.learning, measured=measured)
         context = self.config.evaluation.context
         return texts_for(loaded, text, sources, self._writer.write, context)
 

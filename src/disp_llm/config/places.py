@@ -1,7 +1,9 @@
 """What a TOML file may say: its keys, and the files that it names."""
 
 import dataclasses
+import errno
 import os
+import stat
 import string
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,3 +79,21 @@ def found_file(named: Path, file: str, place: str) -> Path:
             f"{place}: there is no {named}", field=file, hint="name a file that is there"
         )
     return path
+
+
+NO_FILES = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+"""What a path may name that has no end, or can be read only once."""
+
+
+def require_file(path: Path) -> None:
+    """Refuses what reading could wait for without end, before it is opened.
+
+    Raises:
+        OSError: it is no file, or there is none.
+    """
+    what = NO_FILES.get(stat.S_IFMT(path.stat().st_mode))
+    if what:
+        raise OSError(errno.EINVAL, f"{what}, which cannot be read again: write it to a file")

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from disp_llm.config.checks import require_alternatives
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.places import require_file
 from disp_llm.config.schema import as_type
 
 
@@ -60,6 +61,7 @@ def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
         InputError: it cannot be read, or is not TOML; `hint` says what to do.
     """
     try:
+        require_file(path)
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # also of wrong bytes and huge nesting
         said = getattr(error, "strerror", None) or error

@@ -4,11 +4,12 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import said_by
+from disp_llm.config.places import require_file
 from disp_llm.data.formats import Take, documents_in, rows_in
 from disp_llm.data.rows import Unusable
 
@@ -36,17 +37,22 @@ def kind_of_file(path: Path) -> tuple[str, str]:
     return suffix, ""
 
 
-def documents_of(path: Path, column: str) -> list[str]:
+def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
     """The documents of a file.
+
+    Args:
+        characters: of a document of plain text; what is longer goes on in others.
 
     Raises:
         Unusable: no text, damaged, or empty.
         OSError, UnicodeDecodeError: not readable, not UTF-8.
     """
-    documents = _read(path, lambda file, kind: documents_in(file, kind, column))
-    if all(not document or document.isspace() for document in documents):
+    empty = True
+    for document in _read(path, lambda file, kind: documents_in(file, kind, column, characters)):
+        empty = empty and (not document or document.isspace())
+        yield document
+    if empty:
         raise _empty()
-    return documents
 
 
 def rows_of(path: Path, take: Take) -> list[Any]:
@@ -56,21 +62,22 @@ def rows_of(path: Path, take: Take) -> list[Any]:
         Unusable: damaged, empty, or what `take` refuses.
         OSError, UnicodeDecodeError: not readable, not UTF-8.
     """
-    rows = _read(path, lambda file, kind: rows_in(file, kind, take))
+    rows = list(_read(path, lambda file, kind: rows_in(file, kind, take)))
     if not rows:
         raise _empty()
     return rows
 
 
-def _read(path: Path, reader: Callable[[Any, str], list[Any]]) -> list[Any]:
+def _read(path: Path, reader: Callable[[Any, str], Iterator[Any]]) -> Iterator[Any]:
     """What a reader makes of a file, which is given open and decompressed, with its kind."""
     kind, compression = kind_of_file(path)
     opener: Callable[[Path], Any] = COMPRESSIONS.get(compression, _open_plain)
+    require_file(path)
     if path.is_file() and not path.stat().st_size:
         raise _empty()
     try:
         with opener(path) as file:
-            return reader(file, kind)
+            yield from reader(file, kind)
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
     except OSError as error:

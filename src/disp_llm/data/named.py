@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
-from disp_llm.config.parts import TextConfig
+from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.texts import load_mixture
-from disp_llm.data.examples import GivenExamples, read_examples
+from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
 from disp_llm.data.pictures import read_pictures
-from disp_llm.data.reading import read_documents, read_given, read_mixture
+from disp_llm.data.reading import characters_for, read_documents, read_given, read_mixture
 from disp_llm.data.sources import GivenText
 from disp_llm.models.embedded import speech_files
 
@@ -55,11 +55,17 @@ class Sources:
         return any(source.text is None for source in self.learning)
 
 
-def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: int = 0) -> Sources:
+def read_sources(
+    config: TextConfig,
+    in_memory: InMemory = InMemory(),
+    tokens: int = 0,
+    measured: int = PerplexityConfig().tokens,
+) -> Sources:
     """Reads the texts that the settings name, or takes those in memory.
 
     Args:
-        tokens: how many are learned from, so that large data sets are read no further.
+        tokens: how many are learned from, so that large texts are read no further.
+        measured: how many are measured on; 0 = all of a text that is for it alone.
 
     Raises:
         InputError: a file or data set is unusable.
@@ -69,7 +75,7 @@ def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: i
     evaluation = (
         in_memory.eval_text
         or in_memory.eval_examples
-        or read_given(config.eval_text, config.eval_dataset, config.text_field, "test", "eval_text")
+        or _evaluation_text(config, measured)
         or read_examples(config.eval_examples, config.template, "eval_examples")
     )
     if evaluation is None and examples is not None:
@@ -78,7 +84,8 @@ def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: i
         pictures, evaluation = pictures.parted()
     texts, given = (), [one for one in (examples, pictures) if one is not None]
     if in_memory.text is not None or config.learns_from_text or not given:
-        texts = _learning_sources(config, in_memory.text, tokens)
+        held_out = 0 if evaluation else round(measured / HELD_OUT)
+        texts = _learning_sources(config, in_memory.text, tokens, max(1, tokens, held_out))
     for one in given:
         group = 1 + max((source.group for source in texts), default=-1)
         texts = (*texts, Source(one, group))
@@ -86,9 +93,10 @@ def read_sources(config: TextConfig, in_memory: InMemory = InMemory(), tokens: i
 
 
 def _learning_sources(
-    config: TextConfig, given: GivenText | None, tokens: int
+    config: TextConfig, given: GivenText | None, tokens: int, of_files: int
 ) -> tuple[Source, ...]:
-    """The texts of every name."""
+    """The texts of every name; of those that are not mixtures, as many tokens as files are to
+    have."""
     if given is not None:
         return (Source(given),)
     found: list[Source] = []
@@ -97,7 +105,7 @@ def _learning_sources(
             texts = read_mixture(load_mixture(paths[0]), tokens)
             found += [Source(text, group, share) for text, share in texts]
         else:
-            found.append(Source(_learning_text(paths, config), group))
+            found.append(Source(_learning_text(paths, config, of_files), group))
     return tuple(found)
 
 
@@ -112,12 +120,18 @@ def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
     return [files, *others] if files or not others else others
 
 
-def _learning_text(paths: tuple[Path, ...], config: TextConfig) -> GivenText | None:
+def _evaluation_text(config: TextConfig, tokens: int) -> GivenText | None:
+    names, column = (config.eval_text, config.eval_dataset), config.text_field
+    return read_given(*names, column, "test", "eval_text", characters_for(tokens))
+
+
+def _learning_text(paths: tuple[Path, ...], config: TextConfig, tokens: int) -> GivenText | None:
     if paths == (Path(SELF),):
         return None
     if paths == (Path(SPEECHES),):
         return embedded_text()
-    return read_given(paths, config.dataset, config.text_field, "train")
+    most, column = characters_for(tokens), config.text_field
+    return read_given(paths, config.dataset, column, "train", characters=most)
 
 
 def embedded_text() -> GivenText:

@@ -1,6 +1,6 @@
 """A row of a table -> its text; what is no text is refused by its place, not learned as a word."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LISTED = 8
@@ -46,8 +46,21 @@ def text_of(row: Any, column: str, unit: str, number: int, strings: bool = False
     return value
 
 
+def first_documents(documents: Iterable[str], characters: int) -> tuple[list[str], bool]:
+    """Documents from the start, until they hold so many characters; and whether these are all."""
+    found, read = [], 0
+    for document in documents:
+        if read >= characters:
+            return found, False
+        found.append(document)
+        read += len(document)
+    return found, True
+
+
 def no_column(column: str, columns: list[Any], place: str = "") -> tuple[str, str]:
-    """What is wrong with a table that lacks the column, and what to do."""
+    """What is wrong with a table that does not have the column once, and what to do."""
+    if count := columns.count(column):
+        return f"has {count} columns '{column}'", "rename all but one of them"
     listed = ", ".join(f"'{name}'" for name in columns[:LISTED])
     more = ", …" if len(columns) > LISTED else ""
     has = f", but {listed}{more}" if columns else ""

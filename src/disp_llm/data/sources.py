@@ -16,7 +16,7 @@ from torch import Tensor
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, named_path
 from disp_llm.data.files import KINDS, kind_of_file
-from disp_llm.data.rows import Unusable, text_of
+from disp_llm.data.rows import Unusable, first_documents, text_of
 
 CHARACTERS = 50_000_000
 """Most that is read of an iterable without a length, which may have no end."""
@@ -95,6 +95,12 @@ def read_input(
     if isinstance(text, str):
         return _files_among([text], field) or GivenText(_documents([text], field), field=field)
     if isinstance(text, Tensor):
+        if text.ndim > 2:
+            raise InputError(
+                f"is a tensor of {text.ndim} dimensions",
+                field=field,
+                hint="give the token ids of one text (N), or of rows that follow each other (B, T)",
+            )
         return GivenText(tokens=_whole_numbers(text, field), field=field)
     if isinstance(text, _NO_TEXT) or type(text).__name__ == "DataFrame":
         raise _unreadable(text, field)
@@ -180,19 +186,19 @@ def _no_ids(field: str) -> InputError:
 
 
 def _documents(rows: Iterable[Any], field: str, column: str = "text") -> list[str]:
-    documents, characters = [], 0
-    for number, row in enumerate(rows, start=1):
-        try:
-            documents.append(text_of(row, column, "row", number, strings=True))
-        except Unusable as error:
-            hint = f"give whole texts: strings, or rows with a column '{column}' (`text_field`)"
-            raise InputError(error.what, field=field, hint=hint) from error
-        characters += len(documents[-1])
-        if characters > CHARACTERS and not isinstance(rows, Sized):
-            warnings.warn(
-                f"{field}: {number:,} rows of {CHARACTERS:,} characters were read; the rest is "
-                "left out, since what is given has no length",
-                stacklevel=2,
-            )
-            break
+    numbered = enumerate(rows, start=1)
+    texts = (text_of(row, column, "row", number, strings=True) for number, row in numbered)
+    try:
+        if isinstance(rows, Sized):
+            return list(texts)
+        documents, are_all = first_documents(texts, CHARACTERS)
+    except Unusable as error:
+        hint = f"give whole texts: strings, or rows with a column '{column}' (`text_field`)"
+        raise InputError(error.what, field=field, hint=hint) from error
+    if not are_all:
+        warnings.warn(
+            f"{field}: {len(documents):,} rows of {CHARACTERS:,} characters were read; the rest "
+            "is left out, since what is given has no length",
+            stacklevel=2,
+        )
     return documents

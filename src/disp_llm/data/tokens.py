@@ -9,7 +9,7 @@ B windows, T tokens of a window, N tokens of the stream.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,9 @@ from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
 from disp_llm.data.examples import HELD_OUT, GivenExamples
 from disp_llm.data.named import Given, Sources, read_sources
 from disp_llm.data.sources import GivenText, joint_sha256
-from disp_llm.data.windows import Windows, random_windows, usual_bos, with_bos
+from disp_llm.data.tokenizing import tokenize
+from disp_llm.data.windows import Windows, random_windows, with_bos
 from disp_llm.models.loading import Loaded
-
-SEPARATOR = "\n\n"
-"""Between documents; the usual perplexity text of WikiText joins its rows with it too."""
-
-
-def tokenize(documents: Iterable[str], tokenizer: Any) -> Int[Tensor, " N"]:
-    """One stream: an initial BOS where the tokenizer adds one, then the documents, joined."""
-    text = SEPARATOR.join(documents)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = usual_bos(tokenizer)
-    return torch.tensor(ids if bos is None else [bos, *ids], dtype=torch.long)
-
 
 Stream = Tensor | ExampleStream
 """The tokens of a text, (N), or those of examples."""

@@ -28,7 +28,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import GivenExamples, required_examples
-from disp_llm.data.reading import dataset_name, read_dataset, read_given
+from disp_llm.data.reading import characters_for, dataset_name, read_dataset, read_given
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.answers import written_answers
@@ -75,7 +75,7 @@ class Scoreboard:
         texts = {}
         for name, text in suite.texts.items():
             with suite.naming(f"texts.{name}"):
-                texts[name] = _read(text)
+                texts[name] = _read(text, suite.evaluation.tokens)
         examples = {}
         for name, task in suite.examples.items():
             with suite.naming(f"examples.{name}"):
@@ -158,11 +158,12 @@ class Scoreboard:
         )
 
 
-def _read(text: SuiteText) -> GivenText:
+def _read(text: SuiteText, tokens: int) -> GivenText:
     if text.rows:
         documents = read_dataset(text.dataset, text.field, "test", most=text.rows)
         return GivenText(documents, field="dataset", named=dataset_name(text.dataset))
-    given = read_given(text.files, text.dataset, text.field, "test")
+    characters = characters_for(tokens)
+    given = read_given(text.files, text.dataset, text.field, "test", characters=characters)
     assert given is not None  # one of the two is named
     return given
 
