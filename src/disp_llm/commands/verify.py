@@ -21,6 +21,7 @@ from disp_llm.config.verify import VerifyConfig
 from disp_llm.export.facts import FACTS, figures_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import Branch
+from disp_llm.models.files import weight_files
 from disp_llm.models.loading import family_of_any, load_config
 from disp_llm.models.skeleton import empty_model
 from disp_llm.reporting.reading import ROWS_AGAIN
@@ -229,7 +230,7 @@ class Weights:
     def _files(self) -> dict[str, Path]:
         """Which file holds each tensor."""
         found = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in weight_files(self.folder):
             with opened(path, EXPORT_AGAIN) as file:
                 found |= dict.fromkeys(file.keys(), path)
         return found

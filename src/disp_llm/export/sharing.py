@@ -20,6 +20,7 @@ from disp_llm.export.card import ONLY_OURS, PLACE
 from disp_llm.export.native import native_model, native_weights
 from disp_llm.export.plain import is_mixture, plain_config, require_exported
 from disp_llm.runs.lock import created
+from disp_llm.runs.markdown import in_code
 from disp_llm.runs.sums import SUMS, folder_problems, read_sums, sha256, sums_text
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def _card(folder: Path, license: str, place: str) -> bytes:
     card = _model_card(folder)
     if license:
         card.data.__dict__["license"] = license
-    card.text = card.text.replace(PLACE, place)
+    card.text = card.text.replace(PLACE, in_code(place))
     return str(card).encode()
 
 
