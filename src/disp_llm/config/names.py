@@ -142,6 +142,18 @@ TABLE_ORDER = (
 STRUCTURES = ("greedy", "tyr", "depth")
 """Baselines whose choice of what is kept can be said by masks, so that learning can begin there."""
 
+STEPPING = ("learned", "sheared", "ddp", "grasprune")
+"""Methods of ours that take steps of learning."""
+
+BY_GRADIENTS = ("fisher", "taylor", "gisp")
+"""Methods of ours whose scores take a backward pass."""
+
+IN_ROUNDS = ("learned", "fisher", "gisp")
+"""Methods of ours that score in rounds."""
+
+UNREAD = ("magnitude", "random")
+"""Methods of ours that read no text."""
+
 PLUGINS = "disp_llm.methods"
 """The group of entry points through which another package adds methods."""
 
