@@ -111,8 +111,8 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (["prune", "x", "--pruning_ratio", "0.3"], "--pruning_ratio: Unrecognized options: --prun"),
         (["prune", "x", "--sparsity", "0.3"], "0.3; give the share that stays: a sparsity of 0.3"),
         (["prune", "x", "--weight-optimizer", "muon"], "--weight-optimizer: steps weights, and"),
-        (["prune", "x", "--output-dir", ""], "--output-dir: Error parsing --output-dir: an empty"),
-        (["prune", "x", "--text", ""], "--text: Error parsing --text: Could not find valid parse"),
+        (["prune", "x", "--output-dir", ""], "--output-dir: an empty word; leave it out"),
+        (["prune", "x", "--text", ""], "--text: an empty word; leave it out"),
         (["prune"], "disp-llm prune: Missing from disp-llm prune: MODEL"),
         (["bench", "x"], "--against: Missing from disp-llm bench: --against"),
         (

@@ -62,7 +62,7 @@ def test_what_fits_is_left_without_a_word(caplog):
 def test_a_shipped_recipe_is_not_asked_for_and_a_file_is(tmp_path):
     paper = apply_recipe(PruneConfig("x", recipe="paper"), load_recipe("paper"))
     assert windows(paper)[1] == 2048
-    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 128, 128)
+    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 128, 512)
     own = tmp_path / "own.toml"
     own.write_text('base = "paper"\n')
     paper = replace(paper, recipe=str(own))

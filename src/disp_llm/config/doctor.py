@@ -31,7 +31,7 @@ class DoctorConfig:
         ),
         Use(
             "seconds",
-            when=lambda config: not config.devices,
+            when=lambda config: not (config.devices and config.seconds),
             what="measures the device that is here, and others are asked about",
             instead="leave `devices` out",
         ),

@@ -52,6 +52,12 @@ def with_used(config: Any) -> Any:
     return config
 
 
+def unread(config: Any) -> set[str]:
+    """Names of the settings that nothing reads, given or not."""
+    unmet = (use for use, part in _uses(config) if not use.when(part))
+    return {name for use in unmet for name in use.settings.split()}
+
+
 def defaults(config: Any) -> Any:
     """A configuration of the same kind for which nothing was asked but what has no default."""
     needed = {

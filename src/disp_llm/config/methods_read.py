@@ -48,7 +48,7 @@ READS = (
     Use(
         "calibration_sequences calibration_length",
         when=lambda config: scored_by(config) not in (*UNREAD, *STARTS),
-        what="is of a calibration, and there is none",
+        what="is of a calibration, and nothing is scored on one",
     ),
     Use(
         "score_rounds",
