@@ -18,6 +18,9 @@ DEVICES = re.compile(r"(?:(\d+)x)?(\d.*)")
 """`4x80GB`: how many, and the memory of each."""
 
 
+MOST_DEVICES = 2**16
+
+
 @dataclass(frozen=True)
 class DoctorConfig:
     """Say whether a model is supported, which sites it has, what each keep costs, if it fits."""
@@ -87,7 +90,9 @@ class DoctorConfig:
         require_sizes(keep=self.keep)
         if self.fit and not self.memory:
             raise InputError(f"'{self.fit}' is no size", field="fit", hint="give one such as 8GB")
-        if self.devices and (self.elsewhere is None or min(self.elsewhere) <= 0):
+        if self.devices and (
+            self.elsewhere is None or min(self.elsewhere) <= 0 or self.elsewhere[0] > MOST_DEVICES
+        ):
             raise InputError(
                 f"'{self.devices}' is no number of devices with their memory",
                 field="devices",

@@ -4,6 +4,7 @@ A field's docstring is its `--help`. `validate` refuses, before anything is load
 use.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -38,6 +39,8 @@ from disp_llm.config.names import (
     is_mixture,
 )
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,12 @@ class TextConfig:
         return bool(measured or self.examples or self.processor_data)
 
     def validate(self) -> None:
-        """Refuses text that is named twice, and weights that do not fit the texts."""
+        """Refuses text that is named twice, and weights that do not fit the texts; warns of what is
+        both learned from and measured on."""
+        learned = {path.absolute() for path in self.text}
+        for path in self.eval_text:
+            if path.absolute() in learned:
+                logger.warning("`eval_text` %s is learned from: it says little of other text", path)
         for name in NAMED_TEXTS:
             if self.text.count(Path(name)) > 1:
                 raise InputError(f"names {name} twice", field="text", hint="name it once")

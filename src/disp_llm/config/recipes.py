@@ -166,6 +166,8 @@ def typed(config: Any) -> Any:
 
 def _given(value: Any, kind: Any, field: str) -> Any:
     """What a program has given for a setting, as it is declared."""
+    if value is None and type(None) not in get_args(kind):
+        raise InputError("None is no value", field=field, hint="leave it out, or give one")
     if get_origin(kind) is tuple:
         value = list(value) if isinstance(value, list | tuple) else [value]
     return _as_declared(value, kind, field)
