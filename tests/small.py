@@ -36,6 +36,17 @@ SMALL = [Usual(word) for name, value in SETTINGS.items() for word in (flag_of(na
 """The flags of `SETTINGS`; see `settled`."""
 
 
+def instead(command: Iterable[object], *flags: object) -> list[object]:
+    """A command line with some flags in place of those that it has."""
+    found: list[object] = []
+    drops = False
+    for word in command:
+        drops = word in flags if str(word).startswith("--") else drops
+        if not drops:
+            found.append(word)
+    return [*found, *flags]
+
+
 def settled(arguments: Iterable[object]) -> list[str]:
     """A command line without those flags of `SMALL` that it gives itself, or that its method or
     recipe does not read: a flag is given once, and only where something reads it."""
@@ -45,6 +56,8 @@ def settled(arguments: Iterable[object]) -> list[str]:
     read = settings_of(method)
     if "paper" in words or "paper-released-code" in words:  # which begin at random
         read = {name: value for name, value in read.items() if name not in CALIBRATION}
+    if not given & {"--text", "--dataset", "--examples", "--processor-data"}:
+        read = read | {"length": 32}  # of the model's own words
     unwanted = given | set(map(flag_of, SETTINGS)) - set(map(flag_of, read))
     found: list[str] = []
     drops = False

@@ -42,10 +42,16 @@ class CompareConfig:
     USES: ClassVar = (
         OWN_WORDS,
         Use(
-            "steps length batch",
+            "steps batch",
             when=lambda config: config._any_of(*STEPPING, *VARIANTS),
             what="is of learning, and none of the `methods` takes steps",
             instead="name one that does, such as learned",
+        ),
+        Use(
+            "length",
+            when=lambda config: config._any_of(*STEPPING, *VARIANTS) or config.text.may_be_written,
+            what="is of learning and of own words, and there are none",
+            instead="name one of the `methods` that learns",
         ),
         Use(
             "score_rounds",

@@ -27,10 +27,16 @@ def unlike_fisher() -> set[str]:
 READS = (
     OWN_WORDS,
     Use(
-        "steps minutes length batch accumulate checkpoint_every compile mix",
+        "steps minutes batch accumulate checkpoint_every compile mix",
         when=lambda config: is_any_of(config, *STEPPING),
         what="is of learning, and the method {0.method} takes no steps",
         instead="use a `method` that does, such as learned",
+    ),
+    Use(
+        "length",
+        when=lambda config: is_any_of(config, *STEPPING) or config.text.may_be_written,
+        what="is of learning and of own words, and there are none",
+        instead="use a `method` that learns",
     ),
     Use(
         "gradient_checkpointing",
