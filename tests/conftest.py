@@ -29,6 +29,7 @@ import transformers
 from accelerate import Accelerator
 from configurations import tiny_config, unusual_values
 from safetensors.torch import load_file, save_file
+from small import SETTINGS, SMALL, settled  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
@@ -213,30 +214,6 @@ def questions(tmp_path) -> Path:
     return path
 
 
-SMALL = """
-    --steps 6 --length 32 --checkpoint-every 2 --calibration-sequences 4 --calibration-length 32
-    --context 32 --windows 4 --rounds 0 --batch 1 --least-cut 0
-    --dtype float32 --device cpu
-""".split()
-"""Flags of a run that takes a second."""
-
-SETTINGS = {
-    "steps": 6,
-    "length": 32,
-    "checkpoint_every": 2,
-    "calibration_sequences": 4,
-    "calibration_length": 32,
-    "context": 32,
-    "windows": 4,
-    "rounds": 0,
-    "batch": 1,
-    "least_cut": 0.0,
-    "dtype": "float32",
-    "device": "cpu",
-}
-"""The same as the flags of `SMALL`."""
-
-
 def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | more
 
@@ -253,7 +230,7 @@ def run_process(*arguments: object, before: str = "") -> subprocess.CompletedPro
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`disp-llm ...` in this process: loading the libraries takes longer than most commands do."""
     out, err = io.StringIO(), io.StringIO()
-    command = ["disp-llm", *map(str, arguments)]
+    command = ["disp-llm", *settled(arguments)]
     code: object = 0
     with (
         redirect_stdout(out),

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from small import settled
+
 PARENT = """
 import faulthandler, json, os, sys, traceback
 import accelerate, torch, transformers
@@ -110,7 +112,7 @@ def run(script: str, *arguments: object, **env: str) -> subprocess.CompletedProc
 
 def start_command(*arguments: object, before: str = "", **env: str) -> Child:
     """`disp-llm ...` in a fresh process, after some lines of Python."""
-    return Child(f"{before}\n{COMMAND}", ["disp-llm", *map(str, arguments)], env)
+    return Child(f"{before}\n{COMMAND}", ["disp-llm", *settled(arguments)], env)
 
 
 def python(script: str, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import fresh
+from small import settled
 
 COMMAND = 'import runpy; runpy.run_module("disp_llm", run_name="__main__")'
 """The script of `python -m disp_llm`."""
@@ -35,7 +36,7 @@ def start(
     return [
         fresh.Child(
             f"{first[rank]}\n{script}",
-            ["disp-llm", *map(str, arguments)],
+            ["disp-llm", *settled(arguments)],
             env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)

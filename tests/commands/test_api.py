@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from conftest import SETTINGS, SMALL, byte_tokenizer, environment, run_command, tiny_model
+from small import settings_of
 
 import disp_llm
 from disp_llm.commands.outcome import RecoverResult
@@ -137,7 +138,7 @@ def test_rows_in_memory_hold_their_text_in_the_column_that_is_named(text_file):
     assert found[0] == found[1]
     run = disp_llm.prune(
         model, byte_tokenizer(), text=rows, eval_text=rows, text_field="body",
-        method="magnitude", progress=silent, **SETTINGS,
+        method="magnitude", progress=silent, **settings_of("magnitude"),
     )  # fmt: skip
     assert run.figures["source"]["eval_text_sha256"] == found[0]["text_sha256"]
     with pytest.raises(disp_llm.InputError, match="no column 'title' in row 1, but 'body'"):
@@ -182,7 +183,7 @@ def test_careless_calls_name_the_setting():
         disp_llm.prune(model, text="some text")
     with pytest.raises(disp_llm.InputError, match="nearest: steps"):
         disp_llm.prune(model, byte_tokenizer(), text="some text", stepps=3)
-    with pytest.raises(disp_llm.InputError, match=r"keep: 1\.5 is not a share"):
+    with pytest.raises(disp_llm.InputError, match=r"keep: 1\.5 is too large"):
         disp_llm.prune(model, byte_tokenizer(), text="some text", keep=1.5)
 
 

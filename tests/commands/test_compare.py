@@ -8,6 +8,7 @@ import torch
 import transformers
 from configurations import KINDS
 from conftest import byte_tokenizer, problem_of, run_command, tiny_model
+from small import instead
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.config.names import IN_TIME, compared_methods
@@ -278,7 +279,7 @@ def test_going_on_makes_only_what_is_missing(comparison):
     patient = run_command(*command, "--patience", "60")
     assert patient.returncode == 0, patient.stderr
     for flags in (["--keep", "0.7"], ["--windows", "1"], ["--length", "16"]):
-        other = run_command(*command, *flags)
+        other = run_command(*instead(command, *flags))
         assert other.returncode == 2
         assert "compares something else" in other.stderr
 
@@ -350,7 +351,7 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
     assert lines[0].startswith(f"| magnitude | ×{ratio:.3f} ± {error:.3f} | ×")
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert run_command("verify", folder).returncode == 0
-    again = run_command(*command, "--methods", "magnitude", "random")
+    again = run_command(*instead(command, "--methods", "magnitude", "random"))
     assert again.returncode == 0, again.stderr
     assert len(measured) == 1 + 4 + 1 + 1 + 2  # those of `eval` too
 
@@ -375,7 +376,7 @@ def test_another_suite_is_refused_in_one_line(llama_folder, text_file, suite, tm
     assert done.returncode == 0, done.stderr
 
     def refused(*flags):
-        done = run_command(*command, "--methods", "random", *flags)
+        done = run_command(*instead(command, "--methods", "random", *flags))
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         return done.stderr.splitlines()[-1]
@@ -409,7 +410,7 @@ def test_another_text_of_the_suite_is_refused(llama_folder, text_file, tmp_path)
 def test_a_window_of_one_token_is_refused(tmp_path):
     done = run_command("compare", "smollm2-135m", "--length", 1, "--output-dir", tmp_path / "out")
     assert done.returncode == 2
-    assert "--length: too small; give 2 or more" in done.stderr
+    assert "--length: 1 is too small" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

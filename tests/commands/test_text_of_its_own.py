@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import SETTINGS, SMALL, run_command
 from safetensors.torch import load_file, save_file
+from small import settings_of
 
 import disp_llm
 from disp_llm.config.errors import InputError
@@ -94,7 +95,11 @@ def test_a_file_called_self_is_named_with_its_folder(
     assert json.loads(done.stdout)["source"]["text"] == "self"
     assert not Path("run/words").exists()
     result = disp_llm.prune(
-        str(llama_folder), text=Path("self"), method="magnitude", output_dir="again", **SETTINGS
+        str(llama_folder),
+        text=Path("self"),
+        method="magnitude",
+        output_dir="again",
+        **settings_of("magnitude"),
     )
     assert result.figures["source"]["text"] == "self"
 
@@ -150,8 +155,8 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
         (["--dataset", "a:b", "--text", "self"], "--dataset: given together with --text"),
         (["--eval-text", "self"], "--eval-text: cannot be the model's own words"),
         (["--text", "self", "self"], "--text: names self twice"),
-        (["--text", "self", "--weights", 1, 2], "--weights: 2 for 1;"),
-        (["--self-temperature", 0], "--self-temperature: too small"),
+        (["--text", "self", "--weights", 1, 2], "--weights: is how often each of several"),
+        (["--self-temperature", 0], "--self-temperature: 0.0 is too small"),
         (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
     ]:
         done = run_command("prune", llama_folder, *SMALL, "--output-dir", tmp_path / "run", *flags)
@@ -178,7 +183,7 @@ def test_other_sizes_of_a_run_are_measured_on_the_same_words(own_run, tmp_path):
 
 
 def test_a_run_of_text_in_memory_does_not_go_on_with_own_words(llama_folder, text_file, tmp_path):
-    call = SETTINGS | {"method": "magnitude", "output_dir": tmp_path / "run"}
+    call = settings_of("magnitude") | {"method": "magnitude", "output_dir": tmp_path / "run"}
     disp_llm.prune(str(llama_folder), text=[text_file.read_text()], **call)
     (tmp_path / "run" / "model" / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match=r"text: is not what .* was made of"):
@@ -247,10 +252,10 @@ def test_who_is_to_write_is_asked_in_one_line(distill, hint, llama_folder, tmp_p
 
 
 def test_all_methods_are_compared_on_the_same_words(llama_folder, tmp_path):
-    small = [*SMALL[:2], "--length", 32, *SMALL[6:-6], *SMALL[-4:]]
+    small = [*SMALL[8:-6], *SMALL[-4:]]
     asked = [
         "compare", llama_folder, "--methods", "fisher", "magnitude", "slicegpt", "--keep", 0.5,
-        "--rounds", 0, "--output-dir", tmp_path / "table", "--json", *small,
+        "--output-dir", tmp_path / "table", "--json", *small,
     ]  # fmt: skip
     done = run_command(*asked)
     assert done.returncode == 0, done.stderr

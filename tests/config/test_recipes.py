@@ -7,7 +7,8 @@ import fresh
 import pytest
 from damage import BYTES, NESTED, outcome
 
-from disp_llm.config.checks import require_paths, require_sizes
+from disp_llm.config.bounds import require_declared
+from disp_llm.config.checks import require_sizes
 from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.prune import PruneConfig
@@ -135,7 +136,7 @@ def test_a_name_that_no_file_can_have_is_refused(config_of, field, path):
 def test_other_troubles_with_a_path_are_for_who_reads_it(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing", tmp_path / "file" / "inside"):
-        require_paths(ReportConfig((path,)))
+        require_declared(ReportConfig((path,)))
 
 
 PAPER = {

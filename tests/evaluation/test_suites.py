@@ -296,7 +296,7 @@ def test_scores_of_something_else_are_refused(llama_folder, suite, tmp_path, pla
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--dense", "x"], "--dense: is for a suite; give --suite too"),
+        (["--dense", "x"], "--dense: is for a suite; leave it out, or give --suite"),
         (["--suite", "generl"], "--suite: no suite 'generl' (nearest: general)"),
         (["--suite", "SUITE", "--text", "x"], "--text: given together with --suite"),
         (["--suite", "SUITE", "--windows", 3], "--windows: given together with --suite"),

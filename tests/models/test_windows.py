@@ -12,8 +12,8 @@ import torch
 from configurations import ARCHITECTURES, tiny_config
 from conftest import byte_tokenizer, run_command, tiny_model
 
-from disp_llm.commands.planning import usual_settings
 from disp_llm.config.bench import BenchConfig
+from disp_llm.config.effect import usual_settings
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import PerplexityConfig
@@ -62,7 +62,7 @@ def test_what_fits_is_left_without_a_word(caplog):
 def test_a_shipped_recipe_is_not_asked_for_and_a_file_is(tmp_path):
     paper = apply_recipe(PruneConfig("x", recipe="paper"), load_recipe("paper"))
     assert windows(paper)[1] == 2048
-    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 128, 128)
+    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 128, 512)
     own = tmp_path / "own.toml"
     own.write_text('base = "paper"\n')
     paper = replace(paper, recipe=str(own))

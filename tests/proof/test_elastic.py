@@ -10,16 +10,17 @@ import psutil
 import pytest
 from conftest import SMALL, environment
 from safetensors.torch import load_file
+from small import settled
 
 pytestmark = pytest.mark.proof
 
 
 def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    command = ("prune", *arguments, "--output-dir", folder, "--resume", "auto", *SMALL)
     return subprocess.Popen(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "--max-restarts", "3", "-m", "disp_llm", "prune", *map(str, arguments),
-            "--output-dir", str(folder), "--resume", "auto", *SMALL, "--steps", "60",
+            "--max-restarts", "3", "-m", "disp_llm", *settled([*command, "--steps", 60]),
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip

@@ -1,13 +1,11 @@
 """Errors that a user can correct, in the words of the command line: settings become flags."""
 
-import dataclasses
 import json
 import re
 import sys
-from typing import Any, get_type_hints
 
-from disp_llm.cli.parsing import COMMANDS
-from disp_llm.config.errors import InputError
+from disp_llm.cli.parsing import COMMANDS, settings
+from disp_llm.config.errors import InputError, printable
 
 POSITIONAL = {"model": "MODEL", "folder": "FOLDER", "run": "RUN", "runs": "RUN", "name": "NAME"}
 """Settings that are given without a flag, and what help calls them."""
@@ -20,16 +18,22 @@ def print_error(error: InputError, command: str, as_json: bool) -> None:
         command: the name of the command that was asked for.
     """
     what, hint = with_flags(error.what), with_flags(error.hint)
-    print(f"disp-llm: {flag_of(error.field, command)}: {what}; {hint}", file=sys.stderr)
+    tell(f"{flag_of(error.field, command)}: {what}; {hint}")
     if as_json:
         print(json.dumps({"error": what, "field": setting_of(error.field), "hint": hint}))
+
+
+def tell(line: str) -> None:
+    """Says something in one line on standard error, unless the shell has closed it."""
+    if sys.stderr is not None:
+        print(f"disp-llm: {printable(line)}", file=sys.stderr)
 
 
 def flag_of(field: str, command: str) -> str:
     """What the command line calls a field: `--eval-text`, `MODEL`; files as they are."""
     if field in POSITIONAL:
         config = COMMANDS.get(command)
-        return POSITIONAL[field] if config and field in _settings(config) else field
+        return POSITIONAL[field] if config and field in settings(config) else field
     return f"--{field.replace('_', '-')}" if field in all_settings() else field
 
 
@@ -52,12 +56,4 @@ def with_flags(text: str) -> str:
 
 def all_settings() -> set[str]:
     """Names of everything that some command can be asked."""
-    return set().union(*(_settings(config) for config in COMMANDS.values()))
-
-
-def _settings(config: Any) -> set[str]:
-    found, hints = set(), get_type_hints(config)
-    for name in (entry.name for entry in dataclasses.fields(config)):
-        inner = dataclasses.is_dataclass(hints[name])
-        found |= _settings(hints[name]) if inner else {name}
-    return found
+    return set().union(*map(settings, COMMANDS.values()))

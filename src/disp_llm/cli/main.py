@@ -3,10 +3,12 @@ error, and with `--json` one object on standard output."""
 
 import ctypes
 import importlib
+import io
 import json
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -15,9 +17,9 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from disp_llm.cli.errors import print_error, with_flags
+from disp_llm.cli.errors import print_error, tell, with_flags
 from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program, value_of
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, printable
 from disp_llm.config.quantise import begun_dir
 
 USAGE_ERROR = 2
@@ -38,6 +40,8 @@ def main() -> None:
     command, as_json = " ".join(arguments[:1]), "--json" in arguments
     try:
         try:
+            prepare_output()
+            require_place()
             config = parse(arguments)
             prepare_libraries()
             result = _run(command, config)
@@ -58,7 +62,7 @@ def main() -> None:
         _refuse(found, command, as_json)
     except KeyboardInterrupt:
         if rank() == 0:
-            print(f"\ndisp-llm: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+            tell(f"interrupted{_how_to_resume(arguments)}")
         _end(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         _drop_output()
@@ -107,8 +111,9 @@ def _refuse(error: InputError, command: str, as_json: bool) -> NoReturn:
 def _end(code: int) -> NoReturn:
     """Ends the process. One of several is kept from it by the group that the others may have left,
     unless it leaves at once."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stderr.flush()
+    if _number("WORLD_SIZE", 1) > 1:
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -120,7 +125,31 @@ them ends it before, if the first has."""
 
 def rank() -> int:
     """Number of this process among those that were started together, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
+
+
+def _number(variable: str, default: int) -> int:
+    """What a variable of the environment says, if it is a number."""
+    said = os.environ.get(variable, "")
+    return int(said) if PLACE.fullmatch(said) else default
+
+
+PLACE = re.compile(r"[0-9]{1,9}")
+"""What `torchrun` says to a process of its place among others."""
+
+
+def require_place() -> None:
+    """Refuses variables that tell the place of this process among others and that are no numbers.
+
+    Raises:
+        InputError: naming the variable.
+    """
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        said = os.environ.get(variable, "0")
+        if not PLACE.fullmatch(said):
+            raise InputError(
+                f"'{said}' is no number", field=variable, hint="unset it, or start by torchrun"
+            )
 
 
 def _drop_output() -> None:
@@ -178,7 +207,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """`disp-llm: ...`, with flags in place of settings."""
-        return f"disp-llm: {with_flags(super().format(record))}"
+        return f"disp-llm: {printable(with_flags(super().format(record)))}"
 
 
 class Once(logging.Filter):
@@ -211,6 +240,21 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, INT_MAX)
 
 
+def prepare_output() -> None:
+    """Makes what is said UTF-8 wherever it goes, and of warnings lines; what has no UTF-8, as bytes
+    in the name of a file, is escaped, in JSON by JSON's own rule."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    handler.addFilter(Once())
+    level = logging.WARNING if rank() == 0 else logging.ERROR  # which the first says for all
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *place, **line: str(message)
+
+
 def prepare_libraries() -> None:
     """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
     nothing here, and silences other libraries' bars and advice, which would tear our own progress
@@ -221,14 +265,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
-    handler.addFilter(Once())
-    level = logging.WARNING if rank() == 0 else logging.ERROR  # which the first says for all
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
-    warnings.formatwarning = lambda message, *place, **line: str(message)
     import huggingface_hub
     import transformers
 

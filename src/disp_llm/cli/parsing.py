@@ -5,6 +5,7 @@ here, so that help and usage errors come at once.
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import operator
@@ -12,7 +13,7 @@ import shlex
 import sys
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import tyro
 
@@ -22,10 +23,10 @@ from disp_llm.config.bench import BenchConfig
 from disp_llm.config.checks import require_alternatives
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.doctor import DoctorConfig
+from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.gguf import GgufConfig
-from disp_llm.config.names import path_from_words
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
@@ -74,16 +75,6 @@ RESUMABLE: dict[str, type[PruneConfig] | type[RecoverConfig]] = {
 }
 
 
-_REGISTRY = tyro.constructors.ConstructorRegistry()
-
-
-@_REGISTRY.primitive_rule
-def _path(
-    declared: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
-    return path_from_words(named=False) if declared.type is Path else None
-
-
 def parse(arguments: list[str]) -> Config:
     """The configuration that the arguments ask for, checked.
 
@@ -92,6 +83,7 @@ def parse(arguments: list[str]) -> Config:
             that no run can use.
         SystemExit: with code 0, after `--help`.
     """
+    require_once(arguments)
     arguments = _with_resume_value(arguments) or ["--help"]
     helps = bool({"-h", "--help"} & set(arguments))
     if helps and arguments[0] in COMMANDS:
@@ -112,16 +104,57 @@ def parse(arguments: list[str]) -> Config:
                 args=arguments,
                 description="Makes Hugging Face decoder LLMs physically smaller.",
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, *pairs),
-                registry=_REGISTRY,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise usage_error(complaint.getvalue(), program(arguments)) from None
-    flags = (word[2:].split("=")[0] for word in arguments if word.startswith("--"))
-    require_alternatives(config, (flag.replace("-", "_") for flag in flags))
+    require_alternatives(config, given_settings(arguments))
     config.validate()
     return config
+
+
+def require_once(arguments: list[str]) -> None:
+    """Refuses a flag that is given twice, of which the parser would take the last, and empty words,
+    which a shell makes of a variable that is not set.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    given, command = given_settings(arguments), "".join(arguments[:1])
+    kinds = settings(COMMANDS[command]) if command in COMMANDS else {}
+    for name in given:
+        if given.count(name) > 1 or f"no_{name}" in given:
+            lists = get_origin(kinds.get(name)) is tuple
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                "is given twice",
+                field=flag,
+                hint=f"give all its values behind one: {flag} A B" if lists else "give it once",
+            )
+    for before, word in itertools.pairwise(["", *arguments]):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (equals and not value and flag.startswith("--")):
+            named = flag if equals else before if before.startswith("--") else program(arguments)
+            raise InputError(
+                "an empty word", field=named, hint="leave it out, or set the variable that it is of"
+            )
+
+
+def given_settings(arguments: list[str]) -> list[str]:
+    """The settings whose flags are given, as often as they are."""
+    flags = (word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
+    return [flag.replace("-", "_") for flag in flags]
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The types of everything that a command can be asked, by name."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(config)
+    for name in (entry.name for entry in dataclasses.fields(config)):
+        inner = dataclasses.is_dataclass(hints[name])
+        found |= settings(hints[name]) if inner else {name: hints[name]}
+    return found
 
 
 def _with_resume_value(arguments: list[str]) -> list[str]:
@@ -155,8 +188,7 @@ def output_folder(arguments: list[str]) -> Path:
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value of a flag, read before the arguments are parsed: of one that is repeated the last,
-    as the parser takes it."""
+    """The value of a flag, read before the arguments are parsed."""
     found = None
     for argument, following in itertools.pairwise([*arguments, ""]):
         name, given, value = argument.partition("=")

@@ -16,6 +16,7 @@ from disp_llm.commands.prune import prune_with
 from disp_llm.commands.reference import Reference, shared_settings, with_steps
 from disp_llm.commands.variants import VARIANTS
 from disp_llm.config.compare import CompareConfig
+from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import DENSE, WeightKind
 from disp_llm.config.prune import PruneConfig
@@ -160,7 +161,7 @@ def pruned_rows(
         else:
             config = replace(config, keep=group)
         try:
-            result = prune_with(caller, config, inputs)
+            result = prune_with(caller, with_used(config), inputs)
         except FAILURES as error:
             yield from (failed(name, place, error) for place in places)
             continue

@@ -12,9 +12,10 @@ import torch
 
 from disp_llm.commands.budgets import counted_costs
 from disp_llm.commands.front import Caller
-from disp_llm.commands.planning import sites_of, usual_settings
+from disp_llm.commands.planning import sites_of
 from disp_llm.commands.ways import Way, ways
 from disp_llm.config.doctor import DoctorConfig
+from disp_llm.config.effect import usual_settings
 from disp_llm.config.parts import BudgetConfig, MachineConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target

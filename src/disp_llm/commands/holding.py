@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from disp_llm.commands.front import Inputs
-from disp_llm.commands.planning import scoring_method, usual_settings
+from disp_llm.commands.planning import scoring_method
 from disp_llm.commands.ways import first_way
+from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.frozen import Shard
 from disp_llm.config.parts import TextConfig

@@ -10,7 +10,6 @@ from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names
 from disp_llm.config.targets import Target
 from disp_llm.data.tokens import Corpus, Texts
 from disp_llm.data.written import Needs, held_out
@@ -47,14 +46,6 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     return config.sites or tuple(dict.fromkeys((*method.sites, *more)))
 
 
-def usual_settings(config: PruneConfig) -> PruneConfig:
-    """The settings that nobody asked for: defaults, under those of the recipe where it is one of
-    ours."""
-    usual = PruneConfig(config.model)
-    shipped = config.recipe in recipe_names()
-    return apply_recipe(usual, load_recipe(config.recipe)) if shipped else usual
-
-
 def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """A model with its budget and alignment, and no learning text."""
     config = job.config
@@ -84,10 +75,6 @@ def refuse_impossible(problem: PruningProblem) -> None:
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
     require_possible(config, config.learned_sizes)
     require_known_blocks(problem)
-    if config.learn.minutes and not method_named(config.method).learns:
-        raise InputError(
-            f"the method {config.method} takes no steps", field="minutes", hint="leave it out"
-        )
     for share in problem.keeps:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
     for field, tokens in windows_of(config).items():
@@ -185,12 +172,6 @@ def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
             sizes or another budget than parameters.
     """
     method = scoring_method(config)
-    if config.learn.start_method and config.method != "learned":
-        raise InputError(
-            f"the method {config.method} begins with no other method's scores",
-            field="start",
-            hint="leave it out, or leave `method` out",
-        )
     if config.learn.start_method and method.learns:
         raise InputError(
             f"the method {method.name} takes steps of its own",

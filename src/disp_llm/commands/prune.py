@@ -35,9 +35,9 @@ from disp_llm.commands.planning import (
     require_unread,
     tokens_seen,
     tokens_wanted,
-    usual_settings,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of, measure_curve
+from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_at_least, require_paths
+from disp_llm.config.bounds import Batch, Length, Points, Some, Word, require_declared
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 
@@ -15,17 +15,17 @@ from disp_llm.config.parts import MachineConfig
 class BenchConfig:
     """Measure speed, memory and load time of a folder against its original, on this machine."""
 
-    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, or any model."""
-    against: str
+    against: Word
     """The model that it is compared with: hub id, folder, or smollm2-135m."""
-    lengths: tuple[int, ...] = (128, 512)
+    lengths: Annotated[tuple[Length, ...], Some] = (128, 512)
     """Lengths of the prompts of prefill, in tokens."""
-    batches: tuple[int, ...] = (1, 8)
+    batches: Annotated[tuple[Batch, ...], Some] = (1, 8)
     """Numbers of sequences that are decoded together."""
-    context: int = 128
+    context: Length = 128
     """Tokens in the KV cache while decoding."""
-    rounds: int = 12
+    rounds: Points = 12
     """Number of times that each is timed, in turn."""
     compile: bool = False
     """Run both models through torch.compile."""
@@ -43,9 +43,6 @@ class BenchConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
-        self.machine.validate()
-        require_at_least(1, lengths=self.lengths, batches=self.batches, context=self.context)
-        require_at_least(2, rounds=self.rounds)
+        require_declared(self)
         if self.plot is not None and self.plot.suffix not in (".png", ".svg"):
             raise InputError(f"{self.plot}", field="plot", hint="name a .png or .svg file")

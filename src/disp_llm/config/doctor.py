@@ -2,16 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
-from disp_llm.config.checks import (
-    require_at_least,
-    require_not_negative,
-    require_paths,
-    require_sizes,
-)
+from disp_llm.config.bounds import Batch, Length, Seconds, Size, Window, Word, require_declared
+from disp_llm.config.checks import require_sizes
+from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import BudgetConfig
@@ -21,17 +18,35 @@ DEVICES = re.compile(r"(?:(\d+)x)?(\d.*)")
 """`4x80GB`: how many, and the memory of each."""
 
 
+MOST_DEVICES = 2**16
+
+
 @dataclass(frozen=True)
 class DoctorConfig:
     """Say whether a model is supported, which sites it has, what each keep costs, if it fits."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    USES: ClassVar = (
+        Use(
+            "workload_length workload_batch",
+            when=lambda config: config.fit,
+            what="is of the memory that the model is to run in, and none is named",
+            instead="give `fit`",
+        ),
+        Use(
+            "seconds",
+            when=lambda config: not (config.devices and config.seconds),
+            what="measures the device that is here, and others are asked about",
+            instead="leave `devices` out",
+        ),
+    )
+
+    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
     """Hub id, folder, GGUF file, or smollm2-135m."""
-    keep: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
+    keep: tuple[Size, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""
-    length: int = TrainingConfig.length
+    length: Window = TrainingConfig.length
     """Tokens of a training window, for the memory estimate."""
-    batch: int = TrainingConfig.batch
+    batch: Batch = TrainingConfig.batch
     """Training windows of a batch, for the same."""
     measure: bool = False
     """Also load the model and time alignments of its widths on this machine; `prune` then uses the
@@ -46,11 +61,11 @@ class DoctorConfig:
     """Memory that the model is to run in, such as 8GB, for its weights and the KV cache of
     --workload-batch sequences of --workload-length tokens: say what share of them fits, and how
     to ask `prune` for it."""
-    workload_length: int = BudgetConfig.workload_length
+    workload_length: Length = BudgetConfig.workload_length
     """Tokens of a sequence in that cache."""
-    workload_batch: int = BudgetConfig.workload_batch
+    workload_batch: Batch = BudgetConfig.workload_batch
     """Sequences in it."""
-    seconds: float = 10.0
+    seconds: Seconds = 10.0
     """How long the speed of this device is measured, for the time that learning takes; 0 = not."""
 
     @property
@@ -70,17 +85,14 @@ class DoctorConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)
+        require_used(self)
         require_sizes(keep=self.keep)
-        require_at_least(2, length=self.length)
-        require_at_least(1, batch=self.batch)
-        require_not_negative(seconds=self.seconds)
-        require_at_least(
-            1, workload_length=self.workload_length, workload_batch=self.workload_batch
-        )
         if self.fit and not self.memory:
             raise InputError(f"'{self.fit}' is no size", field="fit", hint="give one such as 8GB")
-        if self.devices and (self.elsewhere is None or min(self.elsewhere) <= 0):
+        if self.devices and (
+            self.elsewhere is None or min(self.elsewhere) <= 0 or self.elsewhere[0] > MOST_DEVICES
+        ):
             raise InputError(
                 f"'{self.devices}' is no number of devices with their memory",
                 field="devices",

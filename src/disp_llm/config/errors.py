@@ -6,6 +6,15 @@ import functools
 from collections.abc import Iterator
 
 
+def printable(text: str) -> str:
+    """A text as one line that a terminal shows and does not obey: line ends, control characters,
+    those that turn the direction of writing, and halves of characters are escaped, as `\\n`."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class InputError(ValueError):
     """Something that a user can correct.
 
@@ -14,7 +23,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, what: str, *, field: str, hint: str):
-        super().__init__(f"{field}: {what}; {hint}")
+        super().__init__(printable(f"{field}: {what}; {hint}"))
         self.what, self.field, self.hint = what, field, hint
 
     def __reduce__(self):  # crosses process boundaries in one piece

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
-from disp_llm.config.checks import require_default, require_not_negative, require_paths
+from disp_llm.config.bounds import AnyTokens, Number, Word, require_declared
+from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
@@ -16,12 +17,61 @@ from disp_llm.config.parts import MachineConfig, PerplexityConfig
 class EvalConfig:
     """Measure perplexity and tasks of a model or of an exported folder."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    USES: ClassVar = (
+        Use(
+            "text text_field dataset examples processor_data template metric answer_tokens tasks "
+            "task_data shots limit context stride windows",
+            when=lambda config: not config.suite,
+            what="given together with `suite`",
+            instead="write it into the suite's file",
+        ),
+        Use(
+            "dense", when=lambda config: config.suite, what="is for a suite", instead="give `suite`"
+        ),
+        Use(
+            "task_data shots",
+            when=lambda config: config.tasks,
+            what="is for tasks",
+            instead="give `tasks`",
+        ),
+        Use(
+            "metric template",
+            when=lambda config: config.examples or config.processor_data,
+            what="is for examples, and there are none",
+            instead="give `examples`",
+        ),
+        Use(
+            "answer_tokens",
+            when=lambda config: config.metric,
+            what="is of scored answers",
+            instead="give `metric`",
+        ),
+        Use(
+            "limit",
+            when=lambda config: config.tasks or config.metric,
+            what="counts questions, and none is asked",
+            instead="give `tasks` or `metric`",
+        ),
+        Use(
+            "text_field",
+            when=lambda config: config.text or config.dataset,
+            what="is of a text, and none is named",
+            instead="name one",
+        ),
+        Use(
+            "context stride windows",
+            when=lambda config: config._reads_text,
+            what="is of perplexity, and tasks alone are asked for",
+            instead="name a text",
+        ),
+    )
+
+    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
     """Hub id, folder, GGUF file, or smollm2-135m."""
     text: tuple[Path, ...] = ()
     """Text to measure on: files or folders, as `prune` reads them. Default: the embedded speeches'
     held-out tenth."""
-    text_field: str = "text"
+    text_field: Word = "text"
     """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
     text."""
     dataset: str = ""
@@ -37,17 +87,17 @@ class EvalConfig:
     metric: str = ""
     """Let the model answer the --examples, and score what it writes: exact_match, f1 (of words), or
     a metric of an installed package (entry points `disp_llm.metrics`)."""
-    answer_tokens: int = 0
+    answer_tokens: AnyTokens = 0
     """Most tokens of such an answer; 0 = a quarter more than the longest of the examples has."""
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Word, ...] = ()
     """Tasks of lm-evaluation-harness, such as arc_easy piqa, and groups of them, such as mmlu;
     `paper` is the paper's five. Without --text or --dataset, perplexity is then not measured."""
-    task_data: tuple[str, ...] = ()
+    task_data: tuple[Word, ...] = ()
     """NAME=FILE: read a local JSON-lines file in place of that task's hub data set."""
-    shots: int | None = None
+    shots: Number | None = None
     """Solved questions that stand in front of every question of the --tasks. Default: as many as
     the task says itself, mostly none."""
-    limit: int = 0
+    limit: AnyTokens = 0
     """Number of questions of each task (in a group, of each task in it), and of examples that are
     answered; 0 = all."""
     suite: str = ""
@@ -61,15 +111,21 @@ class EvalConfig:
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
+    @property
+    def _reads_text(self) -> bool:
+        """Whether perplexity is measured."""
+        named = self.text or self.dataset or self.examples or self.processor_data
+        return bool(named or not self.tasks)
+
     def validate(self) -> None:
-        """Refuses windows that score nothing, text that is named twice, and what a suite says.
+        """Refuses windows that skip tokens, text that is named twice, and what nothing reads.
 
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)
+        require_used(self)
         self.evaluation.validate()
-        self.machine.validate()
         if self.text and self.dataset:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"
@@ -81,53 +137,6 @@ class EvalConfig:
             raise InputError(
                 "given together with `examples`", field="processor_data", hint="choose one of them"
             )
-        if self.metric and not (self.examples or self.processor_data):
-            raise InputError("scores answers to examples", field="metric", hint="give `examples`")
-        require_not_negative(
-            limit=self.limit, answer_tokens=self.answer_tokens, shots=self.shots or 0
-        )
-        if self.answer_tokens and not self.metric:
-            raise InputError("is of scored answers", field="answer_tokens", hint="give `metric`")
-        if self.limit and not (self.tasks or self.metric or self.suite):
-            what, hint = "counts questions, and none is asked", "give `tasks` or `metric`"
-            raise InputError(what, field="limit", hint=hint)
-        self._require_task_data()
-        if self.dense and not self.suite:
-            raise InputError("is for a suite", field="dense", hint="give `suite` too")
-        self._require_suite_alone()
-        if self.shots is not None and not self.tasks:
-            raise InputError("is for tasks", field="shots", hint="give `tasks` too")
-        if not (self.examples or self.processor_data):
-            what = "is for examples, and there are none"
-            require_default(self, ["template"], what, "leave it out, or give `examples`")
-
-    def _require_task_data(self) -> None:
-        """Files for tasks that are asked for, each as NAME=FILE."""
-        if self.task_data and not (self.tasks or self.suite):
-            raise InputError("is for tasks", field="task_data", hint="give `tasks`")
         for entry in self.task_data:
             if not all(entry.partition("=")):
                 raise InputError(f"{entry}", field="task_data", hint="give NAME=FILE")
-
-    def _require_suite_alone(self) -> None:
-        """A suite says all that these settings say."""
-        if not self.suite:
-            return
-        usual = EvalConfig(self.model)
-        given = [name for name in BESIDE_SUITE if getattr(self, name) != getattr(usual, name)]
-        given += [
-            name
-            for name in ("context", "stride", "windows")
-            if getattr(self.evaluation, name) != getattr(usual.evaluation, name)
-        ]
-        if given:
-            raise InputError(
-                "given together with `suite`", field=given[0], hint="write it into the suite's file"
-            )
-
-
-BESIDE_SUITE = (
-    *("text", "text_field", "dataset", "examples", "processor_data", "template"),
-    *("metric", "answer_tokens", "tasks", "task_data", "shots", "limit"),
-)
-"""Settings that a suite has of its own."""

@@ -1,13 +1,13 @@
 """What `disp-llm export` can be asked."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import tyro
 
-from disp_llm.config.checks import require_paths
+from disp_llm.config.bounds import Factor, Size, require_declared
+from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig, OutputConfig
 from disp_llm.config.targets import Target
@@ -22,9 +22,9 @@ class ExportConfig:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
-    keep: tuple[float, ...] = ()
+    keep: tuple[Size, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
-    most_lost: float = 0.0
+    most_lost: Factor = 0.0
     """In place of --keep: write the smallest size, in steps of 0.01, whose perplexity on the run's
     evaluation text is at most this many times the original's, such as 1.2. It is searched for down
     to the smallest size that the run learned for, half a minute for each of some six (SmolLM2)."""
@@ -53,7 +53,8 @@ class ExportConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)
+        require_used(self)
         if self.no_measure and self.budget.budget == "latency":
             raise InputError(
                 "cannot be met without measuring",
@@ -64,11 +65,9 @@ class ExportConfig:
             self._validate_most_lost()
         else:
             self.budget.validate(self.keep)
-        self.budget.require_used()
-        self.export.validate()
 
     def _validate_most_lost(self) -> None:
-        if not 1 <= self.most_lost < math.inf:
+        if self.most_lost < 1:
             raise InputError(f"{self.most_lost:g}", field="most_lost", hint="give 1 or more")
         if self.no_measure:
             raise InputError(

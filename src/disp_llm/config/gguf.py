@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from disp_llm.config.checks import require_new, require_paths
+from disp_llm.config.bounds import require_declared
+from disp_llm.config.checks import require_new
 
 
 @dataclass(frozen=True)
@@ -30,5 +31,5 @@ class GgufConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)
         require_new(to=self.to)

@@ -1,18 +1,26 @@
 """How something is trained, masks or weights, and how masks are learned."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from disp_llm.config.checks import (
-    require_at_least,
-    require_below_one,
-    require_finite,
-    require_not_negative,
-    require_positive,
-    require_share,
+from disp_llm.config.bounds import (
+    AnyRank,
+    AnyRate,
+    Batch,
+    Factor,
+    Interval,
+    Minutes,
+    Rate,
+    Share,
+    ShareBelowOne,
+    Shift,
+    Steps,
+    Temperature,
+    Window,
 )
+from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
 
@@ -21,38 +29,38 @@ from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisati
 class TrainingConfig:
     """One training loop, whatever it trains."""
 
-    length: int = 512
+    length: Window = 512
     """Tokens of a training window. Short windows adapt the model to the vocabulary of the learning
     text, or to having little context, at the cost of all other text (docs/experiment-log.md)."""
-    batch: int = 2
+    batch: Batch = 2
     """Windows of one batch, in each process. Of several texts, a batch holds windows of as many as
     it can: the gradient of a step is then not that of one kind of text."""
-    accumulate: int = 1
+    accumulate: Batch = 1
     """Batches whose gradients are averaged in one step."""
-    learning_rate: float = 0.05
+    learning_rate: Rate = 0.05
     """Peak of AdamW's step size."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """Decay of AdamW's first moment."""
-    beta2: float = 0.95
+    beta2: ShareBelowOne = 0.95
     """Decay of AdamW's second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
     """What steps the weights of the blocks' linear layers, packed experts apart, where they learn:
     AdamW, or Muon, whose steps move every direction of a matrix alike and are as long as AdamW's
     (torch.optim.Muon; arXiv 2502.16982). It takes a third more time on a CPU."""
-    weight_decay: float = 0.0
+    weight_decay: AnyRate = 0.0
     """AdamW's decoupled weight decay (the paper: 0.05)."""
     schedule: LearningRateSchedule = "cosine"
     """How the step size goes on from its peak: cosine falls to a tenth at the last step, linear
     evenly to nothing after it (arXiv 2502.15938)."""
-    warmup: float = 0.0
+    warmup: Share = 0.0
     """Share of the steps in which the step size grows to its peak."""
-    clip: float = 0.0
+    clip: Factor = 0.0
     """Largest norm of the gradient; 0 = no limit."""
-    distill: float = 0.5
+    distill: Share = 0.5
     """Share of the loss that is the divergence from the original model instead of cross-entropy. It
     takes a third more time. Of one kind of text 0 learns its vocabulary, at the cost of all other
     text; of a mix half of each was best (docs/experiment-log.md)."""
-    checkpoint_every: int = 25
+    checkpoint_every: Interval = 25
     """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Run the blocks (in `recover` what follows them) through torch.compile; auto does where there
@@ -71,19 +79,6 @@ class TrainingConfig:
         """Tokens of one step in each process."""
         return self.length * self.batch * self.accumulate
 
-    def validate(self) -> None:
-        """Refuses windows without a token to predict, and what AdamW cannot use."""
-        require_at_least(2, length=self.length)
-        require_positive(
-            batch=self.batch,
-            accumulate=self.accumulate,
-            checkpoint_every=self.checkpoint_every,
-            learning_rate=self.learning_rate,
-        )
-        require_share(distill=self.distill, warmup=self.warmup)
-        require_below_one(beta1=self.beta1, beta2=self.beta2)
-        require_not_negative(weight_decay=self.weight_decay, clip=self.clip)
-
 
 STARTS = ("scores", "random")
 """Where logits can begin, besides at the scores of another method."""
@@ -93,9 +88,47 @@ STARTS = ("scores", "random")
 class LearnConfig:
     """What is learned about the masks, and beside them."""
 
-    steps: int = 150
+    USES: ClassVar = (
+        Use(
+            "shift",
+            when=lambda config: config.estimator != "projected",
+            what="is of estimators that draw masks, and {0.estimator} does not",
+            instead="give another `estimator`",
+        ),
+        Use(
+            "spare",
+            when=lambda config: config.estimator == "projected",
+            what="is of the estimator projected, and {0.estimator} leaves nothing out",
+            instead="leave out `estimator`",
+        ),
+        Use(
+            "scale_rate adapter_rank adapter_rate weight_rate",
+            when=lambda config: config.estimator != "policy_gradient",
+            what="takes a gradient through the model, and policy_gradient has none",
+            instead="give another `estimator`",
+        ),
+        Use(
+            "adapter_rate",
+            when=lambda config: config.adapter_rank,
+            what="is of adapters, and none are learned",
+            instead="let `adapter_rank` be above 0",
+        ),
+        Use(
+            "whole_bonus",
+            when=lambda config: config.start == "scores" and not config.fixed_masks,
+            what="is added to Fisher scores, and learning does not begin there",
+            instead="leave out `start` and `fixed_masks`",
+        ),
+        Use(
+            "temperature",
+            when=lambda config: not config.fixed_masks,
+            what="is of masks that are learned, and `fixed_masks` keeps them",
+        ),
+    )
+
+    steps: Steps = 150
     """Optimiser steps."""
-    minutes: float = 0.0
+    minutes: Minutes = 0.0
     """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
     measuring leave time for. The pace of the first steps fixes their number, which then belongs to
     the run."""
@@ -106,7 +139,7 @@ class LearnConfig:
     fixed_masks: bool = False
     """Keep the masks that the start gives at every size, and learn scales and adapters alone: what
     a structure is worth with everything else alike."""
-    whole_bonus: float = 1.0
+    whole_bonus: Factor = 1.0
     """Added to the Fisher scores (logarithms) of KV heads and whole branches where learning begins:
     it wins back less of what these did than of what channels did (docs/experiment-log.md)."""
     parametrisation: Parametrisation = "logits"
@@ -114,29 +147,29 @@ class LearnConfig:
     fixed input (the paper's "w/o Bi-GRU"); the last two are added to the start."""
     estimator: Estimator = "projected"
     """How logits become masks with a gradient."""
-    shift: float = 0.0
+    shift: Shift = 0.0
     """The constant c that is added to the logits (the paper: 3)."""
-    temperature: float = 0.5
+    temperature: Temperature = 0.5
     """The temperature τ of the estimator's sigmoid."""
     constrained: bool = False
     """Share one mask of the residual stream between all sites of all blocks but mlp_mid (the
     paper's S1 = S2 = S3 = S5)."""
-    penalty: float = 0.0
+    penalty: Factor = 0.0
     """The weight λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
-    scale_rate: float = 0.01
+    scale_rate: AnyRate = 0.01
     """Step size of the scale that every kept entry learns beside its mask, which is folded into the
     weights at export and compensates for what was pruned. 0 = none: the kept weights remain the
     original's. Not used by policy_gradient."""
-    adapter_rank: int = 16
+    adapter_rank: AnyRank = 16
     """Rank of the low-rank adapters (LoRA) that every linear layer of the blocks learns beside the
     masks, which are added to its weight at export. 0 = none. Not used by policy_gradient."""
-    adapter_rate: float = 0.002
+    adapter_rate: Rate = 0.002
     """Step size of these adapters."""
-    weight_rate: float = 0.0
+    weight_rate: AnyRate = 0.0
     """Step size of all weights of the blocks' linear layers, which then learn beside the masks, one
     set of them for every size: pruning and recovery in one run. 24 bytes of memory a weight, a
     quarter more time; 0 = the weights stay frozen. Not used by policy_gradient."""
-    spare: float = 1.0
+    spare: Share = 1.0
     """Share of the original's cost that a step computes beyond what it keeps: the entries that are
     next to be kept, which have a gradient too. Others are left out, which saves their time; 1 =
     nothing is. Only the projected estimator can leave anything out."""
@@ -172,24 +205,9 @@ class LearnConfig:
         return self.scale_rate > 0 and self.estimator != "policy_gradient"
 
     def validate(self) -> None:
-        """Refuses negative rates and a temperature of 0."""
-        require_positive(temperature=self.temperature, adapter_rate=self.adapter_rate)
-        require_finite(shift=self.shift)
-        require_share(spare=self.spare)
-        require_not_negative(
-            steps=self.steps,
-            minutes=self.minutes,
-            scale_rate=self.scale_rate,
-            weight_rate=self.weight_rate,
-            adapter_rank=self.adapter_rank,
-            penalty=self.penalty,
-            whole_bonus=self.whole_bonus,
-        )
-        if self.fixed_masks:
-            self._validate_fixed()
-
-    def _validate_fixed(self) -> None:
         """Refuses masks that stay as they are where they are drawn, or nothing else is learned."""
+        if not self.fixed_masks:
+            return
         if self.start == "random" or self.parametrisation != "logits":
             raise InputError(
                 "keeps the masks of scores, and they begin at random",

@@ -104,29 +104,16 @@ def is_mixture(path: Path) -> bool:
     return str(path) == GENERAL or path.suffix.lower() == ".toml"
 
 
-def path_from_words(named: bool) -> tyro.constructors.PrimitiveConstructorSpec[Path]:
-    """How the command line reads a path. A shell makes an empty word of a variable that it does not
-    know, and that would be the folder in which the command runs.
-
-    Args:
-        named: whether a text may be known by its name.
-    """
-
-    def read(words: list[str]) -> Path:
-        if not words[0]:
-            raise ValueError("an empty name")
-        return named_path(words[0]) if named else Path(words[0])
-
-    return tyro.constructors.PrimitiveConstructorSpec(
+TextPath = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=read,
+        instance_from_str=lambda words: named_path(words[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
-    )
-
-
-TextPath = Annotated[Path, path_from_words(named=True)]
+    ),
+]
 """A file, a folder, or a text that is known by its name."""
 
 METHODS_FOLDER = Path(__file__).parents[1] / "methods"
@@ -141,6 +128,21 @@ TABLE_ORDER = (
 
 STRUCTURES = ("greedy", "tyr", "depth")
 """Baselines whose choice of what is kept can be said by masks, so that learning can begin there."""
+
+STEPPING = ("learned", "sheared", "ddp", "grasprune")
+"""Methods of ours that take steps of learning."""
+
+BY_GRADIENTS = ("fisher", "taylor", "gisp")
+"""Methods of ours whose scores take a backward pass."""
+
+IN_ROUNDS = ("learned", "fisher", "gisp")
+"""Methods of ours that score in rounds."""
+
+UNREAD = (
+    *("sheared", "ddp", "magnitude", "random"),
+    *("joint_rank_k", "mpo", "magnitude_2_4"),
+)
+"""Methods of ours, and baselines, that read no calibration sequences."""
 
 PLUGINS = "disp_llm.methods"
 """The group of entry points through which another package adds methods."""

@@ -4,21 +4,31 @@ A field's docstring is its `--help`. `validate` refuses, before anything is load
 use.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from disp_llm.config.checks import (
-    require_at_least,
-    require_default,
-    require_file_size,
-    require_not_negative,
-    require_positive,
-    require_sizes,
-    require_weights,
+from disp_llm.config.bounds import (
+    AnyMultiple,
+    Batch,
+    FileSize,
+    Length,
+    Number,
+    Patience,
+    Rounds,
+    Seed,
+    Sequences,
+    Some,
+    Stride,
+    Weight,
+    Window,
+    Word,
 )
+from disp_llm.config.checks import require_sizes, require_weights
+from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import (
     NAMED_TEXTS,
@@ -30,20 +40,49 @@ from disp_llm.config.names import (
 )
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TextConfig:
     """Where the tokens come from."""
+
+    USES: ClassVar = (
+        Use(
+            "text_field",
+            when=lambda config: config._reads_rows,
+            what="is of files and data sets, and none is read",
+            instead="name one",
+        ),
+        Use(
+            "weights",
+            when=lambda config: config._sources > 1,
+            what="is how often each of several texts is drawn from, and there is one",
+            instead="name several",
+        ),
+        Use(
+            "mix",
+            when=lambda config: len(config.weights) > 1 or config._has_mixture,
+            what="has nothing to mix",
+            instead="give several `weights`",
+        ),
+        Use(
+            "template",
+            when=lambda config: config.examples or config.eval_examples or config.processor_data,
+            what="is for examples, and there are none",
+            instead="name `examples`",
+        ),
+    )
 
     text: tuple[TextPath, ...] = ()
     """Text to learn from: .txt, .raw, .md, .jsonl, .json, .csv or .parquet files, also compressed
     (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. `self` is
     what the model itself writes, `speeches` the embedded ones, `general` a mixture of hub data
     sets, and a .toml file a mixture of your own; a file called self is ./self. Default: self."""
-    text_field: str = "text"
+    text_field: Word = "text"
     """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
     text."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[Weight, ...] = ()
     """How often a window is drawn from each text of --text, relative to the others. Default: each
     counts by its length."""
     mix: Literal["fixed", "dynamic"] = "fixed"
@@ -96,13 +135,29 @@ class TextConfig:
         return any(map(is_mixture, self.text))
 
     @property
+    def _reads_rows(self) -> bool:
+        """Whether something is read that can have fields."""
+        files = (path for path in (*self.text, *self.eval_text) if str(path) not in NAMED_TEXTS)
+        return bool(self.dataset or self.eval_dataset) or not all(map(is_mixture, files))
+
+    @property
+    def _sources(self) -> int:
+        """How many things are drawn from."""
+        return len(self.text) + sum(map(bool, (self.dataset, self.examples, self.processor_data)))
+
+    @property
     def has_evaluation(self) -> bool:
         """Whether what is measured on is not a part of the learning text."""
         measured = self.eval_text or self.eval_dataset or self.eval_examples
         return bool(measured or self.examples or self.processor_data)
 
     def validate(self) -> None:
-        """Refuses text that is named twice, and weights that do not fit the texts."""
+        """Refuses text that is named twice, and weights that do not fit the texts; warns of what is
+        both learned from and measured on."""
+        learned = {path.absolute() for path in self.text}
+        for path in self.eval_text:
+            if path.absolute() in learned:
+                logger.warning("`eval_text` %s is learned from: it says little of other text", path)
         for name in NAMED_TEXTS:
             if self.text.count(Path(name)) > 1:
                 raise InputError(f"names {name} twice", field="text", hint="name it once")
@@ -114,17 +169,12 @@ class TextConfig:
                 "written too",
             )
         self._validate_weights()
-        if not (self.examples or self.eval_examples or self.processor_data):
-            what = "is for examples, and there are none"
-            require_default(self, ["template"], what, "leave it out, or name `examples`")
         if self.eval_examples and (self.eval_text or self.eval_dataset):
             raise InputError(
                 "given together with a text to measure on",
                 field="eval_examples",
                 hint="choose one of them",
             )
-        if self.mix == "dynamic" and len(self.weights) < 2 and not self._has_mixture:
-            raise InputError("has nothing to mix", field="mix", hint="give several `weights`")
         if self.text and self.dataset:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"
@@ -145,11 +195,11 @@ class TextConfig:
 class PerplexityConfig:
     """How perplexity is measured."""
 
-    context: int = 1024
+    context: Window = 1024
     """Tokens of an evaluation window; the first token of a window is not predicted."""
-    stride: int = 0
+    stride: Stride = 0
     """Tokens from one window to the next; 0 = context, without overlap. A token is scored once."""
-    windows: int = 16
+    windows: Number = 16
     """Number of windows from the start of the text; 0 = all of them."""
 
     @property
@@ -163,24 +213,20 @@ class PerplexityConfig:
         return min(self.context, tokens)
 
     def validate(self) -> None:
-        """Refuses windows that score nothing or skip tokens."""
-        if self.context < 2:
-            raise InputError(f"{self.context}", field="context", hint="give 2 or more tokens")
-        if not 0 <= self.stride <= self.context:
+        """Refuses windows that skip tokens."""
+        if self.stride > self.context:
             raise InputError(f"{self.stride}", field="stride", hint="give 0 to `context` tokens")
-        if self.windows < 0:
-            raise InputError(f"{self.windows}", field="windows", hint="give 0 (all) or more")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
     """The calibration pass that scores every entry of every site."""
 
-    calibration_sequences: int = 24
+    calibration_sequences: Sequences = 24
     """Number of calibration sequences, each with a backward pass of its own."""
-    calibration_length: int = 512
+    calibration_length: Window = 512
     """Tokens of a calibration sequence."""
-    score_rounds: int = 0
+    score_rounds: Rounds = 0
     """Parts of the calibration, each of which runs with the masks that the parts before it propose;
     1 = the dense model throughout; 0 = 22 for --method gisp, as its paper has many, and elsewhere
     what measured best: 8 for --method fisher, 1 as the start of learning."""
@@ -190,16 +236,25 @@ class ScoreConfig:
         """Tokens of all calibration sequences together."""
         return self.calibration_sequences * self.calibration_length
 
-    def validate(self) -> None:
-        """Refuses a calibration without tokens."""
-        require_at_least(1, calibration_sequences=self.calibration_sequences)
-        require_at_least(2, calibration_length=self.calibration_length)
-        require_at_least(0, score_rounds=self.score_rounds)
-
 
 @dataclass(frozen=True)
 class BudgetConfig:
     """What is limited, where it is not the number of block parameters."""
+
+    USES: ClassVar = (
+        Use(
+            "workload workload_weights",
+            when=lambda config: config.budget == "latency",
+            what="is of a `budget` of latency, and {0.budget} does not use it",
+            instead="name such a `budget`",
+        ),
+        Use(
+            "workload_length workload_batch",
+            when=lambda config: config.budget in ("latency", "memory"),
+            what="is of a `budget` of latency or memory, and {0.budget} does not use it",
+            instead="name such a `budget`",
+        ),
+    )
 
     budget: BudgetKind = "params"
     """What --keep (params) or --target (the others) is a share of: block parameters, all
@@ -215,14 +270,14 @@ class BudgetConfig:
     memory, time or active parameters that is kept, in (0, 1]; or what is to be left of them at
     most: 700M or 1.2B for --budget total, 512MB, 6GB or 5.5GiB for bytes and memory, 80ms or 0.4s
     for latency."""
-    workload: tuple[Literal["prefill", "decode"], ...] = ("prefill",)
+    workload: Annotated[tuple[Literal["prefill", "decode"], ...], Some] = ("prefill",)
     """What --budget latency times: a prompt, one token after as many cached ones, or both."""
-    workload_weights: tuple[float, ...] = ()
+    workload_weights: tuple[Weight, ...] = ()
     """Where it times both, how the original's time divides between them: 1 3 for a server that
     spends three quarters of it on decoding. Default: evenly."""
-    workload_length: int = 512
+    workload_length: Length = 512
     """Tokens of that prompt or cache."""
-    workload_batch: int = 1
+    workload_batch: Batch = 1
     """Sequences that are read or written together."""
 
     def validate(self, keep: tuple[float, ...]) -> None:
@@ -238,26 +293,10 @@ class BudgetConfig:
             require_sizes(keep=keep)
         else:
             self._validate_targets()
-        require_at_least(
-            1, workload_length=self.workload_length, workload_batch=self.workload_batch
-        )
-        if not 0 < len(set(self.workload)) == len(self.workload):
-            what = "repeated" if self.workload else "none is named"
-            raise InputError(what, field="workload", hint="name each once")
+        if len(set(self.workload)) < len(self.workload):
+            raise InputError("repeated", field="workload", hint="name each once")
         weights = self.workload_weights
         require_weights(len(self.workload), "of `workload`", workload_weights=weights)
-
-    def require_used(self) -> None:
-        """Refuses work that no budget looks at.
-
-        Raises:
-            InputError: naming the setting, and the budgets that it is of.
-        """
-        for name, budgets in WORKLOADS.items():
-            if self.budget not in budgets:
-                of = " or ".join(budgets)
-                what = f"is of a `budget` of {of}, and {self.budget} does not use it"
-                require_default(self, [name], what, "leave it out, or name such a `budget`")
 
     def _validate_targets(self) -> None:
         sizes = self.sizes(())
@@ -303,30 +342,16 @@ class BudgetConfig:
         return f"{self.workload_length}{batch}"
 
 
-WORKLOADS = {
-    "workload": ("latency",),
-    "workload_weights": ("latency",),
-    "workload_length": ("latency", "memory"),
-    "workload_batch": ("latency", "memory"),
-}
-"""Settings that say for what work a model is made, and the budgets that ask for it."""
-
-
 @dataclass(frozen=True)
 class OutputConfig:
     """How the smaller model is written."""
 
-    align: int = 0
+    align: AnyMultiple = 0
     """Widths are multiples of this number. 0 = for `prune`, what `disp-llm doctor --measure` found
     best for the model on this machine or, where it was not run, 64 on a GPU and on a CPU 32, or 1
     where the residual stream is narrower than 512; for `export` and --resume, what the run has."""
-    max_shard_size: str = "5GB"
+    max_shard_size: FileSize = "5GB"
     """Largest size of one file of weights."""
-
-    def validate(self) -> None:
-        """Refuses a negative alignment and what is no size of a file."""
-        require_not_negative(align=self.align)
-        require_file_size(max_shard_size=self.max_shard_size)
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -341,11 +366,7 @@ class MachineConfig:
     dtype: Dtype = "auto"
     """Data type of the frozen weights; auto is bfloat16 where the hardware computes in it, else
     float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every random draw."""
-    patience: float = 30.0
+    patience: Patience = 30.0
     """Minutes that one of several processes waits for the others within a step; then all end."""
-
-    def validate(self) -> None:
-        """Refuses to wait for no time, or for ever."""
-        require_positive(patience=self.patience)

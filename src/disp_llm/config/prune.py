@@ -6,16 +6,21 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from disp_llm.config.checks import (
-    require_at_least,
-    require_below_one,
-    require_default,
-    require_paths,
-    require_sizes,
+from disp_llm.config.bounds import (
+    AnyMultiple,
+    Points,
+    Rounds,
+    ShareBelowOne,
+    Size,
+    Word,
+    require_declared,
 )
+from disp_llm.config.checks import require_sizes
+from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
+from disp_llm.config.methods_read import READS
 from disp_llm.config.names import (
     BRANCHES,
     EXPERTS,
@@ -44,21 +49,22 @@ from disp_llm.config.words import OwnWordsConfig
 class PruneConfig:
     """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
 
+    USES: ClassVar = READS
     ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
     """Settings, each with the one that takes its place."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
     """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
-    keep: tuple[float, ...] = (0.5,)
+    keep: tuple[Size, ...] = (0.5,)
     """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
-    keep_range: tuple[float, ...] = ()
+    keep_range: tuple[Size, ...] = ()
     """LOW HIGH: learn for every keep between them and measure the curve of perplexity against keep,
     as curve.json and curve.png in the run folder."""
-    curve_points: int = 7
+    curve_points: Points = 7
     """Number of sizes that are measured on that curve."""
     output_dir: Path = Path("run")
     """The run folder."""
-    recipe: str = "default"
+    recipe: Word = "default"
     """Name of a shipped recipe, or a TOML file; flags override it."""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(mask_methods()) + "}")] = "learned"
     """How masks are chosen."""
@@ -75,12 +81,12 @@ class PruneConfig:
     is a model of the original's own class, which everything serves that serves the original. Prunes
     mlp_mid and, in mixtures of experts, experts; with --sites mlp_mid heads also as many KV heads.
     """
-    least_cut: float = 0.1
+    least_cut: ShareBelowOne = 0.1
     """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
     prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
     whatever its width. 0 = cut them all. --budget latency measures what a selection takes instead.
     """
-    chunk: int = 0
+    chunk: AnyMultiple = 0
     """Neighbouring dimensions of the residual stream that a block keeps or prunes together: what it
     selects are then whole cache lines, which takes less time than single numbers. 1 = every
     dimension by itself, as in the paper. 0 = 32 where adapters learn beside the masks (as many as
@@ -88,7 +94,7 @@ class PruneConfig:
     suite: str = ""
     """A suite of texts and tasks, on which the original and every exported model are measured
     besides: general, commonsense, or a .toml file."""
-    rounds: int = 5
+    rounds: Rounds = 5
     """Number of times that each exported model is timed, in turn with the original; 0 = not timed.
     """
     resume: Resume = False
@@ -140,32 +146,19 @@ class PruneConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
-        self.budget.validate(self.keep)
-        self.budget.require_used()
-        require_below_one(least_cut=self.least_cut)
-        require_at_least(0, rounds=self.rounds, chunk=self.chunk)
+        require_declared(self)
         self._validate_names()
+        require_used(self)
+        self.budget.validate(self.keep)
         self._validate_range()
-        self.words.validate(self.text.may_be_written)
-        for part in (self.text, self.evaluation):
+        for part in (self.text, self.evaluation, self.learn, self.frozen):
             part.validate()
-        for part in (self.scores, self.learn, self.training, self.frozen):
-            part.validate()
-        self.export.validate()
-        self.machine.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
             raise InputError(
                 f"{self.learn.estimator} draws masks that nothing holds to a size",
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
-            )
-        if self.training.weight_optimizer != "adamw" and not self.learn.learns_weights:
-            raise InputError(
-                "steps weights, and none learn",
-                field="weight_optimizer",
-                hint="leave it out, or add `weight_rate`",
             )
         held = self.frozen.is_fetched or self.frozen.shard not in ("auto", "no")
         if self.learn.learns_weights and held:
@@ -196,11 +189,6 @@ class PruneConfig:
 
     def _validate_range(self) -> None:
         if not self.keep_range:
-            what, hint = (
-                "is of a `keep_range`, and there is none",
-                "leave it out, or give `keep_range`",
-            )
-            require_default(self, ["curve_points"], what, hint)
             return
         require_sizes(keep_range=self.keep_range)
         if len(self.keep_range) != 2 or self.keep_range[0] > self.keep_range[1]:
@@ -213,7 +201,14 @@ class PruneConfig:
             raise InputError(
                 "counts block parameters", field="keep_range", hint="leave `budget` out"
             )
-        require_at_least(2, curve_points=self.curve_points)
+        low, high = self.keep_range
+        for size in self.keep:
+            if not low <= size <= high:
+                raise InputError(
+                    f"{size:g} lies outside of the `keep_range` that is learned for",
+                    field="keep",
+                    hint=f"give sizes from {low:g} to {high:g}",
+                )
 
 
 def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:

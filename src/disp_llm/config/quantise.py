@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
-from disp_llm.config.checks import (
-    require_at_least,
-    require_default,
-    require_new,
-    require_outside,
-    require_paths,
-)
+from disp_llm.config.bounds import Sequences, Window, Word, require_declared
+from disp_llm.config.checks import require_new, require_outside
+from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, TextPath, WeightKind
 from disp_llm.config.parts import MachineConfig, TextConfig
@@ -22,6 +18,20 @@ from disp_llm.config.parts import MachineConfig, TextConfig
 class QuantiseConfig:
     """Copy an exported folder with the linear layers of its blocks in 8 or 4 bits, as transformers
     and vLLM read them."""
+
+    USES: ClassVar = (
+        Use(
+            "text dataset",
+            when=lambda config: config.to == "int4",
+            what="calibrates int4; int8 loses next to nothing without",
+        ),
+        Use(
+            "calibration_sequences calibration_length text_field",
+            when=lambda config: config.is_calibrated,
+            what="is of a calibration, and there is no text for one",
+            instead="give `text`",
+        ),
+    )
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model."""
@@ -35,14 +45,14 @@ class QuantiseConfig:
     """Text to calibrate int4 on, such as the model will be used on; read as by `prune`, without its
     last tenth. A number is then rounded with a view to those of its row that were rounded before,
     whose errors it makes up for (GPTQ). Default: each is rounded to the nearest by itself."""
-    text_field: str = "text"
+    text_field: Word = "text"
     """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
     text."""
     dataset: str = ""
     """A hub data set in place of --text, as NAME:CONFIG:SPLIT (default split: train)."""
-    calibration_sequences: int = 64
+    calibration_sequences: Sequences = 64
     """Number of calibration sequences."""
-    calibration_length: int = 512
+    calibration_length: Window = 512
     """Tokens of a calibration sequence."""
     machine: MachineConfig = field(default_factory=MachineConfig)
     json: bool = False
@@ -55,12 +65,10 @@ class QuantiseConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)
+        require_used(self)
         require_new(output_dir=self.output_dir)
         require_outside(self.folder, output_dir=self.output_dir)
-        require_at_least(1, calibration_sequences=self.calibration_sequences)
-        require_at_least(2, calibration_length=self.calibration_length)
-        self.machine.validate()
         self.calibration_text.validate()
         if Path(SELF) in self.text:
             raise InputError(
@@ -68,16 +76,6 @@ class QuantiseConfig:
                 field="text",
                 hint="name the text that it was pruned for",
             )
-        if self.is_calibrated and self.to != "int4":
-            raise InputError(
-                "calibrates int4; int8 loses next to nothing without",
-                field="text" if self.text else "dataset",
-                hint="leave it out",
-            )
-        if not self.is_calibrated:
-            names = ("calibration_sequences", "calibration_length")
-            what = "is of a calibration, and there is no text for one"
-            require_default(self, names, what, "leave it out, or give `text`")
 
     @property
     def is_calibrated(self) -> bool:

@@ -136,15 +136,15 @@ def with_settings(config: Any, settings: dict[str, Any]) -> Any:
             raise InputError(
                 f"no such setting{nearest(name, list(paths))}", field=name, hint="see docs/api.md"
             )
-        config = _with_one(config, path, value)
+        config = with_value(config, path, value)
     return config
 
 
-def _with_one(config: Any, path: tuple[str, ...], value: Any) -> Any:
+def with_value(config: Any, path: tuple[str, ...], value: Any) -> Any:
     """A copy of a configuration with another value at the end of a path."""
     name, *inside = path
     if inside:
-        value = _with_one(getattr(config, name), tuple(inside), value)
+        value = with_value(getattr(config, name), tuple(inside), value)
     else:
         value = _given(value, get_type_hints(type(config))[name], name)
     return dataclasses.replace(config, **{name: value})
@@ -168,6 +168,8 @@ def typed(config: Any) -> Any:
 
 def _given(value: Any, kind: Any, field: str) -> Any:
     """What a program has given for a setting, as it is declared."""
+    if value is None and type(None) not in get_args(kind):
+        raise InputError("None is no value", field=field, hint="leave it out, or give one")
     if get_origin(kind) is tuple:
         value = list(value) if isinstance(value, list | tuple) else [value]
     return _as_declared(value, kind, field)

@@ -2,22 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from disp_llm.config.checks import (
-    require_default,
-    require_file_size,
-    require_paths,
-    require_positive,
-)
-from disp_llm.config.errors import InputError
+from disp_llm.config.bounds import FileSize, Rank, Tokens, Word, require_declared
+from disp_llm.config.effect import Use, require_used
 from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
-from disp_llm.config.words import OwnWordsConfig
+from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 
 
 def _weights_defaults() -> TrainingConfig:
@@ -35,26 +30,48 @@ def _weights_defaults() -> TrainingConfig:
 class RecoverConfig:
     """Win quality back: train the weights that pruning kept, with the original as teacher."""
 
-    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    USES: ClassVar = (
+        OWN_WORDS,
+        Use(
+            "teacher",
+            when=lambda config: config._asks_teacher,
+            what="would neither teach nor write nor be measured",
+            instead="let `distill` be above 0",
+        ),
+        Use(
+            "rank",
+            when=lambda config: config.how == "lora",
+            what="is of adapters, and all weights learn",
+            instead="give `how` lora",
+        ),
+        Use(
+            "weight_optimizer",
+            when=lambda config: config.how == "full",
+            what="steps weights, and adapters learn in their place",
+            instead="leave out `how`",
+        ),
+    )
+
+    folder: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model; or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is its model/."""
     how: Literal["full", "lora"] = "full"
     """Train all weights of the blocks, or low-rank adapters that are merged at the end."""
-    rank: int = 32
+    rank: Rank = 32
     """Rank of the LoRA adapters."""
     teacher: str = ""
     """Hub id, folder or smollm2-135m. Default: the original that the folder's card names."""
     weights_from: str = ""
     """A larger size of the same run, recovered already: its folder, such as recovered/model.
     Training begins with its weights, wherever this size keeps them."""
-    tokens: int = 1_000_000
+    tokens: Tokens = 1_000_000
     """Number of tokens to train on."""
     shard: Shard = "auto"
     """How several processes hold student and teacher: all of both in each (no), a part in each,
     also of gradients and moments (full), or all on every node and a part in each of its processes
     (hybrid). auto = full where they would not fit otherwise."""
-    max_shard_size: str = "5GB"
+    max_shard_size: FileSize = "5GB"
     """Largest size of one file of weights."""
     suite: str = ""
     """A suite of texts and tasks, on which the model is measured before and after, against the
@@ -77,27 +94,17 @@ class RecoverConfig:
         """Optimiser steps in which all processes together read the tokens."""
         return -(-self.tokens // (self.training.tokens_per_step * processes))
 
+    @property
+    def _asks_teacher(self) -> bool:
+        return bool(self.training.distill or self.suite or self.text.may_be_written)
+
     def validate(self) -> None:
         """Refuses values that no recovery can use, before anything is loaded.
 
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
-        require_positive(tokens=self.tokens, rank=self.rank)
-        require_file_size(max_shard_size=self.max_shard_size)
-        self.words.validate(self.text.may_be_written)
-        for part in (self.training, self.text, self.evaluation, self.machine):
-            part.validate()
-        if not (self.training.distill or self.suite or self.text.may_be_written):
-            what = "would neither teach nor write nor be measured"
-            require_default(self, ["teacher"], what, "leave it out, or let `distill` be above 0")
-        if self.how == "full":
-            what = "is of adapters, and all weights learn"
-            require_default(self, ["rank"], what, "leave it out, or give `how` lora")
-        if self.how == "lora" and self.training.weight_optimizer != "adamw":
-            raise InputError(
-                "steps weights, and adapters learn in their place",
-                field="weight_optimizer",
-                hint="leave it out, or `how`",
-            )
+        require_declared(self)
+        require_used(self)
+        self.text.validate()
+        self.evaluation.validate()

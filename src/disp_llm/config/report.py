@@ -6,15 +6,14 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_paths
-from disp_llm.config.errors import InputError
+from disp_llm.config.bounds import Some, require_declared
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """Write one self-contained HTML page about one or several runs, finished or not."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], Some, tyro.conf.arg(metavar="RUN")]
     """The run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
@@ -29,6 +28,4 @@ class ReportConfig:
         Raises:
             InputError: no run is named.
         """
-        require_paths(self)
-        if not self.runs:
-            raise InputError("no run is named", field="runs", hint="name one or more run folders")
+        require_declared(self)

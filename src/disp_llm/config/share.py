@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from disp_llm.config.checks import require_new, require_outside, require_paths
+from disp_llm.config.bounds import License, Word, require_declared
+from disp_llm.config.checks import require_new, require_outside
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SaveConfig:
     """Write the original's own architecture, which any engine loads: possible where blocks differ
     from the original by one and the same intermediate width, number of KV heads and, in mixtures,
     number of experts (--uniform)."""
-    license: str = ""
+    license: License = ""
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     json: bool = False
     """Print one JSON object on standard output."""
@@ -32,7 +33,7 @@ class SaveConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)
         require_new(to=self.to)
         require_outside(self.folder, to=self.to)
 
@@ -43,13 +44,13 @@ class PushConfig:
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """An exported folder, such as run/model."""
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    name: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="NAME")]
     """OWNER/NAME on the hub; created where there is none. HF_ENDPOINT names another hub."""
     private: bool = False
     """Make the repository private."""
-    license: str = ""
+    license: License = ""
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
-    message: str = "Upload a model pruned by disp-llm"
+    message: Word = "Upload a model pruned by disp-llm"
     """Message of the commit."""
     json: bool = False
     """Print one JSON object on standard output."""
@@ -60,4 +61,4 @@ class PushConfig:
         Raises:
             InputError: naming the field.
         """
-        require_paths(self)
+        require_declared(self)

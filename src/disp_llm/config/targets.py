@@ -38,6 +38,9 @@ EXAMPLES = {BYTES: "6GB", SECONDS: "80ms", PARAMETERS: "700M"}
 SAID = re.compile(r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]*)", re.IGNORECASE)
 """A number, and its unit if it has one."""
 
+LARGEST = 1e18
+"""Bytes, parameters or seconds that can be asked for."""
+
 DIGITS = 4
 """Of a figure that messages state."""
 
@@ -67,7 +70,11 @@ class Target:
                 field="target",
                 hint=f"give a number in (0, 1], or one such as {', '.join(EXAMPLES.values())}",
             )
-        return cls(float(found[1]), units[found[2].lower()])
+        target = cls(float(found[1]), units[found[2].lower()])
+        if target.unit and target.value > LARGEST:
+            hint = f"give one such as {EXAMPLES[target.counts]}"
+            raise InputError(f"{target} is too large", field="target", hint=hint)
+        return target
 
     def __str__(self) -> str:
         return f"{self.amount:.15g}{self.unit}"

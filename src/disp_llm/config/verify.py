@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from disp_llm.config.bounds import require_declared
+
 
 @dataclass(frozen=True)
 class VerifyConfig:
@@ -17,4 +19,9 @@ class VerifyConfig:
     """Print one JSON object on standard output."""
 
     def validate(self) -> None:
-        """Its values stand alone."""
+        """Refuses a name that no file can have.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_declared(self)

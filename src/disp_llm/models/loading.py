@@ -23,6 +23,7 @@ from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable, weight_files
+from disp_llm.models.limits import require_possible_size
 from disp_llm.models.processor import processor_files, processor_of
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.skeleton import auto_class, empty_model
@@ -105,7 +106,7 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     """The configuration of a model, without its weights.
 
     Raises:
-        InputError: there is no such model, it is not readable, or its widths are none.
+        InputError: there is no such model, it is not readable, or its sizes are none.
     """
     require_readable(_path(name))
     with _one_line(name):
@@ -124,6 +125,7 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
             field="model",
             hint="call that file model.safetensors, and take transformers_weights out",
         )
+    require_possible_size(name, config)
     if str(config.model_type).startswith(PRUNED_PREFIX):
         require_widths(config, str(_path(name) / "config.json"), AGAIN)
     return config

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from disp_llm.config.effect import unread
 from disp_llm.config.errors import InputError
 from disp_llm.models.architectures import Family
 
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
-WINDOWS = ("context", "length", "calibration_length")
+WINDOWS = {"context", "length", "calibration_length"}
 """Settings that give the length of a window in tokens."""
 
 
@@ -68,8 +69,8 @@ def fitting(model: PreTrainedModel, tokens: int) -> int:
 def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -> Config:
     """Settings whose windows are no longer than what every one of some models can read.
 
-    Only windows that nobody asked for are shortened, with one warning for all of them: those of the
-    default length. What was asked for is refused later (`require_positions`).
+    Only windows that are read and that nobody asked for are shortened, with one warning for all of
+    them: those of the default length. What was asked for is refused later (`require_positions`).
 
     Args:
         usual: the settings that hold where none are given.
@@ -78,20 +79,22 @@ def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -
     if most is None:
         return config
     shortened: dict[str, int] = {}
-    made = _shortened(config, usual, most, shortened)
+    made = _shortened(config, usual, most, WINDOWS - unread(config), shortened)
     if shortened:
         were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
         logger.warning("the model has %d positions, to which were shortened: %s", most, were)
     return made
 
 
-def _shortened(config: Any, usual: Any, most: int, shortened: dict[str, int]) -> Any:
+def _shortened(
+    config: Any, usual: Any, most: int, names: set[str], shortened: dict[str, int]
+) -> Any:
     """A configuration with all its parts; what was shortened is added to `shortened`."""
     changes: dict[str, Any] = {}
     for entry in fields(config):
         value, default = getattr(config, entry.name), getattr(usual, entry.name)
         if is_dataclass(value):
-            changes[entry.name] = _shortened(value, default, most, shortened)
-        elif entry.name in WINDOWS and value == default and value > most:
+            changes[entry.name] = _shortened(value, default, most, names, shortened)
+        elif entry.name in names and value == default and value > most:
             changes[entry.name], shortened[entry.name] = most, value
     return replace(config, **changes)

@@ -14,11 +14,27 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from disp_llm.config.errors import printable
 from disp_llm.runs.progress import ProgressCallback, silent
 
-console = Console(stderr=True, highlight=False, markup=False)  # names may hold brackets
 
+class LineConsole(Console):
+    """Shows names as they are written, and moves no cursor but a terminal's own."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What every word and every cell of a table passes."""
+        return super().render_str(printable(text), **options)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody sees it, whatever `FORCE_COLOR` says."""
+        return self.file.isatty() and not self.is_jupyter
+
+
+console = LineConsole(stderr=True, highlight=False, markup=False, emoji=False)
+"""Names may hold brackets and colons."""
 
 if not (console.is_terminal or console.is_jupyter):
     console.width = 120  # a log file has no width of its own
@@ -54,7 +70,7 @@ def _can_redraw_in_notebook() -> bool:
 @contextmanager
 def _bars() -> Iterator[ProgressCallback]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[figures]}"),
@@ -66,7 +82,7 @@ def _bars() -> Iterator[ProgressCallback]:
 
         def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             if stage not in bars:
-                bars[stage] = drawn.add_task(stage, total=total, figures="")
+                bars[stage] = drawn.add_task(printable(stage), total=total, figures="")
             drawn.update(bars[stage], completed=done, total=total, figures=_beside_bar(figures))
 
         yield draw

@@ -1,0 +1,64 @@
+"""The least that every command takes, and the settings of all of them."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from disp_llm.cli.parsing import COMMANDS
+
+LEAST = {
+    "prune": ["prune", "m"],
+    "export": ["export", "run", "--keep", "0.5"],
+    "recover": ["recover", "f"],
+    "compare": ["compare", "m"],
+    "report": ["report", "run"],
+    "eval": ["eval", "m"],
+    "doctor": ["doctor", "m"],
+    "bench": ["bench", "m", "--against", "m"],
+    "save": ["save", "f", "--to", "new"],
+    "push": ["push", "f", "a/b"],
+    "quantise": ["quantise", "f", "--to", "int4", "--output-dir", "new"],
+    "gguf": ["gguf", "f", "--original", "o", "--to", "new"],
+    "verify": ["verify", "f"],
+}
+
+
+IN_PLACE = {"most_lost": "keep", "target": "keep"}
+"""Settings, each with the one whose place it takes."""
+
+
+def least(command: str, setting: str = "") -> list[str]:
+    """The least command line, for one more flag."""
+    words = LEAST[command]
+    flag = f"--{IN_PLACE.get(setting, setting).replace('_', '-')}"
+    place = words.index(flag) if flag in words else len(words)
+    return [*words[:place], *words[place + 2 :]]
+
+
+def declared() -> Iterator[tuple[str, str, Any]]:
+    """Command, setting and its type, of every setting."""
+    for command, config in COMMANDS.items():
+        yield from ((command, name, kind) for name, kind in _declared(config))
+
+
+def _declared(config: type) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(config, include_extras=True)
+    for name in (entry.name for entry in dataclasses.fields(config)):
+        if isinstance(hints[name], type) and dataclasses.is_dataclass(hints[name]):
+            yield from _declared(hints[name])
+        else:
+            yield name, hints[name]
+
+
+def leaves(kind: Any, about: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The plain types that a type is made of, and what is said about each."""
+    if get_origin(kind) is Annotated:
+        inner, *more = get_args(kind)
+        yield from leaves(inner, (*about, *more))
+    elif kind in (int, float, str, bool, Path):
+        yield kind, about
+    else:
+        for part in get_args(kind):
+            if part is not Ellipsis:
+                yield from leaves(part)

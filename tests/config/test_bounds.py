@@ -1,0 +1,122 @@
+"""Numbers, words and lists that no run can use, in every setting of every command."""
+
+import math
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import pytest
+from commands_of_all import declared, least, leaves
+from msgspec import Meta
+
+from disp_llm.cli.parsing import COMMANDS, parse
+from disp_llm.config.bounds import require_declared
+from disp_llm.config.errors import InputError
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, setting_paths, with_settings
+
+HUGE = "99999999999999999999999"
+NUMBERS = [
+    (command, name, number)
+    for command, name, kind in declared()
+    for number, _ in leaves(kind)
+    if number in (int, float)
+]
+
+
+@pytest.mark.parametrize(("command", "name", "kind"), list(declared()))
+def test_every_number_has_a_range(command, name, kind):
+    """Of sizes with units, which are numbers or words, `Target` has it."""
+    for number, about in leaves(kind):
+        if number in (int, float) and name != "target":
+            (bound,) = (part for part in about if isinstance(part, Meta))
+            assert bound.ge is not None or bound.gt is not None
+            assert bound.le is not None or bound.lt is not None
+
+
+@pytest.mark.parametrize(("command", "name", "kind"), NUMBERS)
+def test_a_number_out_of_bounds_is_one_line(command, name, kind):
+    flag = f"--{name.replace('_', '-')}"
+    more = ["--budget", "bytes"] if name == "target" and command != "compare" else []
+    with pytest.raises(InputError) as refused:
+        parse([*least(command, name), *more, f"{flag}={HUGE if kind is int else '1e308'}"])
+    assert refused.value.field == name
+    assert "\n" not in str(refused.value)
+
+
+VALUES = {
+    int: (10**23, -(10**23), 2**63, -1),
+    float: (math.inf, -math.inf, math.nan, 1e308, -1e308),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_python_and_toml_say_the_same(command):
+    """As an option of Python, and as a line of a file."""
+    config = parse(least(command))
+    paths = setting_paths(config)
+    for name, kind in ((name, kind) for of, name, kind in NUMBERS if of == command):
+        if name == "target":
+            continue
+        for value in VALUES[kind]:
+            if (name, value) == ("shift", -1):
+                continue
+            is_list = isinstance(reduce(getattr, paths[name], config), tuple)
+            given: Any = [value] if is_list else value
+            options = {name: given}
+            for table in reversed(paths[name]):
+                given = {table: given}
+            said = [refusal(with_settings(config, options)), refusal(apply_recipe(config, given))]
+            assert said[0].field == name
+            assert "; give a" in str(said[0])
+            assert str(said[0]) == str(said[1])
+
+
+def refusal(config: Any) -> InputError:
+    with pytest.raises(InputError) as refused:
+        config.validate()
+    return refused.value
+
+
+@pytest.mark.parametrize("said", ["1e308", "1e308GB", "1e999", HUGE, f"{HUGE}B", "nan", "0", "0GB"])
+@pytest.mark.parametrize("budget", ["total", "bytes", "memory", "latency", "flops"])
+def test_no_target_is_out_of_bounds(budget, said):
+    with pytest.raises(InputError, match="target: "):
+        parse(["prune", "m", "--budget", budget, "--target", said])
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "value"),
+    [
+        ("doctor", "fit", "1e308GB"),
+        ("doctor", "devices", f"{HUGE}x80GB"),
+        ("prune", "max_shard_size", "0GB"),
+        ("prune", "max_shard_size", f"{HUGE}TB"),
+        ("export", "most_lost", "0.9"),
+        ("save", "license", "../x"),
+        ("save", "license", "\x01"),
+        ("push", "license", "a\nb"),
+    ],
+)
+def test_words_have_bounds_too(command, setting, value):
+    with pytest.raises(InputError, match=r"; give ") as refused:
+        parse([*least(command, setting), f"--{setting.replace('_', '-')}={value}"])
+    assert refused.value.field == setting
+    assert "\n" not in str(refused.value)
+
+
+def test_none_is_no_value():
+    with pytest.raises(InputError, match="keep: None is no value; leave it out"):
+        with_settings(PruneConfig("m"), {"keep": None})
+    with pytest.raises(InputError, match="steps: None is no value"):
+        with_settings(PruneConfig("m"), {"steps": None})
+
+
+def test_every_default_is_within_its_bounds():
+    for command in COMMANDS:
+        require_declared(parse(least(command)))
+    for name in ("text_field", "recipe"):
+        with pytest.raises(InputError, match=f"{name}: ''; name one"):
+            with_settings(PruneConfig("m"), {name: ""}).validate()
+    with pytest.raises(InputError, match="model: ''"):
+        replace(PruneConfig("m"), model="").validate()

@@ -1,0 +1,181 @@
+"""A setting that nothing reads is refused, and what is refused changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from commands_of_all import declared, least
+from conftest import problem_of, run_command
+
+from disp_llm.cli.parsing import COMMANDS, parse
+from disp_llm.config.bounds import require_declared
+from disp_llm.config.effect import require_used, unread, usual_settings, with_used
+from disp_llm.config.errors import InputError
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.names import STEPPING, UNREAD, own_methods
+from disp_llm.config.parts import ScoreConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import setting_paths, with_value
+from disp_llm.methods import all_methods, method_named
+from disp_llm.methods.baselines import all_baselines
+from disp_llm.training.problem import PruningProblem
+
+OTHER = {
+    "steps": 3, "minutes": 1.0, "length": 24, "batch": 3, "accumulate": 2, "checkpoint_every": 7,
+    "compile": "yes", "gradient_checkpointing": "yes", "learning_rate": 0.5, "beta1": 0.5,
+    "beta2": 0.5, "weight_decay": 0.5, "weight_optimizer": "muon", "schedule": "constant",
+    "warmup": 0.5, "clip": 0.1, "distill": 0.1, "start": "random", "fixed_masks": True,
+    "whole_bonus": 5.0, "parametrisation": "heads", "estimator": "reinmax", "shift": 2.0,
+    "temperature": 3.0, "constrained": True, "penalty": 4.0, "scale_rate": 0.5, "adapter_rank": 3,
+    "adapter_rate": 0.5, "weight_rate": 0.5, "spare": 0.5, "calibration_sequences": 3,
+    "calibration_length": 24, "score_rounds": 2,
+}  # fmt: skip
+"""Another value of every setting of learning and scoring."""
+
+
+def with_settings_of(problem: PruningProblem, config: PruneConfig) -> PruningProblem:
+    return replace(problem, job=replace(problem.job, config=config))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"method": method} for method in own_methods() if method != "reap"),
+        {"fixed_masks": True},
+        {"estimator": "policy_gradient", "penalty": 6.0},
+        {"estimator": "reinmax", "penalty": 6.0},
+        {"adapter_rank": 0},
+        {"start": "random"},
+        {"start": "flap"},
+    ],
+)
+def test_what_is_refused_changes_nothing(changes, text_file, tmp_path):
+    """All settings that nothing reads, changed at once."""
+    problem = problem_of("llama", text_file.read_text(), tmp_path / "a", heads=True)
+    config = replace(
+        problem.job.config,
+        learn=LearnConfig(steps=2),
+        training=TrainingConfig(length=16, batch=1, compile="no"),
+        scores=ScoreConfig(2, 16),
+    )
+    paths = setting_paths(config)
+    for name, value in changes.items():
+        config = with_value(config, paths[name], value)
+    names = sorted(unread(config) & OTHER.keys())
+    assert names
+    changed = config
+    for name in names:
+        changed = with_value(changed, paths[name], OTHER[name])
+        with pytest.raises(InputError) as refused:
+            require_used(with_value(with_used(config), paths[name], OTHER[name]))
+        assert refused.value.field == name
+    choose = method_named(config.method).choose
+    before, after = (choose(with_settings_of(problem, one)) for one in (config, changed))
+    assert torch.equal(before.importance, after.importance)
+    scales = (before.compensation.scales, after.compensation.scales)
+    assert scales == (None, None) or torch.equal(*scales)
+    assert with_used(changed) == with_used(config)
+
+
+def test_the_names_of_methods_are_those_that_say_so():
+    for name in own_methods():
+        assert method_named(name).learns == (name in STEPPING)
+    for name, method in {**all_methods(), **all_baselines()}.items():
+        assert method.reads_text == (name not in UNREAD), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_nothing_reads_is_a_setting_and_the_least_reads_all_of_its_own(command):
+    config = parse(least(command))
+    known = {name for of, name, _ in declared() if of == command}
+    assert unread(config) <= known
+    assert with_used(config) == config
+
+
+@pytest.mark.parametrize("recipe", ["paper", "domain", "paper-released-code", "constrained"])
+def test_what_a_recipe_says_is_not_asked_for(recipe):
+    config = parse(["prune", "m", "--recipe", recipe])
+    assert replace(usual_settings(config), recipe=recipe) == config
+    parse(["prune", "m", "--recipe", recipe, "--method", "magnitude"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        ("prune m --method magnitude --learning-rate 1", "learning_rate"),
+        ("prune m --method random --adapter-rank 8", "adapter_rank"),
+        ("prune m --method flap --minutes 3", "minutes"),
+        ("prune m --method random --calibration-length 64", "calibration_length"),
+        ("prune m --method wanda --score-rounds 3", "score_rounds"),
+        ("prune m --method fisher --start flap", "start"),
+        ("prune m --start random --score-rounds 3", "score_rounds"),
+        ("prune m --start random --whole-bonus 3", "whole_bonus"),
+        ("prune m --shift 3", "shift"),
+        ("prune m --estimator policy_gradient --penalty 6 --weight-rate 1e-4", "weight_rate"),
+        ("prune m --estimator reinmax --penalty 6 --spare 0.5", "spare"),
+        ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
+        ("prune m --offload cpu --compile yes", "compile"),
+        ("prune m --offload cpu --gradient-checkpointing no", "gradient_checkpointing"),
+        ("prune m --text a.txt --weights 1.5", "weights"),
+        ("prune m --text a.txt --mix dynamic", "mix"),
+        ("prune m --text self --text-field body", "text_field"),
+        ("prune m --text speeches --self-batch 3", "self_batch"),
+        ("prune m --keep-range 0.4 0.6 --keep 0.9", "keep"),
+        ("prune m --curve-points 5", "curve_points"),
+        ("prune m --workload decode", "workload"),
+        ("recover f --rank 64", "rank"),
+        ("recover f --how lora --weight-optimizer muon", "weight_optimizer"),
+        ("recover f --distill 0 --text a.txt --teacher m", "teacher"),
+        ("compare m --methods magnitude flap --steps 3", "steps"),
+        ("compare m --methods magnitude --calibration-length 64", "calibration_length"),
+        ("compare m --methods depth --align 8", "align"),
+        ("compare m --methods flap --score-rounds 3", "score_rounds"),
+        ("compare m --frontier --rounds 0", "frontier"),
+        ("compare m --target 0.5 --methods flap", "target"),
+        ("eval m --tasks piqa --context 64", "context"),
+        ("eval m --shots 3", "shots"),
+        ("eval m --metric f1", "metric"),
+        ("eval m --text-field body", "text_field"),
+        ("eval m --suite general --windows 3", "windows"),
+        ("eval m --dense auto", "dense"),
+        ("doctor m --workload-batch 3", "workload_batch"),
+        ("doctor m --devices 80GB --seconds 3", "seconds"),
+        ("quantise f --to int8 --output-dir new --text a.txt", "text"),
+        ("quantise f --to int4 --output-dir new --calibration-length 64", "calibration_length"),
+        ("export run --keep 0.5 --workload-length 64", "workload_length"),
+    ],
+)
+def test_what_is_given_without_effect_is_one_line(arguments, setting):
+    with pytest.raises(InputError) as refused:
+        parse(arguments.split())
+    assert refused.value.field == setting
+    assert "\n" not in str(refused.value)
+
+
+def test_a_method_of_another_package_may_read_anything():
+    config = replace(PruneConfig("m", method="theirs"), learn=LearnConfig(penalty=3.0))
+    require_used(config)
+    require_declared(config)
+
+
+@pytest.mark.parametrize("setting", ["tasks", "text-field", "dataset", "suite", "device"])
+def test_an_empty_word_is_refused_at_once(setting):
+    for given in ([f"--{setting}", ""], [f"--{setting}="], [f"--{setting}", " "]):
+        with pytest.raises(InputError, match=f"--{setting}: an empty word"):
+            parse(["eval", "m", *given])
+
+
+def test_a_text_that_is_learned_and_measured_is_warned_of(text_file, caplog):
+    parse(["prune", "m", "--text", str(text_file), "--eval-text", str(text_file)])
+    (warned,) = caplog.messages
+    assert "`eval_text`" in warned
+    assert text_file.name in warned
+
+
+def test_the_line_says_what_would_read_it():
+    done = run_command("prune", "m", "--method", "magnitude", "--learning-rate", 1)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "disp-llm: --learning-rate: is of the method learned, and the method magnitude does not "
+        "read it; leave it out, or leave --method out\n"
+    )

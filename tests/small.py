@@ -1,0 +1,71 @@
+"""Settings of a run that takes a second, and its command line."""
+
+from collections.abc import Iterable
+
+from disp_llm.config.names import STEPPING, UNREAD
+
+LEARNING = {"steps": 6, "length": 32, "checkpoint_every": 2}
+CALIBRATION = {"calibration_sequences": 4, "calibration_length": 32}
+BATCH = {"batch": 1}
+MEASURING = {
+    "context": 32,
+    "windows": 4,
+    "rounds": 0,
+    "least_cut": 0.0,
+    "dtype": "float32",
+    "device": "cpu",
+}
+SETTINGS = LEARNING | BATCH | CALIBRATION | MEASURING
+
+
+def settings_of(method: str) -> dict[str, object]:
+    """Those of `SETTINGS` that a method reads."""
+    learning = LEARNING | BATCH if method in STEPPING else {}
+    return learning | ({} if method in UNREAD else CALIBRATION) | MEASURING
+
+
+class Usual(str):
+    """A word of `SMALL`, for where the command line says nothing else."""
+
+
+def flag_of(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
+
+
+SMALL = [Usual(word) for name, value in SETTINGS.items() for word in (flag_of(name), value)]
+"""The flags of `SETTINGS`; see `settled`."""
+
+
+def instead(command: Iterable[object], *flags: object) -> list[object]:
+    """A command line with some flags in place of those that it has."""
+    found: list[object] = []
+    drops = False
+    for word in command:
+        drops = word in flags if str(word).startswith("--") else drops
+        if not drops:
+            found.append(word)
+    return [*found, *flags]
+
+
+def settled(arguments: Iterable[object]) -> list[str]:
+    """A command line without those flags of `SMALL` that it gives itself, or that its method or
+    recipe does not read: a flag is given once, and only where something reads it."""
+    words = list(arguments)
+    given = {str(word).partition("=")[0] for word in words if not isinstance(word, Usual)}
+    method = str(words[words.index("--method") + 1]) if "--method" in words else "learned"
+    read = settings_of(method)
+    if "paper" in words or "paper-released-code" in words:  # which begin at random
+        read = {name: value for name, value in read.items() if name not in CALIBRATION}
+    if not given & {"--text", "--dataset", "--examples", "--processor-data"}:
+        read = read | {"length": 32}  # of the model's own words
+    unwanted = given | set(map(flag_of, SETTINGS)) - set(map(flag_of, read))
+    found: list[str] = []
+    drops = False
+    for word in words:
+        if isinstance(word, Usual):
+            drops = word in unwanted if word.startswith("--") else drops
+        else:
+            drops = False
+        if not drops:
+            found.append(str(word))
+    return found
