@@ -96,7 +96,7 @@ MODEL: dict[str, Change] = {
     "a weight": weight,
     "its configuration": inside("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
     "its tokenizer": inside(
-        "tokenizer.json", '"add_prefix_space":false', '"add_prefix_space":true'
+        "tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true'
     ),
     "touched": touched,
     "moved": moved,
@@ -194,6 +194,8 @@ CASES = [
     # Whether a file has changed is told by its size and its time first, and by these alone where a
     # run has finished.
     if not (state == "finished" and how.endswith("same time"))
+    # What goes on to the end takes seconds.
+    and not (state == "begun" and how in HARMLESS and name not in ("model", "text.txt"))
 ]
 
 
