@@ -54,6 +54,12 @@ def changes(before: dict[str, Entry], after: dict[str, Entry]) -> list[str]:
     return sorted(gone + made + other)
 
 
+def left_over(folder: Path) -> list[str]:
+    """What is there only while a command works, or after one was killed."""
+    names = snapshot(folder)
+    return [name for name in names if name.rsplit("/", 1)[-1].startswith((f"{MARK}-", LOCK))]
+
+
 def _write(*names: str, content: str = "mine\n") -> Callable[[Path], None]:
     """Grows files of these names; one that ends in / is an empty folder."""
 

@@ -74,7 +74,8 @@ class Soak:
 
     def find(self, what: str, line: list[str], said: str = "") -> None:
         """Writes down what broke a rule."""
-        self.found[f"{what.split(':')[0]} ({line[0]})"] += 1
+        kind = ": ".join(what.split(":")[: 2 if what.startswith("traceback") else 1])
+        self.found[f"{kind} ({line[0]})"] += 1
         entry = {"seed": self.seed, "case": self.case, "what": what}
         entry |= {"command": f"disp-llm {shlex.join(line)}", "said": said[-1200:]}
         with self.file.open("a", encoding="utf-8") as file:
