@@ -175,6 +175,10 @@ class Soak:
             free = name.startswith(worlds.FREE) or how == "same"
             if line == ["verify", made] and done.code == 0 and not free and not mended:
                 self.find(f"silent: verify says whole: {told}", line, done.err)
+            listed = name.startswith("model/") and how not in ("same", "put there")
+            taken = line[0] == "save" or (line[0] == "eval" and not name.endswith("SHA256SUMS"))
+            if taken and listed and done.code == 0 and "README" not in name and not mended:
+                self.find(f"silent: takes a damaged folder: {told}", line, done.err)
             mended = mended or reader == ["again"]  # which may have made the file again
 
     def changed(self, random: Random) -> None:

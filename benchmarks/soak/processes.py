@@ -3,6 +3,7 @@
 Where there is no fork, each is a new interpreter.
 """
 
+import importlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,12 @@ from pathlib import Path
 
 LONGEST = 90.0
 """Seconds after which a command of a tiny model hangs."""
+
+MODULES = "modules"
+"""Name of the file in which a fork leaves the names of what it has imported."""
+
+ADOPTED = ("PIL", "disp_llm", "matplotlib", "transformers", "tyro", "numpy", "compressed_tensors")
+"""Packages that are slow to import and may be imported by any command."""
 
 PAUSE = 0.005
 """Seconds between two looks at a process."""
@@ -52,8 +59,6 @@ def import_all() -> None:
     )
 
     assert transformers
-    import importlib
-
     from disp_llm.cli.main import MODULES
     from disp_llm.cli.parsing import COMMANDS
 
@@ -61,11 +66,14 @@ def import_all() -> None:
         importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
 
 
-def run(line: list[str], cwd: Path, number: int = 0, after: float = 0.0) -> Done:
+def run(
+    line: list[str], cwd: Path, number: int = 0, after: float = 0.0, adopts: bool = False
+) -> Done:
     """Runs `disp-llm LINE` in a folder.
 
     Args:
         number: a signal that it is sent, if it still runs, `after` so many seconds.
+        adopts: whether later forks shall have what this one has imported.
     """
     with tempfile.TemporaryDirectory() as aside:
         out, err = Path(aside) / "out", Path(aside) / "err"
@@ -84,8 +92,16 @@ def run(line: list[str], cwd: Path, number: int = 0, after: float = 0.0) -> Done
                 hung = True
             time.sleep(PAUSE)
         seconds = time.monotonic() - began
+        if adopts:
+            _adopt(Path(aside) / MODULES)
         said = [path.read_text(encoding="utf-8", errors="replace") for path in (out, err)]
         return Done(line, code, *said, seconds, sent, hung)
+
+
+def _adopt(file: Path) -> None:
+    for name in file.read_text().splitlines() if file.exists() else ():
+        if name not in sys.modules and name.split(".")[0] in ADOPTED:
+            importlib.import_module(name)
 
 
 class _Fork:
@@ -114,18 +130,22 @@ def _started(line: list[str], cwd: Path, out: Path, err: Path) -> _Process:
 
 def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> _Fork:
     sys.stdout.flush()
+    out.touch()
+    err.touch()
+    caught = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, caught)  # until the child has its own handlers
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         return _Fork(pid)
     code = 1
     try:
         for number, path in ((1, out), (2, err)):
-            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            )
+            os.dup2(os.open(path, os.O_WRONLY), number)
         os.chdir(cwd)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         sys.argv = ["disp-llm", *line]
         from disp_llm.cli.main import main
 
@@ -136,6 +156,7 @@ def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> _Fork:
     except BaseException:
         traceback.print_exc()
     finally:
+        out.with_name(MODULES).write_text("\n".join(sys.modules))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
