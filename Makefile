@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_MINUTES ?= 3.5
 DEMO_DIR ?= runs/demo
+MINUTES ?= 30
 PROOFS ?= tests
 
-.PHONY: setup demo test proof mutants style check size clean tables
+.PHONY: setup demo test proof mutants soak style check size clean tables
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +31,9 @@ proof: setup  ## slow proofs on the real model
 
 mutants: setup  ## how many small changes of our code the tests notice; goes on where it was stopped
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python benchmarks/mutation_score.py $(MUTANTS)
+
+soak: setup  ## random commands, kills, damage and changed inputs for so many MINUTES; findings in runs/soak/
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python benchmarks/soak --minutes $(MINUTES) $(SOAK)
 
 style: setup  ## format, and fix what a tool can fix
 	$(BIN)/ruff format .

@@ -21,6 +21,69 @@ BYTES: dict[str, Callable[[bytes], bytes]] = {
 }
 """What can become of any file."""
 
+
+def _flipped(whole: bytes) -> bytes:
+    """With one bit of its middle changed."""
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :] if whole else b"\0"
+
+
+def _deleted(path: Path) -> None:
+    path.unlink()
+
+
+def _a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "a").write_text("a")
+
+
+def _written(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: void(path.write_bytes(change(path.read_bytes())))
+
+
+def void(value: object) -> None:
+    """Nothing, in place of what a function gives."""
+
+
+def _without_line(number: int) -> Callable[[bytes], bytes]:
+    def change(whole: bytes) -> bytes:
+        lines = whole.splitlines(keepends=True)
+        del lines[number % len(lines)]
+        return b"".join(lines)
+
+    return change
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    **{how: _written(change) for how, change in BYTES.items()},
+    "flipped": _written(_flipped),
+    "longer": _written(lambda whole: whole + b"\n#"),
+    "deleted": _deleted,
+    "a folder": _a_folder,
+}
+"""What can become of a file and of its name."""
+
+LINES = {f"without line {number}": _written(_without_line(number)) for number in (0, 1, -1)}
+"""What can become of a list of lines besides."""
+
+STRAY = {
+    "model-00001-of-00002.safetensors": b"junk",
+    "model.fp16.safetensors": b"",
+    "model.safetensors.index.json": b"{}",
+    "x.model": b"secret",
+    "LICENSE.key": b"secret",
+    "modeling_evil.py": b"raise SystemExit",
+    "deep/model.safetensors": b"junk",
+}
+"""Files that nobody of ours has put into a model folder, as they may be left there."""
+
+
+def ways(path: Path) -> dict[str, Callable[[Path], None]]:
+    """All that can become of a file of this name."""
+    return FILES | (LINES if path.name in ("SHA256SUMS", "metrics.jsonl") else {})
+
+
 NESTED = b"[" * 200_000
 """JSON and TOML that no reader can follow to the end."""
 

@@ -5,13 +5,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import SMALL, run_command
+from conftest import run_command
 from damage import names, outcome
 
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune
 from disp_llm.runs.files import CHECKSUM, write_checked_json
-from disp_llm.runs.ownership import mark
 from disp_llm.runs.settings import stored_config
 
 
@@ -103,13 +102,3 @@ def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
     else:
         assert done.returncode == 0, done.stderr
         assert json.loads(path.read_text())[key] == whole[key]
-
-
-def test_compare_does_not_go_on_from_a_damaged_file(tmp_path):
-    path = tmp_path / "compare.json"
-    mark(tmp_path, "compare")
-    asked = {"model": "m", "keep": [0.5]}
-    write_checked_json(path, {"asked": asked, "rows": [{"method": "flap"}]})
-    done = run_command("compare", "m", "--output-dir", tmp_path, *SMALL[:4])
-    assert refused(done, path)
-    assert "rows[0]: object missing required field keep_asked" in done.stderr

@@ -1,0 +1,157 @@
+"""Random command lines: of every command, with values of every type for every flag, right and
+wrong ones, as its dataclass declares them."""
+
+import dataclasses
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from disp_llm.cli.parsing import COMMANDS
+
+Flags = dict[str, list[str]]
+
+READS = "--context 32 --windows 2 --dtype float32 --device cpu"
+CALIBRATES = "--calibration-sequences 2 --calibration-length 32"
+PLACES = (
+    *("new", "deep/er/new", "docs", "docs/notes", "docs/.x.tmp", "linked", "linked/own", "run"),
+    *("run/model", "recovered", "comparison", "docs/report.html", "report.html", "run/result.json"),
+    *("run/model/model.safetensors", "text.txt", "model", "nope", "new.png", "new.html", "."),
+)
+"""What a setting that is a path may name."""
+
+SMALL: dict[str, str] = {
+    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --checkpoint-every 2 --rounds 0 "
+    f"--batch 1 --least-cut 0 --output-dir new {CALIBRATES} {READS}",
+    "export": "--keep 0.6 --no-measure --device cpu",
+    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --checkpoint-every 2 "
+    f"--output-dir new {READS}",
+    "compare": f"--text text.txt --methods magnitude random --keep 0.5 --rounds 0 --length 32 "
+    f"--steps 2 --batch 1 --output-dir new {CALIBRATES} {READS}",
+    "report": "--output new.html",
+    "eval": f"--text text.txt {READS}",
+    "doctor": "--seconds 0 --device cpu",
+    "bench": "--against model --lengths 8 --batches 1 --rounds 2 --context 8 --dtype float32 "
+    "--device cpu",
+    "save": "--to new",
+    "push": "",
+    "quantise": "--to int8 --output-dir new --device cpu",
+    "gguf": "--original nope.gguf --to new.gguf",
+    "verify": "",
+}
+"""Flags with which a command takes a second."""
+
+POSITIONAL: dict[str, tuple[str, ...]] = {
+    "prune": ("model", "model2", "run/model"),
+    "export": ("run", "recovered", "comparison"),
+    "recover": ("run/model", "model", "recovered/model"),
+    "compare": ("model", "model2"),
+    "report": ("run", "recovered", "comparison", "run recovered"),
+    "eval": ("run/model", "model", "recovered/model"),
+    "doctor": ("model", "run/model"),
+    "bench": ("run/model",),
+    "save": ("run/model", "recovered/model", "run"),
+    "push": ("run/model x/y", "docs x/y"),
+    "quantise": ("run/model", "recovered/model", "model"),
+    "gguf": ("run/model",),
+    "verify": ("run", "run/model", "recovered", "recovered/model", "comparison"),
+}
+
+WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "push": 0.5}
+"""How often a command comes, relative to the others."""
+
+SLOW = {
+    *("tasks", "task_data", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
+    *("self_tokens", "self_batch", "self_random_start", "curve_points", "force", "keep_range"),
+    *("most_lost", "patience", "fuse"),
+}
+"""Settings that take minutes, the network or what is not installed."""
+
+INTEGERS = ("1", "2", "3", "4", "8", "32", "0", "-1", "9" * 23, "x", "")
+FLOATS = ("0.5", "0.9", "1", "0", "2", "-0.5", "nan", "inf", "1e308", "1e-308", "x", "")
+WORDS = (
+    "",
+    "x",
+    "learned",
+    "ü ñ",
+    "a\nb",
+    "\x1b[2J",
+    "../x",
+    "self",
+    "cpu",
+    "cuda:9",
+    "5GB",
+    "magnitude",
+)
+
+
+def settings_of(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting that is a flag, with its type."""
+    hints = get_type_hints(config, include_extras=True)
+    for field in dataclasses.fields(config):
+        kind = hints[field.name]
+        inner = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        positional = get_origin(kind) is Annotated and "Positional" in repr(get_args(kind)[1:])
+        if dataclasses.is_dataclass(inner):
+            yield from settings_of(inner)
+        elif not positional and field.name not in SLOW:
+            yield field.name, inner
+
+
+def values(kind: Any, random: Random) -> list[str]:
+    """Words for a setting of a type: such as a user would give, and others."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return values(inner[0], random)
+    if origin is Literal:
+        return [str(random.choice([*inner, "x"]))]
+    if origin in (Union, types.UnionType):
+        return values(random.choice([one for one in inner if one is not type(None)]), random)
+    if origin is tuple:
+        return [word for _ in range(random.randint(1, 2)) for word in values(inner[0], random)]
+    if kind is bool:
+        return []
+    if kind is int:
+        return [random.choice(INTEGERS)]
+    if kind is float:
+        return [random.choice(FLOATS)]
+    return [random.choice(PLACES if kind is Path else WORDS)]
+
+
+def base(command: str, random: Random) -> tuple[list[str], Flags]:
+    """A line that would run: what stands in front, and its flags."""
+    positional = random.choice(POSITIONAL[command]).split()
+    flags: Flags = {}
+    for word in SMALL[command].split():
+        if word.startswith("--"):
+            flags[word] = []
+        else:
+            flags[next(reversed(flags))].append(word)
+    return [command, *positional], flags
+
+
+def words(front: list[str], flags: Flags) -> list[str]:
+    """The line in one list."""
+    return [*front, *(word for flag, given in flags.items() for word in (flag, *given))]
+
+
+def random_line(random: Random) -> list[str]:
+    """Any command, with up to three flags changed and, at times, another thing to work on."""
+    names = list(COMMANDS)
+    command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
+    front, flags = base(command, random)
+    settings = list(settings_of(COMMANDS[command]))
+    outputs = [name for name, _ in settings if name in ("output_dir", "output", "to", "plot")]
+    for name in outputs:
+        flag = f"--{name.replace('_', '-')}"
+        if flag in flags and command != "quantise" and random.random() < 0.5:
+            flags[flag] = [random.choice(PLACES)]
+    for _ in range(random.choice((0, 0, 1, 1, 2, 3)) if settings else 0):
+        name, kind = random.choice(settings)
+        flags[f"--{name.replace('_', '-')}"] = values(kind, random)
+    if random.random() < 0.1:
+        front[1:2] = [random.choice(PLACES)]
+    if random.random() < 0.2:
+        flags["--json"] = []
+    return words(front, flags)

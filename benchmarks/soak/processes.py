@@ -1,0 +1,162 @@
+"""Commands as processes of their own that cost little: forks of one that has imported everything.
+
+Where there is no fork, each is a new interpreter.
+"""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+LONGEST = 90.0
+"""Seconds after which a command of a tiny model hangs."""
+
+MODULES = "modules"
+"""Name of the file in which a fork leaves the names of what it has imported."""
+
+ADOPTED = ("PIL", "disp_llm", "matplotlib", "transformers", "tyro", "numpy", "compressed_tensors")
+"""Packages that are slow to import and may be imported by any command."""
+
+PAUSE = 0.005
+"""Seconds between two looks at a process."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command has ended."""
+
+    line: list[str]
+    code: int
+    """Negative: the signal that ended it."""
+    out: str
+    err: str
+    seconds: float
+    sent: int = 0
+    """The signal that it was sent; 0 = none."""
+    hung: bool = False
+
+
+def import_all() -> None:
+    """Imports what commands import, so that every fork has it."""
+    import accelerate
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    assert accelerate
+    from transformers import (  # noqa: F401  (lazy: imported when they are named)
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationMixin,
+        PreTrainedModel,
+        PreTrainedTokenizerFast,
+    )
+
+    assert transformers
+    from disp_llm.cli.main import MODULES
+    from disp_llm.cli.parsing import COMMANDS
+
+    for command in COMMANDS:
+        importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
+
+
+def run(
+    line: list[str], cwd: Path, number: int = 0, after: float = 0.0, adopts: bool = False
+) -> Done:
+    """Runs `disp-llm LINE` in a folder.
+
+    Args:
+        number: a signal that it is sent, if it still runs, `after` so many seconds.
+        adopts: whether later forks shall have what this one has imported.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        out, err = Path(aside) / "out", Path(aside) / "err"
+        began = time.monotonic()
+        child = (
+            _forked(line, cwd, out, err) if hasattr(os, "fork") else _started(line, cwd, out, err)
+        )
+        sent, hung = 0, False
+        while (code := child.poll()) is None:
+            passed = time.monotonic() - began
+            if number and not sent and passed >= after:
+                child.send(number)
+                sent = number
+            if passed > LONGEST:
+                child.send(signal.SIGKILL)
+                hung = True
+            time.sleep(PAUSE)
+        seconds = time.monotonic() - began
+        if adopts:
+            _adopt(Path(aside) / MODULES)
+        said = [path.read_text(encoding="utf-8", errors="replace") for path in (out, err)]
+        return Done(line, code, *said, seconds, sent, hung)
+
+
+def _adopt(file: Path) -> None:
+    for name in file.read_text().splitlines() if file.exists() else ():
+        if name not in sys.modules and name.split(".")[0] in ADOPTED:
+            importlib.import_module(name)
+
+
+class _Fork:
+    """A forked child, as far as it is used here."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+class _Process(subprocess.Popen):
+    def send(self, number: int) -> None:
+        self.send_signal(number)
+
+
+def _started(line: list[str], cwd: Path, out: Path, err: Path) -> _Process:
+    command = [sys.executable, "-m", "disp_llm", *line]
+    return _Process(command, cwd=cwd, stdout=out.open("wb"), stderr=err.open("wb"))
+
+
+def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> _Fork:
+    sys.stdout.flush()
+    out.touch()
+    err.touch()
+    caught = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, caught)  # until the child has its own handlers
+    pid = os.fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
+        return _Fork(pid)
+    code = 1
+    try:
+        for number, path in ((1, out), (2, err)):
+            os.dup2(os.open(path, os.O_WRONLY), number)
+        os.chdir(cwd)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
+        sys.argv = ["disp-llm", *line]
+        from disp_llm.cli.main import main
+
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        out.with_name(MODULES).write_text("\n".join(sys.modules))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
