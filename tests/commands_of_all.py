@@ -43,10 +43,10 @@ def declared() -> Iterator[tuple[str, str, Any]]:
 
 
 def _declared(config: type) -> Iterator[tuple[str, Any]]:
-    hints = get_type_hints(config, include_extras=True)
+    hints, plain = get_type_hints(config, include_extras=True), get_type_hints(config)
     for name in (entry.name for entry in dataclasses.fields(config)):
-        if isinstance(hints[name], type) and dataclasses.is_dataclass(hints[name]):
-            yield from _declared(hints[name])
+        if dataclasses.is_dataclass(plain[name]):
+            yield from _declared(plain[name])
         else:
             yield name, hints[name]
 

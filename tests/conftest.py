@@ -49,6 +49,7 @@ from disp_llm.methods.parts.coupled import COUPLED
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
+from disp_llm.runs.ownership import mark
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.problem import PruningProblem
 
@@ -312,6 +313,8 @@ def problem_of(
     corpus = Corpus((_tokens(text).clone(),))
     scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
     config = PruneConfig("tiny", scores=scores, machine=MachineConfig(device="cpu"))
+    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder, "prune")
     job = Job(config, Run(folder), one_process())
     return PruningProblem(dense, corpus, budget, (0.6,), align=1, job=job)
 

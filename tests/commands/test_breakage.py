@@ -86,7 +86,6 @@ def test_verify_of_a_comparison_names_a_run_that_lost_a_file(
     done = run_command(
         "compare", llama_folder, "--methods", "magnitude", "--keep", 0.5, "--text", text_file,
         "--output-dir", tmp_path / "cmp", "--context", 32, "--windows", 2, "--rounds", 0,
-        "--calibration-sequences", 2, "--calibration-length", 32, "--length", 32,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert disp_llm.verify(tmp_path / "cmp")["ok"]

@@ -17,8 +17,8 @@ FEW = "--context 32 --windows 2 --dtype float32 --device cpu".split()
 TRAINED = ["--tokens", 64, "--length", 32, "--batch", 1, *FEW]
 READ = ["--calibration-sequences", 2, "--calibration-length", 32, "--device", "cpu"]
 COMPARED = [
-    *("--methods", "magnitude", "--keep", 0.5, "--rounds", 0, "--length", 32, "--steps", 2),
-    *(*READ[:4], *FEW),
+    *("--methods", "magnitude", "--keep", 0.5, "--rounds", 0),
+    *FEW,
 ]
 TIMED = [*"--lengths 8 --batches 1 --rounds 2 --context 8 --device cpu --dtype float32".split()]
 
@@ -298,7 +298,9 @@ def test_what_somebody_puts_into_a_run_stays(tree, made, tmp_path):
     ]
     for command in commands:
         done = run_command(*command())
-        require_rule(done)
+        if command()[0] != "verify":  # which has a line for each file that the run has not written
+            require_rule(done)
+        assert "Traceback" not in done.stderr
         now = {name: entry for name, entry in snapshot(run).items() if name in added}
         assert not changes(before, now), command()
 

@@ -81,7 +81,7 @@ def _kind(folder: Path) -> tuple[str, Check]:
         InputError: it is nothing of ours.
     """
     marked = kind_of(folder)
-    if marked == "compare" or (folder / COMPARISON).is_file():
+    if marked == "compare" or (not marked and (folder / COMPARISON).is_file()):
         return "comparison", _comparison
     if marked or any((folder / name).is_file() for name in ("config.toml", "result.json")):
         return "run", _run
