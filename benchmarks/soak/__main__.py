@@ -174,7 +174,7 @@ class Soak:
             elif made == "comparison" and "/model" in line[1]:
                 continue
             done = self.run(line)
-            free = name.startswith(worlds.FREE) or how == "same"
+            free = any(one in name for one in worlds.FREE) or how == "same"
             if line == ["verify", made] and done.code == 0 and not free and not mended:
                 self.find(f"silent: verify says whole: {told}", line, done.err)
             listed = name.startswith("model/") and how not in ("same", "put there")
