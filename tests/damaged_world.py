@@ -105,7 +105,7 @@ class World:
         if "Traceback" in done.stderr or done.returncode not in (0, 2):
             return f"verify of {place} {how}: {done.stderr[-300:]}"
         named = str(path) in done.stdout or str(path.parent) in done.stdout.replace('/"', '"')
-        if (done.returncode == 2 and named) or place.as_posix().startswith(FREE):
+        if (done.returncode == 2 and named) or any(free in place.as_posix() for free in FREE):
             return ""
         return f"verify of {place} {how}: exit {done.returncode}, {done.stdout[:300]}"
 

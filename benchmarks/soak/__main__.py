@@ -94,7 +94,9 @@ class Soak:
         if harmed := self.world.harmed(now):
             self.find(f"foreign files changed: {harmed[:5]}", line, said)
             self.world.foreign = {k: v for k, v in self.world.foreign.items() if k not in harmed}
-        if "Traceback" in said or "Fatal Python" in said:
+        # Python itself drops a Ctrl-C that comes while something is being freed, and says so.
+        dropped = number == signal.SIGINT and "Exception ignored in" in said
+        if ("Traceback" in said and not dropped) or "Fatal Python" in said:
             self.find(f"traceback: {said.strip().splitlines()[-1][:160]}", line, said)
         elif done.hung:
             self.find("hangs", line, said)
@@ -172,11 +174,12 @@ class Soak:
             elif made == "comparison" and "/model" in line[1]:
                 continue
             done = self.run(line)
-            free = name.startswith(worlds.FREE) or how == "same"
+            free = any(one in name for one in worlds.FREE) or how == "same"
             if line == ["verify", made] and done.code == 0 and not free and not mended:
                 self.find(f"silent: verify says whole: {told}", line, done.err)
             listed = name.startswith("model/") and how not in ("same", "put there")
-            taken = line[0] == "save" or (line[0] == "eval" and not name.endswith("SHA256SUMS"))
+            reads = name.endswith(("model.safetensors", "config.json", "tokenizer.json"))
+            taken = line[0] == "save" or (line[0] == "eval" and reads)
             if taken and listed and done.code == 0 and "README" not in name and not mended:
                 self.find(f"silent: takes a damaged folder: {told}", line, done.err)
             mended = mended or reader == ["again"]  # which may have made the file again
@@ -217,6 +220,8 @@ def main() -> None:
     asked = parser.parse_args()
     import_all()
     asked.folder.mkdir(parents=True, exist_ok=True)
+    for old in asked.folder.glob("summary-*.json"):
+        old.unlink()
     ends = time.monotonic() + 60 * asked.minutes
     alone = asked.case is not None or not hasattr(os, "fork")
     jobs = 1 if alone else asked.jobs
@@ -242,6 +247,10 @@ def main() -> None:
     _summarise(asked.folder, jobs, asked.seed)
 
 
+LOST = {"counts": {}, "found": {"a process of the soak itself has ended": 1}}
+"""What is said of a process that has left no summary."""
+
+
 def _parted(jobs: int) -> tuple[int, list[int]]:
     """Becomes so many processes; the number of this one, and in the first the others."""
     pids = []
@@ -257,7 +266,8 @@ def _summarise(folder: Path, jobs: int, seed: int) -> None:
     counts: Counter = Counter()
     found: Counter = Counter()
     for job in range(jobs):
-        one = json.loads((folder / f"summary-{job}.json").read_text())
+        path = folder / f"summary-{job}.json"
+        one = json.loads(path.read_text()) if path.exists() else LOST
         counts.update(one["counts"])
         found.update(one["found"])
     print(f"seed {seed}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))

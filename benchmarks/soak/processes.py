@@ -140,23 +140,33 @@ def _forked(line: list[str], cwd: Path, out: Path, err: Path) -> _Fork:
         return _Fork(pid)
     code = 1
     try:
-        for number, path in ((1, out), (2, err)):
-            os.dup2(os.open(path, os.O_WRONLY), number)
-        os.chdir(cwd)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
-        sys.argv = ["disp-llm", *line]
-        from disp_llm.cli.main import main
+        code = _command(line, cwd, out, err)
+    finally:  # also if a signal comes late: a child must never go on as its parent
+        os._exit(code)
 
+
+def _command(line: list[str], cwd: Path, out: Path, err: Path) -> int:
+    """What a forked child does; its exit code."""
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY), number)
+    os.chdir(cwd)
+    sys.argv = ["disp-llm", *line]
+    from disp_llm.cli.main import main
+
+    code = 0
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
-        code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
-    finally:
-        out.with_name(MODULES).write_text("\n".join(sys.modules))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        code = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out.with_name(MODULES).write_text("\n".join(sys.modules))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code

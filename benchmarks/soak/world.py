@@ -113,7 +113,7 @@ class World:
         found = {}
         for name in snapshot(folder):
             path = folder / name
-            if path.is_file() and not name.startswith(FREE):
+            if path.is_file() and not any(free in name for free in FREE):
                 found[name] = digest(path)
         return found
 
