@@ -15,6 +15,7 @@ comes from; so does every size or row in it.
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -35,9 +36,12 @@ KEPT = (
 
 
 def command_of(variant: dict, experiment: dict) -> str:
-    """As it is written in the results, with names of variables in place of folders."""
-    name = experiment.get("command", "prune")
-    return f"disp-llm {name} {experiment['common']} {variant['flags']}".strip()
+    """As it is written in the results, with names of variables in place of folders. Flags of a
+    variant take the place of common ones."""
+    name, own = experiment.get("command", "prune"), variant["flags"]
+    common = re.split(r" (?=--)", experiment["common"])
+    parts = [part for part in common if part.split()[0] not in own.split()]
+    return " ".join(["disp-llm", name, *parts, own]).strip()
 
 
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:

@@ -149,13 +149,15 @@ def test_generated_tables_are_up_to_date():
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda p: p.stem
 )
-def test_every_variant_of_every_experiment_parses(path):
+def test_every_variant_of_every_experiment_parses(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from run import command_of
+
     experiment = tomllib.loads(path.read_text())
     names = [variant["name"] for variant in experiment["variant"]]
     assert len(set(names)) == len(names)
     for variant in experiment["variant"]:
-        command = experiment.get("command", "prune")
-        parse([command, *shlex.split(f"{experiment['common']} {variant['flags']}")])
+        parse(shlex.split(command_of(variant, experiment))[1:])
 
 
 def test_make_targets_of_the_readme_exist():

@@ -17,7 +17,6 @@ from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import setting_paths, with_value
 from disp_llm.methods import all_methods, method_named
-from disp_llm.methods.baselines import all_baselines
 from disp_llm.training.problem import PruningProblem
 
 OTHER = {
@@ -80,7 +79,7 @@ def test_what_is_refused_changes_nothing(changes, text_file, tmp_path):
 def test_the_names_of_methods_are_those_that_say_so():
     for name in own_methods():
         assert method_named(name).learns == (name in STEPPING)
-    for name, method in {**all_methods(), **all_baselines()}.items():
+    for name, method in all_methods().items():
         assert method.reads_text == (name not in UNREAD), name
 
 
@@ -126,10 +125,6 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("recover f --rank 64", "rank"),
         ("recover f --how lora --weight-optimizer muon", "weight_optimizer"),
         ("recover f --distill 0 --text a.txt --teacher m", "teacher"),
-        ("compare m --methods magnitude flap --steps 3", "steps"),
-        ("compare m --methods magnitude --calibration-length 64", "calibration_length"),
-        ("compare m --methods depth --align 8", "align"),
-        ("compare m --methods flap --score-rounds 3", "score_rounds"),
         ("compare m --frontier --rounds 0", "frontier"),
         ("compare m --target 0.5 --methods flap", "target"),
         ("eval m --tasks piqa --context 64", "context"),

@@ -22,14 +22,10 @@ from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import (
-    IN_ROUNDS,
     IN_TIME,
-    STEPPING,
-    UNREAD,
     VARIANTS,
     compared_methods,
     mask_methods,
-    own_methods,
 )
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
@@ -39,41 +35,12 @@ from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 class CompareConfig:
     """Methods side by side: same model, text, budget, exporter and evaluation."""
 
+    # Steps and calibration are those of the table: methods may join it later that read them.
     USES: ClassVar = (
         OWN_WORDS,
         Use(
-            "steps batch",
-            when=lambda config: config._any_of(*STEPPING, *VARIANTS),
-            what="is of learning, and none of the `methods` takes steps",
-            instead="name one that does, such as learned",
-        ),
-        Use(
-            "length",
-            when=lambda config: config._any_of(*STEPPING, *VARIANTS) or config.text.may_be_written,
-            what="is of learning and of own words, and there are none",
-            instead="name one of the `methods` that learns",
-        ),
-        Use(
-            "score_rounds",
-            when=lambda config: config._any_of(*IN_ROUNDS, *VARIANTS),
-            what="is of Fisher scores, and none of the `methods` takes them",
-            instead="name one that does, such as fisher",
-        ),
-        Use(
-            "calibration_sequences calibration_length",
-            when=lambda config: set(config.methods) - set(UNREAD),
-            what="is of a calibration, and none of the `methods` reads one",
-            instead="name one that does, such as fisher",
-        ),
-        Use(
-            "align",
-            when=lambda config: config._any_of(*mask_methods(), *VARIANTS),
-            what="is of models that are written, and none of the `methods` writes one",
-            instead="name one that does, such as learned",
-        ),
-        Use(
             "target",
-            when=lambda config: config._any_of(IN_TIME),
+            when=lambda config: {"all", IN_TIME} & set(config.methods),
             what=f"is of the method {IN_TIME}",
             instead=f"add {IN_TIME} to `methods`",
         ),
@@ -130,11 +97,6 @@ class CompareConfig:
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
-
-    def _any_of(self, *names: str) -> bool:
-        """Whether one of some methods is compared, or one of another package."""
-        others = set(mask_methods()) - set(own_methods())
-        return bool({"all", *names, *others} & set(self.methods))
 
     def validate(self) -> None:
         """Refuses what no comparison can use.

@@ -138,11 +138,8 @@ BY_GRADIENTS = ("fisher", "taylor", "gisp")
 IN_ROUNDS = ("learned", "fisher", "gisp")
 """Methods of ours that score in rounds."""
 
-UNREAD = (
-    *("sheared", "ddp", "magnitude", "random"),
-    *("joint_rank_k", "mpo", "magnitude_2_4"),
-)
-"""Methods of ours, and baselines, that read no calibration sequences."""
+UNREAD = ("sheared", "ddp", "magnitude", "random")
+"""Methods of ours that read no calibration sequences."""
 
 PLUGINS = "disp_llm.methods"
 """The group of entry points through which another package adds methods."""

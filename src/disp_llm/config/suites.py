@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta
-
+from disp_llm.config.bounds import AnyTokens, Number, ShareBelowOne, Window
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import Template
 from disp_llm.config.parts import PerplexityConfig
@@ -22,7 +21,7 @@ from disp_llm.config.places import (
     require_known_entries,
 )
 from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import Count, as_type
+from disp_llm.config.schema import as_type
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SuiteText:
     """NAME:CONFIG:SPLIT (default split: test)."""
     field: Name = "text"
     """Key or column that holds the text."""
-    rows: Count = 0
+    rows: AnyTokens = 0
     """Rows of the data set from its start, so that a large one is not fetched whole; 0 = all."""
 
     def __post_init__(self) -> None:
@@ -49,14 +48,14 @@ class SuiteText:
 class SuiteTask:
     """A task of lm-evaluation-harness, or a group of them, whose answers are right or wrong."""
 
-    chance: Annotated[float, Meta(ge=0, lt=1)]
+    chance: ShareBelowOne
     """Accuracy of who guesses."""
     metric: Literal["acc", "acc_norm"] = "acc_norm"
     data: Path | None = None
     """A JSON-lines file in the task's own format, in place of its hub data set."""
-    limit: Count = 0
+    limit: AnyTokens = 0
     """Number of questions, in a group of each of its tasks; 0 = all."""
-    shots: Count | None = None
+    shots: Number | None = None
     """Solved questions in front of each; None = as many as the task says itself."""
 
 
@@ -66,15 +65,15 @@ class SuiteExamples:
 
     files: tuple[Path, ...]
     """Files or folders of examples, as `--examples` reads them."""
-    chance: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    chance: ShareBelowOne = 0.0
     """Share of right answers of who guesses."""
     metric: Name = "exact_match"
     """What says of an answer whether it is right (1) or wrong (0)."""
     template: Template = "auto"
     """How an example is written, as `--template`."""
-    answer_tokens: Count = 0
+    answer_tokens: AnyTokens = 0
     """Most tokens of an answer, as `--answer-tokens`."""
-    limit: Count = 0
+    limit: AnyTokens = 0
     """Number of examples; 0 = all."""
 
 
@@ -83,9 +82,9 @@ class Suite:
     """Texts, tasks and examples, by their names."""
 
     title: str = ""
-    context: Annotated[int, Meta(ge=2)] = 1024
+    context: Window = 1024
     """Tokens of a window, as `--context`."""
-    windows: Count = 16
+    windows: Number = 16
     """Number of windows of each text, as `--windows`."""
     texts: dict[Name, SuiteText] = field(default_factory=dict)
     tasks: dict[Name, SuiteTask] = field(default_factory=dict)

@@ -8,11 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from disp_llm.config.bounds import AnyTokens, Weight
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import GENERAL
 from disp_llm.config.places import Name, found_files, require_known, require_known_entries
 from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import Count, Positive, as_type
+from disp_llm.config.schema import as_type
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class MixedText:
     """Commit, tag or branch of the data set; "" = the newest."""
     field: Name = "text"
     """Key or column that holds the text."""
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     """How often a window is drawn from it, relative to the others."""
-    characters: Count = 0
+    characters: AnyTokens = 0
     """Characters that are read from the start of the data set, whole rows of it; 0 = as many as the
     steps need."""
 
