@@ -86,7 +86,7 @@ def _kind(folder: Path) -> tuple[str, Check]:
     if marked or any((folder / name).is_file() for name in ("config.toml", "result.json")):
         return "run", _run
     if any((folder / name).is_file() for name in ("config.json", FACTS)):
-        return "exported folder", _exported
+        return "exported folder", lambda folder: _exported(Weights(folder))
     raise InputError(
         f"{folder} is no run, comparison or model folder",
         field="folder",
@@ -139,12 +139,13 @@ def _recorded(run: Run) -> Iterator[Problem | int]:
     exported = [path.parent for path in sums if path.is_file()]
     weights = {folder: Weights(folder) for folder in exported}
     for folder in exported:
-        yield from _collected(_exported_of_run, weights[folder])
+        yield from _exported(weights[folder])
     for entry in result.get("models", []):
         size, first = entry["size"], result["first_size"]
         folder = run.model_folder(size, first)
         cut = weights.get(folder, Weights(folder))
-        yield from _collected(_cut_by, run.masks_file(size, first), cut)
+        if cut.is_described:
+            yield from _collected(_cut_by, run.masks_file(size, first), cut)
     stored_settings(run.folder)
 
 
@@ -157,15 +158,11 @@ def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(str(path), "was not written by this run", "move it elsewhere")
 
 
-def _exported_of_run(weights: "Weights") -> Iterator[Problem | int]:
-    yield from _sums_of(weights.folder)
-    yield from _shapes(weights)
-
-
-def _exported(folder: Path) -> Iterator[Problem | int]:
-    """An exported folder that may lie anywhere."""
-    yield from _collected(_sums_of, folder)
-    yield from _collected(_shapes, Weights(folder))
+def _exported(weights: "Weights") -> Iterator[Problem | int]:
+    """An exported folder, in a run or anywhere."""
+    yield from weights.held_against_sums
+    if weights.is_described:
+        yield from _collected(_shapes, weights)
 
 
 def _sums_of(folder: Path) -> Iterator[Problem | int]:
@@ -219,6 +216,18 @@ class Weights:
     """The weight files of a model folder, read as far as a question needs it."""
 
     folder: Path
+
+    @cached_property
+    def held_against_sums(self) -> list[Problem | int]:
+        """How many files were held against their sums, and what is wrong with them."""
+        return list(_collected(_sums_of, self.folder))
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the configuration is the one that was written: another says nothing of the
+        weights."""
+        changed = {one.file for one in self.held_against_sums if isinstance(one, Problem)}
+        return str(self.folder / "config.json") not in changed
 
     @cached_property
     def expected(self) -> PrunableModel:
