@@ -28,6 +28,11 @@ class Usual(str):
     """A word of `SMALL`, for where the command line says nothing else."""
 
 
+def usual(words: Iterable[str]) -> list[str]:
+    """Flags that `settled` leaves out where they are given once more."""
+    return [Usual(word) for word in words]
+
+
 def flag_of(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from safetensors.torch import load_file
+from small import usual
 from torch.nn import functional
 
 from disp_llm.evaluation.suites import Scoreboard
@@ -23,7 +24,7 @@ from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import Teacher, token_losses
 
-FEW = "--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split()
+FEW = usual("--tokens 1920 --length 32 --batch 4 --context 32 --windows 8 --dtype float32".split())
 """15 steps of 128 tokens."""
 
 
@@ -122,8 +123,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     ("flags", "words"),
     [
         (("--distill", "1.5"), "--distill: 1.5"),
-        (("--tokens", "0"), "--tokens: too small"),
-        (("--learning-rate", "nan"), "--learning-rate: too small"),
+        (("--tokens", "0"), "--tokens: 0 is too small"),
+        (("--learning-rate", "nan"), "--learning-rate: nan is no number"),
         (("--how", "lora", "--weight-optimizer", "muon"), "--weight-optimizer: steps weights"),
     ],
 )

@@ -145,9 +145,9 @@ def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
     ("flags", "word"),
     [
         (("--weights", "1"), "--weights: 1 for 2; give one number above 0 for each text of --text"),
-        (("--weights", "1", "-1"), "--weights: -1;"),
-        (("--weights", "nan", "1"), "--weights: nan;"),
-        (("--weights", "1", "inf"), "--weights: inf;"),
+        (("--weights", "1", "-1"), "--weights: -1.0 is too small;"),
+        (("--weights", "nan", "1"), "--weights: nan is no number;"),
+        (("--weights", "1", "inf"), "--weights: inf is too large;"),
         (("--mix", "dynamic"), "--mix: has nothing to mix"),
     ],
 )

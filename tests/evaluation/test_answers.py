@@ -160,7 +160,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--metric", "f1"], "--metric: scores answers to examples"),
+        (["--metric", "f1"], "--metric: is for examples"),
         (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with a text"),
         (["--examples", "missing.jsonl"], "--examples: missing.jsonl: No such file"),
         (["--suite", "general", "--metric", "f1"], "--metric: "),

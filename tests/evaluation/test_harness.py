@@ -287,9 +287,15 @@ def test_an_accuracy_counts_before_exact_match():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--tasks", "sums", "--shots", -1], "--shots: -1 is negative; give 0 or more"),
-        (["--shots", 5], "--shots: is for tasks; give --tasks too"),
-        (["--suite", "general", "--shots", 5], "--shots: given together with --suite; write it"),
+        (
+            ["--tasks", "sums", "--shots", -1],
+            "--shots: -1 is too small; give a whole number from 0",
+        ),
+        (["--shots", 5], "--shots: is for tasks; leave it out, or give --tasks"),
+        (
+            ["--suite", "general", "--shots", 5],
+            "--shots: given together with --suite; leave it out",
+        ),
         (["--tasks", "bare", "--shots", 1], "--shots: bare says itself that it has none; leave"),
         (["--tasks", "part_bare", "--shots", 1], "--shots: bare says itself that it has none"),
         (["--tasks", "mixed"], "--shots: the tasks of mixed have 0 to 2 of their own; give one"),

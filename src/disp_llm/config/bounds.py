@@ -141,8 +141,8 @@ def _range_said(bound: Meta, kind: type) -> str:
     """`give a whole number from 2 to 16,777,216`."""
     if kind is tuple:
         return "give one or more"
-    low = f"from {bound.ge:,.12g}" if bound.gt is None else f"above {bound.gt:,.12g}"
-    high = f"to {bound.le:,.12g}" if bound.lt is None else f"below {bound.lt:,.12g}"
+    low = f"from {bound.ge:,.15g}" if bound.gt is None else f"above {bound.gt:,.15g}"
+    high = f"to {bound.le:,.15g}" if bound.lt is None else f"below {bound.lt:,.15g}"
     comma = "" if bound.gt is None and bound.lt is None else ","
     up = "up " if bound.gt is not None and bound.lt is None else ""
     return f"give a {'whole ' if kind is int else ''}number {low}{comma} {up}{high}"

@@ -32,7 +32,8 @@ def require_possible_size(name: str, config: transformers.PreTrainedConfig) -> N
     """
     parts = (getattr(config, part, None) for part in config.sub_configs)
     for part in (config, *filter(None, parts)):
-        found = {key: _whole(getattr(part, key, 0)) for key in LARGEST}
+        written = part.to_dict()  # as attributes some are none, where layers differ
+        found = {key: _whole(written.get(part.attribute_map.get(key, key))) for key in LARGEST}
         widths = 4 * found["hidden_size"] + found["intermediate_size"]
         said = [(key, value, LARGEST[key]) for key, value in found.items()]
         for key, value, most in (
