@@ -298,7 +298,7 @@ def methods_table() -> list[str]:
     return [
         *rows_by_method(result, page_settings()["names"]),
         "",
-        "The same text, budget and evaluation. Each method is written here from its paper and takes "
+        "The same text, budget and evaluation. Each method is written here from its paper, with "
         "the tokens that it is used with; all that it stores is counted. Speed is that of the "
         "smallest size, a prompt of 512 tokens and a token after 512, over the original's "
         f"({result['hardware']['cpu']}). More methods, the mix, equal tokens and equal time: "

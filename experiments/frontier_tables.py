@@ -148,7 +148,12 @@ def quantising() -> list[str]:
     front = [id(row) for row in front_of_bytes(found["rows"])]
     for row in found["rows"]:
         speeds = (f"×{row[mode]['speedup']:.2f}" if mode in row else "" for mode in MODES)
-        cells = [row["model"], row["weights"], f"{row['bytes'] / 1e6:.0f}", f"×{row['general_ratio']:.3f}"]
+        cells = [
+            row["model"],
+            row["weights"],
+            f"{row['bytes'] / 1e6:.0f}",
+            f"×{row['general_ratio']:.3f}",
+        ]
         lines.append(f"| {' | '.join([*cells, *speeds])} | {'yes' if id(row) in front else ''} |")
     note = (
         "Times the original's perplexity over five texts. The pruned models have been recovered; "

@@ -27,7 +27,7 @@ from disp_llm.methods.parts.method import Method
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 OURS = [
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
     *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
