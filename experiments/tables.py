@@ -47,6 +47,9 @@ folders: `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train s
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments.
 
+The paper's tables were not run. Times are the paper's (2.4 hours on two A100 for 7B) or scaled from
+these by parameters. OPT-125M of Table 1 is the first to run.
+
 Other measurements: `benchmarks/`, each a command of its own with its result in
 `benchmarks/results/`. The [comparison of all methods](../experiments/baselines/tables.md) is made
 by `disp-llm compare`. Why each was run, and what came of it: [log](experiment-log.md).
