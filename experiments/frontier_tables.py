@@ -79,13 +79,6 @@ def choices() -> list[str]:
     return [*lines, "", "### Prune, quantise, or both", "", *quantising()]
 
 
-def readme_picture() -> list[str]:
-    """The picture of README.md, once there is one."""
-    if frontier() is None:
-        return []
-    return ["", "![Perplexity over prefill, decode and memory](docs/frontier.png)"]
-
-
 def fronts(frontier: Frontier) -> list[str]:
     """A row a cost: what nothing dominates, the cheapest last; of times those that save some."""
     lines = [

@@ -18,13 +18,13 @@ from architectures_page import architectures_page
 from comparison_tables import (
     HERE,
     baselines_page,
-    equal_table,
     figure,
     general_table,
+    headline,
     ratio,
     results_tables,
 )
-from frontier_tables import choices, comparison_section, frontier, readme_picture
+from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
 from methods_table import methods_table
 from seeds_table import seeds_table
@@ -181,7 +181,7 @@ def between_markers(text: str, name: str, lines: list[str]) -> str:
     """The text with these lines between its markers of that name."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, after = text.split(start)[0], text.split(end)[1]
-    return "\n".join([before + start, "", *lines, "", end + after])
+    return "\n".join([before + start, *lines, end + after])
 
 
 def pages() -> dict[Path, str]:
@@ -199,9 +199,7 @@ def pages() -> dict[Path, str]:
         guide: between_markers(guide.read_text(), "frontier", choices()),
         commands: between_markers(commands.read_text(), "methods", methods_table()),
         readme: between_markers(
-            readme.read_text(),
-            "results",
-            [*general_table(), "", *equal_table(), *readme_picture()],
+            between_markers(readme.read_text(), "headline", headline()), "results", general_table()
         ),
     }
 
