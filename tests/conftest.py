@@ -49,7 +49,7 @@ from disp_llm.methods.parts.coupled import COUPLED
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
-from disp_llm.runs.ownership import mark
+from disp_llm.runs.ownership import kind_of, mark
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.problem import PruningProblem
 
@@ -302,6 +302,14 @@ def one_process() -> Process:
     return Process(Accelerator(cpu=True), torch.device("cpu"))
 
 
+def run_in(folder: Path, **given) -> Run:
+    """A run in a folder that bears our mark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not kind_of(folder):
+        mark(folder, "prune")
+    return Run(folder, **given)
+
+
 def problem_of(
     model_type: str, text: str, folder: Path, heads: bool = False, **changes
 ) -> PruningProblem:
@@ -313,9 +321,7 @@ def problem_of(
     corpus = Corpus((_tokens(text).clone(),))
     scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
     config = PruneConfig("tiny", scores=scores, machine=MachineConfig(device="cpu"))
-    folder.mkdir(parents=True, exist_ok=True)
-    mark(folder, "prune")
-    job = Job(config, Run(folder), one_process())
+    job = Job(config, run_in(folder), one_process())
     return PruningProblem(dense, corpus, budget, (0.6,), align=1, job=job)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BEGUN, byte_tokenizer, tiny_model
+from conftest import BEGUN, byte_tokenizer, run_in, tiny_model
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
@@ -17,17 +17,13 @@ from disp_llm.data.sources import GivenText
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Interrupted
-from disp_llm.runs.ownership import kind_of, mark
 
 LENGTH = 16
 
 
 def writer_in(folder: Path, **changes) -> Writer:
     """A writer of 6 sequences, 2 at once, in a run that has begun."""
-    folder.mkdir(exist_ok=True)
-    if not kind_of(folder):
-        mark(folder, "prune")
-    run = Run(folder)
+    run = run_in(folder)
     writer = Writer(
         model=tiny_model("llama"),
         tokenizer=byte_tokenizer(),

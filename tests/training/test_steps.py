@@ -162,7 +162,7 @@ def test_gradient_loss_and_stop_are_those_of_all_processes(stop):
 
 def test_a_checkpoint_of_another_run_is_gone_on_from_only_if_asked_for(problem, tmp_path):
     of_another = {"step": "3", "run": "0" * 64}
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match="of other settings, another model or other text"):
         _first_step(of_another, problem.job)
     asked_for = dataclasses.replace(problem.job, run=Run(tmp_path, anyway=True))
     assert _first_step(of_another, asked_for) == 3
