@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from configurations import ARCHITECTURES
+from configurations import ARCHITECTURES, cases
 from conftest import SETTINGS, byte_tokenizer, random_weights, tiny_model
 from torch import nn
 from wrapping import tiny_of
@@ -37,7 +37,7 @@ def evaluate(model, text_file, **changes):
     return disp_llm.evaluate(model, byte_tokenizer(), **call | changes)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *WRAPPERS])
+@pytest.mark.parametrize("name", cases([*ARCHITECTURES, *WRAPPERS]))
 def test_a_model_as_it_comes_is_as_configured(name):
     model = tiny_of(name)
     require_loaded(model)
