@@ -24,10 +24,10 @@ demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters 
 		--calibration-sequences 16 --windows 8 --output-dir $(DEMO_DIR)
 
 test: setup  ## the whole suite, in five minutes
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 matrix: setup  ## all architectures, where the suite tries one of each kind
-	$(BIN)/pytest -q -n 2 --dist loadfile -m matrix
+	$(BIN)/pytest -q -n 2 --dist worksteal -m matrix
 
 proof: setup  ## slow proofs on the real model
 	$(BIN)/pytest -q -m proof $(PROOFS)

@@ -354,6 +354,15 @@ def moments_of(problem: PruningProblem, prunable: PrunableModel) -> list[dict[st
     return moments
 
 
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.proof)])
+def compiler(request, monkeypatch):
+    """What runs the graphs of `torch.compile`: as they are, or as C++, which takes a minute to
+    build."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 @pytest.fixture
 def no_registered_methods(monkeypatch):
     """What a test registers is forgotten after it."""

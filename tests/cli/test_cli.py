@@ -46,8 +46,9 @@ def test_help_of_every_command(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_fills_the_lines_of_a_narrow_terminal(command):
-    done = start_command(command, "--help", COLUMNS="80").wait()
+def test_help_fills_the_lines_of_a_narrow_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run_command(command, "--help")
     texts = [line.strip("│|") for line in done.stdout.splitlines()]
     paragraphs = [text for text in texts if text.startswith(HELP_COLUMN) and text.strip()]
     assert paragraphs or command in ("report", "push", "gguf", "verify")
