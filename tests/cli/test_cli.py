@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import tomli_w
 from conftest import environment, run_command
-from fresh import start_command
 
 import disp_llm
 from disp_llm.cli.errors import flag_of, print_error, setting_of, with_flags
