@@ -1,6 +1,7 @@
 """Tiny models of every family, a byte-level tokenizer, text, and commands run as a user runs
 them."""
 
+import gc
 import io
 import json
 import logging
@@ -57,6 +58,13 @@ from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries hold stays to the end: to look through it again and again would take a
+    tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes):
