@@ -8,6 +8,7 @@ import torch
 from configurations import ARCHITECTURES, VOCABULARY, cases
 from conftest import byte_tokenizer, tiny_model
 
+from disp_llm.config.bounds import require_declared
 from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
@@ -286,7 +287,7 @@ def test_as_many_at_once_as_fit(monkeypatch):
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError) as raised:
-        OwnWordsConfig(**settings).validate(written=True)
+        require_declared(OwnWordsConfig(**settings))
     assert raised.value.field in settings
 
 

@@ -27,7 +27,7 @@ from disp_llm.methods.parts.method import Method
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 OURS = [
     *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
     *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
@@ -158,7 +158,9 @@ def test_a_baseline_is_no_method_to_prune_by(name):
 
 
 def test_a_method_that_is_not_ours_begins_nowhere_else():
-    with pytest.raises(InputError, match="start: the method ddp begins with no other method's"):
+    with pytest.raises(
+        InputError, match="start: is of the method learned, and the method ddp does not"
+    ):
         checked(PruneConfig("MODEL", method="ddp", keep=(0.5,), learn=LearnConfig(start="flap")))
 
 

@@ -436,7 +436,7 @@ def test_unknown_architecture_names_the_known_and_the_page():
         family_of(tiny_config("llama").__class__.__mro__[1](model_type="lama"))
     message = str(raised.value)
     assert "nearest: llama" in message
-    assert "docs/add-a-family.md" in message
+    assert "docs/extend.md" in message
     assert all(name in message for name in FAMILIES)
 
 

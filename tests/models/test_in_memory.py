@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 from configurations import ARCHITECTURES, cases
-from conftest import SETTINGS, byte_tokenizer, random_weights, tiny_model
+from conftest import byte_tokenizer, random_weights, tiny_model
+from small import settings_of
 from torch import nn
 from wrapping import tiny_of
 
@@ -28,7 +29,8 @@ def stop(*progress) -> None:
 
 
 def prune(model, text_file, **changes):
-    call = SETTINGS | {"text": text_file, "progress": silent, "method": "magnitude", "keep": 0.5}
+    call = settings_of("magnitude") | {"method": "magnitude", "text": text_file}
+    call |= {"progress": silent, "keep": 0.5}
     return disp_llm.prune(model, byte_tokenizer(), **call | changes)
 
 

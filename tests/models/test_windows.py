@@ -66,7 +66,7 @@ def test_a_shipped_recipe_is_not_asked_for_and_a_file_is(tmp_path):
     own = tmp_path / "own.toml"
     own.write_text('base = "paper"\n')
     paper = replace(paper, recipe=str(own))
-    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 2048, 128)
+    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 2048, 512)
 
 
 def test_positions_that_are_none_limit_nothing():

@@ -27,7 +27,7 @@ from disp_llm.models.skeleton import empty_model
 from disp_llm.reporting.reading import ROWS_AGAIN
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import MADE_AGAIN, PUT_BACK, Run
-from disp_llm.runs.ownership import MARK, kind_of
+from disp_llm.runs.ownership import MARK, damaged_mark, kind_of
 from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import (
     CHANGED_FOLDER,
@@ -104,11 +104,18 @@ def _collected(check: Callable[..., Iterator[Problem | int]], *inputs: Any) -> I
 
 def _comparison(folder: Path) -> Iterator[Problem | int]:
     """`compare.json` and the run folders of its methods."""
+    yield from _collected(_mark, folder)
     yield from _collected(_table, folder)
     yield from _collected(_words, Run(folder))
     found = (path.parent for name in (MARK, "config.toml") for path in folder.rglob(name))
     for run in sorted({*found} - {folder}):
         yield from _run(run)
+
+
+def _mark(folder: Path) -> Iterator[int]:
+    if not kind_of(folder):
+        raise damaged_mark(folder)
+    yield 1
 
 
 def _table(folder: Path) -> Iterator[int]:
@@ -124,6 +131,7 @@ def _words(run: Run) -> Iterator[Problem | int]:
 
 def _run(folder: Path) -> Iterator[Problem | int]:
     """The recorded files of a run, and its models."""
+    yield from _collected(_mark, folder)
     yield from _collected(_recorded, Run(folder))
 
 

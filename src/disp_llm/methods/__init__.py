@@ -1,7 +1,7 @@
 """Every way to choose masks, one file each: `METHOD` with its name, title, reference and function.
 
 Others use `method_named`, `all_methods` and `register`; `baselines` holds what does more than drop
-dimensions, `parts` what several methods share. docs/add-a-method.md explains how to add one.
+dimensions, `parts` what several methods share. docs/extend.md explains how to add one.
 """
 
 import importlib
@@ -36,7 +36,7 @@ def method_named(name: str) -> Method:
             raise InputError(
                 f"the entry point '{name}' ({entry.value}) is no method of that name",
                 field="method",
-                hint="correct that package as docs/add-a-method.md explains, or uninstall it",
+                hint="correct that package as docs/extend.md explains, or uninstall it",
             )
         return found
     if name in _registered:
