@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from configurations import ARCHITECTURES, cases
 from conftest import masks_of, tiny_prunable
 
 from disp_llm.masks.masking import masked
@@ -34,7 +35,7 @@ def losses_and_gradients(target, kept, computed):
     return dense, losses.detach(), mask.grad, [p.grad for p in adapters.parameters()]
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", cases(ARCHITECTURES))
 def test_what_is_left_out_changes_nothing_else(model_type):
     target = tiny_prunable(model_type, heads=FAMILIES[model_type].can_lose_heads)
     kept = masks_of("random", target.layout).kept

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
-from configurations import ARCHITECTURES
+from configurations import ARCHITECTURES, cases
 from conftest import byte_tokenizer, random_weights, tiny_model
 from small import settings_of
 from torch import nn
@@ -39,7 +39,7 @@ def evaluate(model, text_file, **changes):
     return disp_llm.evaluate(model, byte_tokenizer(), **call | changes)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *WRAPPERS])
+@pytest.mark.parametrize("name", cases([*ARCHITECTURES, *WRAPPERS]))
 def test_a_model_as_it_comes_is_as_configured(name):
     model = tiny_of(name)
     require_loaded(model)

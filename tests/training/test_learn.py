@@ -354,12 +354,10 @@ def test_policy_gradient_needs_no_gradient_through_the_model(problem, tmp_path):
     assert not torch.equal(whole.importance, whole.importance[0].expand_as(whole.importance))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_learn_the_same(problem, tmp_path):
     """And leave the model as it was. One translation serves all blocks."""
     figures: dict[str, list[float]] = {}
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     for compiled in ("no", "yes"):
         training = dataclasses.replace(TRAINING, compile=compiled, learning_rate=1e-3)
         losses = figures.setdefault(compiled, [])
