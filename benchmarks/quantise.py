@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from disp_llm.config.names import WEIGHT_KINDS, WeightKind
+from disp_lab.names import WEIGHT_KINDS
+from disp_llm.config.names import WeightKind
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.suites import load_suite
 from disp_llm.evaluation.memory import stored_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from machines import Times, origin_of_rows
 
-from disp_llm.reporting.comparison import markdown
+from disp_lab.reporting.tables import markdown
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "baselines"

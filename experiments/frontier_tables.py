@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from comparison_tables import HERE, figure, ratio
 from machines import origin_of_rows, origins
 
-from disp_llm.config.names import DENSE, OURS
-from disp_llm.reporting.comparison import markdown
-from disp_llm.reporting.frontier import COSTS, Frontier, Point, frontier_lines
+from disp_lab.names import DENSE, OURS
+from disp_lab.reporting.frontier import COSTS, Frontier, Point, frontier_lines
+from disp_lab.reporting.tables import markdown
 
 RESULTS = HERE / "results" / "frontier.json"
 QUANTISED = HERE.parent / "benchmarks" / "results" / "quantise.json"

@@ -3,10 +3,11 @@ docs/commands.md."""
 
 import re
 
-from disp_llm.commands.variants import VARIANTS
-from disp_llm.config.names import compared_methods, own_methods
+from disp_lab.baselines import baseline_named
+from disp_lab.names import compared_methods
+from disp_lab.variants import VARIANTS
+from disp_llm.config.names import own_methods
 from disp_llm.methods import method_named
-from disp_llm.methods.baselines import baseline_named
 
 
 def methods_table() -> list[str]:

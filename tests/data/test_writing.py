@@ -8,7 +8,7 @@ import torch
 from configurations import ARCHITECTURES, VOCABULARY
 from conftest import byte_tokenizer, tiny_model
 
-from disp_llm.config.compare import CompareConfig
+from disp_lab.settings import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig

@@ -10,20 +10,20 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
+from disp_lab.baselines import all_baselines, baseline_named
+from disp_lab.baselines.depth import block_influence
+from disp_lab.baselines.greedy import greedy
+from disp_lab.baselines.tyr import tyr
+from disp_lab.names import STRUCTURES
+from disp_lab.settings import CompareConfig
 from disp_llm.commands.planning import require_possible
-from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import BRANCHES, SITES, STRUCTURES
+from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.methods import all_methods, method_named, register
-from disp_llm.methods.baselines import all_baselines, baseline_named
-from disp_llm.methods.baselines.depth import block_influence
-from disp_llm.methods.baselines.greedy import greedy
-from disp_llm.methods.baselines.tyr import tyr
-from disp_llm.methods.parts.method import Method
+from disp_llm.methods import Method, all_methods, method_named, register
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
@@ -231,7 +231,7 @@ def test_the_documented_method_works_from_a_package_that_is_not_ours(installed, 
 @pytest.mark.parametrize("entry_points", ["broken = not_ours:NAME", "other = not_ours:METHOD"])
 def test_an_entry_point_that_is_no_method_of_its_name_is_refused(installed, entry_points):
     source = """
-from disp_llm.methods.parts.method import Method
+from disp_llm.methods import Method
 NAME = "broken"
 METHOD = Method("mine", "Mine", "nowhere", lambda problem: None)
 """

@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from disp_llm.config.compare import CompareConfig
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
-from disp_llm.config.prune import PruneConfig
+from disp_llm.config.parts import ReadsText
 from disp_llm.config.recipes import recipe_names
-from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.files import files_under
@@ -24,7 +22,7 @@ TEXTS = ("text", "eval_text", "examples", "eval_examples", "processor_data")
 """Settings that name files of text, examples or pictures."""
 
 
-def input_files(config: PruneConfig | RecoverConfig | CompareConfig) -> Files:
+def input_files(config: ReadsText) -> Files:
     """All of them; a model or data set of the hub has none.
 
     Raises:
@@ -46,7 +44,7 @@ def input_files(config: PruneConfig | RecoverConfig | CompareConfig) -> Files:
     return {name: files for name, files in found.items() if files}
 
 
-def require_same_files(config: PruneConfig | RecoverConfig, run: Run) -> None:
+def require_same_files(config: ReadsText, run: Run) -> None:
     """Refuses a run that was made of other files than those that its settings name now.
 
     Raises:

@@ -24,7 +24,6 @@ from disp_llm.models.architectures import Branch
 from disp_llm.models.files import weight_files
 from disp_llm.models.loading import family_of_any, load_config
 from disp_llm.models.skeleton import empty_model
-from disp_llm.reporting.reading import ROWS_AGAIN
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import MADE_AGAIN, PUT_BACK, Run
 from disp_llm.runs.ownership import MARK, kind_of
@@ -39,7 +38,8 @@ from disp_llm.runs.sums import (
 )
 from disp_llm.runs.tensors import opened, read_tensors
 
-COMPARISON = "compare.json"
+COMPARISON, ROWS_AGAIN = "compare.json", "delete it; every row is made again"
+"""What `disp-llm compare` writes, and what to do where it is damaged."""
 
 PACKED = "_packed"
 """How the name of a packed weight ends."""

@@ -134,8 +134,7 @@ class LearnConfig:
     the run."""
     start: Annotated[str, tyro.conf.arg(metavar="{scores,random,METHOD}")] = "scores"
     """Where the logits begin: at the Fisher scores, at what the parametrisation draws (random), or
-    at the scores of another method, such as flap, or at what greedy or depth keeps, which says what
-    is pruned unless `sites` does."""
+    at the scores of another method, which says what is pruned unless `sites` does."""
     fixed_masks: bool = False
     """Keep the masks that the start gives at every size, and learn scales and adapters alone: what
     a structure is worth with everything else alike."""
