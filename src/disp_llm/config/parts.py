@@ -7,7 +7,7 @@ use.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -363,11 +363,3 @@ class MachineConfig:
     """Seed of every random draw."""
     patience: Patience = 30.0
     """Minutes that one of several processes waits for the others within a step; then all end."""
-
-
-class ReadsText(Protocol):
-    """Settings of a task that reads text."""
-
-    @property
-    def text(self) -> TextConfig:
-        """Which."""

@@ -1,0 +1,54 @@
+"""The product needs nothing of the lab."""
+
+import json
+import re
+from pathlib import Path
+
+import fresh
+import pytest
+
+PRODUCT = Path(__file__).parents[2] / "src" / "disp_llm"
+
+ALONE = """
+import importlib.metadata, sys
+sys.modules["disp_lab"] = None
+entry_points = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **of: [
+    entry for entry in entry_points(**of) if not entry.value.startswith("disp_lab")
+]
+"""
+"""What a process begins with that has no lab."""
+
+BROKEN = """
+import sys
+sys.modules["disp_lab"] = None
+"""
+"""The same where the entry points are left."""
+
+
+@pytest.mark.parametrize("path", sorted(PRODUCT.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_of_the_product_names_the_lab_in_code(path):
+    assert not re.search(r"(import|from) disp_lab|[\"']disp_lab", path.read_text())
+
+
+@pytest.mark.parametrize("before", [ALONE, BROKEN])
+def test_prune_works_without_the_lab(before, llama_folder, text_file, tmp_path):
+    flags = "--keep 0.5 --steps 2 --length 32 --batch 1 --calibration-sequences 2 --rounds 0"
+    done = fresh.start_command(
+        "prune", llama_folder, "--text", text_file, *flags.split(), "--calibration-length", 32,
+        "--windows", 1, "--context", 32, "--output-dir", tmp_path / "run", "--json", before=before,
+    ).wait()  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["models"][0]["keep"] == pytest.approx(0.5, abs=0.05)
+    assert ("'compare' (disp_lab.command:COMPARE) cannot be loaded" in done.stderr) == (
+        before == BROKEN
+    )
+
+
+def test_help_lists_what_the_lab_adds_and_loads_no_torch():
+    after = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    for arguments in (["--help"], ["compare", "--help"]):
+        done = fresh.start_command(*arguments, before=f"import sys; {after}").wait()
+        assert done.returncode == 0, done.stderr
+        assert "Methods side by side" in done.stdout
+        assert done.stdout.splitlines()[-1] == "False"
