@@ -25,7 +25,7 @@ OTHER = {
     "warmup": 0.5, "clip": 0.1, "distill": 0.1, "start": "random", "fixed_masks": True,
     "whole_bonus": 5.0, "parametrisation": "heads", "estimator": "reinmax", "shift": 2.0,
     "temperature": 3.0, "constrained": True, "penalty": 4.0, "scale_rate": 0.5, "adapter_rank": 3,
-    "adapter_rate": 0.5, "weight_rate": 0.5, "spare": 0.5, "calibration_sequences": 3,
+    "adapter_rate": 0.5, "weight_rate": 0.5, "calibration_sequences": 3,
     "calibration_length": 24, "score_rounds": 2,
 }  # fmt: skip
 """Another value of every setting of learning and scoring."""
@@ -110,7 +110,6 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --start random --whole-bonus 3", "whole_bonus"),
         ("prune m --shift 3", "shift"),
         ("prune m --estimator policy_gradient --penalty 6 --weight-rate 1e-4", "weight_rate"),
-        ("prune m --estimator reinmax --penalty 6 --spare 0.5", "spare"),
         ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
         ("prune m --offload cpu --compile yes", "compile"),
         ("prune m --offload cpu --gradient-checkpointing no", "gradient_checkpointing"),

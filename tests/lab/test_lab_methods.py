@@ -154,7 +154,7 @@ def test_a_baseline_is_no_method_to_prune_by(name):
 
 
 def test_a_method_that_is_not_ours_begins_nowhere_else():
-    with pytest.raises(InputError, match="start: the method ddp begins with no other method's"):
+    with pytest.raises(InputError, match="start: is of the method learned"):
         checked(PruneConfig("MODEL", method="ddp", keep=(0.5,), learn=LearnConfig(start="flap")))
 
 

@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import fresh
 import pytest
+from conftest import environment
 
 PRODUCT = Path(__file__).parents[2] / "src" / "disp_llm"
 
@@ -45,10 +48,13 @@ def test_prune_works_without_the_lab(before, llama_folder, text_file, tmp_path):
     )
 
 
-def test_help_lists_what_the_lab_adds_and_loads_no_torch():
-    after = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
-    for arguments in (["--help"], ["compare", "--help"]):
-        done = fresh.start_command(*arguments, before=f"import sys; {after}").wait()
-        assert done.returncode == 0, done.stderr
-        assert "Methods side by side" in done.stdout
-        assert done.stdout.splitlines()[-1] == "False"
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])
+def test_help_lists_what_the_lab_adds_and_loads_no_torch(arguments):
+    told = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+    script = f"{told}; from disp_llm.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60,
+        check=True, env=environment(),
+    )  # fmt: skip
+    assert "Methods side by side" in " ".join(done.stdout.split())
+    assert done.stdout.splitlines()[-1] == "False"

@@ -102,7 +102,7 @@ def require_unread(config: PruneConfig) -> None:
     """Refuses what needs all weights in one process.
 
     Raises:
-        InputError: the method looks at weights, learning leaves some out, or time is the budget.
+        InputError: the method looks at weights, or time is the budget.
     """
     method = scoring_method(config)
     if method.reads_weights:
@@ -110,12 +110,6 @@ def require_unread(config: PruneConfig) -> None:
             f"{method.name} looks at weights, which do not all lie in this process",
             field="method",
             hint="use learned, or leave `shard`, `offload` and `base_precision` out",
-        )
-    if config.learn.leaves_out:
-        raise InputError(
-            "cuts weights, which do not all lie in this process",
-            field="spare",
-            hint="leave it out, or leave `shard`, `offload` and `base_precision` out",
         )
     if config.budget.budget == "latency":
         raise InputError(

@@ -43,7 +43,7 @@ READS = (
     Use(
         "learning_rate beta1 beta2 weight_decay weight_optimizer schedule warmup clip distill "
         "start fixed_masks whole_bonus parametrisation estimator shift temperature constrained "
-        "penalty scale_rate adapter_rank adapter_rate weight_rate spare",
+        "penalty scale_rate adapter_rank adapter_rate weight_rate",
         when=lambda config: method_reads(config).learning,
         what="is of the method learned, and the method {0.method} does not read it",
         instead="leave `method` out",
