@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from disp_lab.reporting import plots as comparison_plots
 from disp_lab.reporting.plots import draw_comparison
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
-from disp_llm.reporting import comparison_plots
 from disp_llm.reporting.canvas import canvas, mark_dense
 from disp_llm.runs.results import Perplexity, as_json
 from disp_llm.runs.scores import Scores, TaskScore, TextScore

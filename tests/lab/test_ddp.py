@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
+from disp_lab.methods import ddp
 from disp_lab.names import COUPLED
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -17,7 +18,6 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.masking import masked
 from disp_llm.masks.shapes import BlockShape
-from disp_llm.methods import ddp
 from disp_llm.training.problem import PruningProblem
 
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from disp_lab.reporting import frontier_plots
 from disp_lab.reporting.frontier import COSTS, Frontier, frontier_lines, named_together
 from disp_lab.reporting.frontier_plots import draw_frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
-from disp_llm.reporting import frontier_plots
 from disp_llm.runs.results import Perplexity, as_json
 from disp_llm.runs.scores import Scores, TextScore
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import problem_of, tiny_prunable, with_config
 
+from disp_lab.methods import gisp
 from disp_lab.names import COUPLED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
@@ -14,7 +15,6 @@ from disp_llm.config.parts import ScoreConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.masking import masked
-from disp_llm.methods import gisp
 from disp_llm.methods.calibration import calibration_windows
 from disp_llm.training.problem import PruningProblem
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
+from disp_lab.methods import grasprune
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS
 from disp_llm.masks.budget import project
-from disp_llm.methods import grasprune
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.runs.tensors import read_tensors
 from disp_llm.training.checkpoints import checkpoints

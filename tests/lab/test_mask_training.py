@@ -16,6 +16,7 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Masks
 from disp_llm.methods import method_named
 from disp_llm.runs.folder import Run
+from disp_llm.runs.ownership import mark
 from disp_llm.training.problem import PruningProblem
 
 STEPS = 10
@@ -49,6 +50,8 @@ def test_resumed_equals_uninterrupted(problem, tmp_path, name, last):
                 if done == kill_at:
                     raise Killed
 
+        (tmp_path / folder).mkdir(exist_ok=True)
+        mark(tmp_path / folder, "prune")
         job = replace(problem.job, run=Run(tmp_path / folder), progress=on_step)
         return replace(problem, job=job)
 
