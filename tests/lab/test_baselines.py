@@ -9,7 +9,7 @@ from conftest import problem_of, tiny_prunable, with_config
 
 from disp_lab.baselines import greedy as greedy_module
 from disp_lab.baselines.depth import block_influence, depth, keep_blocks
-from disp_lab.baselines.greedy import greedy, most_similar, solve_blocks
+from disp_lab.baselines.greedy import greedy, least_squares, most_similar, solve_blocks
 from disp_lab.methods.sheared import HardConcrete, sheared, target_shape
 from disp_lab.methods.taylor import METHOD as TAYLOR
 from disp_lab.methods.wanda import METHOD as WANDA
@@ -26,7 +26,6 @@ from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import learned as learned_module
 from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.methods.calibration import calibration_windows
-from disp_llm.methods.compensating import least_squares
 
 
 @pytest.fixture

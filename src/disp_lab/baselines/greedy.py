@@ -28,7 +28,7 @@ from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
-from disp_llm.methods.compensating import least_squares
+from disp_llm.methods.compensating import DAMPING, damped
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
@@ -109,6 +109,14 @@ def _reconstruct(
     solved = least_squares(matrix.double(), moment, kept)
     matrix.zero_()
     matrix[:, kept] = solved.to(matrix.dtype)
+
+
+def least_squares(
+    weight: Float[Tensor, "R K"], moment: Float[Tensor, "K K"], kept: Bool[Tensor, " K"]
+) -> Float[Tensor, "R S"]:
+    """`argmin E‖W·x − W'·x_S‖²` in float64, damped."""
+    held = damped(moment, DAMPING)
+    return torch.linalg.solve(held[kept][:, kept], held[kept] @ weight.double().T).T
 
 
 BASELINE = Baseline(

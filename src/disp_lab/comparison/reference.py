@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from disp_lab.comparison.memory import cache_bytes, stored_bytes
 from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
@@ -22,7 +23,6 @@ from disp_llm.data.named import read_sources
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Writer
-from disp_llm.evaluation.memory import cache_bytes, stored_bytes
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel

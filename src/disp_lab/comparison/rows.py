@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from disp_lab.baselines import all_baselines
 from disp_lab.comparison.places import Place
+from disp_lab.comparison.quantised import quantised
 from disp_lab.comparison.reference import Reference, shared_settings, with_steps
 from disp_lab.names import DENSE, mask_methods
 from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
@@ -26,7 +27,6 @@ from disp_llm.config.names import WeightKind
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.named import InMemory
 from disp_llm.evaluation.suites import against
-from disp_llm.export.quantising import quantised
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods import method_named

@@ -1,21 +1,19 @@
 """Weights of a layer that make up for those that are pruned or rounded, over calibration text.
 
-**Column by column**, those to the right make up: what a column's new value misses changes them all,
+Column by column, those to the right make up: what a column's new value misses changes them all,
 so that the output remains as near as it can. With `e = (w_j − v_j)/[H⁻¹]_jj` the row gets
 `W: -= e·[H⁻¹]_j:` (optimal brain surgeon; SparseGPT, arXiv 2301.00774, Eq. 3, for weights that are
 pruned; GPTQ, arXiv 2210.17323, Eq. 2, for weights that are rounded). H is `Σ x·xᵀ` of the inputs
 from j on, with 1 % of its mean diagonal added. All its inverses lie in one Cholesky factor U
 (Algorithm 1 of either): `[H⁻¹]_jj = U_jj²`.
 
-**At once**, where whole inputs are pruned: what is kept is solved for by least squares.
-
-R outputs, C inputs of a layer, S of them kept.
+R outputs, C inputs of a layer.
 """
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 COLUMNS = 128
@@ -58,14 +56,6 @@ def inverse_factor(moment: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
     upper = torch.linalg.cholesky(damped(moment, DAMPING).flip(0, 1)).flip(0, 1)
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
     return torch.linalg.solve_triangular(upper, identity, upper=True)
-
-
-def least_squares(
-    weight: Float[Tensor, "R C"], moment: Float[Tensor, "C C"], kept: Bool[Tensor, " C"]
-) -> Float[Tensor, "R S"]:
-    """`argmin E‖W·x − W'·x_S‖²` in float64, damped."""
-    held = damped(moment, DAMPING)
-    return torch.linalg.solve(held[kept][:, kept], held[kept] @ weight.double().T).T
 
 
 def damped(moment: Float[Tensor, "C C"], share: float) -> Float[Tensor, "C C"]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import masks_of, tiny_model, tiny_prunable
 
+from disp_lab.comparison.memory import cache_bytes, stored_bytes
+from disp_lab.comparison.quantised import quantised
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation.memory import cache_bytes, stored_bytes
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.quantising import quantised
 from disp_llm.masks.prunable import PrunableModel
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
