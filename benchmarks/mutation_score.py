@@ -39,7 +39,6 @@ ROOMS = ("masks", "training", "export", "evaluation")
 TESTS = {room: (f"tests/{room}/",) for room in ROOMS}
 TESTS["masks"] += ("tests/evaluation/test_latency.py::test_what_cuts_save",)
 TESTS["training"] += ("tests/commands/test_ways.py::test_memory_falls",)
-TESTS["evaluation"] += ("tests/export/test_quantising.py::test_stored_bytes",)
 """Where the tests of a room begin: those that mirror it, and of others what nothing there runs."""
 ALWAYS = ("phi3",)
 """Parameters that every test is run with that has them: layers that are fused."""

@@ -22,13 +22,14 @@ from pathlib import Path
 
 import torch
 
-from disp_llm.config.names import WEIGHT_KINDS, WeightKind
+from disp_lab.comparison.memory import stored_bytes
+from disp_lab.comparison.quantised import quantised
+from disp_lab.names import WEIGHT_KINDS
+from disp_llm.config.names import WeightKind
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.suites import load_suite
-from disp_llm.evaluation.memory import stored_bytes
 from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner
-from disp_llm.export.quantising import quantised
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load
 from disp_llm.runs.provenance import provenance

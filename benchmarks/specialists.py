@@ -25,11 +25,11 @@ from linear_tagger import linear_tagger  # first, since it says where the exampl
 from ner import SCORERS, save, tagger_in
 from plain_tagger import score_plain, train_plain
 
+from disp_lab.baselines.depth import keep_blocks
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.export.compressing import quantise
 from disp_llm.export.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.baselines.depth import keep_blocks
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.files import read_json
 from disp_llm.runs.provenance import provenance

@@ -7,7 +7,7 @@ so that every block is passed in both directions and no weight gets a gradient: 
 method that learns by back-propagation through the frozen model must do. The other is a whole step
 of `learn`: projection, masks, the original as teacher if asked for, loss, backward, optimiser.
 
-    python benchmarks/step_time.py [MODEL] [--spare 0.1] [--distill 0.5] [--compile]
+    python benchmarks/step_time.py [MODEL] [--distill 0.5] [--compile]
 """
 
 import argparse
@@ -98,7 +98,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=TrainingConfig.length)
     parser.add_argument("--batch", type=int, default=TrainingConfig.batch)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.8])
-    parser.add_argument("--spare", type=float, default=LearnConfig.spare)
     parser.add_argument("--distill", type=float, default=0.0)
     parser.add_argument("--adapter-rank", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
@@ -115,7 +114,7 @@ def main() -> None:
     config = PruneConfig(
         asked.model,
         training=training,
-        learn=LearnConfig(spare=asked.spare, adapter_rank=asked.adapter_rank),
+        learn=LearnConfig(adapter_rank=asked.adapter_rank),
         machine=MachineConfig(dtype=asked.dtype, device="cpu"),
     )
     bare, ours = measured(config, tuple(asked.keep), asked.rounds)

@@ -10,9 +10,8 @@ import torch
 import disp_llm
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
-from disp_llm.methods import register
-from disp_llm.methods.parts.calibration import calibration_windows
-from disp_llm.methods.parts.method import Method
+from disp_llm.methods import Method, Reads, register
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 
@@ -36,6 +35,7 @@ MINE = Method(
     title="First-order scores",
     reference="this example",
     choose=first_order,
+    reads=Reads(gradients=True),
 )
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from comparison_tables import HERE
 from machines import machine, origin_of_rows
 
-from disp_llm.config.names import DENSE, OURS
-from disp_llm.reporting.frontier import COSTS, Frontier, Point, frontier_lines
+from disp_lab.names import DENSE, OURS
+from disp_lab.reporting.frontier import COSTS, Frontier, Point, frontier_lines
 
 RESULTS = HERE / "results" / "frontier.json"
 QUANTISED = HERE.parent / "benchmarks" / "results" / "quantise.json"

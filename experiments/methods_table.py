@@ -3,10 +3,10 @@ docs/commands.md."""
 
 import re
 
-from disp_llm.commands.variants import VARIANTS
-from disp_llm.config.names import compared_methods, own_methods
+from disp_lab.baselines import baseline_named
+from disp_lab.names import BASELINES, compared_methods
+from disp_lab.variants import VARIANTS
 from disp_llm.methods import method_named
-from disp_llm.methods.baselines import baseline_named
 
 
 def methods_table() -> list[str]:
@@ -17,10 +17,10 @@ def methods_table() -> list[str]:
             told = " ".join((VARIANTS[name].change.__doc__ or "").split())
             lines.append(f"| `{name}` | {told.rstrip('.')} | | |")
             continue
-        own = name in own_methods()
-        method = method_named(name) if own else baseline_named(name)
+        masks = name not in BASELINES
+        method = method_named(name) if masks else baseline_named(name)
         paper, link = _paper(method.reference)
-        lines.append(f"| `{name}` | {method.title}{paper} | {link} | {'yes' if own else ''} |")
+        lines.append(f"| `{name}` | {method.title}{paper} | {link} | {'yes' if masks else ''} |")
     return lines
 
 

@@ -216,8 +216,8 @@ def main() -> None:
         path.write_text(text)
     from chart import draw_lost  # needs matplotlib, which --check does not
 
-    from disp_llm.reporting.frontier import COSTS, Frontier
-    from disp_llm.reporting.frontier_plots import draw_costs
+    from disp_lab.reporting.frontier import COSTS, Frontier
+    from disp_lab.reporting.frontier_plots import draw_costs
 
     docs = ROOT / "docs"
     draw_lost(docs / "lost.png")

@@ -37,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
 import disp_llm  # noqa: F401  (registers the compact classes)
+from disp_lab.names import COUPLED
 from disp_llm.cli.main import main
 from disp_llm.commands import measuring
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
@@ -47,8 +48,8 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Compensation, Masks, Selection
-from disp_llm.methods.parts.block_by_block import visit_blocks
-from disp_llm.methods.parts.coupled import COUPLED
+from disp_llm.methods import Method
+from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
@@ -380,10 +381,9 @@ def compiler(request, monkeypatch):
 @pytest.fixture
 def no_registered_methods(monkeypatch):
     """What a test registers is forgotten after it."""
-    registered: list[str] = []
-    monkeypatch.setattr("disp_llm.methods._registered", {})
-    monkeypatch.setattr("disp_llm.methods.registered_methods", registered)
-    monkeypatch.setattr("disp_llm.config.names.registered_methods", registered)
+    registered: dict[str, Method] = {}
+    monkeypatch.setattr("disp_llm.methods.registered", registered)
+    monkeypatch.setattr("disp_llm.config.methods.registered", registered)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from disp_llm.config.names import STEPPING, UNREAD
+from disp_llm.config.methods import Reads, method_names, reads_of
 
 LEARNING = {"steps": 6, "length": 32, "checkpoint_every": 2}
 CALIBRATION = {"calibration_sequences": 4, "calibration_length": 32}
@@ -20,8 +20,12 @@ SETTINGS = LEARNING | BATCH | CALIBRATION | MEASURING
 
 def settings_of(method: str) -> dict[str, object]:
     """Those of `SETTINGS` that a method reads."""
-    learning = LEARNING | BATCH if method in STEPPING else {}
-    return learning | ({} if method in UNREAD else CALIBRATION) | MEASURING
+    reads = reads_of(method) if method in method_names() else Reads()
+    return (
+        (LEARNING | BATCH if reads.steps else {})
+        | (CALIBRATION if reads.calibration else {})
+        | MEASURING
+    )
 
 
 class Usual(str):

@@ -1,7 +1,7 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
-The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `compare`,
-`bench`, `examine`, `export_sizes` and `verify` (docs/api.md). Each is imported when it is first
+The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `bench`,
+`examine`, `export_sizes` and `verify` (docs/api.md). Each is imported when it is first
 asked for.
 
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from disp_llm.commands.bench import bench as bench
-    from disp_llm.commands.compare import compare as compare
     from disp_llm.commands.doctor import examine as examine
     from disp_llm.commands.evaluate import evaluate as evaluate
     from disp_llm.commands.export_sizes import export_sizes as export_sizes
@@ -33,7 +32,6 @@ _LAZY = {
     "prune": "commands.prune",
     "recover": "commands.recover",
     "evaluate": "commands.evaluate",
-    "compare": "commands.compare",
     "bench": "commands.bench",
     "examine": "commands.doctor",
     "export_sizes": "commands.export_sizes",

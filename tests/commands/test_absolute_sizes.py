@@ -10,10 +10,10 @@ from test_prune import assert_one_line
 from transformers import AutoModelForCausalLM
 
 import disp_llm
+from disp_lab.comparison.memory import cache_bytes
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation import latency
-from disp_llm.evaluation.memory import cache_bytes
 from disp_llm.evaluation.timing import Pair
 
 WORK = ("--workload-length", 64, "--workload-batch", 2)

@@ -12,6 +12,7 @@ import transformers
 from conftest import SETTINGS, SMALL, byte_tokenizer, environment, run_command, tiny_model
 from small import settings_of
 
+import disp_lab
 import disp_llm
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.config.evaluate import EvalConfig
@@ -172,7 +173,7 @@ def test_what_is_no_text_is_refused(text, said):
 def test_a_comparison_reads_files_alone(field, given, llama_folder, text_file, tmp_path):
     asked = {"text": text_file} | {field: given}
     with pytest.raises(disp_llm.InputError) as raised:
-        disp_llm.compare(llama_folder, output_dir=tmp_path / "table", progress=silent, **asked)
+        disp_lab.compare(llama_folder, output_dir=tmp_path / "table", progress=silent, **asked)
     assert str(raised.value) == f"{field}: lies in memory; write it to a file, and name that"
     assert not (tmp_path / "table").exists()
 
@@ -350,7 +351,7 @@ llama = LlamaForCausalLM(
 )
 for task in (
     disp_llm.examine,
-    disp_llm.compare,
+    disp_lab.compare,
     disp_llm.bench,
     lambda model: disp_llm.evaluate(torch.compile(model)),
     lambda model: disp_llm.evaluate(model, "smollm2-135m"),

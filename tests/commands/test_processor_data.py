@@ -27,7 +27,7 @@ from disp_llm.data.tokens import Corpus
 from disp_llm.data.windows import Windows, joined
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.parts.calibration import calibration_tokens
+from disp_llm.methods.calibration import calibration_tokens
 from disp_llm.models.loading import load
 from disp_llm.training.losses import mean_losses
 

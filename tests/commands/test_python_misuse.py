@@ -10,6 +10,7 @@ import fresh
 SCRIPT = """
 import json, math, sys
 from pathlib import Path
+import disp_lab
 import disp_llm
 from disp_llm.config import bench, compare, doctor, evaluate, export, prune, recover
 from disp_llm.config.recipes import setting_paths
@@ -68,6 +69,7 @@ print(json.dumps(found))
 """
 
 SAID = """
+import disp_lab
 import disp_llm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -80,7 +82,7 @@ for call in (
     lambda: disp_llm.prune("nowhere", progress=3),
     lambda: disp_llm.prune("nowhere", stop_requested=3),
     lambda: disp_llm.verify(None),
-    lambda: disp_llm.compare(),
+    lambda: disp_lab.compare(),
     lambda: disp_llm.prune(),
 ):
     try:

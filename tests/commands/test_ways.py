@@ -169,9 +169,6 @@ def test_all_that_learns_is_counted():
             numbers = sum(one.numel() for one in made.parameters())
             assert counted(parametrisation=name, constrained=tied).trained == 24 * numbers
     assert counted(estimator="policy_gradient").kept == 0 < counted().kept
-    blocks = 4 * sum(p.numel() for block in target.blocks for p in block.parameters())
-    assert counted(spare=0.1).running == round(0.6 * blocks)
-    assert counted().running == 0
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi", "opt"])

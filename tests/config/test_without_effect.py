@@ -8,15 +8,14 @@ from commands_of_all import declared, least
 from conftest import problem_of, run_command
 
 from disp_llm.cli.parsing import COMMANDS, parse
-from disp_llm.config.bounds import require_declared
 from disp_llm.config.effect import require_used, unread, usual_settings, with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import STEPPING, UNREAD, own_methods
+from disp_llm.config.methods import OWN, method_names, reads_of
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import setting_paths, with_value
-from disp_llm.methods import all_methods, method_named
+from disp_llm.methods import Method, Reads, all_methods, method_named, register
 from disp_llm.training.problem import PruningProblem
 
 OTHER = {
@@ -26,7 +25,7 @@ OTHER = {
     "warmup": 0.5, "clip": 0.1, "distill": 0.1, "start": "random", "fixed_masks": True,
     "whole_bonus": 5.0, "parametrisation": "heads", "estimator": "reinmax", "shift": 2.0,
     "temperature": 3.0, "constrained": True, "penalty": 4.0, "scale_rate": 0.5, "adapter_rank": 3,
-    "adapter_rate": 0.5, "weight_rate": 0.5, "spare": 0.5, "calibration_sequences": 3,
+    "adapter_rate": 0.5, "weight_rate": 0.5, "calibration_sequences": 3,
     "calibration_length": 24, "score_rounds": 2,
 }  # fmt: skip
 """Another value of every setting of learning and scoring."""
@@ -39,7 +38,7 @@ def with_settings_of(problem: PruningProblem, config: PruneConfig) -> PruningPro
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"method": method} for method in own_methods() if method != "reap"),
+        *({"method": method} for method in method_names() if method != "reap"),
         {"fixed_masks": True},
         {"estimator": "policy_gradient", "penalty": 6.0},
         {"estimator": "reinmax", "penalty": 6.0},
@@ -76,11 +75,11 @@ def test_what_is_refused_changes_nothing(changes, text_file, tmp_path):
     assert with_used(changed) == with_used(config)
 
 
-def test_the_names_of_methods_are_those_that_say_so():
-    for name in own_methods():
-        assert method_named(name).learns == (name in STEPPING)
+def test_what_is_known_of_ours_is_what_they_say():
+    assert {name: method_named(name).reads for name in OWN} == OWN
     for name, method in all_methods().items():
-        assert method.reads_text == (name not in UNREAD), name
+        assert reads_of(name) == method.reads
+        assert method.reads.gradients or not method.reads.steps
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -111,7 +110,6 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --start random --whole-bonus 3", "whole_bonus"),
         ("prune m --shift 3", "shift"),
         ("prune m --estimator policy_gradient --penalty 6 --weight-rate 1e-4", "weight_rate"),
-        ("prune m --estimator reinmax --penalty 6 --spare 0.5", "spare"),
         ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
         ("prune m --offload cpu --compile yes", "compile"),
         ("prune m --offload cpu --gradient-checkpointing no", "gradient_checkpointing"),
@@ -147,10 +145,13 @@ def test_what_is_given_without_effect_is_one_line(arguments, setting):
     assert "\n" not in str(refused.value)
 
 
-def test_a_method_of_another_package_may_read_anything():
+@pytest.mark.usefixtures("no_registered_methods")
+def test_a_method_of_another_package_reads_what_it_says():
+    register(Method("theirs", "Theirs", "nowhere", print, Reads(learning=True)))
     config = replace(PruneConfig("m", method="theirs"), learn=LearnConfig(penalty=3.0))
     require_used(config)
-    require_declared(config)
+    with pytest.raises(InputError, match="steps: is of learning, and the method theirs takes no"):
+        require_used(with_value(config, ("learn", "steps"), 3))
 
 
 @pytest.mark.parametrize("setting", ["tasks", "text-field", "dataset", "suite", "device"])

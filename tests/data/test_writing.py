@@ -8,8 +8,8 @@ import torch
 from configurations import ARCHITECTURES, VOCABULARY, cases
 from conftest import byte_tokenizer, tiny_model
 
+from disp_lab.settings import CompareConfig
 from disp_llm.config.bounds import require_declared
-from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig

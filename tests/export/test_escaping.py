@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from disp_lab.reporting.tables import markdown
+from disp_lab.results import ComparisonRow
 from disp_llm.config.errors import InputError
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.export.card import PLACE, write_card
 from disp_llm.export.facts import FACTS, facts_in, filled
-from disp_llm.reporting.comparison import markdown
 from disp_llm.runs.markdown import all_escaped, escaped, in_code, printable
 from disp_llm.runs.naming import names_in
 from disp_llm.runs.results import SizeResult, as_json, from_json
-from disp_llm.runs.rows import ComparisonRow
 
 NORMAL = (
     "HuggingFaceTB/SmolLM2-135M", "org/my_model_v2", "text.txt", "a.txt, b.txt", "0.5", "1.5B",

@@ -10,11 +10,12 @@ import transformers
 from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_model
 from huggingface_hub import ModelCard
 
+from disp_lab.reporting import plots as comparison_plots
 from disp_llm.export.folders import export_folder
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
-from disp_llm.reporting import comparison_plots, run_plots
+from disp_llm.reporting import run_plots
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
 
 

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_prunable, unusual_prunable
 
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.parts.block_by_block import block_inputs, run_block, visit_with
+from disp_llm.methods.block_by_block import block_inputs, run_block, visit_with
 
 
 @pytest.mark.parametrize("model_type", ["llama", "xglm", "gpt2", "gemma3_text", "falcon"])

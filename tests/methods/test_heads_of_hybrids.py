@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
+from disp_lab.methods.sheared import sheared
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.masks.budget import Budget
 from disp_llm.methods import method_named
-from disp_llm.methods.sheared import sheared
 
 DEAD = 1
 """The key head whose weights are nearly nothing, of the first block."""

@@ -12,9 +12,9 @@ from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_scores
-from disp_llm.methods.parts.calibration import calibration_windows
-from disp_llm.methods.parts.scores import CLAMP, fisher_importance, per_parameter, start_logits
+from disp_llm.methods.scores import CLAMP, fisher_importance, per_parameter, start_logits
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import token_losses
 from disp_llm.training.problem import PruningProblem

@@ -18,6 +18,8 @@ from conftest import (
 )
 from transformers import AutoModelForCausalLM
 
+from disp_lab.baselines.depth import depth
+from disp_lab.baselines.mpo import mpo
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.data.own_words import fitting_batch
@@ -29,8 +31,6 @@ from disp_llm.masks.costs import memory_costs
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.methods.baselines.depth import depth
-from disp_llm.methods.baselines.mpo import mpo
 from disp_llm.models.kv_cache import cached_tokens, empty_cache, with_cache
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses

@@ -14,6 +14,7 @@ from small import settings_of
 from torch import nn
 from wrapping import tiny_of
 
+import disp_lab
 import disp_llm
 from disp_llm.models.in_memory import frozen, require_as_configured, require_loaded
 from disp_llm.models.wrappers import WRAPPERS
@@ -146,7 +147,7 @@ def test_without_gradients_nothing_learns(without, text_file, tmp_path):
     tasks = (
         lambda: prune(model, text_file),
         lambda: disp_llm.recover(model, byte_tokenizer(), text=text_file, progress=silent),
-        lambda: disp_llm.compare("m", text=text_file, output_dir=tmp_path / "c", progress=silent),
+        lambda: disp_lab.compare("m", text=text_file, output_dir=tmp_path / "c", progress=silent),
     )
     for task in tasks:
         with without(), pytest.raises(disp_llm.InputError, match=r"^gradients: are off, and"):

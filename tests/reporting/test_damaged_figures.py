@@ -9,16 +9,17 @@ import pytest
 from conftest import run_command
 from damage import BYTES, NESTED, names, outcome, wrongly_read
 
+from disp_lab.results import ComparisonRow, OriginalResult, comparison_figures
 from disp_llm.config.errors import InputError
 from disp_llm.evaluation.benchmark import Counted, compare
 from disp_llm.evaluation.timing import Pair, Workload
-from disp_llm.reporting.reading import bench_figures, comparison_figures
+from disp_llm.reporting.reading import bench_figures
 from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import Perplexity, SizeResult, as_json, from_json
-from disp_llm.runs.rows import BenchRow, ComparisonRow, OriginalResult
+from disp_llm.runs.rows import BenchRow
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 FREE = (

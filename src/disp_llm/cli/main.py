@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from disp_llm.cli.errors import print_error, tell, with_flags
-from disp_llm.cli.parsing import RESUMABLE, Config, output_folder, parse, program, value_of
+from disp_llm.cli.parsing import ADDED, RESUMABLE, Config, output_folder, parse, program, value_of
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.quantise import begun_dir
 
@@ -164,6 +164,8 @@ def _drop_output() -> None:
 
 def _run(command: str, config: Config) -> dict[str, Any]:
     """Imports the command, and with it whatever it needs, only now."""
+    if command in ADDED:
+        return ADDED[command].run(config)
     module = importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
     return module.run(config)
 

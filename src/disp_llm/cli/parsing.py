@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import logging
 import operator
 import shlex
 import sys
@@ -21,12 +22,12 @@ from disp_llm.cli.help import join_help
 from disp_llm.cli.usage import usage_error
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.checks import require_alternatives
-from disp_llm.config.compare import CompareConfig
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.gguf import GgufConfig
+from disp_llm.config.plugins import Command, added, added_names
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
@@ -36,11 +37,26 @@ from disp_llm.config.share import PushConfig, SaveConfig
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.runs.naming import HUB_NAME
 
+logger = logging.getLogger(__name__)
+
+
+def added_commands() -> dict[str, Command]:
+    """What installed packages add; a package that is broken is told of and left out."""
+    found: dict[str, Command] = {}
+    for name in added_names("disp_llm.commands"):
+        try:
+            command = added("disp_llm.commands", name, Command, name)
+        except InputError as error:
+            logger.warning("%s", error)
+        else:
+            found |= {name: command} if command else {}
+    return found
+
+
 Config = (
     PruneConfig
     | ExportConfig
     | RecoverConfig
-    | CompareConfig
     | ReportConfig
     | EvalConfig
     | DoctorConfig
@@ -52,11 +68,12 @@ Config = (
     | VerifyConfig
 )
 
-COMMANDS: dict[str, type[Config]] = {
+ADDED = added_commands()
+
+COMMANDS: dict[str, type[Any]] = {
     "prune": PruneConfig,
     "export": ExportConfig,
     "recover": RecoverConfig,
-    "compare": CompareConfig,
     "report": ReportConfig,
     "eval": EvalConfig,
     "doctor": DoctorConfig,
@@ -66,7 +83,7 @@ COMMANDS: dict[str, type[Config]] = {
     "quantise": QuantiseConfig,
     "gguf": GgufConfig,
     "verify": VerifyConfig,
-}
+} | {name: command.config for name, command in ADDED.items()}
 """Every command by its name, and what it can be asked."""
 
 RESUMABLE: dict[str, type[PruneConfig] | type[RecoverConfig]] = {

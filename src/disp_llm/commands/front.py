@@ -18,7 +18,6 @@ from typing import Any, TypeVar, get_args
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from disp_llm.commands.caller import Caller
-from disp_llm.config.compare import CompareConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS
 from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
@@ -51,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 Model = str | Path | PreTrainedModel
 
-Located = TypeVar("Located", bound=PruneConfig | RecoverConfig | CompareConfig)
+Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, usual_settings(config), target.model.config)
     reads = scoring_method(config).reads_weights or config.budget.budget == "latency"
-    reads = reads or config.learn.leaves_out or config.learn.learns_weights
+    reads = reads or config.learn.learns_weights
     stays_whole = inputs.model is not None or reads
     way, fastest = first_way(config, target, job.process, dtype.itemsize, stays_whole)
     if way != fastest and job.process.is_main:

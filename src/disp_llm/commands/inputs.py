@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from disp_llm.config.compare import CompareConfig
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
-from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import recipe_names
-from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.files import files_under
@@ -24,8 +22,11 @@ TEXTS = ("text", "eval_text", "examples", "eval_examples", "processor_data")
 """Settings that name files of text, examples or pictures."""
 
 
-def input_files(config: PruneConfig | RecoverConfig | CompareConfig) -> Files:
+def input_files(config: Any) -> Files:
     """All of them; a model or data set of the hub has none.
+
+    Args:
+        config: settings of a task that reads text.
 
     Raises:
         InputError: a mixture, a suite or a folder of text is unusable.
@@ -46,7 +47,7 @@ def input_files(config: PruneConfig | RecoverConfig | CompareConfig) -> Files:
     return {name: files for name, files in found.items() if files}
 
 
-def require_same_files(config: PruneConfig | RecoverConfig, run: Run) -> None:
+def require_same_files(config: Any, run: Run) -> None:
     """Refuses a run that was made of other files than those that its settings name now.
 
     Raises:

@@ -8,6 +8,8 @@ import torch
 from disp_llm.commands.budgets import budget_of, shares_of
 from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
+from disp_llm.config.methods import reads_of
+from disp_llm.config.methods_read import scores_read
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
@@ -17,8 +19,7 @@ from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
-from disp_llm.methods import all_methods, method_named, start_named
-from disp_llm.methods.parts.method import Method
+from disp_llm.methods import Method, all_methods, method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
@@ -29,7 +30,7 @@ from disp_llm.training.problem import PruningProblem
 def scoring_method(config: PruneConfig) -> Method:
     """The method whose scores the masks follow from, or begin at where others are learned."""
     if config.method == "learned" and config.learn.start_method:
-        return start_named(config.learn.start_method)
+        return method_named(config.learn.start_method)
     return method_named(config.method)
 
 
@@ -101,7 +102,7 @@ def require_unread(config: PruneConfig) -> None:
     """Refuses what needs all weights in one process.
 
     Raises:
-        InputError: the method looks at weights, learning leaves some out, or time is the budget.
+        InputError: the method looks at weights, or time is the budget.
     """
     method = scoring_method(config)
     if method.reads_weights:
@@ -109,12 +110,6 @@ def require_unread(config: PruneConfig) -> None:
             f"{method.name} looks at weights, which do not all lie in this process",
             field="method",
             hint="use learned, or leave `shard`, `offload` and `base_precision` out",
-        )
-    if config.learn.leaves_out:
-        raise InputError(
-            "cuts weights, which do not all lie in this process",
-            field="spare",
-            hint="leave it out, or leave `shard`, `offload` and `base_precision` out",
         )
     if config.budget.budget == "latency":
         raise InputError(
@@ -137,7 +132,7 @@ def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
 def windows_of(config: PruneConfig) -> dict[str, int]:
     """Tokens of the windows that the method reads, by the setting that says so."""
     read: dict[str, int] = {}
-    if method_named(config.method).learns:
+    if reads_of(config.method).steps:
         read["length"] = config.training.length
     if reads_calibration(config):
         read["calibration_length"] = config.scores.calibration_length
@@ -146,7 +141,7 @@ def windows_of(config: PruneConfig) -> dict[str, int]:
 
 def own_needs(config: PruneConfig, processes: int) -> Needs:
     """How many of its own tokens a run reads, if the model is to write them."""
-    timed = method_named(config.method).learns and config.learn.minutes > 0
+    timed = reads_of(config.method).steps and config.learn.minutes > 0
     steps = 0 if timed else config.learn.steps
     learning = max(tokens_seen(config, steps, processes), *windows_of(config).values(), 0)
     seconds = WRITING * 60 * config.learn.minutes if timed else 0.0
@@ -172,7 +167,7 @@ def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
             sizes or another budget than parameters.
     """
     method = scoring_method(config)
-    if config.learn.start_method and method.learns:
+    if config.learn.start_method and method.reads.steps:
         raise InputError(
             f"the method {method.name} takes steps of its own",
             field="start",
@@ -205,15 +200,13 @@ def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
 
 def reads_calibration(config: PruneConfig) -> bool:
     """Whether the method reads calibration sequences."""
-    if config.method == "learned" and not config.learn.start_method:
-        return config.learn.start == "scores"
-    return scoring_method(config).reads_text
+    return scores_read(config).calibration
 
 
 def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:
     """Tokens that were read to choose the masks: those of the scores, and every process's own."""
     calibration = config.scores.tokens if reads_calibration(config) else 0
-    learns = method_named(config.method).learns
+    learns = reads_of(config.method).steps
     learning = steps * config.training.tokens_per_step * processes if learns else 0
     return calibration + learning
 

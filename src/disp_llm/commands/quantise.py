@@ -23,9 +23,9 @@ from disp_llm.data.tokens import load_tokens
 from disp_llm.export.compressing import Rounded, best_scales, quantise
 from disp_llm.export.quantising import GROUP
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.parts.block_by_block import SecondMoments, visit_with
-from disp_llm.methods.parts.calibration import windows_of
-from disp_llm.methods.parts.compensating import compensated, inverse_factor
+from disp_llm.methods.block_by_block import SecondMoments, visit_with
+from disp_llm.methods.calibration import windows_of
+from disp_llm.methods.compensating import compensated, inverse_factor
 from disp_llm.models.files import fingerprint
 from disp_llm.models.loading import Loaded, load, load_config
 from disp_llm.runs.files import tensors_sha256, write_tensors

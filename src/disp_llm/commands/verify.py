@@ -14,7 +14,6 @@ from disp_llm.commands.front import Caller
 from disp_llm.config.errors import InputError
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.export.facts import FACTS
-from disp_llm.reporting.reading import ROWS_AGAIN
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import PUT_BACK, Run
 from disp_llm.runs.ownership import MARK, damaged_mark, kind_of
@@ -27,7 +26,8 @@ from disp_llm.runs.sums import (
     require_sums,
 )
 
-COMPARISON = "compare.json"
+COMPARISON, ROWS_AGAIN = "compare.json", "delete it; every row is made again"
+"""What `disp-llm compare` writes, and what to do where it is damaged."""
 
 
 def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:

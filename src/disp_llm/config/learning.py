@@ -96,12 +96,6 @@ class LearnConfig:
             instead="give another `estimator`",
         ),
         Use(
-            "spare",
-            when=lambda config: config.estimator == "projected",
-            what="is of the estimator projected, and {0.estimator} leaves nothing out",
-            instead="leave out `estimator`",
-        ),
-        Use(
             "scale_rate adapter_rank adapter_rate weight_rate",
             when=lambda config: config.estimator != "policy_gradient",
             what="takes a gradient through the model, and policy_gradient has none",
@@ -134,8 +128,7 @@ class LearnConfig:
     the run."""
     start: Annotated[str, tyro.conf.arg(metavar="{scores,random,METHOD}")] = "scores"
     """Where the logits begin: at the Fisher scores, at what the parametrisation draws (random), or
-    at the scores of another method, such as flap, or at what greedy or depth keeps, which says what
-    is pruned unless `sites` does."""
+    at the scores of another method, which says what is pruned unless `sites` does."""
     fixed_masks: bool = False
     """Keep the masks that the start gives at every size, and learn scales and adapters alone: what
     a structure is worth with everything else alike."""
@@ -169,20 +162,11 @@ class LearnConfig:
     """Step size of all weights of the blocks' linear layers, which then learn beside the masks, one
     set of them for every size: pruning and recovery in one run. 24 bytes of memory a weight, a
     quarter more time; 0 = the weights stay frozen. Not used by policy_gradient."""
-    spare: Share = 1.0
-    """Share of the original's cost that a step computes beyond what it keeps: the entries that are
-    next to be kept, which have a gradient too. Others are left out, which saves their time; 1 =
-    nothing is. Only the projected estimator can leave anything out."""
 
     @property
     def start_method(self) -> str:
         """Name of the other method whose scores the logits begin at; "" = of none."""
         return "" if self.start in STARTS else self.start
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether a step computes a part of the entries only."""
-        return self.spare < 1 and self.estimator == "projected"
 
     @property
     def learns_adapters(self) -> bool:

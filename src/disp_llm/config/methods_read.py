@@ -1,64 +1,61 @@
-"""Which methods of `prune` read which of its settings; those of other packages may read any."""
+"""What makes `prune` read its settings: its method, and other settings."""
 
 from typing import Any
 
 from disp_llm.config.effect import Use
-from disp_llm.config.learning import STARTS
-from disp_llm.config.names import BY_GRADIENTS, IN_ROUNDS, STEPPING, STRUCTURES, UNREAD, own_methods
+from disp_llm.config.methods import Reads, reads_of
 from disp_llm.config.words import OWN_WORDS
 
 
-def is_any_of(config: Any, *names: str) -> bool:
-    """Whether the method is one of these, or one of another package."""
-    return config.method in names or config.method not in own_methods()
+def method_reads(config: Any) -> Reads:
+    """What the method reads."""
+    return reads_of(config.method)
 
 
-def scored_by(config: Any) -> str:
-    """Whose scores masks follow from, or begin at."""
-    begins = config.method == "learned" and config.learn.start != "scores"
-    return config.learn.start if begins else config.method
-
-
-def unlike_fisher() -> set[str]:
-    """What scores at once."""
-    return {*STARTS, *STRUCTURES, *own_methods()} - {"scores", *IN_ROUNDS}
+def scores_read(config: Any) -> Reads:
+    """What scoring reads: of the method, or of what learning begins at."""
+    if config.method != "learned" or config.learn.start == "scores":
+        return reads_of(config.method)
+    if config.learn.start == "random":
+        return Reads(calibration=False)
+    return reads_of(config.learn.start)
 
 
 READS = (
     OWN_WORDS,
     Use(
         "steps minutes batch accumulate checkpoint_every compile mix",
-        when=lambda config: is_any_of(config, *STEPPING),
+        when=lambda config: method_reads(config).steps,
         what="is of learning, and the method {0.method} takes no steps",
         instead="use a `method` that does, such as learned",
     ),
     Use(
         "length",
-        when=lambda config: is_any_of(config, *STEPPING) or config.text.may_be_written,
+        when=lambda config: method_reads(config).steps or config.text.may_be_written,
         what="is of learning and of own words, and there are none",
         instead="use a `method` that learns",
     ),
     Use(
         "gradient_checkpointing",
-        when=lambda config: is_any_of(config, *STEPPING, *BY_GRADIENTS),
+        when=lambda config: method_reads(config).gradients,
         what="is of a backward pass, and the method {0.method} takes none",
     ),
     Use(
         "learning_rate beta1 beta2 weight_decay weight_optimizer schedule warmup clip distill "
         "start fixed_masks whole_bonus parametrisation estimator shift temperature constrained "
-        "penalty scale_rate adapter_rank adapter_rate weight_rate spare",
-        when=lambda config: is_any_of(config, "learned"),
+        "penalty scale_rate adapter_rank adapter_rate weight_rate",
+        when=lambda config: method_reads(config).learning,
         what="is of the method learned, and the method {0.method} does not read it",
         instead="leave `method` out",
     ),
     Use(
         "calibration_sequences calibration_length",
-        when=lambda config: scored_by(config) not in (*UNREAD, *STARTS),
+        when=lambda config: scores_read(config).calibration,
         what="is of a calibration, and nothing is scored on one",
     ),
     Use(
         "score_rounds",
-        when=lambda config: scored_by(config) not in unlike_fisher(),
+        when=lambda config: scores_read(config).rounds,
         what="is of scores that are taken in rounds, and none are",
     ),
     Use(
@@ -91,4 +88,3 @@ READS = (
         instead="give `keep_range`",
     ),
 )
-"""What makes a run read its settings."""

@@ -1,13 +1,7 @@
-"""The names that settings choose between: sites, estimators, budgets, methods.
+"""The names that settings choose between: sites, estimators, budgets, texts."""
 
-A method is a file of `disp_llm/methods` (or `methods/baselines`) of the same name, an entry point
-of an installed package (group `disp_llm.methods`), or what `disp_llm.methods.register` was given:
-its name is known here without importing it.
-"""
-
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import tyro
 
@@ -66,25 +60,7 @@ Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
 """Whether to go on with a run; "auto" = if there is one."""
 
-IN_TIME = "latency"
-"""The setting of `learned` whose sizes are shares of the original's time."""
-
-VARIANTS = (
-    *("masks_only", "masks_and_scales", "domain", "coupled", IN_TIME),
-    *("paper", "policy_gradient"),
-)
-"""Other settings of the method `learned`, which `compare` shows as rows of their own."""
-
-OURS = ("learned", "masks_only", "masks_and_scales", "domain", "coupled", IN_TIME)
-"""What this package recommends, with one thing changed or none; all other rows are of others."""
-
-DENSE = "dense"
-"""The original as a row of a comparison: in the dtype of the run, and quantised."""
-
 WeightKind = Literal["int8", "int4"]
-
-WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
-"""What the weights of blocks can be quantised to, for a comparison."""
 
 SELF, SPEECHES, GENERAL = "self", "speeches", "general"
 
@@ -115,61 +91,3 @@ TextPath = Annotated[
     ),
 ]
 """A file, a folder, or a text that is known by its name."""
-
-METHODS_FOLDER = Path(__file__).parents[1] / "methods"
-
-TABLE_ORDER = (
-    *("learned", "fisher", "taylor", "flap", "wanda", "sheared"),
-    *("ddp", "grasprune", "gisp", "reap", "magnitude", "random"),
-    *("greedy", "tyr", "slicegpt", "depth", "svd_llm", "joint_rank_k", "mpo"),
-    *("magnitude_2_4", "wanda_2_4", "sparsegpt_2_4", "dass_2_4"),
-)
-"""In which order tables show methods and baselines; those that are not named here come last."""
-
-STRUCTURES = ("greedy", "tyr", "depth")
-"""Baselines whose choice of what is kept can be said by masks, so that learning can begin there."""
-
-STEPPING = ("learned", "sheared", "ddp", "grasprune")
-"""Methods of ours that take steps of learning."""
-
-BY_GRADIENTS = ("fisher", "taylor", "gisp")
-"""Methods of ours whose scores take a backward pass."""
-
-IN_ROUNDS = ("learned", "fisher", "gisp")
-"""Methods of ours that score in rounds."""
-
-UNREAD = ("sheared", "ddp", "magnitude", "random")
-"""Methods of ours that read no calibration sequences."""
-
-PLUGINS = "disp_llm.methods"
-"""The group of entry points through which another package adds methods."""
-
-registered_methods: list[str] = []
-"""Names that `disp_llm.methods.register` was given in this process."""
-
-
-def own_methods() -> tuple[str, ...]:
-    """Names of the methods of this package, that of the paper and of our default first."""
-    return _files(METHODS_FOLDER)
-
-
-def mask_methods() -> tuple[str, ...]:
-    """Names of all methods that choose masks: ours, those of other packages, registered ones."""
-    added = [entry.name for entry in entry_points(group=PLUGINS)]
-    return tuple(dict.fromkeys([*own_methods(), *added, *registered_methods]))
-
-
-def baseline_names() -> tuple[str, ...]:
-    """Names of the baselines, which do more than drop dimensions."""
-    return _files(METHODS_FOLDER / "baselines")
-
-
-def compared_methods() -> tuple[str, ...]:
-    """Everything that `compare` has a row for."""
-    return (*mask_methods(), *VARIANTS, *baseline_names())
-
-
-def _files(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    known = [name for name in TABLE_ORDER if name in names]
-    return tuple(dict.fromkeys([*known, *names]))

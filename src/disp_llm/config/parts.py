@@ -30,14 +30,7 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes, require_weights
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import (
-    NAMED_TEXTS,
-    SELF,
-    BudgetKind,
-    Template,
-    TextPath,
-    is_mixture,
-)
+from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, TextPath, is_mixture
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 logger = logging.getLogger(__name__)
@@ -228,8 +221,8 @@ class ScoreConfig:
     """Tokens of a calibration sequence."""
     score_rounds: Rounds = 0
     """Parts of the calibration, each of which runs with the masks that the parts before it propose;
-    1 = the dense model throughout; 0 = 22 for --method gisp, as its paper has many, and elsewhere
-    what measured best: 8 for --method fisher, 1 as the start of learning."""
+    1 = the dense model throughout; 0 = what measured best: 8 for --method fisher, 1 as the start of
+    learning, and of other methods their own number."""
 
     @property
     def tokens(self) -> int:

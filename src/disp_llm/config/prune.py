@@ -20,19 +20,9 @@ from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
+from disp_llm.config.methods import method_names, start_names
 from disp_llm.config.methods_read import READS
-from disp_llm.config.names import (
-    BRANCHES,
-    EXPERTS,
-    HEADS,
-    SITES,
-    STRUCTURES,
-    Resume,
-    Site,
-    Tracker,
-    baseline_names,
-    mask_methods,
-)
+from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
     BudgetConfig,
     MachineConfig,
@@ -66,12 +56,12 @@ class PruneConfig:
     """The run folder."""
     recipe: Word = "default"
     """Name of a shipped recipe, or a TOML file; flags override it."""
-    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(mask_methods()) + "}")] = "learned"
+    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(method_names()) + "}")] = "learned"
     """How masks are chosen."""
     sites: tuple[Site, ...] = ()
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
-    prunes them, the five sites of DISP-LLM or, for ddp, flap, gisp, grasprune, taylor and wanda,
-    mlp_mid and heads. These two alone give a model that GGUF can hold.
+    prunes them, which for ours are the five sites of DISP-LLM. mlp_mid and heads alone give a model
+    that GGUF can hold.
     `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks.
     `experts` also prunes whole experts of a mixture, with their rows of the router.
     `attention` and `mlp` also prune those of a block as wholes, with their norms; vLLM cannot serve
@@ -185,7 +175,7 @@ class PruneConfig:
             )
         _require_method(self.method, "method")
         if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", (*STARTS, *STRUCTURES))
+            _require_method(self.learn.start_method, "start", (*STARTS, *start_names()))
 
     def _validate_range(self) -> None:
         if not self.keep_range:
@@ -213,16 +203,9 @@ class PruneConfig:
 
 def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:
     """Refuses what is neither a method nor one of the other values of a setting."""
-    known = list(dict.fromkeys([*besides, *mask_methods()]))
+    known = list(dict.fromkeys([*besides, *method_names()]))
     if name in known:
         return
-    if name in baseline_names():
-        raise InputError(
-            f"{name} does more than drop dimensions",
-            field=field,
-            hint=f"measure it by `disp-llm compare MODEL --methods {name}`"
-            + (f", or let `start` be {name}, for what it keeps" if name in STRUCTURES else ""),
-        )
     raise InputError(
         f"no method '{name}'{nearest(name, known)}",
         field=field,

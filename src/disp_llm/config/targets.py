@@ -94,11 +94,6 @@ class Target:
         """How many bytes, seconds or parameters an absolute is."""
         return self.amount * UNITS[self.unit][1]
 
-    @property
-    def largest_share(self) -> float:
-        """The share, or the most that it can be where only the model tells."""
-        return 1.0 if self.unit else self.amount
-
     def like(self, value: float, at_least: bool = False) -> str:
         """So many bytes, seconds or parameters in this unit, to a few digits.
 

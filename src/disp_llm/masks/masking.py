@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.mixtures import MaskedMixture, route
-from disp_llm.masks.narrowing import Narrowing, gather, scatter
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
 
@@ -31,57 +30,37 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        places: "list[Place]",
-        mixtures: dict[str, MaskedMixture],
-        narrowing: Narrowing,
-    ):
-        self._layout, self._places = layout, places
-        self._mixtures, self._narrowing = mixtures, narrowing
+    def __init__(self, layout: Layout, places: "list[Place]", mixtures: dict[str, MaskedMixture]):
+        self._layout, self._places, self._mixtures = layout, places, mixtures
         self._flat = torch.ones(layout.entries)
-        self._computed: Bool[Tensor, " N"] | None = None
 
-    def set(self, flat: Float[Tensor, "*B N"], computed: Bool[Tensor, " N"] | None = None) -> None:
+    def set(self, flat: Float[Tensor, "*B N"]) -> None:
         """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
-        batch.
-
-        Args:
-            computed: the entries that are computed, all with a mask other than zero among them;
-                the masks of the others have no gradient. None: everything is computed.
-        """
-        self._flat, self._computed = flat, computed
+        batch."""
+        self._flat = flat
         parts = flat.split(self._layout.lengths, dim=-1)
         of_site = dict(zip(self._layout.names, parts, strict=True))
-        indices = self._narrowing.set(computed)
         for place in self._places:
             part = of_site[place.site]
-            own = indices.get(place.site)
-            part = part if own is None else part[..., own]
             part = part.repeat_interleave(place.repeats, -1) if place.repeats > 1 else part
             if place.branch:
                 part = part * of_site[place.branch]
-            place.lay(part.unsqueeze(-2) if flat.dim() > 1 else part, own)
+            setattr(place.module, place.name, part.unsqueeze(-2) if flat.dim() > 1 else part)
         for block, mixture in self._mixtures.items():
             mixture.set(of_site[f"{block}.mlp_mid"], of_site.get(f"{block}.{EXPERTS}"))
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
         """While the context lasts, all masks are one: the model is the dense one."""
-        flat, computed = self._flat, self._computed
+        flat = self._flat
         self.set(torch.ones_like(flat.detach()))
         try:
             yield
         finally:
-            self.set(flat, computed)
+            self.set(flat)
 
 
 MASK_IN, MASK_OUT = "disp_mask_in", "disp_mask_out"
-COMPUTED = {MASK_IN: "disp_computed_in", MASK_OUT: "disp_computed_out"}
-"""Attribute with the indices of the computed entries beside each mask; None: all are."""
-WIDTH = "disp_width_out"
-"""Attribute with the width of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +76,6 @@ class Place:
     """How many neighbouring numbers an entry stands for."""
     branch: str
     """The site of the whole branch, whose one entry multiplies this mask; "" = none does."""
-    width: int
-    """Entries of the site."""
-
-    def lay(self, mask: Tensor, computed: Tensor | None) -> None:
-        """Lays the mask, and which entries are computed, on the module."""
-        setattr(self.module, self.name, mask)
-        # What comes to mlp_mid is narrow already: the layers before it have fewer rows.
-        selected = computed if self.site.endswith(STREAM_SITES) else None
-        setattr(self.module, COMPUTED[self.name], selected)
-        if self.name == MASK_OUT:
-            setattr(self.module, WIDTH, self.width)
-
-    def clear(self) -> None:
-        """Takes both from it."""
-        for name in (self.name, COMPUTED[self.name], WIDTH):
-            self.module.__dict__.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -141,8 +104,7 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
             repeats = shape.q // shape.heads if site == HEADS else 1
             whole = f"layers.{i}.{BRANCH_OF[site]}" if shape.branches and name == MASK_OUT else ""
             module = block.get_submodule(path)
-            width = shape.lengths[shape.sites.index(site)]
-            places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole, width))
+            places.append(Place(module, name, f"layers.{i}.{site}", repeats, whole))
     handles = [
         place.module.register_forward_pre_hook(_on_input, with_kwargs=True)
         if place.name == MASK_IN
@@ -150,16 +112,14 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
         for place in places
     ]
     handles += [one.router.register_forward_hook(route) for one in mixtures.values()]
-    narrowing = Narrowing(target)
     try:
         with hooks(handles):
-            yield Masking(layout, places, mixtures, narrowing)
+            yield Masking(layout, places, mixtures)
     finally:
         for mixture in mixtures.values():
             mixture.restore()
         for place in places:
-            place.clear()
-        narrowing.close()
+            place.module.__dict__.pop(place.name, None)
 
 
 def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -172,14 +132,10 @@ def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def _on_input(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     hidden = args[0] if args else kwargs["hidden_states"]
-    if module.disp_computed_in is not None:
-        hidden = gather(hidden, module.disp_computed_in)
     hidden = _multiply(hidden, module.disp_mask_in)
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 def _on_output(module: Any, args: tuple, output):
     hidden = _multiply(output[0] if isinstance(output, tuple) else output, module.disp_mask_out)
-    if module.disp_computed_out is not None:
-        hidden = scatter(hidden, module.disp_computed_out, module.disp_width_out)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

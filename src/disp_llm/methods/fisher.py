@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from disp_llm.masks.selection import Selection
-from disp_llm.methods.parts.calibration import calibration_windows
-from disp_llm.methods.parts.method import Method
-from disp_llm.methods.parts.scores import fisher_importance, per_parameter
+from disp_llm.methods import OWN, Method
+from disp_llm.methods.calibration import calibration_windows
+from disp_llm.methods.scores import fisher_importance, per_parameter
 from disp_llm.runs.files import write_tensors
 from disp_llm.runs.tensors import read_tensors
 from disp_llm.training.blocks import checkpointed_blocks
@@ -58,6 +58,7 @@ METHOD = Method(
     title="Fisher scores",
     reference="this project (docs/how-it-works.md)",
     choose=fisher,
+    reads=OWN["fisher"],
     reads_weights=False,
     drops_branches=True,
     knows_experts=True,

@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from disp_llm.masks.selection import Selection
-from disp_llm.methods import start_named
+from disp_llm.methods import OWN, Method, method_named
 from disp_llm.methods.fisher import fisher_scores
-from disp_llm.methods.parts.method import Method
-from disp_llm.methods.parts.scores import start_logits
+from disp_llm.methods.scores import start_logits
 from disp_llm.training.learning import learn
 from disp_llm.training.pace import planned_steps
 from disp_llm.training.problem import PruningProblem
@@ -38,7 +37,7 @@ def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
     if config.start == "random":
         return torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
     if config.start_method:
-        scores, bonus = start_named(config.start_method).choose(problem).importance, 0.0
+        scores, bonus = method_named(config.start_method).choose(problem).importance, 0.0
         scores = scores.to(problem.dense.device)
     else:
         scores, bonus = fisher_scores(problem, rounds=1), config.whole_bonus
@@ -54,8 +53,8 @@ METHOD = Method(
     reference="Gao et al., DISP-LLM: Dimension-Independent Structural Pruning for Large Language "
     "Models (arXiv 2410.11988); our default differs from it (docs/how-it-works.md)",
     choose=learned,
+    reads=OWN["learned"],
     reads_weights=False,
     drops_branches=True,
     knows_experts=True,
-    learns=True,
 )

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.plugins import added, added_names
 from disp_llm.models.family import Branch, Experts, Family, bare_branch, branch, mixture
-from disp_llm.models.plugins import loaded, plugins
 from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import ROW_OF, WRAPPERS, Wrapper
 
@@ -514,9 +514,14 @@ def _tell(model_type: str) -> None:
         function(model_type)
 
 
+ARCHITECTURES = "disp_llm.architectures"
+"""The group of entry points through which another package adds rows: the name of each is a
+`model_type`, its object a `Family`."""
+
+
 def model_types() -> tuple[str, ...]:
     """The `model_type` of every row; nothing of another package is imported to say so."""
-    return tuple(dict.fromkeys([*FAMILIES, *(entry.name for entry in plugins())]))
+    return tuple(dict.fromkeys([*FAMILIES, *added_names(ARCHITECTURES)]))
 
 
 def row_of(model_type: str) -> Family | None:
@@ -528,8 +533,7 @@ def row_of(model_type: str) -> Family | None:
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    entry = next((entry for entry in plugins() if entry.name == model_type), None)
-    return None if entry is None else loaded(entry)
+    return added(ARCHITECTURES, model_type, Family, "model")
 
 
 def row_for(config: Any) -> Family | None:

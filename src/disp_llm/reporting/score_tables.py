@@ -1,20 +1,9 @@
-"""What models score, alone and methods side by side, as tables and lines on standard error."""
+"""What models score, as tables and lines on standard error."""
 
 from typing import Any
 
-from disp_llm.config.names import DENSE
 from disp_llm.config.schema import as_type
 from disp_llm.evaluation.metrics import AnswerScore
-from disp_llm.reporting.comparison import (
-    by_method,
-    columns,
-    figures_in,
-    of_sizes,
-    pairs_said,
-    suite_said,
-)
-from disp_llm.reporting.frontier import HEADINGS, Frontier, table
-from disp_llm.reporting.reading import comparison_figures
 from disp_llm.reporting.tables import new_table
 from disp_llm.reporting.terminal import console, say
 from disp_llm.runs.results import (
@@ -91,38 +80,3 @@ def show_scores(result: dict[str, Any]) -> None:
             counts = f"{task.n:,}", str(task.shots)
             table.add_row(name, task.metric, right, dense, chance, kept, *counts)
         console.print(table)
-
-
-def show_comparison(result: dict[str, Any]) -> None:
-    """For each figure a row for each method, a column for each size.
-
-    Args:
-        result: what `compare.json` holds.
-    """
-    found = comparison_figures(result)
-    keeps, rows = found.asked.keep, of_sizes(found.rows)
-    for figure in figures_in(rows):
-        table = new_table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
-        for cells in by_method(rows, [figure], keeps):
-            table.add_row(*cells)
-        console.print(table)
-    for row in found.rows:
-        if row.error:
-            say(f"{row.name}: {row.error}")
-    if found.dense:
-        console.print(f"dense {found.dense.measured}")
-        for line in [*suite_said(found.dense.scores), *pairs_said(rows)]:
-            say(line)
-    if any(row.method == DENSE for row in found.rows):
-        _show_frontier(Frontier(found))
-
-
-def _show_frontier(frontier: Frontier) -> None:
-    """What every model costs, and in words which are dominated."""
-    columns = ("model", frontier.value_name, *HEADINGS)
-    shown = new_table(columns, left=(columns[0], columns[-1]), title="frontier")
-    for cells in table(frontier):
-        shown.add_row(*cells)
-    console.print(shown)
-    for sentence in frontier.sentences():
-        say(sentence)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.masks.narrowing import computed_of, kept_of_matrix
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter
 from disp_llm.models.hooks import hooks
@@ -81,15 +80,11 @@ class Adapting:
         """Attributes that are laid on every layer; masks lay a weight of their own."""
 
     def set(self) -> None:
-        """Takes the adapters as they are now, in the data type of the model, and of a layer that is
-        narrowed by its masks no more of them than it computes. Masks are set before."""
+        """Takes the adapters as they are now, in the data type of the model."""
         own = self._adapters
         for linear, down, up, whole in zip(
             self._linears, own.down, own.up, own.wholes, strict=True
         ):
-            columns, rows = computed_of(linear)
-            down = down if columns is None else down[:, columns]
-            up = up if rows is None else up[rows]
             laid: dict[str, Any] = dict.fromkeys((DOWN, UP))
             if len(down):
                 laid = {DOWN: down.to(self._dtype), UP: up.to(self._dtype)}
@@ -97,7 +92,7 @@ class Adapting:
                 weight, turned = linear._parameters["weight"], is_conv1d(linear)
                 assert weight is not None
                 changed = weight.float() + (whole.T if turned else whole)
-                laid[WEIGHT] = kept_of_matrix(changed.to(self._dtype), turned, columns, rows)
+                laid[WEIGHT] = changed.to(self._dtype)
             # Past `nn.Module`, which would take them for parameters of its own.
             linear.__dict__.update(laid)
 

@@ -5,57 +5,36 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torch.fx.experimental._config as shapes
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.masks.prunable import PrunableModel
 
-SHAPES: Any = shapes  # torch makes `patch` of settings at run time
-SIZES_OF_MODULES = ("force_parameter_static_shapes", "force_nn_module_property_static_shapes")
-"""Settings by which torch.compile takes the shapes of weights for constants."""
 WORTH_COMPILING = 60
 """Steps; below, compiling takes longer than it saves."""
 
 
 @contextmanager
 def training_blocks(
-    target: PrunableModel, config: TrainingConfig, compiled: bool, narrowed: bool = False
+    target: PrunableModel, config: TrainingConfig, compiled: bool
 ) -> Iterator[None]:
-    """While the context lasts, the blocks run as training is to run them.
-
-    Args:
-        narrowed: whether the widths of their layers change from step to step.
-    """
-    with (
-        compiled_blocks(target, compiled, narrowed),
-        checkpointed_blocks(target, config.recomputes),
-    ):
+    """While the context lasts, the blocks run as training is to run them."""
+    with compiled_blocks(target, compiled), checkpointed_blocks(target, config.recomputes):
         yield
 
 
 @contextmanager
-def compiled_blocks(target: PrunableModel, active: bool, narrowed: bool = False) -> Iterator[None]:
+def compiled_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
     """While the context lasts, blocks run through torch.compile; blocks of one shape share the
-    result, and so do blocks of any widths where these change. What cannot be compiled runs as it
-    is."""
+    result. What cannot be compiled runs as it is."""
     blocks = list(target.blocks) if active else []
     settings = {"suppress_errors": True, "cache_size_limit": 8 + 2 * len(blocks)}
-    if narrowed:
-        settings |= dict.fromkeys(SIZES_OF_MODULES, False)
-    with (
-        torch._dynamo.config.patch(settings),
-        # Widths that happen to be equal would be taken for one number, and translated again when
-        # they differ.
-        SHAPES.patch(use_duck_shape=not narrowed),
-        _forward_of(blocks),
-    ):
+    with torch._dynamo.config.patch(settings), _forward_of(blocks):
         for block in blocks:
-            block.forward = torch.compile(block.forward, dynamic=narrowed or None)
+            block.forward = torch.compile(block.forward)
         yield
 
 

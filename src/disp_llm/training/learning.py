@@ -79,8 +79,7 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
         adapting = None
         if state.adapters is not None:
             adapting = stack.enter_context(adapted(problem.dense, state.adapters))
-        narrowed = problem.learn.leaves_out
-        stack.enter_context(training_blocks(problem.dense, config, compiled, narrowed))
+        stack.enter_context(training_blocks(problem.dense, config, compiled))
 
         @contextlib.contextmanager
         def as_it_was() -> Iterator[None]:
@@ -188,11 +187,7 @@ class MaskLearner:
         mask = sample.mask
         if state.scales is not None:
             mask = mask * state.scales.masked_fill(never_pruned, 1.0)
-        computed = None  # everything
-        if learn.leaves_out:
-            more = projection(logits.detach(), share=min(keep + learn.spare, 1.0)).kept
-            computed = more | (sample.mask.detach() > 0)
-        self.masking.set(mask, computed)
+        self.masking.set(mask)
         if self.adapting is not None:
             self.adapting.set()
         windows, sources = state.mixture.draw_own(

@@ -87,10 +87,6 @@ def learning_memory(
         rounded = BYTES.get(frozen.base_precision, itemsize)
         held = round(sum(blocks) * rounded) if frozen.offload == "no" else 0
         running = largest
-    if config.learn.leaves_out:  # gathered once a step
-        most = max(size.largest_share for size in config.learned_sizes)
-        computed = min(most + config.learn.spare, 1.0)
-        running += round(computed * sum(blocks) * itemsize)
     of_blocks = [kept_by_block(shape, tokens) * itemsize for shape in target.layout.blocks]
     inputs = sum(tokens * shape.hidden * itemsize for shape in target.layout.blocks)
     logits = TAUGHT_LOGITS if training.distill else LOGITS

@@ -1,0 +1,122 @@
+"""ShortGPT (arXiv 2403.03853): whole blocks are removed, those of least influence first.
+
+Block influence is `1 − E[cos(x_i, x_{i+1})]` of what enters and leaves block i over calibration
+tokens (Eq. 1). What is left is a model of the original's own class with fewer blocks.
+
+L blocks.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_lab.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import BRANCHES
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.models.hooks import hooks
+from disp_llm.training.problem import PruningProblem
+
+NUMBERS = ("layer_idx", "layer_id")
+"""What modules call the number of their block; GPT-Neo's have the second."""
+
+LISTED = ("attn_layer_indices",)
+"""Keys of configurations that list numbers of blocks (Bamba)."""
+
+
+def depth(problem: PruningProblem) -> Maker:
+    """Models with the most influential ⌊share · blocks⌋ blocks.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read, a share leaves no
+        block, or blocks cannot go.
+    """
+    family = problem.dense.family
+    if any(map(family.is_attention, family.alternatives)):
+        raise InputError(
+            "blocks have keys and values of others, or inputs by their number, and cannot go",
+            field="method",
+            hint="give another method `sites` with attention and mlp",
+        )
+    influence = block_influence(problem)
+
+    def make(share: float) -> BaselineModel:
+        count = int(share * len(influence) + 1e-9)
+        if not count:
+            raise InputError("leaves no block", field="keep", hint="ask for more")
+        best = influence.argsort(descending=True)[:count].sort().values.tolist()
+        pruned = copied(problem)
+        keep_blocks(pruned, best)
+        return as_stored(pruned)
+
+    return make
+
+
+def structure(problem: PruningProblem) -> Selection:
+    """For every entry, the influence of its block."""
+    layout = problem.budget.layout
+    block_of_entry = layout.site_of_entry // len(layout.sites)
+    return Selection(block_influence(problem)[block_of_entry])
+
+
+@torch.no_grad()
+def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
+    """How much each block changes what enters it, in float64.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    windows, dense = calibration_tokens(problem), problem.dense
+    progress = problem.job.count("scoring")
+    influence = torch.zeros(len(dense.blocks), dtype=torch.float64)
+
+    def compare(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            alike = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
+            influence[index] += 1 - alike.mean().cpu()
+
+        return hook
+
+    with hooks(
+        block.register_forward_hook(compare(i), with_kwargs=True)
+        for i, block in enumerate(dense.blocks)
+    ):
+        for done, window in enumerate(windows.to(dense.device), start=1):
+            dense.base(input_ids=window[None], use_cache=False)
+            progress(done, len(windows))
+    return influence / len(windows)
+
+
+def keep_blocks(prunable: PrunableModel, kept: list[int]) -> None:
+    """Removes all other blocks in place; caches and lists of the configuration follow."""
+    blocks, config = prunable.blocks, prunable.model.config.get_text_config()
+    left = nn.ModuleList(blocks[index] for index in kept)
+    for place, block in enumerate(left):
+        for module in block.modules():
+            for name in NUMBERS:
+                if hasattr(module, name):
+                    setattr(module, name, place)
+    prunable.language_model.set_submodule(prunable.family.blocks, left)
+    for key, value in list(vars(config).items()):
+        if key in LISTED:
+            setattr(config, key, [kept.index(index) for index in value if index in kept])
+        elif isinstance(value, list) and len(value) == len(blocks):
+            setattr(config, key, [value[index] for index in kept])  # kinds of attention
+    config.num_hidden_layers = len(left)
+
+
+BASELINE = Baseline(
+    name="depth",
+    title="ShortGPT",
+    reference="Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You "
+    "Expect (arXiv 2403.03853)",
+    prepare=depth,
+    structure=structure,
+    sites=BRANCHES,
+)

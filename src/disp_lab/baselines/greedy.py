@@ -1,0 +1,131 @@
+"""Greedy Output Approximation (arXiv 2407.19126): branches whose output is approximated.
+
+A branch is a module of depth two whose output is to be kept, whatever happens inside. Both criteria
+look at that output alone:
+
+- an intermediate channel counts by the second moment of what it adds, `E[h_j²]·‖W_j‖²`;
+- KV heads are pruned one by one, each time the one without which the attention's output remains
+  most similar (cosine) to that of all heads.
+
+The weights that are kept make up for those that are pruned by least squares,
+`W' = W·Σ[:, S]·Σ[S, S]⁻¹` with Σ the second moments of the inputs of the layer that writes: first
+the attention's, then, with it in place, the MLP's; later blocks see the result. Every block keeps
+the same numbers of heads and channels.
+
+N entries of all sites, S kept of K inputs of a layer, D residual stream, H KV heads.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from disp_lab.names import COUPLED
+from disp_lab.parts.baseline import Baseline, Maker
+from disp_lab.parts.coupled import flat_of, sizes_of
+from disp_lab.parts.solved import models_of, structure_of
+from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection
+from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.compensating import DAMPING, damped
+from disp_llm.models.architectures import Branch
+from disp_llm.training.problem import PruningProblem
+
+
+def greedy(problem: PruningProblem) -> Maker:
+    """Compact models of any share; for each size the calibration text runs through the model.
+
+    Raises:
+        InputError: the text is shorter than a window, the family cannot lose KV heads, or a share
+        leaves no channel.
+    """
+    return models_of(problem, solve_blocks)
+
+
+def structure(problem: PruningProblem) -> Selection:
+    """1 for what it keeps of the smallest size, 0 for the rest."""
+    return structure_of(problem, solve_blocks)
+
+
+def solve_blocks(
+    problem: PruningProblem, pruned: PrunableModel, layout: Layout, share: float
+) -> Float[Tensor, " N"]:
+    """Solves every block of a copy of the dense model for what it keeps, in place; 1 for each entry
+    that is kept, on the CPU."""
+    sizes = [sizes_of(shape, share) for shape in layout.blocks]
+    channels: list[Tensor] = []
+    heads: list[Tensor] = []
+
+    def prune_heads(index: int, block: nn.Module, moments: SecondMoments) -> None:
+        attention, _ = pruned.branches_of(block)
+        shape, moment = layout.blocks[index], moments[attention.writes].double()
+        weight = matrix_of(linear_at(block, attention.writes)).double()
+        kept = most_similar(weight, moment, shape.heads, sizes[index].heads)
+        heads.append(kept.float())
+        _reconstruct(block, attention, moment, kept.repeat_interleave(shape.q // shape.heads))
+
+    def prune_channels(index: int, block: nn.Module, moments: SecondMoments) -> None:
+        _, mlp = pruned.branches_of(block)
+        moment = moments[mlp.writes].double()
+        weight = matrix_of(linear_at(block, mlp.writes)).double()
+        added = moment.diagonal() * weight.square().sum(0)
+        kept = torch.zeros_like(added, dtype=torch.bool)
+        kept[added.topk(sizes[index].channels).indices] = True
+        channels.append(kept.float())
+        _reconstruct(block, mlp, moment, kept)
+
+    visit_blocks(problem, pruned, prune_heads, prune_channels)
+    return flat_of(layout, channels, heads).cpu()
+
+
+def most_similar(
+    weight: Float[Tensor, "D K"], moment: Float[Tensor, "K K"], heads: int, count: int
+) -> Bool[Tensor, " H"]:
+    """Which `count` heads are kept when they are pruned one by one, each time the one without which
+    `E[⟨y, y_S⟩]/√(E‖y‖²·E‖y_S‖²)` is largest."""
+    pairs = (weight.T @ weight) * moment  # (K, K), summed over heads: E⟨y_g, y_h⟩
+    each = len(moment) // heads
+    gram = pairs.view(heads, each, heads, each).sum((1, 3))
+    kept = torch.ones(heads, dtype=torch.bool, device=weight.device)
+    for _ in range(heads - count):
+        best, place = -torch.inf, 0
+        for head in kept.nonzero().flatten().tolist():
+            rest = kept.clone()
+            rest[head] = False
+            alike = gram[:, rest].sum() / gram[rest][:, rest].sum().clamp(min=1e-30).sqrt()
+            if float(alike) > best:
+                best, place = float(alike), head
+        kept[place] = False
+    return kept
+
+
+def _reconstruct(
+    block: nn.Module, branch: Branch, moment: Float[Tensor, "K K"], kept: Bool[Tensor, " K"]
+) -> None:
+    """Solves the kept columns of the layer that writes for its whole output, and empties the
+    others."""
+    matrix = matrix_of(linear_at(block, branch.writes))
+    solved = least_squares(matrix.double(), moment, kept)
+    matrix.zero_()
+    matrix[:, kept] = solved.to(matrix.dtype)
+
+
+def least_squares(
+    weight: Float[Tensor, "R K"], moment: Float[Tensor, "K K"], kept: Bool[Tensor, " K"]
+) -> Float[Tensor, "R S"]:
+    """`argmin E‖W·x − W'·x_S‖²` in float64, damped."""
+    held = damped(moment, DAMPING)
+    return torch.linalg.solve(held[kept][:, kept], held[kept] @ weight.double().T).T
+
+
+BASELINE = Baseline(
+    name="greedy",
+    title="Greedy Output Approximation",
+    reference="Li et al., Greedy Output Approximation: Towards Efficient Structured Pruning for "
+    "LLMs Without Retraining (arXiv 2407.19126)",
+    prepare=greedy,
+    structure=structure,
+    sites=COUPLED,
+    one_size=True,
+)

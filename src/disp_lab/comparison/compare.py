@@ -1,0 +1,197 @@
+"""Methods side by side: same model, text, budget, exporter and evaluation, a row a method and size.
+
+    OUTPUT/  compare.json  compare.md  compare.png  METHOD/ (a run folder each, or one a size)
+             frontier.png and one of its panels each: frontier-prefill.png, -decode, -memory
+
+A row is written when it is there and not made again; one that fails says why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from disp_lab.comparison.pairing import paired
+from disp_lab.comparison.places import Place, missing, places_of
+from disp_lab.comparison.reference import Reference
+from disp_lab.comparison.rows import Comparison, row_makers
+from disp_lab.names import DENSE, compared_methods
+from disp_lab.reporting.frontier_plots import draw_frontier
+from disp_lab.reporting.plots import draw_comparison
+from disp_lab.reporting.tables import markdown
+from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
+from disp_lab.settings import CompareConfig
+from disp_llm.commands.front import EXAMPLES, TEXTS, Caller, located
+from disp_llm.commands.inputs import input_files
+from disp_llm.commands.measuring import scoreboard_of
+from disp_llm.config.errors import InputError
+from disp_llm.config.recipes import resolved
+from disp_llm.config.suites import load_suite
+from disp_llm.data.sources import read_input
+from disp_llm.models.in_memory import require_gradients
+from disp_llm.models.loading import load_config
+from disp_llm.models.windows import within_positions
+from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
+from disp_llm.runs.folder import require_same_source
+from disp_llm.runs.identity import require_unchanged
+from disp_llm.runs.lock import locked
+from disp_llm.runs.ownership import require_ours
+from disp_llm.runs.provenance import hardware, provenance, versions
+from disp_llm.runs.results import as_json
+from disp_llm.runs.settings import FREE_TO_CHANGE
+
+
+def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Makes the rows that are asked for and not there yet; returns what `compare.json` then holds.
+
+    Args:
+        asked: the model to compare methods on, or all settings at once.
+        options: settings by the names of their flags, with texts and examples by their files;
+            `progress`, `stop_requested` and `command`, as `prune` takes them.
+
+    Raises:
+        InputError: the output folder belongs to another comparison, or a text lies in memory.
+        Interrupted: the task was asked to stop; the same settings go on.
+    """
+    require_gradients()
+    _require_files(options)
+    caller, config = Caller.asking(CompareConfig, asked, options)
+    config.validate()
+    config = located(config)
+    _started(config)  # before anything is touched
+    with locked(config.output_dir, "compare"):
+        result = _started(config)
+        described = load_config(config.model)
+        config = within_positions(config, CompareConfig(config.model), described)
+        dense = comparison_figures(result).dense
+        board = scoreboard_of(config.suite, dense.scores if dense else None)
+        with caller.watching() as progress:
+            caller = replace(caller, progress=progress)
+            reference = Reference(config, caller, board)
+            _add_rows(Comparison(config, reference, caller), result)
+        if any(row.get("error") is None for row in result["rows"]):
+            draw_comparison(result, config.output_dir / "compare.png")
+        if config.frontier:
+            _write(config.output_dir, result, draw_frontier(result, config.output_dir))
+    return result
+
+
+def _require_files(options: dict[str, Any]) -> None:
+    """Refuses text and examples that lie in memory: the run of every row reads them again."""
+    for field in (*TEXTS, *EXAMPLES):
+        what = options.get(field) or ()
+        parts = (what,) if isinstance(what, str | Path) else what
+        files = isinstance(parts, list | tuple) and all(isinstance(p, str | Path) for p in parts)
+        if files and parts and field in TEXTS:
+            files = isinstance(read_input(what, field), tuple)
+        if not files:
+            hint = "write it to a file, and name that"
+            raise InputError("lies in memory", field=field, hint=hint)
+
+
+def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
+    """Makes the rows that are not there yet, and writes each down as it comes."""
+    config, reference = comparison.config, comparison.reference
+    makers = row_makers(comparison)
+    made_by = partial(provenance, config.machine.seed, comparison.caller.command)
+    for name, make_rows in makers.items():
+        wanted = missing(config, name, [row for row in result["rows"] if row["method"] == name])
+        if not wanted:
+            continue
+        if "source" in result and not config.anyway:
+            require_same_source(result["source"], reference.sources, config.output_dir)
+        if "dense" not in result:
+            original = reference.original(comparison.progress("original"))
+            dense = as_json(original) | {"provenance": made_by()}
+            result |= {"dense": dense, "source": reference.sources, "inputs": reference.files}
+            _write(config.output_dir, result)
+        comparison = replace(comparison, original=comparison_figures(result).dense)
+        for row in make_rows(comparison, name, wanted):
+            _put(replace(row, provenance=made_by()), result, config)
+            result |= {"hardware": hardware(), "versions": versions()}
+            _write(config.output_dir, result)
+
+
+def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
+    """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
+    made = as_json(row) | ({"measured": row.measured} if row.measured else {})
+    mine, order = (row.method, Place.of(made)), [DENSE, *compared_methods()]
+
+    def rank(row: dict[str, Any]) -> tuple[int, int]:
+        method, places = row["method"], places_of(config, row["method"])
+        return (
+            order.index(method) if method in order else len(order),  # of a package that is not here
+            places.index(Place.of(row)) if Place.of(row) in places else len(places),
+        )
+
+    rows = [old for old in result["rows"] if (old["method"], Place.of(old)) != mine]
+    result["rows"] = paired(sorted([*rows, made], key=rank))
+
+
+def _write(folder: Path, result: dict[str, Any], pictures: Sequence[Path] = ()) -> None:
+    write_checked_json(folder / "compare.json", result)
+    with atomic(folder / "compare.md") as temporary:
+        temporary.write_text(markdown(result, [path.name for path in pictures]), encoding="utf-8")
+
+
+def _asked(config: CompareConfig) -> dict[str, Any]:
+    """What tells one comparison from another."""
+    asked: dict[str, Any] = {
+        "model": config.model,
+        "keep": list(config.keep),
+        "steps": config.steps,
+        "length": config.length,
+        "batch": config.batch,
+        "align": config.align,
+    }
+    for table in ("text", "words", "evaluation", "scores", "machine"):
+        asked[table] = resolved(getattr(config, table))
+    if config.target:
+        asked["target"] = list(config.target)
+    if config.suite:
+        asked["suite"] = {"file": config.suite} | resolved(load_suite(config.suite))
+    return asked
+
+
+def _started(config: CompareConfig) -> dict[str, Any]:
+    """What an earlier attempt has left of the same comparison.
+
+    Raises:
+        InputError: the folder belongs to another one.
+    """
+    require_ours(config.output_dir, "compare")
+    path, asked = config.output_dir / "compare.json", _asked(config)
+    if not path.exists():
+        return {"asked": asked, "rows": []}
+    result = read_checked_json(path, ROWS_AGAIN, config.anyway)
+    figures = comparison_figures(result, str(path))
+    known = result["asked"]
+    if "target" in known and "target" not in asked:  # its method is not asked for this time
+        asked["target"] = known["target"]
+    other = _difference({"target": asked.get("target")} | known, asked)
+    if other:
+        raise InputError(
+            f"{path.parent} compares something else ({other})",
+            field="output_dir",
+            hint="name another folder",
+        )
+    if not config.anyway:
+        require_unchanged(figures.inputs, input_files(config), path.parent)
+    return result | {"asked": known | asked}
+
+
+def _difference(before: Any, now: Any, place: str = "") -> str:
+    """The first value in which two tables differ, as it was before; empty where they are equal."""
+    if before == now:
+        return ""
+    if not {type(before), type(now)} <= {dict, NoneType}:
+        return f"{place}: {before}"
+    before, now = before or {}, now or {}
+    inner = (
+        _difference(before.get(key), now.get(key), f"{place}.{key}".removeprefix("."))
+        for key in now | before
+        if key not in FREE_TO_CHANGE
+    )
+    return next(filter(None, inner), "")

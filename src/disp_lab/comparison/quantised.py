@@ -1,0 +1,55 @@
+"""A model -> a copy whose blocks' linear layers are stored in 8 or 4 bits, by torchao.
+
+Weights only: int8 with a scale a row, int4 in groups of 32 inputs whose scales HQQ chooses. The
+embedding, the head and the norms stay as they are, and so does a layer that the kernel has no
+packing for: int4 packs 32 inputs and 16 outputs together, so widths of a pruned model should be
+multiples of 32.
+"""
+
+import copy
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import WeightKind
+from disp_llm.export.quantising import GROUP, fits
+from disp_llm.masks.prunable import PrunableModel
+
+ROWS = 16
+"""Outputs that the kernel of int4 takes together."""
+
+
+def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, int]:
+    """A copy with quantised blocks, and how many of their linear layers were left as they are.
+
+    Raises:
+        InputError: torchao is not installed, or not one layer can be stored so.
+    """
+    try:
+        from torchao.quantization import quantize_
+    except ImportError as error:
+        raise InputError(
+            "needs torchao, which is not installed", field=kind, hint="`pip install torchao`"
+        ) from error
+    made = PrunableModel(copy.deepcopy(target.model), target.family, target.sites)
+    layers = list(made.linears())
+    fitting = {id(layer) for layer in layers if fits(layer, kind, ROWS)}
+    if not fitting:
+        raise InputError(
+            f"no layer of {target.model.config.model_type} can be stored so",
+            field=kind,
+            hint="leave it out",
+        )
+    quantize_(made.model, _settings(kind), lambda module, name: id(module) in fitting)
+    return made, len(layers) - len(fitting)
+
+
+def _settings(kind: WeightKind) -> Any:
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization.quantize_.workflows import Int4ChooseQParamsAlgorithm
+
+    if kind == "int8":
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+    return PrototypeInt4WeightOnlyConfig(
+        GROUP, Int4ChooseQParamsAlgorithm.HQQ, set_inductor_config=False
+    )

@@ -1,0 +1,170 @@
+"""What every row of a comparison is measured with: the original model, the texts, the suite, the
+clock."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from disp_lab.comparison.memory import cache_bytes, stored_bytes
+from disp_lab.parts.baseline import stored_numbers
+from disp_lab.results import OriginalResult
+from disp_lab.settings import CompareConfig
+from disp_llm.commands.front import Caller
+from disp_llm.commands.inputs import input_files
+from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.planning import own_needs
+from disp_llm.config.names import SELF
+from disp_llm.config.parts import OutputConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.named import read_sources
+from disp_llm.data.sources import GivenText
+from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.written import Writer
+from disp_llm.evaluation.suites import Scoreboard
+from disp_llm.evaluation.timing import USUAL, fitted, speed_against
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name, start_process
+from disp_llm.models.loading import Loaded, load
+from disp_llm.runs.folder import Run
+from disp_llm.runs.identity import stamped
+from disp_llm.runs.job import Job
+from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.settings import record_beginning
+
+CHECKPOINT_EVERY = 25
+"""Steps between checkpoints of methods that learn."""
+
+
+def shared_settings(config: CompareConfig) -> PruneConfig:
+    """Settings that all runs of `prune` share."""
+    common = PruneConfig(
+        config.model,
+        text=config.text,
+        words=config.words,
+        evaluation=config.evaluation,
+        scores=config.scores,
+        export=OutputConfig(align=config.align),
+        rounds=0,  # timed as the baselines are, not by each run
+        machine=config.machine,
+    )
+    return with_steps(common, config)
+
+
+def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
+    """The same, with as many steps and windows, and as long ones, as were asked for."""
+    return replace(
+        settings,
+        learn=replace(settings.learn, steps=config.steps),
+        training=replace(
+            settings.training,
+            length=config.length,
+            batch=config.batch,
+            checkpoint_every=CHECKPOINT_EVERY,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Original model and texts, loaded or written when first needed."""
+
+    config: CompareConfig
+    caller: Caller
+    board: Scoreboard | None = None
+    """The suite, if there is one."""
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The original."""
+        assert self.files
+        return load(self.config.model, self.config.machine, dense_only=True)
+
+    @cached_property
+    def dense(self) -> PrunableModel:
+        """The original, as pruning sees it."""
+        return PrunableModel.of(self.loaded)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Learning and evaluation text."""
+        loaded, text = self.loaded, self.config.text
+        needs = own_needs(shared_settings(self.config), 1)
+        measured = self.config.evaluation.tokens
+        sources = read_sources(text, tokens=needs.learning, measured=measured)
+        context = self.config.evaluation.context
+        return texts_for(loaded, text, sources, self._writer.write, context)
+
+    @cached_property
+    def words(self) -> GivenText | None:
+        """What the original has written for all runs; None where they learn from other text."""
+        if Path(SELF) not in self.config.text.learns_from:
+            return None
+        assert self.texts  # which settles how many there are
+        return self._writer.write()
+
+    @cached_property
+    def _writer(self) -> Writer:
+        """Lets the original write, into the folder of the comparison."""
+        settings, caller, loaded = shared_settings(self.config), self.caller, self.loaded
+        process = start_process(replace(settings.machine, device=str(loaded.model.device)))
+        run = Run(self.config.output_dir, self.config.anyway)
+        assert caller.progress is not None
+        job = Job(settings, run, process, caller.progress, caller.stop_requested, caller.command)
+
+        def begin() -> None:
+            seed, dtype = settings.machine.seed, dtype_name(loaded.dtype)
+            record_beginning(run, seed, caller.command, dtype=dtype)
+
+        needs, length = own_needs(settings, process.count), settings.training.length
+        return Writer.of(job, loaded, needs, length, begin)
+
+    @cached_property
+    def files(self) -> dict[str, Any]:
+        """Stamps of the files of both, before they are read."""
+        return stamped(input_files(self.config))
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Names of model and texts."""
+        return self.loaded.source | self.texts.names
+
+    def measuring(self, progress: ProgressCallback) -> Measuring:
+        """How models are measured."""
+        stream, tokenizer = self.texts.evaluation, self.loaded.tokenizer
+        return Measuring(stream, self.config.evaluation, tokenizer, progress, self.board)
+
+    def original(self, progress: ProgressCallback) -> OriginalResult:
+        """Measures the original."""
+        measuring = self.measuring(progress)
+        return OriginalResult(
+            measured=measuring.perplexity(self.dense, "perplexity"),
+            parameters=self.dense.parameters,
+            block_parameters=stored_numbers(self.dense),
+            scores=measuring.scores(self.dense, "suite"),
+        )
+
+    @property
+    def timed_tokens(self) -> int:
+        """Tokens of the prompt that is timed, and of the cache: as many as the original reads."""
+        return fitted(USUAL[0], self.loaded.model).length
+
+    def costs(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, Any]:
+        """Bytes of a model and of its KV cache, and how fast it is beside the original, as fields
+        of a row."""
+        return {
+            "bytes": stored_bytes(model),
+            "kv_cache_bytes": cache_bytes(model, self.timed_tokens),
+            "speed": self.speed(model, progress),
+        }
+
+    def speed(self, model: PreTrainedModel, progress: ProgressCallback) -> dict[str, float]:
+        """How fast a model is, beside the original."""
+        rounds = self.config.rounds
+
+        def on_round(phase: str, done: int) -> None:
+            progress(f"timing {phase}", done, rounds, {})
+
+        return speed_against(self.loaded.model, model, rounds, on_round)

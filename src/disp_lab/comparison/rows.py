@@ -1,0 +1,297 @@
+"""How the rows of each method of a comparison are made: by runs of `prune`, by a baseline, or from
+the original itself."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from disp_lab.baselines import all_baselines
+from disp_lab.comparison.places import Place
+from disp_lab.comparison.quantised import quantised
+from disp_lab.comparison.reference import Reference, shared_settings, with_steps
+from disp_lab.names import DENSE, mask_methods
+from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
+from disp_lab.results import ComparisonRow, OriginalResult
+from disp_lab.settings import CompareConfig
+from disp_lab.variants import VARIANTS
+from disp_llm.commands.front import Caller, Inputs
+from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.prune import prune_with
+from disp_llm.config.effect import with_used
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import WeightKind
+from disp_llm.config.prune import PruneConfig
+from disp_llm.data.named import InMemory
+from disp_llm.evaluation.suites import against
+from disp_llm.masks.budget import Budget
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods import method_named
+from disp_llm.models.devices import start_process
+from disp_llm.models.loading import load_model
+from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job
+from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.results import Perplexity, SizeResult
+from disp_llm.runs.scores import Scores
+from disp_llm.training.problem import PruningProblem
+
+FAILURES = (InputError, RuntimeError)
+"""What leaves a row that says why, and lets the other methods go on: what a method refuses, what
+torch cannot compute or has no memory or kernel for."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all rows of one comparison share."""
+
+    config: CompareConfig
+    reference: Reference
+    caller: Caller
+    original: OriginalResult | None = None
+    """What was measured of the original, once it was."""
+
+    def progress(self, method: str) -> ProgressCallback:
+        """Reports the stages of one method under its name."""
+
+        def of_method(stage: str, done: int, total: int, figures: dict) -> None:
+            assert self.caller.progress is not None
+            self.caller.progress(f"{method}: {stage}", done, total, figures)
+
+        return of_method
+
+    def scores(self, model: PreTrainedModel, method: str) -> Scores | None:
+        """What a model scores on the suite, against the original; None without a suite. Runs of
+        `prune` are not asked to measure it: they would each measure the original too."""
+        target = PrunableModel(model, self.reference.dense.family)
+        measuring = self.reference.measuring(self.progress(method))
+        return measuring.scores(target, "suite", self.original.scores if self.original else None)
+
+
+RowMaker = Callable[[Comparison, str, list[Place]], Iterator[ComparisonRow]]
+"""Makes the rows of a method at some places, one after the other."""
+
+
+def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
+    """How the rows of every method are made, in the order of the table."""
+    common = shared_settings(comparison.config)
+    makers: dict[str, RowMaker] = {DENSE: dense_rows} if comparison.config.frontier else {}
+    for name in mask_methods():
+        config = replace(common, method=name)
+        makers[name] = partial(pruned_rows, settings=config, one_size=method_named(name).one_size)
+    for name, variant in VARIANTS.items():
+        config = with_steps(variant.change(common), comparison.config)
+        makers[name] = partial(pruned_rows, settings=config, one_size=variant.one_size)
+    for name, baseline in all_baselines().items():
+        makers[name] = partial(baseline_rows, baseline=baseline)
+    return makers
+
+
+def failed(name: str, place: Place, error: Exception) -> ComparisonRow:
+    """A row that says in one line why it has no figures."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ComparisonRow(name, **place.fields, error=said)
+
+
+def dense_rows(comparison: Comparison, name: str, missing: list[Place]) -> Iterator[ComparisonRow]:
+    """The original as it runs, timed against itself, and quantised."""
+    original, dense = comparison.original, comparison.reference.dense
+    assert original is not None
+    scores = original.scores and against(original.scores, original.scores, "suite")
+    whole = ComparisonRow(
+        method=name,
+        keep_asked=1.0,
+        **_perplexity(original.measured),
+        keep=1.0,
+        block_parameters=original.block_parameters,
+        parameters=original.parameters,
+        flops=1.0,
+        tokens_seen=0,
+        scores=scores,
+    )
+    for place in missing:
+        if place.weights:
+            yield _quantised(comparison, dense, whole, place)
+        else:
+            yield replace(
+                whole, **comparison.reference.costs(dense.model, comparison.progress(name))
+            )
+
+
+def _perplexity(measured: Perplexity) -> dict[str, Any]:
+    """A perplexity, and the losses behind it, as fields of a row."""
+    return {
+        "perplexity": measured.perplexity,
+        "perplexity_stderr": measured.perplexity_stderr,
+        "window_losses": measured.window_losses,
+        "window_tokens": measured.window_tokens,
+    }
+
+
+def pruned_rows(
+    comparison: Comparison,
+    name: str,
+    missing: list[Place],
+    settings: PruneConfig,
+    one_size: bool,
+) -> Iterator[ComparisonRow]:
+    """Rows of the sizes of one run of `prune`, or of a run a size (`one_size`); `seconds` is what
+    choosing took."""
+    asked = comparison.config
+    caller = replace(comparison.caller, progress=comparison.progress(name))
+    assert comparison.original is not None
+    words, measured = comparison.reference.words, comparison.original.measured
+    inputs = Inputs(texts=InMemory(words=words), measured=measured)
+    in_time = settings.budget.budget == "latency"
+    shares = asked.target if in_time else asked.keep
+    for group in [(share,) for share in shares] if one_size else [shares]:
+        places = [place for place in missing if place.share in group]
+        if not places:
+            continue
+        folder = asked.output_dir / name
+        folder = folder / f"keep-{group[0]:g}" if one_size else folder
+        resume = (folder / "config.toml").exists()
+        config = replace(settings, output_dir=folder, resume=resume, anyway=asked.anyway)
+        if in_time:
+            tokens = comparison.reference.timed_tokens
+            budget = replace(config.budget, target=group, workload_length=tokens)
+            config = replace(config, budget=budget)
+        else:
+            config = replace(config, keep=group)
+        try:
+            result = prune_with(caller, with_used(config), inputs)
+        except FAILURES as error:
+            yield from (failed(name, place, error) for place in places)
+            continue
+        for size in result.sizes:
+            if size.measured is None:  # exported since then, by hand
+                continue
+            of_size = [place for place in places if place.share == size.share_asked]
+            yield from _of_size(comparison, name, size, result, of_size)
+
+
+def _of_size(
+    comparison: Comparison,
+    name: str,
+    size: SizeResult,
+    result: PruneResult,
+    places: list[Place],
+) -> Iterator[ComparisonRow]:
+    """The rows of one exported model: as it is, and quantised."""
+    if not places:
+        return
+    dense = comparison.reference.dense
+    assert size.measured is not None
+    figures = result.figures
+    folder = Run(result.folder).model_folder(size.size, figures["first_size"])
+    compact = load_model(str(folder), dense.device, dense.dtype)
+    target = PrunableModel(compact, dense.family)
+    row = ComparisonRow(
+        method=name,
+        keep_asked=places[0].keep,
+        target=places[0].target,
+        **_perplexity(size.measured),
+        keep=size.keep,
+        block_parameters=size.block_parameters,
+        parameters=size.parameters,
+        flops=target.block_parameters_of(1) / dense.block_parameters_of(1),
+        tokens_seen=figures["tokens_seen"],
+        seconds=figures.get("choosing_s"),
+    )
+    for place in places:
+        if place.weights:
+            yield _quantised(comparison, target, row, place)
+        else:
+            costs = comparison.reference.costs(compact, comparison.progress(name))
+            yield replace(row, **costs, scores=comparison.scores(compact, name))
+
+
+def _quantised(
+    comparison: Comparison, target: PrunableModel, row: ComparisonRow, place: Place
+) -> ComparisonRow:
+    """The row of the same model with quantised weights, or one that says why there is none."""
+    kind: WeightKind = place.weights
+    name, reference = f"{row.method}, {kind}", comparison.reference
+    progress = comparison.progress(name)
+    try:
+        made, left_out = quantised(target, kind)
+        measured = reference.measuring(progress).perplexity(made, "perplexity")
+        return replace(
+            row,
+            weights=kind,
+            **_perplexity(measured),
+            note=f"{left_out} layers stay as they are" if left_out else "",
+            scores=comparison.scores(made.model, name),
+            **reference.costs(made.model, progress),
+        )
+    except FAILURES as error:
+        return failed(row.method, place, error)
+
+
+def baseline_rows(
+    comparison: Comparison, name: str, missing: list[Place], baseline: Baseline
+) -> Iterator[ComparisonRow]:
+    """One row a size from a baseline; `seconds` is its preparation and that size."""
+    problem = _problem(comparison, name)
+    began = time.perf_counter()
+    try:
+        if problem.budget.layout.has_experts:
+            raise InputError(
+                f"{name} does not know mixtures of experts", field="methods", hint="leave it out"
+            )
+        make = baseline.prepare(problem)
+    except FAILURES as error:
+        yield from (failed(name, place, error) for place in missing)
+        return
+    preparing = time.perf_counter() - began
+    for place in missing:
+        began = time.perf_counter()
+        try:
+            made = make(place.share)
+            seconds = preparing + time.perf_counter() - began
+            row = _measured(comparison, baseline, place.share, made, seconds)
+        except FAILURES as error:
+            row = failed(name, place, error)
+        yield row
+
+
+def _problem(comparison: Comparison, name: str) -> PruningProblem:
+    """The problem that a baseline is given; its folder is not created."""
+    reference, settings = comparison.reference, shared_settings(comparison.config)
+    process = start_process(replace(settings.machine, device=str(reference.dense.device)))
+    run = Run(comparison.config.output_dir / name)
+    job = Job(settings, run, process, comparison.progress(name), command=comparison.caller.command)
+    budget = Budget(reference.dense.layout)
+    keeps = comparison.config.keep
+    return PruningProblem(reference.dense, reference.texts.corpus, budget, keeps, 1, job)
+
+
+def _measured(
+    comparison: Comparison, baseline: Baseline, keep: float, made: BaselineModel, seconds: float
+) -> ComparisonRow:
+    """The figures of a baseline's model, which took so many seconds to make; what takes the time
+    and memory of the original is not timed."""
+    name, reference = baseline.name, comparison.reference
+    progress = comparison.progress(name)
+    target = PrunableModel(made.model, reference.dense.family)
+    measured = reference.measuring(progress).perplexity(target, "perplexity")
+    dense = reference.dense.block_parameters
+    outside = target.parameters - stored_numbers(target)
+    costs = {} if baseline.not_smaller else reference.costs(made.model, progress)
+    return ComparisonRow(
+        method=name,
+        keep_asked=keep,
+        **_perplexity(measured),
+        keep=made.stored / dense,
+        block_parameters=round(made.stored),
+        parameters=round(outside + made.stored),
+        flops=made.multiplied / dense,
+        tokens_seen=comparison.config.scores.tokens if baseline.reads_text else 0,
+        seconds=round(seconds, 1),
+        scores=comparison.scores(made.model, name),
+        note=baseline.not_smaller,
+        **costs,
+    )

@@ -1,0 +1,129 @@
+"""GISP (arXiv 2510.18030): structures removed over many rounds by one threshold for the model.
+
+A KV head with its queries, or an intermediate channel, counts the mean over its weights of
+`|w·∂loss/∂w|`, the gradient being that of the mean loss of a round's sequences: the absolute value
+is taken after averaging. Every round scores what is left, under the masks of the rounds before, and
+removes an equal share of the parameters, so that sizes nest: what is removed later is more
+important. The first tenth of the blocks and the last block lose nothing.
+
+After the released code, where the paper's text could not be read. Here the weights of a head are
+all of its group (the code's, for grouped queries, are those of q and o); their number is counted,
+where the code has 4·d·D for heads and 3·F for channels; shares are of parameters, where the code's
+are of structures; there are 22 rounds, not 112, and each reads calibration sequences of its own,
+where the code reads the same 2,000 in every round; and a model of fewer than ten blocks is pruned
+throughout.
+
+N entries of all sites.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from disp_lab.names import COUPLED
+from disp_lab.parts.coupled import flat_of
+from disp_lab.parts.weight_changes import changes_of, weight_gradients
+from disp_llm.config.errors import InputError
+from disp_llm.data.windows import Windows
+from disp_llm.masks.budget import Budget, project
+from disp_llm.masks.layout import Layout
+from disp_llm.masks.masking import masked
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection
+from disp_llm.methods import Method, Reads
+from disp_llm.methods.calibration import calibration_windows
+from disp_llm.training.blocks import checkpointed_blocks
+from disp_llm.training.losses import mean_losses
+from disp_llm.training.problem import PruningProblem
+
+ROUNDS = 22
+"""Rounds, unless the setting `score_rounds` says otherwise or there are fewer sequences."""
+
+SPARED = 0.1
+"""Share of the blocks, from the first, that lose nothing."""
+
+
+def gisp(problem: PruningProblem) -> Selection:
+    """The order of removal, down to the smallest size of the problem; what is left then is ranked
+    by its last score.
+
+    Raises:
+        InputError: that size has no room for what is never removed, a window is longer than the
+            text or than the model can read, or a score is not finite.
+    """
+    dense, budget, smallest = problem.dense, problem.budget, min(problem.keeps)
+    windows, progress = calibration_windows(problem), problem.job.count("scoring")
+    rounds = min(problem.scores.score_rounds or ROUNDS, len(windows))
+    spared = spared_entries(budget.layout).to(dense.device)
+    if not project(spared.float(), budget, smallest).kept[spared].all():
+        raise InputError(
+            f"{smallest} is less than what {METHOD.name} leaves whole",
+            field=budget.field,
+            hint="ask for more",
+        )
+    kept = torch.ones_like(spared)
+    order = torch.zeros(len(kept), dtype=torch.float64, device=dense.device)
+    done = 0
+    with (
+        checkpointed_blocks(dense, problem.training.recomputes),
+        masked(dense) as masking,
+    ):
+        for number, part in enumerate(windows.tensor_split(rounds), start=1):
+            masking.set(kept.float())
+            scores = mean_changes(dense, part)
+            if not scores.isfinite().all():  # ranks would hide it
+                raise InputError(
+                    "gave numbers that are not finite",
+                    field="method",
+                    hint="try the `dtype` float32",
+                )
+            scores = scores.masked_fill(spared, torch.inf)
+            order = torch.where(kept, number + _places(scores) / len(scores), order)
+            share = 1 - (1 - smallest) * number / rounds
+            kept &= project(scores.masked_fill(~kept, -1.0), budget, share).kept
+            done += len(part)
+            progress(done, len(windows))
+    return Selection(_places(order).float())
+
+
+def spared_entries(layout: Layout) -> Bool[Tensor, " N"]:
+    """Entries that are never removed: those of the spared blocks, and of sites that the method does
+    not know."""
+    blocks = len(layout.blocks)
+    first = int(SPARED * blocks)
+    whole = torch.arange(blocks) < first
+    whole[-1] |= first > 0
+    elsewhere = torch.tensor([site not in COUPLED for site in layout.sites])
+    return (whole[:, None] | elsewhere).flatten()[layout.site_of_entry]
+
+
+def mean_changes(dense: PrunableModel, windows: Windows) -> Float[Tensor, " N"]:
+    """The mean of `|w·∂loss/∂w|` over the weights of each head and channel, under the masks that
+    are set; 0 of what these have removed."""
+    layout = dense.layout
+    with weight_gradients(dense):
+        for place in range(len(windows)):
+            loss = mean_losses(dense, windows.one(place).to(dense.device))
+            (loss / len(windows)).backward()
+        changes = [
+            changes_of(dense, block, shape)
+            for block, shape in zip(dense.blocks, layout.blocks, strict=True)
+        ]
+    heads, channels = ([pair[place] for pair in changes] for place in (0, 1))
+    return flat_of(layout, channels, heads) / Budget(layout).entry_costs.to(dense.device)
+
+
+def _places(numbers: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """The place of each number, from 0 for the lowest; ties by position."""
+    return numbers.argsort(stable=True).argsort()
+
+
+METHOD = Method(
+    name="gisp",
+    title="GISP",
+    reference="Wang et al., From Local to Global: Revisiting Structured Pruning Paradigms for "
+    "Large Language Models (arXiv 2510.18030)",
+    choose=gisp,
+    reads=Reads(rounds=True, gradients=True),
+    sites=COUPLED,
+)

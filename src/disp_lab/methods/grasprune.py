@@ -1,0 +1,142 @@
+"""GRASPrune (arXiv 2604.19398): gates that are projected onto one budget, then scales of what is
+left.
+
+In the first stage every step keeps the KV heads and channels of the highest `p = σ(g/1.5)`, as many
+as one budget over the whole model has room for, and runs with `mask + p − stop(p)`, so that what is
+dropped has a gradient too. In the second the masks stand still, and every kept entry learns a scale
+`1 + tanh(g)/2`. Weights are frozen throughout.
+
+After the released code, where the paper's text could not be read. Here a KV head is gated and
+scaled where it hands its output to the layer that writes, while the code does so on its keys and
+its values, so that attention logits scale too; a block that would lose all heads or channels gets
+its best one back within the budget, not on top of it; g starts at Fisher scores, since at the
+code's zeros all entries tie and the first masks are arbitrary; both stages read the learning text,
+the code's second stage its validation text; and step sizes are larger for fewer steps, Adam's
+travel being kept.
+
+N entries of all sites.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_lab.names import COUPLED
+from disp_lab.parts.mask_training import LossUnder, train_masks, travelling
+from disp_llm.masks.budget import project
+from disp_llm.masks.selection import Compensation, Selection
+from disp_llm.methods import Method, Reads
+from disp_llm.methods.fisher import fisher_scores
+from disp_llm.training.pace import planned_steps
+from disp_llm.training.problem import PruningProblem
+
+TEMPERATURE = 1.5
+"""Of the sigmoid that makes p."""
+
+RATE, BETAS = 0.01, (0.9, 0.99)
+"""Of AdamW in both stages, constant."""
+
+MASK_STEPS, SCALE_STEPS = 2048, 512
+"""What that step size is for, in either stage."""
+
+MOST_FOR_MASKS, MOST_FOR_SCALES = 10.0, 5.0
+"""Largest factors of it: a step reads one window, and a scale that leaps follows its noise."""
+
+SCALE_SHARE = 0.15
+"""Share of the steps that the second stage has (the code: up to a fifth)."""
+
+START = 1.0
+"""Standard deviation of g at first: of 0.1, which is one step of Adam, 20 steps leave no trace."""
+
+
+class Gates(nn.Module):
+    """g of the masks and g of the scales, one number for every entry."""
+
+    def __init__(self, start: Float[Tensor, " N"]):
+        super().__init__()
+        self.masks = nn.Parameter(start.clone())
+        self.scales = nn.Parameter(torch.zeros_like(start))
+
+    def through(self, mask: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """The mask with the slope of p, for what it drops as well."""
+        soft = torch.sigmoid(self.masks / TEMPERATURE)
+        return mask + (soft - soft.detach())
+
+    def factors(self) -> Float[Tensor, " N"]:
+        """Scales between ½ and 1½."""
+        return 1 + torch.tanh(self.scales) / 2
+
+
+def grasprune(problem: PruningProblem) -> Selection:
+    """g of the masks, for one size, and the scales."""
+    prunable = ~problem.budget.never_pruned.to(problem.dense.device)
+    scores = fisher_scores(problem, rounds=1)
+    start = START * (scores - scores[prunable].mean()) / scores[prunable].std()
+
+    def take(problem: PruningProblem, steps: int) -> Gates:
+        return trained_gates(problem, start, steps)
+
+    gates = take(problem, planned_steps(problem, take))
+    with torch.no_grad():
+        scales = gates.factors().masked_fill(~prunable, 1.0)
+        return Selection(gates.masks.detach(), Compensation(scales))
+
+
+def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Gates:
+    """Gates after so many steps of both stages together; goes on from a checkpoint of the problem's
+    run."""
+    budget, share = problem.budget, min(problem.keeps)
+    never_pruned = budget.never_pruned.to(start.device)
+    config = replace(problem.training, schedule="constant", warmup=0.0, clip=0.0)
+    scale_steps = round(SCALE_SHARE * steps)
+    mask_steps = steps - scale_steps
+    gates = Gates(start)
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [gates.masks],
+                "lr": travelling(RATE, MASK_STEPS, mask_steps, MOST_FOR_MASKS),
+            },
+            {
+                "params": [gates.scales],
+                "lr": travelling(RATE, SCALE_STEPS, scale_steps, MOST_FOR_SCALES),
+            },
+        ],
+        betas=BETAS,
+        weight_decay=0.0,
+    )
+
+    def forget_masks(step: int) -> None:
+        """Without moments, gates that have no gradient any more stand still."""
+        if step == mask_steps:
+            optimizer.state.clear()
+
+    def batch_loss(
+        step: int, noise: torch.Generator, loss_under: LossUnder
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        mask = project(gates.masks, budget, share, problem.align).kept.float()
+        if step < mask_steps:
+            gate, idle = gates.through(mask), gates.scales
+        else:
+            gate, idle = mask * gates.factors(), gates.masks
+        loss = loss_under(gate.masked_fill(never_pruned, 1.0))
+        # The loop exchanges gradients of all that is trained: that of the other stage is zero.
+        return loss + 0 * idle.sum(), {"loss": loss}
+
+    train_masks(problem, config, steps, gates, optimizer, batch_loss, prepare=forget_masks)
+    return gates
+
+
+METHOD = Method(
+    name="grasprune",
+    title="GRASPrune",
+    reference="Wang et al., GRASPrune: Global Gating for Budgeted Structured Pruning of Large "
+    "Language Models (arXiv 2604.19398)",
+    choose=grasprune,
+    reads=Reads(gradients=True, steps=True),
+    reads_weights=False,
+    sites=COUPLED,
+    one_size=True,
+)

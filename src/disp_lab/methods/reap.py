@@ -1,0 +1,110 @@
+"""REAP (Lasby et al., arXiv 2510.13999): whole experts of a mixture go, those that add least.
+
+What an expert adds to a token that is routed to it is its output times the router's factor. Its
+score is the mean of the length of that over these tokens; an expert that no token reaches has 0.
+Every layer loses as many experts: an expert counts by its place among those of its layer.
+
+N tokens, E experts, C chosen by each token, D residual stream.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.compact.experts_disp_llm import run_experts
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import EXPERTS
+from disp_llm.masks.selection import Selection
+from disp_llm.methods import Method
+from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.models.hooks import hooks
+from disp_llm.training.problem import PruningProblem
+
+
+@dataclass
+class Added:
+    """What the experts of one layer have added to tokens so far."""
+
+    row: dict
+    """What is known of them."""
+    lengths: Float[Tensor, " E"]
+    """Sum of the lengths."""
+    tokens: Float[Tensor, " E"]
+    """Number of the tokens."""
+
+    def hook(self, experts: Any, args: tuple) -> None:
+        """Forward pre-hook of the experts: hidden states (N, D), indices and factors (N, C)."""
+        hidden, chosen, factors = args
+        for expert in chosen.unique().tolist():
+            token, place = torch.where(chosen == expert)
+            one = torch.full_like(token, expert)[:, None]
+            made = run_experts(
+                experts, self.row, hidden[token], one, torch.ones_like(one, dtype=hidden.dtype)
+            )
+            lengths = factors[token, place].float() * made.float().norm(dim=-1)
+            self.lengths[expert] += lengths.sum()
+            self.tokens[expert] += len(token)
+
+    @property
+    def scores(self) -> Float[Tensor, " E"]:
+        """Mean length of what each expert adds."""
+        return self.lengths / self.tokens.clamp(min=1)
+
+
+@torch.no_grad()
+def reap(problem: PruningProblem) -> Selection:
+    """The place of each expert among those of its layer; dimensions have no importance.
+
+    Raises:
+        InputError: the model has no experts, or other sites than these are to be pruned; or a
+            window is longer than the text or than the model can read.
+    """
+    dense, layout = problem.dense, problem.budget.layout
+    if not layout.has_experts or set(problem.budget.sites) != {EXPERTS}:
+        raise InputError(
+            "reap prunes whole experts of mixtures and nothing else",
+            field="method",
+            hint="leave `sites` out, or use another method",
+        )
+    rows = [dense.branches_of(block)[1].experts for block in dense.blocks]
+    if any(row is not None and row.scores_inputs for row in rows):
+        raise InputError(
+            "reap does not know experts whose scores multiply what they read",
+            field="method",
+            hint="use another method",
+        )
+    added = [
+        Added(asdict(row) if row else {}, *torch.zeros(2, shape.experts, device=dense.device))
+        for row, shape in zip(rows, layout.blocks, strict=True)
+    ]
+    mixtures: list[tuple[nn.Module, Added]] = [
+        (block.get_submodule(row.module), one)
+        for block, row, one in zip(dense.blocks, rows, added, strict=True)
+        if row is not None
+    ]
+    windows = calibration_tokens(problem).to(dense.device)
+    progress = problem.job.count("scoring")
+    with hooks(module.register_forward_pre_hook(one.hook) for module, one in mixtures):
+        for number, window in enumerate(windows):
+            dense.base(window[None], use_cache=False)
+            progress(number + 1, len(windows))
+    importance = torch.zeros(layout.entries, device=dense.device)
+    parts = zip(layout.names, layout.split(importance), strict=True)
+    of_experts = (part for name, part in parts if name.endswith(f".{EXPERTS}"))
+    for part, one in zip(of_experts, added, strict=True):
+        part[:] = one.scores.argsort().argsort() / len(part)
+    return Selection(importance)
+
+
+METHOD = Method(
+    name="reap",
+    title="REAP",
+    reference="Lasby et al., REAP the Experts: Why Pruning Prevails for One-Shot MoE compression "
+    "(arXiv 2510.13999)",
+    choose=reap,
+    sites=(EXPERTS,),
+    knows_experts=True,
+)

@@ -1,0 +1,1 @@
+"""What several methods and baselines share; `baseline` is what each baseline declares of itself."""

@@ -1,0 +1,63 @@
+"""What enters the layers that write to the residual stream: its moments over calibration text.
+
+B windows, T tokens of a window, K inputs of a layer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.models.hooks import hooks
+from disp_llm.training.problem import PruningProblem
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one layer's inputs over all calibration tokens, in float64."""
+
+    mean: Float[Tensor, " K"]
+    square: Float[Tensor, " K"]
+    """Mean of the square."""
+
+    @property
+    def variance(self) -> Float[Tensor, " K"]:
+        """How much each input varies around its mean."""
+        return (self.square - self.mean.square()).clamp(min=0)
+
+
+@torch.no_grad()
+def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
+    """For every block, moments of what enters the layer by which attention writes, and of what
+    enters that of the MLP.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    windows, dense = calibration_tokens(problem), problem.dense
+    progress = problem.job.count("scoring")
+    layers = [
+        linear_at(block, branch.writes)
+        for block in dense.blocks
+        for branch in dense.branches_of(block)
+    ]
+    sums: list[Tensor] = [torch.zeros(())] * len(layers)
+
+    def add_to(place: int) -> Any:
+        def hook(module: nn.Module, args: tuple) -> None:
+            inputs = args[0].flatten(0, -2).double()  # (T, K)
+            total = torch.stack([inputs.sum(0), inputs.square().sum(0)])  # (2, K)
+            sums[place] = sums[place].to(total.device) + total
+
+        return hook
+
+    with hooks(layer.register_forward_pre_hook(add_to(i)) for i, layer in enumerate(layers)):
+        for done, window in enumerate(windows, start=1):
+            dense.base(input_ids=window[None].to(dense.device), use_cache=False)
+            progress(done, len(windows))
+    moments = [Moments(*(total / windows.numel())) for total in sums]
+    return list(zip(moments[::2], moments[1::2], strict=True))

@@ -1,0 +1,109 @@
+"""What a baseline declares about itself, and what all baselines use.
+
+A baseline prepares itself once, mostly by running calibration text through the model, and then
+makes a model of any size. That model runs as it is: cut, factorised or rotated layers are real, so
+that perplexity and milliseconds are those of the thing itself.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import BRANCHES, Site
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Selection
+from disp_llm.methods import Method
+from disp_llm.training.problem import PruningProblem
+
+
+@dataclass(frozen=True)
+class BaselineModel:
+    """A model of one size, and what it costs, in numbers of the model's dtype."""
+
+    model: PreTrainedModel
+    """It runs like the original."""
+    stored: int | float
+    """Numbers inside the blocks, in place of the linear layers' weights; an index counts by its
+    bits."""
+    multiplied: int | float
+    """Multiplications inside the blocks for one token; half of the FLOPs."""
+
+
+Maker = Callable[[float], BaselineModel]
+"""The share of block parameters that is stored -> a model. Raises InputError for a share that the
+baseline cannot give."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A way to make a model smaller that does more than drop dimensions."""
+
+    name: str
+    """What `methods` of a comparison calls it: the name of its file."""
+    title: str
+    """What readers know it as."""
+    reference: str
+    """The paper: authors, title, where it can be found."""
+    prepare: Callable[[PruningProblem], Maker]
+    """Does what serves all sizes; what it returns makes one of them."""
+    reads_text: bool = True
+    """Whether it reads calibration sequences."""
+    structure: Callable[[PruningProblem], Selection] | None = None
+    """What it keeps, where masks can say it, without what else it does to the model: learning can
+    begin there (`start`)."""
+    sites: tuple[Site, ...] = ()
+    """Where that prunes entries."""
+    one_size: bool = False
+    """Whether that serves one size only."""
+    not_smaller: str = ""
+    """Why what runs takes the time and the memory of the original; empty where it is smaller."""
+
+    @property
+    def start(self) -> Method:
+        """Its structure, which it must have, as a method that learning can begin at."""
+        assert self.structure is not None
+        return Method(
+            name=self.name,
+            title=self.title,
+            reference=self.reference,
+            choose=self.structure,
+            sites=self.sites,
+            drops_branches=self.sites == BRANCHES,
+            one_size=self.one_size,
+            every_site=True,
+        )
+
+
+def require_one_kind(problem: PruningProblem) -> None:
+    """Refuses a model whose blocks do not all have the same modules.
+
+    Raises:
+        InputError: it is one.
+    """
+    if problem.dense.family.alternatives:
+        raise InputError(
+            "blocks of several kinds have nothing in common that this method could share",
+            field="model",
+            hint="use another method",
+        )
+
+
+def copied(problem: PruningProblem) -> PrunableModel:
+    """A copy of the dense model that may be changed in place."""
+    dense = problem.dense
+    return PrunableModel(copy.deepcopy(dense.model), dense.family, dense.sites)
+
+
+def as_stored(prunable: PrunableModel) -> BaselineModel:
+    """A model each of whose stored numbers is multiplied once a token."""
+    numbers = stored_numbers(prunable)
+    return BaselineModel(prunable.model, numbers, numbers)
+
+
+def stored_numbers(prunable: PrunableModel) -> int:
+    """Numbers in the blocks' matrices, whatever layers hold them; norms, biases and convolutions do
+    not count."""
+    return sum(p.numel() for p in prunable.blocks.parameters() if p.dim() == 2)

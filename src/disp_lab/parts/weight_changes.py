@@ -1,0 +1,58 @@
+"""How much the loss changes, to first order, without the weights of a coupled structure.
+
+O outputs, I inputs of a layer, K inner dimensions of a branch, H KV heads, F intermediate.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_lab.parts.coupled import by_head, stretches
+from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.shapes import BlockShape
+from disp_llm.models.architectures import Branch
+
+
+@contextmanager
+def weight_gradients(dense: PrunableModel) -> Iterator[None]:
+    """While the context lasts, the blocks' linear weights gather gradients."""
+    weights = [linear.weight for linear in dense.linears()]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+            weight.grad = None
+
+
+def changes_of(
+    dense: PrunableModel, block: nn.Module, shape: BlockShape
+) -> tuple[Float[Tensor, " H"], Float[Tensor, " F"]]:
+    """`Σ|w·∂loss/∂w|` over all weights of each KV head with its queries (none where heads are no
+    site), and of each intermediate channel."""
+    attention, mlp = (_changes(block, branch) for branch in dense.branches_of(block))
+    of_heads = torch.stack([by_head(part, shape.heads) for part in attention]).sum(0)
+    return of_heads, torch.stack(mlp).sum(0)
+
+
+def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
+    """The same over the weights that every inner dimension of a branch has in each of its
+    projections."""
+
+    def change(path: str) -> Float[Tensor, "O I"]:
+        layer = linear_at(block, path)
+        product = (layer.weight.detach().float() * layer.weight.grad.float()).abs()
+        return product.T if is_conv1d(layer) else product
+
+    projections = [
+        part
+        for path in branch.reads
+        for part in stretches(block, branch, path, change(path).sum(1))
+    ]
+    return [*projections, change(branch.writes).sum(0)]

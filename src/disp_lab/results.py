@@ -1,0 +1,178 @@
+"""What `compare.json` holds: the original, and a row for every method and size."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from disp_lab.names import DENSE
+from disp_llm.config.schema import Amount, Count, Positive, Size
+from disp_llm.runs.figures import Hardware, Provenance, Source, machine_name
+from disp_llm.runs.identity import Stamps
+from disp_llm.runs.results import (
+    SPEEDS,
+    Perplexity,
+    from_json,
+    require_losses,
+    require_speeds,
+    shares_of_time,
+    with_error,
+)
+from disp_llm.runs.scores import Scores
+
+ROWS_AGAIN = "delete it; every row is made again"
+"""What to do about a damaged `compare.json`."""
+
+
+@dataclass(frozen=True)
+class OriginalResult:
+    """The model that methods are compared on, as it came."""
+
+    measured: Perplexity
+    parameters: Size
+    block_parameters: Count
+    scores: Scores | None = None
+    """On the suite of the comparison, where it has one."""
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One method at one size; a row that failed has an error and no figures."""
+
+    method: str
+    keep_asked: Amount | None
+    """None where the size is a share of the time."""
+    perplexity: Positive | None = None
+    perplexity_stderr: Amount | None = None
+    keep: Amount | None = None
+    block_parameters: Count | None = None
+    parameters: Size | None = None
+    flops: Amount | None = None
+    """Multiplications inside the blocks as a share of the dense model's."""
+    tokens_seen: Count | None = None
+    seconds: Amount | None = None
+    """Time to choose or to make the model, without evaluation."""
+    error: str | None = None
+    speed: dict[str, Positive] = field(default_factory=dict)
+    """`prefill_ms`, `prefill_speedup` and the same of decode, where models were timed."""
+    scores: Scores | None = None
+    """On the suite of the comparison, against the original's; None where it has none."""
+    target: Amount | None = None
+    """Share of the original's prefill time that was asked for, in place of `keep_asked`."""
+    weights: str = ""
+    """What the weights of the blocks are quantised to, such as `int8`; empty = the run's dtype."""
+    bytes: Count | None = None
+    """Of all weights as they are stored; None where no smaller model runs."""
+    kv_cache_bytes: Count | None = None
+    """After a prompt of 512 tokens, or of as many as the model can read."""
+    note: str = ""
+    """What a reader has to know of the figures."""
+    window_losses: list[Amount] = field(default_factory=list)
+    """Mean −ln p of each window of the evaluation text; empty in comparisons that are older."""
+    window_tokens: list[Size] = field(default_factory=list)
+    """Tokens that each window scores; empty where all score as many."""
+    paired_with: str = ""
+    """The method whose row of the same size is the reference; empty = there is none."""
+    paired_ratio: Positive | None = None
+    """Perplexity as a multiple of the reference's, over the same windows."""
+    paired_ratio_stderr: Amount | None = None
+    """By the bootstrap over these windows; None for a single one."""
+    provenance: Provenance | None = None
+    """Of this row; None in comparisons that were made before it was recorded."""
+
+    def __post_init__(self) -> None:
+        figures = (self.perplexity, self.keep, self.block_parameters, self.parameters, self.flops)
+        if self.error is None and None in (*figures, self.tokens_seen):
+            raise ValueError("has neither all figures nor an error")
+        if (self.keep_asked is None) == (self.target is None):
+            raise ValueError("has not one of keep_asked and target")
+        require_speeds(self.speed, *SPEEDS)
+        require_losses(self.perplexity, self.window_losses, self.window_tokens)
+
+    @property
+    def name(self) -> str:
+        """`learned keep 0.8`, `latency 0.8 int8`, `dense int4`."""
+        size = f" keep {self.keep_asked:g}" if self.target is None else f" {self.target:g}"
+        size = "" if self.method == DENSE else size
+        return f"{self.method}{size}" + (f" {self.weights}" if self.weights else "")
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Time of prefill and decode as a share of the original's; empty where none was timed."""
+        return shares_of_time(self.speed)
+
+    def __str__(self) -> str:
+        if self.perplexity is None:
+            return "–"
+        return with_error(self.perplexity, self.perplexity_stderr)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison was asked for."""
+
+    model: str
+    keep: list[Amount]
+
+
+@dataclass(frozen=True)
+class ComparisonFigures:
+    """All that `compare.json` holds; a row for every method and size that there is yet."""
+
+    asked: Asked
+    rows: list[ComparisonRow]
+    dense: OriginalResult | None = None
+    source: Source | None = None
+    inputs: Stamps = field(default_factory=dict)
+    """The files on this machine that it was made of."""
+    hardware: Hardware | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rows and (self.dense is None or self.source is None):
+            raise ValueError("has rows and no dense model or source")
+        for row in self.rows:
+            counted = row.method != DENSE and row.target is None
+            if counted and row.keep_asked not in self.asked.keep:
+                raise ValueError(f"has a row of keep {row.keep_asked}, which was not asked for")
+        dense = self.dense.scores if self.dense else None
+        for row in (row for row in self.rows if row.error is None):
+            if (row.scores and row.scores.sizes) != (dense and dense.sizes):
+                raise ValueError(f"has not all scores of {row.method} that the dense model has")
+            if row.scores and not row.scores.is_against_original:
+                raise ValueError(f"has scores of {row.method} against nothing")
+
+
+def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
+    """What `compare.json` holds, with the times of one machine: that of most rows. A row of another
+    machine is left without its own, and its note says so, since a table sets them side by side.
+
+    Raises:
+        InputError: a value is missing, or is of another type; `file` says where.
+    """
+    found = from_json(ComparisonFigures, result, file, ROWS_AGAIN)
+    machines = [_machine(row, found) for row in found.rows]
+    if len(set(machines)) < 2:
+        return found
+    (most, _), *_ = Counter(machines).most_common(1)
+    rows = [
+        row if machine == most or not _is_timed(row) else _untimed(row, machine)
+        for row, machine in zip(found.rows, machines, strict=True)
+    ]
+    return replace(found, rows=rows)
+
+
+def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:
+    """Where a row was made; of an old one, what the whole comparison says."""
+    hardware = row.provenance["hardware"] if row.provenance else found.hardware
+    return machine_name(hardware) if hardware else "an unknown machine"
+
+
+def _is_timed(row: ComparisonRow) -> bool:
+    return row.seconds is not None or bool(row.speed)
+
+
+def _untimed(row: ComparisonRow, machine: str) -> ComparisonRow:
+    """The same without what took time on a machine that is not that of the table."""
+    notes = [row.note] if row.note else []
+    note = "; ".join([*notes, f"made on another machine ({machine})"])
+    return replace(row, seconds=None, speed={}, note=note)

@@ -1,0 +1,134 @@
+"""What `disp-llm compare` can be asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from disp_lab.names import BASELINES, IN_TIME, VARIANTS, compared_methods, mask_methods
+from disp_llm.config.bounds import (
+    Batch,
+    Multiple,
+    Rounds,
+    Size,
+    Some,
+    Steps,
+    Window,
+    Word,
+    require_declared,
+)
+from disp_llm.config.checks import require_sizes
+from disp_llm.config.effect import Use, require_used
+from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
+from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Methods side by side: same model, text, budget, exporter and evaluation."""
+
+    # Steps and calibration are those of the table: methods may join it later that read them.
+    USES: ClassVar = (
+        OWN_WORDS,
+        Use(
+            "target",
+            when=lambda config: {"all", IN_TIME} & set(config.methods),
+            what=f"is of the method {IN_TIME}",
+            instead=f"add {IN_TIME} to `methods`",
+        ),
+        Use(
+            "frontier",
+            when=lambda config: config.rounds,
+            what="has no times without rounds",
+            instead="give 1 or more `rounds`",
+        ),
+    )
+
+    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    """Hub id, local folder, GGUF file, or smollm2-135m."""
+    methods: Annotated[
+        tuple[Word, ...],
+        Some,
+        tyro.conf.arg(metavar="{all," + ",".join(compared_methods()) + "} ..."),
+    ] = ("all",)
+    """The methods to compare; `learned` is ours. Methods that choose masks leave run folders with
+    exported models; baselines that do more than drop dimensions are measured and not written."""
+    keep: tuple[Size, ...] = (0.8, 0.7, 0.5)
+    """Share of block parameters that is kept, in (0, 1]."""
+    frontier: bool = False
+    """Measure the original as rows of its own too, in the dtype of the run, in int8 and in int4
+    (which needs torchao), draw every row against its time and its memory, and say which are
+    dominated."""
+    target: tuple[Size, ...] = ()
+    """Sizes of the method `latency`, as shares of the original's time for a prompt, in (0, 1]."""
+    quantise: tuple[Word, ...] = ()
+    """Methods that choose masks whose models are also measured in int8 and int4."""
+    align: Multiple = 1
+    """Widths of the models that methods that choose masks write are multiples of this number; int4
+    takes multiples of 32. With 1 dimensions are pruned one by one; `prune` on a CPU has 32."""
+    output_dir: Path = Path("comparison")
+    """The folder of compare.json, compare.md, the pictures and the run folders. Rows that are there
+    are not made again."""
+    steps: Steps = 150
+    """Optimiser steps of the methods that learn."""
+    length: Window = TrainingConfig.length
+    """Tokens of their learning windows."""
+    batch: Batch = TrainingConfig.batch
+    """Learning windows of a step."""
+    suite: str = ""
+    """A suite of texts and tasks, on which the original and every model are measured besides:
+    general, commonsense, or a .toml file."""
+    rounds: Rounds = 7
+    """Number of times that each model is timed, in turn with the original; 0 = not timed."""
+    anyway: bool = False
+    """Go on although the model, a text or a file of the comparison is not what it was."""
+    json: bool = False
+    """Print one JSON object on standard output."""
+    text: TextConfig = field(default_factory=TextConfig)
+    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
+    evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
+    scores: ScoreConfig = field(default_factory=ScoreConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def validate(self) -> None:
+        """Refuses what no comparison can use.
+
+        Raises:
+            InputError: naming the field.
+        """
+        require_declared(self)
+        require_used(self)
+        for name in {*VARIANTS, *BASELINES} & {*mask_methods()}:
+            raise InputError(
+                f"'{name}' is a row already", field="methods", hint="call your method otherwise"
+            )
+        known = ["all", *compared_methods()]
+        for name in set(self.methods) - set(known):
+            raise InputError(
+                f"no method '{name}'{nearest(name, known)}",
+                field="methods",
+                hint=f"use one of {', '.join(known)}",
+            )
+        require_sizes(keep=self.keep)
+        self._validate_frontier()
+        self.text.validate()
+        self.evaluation.validate()
+
+    def _validate_frontier(self) -> None:
+        """Refuses a method without its sizes, and models that no folder holds."""
+        if self.target:
+            require_sizes(target=self.target)
+        if IN_TIME in self.methods and not self.target:
+            raise InputError(
+                f"{IN_TIME} has no sizes", field="methods", hint="give `target`, such as 0.8 0.65"
+            )
+        masks = [*mask_methods(), *VARIANTS]
+        for name in set(self.quantise) - set(masks):
+            raise InputError(
+                f"'{name}' writes no model folder{nearest(name, masks)}",
+                field="quantise",
+                hint=f"use some of {', '.join(masks)}",
+            )

@@ -1,0 +1,73 @@
+"""Other settings of the method `learned`, which a comparison shows as rows of their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from disp_lab.names import COUPLED, IN_TIME
+from disp_llm.config.parts import BudgetConfig
+from disp_llm.config.prune import PruneConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe
+
+FROZEN = {"adapter_rank": 0, "weight_rate": 0.0}
+
+
+def masks_only(config: PruneConfig) -> PruneConfig:
+    """Ours without anything beside them: every weight that is kept is the original's."""
+    return apply_recipe(config, {"learn": {"scale_rate": 0.0} | FROZEN})
+
+
+def masks_and_scales(config: PruneConfig) -> PruneConfig:
+    """Ours without adapters and with frozen weights."""
+    return apply_recipe(config, {"learn": FROZEN})
+
+
+def domain(config: PruneConfig) -> PruneConfig:
+    """Masks and scales that the text itself teaches, not the original: best on such text."""
+    return apply_recipe(config, load_recipe("domain"))
+
+
+def coupled(config: PruneConfig) -> PruneConfig:
+    """Ours where most others prune: the residual stream keeps its width, so nothing is gathered
+    from it or scattered into it, and KV heads are pruned."""
+    return replace(config, sites=COUPLED)
+
+
+def in_time(config: PruneConfig) -> PruneConfig:
+    """Ours where time is the budget: dimensions, KV heads and whole branches compete by what they
+    take of a prompt on this machine."""
+    return replace(config, budget=BudgetConfig("latency", target=(1.0,)))
+
+
+def paper(config: PruneConfig) -> PruneConfig:
+    """The paper's recipe over our windows; its step size is for 10,000 steps, ten times it for a
+    few hundred (docs/experiment-log.md)."""
+    faster = {"training": {"learning_rate": 1e-2}}
+    return apply_recipe(apply_recipe(config, load_recipe("paper")), faster)
+
+
+def policy_gradient(config: PruneConfig) -> PruneConfig:
+    """Gao et al., Optimization-based Structural Pruning for LLMs without Back-Propagation (arXiv
+    2406.10576): Bernoulli masks, learned by policy gradient from forward passes alone; they start
+    at our scores."""
+    learn = {"estimator": "policy_gradient", "temperature": 1.0, "penalty": 6.0}
+    return apply_recipe(config, {"learn": learn, "training": {"distill": 0.0}})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings of `learned` that are a row of their own."""
+
+    change: Callable[[PruneConfig], PruneConfig]
+    one_size: bool
+    """Whether it takes a run a size, as in its paper."""
+
+
+VARIANTS = {
+    "masks_only": Variant(masks_only, one_size=False),
+    "masks_and_scales": Variant(masks_and_scales, one_size=False),
+    "domain": Variant(domain, one_size=False),
+    "coupled": Variant(coupled, one_size=False),
+    IN_TIME: Variant(in_time, one_size=False),
+    "paper": Variant(paper, one_size=True),
+    "policy_gradient": Variant(policy_gradient, one_size=True),
+}

@@ -1,0 +1,111 @@
+"""What a method declares about itself, and which there are: ours, those of installed packages, and
+those that this process has registered. To know their names, none of them is imported."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.names import SITES, Site
+from disp_llm.config.plugins import added, added_names
+
+METHODS, STARTS = "disp_llm.methods", "disp_llm.starts"
+"""Groups of entry points: methods, and what `start` takes besides."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which settings a method reads; others are refused."""
+
+    calibration: bool = True
+    """Of calibration sequences."""
+    rounds: bool = False
+    """`score_rounds`."""
+    gradients: bool = False
+    """Of a backward pass."""
+    steps: bool = False
+    """Of steps on learning windows."""
+    learning: bool = False
+    """Of what the method `learned` learns, and how."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose which entries are kept."""
+
+    name: str
+    """What `method` calls it in settings and results: the name of its file or entry point."""
+    title: str
+    """What readers know it as."""
+    reference: str
+    """The paper: authors, title, where it can be found."""
+    choose: Callable[[Any], Any]
+    """PruningProblem -> Selection: gives every entry an importance; those with the highest are
+    kept, as many as fit the size."""
+    reads: Reads = Reads()
+    """Which settings it reads."""
+    sites: tuple[Site, ...] = SITES
+    """Where it prunes entries, unless the setting `sites` says otherwise."""
+    drops_branches: bool = False
+    """Whether it gives whole branches an importance, where they are sites."""
+    knows_experts: bool = False
+    """Whether it can prune mixtures of experts."""
+    reads_weights: bool = True
+    """Whether it looks at the weights themselves, and not only at what the model computes."""
+    one_size: bool = False
+    """Whether its selection serves one size only."""
+    every_site: bool = False
+    """Whether it has to prune at each of its sites."""
+
+
+OWN = {
+    "learned": Reads(rounds=True, gradients=True, steps=True, learning=True),
+    "fisher": Reads(rounds=True, gradients=True),
+}
+"""The methods of this package: what they read is known without importing them."""
+
+registered: dict[str, Method] = {}
+"""What `disp_llm.methods.register` was given in this process, by name."""
+
+
+def method_names() -> tuple[str, ...]:
+    """Ours first, then those of other packages, then registered ones."""
+    return tuple(dict.fromkeys([*OWN, *added_names(METHODS), *registered]))
+
+
+def start_names() -> tuple[str, ...]:
+    """What else learning can begin at, besides methods."""
+    return added_names(STARTS)
+
+
+def other_method(name: str) -> Method:
+    """A method that is not ours, or what else learning can begin at.
+
+    Raises:
+        InputError: there is none, or what an installed package adds is no method of that name.
+    """
+    groups = (added(group, name, Method, "method") for group in (METHODS, STARTS))
+    found = next((one for one in groups if one), registered.get(name))
+    if found is None:
+        known = list(method_names())
+        raise InputError(
+            f"no method '{name}'{nearest(name, known)}",
+            field="method",
+            hint=f"use one of {', '.join(known)}",
+        )
+    if found.name != name:
+        raise InputError(
+            f"the entry point '{name}' is a method that calls itself '{found.name}'",
+            field="method",
+            hint="correct or uninstall the package that adds it",
+        )
+    return found
+
+
+def reads_of(name: str) -> Reads:
+    """What a method reads; one that is not ours is imported to say so.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    return OWN[name] if name in OWN else other_method(name).reads

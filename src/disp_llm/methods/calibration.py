@@ -1,0 +1,55 @@
+"""The calibration sequences, on which all methods of one seed agree."""
+
+from jaxtyping import Int
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.data.mixture import Mixture
+from disp_llm.data.randomness import random_stream
+from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Windows
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.windows import require_positions
+from disp_llm.training.problem import PruningProblem
+
+
+def calibration_windows(problem: PruningProblem) -> Windows:
+    """The same windows for every method of one seed. Those that look at activations alone read the
+    tokens, prompts too (`calibration_tokens`).
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    count, length = problem.scores.calibration_sequences, problem.scores.calibration_length
+    return windows_of(problem.corpus, problem.dense, count, length, problem.seed)
+
+
+def windows_of(
+    corpus: Corpus, target: PrunableModel, count: int, length: int, seed: int
+) -> Windows:
+    """Windows of a text, as many and as long as the settings of a calibration say.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read.
+    """
+    require_positions(target.model, length, "calibration_length")
+    corpus.require_length(length, "calibration_length")
+    windows, _ = Mixture(corpus).draw(count, length, random_stream("calibration", seed))
+    return windows
+
+
+def calibration_tokens(problem: PruningProblem) -> Int[Tensor, "B T"]:
+    """The tokens of the same windows, for what looks at activations alone.
+
+    Raises:
+        InputError: a window is longer than the text or than the model can read, or is shown with a
+            picture.
+    """
+    windows = calibration_windows(problem)
+    if windows.shown:
+        raise InputError(
+            "is not read by this method, which looks at the activations of text alone",
+            field="processor_data",
+            hint="use learned, fisher or another that follows the loss",
+        )
+    return windows.tokens
