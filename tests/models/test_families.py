@@ -532,5 +532,6 @@ def test_a_program_registers_a_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("row", ["other_rows:not_a_row", "other_rows:missing", "nowhere:family"])
 def test_a_row_that_cannot_be_loaded_names_its_package(other_package, row):
     other_package(row)
-    with pytest.raises(InputError, match=f"the row of 'hy_v3', {row}, (is no Family|cannot be)"):
+    said = rf"the entry point 'hy_v3' \({row}\) (is no Family|cannot be)"
+    with pytest.raises(InputError, match=said):
         family_of(tiny_config(OTHER))
