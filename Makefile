@@ -7,7 +7,7 @@ DEMO_DIR ?= runs/demo
 MINUTES ?= 30
 PROOFS ?= tests
 
-.PHONY: setup demo test proof mutants soak style check size clean tables
+.PHONY: setup demo test matrix proof mutants soak style check size clean tables
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -23,8 +23,11 @@ demo: setup  ## prune the embedded SmolLM2-135M to half of its block parameters 
 	$(BIN)/disp-llm prune smollm2-135m --text speeches --recipe domain --keep 0.5 --minutes $(DEMO_MINUTES) \
 		--calibration-sequences 16 --windows 8 --output-dir $(DEMO_DIR)
 
-test: setup  ## the whole suite
-	$(BIN)/pytest -q -n 2 --dist loadfile
+test: setup  ## the whole suite, in five minutes
+	$(BIN)/pytest -q -n 2 --dist worksteal
+
+matrix: setup  ## all architectures, where the suite tries one of each kind
+	$(BIN)/pytest -q -n 2 --dist worksteal -m matrix
 
 proof: setup  ## slow proofs on the real model
 	$(BIN)/pytest -q -m proof $(PROOFS)

@@ -2,7 +2,7 @@
 
 python examples/add_a_method.py
 
-docs/add-a-method.md explains what a method is given and what it returns.
+docs/extend.md explains what a method is given and what it returns.
 """
 
 import torch

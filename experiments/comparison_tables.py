@@ -1,4 +1,4 @@
-"""Tables that set methods side by side: docs/baselines.md, docs/results.md and README.md."""
+"""Tables that set methods side by side: baselines/tables.md, docs/results.md and README.md."""
 
 import json
 import statistics
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machines import Times, origin_of_rows
-
-from disp_lab.reporting.tables import markdown
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "baselines"
@@ -207,12 +205,26 @@ def general_table() -> list[str]:
     """How many times the original's perplexity each has, over texts that it did not learn from."""
     rows = mix_rows("general")
     sizes = sorted({size for row in rows for size in row.general}, reverse=True)
-    columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes), "tokens"]
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    columns = ["times the original's perplexity", *(f"keep {size}" for size in sizes)]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * len(sizes)]
     for row in rows:
-        cells = [_ratio_said(row, size) for size in sizes]
-        lines.append(f"| {' | '.join([row.name, *cells, row.tokens_said])} |")
+        cells = [f"{row.general[size].mean:.2f}" for size in sizes]
+        name = f"{row.name.partition(', ')[2]}, {row.tokens_said} tokens"
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return [*lines, "", page_settings()["general"]["note"].strip()]
+
+
+def headline() -> list[str]:
+    """The result of README.md: half of the model, beside the strongest others."""
+    rows = {row.plain_name: row.perplexity["0.5"].mean for row in domain_rows()}
+    ours, *others = rows.values()
+    original = original_perplexity()
+    said = ", ".join(f"{name} {value:.0f}" for name, value in list(rows.items())[1:4:2])
+    assert ours < min(others)
+    return [
+        "**Half of SmolLM2-135M, five minutes on two CPU cores: WikiText-2 perplexity "
+        f"{ours:.0f}, original {original:.0f}, {said}.**"
+    ]
 
 
 def _ratio_said(row: Row, size: str) -> str:
@@ -224,7 +236,7 @@ def _ratio_said(row: Row, size: str) -> str:
 
 
 def equal_table() -> list[str]:
-    """Of README.md: what each has lost on new documents of the mix, from as many tokens of it."""
+    """Of docs/results.md: what each has lost on new documents of a mix, from as many tokens."""
     rows = mix_rows("equal")
     cells = [[_ratio_said(row, size) for size in ENDS] for row in rows]
     return _table("from as many tokens", "times the original's", rows, cells, "equal")
@@ -258,15 +270,19 @@ def _said(found: Figures) -> list[str]:
 def results_tables() -> list[str]:
     """Between the markers of docs/results.md."""
     return [
-        "## Every setting of one run for all sizes",
+        "## Learned from a mix, at equal tokens",
         "",
-        *headline_table(),
+        *equal_table(),
         "",
         "## Learned from WikiText-2, at equal tokens",
         "",
         *domain_table(),
         "",
-        "## Beside other methods, each as it is used",
+        "## Settings of one run for all sizes",
+        "",
+        *headline_table(),
+        "",
+        "## Other methods, each as it is used",
         "",
         *methods_table(),
     ]
@@ -276,90 +292,91 @@ def headline_table() -> list[str]:
     """The experiment "headline": a row for each setting, a column for each size."""
     results = json.loads((HERE / "results" / "headline.json").read_text())
     keeps = sorted({m["keep_asked"] for r in results for m in r["models"]}, reverse=True)
-    times = Times.of(results)
-    columns = ["", *(f"keep {keep:g}" for keep in keeps), "tokens", *times.columns]
+    columns = ["", *(f"keep {keep:g}" for keep in keeps), "tokens"]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for result in results:
-        by_keep = {model["keep_asked"]: figure(model) for model in result["models"]}
-        cells = [result["name"], *(by_keep.get(keep, "") for keep in keeps)]
-        cells += [f"{result['tokens_seen'] / 1e3:.0f} k", *times.cells(result)]
-        lines.append(f"| {' | '.join(cells)} |")
-    window = results[0]["dense"]["window"]
-    originals = dict.fromkeys(f"{figure(r['dense'])} on {r['hardware']['cpu']}" for r in results)
-    shares = {m["keep_asked"]: m["keep_total"] for r in results for m in r["models"]}
-    totals = ", ".join(f"{shares[keep]:.1%}" for keep in keeps)
-    lines += [
+        by_keep = {model["keep_asked"]: model["perplexity"] for model in result["models"]}
+        cells = [result["name"], *(f"{by_keep[keep]:.1f}" for keep in keeps)]
+        lines.append(f"| {' | '.join(cells)} | {result['tokens_seen'] / 1e3:.0f} k |")
+    return [
+        *lines,
         "",
-        "SmolLM2-135M-Instruct (the embedded 4 to 6 bit file, unpacked), WikiText-2 perplexity ± "
-        f"standard error (dense {', '.join(originals)}) over the first 16 windows of {window:,} "
-        "tokens of the raw test text. All rows are measured on the same windows, so they differ "
-        "far less by chance than ± says. Learned on the valid and the first 8.9 % of the train "
-        "text. Masks only: the kept weights are the original's; in the rows below them each kept "
-        f"entry has learned a scale too. Of *all* parameters {totals} are kept; "
-        f"bfloat16; seconds are of the whole command. {times.note} From "
-        "[experiments/results/headline.json](../experiments/results/headline.json); more in "
-        "[reproduce.md](reproduce.md). All rows are of `--recipe domain --least-cut 0`, with the "
-        "flags of [experiments/headline.toml](../experiments/headline.toml); the default of today "
-        "is in the first table of the README.",
+        f"WikiText-2 perplexity, the first 16 windows of 1,024 tokens (original "
+        f"{results[0]['dense']['perplexity']:.1f}; standard errors are 14 %, but all rows read the "
+        "same windows). All are `--recipe domain --least-cut 0`; scales are learned where a row "
+        f"does not say *masks only*. {Times.of(results).machines_said} "
+        "[Errors and seconds](../experiments/results/headline.md).",
     ]
-    return lines
 
 
 def methods_table() -> list[str]:
     """Methods at each size, ours first, with their speed at the smallest."""
     result = compared(AS_USED)
-    if result is None:
-        return []
-    keeps = result["asked"]["keep"]
-    columns = [
+    assert result is not None
+    return [
+        *rows_by_method(result, page_settings()["names"]),
         "",
-        *(f"keep {keep:g}" for keep in keeps),
-        "tokens",
-        *(f"{phase} at {keeps[-1]:g}" for phase in ("prefill", "decode")),
+        "The same text, budget and evaluation. Each method is written here from its paper, with "
+        "the tokens that it is used with; all that it stores is counted. Speed is that of the "
+        "smallest size, a prompt of 512 tokens and a token after 512, over the original's "
+        f"({result['hardware']['cpu']}). More methods, the mix, equal tokens and equal time: "
+        "[all comparisons](../experiments/baselines/tables.md).",
     ]
+
+
+def rows_by_method(result: dict, names: dict[str, str]) -> list[str]:
+    """A row for each of these methods: a figure a size, its speed at the smallest, its tokens."""
+    keeps = result["asked"]["keep"]
+    general = any("general_ratio" in row for row in result["rows"])
+    timed = any("prefill_speedup" in row for row in result["rows"])
+    phases = ("prefill", "decode") if timed else ()
+    columns = ["", *(f"keep {keep:g}" for keep in keeps), *phases, "tokens", "s"]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     found: dict[str, dict[float, dict]] = {}
     for row in result["rows"]:
         found.setdefault(row["method"], {})[row["keep_asked"]] = row
-    for method, name in page_settings()["names"].items():
+    for method, name in names.items():
         if method not in found:
             continue
-        rows = [found[method][keep] for keep in keeps]
-        cells = ["" if row["perplexity"] is None else f"{row['perplexity']:,.1f}" for row in rows]
+        rows = [found[method][keep] for keep in keeps if keep in found[method]]
         smallest = rows[-1]
-        cells.append(f"{smallest['tokens_seen'] / 1e3:.0f} k")
-        times = (smallest.get(f"{phase}_speedup") for phase in ("prefill", "decode"))
+        cells = [_lost(found[method].get(keep), general) for keep in keeps]
+        times = (smallest.get(f"{phase}_speedup") for phase in phases)
         cells += ["–" if time is None else f"×{time:.2f}" for time in times]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        "The same text, budget and evaluation; each method is written here from its paper, takes "
-        "the tokens that it is used with, and what it stores is counted alike. Prefill of 512 "
-        f"tokens and decode after 512: speed at keep {keeps[-1]:g} as a multiple of the "
-        f"original's, on the CPU ({result['hardware']['cpu']}). All rows, with "
-        "milliseconds, at equal tokens and in equal time: [baselines.md](baselines.md).",
-        "",
-        "![perplexity against size and time](baselines.png)",
-    ]
+        seconds = smallest["seconds"]
+        cells += [f"{(smallest['tokens_seen'] or 0) / 1e3:.0f} k"]
+        cells += ["–" if seconds is None else f"{seconds:.0f}"]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
+
+
+def _lost(row: dict | None, general: bool) -> str:
+    """A row's general ratio, or its perplexity; – where it has failed."""
+    if row is None or row["perplexity"] is None:
+        return "–"
+    if general:
+        wiki = row["texts"]["WikiText-2"]["perplexity"]
+        return f"{ratio(row).replace(' ', '')}, {wiki:.1f}"
+    return f"{row['perplexity']:,.1f}"
 
 
 def baselines_page() -> str:
-    """docs/baselines.md: every comparison, and what other code measured for the same methods."""
+    """baselines/tables.md: every comparison, and what other code measured for the same methods."""
     page = page_settings()
     lines = ["# Baselines", "", "Generated by `make tables`; do not edit.", ""]
     lines += [page["introduction"].strip(), ""]
-    lines += ["![perplexity against size and time](baselines.png)"]
     for comparison in page["comparison"]:
-        lines += ["", f"## {comparison['title']}", "", "```"]
-        lines += [f"disp-llm compare smollm2-135m {comparison['flags']} --text …", "```", ""]
         result = compared(comparison["file"])
+        lines += [f"## {comparison['title']}", "", "```"]
+        lines += [f"disp-llm compare smollm2-135m {comparison['flags']} --text …", "```", ""]
         if result is None:
-            lines += ["Not run yet."]
+            lines += ["Not run yet.", ""]
             continue
-        lines += [markdown(result).rstrip(), "", origin_of_rows(result)]
-        lines += ["", comparison["finding"].strip()] if "finding" in comparison else []
-    lines += ["", "## Against independent figures", "", *independent(page["independent"])]
+        elsewhere = page["names"] if comparison["file"] == AS_USED else {}
+        methods = dict.fromkeys(row["method"] for row in result["rows"])
+        names = {name: f"`{name}`" for name in methods if name not in elsewhere}
+        lines += [*rows_by_method(result, names), "", origin_of_rows(result), ""]
+    lines += ["## Against independent figures", "", *independent(page["independent"])]
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,8 @@ from disp_llm.runs.figures import machine_name
 
 SHORT = 12
 """Letters of a commit that are printed."""
+NAMED = ("torch", "transformers", "torchao")
+"""Packages whose versions are printed; results have more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Times:
         return [f"{result['seconds']:.0f}" if name == mine else "" for name in self.machines]
 
     @property
+    def machines_said(self) -> str:
+        """All machines in a sentence."""
+        return f"On {'; '.join(self.machines)}."
+
+    @property
     def note(self) -> str:
         """Which machine each letter is; empty where there is one machine."""
         if len(self.machines) < 2:
@@ -57,7 +64,9 @@ def origins(results: list[dict]) -> str:
     not recorded is said to be unknown."""
     found: dict[str, list[str]] = {}
     for result in results:
-        versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+        versions = ", ".join(
+            f"{name} {number}" for name, number in result["versions"].items() if name in NAMED
+        )
         commit = result.get("commit") or "unknown"
         commit = commit[:SHORT] + "-dirty" * commit.endswith("-dirty")
         seed, date = result.get("seed", "unknown"), result.get("date", "unknown")[:10]

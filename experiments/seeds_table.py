@@ -1,4 +1,4 @@
-"""Methods over several seeds, each beside ours of the same seed: parts of docs/reproduce.md."""
+"""Methods over several seeds, each beside ours of the same seed: parts of results/NAME.md."""
 
 import statistics
 from collections.abc import Callable
@@ -42,13 +42,13 @@ def _mean(rows: list[dict], loss: Callable[[dict], float]) -> float:
 
 
 def _by_seed(figures) -> str:
-    """`24.51 / 24.14`; nothing known is left out."""
-    return " / ".join(figure for figure in figures if figure) or "–"
+    """`24.51, 24.14`; nothing known is left out."""
+    return ", ".join(figure for figure in figures if figure) or "–"
 
 
 def _times(pair: Estimate) -> str:
-    """`×1.127 ± 0.015`."""
-    return f"×{pair[0]:.3f} ± {pair[1]:.3f}"
+    """`×1.127±0.015`."""
+    return f"×{pair[0]:.3f}±{pair[1]:.3f}"
 
 
 def _on(text: str) -> Callable[[dict], str]:

@@ -1,4 +1,4 @@
-"""F1 of taggers on WNUT-17: the table and the picture of docs/specialists.md.
+"""F1 of taggers on WNUT-17: the table and the picture of docs/results.md.
 
 Every number comes from `benchmarks/results/specialists.json`. Differences between two models are
 taken sentence by sentence: both are scored on the same bootstrap samples of the test set.
@@ -105,36 +105,26 @@ def scored(found: dict[str, Tagger], name: str) -> tuple[str, str]:
 
 
 def specialists_table() -> list[str]:
-    """Between the markers of docs/specialists.md."""
+    """Between the markers of docs/results.md."""
     found, again = taggers(), taggers(seed=1)
     if not found:
         return ["Not run yet: `python benchmarks/specialists.py WNUT17`."]
     lines = [
-        "| model | MB | F1 | precision | recall | share of the original's F1 | s a sentence "
-        "| F1, second seed | share, second seed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| model | MB | F1 | share of the original's | F1, second seed | share |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name in [name for name in TITLES if name in found or name in again]:
         one = found.get(name) or again[name]
-        row, (score, share) = one.row, scored(found, name)
         size = "–" if name == "linear" else f"{one.megabytes:.0f}"
-        rates = [
-            f"{100 * row[key]:.1f}" if name in found else "" for key in ("precision", "recall")
-        ]
-        cells = [TITLES[name], size, score, *rates, share, f"{row['seconds']:.2f}"]
-        lines.append(f"| {' | '.join([*cells, *scored(again, name)])} |")
+        cells = [TITLES[name], size, *scored(found, name), *scored(again, name)]
+        lines.append(f"| {' | '.join(cells)} |")
     hardware = found[basis_of(found)].row["hardware"]
-    count = len(found[basis_of(found)].counts)
     second = _of_both(found, again) if again else ""
     lines += [
         "",
-        f"WNUT-17 test, {count:,} sentences, exact spans with their labels. ± is the standard "
-        f"deviation over 1,000 bootstrap samples of the sentences, of a share over {SAMPLES:,}, "
-        f"the same for both models.{second} MB are weights as stored, in bfloat16 but for int8, "
-        "embedding (57 MB) included. Generated tags are written for 32 sentences at a time, the "
-        f"others for one. {hardware['cpu']}, {hardware['threads']} thread(s), beside other jobs, "
-        "so that seconds say less than the rest. From "
-        "[benchmarks/results/specialists.json](../benchmarks/results/specialists.json).",
+        f"Exact spans with their labels; ± over bootstrap samples of the sentences.{second} MB are "
+        f"weights as stored, embedding (57 MB) included. {hardware['cpu']}. "
+        "[Precision, recall, seconds](../benchmarks/results/specialists.json).",
     ]
     return ["![F1 over size, first seed, and over time, second seed](specialists.png)", "", *lines]
 

@@ -1,10 +1,12 @@
 """Tiny configurations of every architecture: plain ones, and unusual ones, in which nothing that
 changes the computation has its default value."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import pytest
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -12,6 +14,25 @@ from disp_llm.models.architectures import FAMILIES
 
 ARCHITECTURES = sorted(name for name in FAMILIES if name in CONFIG_MAPPING)
 """Those with a row that the installed transformers has."""
+KINDS = (
+    "llama", "gemma2", "gemma4_text", "phi3", "gpt2", "opt", "gpt_neox", "mpt", "cohere", "olmo2",
+    "deepseek_v3", "mixtral", "gpt_oss", "llama4_text", "granitemoehybrid", "qwen3_5_text", "bamba",
+    "lfm2", "minicpm3", "doge",
+)  # fmt: skip
+"""One for each way in which blocks are built. Two tests try every architecture, all others these;
+what they say of the rest is under the mark `matrix`."""
+WRAPPER_KINDS = (
+    "cohere_compass", "gemma3", "gemma4", "idefics3", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe",
+    "voxtral",
+)  # fmt: skip
+"""Heads that scale or cap, another path, a row of another name, a hybrid, experts, and one that
+hears."""
+
+
+def cases(names: Iterable[str], usual: Iterable[str] = (*KINDS, *WRAPPER_KINDS)) -> list[Any]:
+    """Parameters of a test; all but the usual ones are under the mark `matrix`."""
+    rest = pytest.mark.matrix
+    return [name if name in usual else pytest.param(name, marks=rest) for name in names]
 
 
 def _kind_of(model_type: str) -> str:
@@ -25,7 +46,7 @@ MIXTURES = [
 ]
 """Those with experts."""
 DENSE = [name for name in FAMILIES if name in ARCHITECTURES and name not in MIXTURES]
-KINDS = sorted({_kind_of(name): name for name in reversed(DENSE)}.values())
+DENSE_KINDS = sorted({_kind_of(name): name for name in reversed(DENSE)}.values())
 """One for each way in which rows of dense models differ, norms and the head apart: for what is
 slow, and asks nothing of an architecture but its linear layers."""
 

@@ -1,6 +1,7 @@
 """Tiny models of every family, a byte-level tokenizer, text, and commands run as a user runs
 them."""
 
+import gc
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -26,6 +28,7 @@ import fresh
 import pytest
 import torch
 import transformers
+import tyro
 from accelerate import Accelerator
 from configurations import tiny_config, unusual_values
 from safetensors.torch import load_file, save_file
@@ -50,12 +53,19 @@ from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
-from disp_llm.runs.ownership import mark
+from disp_llm.runs.ownership import kind_of, mark
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries hold stays to the end: to look through it again and again would take a
+    tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes):
@@ -229,6 +239,19 @@ def run_process(*arguments: object, before: str = "") -> subprocess.CompletedPro
     return fresh.start_command(*arguments, before=before).wait()
 
 
+read_line = tyro.cli
+_read: dict[str, Any] = {}
+
+
+def read_once(kinds: Any, **how: Any) -> Any:
+    """What a command line says, which takes longer to find out than most refusals, and is the same
+    whenever the words and the defaults are."""
+    key = repr((kinds, how))
+    if key not in _read:
+        _read[key] = read_line(kinds, **how)
+    return _read[key]
+
+
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`disp-llm ...` in this process: loading the libraries takes longer than most commands do."""
     out, err = io.StringIO(), io.StringIO()
@@ -241,6 +264,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         warnings.catch_warnings(),
     ):
         patch.setattr(sys, "argv", command)
+        patch.setattr(tyro, "cli", read_once)
         try:
             main()
         except SystemExit as stop:
@@ -303,6 +327,14 @@ def one_process() -> Process:
     return Process(Accelerator(cpu=True), torch.device("cpu"))
 
 
+def run_in(folder: Path, **given) -> Run:
+    """A run in a folder that bears our mark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not kind_of(folder):
+        mark(folder, "prune")
+    return Run(folder, **given)
+
+
 def problem_of(
     model_type: str, text: str, folder: Path, heads: bool = False, **changes
 ) -> PruningProblem:
@@ -314,9 +346,7 @@ def problem_of(
     corpus = Corpus((_tokens(text).clone(),))
     scores = ScoreConfig(calibration_sequences=4, calibration_length=32)
     config = PruneConfig("tiny", scores=scores, machine=MachineConfig(device="cpu"))
-    folder.mkdir(parents=True, exist_ok=True)
-    mark(folder, "prune")
-    job = Job(config, Run(folder), one_process())
+    job = Job(config, run_in(folder), one_process())
     return PruningProblem(dense, corpus, budget, (0.6,), align=1, job=job)
 
 
@@ -337,6 +367,15 @@ def moments_of(problem: PruningProblem, prunable: PrunableModel) -> list[dict[st
     moments = []
     visit_blocks(problem, prunable, lambda index, block, found: moments.append(found))
     return moments
+
+
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.proof)])
+def compiler(request, monkeypatch):
+    """What runs the graphs of `torch.compile`: as they are, or as C++, which takes a minute to
+    build."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from conftest import run_command
 from damage import ways
-from foreign import changes, snapshot
+from foreign import Entry, snapshot
 
 FREE = ("report.html", "checkpoint/", "compare.md", "compare.png", "frontier")
 """What is made again from other files, or read no more: nothing is recorded of it."""
@@ -40,6 +41,10 @@ class World:
     def folder(self) -> Path:
         return self.place / "folder"
 
+    @cached_property
+    def before(self) -> dict[str, Entry]:
+        return snapshot(self.whole)
+
     def cases(self, every: int = 1, first: int = 0) -> Iterator[tuple[Path, str]]:
         """Every file with all that can become of it; of these, one of `every`."""
         self.fresh()
@@ -54,9 +59,19 @@ class World:
     def fresh(self) -> None:
         """Makes the copy what the original is."""
         shutil.rmtree(self.place / "made", ignore_errors=True)
-        if not self.folder.exists() or changes(snapshot(self.whole), snapshot(self.folder)):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            shutil.copytree(self.whole, self.folder)
+        self.folder.mkdir(exist_ok=True)
+        now, before = snapshot(self.folder), self.before
+        wrong = [n for n in sorted(now | before) if now.get(n) != before.get(n)]
+        for name in reversed(wrong):
+            path = self.folder / name
+            if name in now:
+                path.rmdir() if now[name][0] == "folder" else path.unlink()
+        for name in wrong:
+            path = self.folder / name
+            if name in before:
+                path.mkdir() if before[name][0] == "folder" else shutil.copy2(
+                    self.whole / name, path
+                )
 
     def read(self, command: str) -> tuple[Any, str]:
         """The result of a command, None where it was refused; and what it said."""

@@ -25,10 +25,8 @@ RESULTS = [
     *(ROOT / "experiments" / "baselines").glob("*.json"),
     *(ROOT / "benchmarks" / "results").glob("*.json"),
 ]
-OTHERS = {
-    name: (ROOT / "docs" / name).read_text() for name in ("experiment-log.md", "reproduce.md")
-}
-"""Pages that vouch for what they hold: the log, and the page that is generated from results."""
+OTHERS = {"experiment-log.md": (ROOT / "docs" / "experiment-log.md").read_text()}
+"""The page that vouches for what it holds."""
 
 UNITS = r"(?:[KMGT]i?B|[kMB]\b|[PT]?FLOPs?|min|hours?|s\b|ms\b|MB|tokens)"
 """What follows a number that is no perplexity: sizes and times."""
@@ -46,9 +44,6 @@ FILES = re.compile(r"(?:results|baselines)/[\w-]+\.json")
 """Result files, as blocks name them."""
 
 GENERATED = re.compile(r"(?s)<!-- (\w+) -->.*?<!-- /\1 -->")
-WHOLE = ("reproduce.md", "baselines.md")
-"""Pages that are generated as a whole."""
-
 VOUCHES = re.compile(
     r"baselines/[\w-]+\.toml|benchmarks/\w+\.(py|sh)"
     r"|(?:`|^)(?:disp-llm|make) [a-z]|arXiv \d{4}\.\d{5}",
@@ -168,10 +163,7 @@ def untraced(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_figure_can_be_traced(page, measured, by_file):
-    text = page.read_text()
-    if page.name in WHOLE:  # what was found stands beside the tables, and says what follows of them
-        text = FILES.sub("`make tables`", text)
-    found = untraced(GENERATED.sub("", text), measured, OTHERS, by_file)
+    found = untraced(GENERATED.sub("", page.read_text()), measured, OTHERS, by_file)
     assert not found, "name the result file, the benchmark, the command or the log beside them"
 
 

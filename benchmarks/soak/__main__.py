@@ -41,7 +41,6 @@ ALLOWED = {
 """Exit codes, by the signal that was sent."""
 
 KILLED = [
-    ["prune", "model", "--method", "magnitude"],
     ["prune", "model"],
     ["prune", "model", "--seed", "1"],
     ["recover", "run/model", "--teacher", "model"],

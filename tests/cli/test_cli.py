@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import tomli_w
 from conftest import environment, run_command
-from fresh import start_command
 
 import disp_llm
 from disp_llm.cli.errors import flag_of, print_error, setting_of, with_flags
@@ -46,8 +45,9 @@ def test_help_of_every_command(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_fills_the_lines_of_a_narrow_terminal(command):
-    done = start_command(command, "--help", COLUMNS="80").wait()
+def test_help_fills_the_lines_of_a_narrow_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run_command(command, "--help")
     texts = [line.strip("│|") for line in done.stdout.splitlines()]
     paragraphs = [text for text in texts if text.startswith(HELP_COLUMN) and text.strip()]
     assert paragraphs or command in ("report", "push", "gguf", "verify")
@@ -334,9 +334,9 @@ def modules() -> list[str]:
     return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
 
 
-@pytest.mark.parametrize("name", modules())
-def test_every_module_imports(name):
-    importlib.import_module(name)
+def test_every_module_imports():
+    for name in modules():
+        importlib.import_module(name)
 
 
 def test_every_module_and_public_function_says_what_it_does():

@@ -479,7 +479,7 @@ def test_damaged_weights_are_one_line(llama_folder, tmp_path, text_file):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     done = run_command("prune", copy, "--text", text_file, "--output-dir", tmp_path / "run", *SMALL)
-    assert_one_line(done, "MODEL")
+    assert_one_line(done, str(weights))
 
 
 def test_existing_folder_is_kept(llama_folder, text_file, tmp_path):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import ARCHITECTURES, VOCABULARY
+from configurations import ARCHITECTURES, VOCABULARY, cases
 from conftest import byte_tokenizer, tiny_model
 
 from disp_lab.settings import CompareConfig
+from disp_llm.config.bounds import require_declared
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
@@ -83,7 +84,7 @@ def easily_ending(model):
     return model
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", cases(ARCHITECTURES))
 def test_side_by_side_with_a_cache_is_the_same_as_one_by_one_without(model_type, tokenizer):
     model = easily_ending(tiny_model(model_type))
     settings = OwnWordsConfig(self_temperature=2.0, self_batch=2)
@@ -286,7 +287,7 @@ def test_as_many_at_once_as_fit(monkeypatch):
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(InputError) as raised:
-        OwnWordsConfig(**settings).validate(written=True)
+        require_declared(OwnWordsConfig(**settings))
     assert raised.value.field in settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BEGUN, byte_tokenizer, tiny_model
+from conftest import BEGUN, byte_tokenizer, run_in, tiny_model
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
@@ -23,7 +23,7 @@ LENGTH = 16
 
 def writer_in(folder: Path, **changes) -> Writer:
     """A writer of 6 sequences, 2 at once, in a run that has begun."""
-    run = Run(folder)
+    run = run_in(folder)
     writer = Writer(
         model=tiny_model("llama"),
         tokenizer=byte_tokenizer(),
@@ -103,11 +103,9 @@ def test_a_file_that_was_not_recorded_is_written_again(whole, counted, tmp_path)
     writer_in(tmp_path).write()
     Run(tmp_path).forget(tmp_path / "words" / "0001.safetensors")
     save_file({"tokens": torch.zeros(2, LENGTH).int()}, tmp_path / "words" / "0001.safetensors")
-    (tmp_path / "words" / ".0002.x.tmp").mkdir()
     counted.clear()
     assert tokens(writer_in(tmp_path).write()) == tokens(whole)
     assert counted == [range(2, 4)]
-    assert not list((tmp_path / "words").glob(".*"))
 
 
 def test_a_file_that_has_changed_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from configurations import ARCHITECTURES
+from configurations import ARCHITECTURES, cases
 from conftest import masks_of, tiny_prunable, unusual_prunable
 from wrapping import prunable_wrapper
 
@@ -51,12 +51,12 @@ def require_same(target, requests) -> None:
         assert greedy == wanted[1]
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", cases(ARCHITECTURES))
 def test_every_family(model_type, requests):
     require_same(tiny_prunable(model_type), requests)
 
 
-@pytest.mark.parametrize("model_type", sorted(WRAPPERS))
+@pytest.mark.parametrize("model_type", cases(sorted(WRAPPERS)))
 def test_every_wrapper(model_type, requests):
     """Which place tokens by themselves, unless they are told where they are."""
     require_same(prunable_wrapper(model_type), requests)

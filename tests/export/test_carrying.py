@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import masks_of, sites_with, tiny_model, tiny_prunable
-from test_streaming import ALL, masks_for
+from test_streaming import CASES, masks_for
 from wrapping import tiny_wrapper
 
 from disp_llm.export.carrying import Carrier
@@ -35,7 +35,7 @@ def larger_than(smaller: Masks) -> Masks:
     return Masks(layout, kept, smaller.selection)
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_what_both_keep_is_the_larger_ones(model_type):
     """What is carried from size to size is what is cut from the model itself."""
     dense, trained = tiny(model_type), tiny(model_type, seed=1)

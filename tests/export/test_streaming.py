@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configurations import ARCHITECTURES, cases
 from conftest import byte_tokenizer, masks_of, sites_with, tiny_model
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ from disp_llm.runs.files import atomic
 from disp_llm.runs.lazily import write_lazily
 from disp_llm.runs.sums import read_sums, write_sums
 
-ALL = sorted(FAMILIES)
+CASES = cases(ARCHITECTURES)
 ONE_FILE, SEVERAL = "5GB", "20KB"
 
 
@@ -101,7 +102,7 @@ def assert_same(source: str, folder: Path, masks_kinds: tuple[str, ...], dtype: 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_every_family(model_type, dtype, tmp_path):
     """From one file to several and the other way round."""
     shards = (ONE_FILE, SEVERAL) if dtype == "float32" else (SEVERAL, ONE_FILE)
@@ -111,7 +112,7 @@ def test_every_family(model_type, dtype, tmp_path):
     assert [count > 1 for count in files] == [shard == SEVERAL for shard in shards]
 
 
-@pytest.mark.parametrize("model_type", sorted(WRAPPERS))
+@pytest.mark.parametrize("model_type", cases(sorted(WRAPPERS)))
 def test_every_wrapper(model_type, tmp_path):
     """With what is no tensor of its language model, and the file of its processor."""
     source = saved(model_type, tmp_path / "model", SEVERAL)

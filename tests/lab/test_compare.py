@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from configurations import KINDS
+from configurations import DENSE_KINDS, cases
 from conftest import byte_tokenizer, problem_of, run_command, tiny_model
 from small import instead
 
@@ -28,7 +28,7 @@ from disp_llm.models.architectures import FAMILIES
 from disp_llm.runs.files import write_checked_json
 from disp_llm.training.problem import PruningProblem
 
-WITH_HEADS = [name for name in KINDS if FAMILIES[name].can_lose_heads and name != "bamba"]
+WITH_HEADS = [name for name in DENSE_KINDS if FAMILIES[name].can_lose_heads and name != "bamba"]
 """Bamba's state spaces keep all heads, so that no channel is left at the size of the tests."""
 
 
@@ -91,7 +91,7 @@ def test_flap_bias_restores_the_mean_output(tmp_path, text_file):
 
 
 @pytest.mark.parametrize("method", ["flap", "wanda", "taylor"])
-@pytest.mark.parametrize("model_type", WITH_HEADS)
+@pytest.mark.parametrize("model_type", cases(WITH_HEADS))
 def test_exported_equals_masked_for_methods_with_heads_and_biases(
     tmp_path, text_file, model_type, method
 ):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from configurations import KINDS
+from configurations import DENSE_KINDS, cases
 from conftest import moments_of, problem_of, tiny_model
 from torch import nn
 
@@ -66,7 +66,7 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize("model_type", cases(DENSE_KINDS))
 def test_every_family_runs_within_its_share(problem_for, model_type, method):
     problem = problem_for(model_type)
     if FAMILIES[model_type].alternatives and method is not svd_llm:

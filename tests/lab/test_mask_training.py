@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import problem_of, with_config
+from conftest import problem_of, run_in, with_config
 
 from disp_lab.parts.mask_training import travelling
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -15,8 +15,6 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Masks
 from disp_llm.methods import method_named
-from disp_llm.runs.folder import Run
-from disp_llm.runs.ownership import mark
 from disp_llm.training.problem import PruningProblem
 
 STEPS = 10
@@ -50,9 +48,7 @@ def test_resumed_equals_uninterrupted(problem, tmp_path, name, last):
                 if done == kill_at:
                     raise Killed
 
-        (tmp_path / folder).mkdir(exist_ok=True)
-        mark(tmp_path / folder, "prune")
-        job = replace(problem.job, run=Run(tmp_path / folder), progress=on_step)
+        job = replace(problem.job, run=run_in(tmp_path / folder), progress=on_step)
         return replace(problem, job=job)
 
     whole = choose(in_folder("whole"))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from configurations import KINDS
+from configurations import DENSE_KINDS, cases
 from conftest import moments_of, problem_of
 
 from disp_lab.baselines.dass_2_4 import dass_2_4
@@ -70,7 +70,7 @@ def error_of(change: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize("model_type", cases(DENSE_KINDS))
 def test_two_of_four_in_every_family(problem_for, model_type, method):
     problem = problem_for(model_type)
     before = {key: weight.clone() for key, weight in matrices(problem.dense).items()}

@@ -112,9 +112,9 @@ def test_a_masks_file_whose_experts_differ_is_refused(tmp_path):
     place = target.layout.names.index("layers.0.mlp_mid")
     part = target.layout.split(masks.kept)[place]
     part[part.nonzero()[0]] = False
-    masks.save(tmp_path / "masks.safetensors")
+    masks.save(tmp_path / "others.safetensors")
     with pytest.raises(InputError, match=r"layers\.0\.mlp_mid differs between experts"):
-        load_masks(tmp_path / "masks.safetensors", target.layout)
+        load_masks(tmp_path / "others.safetensors", target.layout)
 
 
 def test_tokens_are_never_routed_to_a_dropped_expert():

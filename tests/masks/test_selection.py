@@ -92,8 +92,9 @@ def test_adapters_are_written_where_that_is_asked_for(layout, tmp_path):
     selection = Selection(torch.zeros(layout.entries), Compensation(adapters=adapters))
     masks = Masks(layout, masks_of("random", layout).kept, selection)
     for asked, written in ((True, adapters), (False, ())):
-        masks.save(tmp_path / "masks.safetensors", with_adapters=asked)
-        found = load_masks(tmp_path / "masks.safetensors", layout).compensation.adapters
+        path = tmp_path / f"{asked}.safetensors"
+        masks.save(path, with_adapters=asked)
+        found = load_masks(path, layout).compensation.adapters
         assert len(found) == len(written)
         for own, other in zip(found, written, strict=True):
             assert torch.equal(own.down, other.down)

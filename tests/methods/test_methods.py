@@ -16,7 +16,7 @@ from disp_llm.methods import Method, all_methods, method_named, register
 
 pytestmark = pytest.mark.usefixtures("no_registered_methods")
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 
 
 @pytest.fixture

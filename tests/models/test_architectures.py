@@ -10,6 +10,7 @@ from configurations import (
     ARCHITECTURES,
     MIXTURES,
     SHAPE,
+    cases,
     defaults_of,
     tiny_config,
     unusual_values,
@@ -125,7 +126,7 @@ def test_a_missing_column_shows_in_the_loss(column):
         assert token_losses(target, tokens).mean() != pytest.approx(loss, rel=1e-4), model_type
 
 
-@pytest.mark.parametrize("model_type", MIXTURES)
+@pytest.mark.parametrize("model_type", cases(MIXTURES))
 def test_a_configuration_has_the_numbers_of_experts_that_the_row_names(model_type):
     """`verify` reads them, and `save --plain` writes two of them."""
     experts = FAMILIES[model_type].experts

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from configurations import KINDS
+from configurations import DENSE_KINDS, cases
 from conftest import byte_tokenizer, masks_of, one_process, sites_with
 from wrapping import tiny_of
 
@@ -40,7 +40,7 @@ def matrices(target: PrunableModel) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", [*KINDS, "llama4_text", "gemma3", "gemma4", "smolvlm", "qwen2_5_vl"]
+    "name", cases([*DENSE_KINDS, "llama4_text", "gemma3", "gemma4", "smolvlm", "qwen2_5_vl"])
 )
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_offloading_changes_nothing(name, offload, tmp_path):

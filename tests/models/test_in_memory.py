@@ -8,8 +8,9 @@ import peft
 import pytest
 import torch
 import transformers
-from configurations import ARCHITECTURES
-from conftest import SETTINGS, byte_tokenizer, random_weights, tiny_model
+from configurations import ARCHITECTURES, cases
+from conftest import byte_tokenizer, random_weights, tiny_model
+from small import settings_of
 from torch import nn
 from wrapping import tiny_of
 
@@ -29,7 +30,8 @@ def stop(*progress) -> None:
 
 
 def prune(model, text_file, **changes):
-    call = SETTINGS | {"text": text_file, "progress": silent, "method": "magnitude", "keep": 0.5}
+    call = settings_of("magnitude") | {"method": "magnitude", "text": text_file}
+    call |= {"progress": silent, "keep": 0.5}
     return disp_llm.prune(model, byte_tokenizer(), **call | changes)
 
 
@@ -38,7 +40,7 @@ def evaluate(model, text_file, **changes):
     return disp_llm.evaluate(model, byte_tokenizer(), **call | changes)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *WRAPPERS])
+@pytest.mark.parametrize("name", cases([*ARCHITECTURES, *WRAPPERS]))
 def test_a_model_as_it_comes_is_as_configured(name):
     model = tiny_of(name)
     require_loaded(model)

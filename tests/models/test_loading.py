@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from configurations import ARCHITECTURES
+from configurations import ARCHITECTURES, cases
 from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_prunable
 from safetensors.torch import load_file, save_file
 
@@ -84,7 +84,7 @@ def pruned(exported, tmp_path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "pruned"))
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", cases(ARCHITECTURES))
 def test_every_family_loads_whole_or_not_at_all(model_type, tmp_path):
     target = tiny_prunable(model_type)
     small = compact_model(target, masks_of("random", target.layout))

@@ -10,7 +10,7 @@ import json, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
-from configurations import ARCHITECTURES, KINDS
+from configurations import ARCHITECTURES
 from conftest import byte_tokenizer, masks_of, sites_with
 from wrapping import tiny_of
 from torch.distributed.tensor import DTensor

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import ARCHITECTURES, tiny_config
+from configurations import ARCHITECTURES, cases, tiny_config
 from conftest import byte_tokenizer, run_command, tiny_model
 
 from disp_llm.config.bench import BenchConfig
@@ -47,7 +47,7 @@ def test_default_windows_are_shortened_and_all_others_are_left(caplog):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", cases(ARCHITECTURES))
 def test_every_architecture_says_how_many_tokens_it_reads(name):
     assert positions_of(tiny_config(name)) == 128
 
@@ -66,7 +66,7 @@ def test_a_shipped_recipe_is_not_asked_for_and_a_file_is(tmp_path):
     own = tmp_path / "own.toml"
     own.write_text('base = "paper"\n')
     paper = replace(paper, recipe=str(own))
-    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 2048, 128)
+    assert windows(within_positions(paper, usual_settings(paper), FEW)) == (128, 2048, 512)
 
 
 def test_positions_that_are_none_limit_nothing():

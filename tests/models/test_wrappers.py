@@ -6,7 +6,7 @@ from dataclasses import replace
 import fresh
 import pytest
 import torch
-from configurations import tiny_config
+from configurations import cases, tiny_config
 from conftest import byte_tokenizer, masks_of, run_command, without_branches
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
@@ -25,6 +25,7 @@ from disp_llm.models.wrappers import HEAD, ROW_OF, WRAPPERS, Wrapper
 from disp_llm.training.losses import token_losses
 
 ALL = sorted(WRAPPERS)
+CASES = cases(ALL)
 OPTIONS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
 
 
@@ -43,7 +44,7 @@ def test_every_wrapper_is_tried():
     assert set(ROW_OF.values()) <= set(FAMILIES)
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_a_picture_is_seen(model_type):
     """Or a sound is heard. Else nothing below would show what becomes of one."""
     model, prompt = tiny_wrapper(model_type), picture(model_type)
@@ -54,7 +55,7 @@ def test_a_picture_is_seen(model_type):
 
 
 @pytest.mark.parametrize("kind", ["random", "keep-all", "keep-one"])
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_exported_equals_masked(model_type, kind):
     """On text, and on a prompt with a picture."""
     target = prunable_wrapper(model_type)
@@ -85,7 +86,7 @@ def test_exported_equals_masked(model_type, kind):
     assert small.other_parameters == target.other_parameters
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_parts_are_counted_and_named(model_type):
     target = prunable_wrapper(model_type)
     tied = target.model.get_input_embeddings().weight is target.head_weight
@@ -98,7 +99,7 @@ def test_parts_are_counted_and_named(model_type):
     assert target.family.tower not in others
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_loss_equals_that_of_transformers(model_type):
     """A wrapper has a head of its own, which may scale its logits in another way."""
     target = prunable_wrapper(model_type)
@@ -131,7 +132,7 @@ def test_a_wrong_column_about_the_head_shows_in_the_loss():
     }
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_every_mask_entry_has_a_gradient(model_type):
     target = prunable_wrapper(model_type, branches=True)
     layout = target.layout
@@ -143,7 +144,7 @@ def test_every_mask_entry_has_a_gradient(model_type):
         assert (part != 0).float().mean() > (0.2 if name.endswith("mlp_mid") else 0.9), name
 
 
-@pytest.mark.parametrize("model_type", ALL)
+@pytest.mark.parametrize("model_type", CASES)
 def test_everything_that_can_go(model_type, tmp_path):
     """Heads, whole branches and experts, and scales in the weights; with a picture, with and
     without a cache, fused, and out of a folder."""
@@ -322,12 +323,12 @@ def test_doctor_counts_the_parts(model_type, tmp_path):
     target = prunable_wrapper(model_type)
     target.model.config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == model_type
-    done = run_command("doctor", tmp_path, "--json")
+    done = run_command("doctor", tmp_path, "--json", "--seconds", 0)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["parameters"] == target.parameters
     assert found["block_parameters"] == target.block_parameters
     assert found["other_parameters"] == target.other_parameters
-    done = run_command("doctor", tmp_path)
+    done = run_command("doctor", tmp_path, "--seconds", 0)
     name, number = next(iter(target.other_parameters.items()))
     assert f"parameters that stay: {name} {number:,}" in done.stderr

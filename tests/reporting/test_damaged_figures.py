@@ -50,6 +50,7 @@ def test_result_of_prune(small_run, tmp_path):
     result = json.loads((small_run[0] / "result.json").read_text())
     path = tmp_path / "result.json"
     result.pop("files")
+    result.pop("inputs")
     result["models"] = result["models"][:1]
     result["models"][0]["latency"] = {"work": "prefill", "measured_share": 0.5, "attempts": []}
     result["curve"] = [{"keep_asked": 0.5, "keep": 0.5} | MEASURED]
@@ -63,7 +64,7 @@ def test_result_of_prune(small_run, tmp_path):
 
 def test_result_of_recover(small_run, tmp_path):
     result = json.loads((small_run[0] / "result.json").read_text())
-    for key in ("dense", "models", "first_size", "files"):
+    for key in ("dense", "models", "first_size", "files", "inputs"):
         result.pop(key)
     sizes = {"keep": 0.5, "keep_total": 0.6, "parameters": 9, "block_parameters": 8, "bytes": 36}
     result |= {"before": MEASURED, "teacher": MEASURED}

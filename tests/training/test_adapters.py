@@ -126,9 +126,8 @@ def test_weights_grow_into_their_step_size():
     assert schedule.rate_of({}, 0) == 1.0
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_learn_the_same_weights(text_file, tmp_path):
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     config = dataclasses.replace(LEARN, adapter_rank=2, weight_rate=0.001)
     found = [

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import problem_of, tiny_model, with_config
+from conftest import problem_of, run_in, tiny_model, with_config
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -17,7 +17,6 @@ from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.models.architectures import family_of
-from disp_llm.runs.folder import Run
 from disp_llm.training import learning
 from disp_llm.training.checkpoints import checkpoints
 from disp_llm.training.estimators import ESTIMATORS
@@ -55,7 +54,7 @@ def learned(
     job = dataclasses.replace(
         problem.job,
         config=dataclasses.replace(problem.job.config, learn=learn_config, training=training),
-        run=Run(folder),
+        run=run_in(folder),
         progress=lambda stage, done, total, metrics: on_step(metrics),
         stop_requested=stop_requested,
     )
@@ -355,12 +354,10 @@ def test_policy_gradient_needs_no_gradient_through_the_model(problem, tmp_path):
     assert not torch.equal(whole.importance, whole.importance[0].expand_as(whole.importance))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_learn_the_same(problem, tmp_path):
     """And leave the model as it was. One translation serves all blocks."""
     figures: dict[str, list[float]] = {}
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     for compiled in ("no", "yes"):
         training = dataclasses.replace(TRAINING, compile=compiled, learning_rate=1e-3)
         losses = figures.setdefault(compiled, [])

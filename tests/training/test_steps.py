@@ -14,7 +14,6 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.data.randomness import random_stream
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Process
-from disp_llm.runs.sums import sha256
 from disp_llm.training import learning
 from disp_llm.training.estimators import Sample
 from disp_llm.training.learning import learn
@@ -162,11 +161,11 @@ def test_gradient_loss_and_stop_are_those_of_all_processes(stop):
 
 def test_a_checkpoint_of_another_run_is_gone_on_from_only_if_asked_for(problem, tmp_path):
     of_another = {"step": "3", "run": "0" * 64}
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match="of other settings, another model or other text"):
         _first_step(of_another, problem.job)
     asked_for = dataclasses.replace(problem.job, run=Run(tmp_path, anyway=True))
     assert _first_step(of_another, asked_for) == 3
     assert _first_step({}, problem.job) == 0
     problem.job.run.config_file.write_text("keep = 0.6")
-    own = {"step": "2", "run": sha256(problem.job.run.config_file)}
+    own = {"step": "2", "run": problem.job.run.identity}
     assert _first_step(own, problem.job) == 2

@@ -4,13 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import byte_tokenizer, one_process, tiny_prunable
+from conftest import byte_tokenizer, one_process, run_in, tiny_prunable
 
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.tokens import Corpus, tokenize
-from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Interrupted, Job
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights
@@ -39,7 +38,7 @@ def trained(
     done = []
     job = Job(
         config,
-        Run(folder),
+        run_in(folder),
         one_process(),
         progress=lambda stage, step, total, figures: done.append(step),
         stop_requested=lambda: len(done) == stop_after,
@@ -89,7 +88,7 @@ def test_training_after_training_reads_on(text_file, tmp_path):
                 training=training,
                 machine=MachineConfig(device="cpu"),
             ),
-            Run(tmp_path / name),
+            run_in(tmp_path / name),
             one_process(),
             progress=lambda stage, step, total, figures: seen.append(figures["loss"]),
         )
@@ -125,7 +124,7 @@ def test_weights_learn_from_their_teacher(text_file, tmp_path):
     seen = []
     job = Job(
         config,
-        Run(tmp_path),
+        run_in(tmp_path),
         one_process(),
         progress=lambda stage, step, total, figures: seen.append(figures["loss"]),
     )
@@ -144,7 +143,7 @@ def test_blocks_compute_in_the_data_type_of_the_model(dtype, text_file, tmp_path
     config = RecoverConfig(
         "tiny", tokens=32, training=TRAINING, machine=MachineConfig(device="cpu")
     )
-    job = Job(config, Run(tmp_path), one_process(), progress=lambda *told: None)
+    job = Job(config, run_in(tmp_path), one_process(), progress=lambda *told: None)
     corpus = Corpus((tokenize([text_file.read_text()], byte_tokenizer()),))
     train_weights(job, student, None, corpus, dtype)
     assert seen == {dtype}

@@ -35,8 +35,17 @@ MODULES = {"eval": "evaluate", "save": "share", "push": "share"}
 
 
 def main() -> None:
-    """Entry point: exit code 0, 2 for bad input (one line), 130 for Ctrl-C."""
+    """Entry point: exit code 0, 2 for bad input (one line), 130 for Ctrl-C, whenever it comes."""
     arguments = sys.argv[1:]
+    try:
+        _main(arguments)
+    except KeyboardInterrupt:
+        if rank() == 0:
+            tell(f"interrupted{_how_to_resume(arguments)}")
+        _end(INTERRUPTED)
+
+
+def _main(arguments: list[str]) -> None:
     command, as_json = " ".join(arguments[:1]), "--json" in arguments
     try:
         try:
@@ -60,10 +69,6 @@ def main() -> None:
         if found is None:
             raise
         _refuse(found, command, as_json)
-    except KeyboardInterrupt:
-        if rank() == 0:
-            tell(f"interrupted{_how_to_resume(arguments)}")
-        _end(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         _drop_output()
         sys.exit(1)

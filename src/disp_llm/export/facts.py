@@ -69,7 +69,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
         InputError: the file is damaged.
     """
     path = Path(folder) / FACTS
-    return facts_in(path)["result"] if path.is_file() else {}
+    return facts_in(path)["result"] if path.exists() else {}
 
 
 def figures_of(folder: Path) -> dict[str, Any] | None:
@@ -79,7 +79,7 @@ def figures_of(folder: Path) -> dict[str, Any] | None:
         InputError: the figures behind the card are damaged.
     """
     path = folder / FACTS
-    return facts_in(path)["figures"] if path.is_file() else None
+    return facts_in(path)["figures"] if path.exists() else None
 
 
 def size_of(folder: Path) -> str:

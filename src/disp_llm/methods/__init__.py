@@ -1,7 +1,7 @@
 """Ways to choose masks: `METHOD` in a file each, with its name, title, reference and function.
 
 Others use `method_named`, `all_methods` and `register`. Other packages add methods, as `disp_lab`
-does; docs/add-a-method.md explains how.
+does; docs/extend.md explains how.
 """
 
 import importlib

@@ -4,7 +4,7 @@ An architecture is one row of data and nothing else. The row is enough to mask a
 what an entry of a mask costs, to cut the model and to load what was cut: no other file names an
 architecture. Another package adds rows of its own by entry points or by `register_architecture`,
 and wrappers by `register_wrapper`.
-`docs/add-a-family.md` explains the columns with an example.
+`docs/extend.md` explains the columns with an example.
 """
 
 from collections.abc import Callable
@@ -569,8 +569,7 @@ def _without_row(model_type: str) -> InputError:
     return InputError(
         f"architecture '{model_type}' is not known{near}",
         field="model",
-        hint=f"use one of {', '.join(sorted(known))}, "
-        "or add a row as docs/add-a-family.md explains",
+        hint=f"use one of {', '.join(sorted(known))}, or add a row as docs/extend.md explains",
     )
 
 
@@ -598,7 +597,7 @@ def family_of(config: Any) -> Family:
         raise InputError(
             f"{type(whole).__name__} is no class of transformers, whose own a pruned model extends",
             field="model",
-            hint="use an architecture that transformers has (docs/add-a-family.md)",
+            hint="use an architecture that transformers has (docs/extend.md)",
         )
     for key, value, reason in family.refused:
         found = getattr(config, key, None)

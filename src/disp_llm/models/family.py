@@ -1,7 +1,7 @@
 """What a row of the table of architectures says: where a block reads and writes the residual
 stream.
 
-`docs/add-a-family.md` explains the columns with an example.
+`docs/extend.md` explains the columns with an example.
 """
 
 from dataclasses import asdict, dataclass

@@ -22,6 +22,7 @@ from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
 from disp_llm.runs.figures import RunFigures, TrainedResult
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
+from disp_llm.runs.ownership import kind_of
 from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult
 from disp_llm.runs.rows import BenchComparison, BenchRow
 from disp_llm.runs.settings import stored_settings
@@ -120,7 +121,7 @@ def read_run(run: Run) -> RunData:
 
 
 def _settings(run: Run) -> PruneConfig | RecoverConfig:
-    if not run.config_file.exists():
+    if not run.config_file.exists() and not kind_of(run.folder):
         raise InputError(
             f"{run.folder} is not a run folder",
             field="runs",

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.places import require_file
 from disp_llm.config.schema import Count
 from disp_llm.runs.sums import sha256_of
 
@@ -38,11 +39,16 @@ def stamped(files: Files) -> dict[str, Any]:
 
 
 def _stamped(paths: list[Path], setting: str) -> dict[str, Stamp]:
+    path = Path()
     try:
+        for path in paths:
+            require_file(path)  # hashing a pipe would wait for ever
         states, sums = [path.stat() for path in paths], sha256_of(paths)
     except OSError as error:
         raise InputError(
-            f"{error.filename}: {error.strerror}", field=setting, hint="name a readable file"
+            f"{error.filename or path}: {error.strerror}",
+            field=setting,
+            hint="name a readable file",
         ) from error
     return {
         str(path): Stamp(state.st_size, state.st_mtime_ns, sums[path])

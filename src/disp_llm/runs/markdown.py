@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^#(?=[#\s]|$)|^[-+=](?=[-=\s]|$)")
+MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^#(?=[#\s]|$)|^[-+=](?=[-=\s]|$)")
 """Characters that could be markup where they stand; a name like `org/my_model` has none."""
 
 NUMBER = re.compile(r"^(\d+)([.)])(?=\s|$)")

@@ -42,10 +42,17 @@ def kind_of(folder: Path) -> str:
 def _mark(folder: Path) -> tuple[str, str]:
     """Kind and number in the mark of a folder; empty where there is none, or another file."""
     try:
-        words = (folder / MARK).read_text(encoding="utf-8").split()
+        content = (folder / MARK).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return "", ""
-    return (words[1], words[2]) if len(words) == 3 and words[0] == "disp-llm" else ("", "")
+    kind, number = (*content.split(), "", "", "")[1:3]
+    return (kind, number) if content == _content(kind, number) else ("", "")
+
+
+def _content(kind: str, number: str) -> str:
+    """What a mark says, with a sum by which it is known to be whole."""
+    said = f"disp-llm {kind} {number}"
+    return f"{said} {hashlib.sha256(said.encode()).hexdigest()[:8]}\n"
 
 
 def mark(folder: Path, kind: str) -> None:
@@ -54,7 +61,7 @@ def mark(folder: Path, kind: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    (folder / MARK).write_text(f"disp-llm {kind} {secrets.token_hex(8)}\n", encoding="utf-8")
+    (folder / MARK).write_text(_content(kind, secrets.token_hex(8)), encoding="utf-8")
 
 
 def is_unused(folder: Path) -> bool:
@@ -79,8 +86,17 @@ def require_ours(folder: Path, kind: str, field: str = "output_dir") -> None:
         ) from error
     if unused or found == kind:
         return
+    lost = all((folder / name).is_file() for name in ("config.toml", "result.json"))
+    if not found and (lost or os.path.lexists(folder / MARK)):
+        raise damaged_mark(folder)
     what = f"is a folder of `disp-llm {found}`" if found else "exists and is not empty"
     raise InputError(f"{folder} {what}", field=field, hint="name another folder")
+
+
+def damaged_mark(folder: Path) -> InputError:
+    """What is said of a folder of ours whose mark is damaged or missing."""
+    hint = "put it back, or begin in a new `output_dir`"
+    return InputError("is damaged or missing", field=str(folder / MARK), hint=hint)
 
 
 def require_replaceable(path: Path, signature: bytes = b"") -> None:
