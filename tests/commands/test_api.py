@@ -343,7 +343,7 @@ def test_a_fused_model_neither_learns_nor_is_pruned(text_file):
 
 
 NO_MODELS = """
-import disp_llm, torch
+import disp_lab, disp_llm, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 llama = LlamaForCausalLM(

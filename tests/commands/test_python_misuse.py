@@ -12,7 +12,8 @@ import json, math, sys
 from pathlib import Path
 import disp_lab
 import disp_llm
-from disp_llm.config import bench, compare, doctor, evaluate, export, prune, recover
+from disp_lab import settings as compare
+from disp_llm.config import bench, doctor, evaluate, export, prune, recover
 from disp_llm.config.recipes import setting_paths
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,7 +33,7 @@ found = {"tried": 0, "wrong": []}
 def attempt(name, *args, **options):
     found["tried"] += 1
     try:
-        getattr(disp_llm, name)(*args, **options)
+        getattr(disp_lab if name == "compare" else disp_llm, name)(*args, **options)
         said = "was accepted"
     except disp_llm.InputError as error:
         said = "has several lines" if "\\n" in str(error) else ""
