@@ -222,7 +222,7 @@ def headline() -> list[str]:
     said = ", ".join(f"{name} {value:.0f}" for name, value in list(rows.items())[1:4:2])
     assert ours < min(others)
     return [
-        "**Half of SmolLM2-135M in five minutes of a CPU: WikiText-2 perplexity "
+        "**Half of SmolLM2-135M in five minutes: WikiText-2 perplexity "
         f"{ours:.0f}, original {original:.0f}, {said}.**"
     ]
 

@@ -9,12 +9,11 @@ import transformers
 from conftest import byte_tokenizer, run_command
 from safetensors.torch import load_file
 
-from disp_lab.parts.baseline import damped
 from disp_llm.commands.quantise import quantise_folder, rounded_to
 from disp_llm.config.errors import InputError
 from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.export.compressing import best_scales
-from disp_llm.methods.compensating import COLUMNS, DAMPING
+from disp_llm.methods.compensating import COLUMNS, DAMPING, damped
 from disp_llm.runs.progress import silent
 
 
