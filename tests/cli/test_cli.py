@@ -373,3 +373,22 @@ def test_exported_files_stand_alone():
                     *LIBRARIES,
                     *SIBLINGS,
                 )
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("prun", "no command 'prun' (nearest: prune)"),
+        ("quantize", "no command 'quantize' (nearest: quantise)"),
+        ("xyzzy", "no command 'xyzzy'; see disp-llm --help"),
+    ],
+)
+def test_a_mistyped_command_gets_the_nearest_one(word, said):
+    done = run_command(word, "model")
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_version_is_that_of_the_package():
+    done = run_command("--version")
+    assert (done.returncode, done.stdout) == (0, f"disp-llm {disp_llm.__version__}\n")

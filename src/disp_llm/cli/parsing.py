@@ -13,6 +13,7 @@ import operator
 import shlex
 import sys
 from functools import reduce
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
 
@@ -23,7 +24,7 @@ from disp_llm.cli.usage import usage_error
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.checks import require_alternatives
 from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.gguf import GgufConfig
@@ -98,8 +99,12 @@ def parse(arguments: list[str]) -> Config:
     Raises:
         InputError: unknown or malformed arguments, an unknown recipe, no run to resume, or a value
             that no run can use.
-        SystemExit: with code 0, after `--help`.
+        SystemExit: with code 0, after `--help` and `--version`.
     """
+    if arguments == ["--version"]:
+        print(f"disp-llm {version('disp-llm')}")
+        raise SystemExit(0)
+    require_command(arguments)
     require_once(arguments)
     arguments = _with_resume_value(arguments) or ["--help"]
     helps = bool({"-h", "--help"} & set(arguments))
@@ -129,6 +134,18 @@ def parse(arguments: list[str]) -> Config:
     require_alternatives(config, given_settings(arguments))
     config.validate()
     return config
+
+
+def require_command(arguments: list[str]) -> None:
+    """Refuses a first word that is no command, and names the nearest one.
+
+    Raises:
+        InputError: naming the word.
+    """
+    command = "".join(arguments[:1])
+    if command and not command.startswith("-") and command not in COMMANDS:
+        what = f"no command '{command}'{nearest(command, list(COMMANDS))}"
+        raise InputError(what, field="disp-llm", hint="see disp-llm --help")
 
 
 def require_once(arguments: list[str]) -> None:
