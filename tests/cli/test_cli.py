@@ -378,9 +378,9 @@ def test_exported_files_stand_alone():
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("prun", "no command 'prun' (nearest: prune)"),
-        ("quantize", "no command 'quantize' (nearest: quantise)"),
-        ("xyzzy", "no command 'xyzzy'; see disp-llm --help"),
+        ("prun", "disp-llm: prun: is no command (nearest: prune)"),
+        ("quantize", "disp-llm: quantize: is no command (nearest: quantise)"),
+        ("xyzzy", "disp-llm: xyzzy: is no command; see disp-llm --help"),
     ],
 )
 def test_a_mistyped_command_gets_the_nearest_one(word, said):

@@ -144,8 +144,8 @@ def require_command(arguments: list[str]) -> None:
     """
     command = "".join(arguments[:1])
     if command and not command.startswith("-") and command not in COMMANDS:
-        what = f"no command '{command}'{nearest(command, list(COMMANDS))}"
-        raise InputError(what, field="disp-llm", hint="see disp-llm --help")
+        what = f"is no command{nearest(command, list(COMMANDS))}"
+        raise InputError(what, field=command, hint="see disp-llm --help")
 
 
 def require_once(arguments: list[str]) -> None:
