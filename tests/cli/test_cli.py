@@ -392,3 +392,15 @@ def test_a_mistyped_command_gets_the_nearest_one(word, said):
 def test_the_version_is_that_of_the_package():
     done = run_command("--version")
     assert (done.returncode, done.stdout) == (0, f"disp-llm {disp_llm.__version__}\n")
+
+
+def test_an_error_that_a_signal_became_is_an_interruption(monkeypatch):
+    def swallowed(command, config):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise ValueError("of a library") from error
+
+    monkeypatch.setattr("disp_llm.cli.main._run", swallowed)
+    done = run_command("verify", "nowhere")
+    assert (done.returncode, done.stderr) == (130, "disp-llm: interrupted\n")

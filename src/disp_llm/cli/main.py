@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shlex
-import signal
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 
 from disp_llm.cli.errors import print_error, tell, with_flags
 from disp_llm.cli.parsing import ADDED, RESUMABLE, Config, output_folder, parse, program, value_of
+from disp_llm.cli.signals import end_tidily, has_been_asked_to_end
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.quantise import begun_dir
 
@@ -39,7 +39,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         _main(arguments)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        # Some libraries turn a Ctrl-C into an error of their own.
+        if not isinstance(error, KeyboardInterrupt) and not has_been_asked_to_end():
+            raise
         if rank() == 0:
             tell(f"interrupted{_how_to_resume(arguments)}")
         _end(INTERRUPTED)
@@ -267,7 +270,7 @@ def prepare_libraries() -> None:
     nothing here, and silences other libraries' bars and advice, which would tear our own progress
     apart."""
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written is removed
+    end_tidily()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

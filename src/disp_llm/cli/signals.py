@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM: training ends after the step that it is in, with a checkpoint."""
+"""SIGINT and SIGTERM: training ends after the step that it is in, with a checkpoint; all else at once,
+and what is half written is removed."""
 
 import logging
 import signal
@@ -10,6 +11,27 @@ from typing import Any
 from disp_llm.runs.progress import ProgressCallback
 
 logger = logging.getLogger(__name__)
+
+
+_asked: list[int] = []
+"""Signals that have arrived while nothing was trained."""
+
+
+def end_tidily() -> None:
+    """Lets SIGTERM end the process as Ctrl-C does, so that what is half written is removed."""
+    _asked.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+    raise KeyboardInterrupt
+
+
+def has_been_asked_to_end() -> bool:
+    """Whether a signal has arrived since, whatever became of its exception."""
+    return bool(_asked)
 
 
 class StopSignals:
