@@ -1,5 +1,5 @@
-"""SIGINT and SIGTERM: training ends after its step, with a checkpoint; anything else ends at once, and
-what is half written is removed."""
+"""SIGINT and SIGTERM: training ends after its step, with a checkpoint; anything else ends at once,
+and what is half written is removed."""
 
 import logging
 import signal
