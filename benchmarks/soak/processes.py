@@ -60,9 +60,9 @@ def import_all() -> None:
 
     assert transformers
     from disp_llm.cli.main import MODULES
-    from disp_llm.cli.parsing import COMMANDS
+    from disp_llm.cli.parsing import ADDED, COMMANDS
 
-    for command in COMMANDS:
+    for command in COMMANDS.keys() - ADDED.keys():  # those import what they need when they run
         importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
 
 
