@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.front import EXAMPLES, LOCAL_NAMES, TEXTS
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
 from disp_llm.config.recipes import recipe_names
 from disp_llm.config.suites import load_suite
@@ -14,12 +15,6 @@ from disp_llm.models import embedded
 from disp_llm.models.files import files_of
 from disp_llm.runs.folder import Run
 from disp_llm.runs.identity import Files, require_unchanged
-
-MODELS = ("model", "folder", "teacher", "weights_from")
-"""Settings that name a model of the hub or a local one."""
-
-TEXTS = ("text", "eval_text", "examples", "eval_examples", "processor_data")
-"""Settings that name files of text, examples or pictures."""
 
 
 def input_files(config: Any) -> Files:
@@ -32,11 +27,11 @@ def input_files(config: Any) -> Files:
         InputError: a mixture, a suite or a folder of text is unusable.
     """
     found: Files = {}
-    for name in MODELS:
+    for name in LOCAL_NAMES:
         value = getattr(config, name, "")
         path = embedded.model_file() if value == embedded.MODEL else Path(value)
         found[name] = files_of(path) if value else []
-    for name in TEXTS:
+    for name in (*TEXTS, *EXAMPLES, "processor_data"):
         paths = getattr(config.text, name)
         found[name] = [file for path in paths for file in _files_of_text(path, name)]
     suite, recipe = getattr(config, "suite", ""), getattr(config, "recipe", "")

@@ -82,10 +82,11 @@ def fingerprint(path: Path) -> str:
     Raises:
         InputError: the folder has sums of its files, and one is not as they say.
     """
-    if (path / FACTS).is_file() and not read_sums(path):
+    sums = read_sums(path) if path.is_dir() else {}
+    if (path / FACTS).is_file() and not sums:
         logger.warning("%s has no SHA256SUMS: nothing tells whether its files are whole", path)
     digests = {file.name: digest for file, digest in sha256_of(files_of(path)).items()}
-    for name, written in (read_sums(path) if path.is_dir() else {}).items():
+    for name, written in sums.items():
         if _is_read(name) and digests.get(name) != written:
             what = "is not the file that was written" if name in digests else "is missing"
             raise InputError(what, field=str(path / name), hint=CHANGED_FOLDER)

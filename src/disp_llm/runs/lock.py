@@ -83,6 +83,7 @@ def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterato
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(folder_made(folder))
+            stack.callback(_give_back, lock, path, is_ours)  # before it is held: a signal may come
             holder = _holder(path)
             lock.acquire()
             path.write_text(json.dumps({"process": os.getpid(), "command": sys.argv[:2]}))
@@ -98,14 +99,17 @@ def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterato
                 field=field,
                 hint="name another folder",
             ) from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()  # while it is held: who waits for nothing cannot come in between
-                if is_ours:
-                    folder.rmdir()  # fails where it holds something
-            lock.release()
+        yield
+
+
+def _give_back(lock: FileLock, path: Path, is_ours: bool) -> None:
+    """Removes and releases a lock, if it is held."""
+    if lock.is_locked:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held: who waits for nothing cannot come in between
+            if is_ours:
+                path.parent.rmdir()  # fails where it holds something
+        lock.release()
 
 
 def _holder(path: Path) -> str:

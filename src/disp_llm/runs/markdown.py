@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from disp_llm.config.errors import printable
+
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^#(?=[#\s]|$)|^[-+=](?=[-=\s]|$)")
 """Characters that could be markup where they stand; a name like `org/my_model` has none."""
 
@@ -38,11 +40,6 @@ def all_escaped(value: Any, code: tuple[str, ...] = ()) -> Any:
 def in_code(text: str) -> str:
     """Text that stays inside of code, which no escape reaches and a backtick would end."""
     return printable(text).replace("`", "'")
-
-
-def printable(text: str) -> str:
-    """Text in one line, in which what cannot be printed is told by its number."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def table_row(cells: Iterable[str]) -> str:
