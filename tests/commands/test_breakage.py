@@ -248,7 +248,8 @@ def test_a_command_that_is_asked_to_end_tidies_up(llama_folder, text_file, tmp_p
     folder = tmp_path / "cmp"
     command = ("compare", llama_folder, "--text", text_file, "--output-dir", folder)
     child = fresh.start_command(*command)
-    while not (folder / ".disp-llm.lock").exists():
+    lock = folder / ".disp-llm.lock"
+    while not (lock.exists() and lock.read_text()):  # until it is held
         assert child.alive()
     child.send_signal(signal.SIGTERM)
     done = child.wait()
