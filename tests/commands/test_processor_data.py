@@ -153,13 +153,13 @@ def test_commands_learn_from_pictures(wrapper, text_file, tmp_path):
     result = json.loads((run / "result.json").read_text())
     assert "answers in the last 3 of pairs.jsonl" in json.dumps(result)
     done = run_command(
-        "recover", run / "model", "--processor-data", pairs, "--output-dir", tmp_path / "after",
+        "recover", run / "keep-0.7", "--processor-data", pairs, "--output-dir", tmp_path / "after",
         "--tokens", 192, "--length", 48, "--context", 48, "--windows", 4, "--device", "cpu",
         "--dtype", "float32", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = run_command(
-        "eval", run / "model", "--processor-data", pairs, "--metric", "exact_match", "--limit", 2,
+        "eval", run / "keep-0.7", "--processor-data", pairs, "--metric", "exact_match", "--limit", 2,
         "--windows", 0, "--device", "cpu", "--dtype", "float32", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -167,7 +167,7 @@ def test_commands_learn_from_pictures(wrapper, text_file, tmp_path):
     assert measured["answers"]["answers"] == 2
     assert measured["perplexity"] > 1
     assert found["models"][0]["keep"] <= 0.7
-    AutoModelForMultimodalLM.from_pretrained(run / "model")
+    AutoModelForMultimodalLM.from_pretrained(run / "keep-0.7")
 
 
 def test_methods_are_compared_on_pictures(wrapper, tmp_path):
