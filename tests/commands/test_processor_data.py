@@ -159,8 +159,8 @@ def test_commands_learn_from_pictures(wrapper, text_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = run_command(
-        "eval", run / "keep-0.7", "--processor-data", pairs, "--metric", "exact_match", "--limit", 2,
-        "--windows", 0, "--device", "cpu", "--dtype", "float32", "--json",
+        "eval", run / "keep-0.7", "--processor-data", pairs, "--metric", "exact_match",
+        "--limit", 2, "--windows", 0, "--device", "cpu", "--dtype", "float32", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)

@@ -20,6 +20,7 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     environment,
+    kept_in,
     run_command,
     run_process,
     tiny_prunable,
@@ -184,7 +185,7 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())
     assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
 
 
@@ -576,7 +577,7 @@ def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path)
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "keep-0.7" / "config.json").read_text())
     widths = config["disp_llm"]["widths"]
     for site, full in (("attn_in", 32), ("attn_out", 32), ("mlp_out", 32)):
         assert widths[site] == [full] * 3
@@ -653,8 +654,8 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     assert smaller.returncode == 0, smaller.stderr
     assert json.loads(smaller.stdout)["models"][0]["keep"] <= 0.4
     recovered = run_command(
-        "recover", run / "keep-0.3", "--text", text_file, "--tokens", 128, "--length", 32, "--batch",
-        1, "--context", 32, "--windows", 4, "--output-dir", tmp_path / "recovered",
+        "recover", run / "keep-0.3", "--text", text_file, "--tokens", 128, "--length", 32,
+        "--batch", 1, "--context", 32, "--windows", 4, "--output-dir", tmp_path / "recovered",
     )  # fmt: skip
     assert recovered.returncode == 0, recovered.stderr
 

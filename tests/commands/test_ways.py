@@ -87,8 +87,8 @@ def test_prune_takes_the_first_way_that_fits(
         load_file(tmp_path / run / "selection.safetensors") for run in ("little", "much")
     )
     assert all((little[name] == much[name]).all() for name in much)
-    assert (tmp_path / "little" / "model" / "model.safetensors").read_bytes() == (
-        tmp_path / "much" / "model" / "model.safetensors"
+    assert (tmp_path / "little" / "keep-0.5" / "model.safetensors").read_bytes() == (
+        tmp_path / "much" / "keep-0.5" / "model.safetensors"
     ).read_bytes()
 
 

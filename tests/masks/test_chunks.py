@@ -13,6 +13,7 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     chunked_masks,
+    kept_in,
     masks_of,
     problem_of,
     run_command,

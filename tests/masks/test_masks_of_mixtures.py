@@ -3,7 +3,7 @@
 import pytest
 import torch
 from configurations import VOCABULARY
-from conftest import masks_of, tiny_prunable
+from conftest import masks_of, run_in, tiny_prunable
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS, SITES
@@ -108,7 +108,7 @@ def test_groups_of_experts_stay_whole():
 def test_a_masks_file_whose_experts_differ_is_refused(tmp_path):
     target = tiny_prunable("mixtral")
     masks = masks_of("random", target.layout)
-    path = tmp_path / "selection.safetensors"
+    path = run_in(tmp_path).selection_file
     save_selection(path, masks.selection, target.layout, {"0.5": masks})
     assert torch.equal(load_masks(path, target.layout, "0.5").kept, masks.kept)
     place = target.layout.names.index("layers.0.mlp_mid")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import masks_of, tiny_prunable
+from conftest import masks_of, run_in, tiny_prunable
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.config.errors import InputError
@@ -33,7 +33,7 @@ def path(layout, tmp_path):
         Compensation(torch.rand(layout.entries, generator=generator), torch.randn(inputs)),
     )
     masks = Masks(layout, masks_of("random", layout).kept, selection)
-    path = tmp_path / "selection.safetensors"
+    path = run_in(tmp_path).selection_file
     save_selection(path, selection, layout, {"0.5": masks})
     found = load_masks(path, layout, "0.5")
     assert torch.equal(found.kept, masks.kept)
