@@ -20,7 +20,7 @@ SUITE = 'title = "own"\ncontext = 32\nwindows = 2\n\n[texts.Own]\nfiles = ["test
 
 MADE = {
     "run": ["prune", "model"],
-    "recovered": ["recover", "run/model", "--teacher", "model"],
+    "recovered": ["recover", "run/keep-0.5", "--teacher", "model"],
     "comparison": ["compare", "model"],
 }
 """What is there when a case begins, and the line that has made it."""

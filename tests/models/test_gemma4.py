@@ -200,7 +200,7 @@ def test_a_run_from_beginning_to_end(run):
         assert made["keep"] <= made["keep_asked"]
     done = run_command("verify", folder / "run", "--json")
     assert json.loads(done.stdout)["ok"], done.stdout
-    made = AutoModelForCausalLM.from_pretrained(folder / "run" / "model")
+    made = AutoModelForCausalLM.from_pretrained(folder / "run" / "keep-0.6")
     prompt = tokens_of(1)
     cached = made.generate(prompt, use_cache=True, **OPTIONS)
     assert torch.equal(cached, made.generate(prompt, use_cache=False, **OPTIONS))

@@ -105,7 +105,7 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
     shapes = [(len(one.up), one.down.shape[1]) for one in adapters]
     if adapters and shapes != [widths_of(linear)[::-1] for linear in linears]:
         raise InputError(
-            "holds adapters of another model", field="masks.safetensors", hint=MADE_AGAIN
+            "holds adapters of another model", field="selection.safetensors", hint=MADE_AGAIN
         )
     return iter(adapters or [None] * len(linears))
 
