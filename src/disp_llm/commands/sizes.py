@@ -31,7 +31,7 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, as_json, from_json, shares_of_time
+from disp_llm.runs.results import SizeResult, as_json, from_json, speedups
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -97,8 +97,8 @@ class SizeWriter:
                 share = self.problem.budget.share_of(size)
                 masks, timing = masks_of(self.problem, selection, share), {}
             written = self._write_one(masks, size, timing)
-            times = shares_of_time(written.speed)
-            found[name] = as_json(written) | ({"measured": times} if times else {})
+            speedup = speedups(written.speed)
+            found[name] = as_json(written) | ({"speedup": speedup} if speedup else {})
             found[name]["provenance"] = self._made_by()
             run.update(*files, models=list(found.values()))
 
