@@ -61,7 +61,7 @@ def comparison_section(result: dict) -> list[str]:
         return [*lines, f"{result['error']}.", ""]
     table = frontier_lines(result)
     measured = Frontier.of(result)
-    lines += ["Times are shares of the original's.", "", *table[: table.index("")], ""]
+    lines += ["Speeds are times as fast as the original.", "", *table[: table.index("")], ""]
     lines += ["## At the time of others", "", TO_TAKE.format(tokens_read(measured)), ""]
     return [*lines, *beside(measured), "", Measured(result).machine, ""]
 
@@ -82,7 +82,7 @@ def choices() -> list[str]:
 def fronts(frontier: Frontier) -> list[str]:
     """A row a cost: what nothing dominates, the cheapest last; of times those that save some."""
     lines = [
-        f"| if | the Pareto front: {frontier.value_name} at its cost, a time as a share of the "
+        f"| if | the Pareto front: {frontier.value_name} at its cost, a speed as times the "
         "original's, memory with the KV cache of 512 tokens |",
         "|---|---|",
     ]
