@@ -11,7 +11,7 @@ from typing import Any
 
 from disp_llm.commands.caller import of_kind
 from disp_llm.commands.exporting import measured_export
-from disp_llm.commands.front import (
+from disp_llm.commands.api import (
     Caller,
     Inputs,
     Model,

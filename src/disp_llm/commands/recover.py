@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.commands.caller import of_kind
-from disp_llm.commands.front import (
+from disp_llm.commands.api import (
     Caller,
     Inputs,
     Model,
