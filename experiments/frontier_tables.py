@@ -4,9 +4,9 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 `benchmarks/results/quantise.json`; where the first has not been run, the text says so.
 """
 
-import json
 from dataclasses import dataclass
 
+from committed import read_committed
 from comparison_tables import HERE
 from machines import machine, origin_of_rows
 
@@ -50,7 +50,7 @@ def frontier() -> Measured | None:
     """The first variant of the experiment, if it has been run."""
     if not RESULTS.exists():
         return None
-    found = [result for result in json.loads(RESULTS.read_text()) if "rows" in result]
+    found = [result for result in read_committed(RESULTS) if "rows" in result]
     return Measured(found[0]) if found else None
 
 
@@ -133,7 +133,7 @@ def _said(own: Point | None, other: Point) -> str:
 
 def quantising() -> list[str]:
     """Models in three kinds of weights, from the benchmark."""
-    found = json.loads(QUANTISED.read_text())
+    found = read_committed(QUANTISED)
     lines = [
         "| model | weights | MB | times the original's | decode, eager | compiled | on the front |",
         "|---|---|---:|---:|---:|---:|:-:|",

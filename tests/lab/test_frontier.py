@@ -137,7 +137,7 @@ def test_without_the_original_among_the_rows_there_is_no_frontier():
 def scored(ratio: float | None) -> Scores:
     text = TextScore(9.5, 62, 32, "t", "1", "2", [2.0, 2.5], 0.5)
     if ratio is not None:
-        text = replace(text, dense=8.0, ratio=ratio, ratio_stderr=0.01)
+        text = replace(text, original=8.0, ratio=ratio, ratio_stderr=0.01)
     return Scores("s", {"C4": text}, {}, ratio, None if ratio is None else 0.01)
 
 
