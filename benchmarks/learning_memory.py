@@ -145,15 +145,15 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     """Loads a model as is asked for and takes the steps, the seconds of the last of which are the
     third result; the peak begins when it is loaded."""
     import torch
-
     from disp_llm.config.frozen import FrozenConfig
+    from disp_llm.models.fetching import Fetching
+
     from disp_llm.config.learning import LearnConfig, TrainingConfig
     from disp_llm.config.parts import MachineConfig
     from disp_llm.config.prune import PruneConfig
     from disp_llm.data.tokens import Corpus
     from disp_llm.masks.budget import Budget
     from disp_llm.masks.prunable import PrunableModel
-    from disp_llm.models.fetching import Fetching
     from disp_llm.models.loading import load
     from disp_llm.models.sharding import Sharding
     from disp_llm.runs.folder import Run

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SMALL, run_command, tiny_prunable
+from disp_llm.commands.ways import ROOM, ways
+from disp_llm.config.frozen import FrozenConfig
 from safetensors.torch import load_file
 
 from disp_llm.cli.parsing import parse
 from disp_llm.commands import ways as commands_ways
-from disp_llm.commands.ways import ROOM, ways
-from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.exporting import (
-    HeldExport,
+    ShardedExport,
     MeasuredExport,
     PlainExport,
     as_masked,
@@ -66,7 +66,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    export: MeasuredExport | HeldExport | PlainExport
+    export: MeasuredExport | ShardedExport | PlainExport
     first_size: str
     """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""

@@ -17,7 +17,6 @@ from disp_llm.config.bounds import (
     FileSize,
     Length,
     Number,
-    Patience,
     Rounds,
     Seed,
     Sequences,
@@ -361,5 +360,3 @@ class MachineConfig:
     float32."""
     seed: Seed = 0
     """Seed of every random draw."""
-    patience: Patience = 30.0
-    """Minutes that one of several processes waits for the others within a step; then all end."""
