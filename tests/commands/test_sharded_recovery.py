@@ -13,7 +13,7 @@ from disp_llm.commands.holding import as_begun
 from safetensors.torch import load_file
 
 import disp_llm
-from disp_llm.commands.front import Inputs
+from disp_llm.commands.api import Inputs
 from disp_llm.commands.student import sharding_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.api import Caller, Inputs
 from disp_llm.commands.exporting import (
     MeasuredExport,
     PlainExport,
@@ -14,7 +15,6 @@ from disp_llm.commands.exporting import (
     as_masked,
     measured_export,
 )
-from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import load_original

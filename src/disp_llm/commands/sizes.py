@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.exporting import (
-    ShardedExport,
     MeasuredExport,
     PlainExport,
+    ShardedExport,
     as_masked,
 )
 from disp_llm.commands.measuring import Measuring
