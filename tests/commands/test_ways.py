@@ -230,7 +230,7 @@ def test_doctor_says_which_size_fits(llama_folder, tmp_path, text_file):
     none = examined(llama_folder, "--fit", "0.001MB", *flags)["fit"]
     assert none["target"] is None
     assert none["bytes"] < none["smallest_bytes"] < some["bytes"]
-    said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", fits, *flags).stderr
+    said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", fits, *flags).stdout
     asked = " ".join(said.split()).partition("70.0% of it fits, prune ")[2].split()[:8]
     assert asked == ["--budget", "memory", "--target", some["asked"], *map(str, flags)]
     done = run_command(
@@ -242,6 +242,6 @@ def test_doctor_says_which_size_fits(llama_folder, tmp_path, text_file):
     (made,) = json.loads(done.stdout)["models"]
     assert made["target"] == pytest.approx(some["target"], rel=1e-12)  # counted alike
     assert 0.6 < made["share_of_budget"] <= some["target"]
-    said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", "1GB", *flags).stderr
+    said = run_command("doctor", llama_folder, "--seconds", 0, "--fit", "1GB", *flags).stdout
     assert "a KV cache of 2 × 64 tokens" in said
     assert "it fits as it is" in said

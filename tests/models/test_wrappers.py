@@ -331,4 +331,4 @@ def test_doctor_counts_the_parts(model_type, tmp_path):
     assert found["other_parameters"] == target.other_parameters
     done = run_command("doctor", tmp_path, "--seconds", 0)
     name, number = next(iter(target.other_parameters.items()))
-    assert f"parameters that stay: {name} {number:,}" in done.stderr
+    assert f"parameters that stay: {name} {number:,}" in done.stdout
