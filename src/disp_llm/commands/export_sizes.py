@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.api import Caller, Inputs
 from disp_llm.commands.exporting import (
     HeldExport,
     MeasuredExport,
     PlainExport,
     measured_export,
 )
-from disp_llm.commands.front import Caller, Inputs
 from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult

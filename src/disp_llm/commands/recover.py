@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from disp_llm.commands.caller import of_kind
-from disp_llm.commands.front import (
+from disp_llm.commands.api import (
     Caller,
     Inputs,
     Model,
@@ -23,6 +22,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
+from disp_llm.commands.caller import of_kind
 from disp_llm.commands.holding import as_begun, first_alone
 from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.larger import take_weights
