@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.front import EXAMPLES, LOCAL_NAMES, TEXTS
+from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
 from disp_llm.config.recipes import recipe_names
 from disp_llm.config.suites import load_suite

@@ -14,7 +14,6 @@ import tyro
 from disp_llm.config.bounds import (
     AnyMultiple,
     Batch,
-    FileSize,
     Length,
     Number,
     Patience,
@@ -326,8 +325,6 @@ class OutputConfig:
     """Widths are multiples of this number. 0 = for `prune`, what `disp-llm doctor --measure` found
     best for the model on this machine or, where it was not run, 64 on a GPU and on a CPU 32, or 1
     where the residual stream is narrower than 512; for `export` and --resume, what the run has."""
-    max_shard_size: FileSize = "5GB"
-    """Largest size of one file of weights."""
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]
