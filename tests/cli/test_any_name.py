@@ -53,7 +53,7 @@ def test_what_cannot_be_shown_is_escaped(name):
     "flags",
     [
         ["--method", "NAME"], ["--recipe", "NAME"], ["--recipe", "NAME.toml"], ["--sites", "NAME"],
-        ["--start", "NAME"], ["--max-shard-size", "NAME"], ["--text", "NAME"], ["--keep", "NAME"],
+        ["--start", "NAME"], ["--text", "NAME"], ["--keep", "NAME"],
         ["--device", "NAME"], ["--suite", "NAME.toml"], ["--NAME", "3"], ["NAME"],
         ["--budget", "total", "--target", "NAME"],
     ],

@@ -422,7 +422,6 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--length", "129"], "128 positions"),
         (["--estimator", "reinmax"], "--penalty"),
         (["--beta2", "1"], "--beta2"),
-        (["--max-shard-size", "banana"], "--max-shard-size"),
         (["--method", "wanda", "--keep", "0.8", "0.5"], "one size at a time"),
         (["--method", "wanda", "--budget", "bytes", "--target", "0.8"], "--budget"),
         (["--method", "sheared", "--sites", "mlp_mid"], "--sites"),

@@ -12,7 +12,7 @@ from conftest import BEGUN, one_process, run_command, tiny_model
 from safetensors.torch import load_file
 
 import disp_llm
-from disp_llm.commands.front import Inputs
+from disp_llm.commands.api import Inputs
 from disp_llm.commands.holding import as_begun
 from disp_llm.commands.student import sharding_of
 from disp_llm.config.errors import InputError

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from disp_llm.commands.front import Inputs
+from disp_llm.commands.api import Inputs
 from disp_llm.commands.planning import scoring_method
 from disp_llm.commands.ways import first_way
 from disp_llm.config.effect import usual_settings

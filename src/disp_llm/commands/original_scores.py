@@ -4,7 +4,7 @@ measured for that alone."""
 from dataclasses import replace
 from pathlib import Path
 
-from disp_llm.commands.front import Inputs
+from disp_llm.commands.api import Inputs
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.scoring import measured_apart
 from disp_llm.config.errors import InputError

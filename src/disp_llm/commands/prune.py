@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import of_kind
-from disp_llm.commands.exporting import measured_export
-from disp_llm.commands.front import (
+from disp_llm.commands.api import (
     Caller,
     Inputs,
     Model,
@@ -23,6 +21,8 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
+from disp_llm.commands.caller import of_kind
+from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.holding import as_begun, first_alone, load_original
 from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of

@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from disp_llm.commands.caller import of_kind
-from disp_llm.commands.front import (
+from disp_llm.commands.api import (
     Caller,
     Inputs,
     Model,
@@ -23,6 +22,7 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
+from disp_llm.commands.caller import of_kind
 from disp_llm.commands.holding import as_begun, first_alone
 from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.larger import take_weights
@@ -291,9 +291,9 @@ def _export(
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    folder, shard = run.folder / "model", config.max_shard_size
+    folder = run.folder / "model"
     with atomic(folder) as written:
-        write_folder(made, loaded.tokenizer, written, shard, loaded.processor)
+        write_folder(made, loaded.tokenizer, written, loaded.processor)
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))

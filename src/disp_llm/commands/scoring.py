@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.front import Inputs
+from disp_llm.commands.api import Inputs
 from disp_llm.commands.measuring import facts_of
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.evaluate import EvalConfig

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from disp_llm.commands.front import Inputs
+from disp_llm.commands.api import Inputs
 from disp_llm.commands.holding import refuse_impossible, refuse_own_losses
 from disp_llm.commands.ways import ROOM, free_share
 from disp_llm.config.errors import InputError, model_is

@@ -110,7 +110,7 @@ def _show_alignments(alignments: list[dict[str, Any]]) -> None:
 def show_bench(result: dict[str, Any]) -> None:
     """Both models side by side under every workload."""
     found = bench_figures(result, "the benchmark")
-    modes = [mode for mode in ("fused", "compiled") if getattr(found, mode)]
+    modes = ["compiled"] if found.compiled else []
     models = f"{found.model} against {found.against}"
     say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
     names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
