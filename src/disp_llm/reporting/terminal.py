@@ -100,7 +100,9 @@ def _lines() -> ProgressCallback:
         tenth = done * 10 // total
         if stage not in tenths or done == total or tenth > tenths[stage]:
             tenths[stage] = tenth
-            messages.print(f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip(), soft_wrap=True)
+            messages.print(
+                f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip(), soft_wrap=True
+            )
 
     return print_line
 
