@@ -163,13 +163,6 @@ def test_a_usage_error_is_the_first_section_of_the_box():
             "--target: 700M is in parameters, and latency counts seconds; give a number in (0, 1]",
         ),
         (["compare", "x", "--methods", "latency", "--target", "80ms"], "--target: "),
-        (["export", "x", "--most-lost", "0.9"], "--most-lost: 0.9; give 1 or more"),
-        (["export", "x", "--most-lost", "2", "--no-measure"], "--most-lost: cannot be met without"),
-        (["export", "x", "--most-lost", "2", "--keep", "1"], "--keep: given together with --most"),
-        (
-            ["export", "x", "--most-lost", "2", "--budget", "bytes"],
-            "--most-lost: counts block parameters; leave --budget out",
-        ),
         (
             ["prune", "x", "--weight-rate", "0.0001", "--shard", "full"],
             "--weight-rate: weights learn where they lie as a whole; leave out --shard",

@@ -112,7 +112,6 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --estimator policy_gradient --penalty 6 --weight-rate 1e-4", "weight_rate"),
         ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
         ("prune m --text a.txt --weights 1.5", "weights"),
-        ("prune m --text a.txt --mix dynamic", "mix"),
         ("prune m --text self --text-field body", "text_field"),
         ("prune m --text speeches --self-batch 3", "self_batch"),
         ("prune m --keep-range 0.4 0.6 --keep 0.9", "keep"),

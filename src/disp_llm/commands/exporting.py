@@ -67,8 +67,7 @@ class MeasuredExport:
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
             job.progress(f"{name}: export", 0, 1, {})
             cut = compact_model(dense, masks)
-            shard = job.config.export.max_shard_size
-            write_folder(cut, measuring.tokenizer, folder, shard, dense.processor)
+            write_folder(cut, measuring.tokenizer, folder, dense.processor)
             del cut  # the model that is measured is the one that lies in the folder
             job.progress(f"{name}: export", 1, 1, {})
             model = load_model(str(folder), dense.device, dense.dtype)
@@ -100,16 +99,16 @@ class PlainExport:
             InputError: a file of the original cannot be read, or is damaged.
         """
         job, dense = self.problem.job, self.problem.dense
-        export, shard = job.count(f"{name}: export"), job.config.export.max_shard_size
+        export = job.count(f"{name}: export")
         if self.checkpoint is not None:
             compact = stream_folder(
-                dense, masks, self.checkpoint, self.tokenizer, folder, shard, export
+                dense, masks, self.checkpoint, self.tokenizer, folder, on_tensor=export
             )
             return Exported(compact, {})
         export(0, 1)
         with fold_into_weights(dense, masks):
             model = compact_model(dense, masks)
-        write_folder(model, self.tokenizer, folder, shard, dense.processor)
+        write_folder(model, self.tokenizer, folder, dense.processor)
         export(1, 1)
         return Exported(PrunableModel(model, dense.family), {})
 

@@ -291,9 +291,9 @@ def _export(
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    folder, shard = run.folder / "model", config.max_shard_size
+    folder = run.folder / "model"
     with atomic(folder) as written:
-        write_folder(made, loaded.tokenizer, written, shard, loaded.processor)
+        write_folder(made, loaded.tokenizer, written, loaded.processor)
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))

@@ -74,13 +74,6 @@ Word = Annotated[str, Meta(min_length=1, description="name one")]
 License = Annotated[
     str, Meta(pattern=r"\A[\w.+-]*\Z", description="give the hub's name for one, such as mit")
 ]
-FileSize = Annotated[
-    str,
-    Meta(
-        pattern=r"\A(?=.*[1-9])\d{1,6}(\.\d{1,6})?\s*(?i:[KMGT]B)\Z",
-        description="give a size such as 5GB",
-    ),
-]
 
 
 def require_declared(config: Any) -> None:

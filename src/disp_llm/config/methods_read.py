@@ -24,7 +24,7 @@ def scores_read(config: Any) -> Reads:
 READS = (
     OWN_WORDS,
     Use(
-        "steps minutes batch accumulate checkpoint_every compile mix",
+        "steps minutes batch accumulate checkpoint_every compile",
         when=lambda config: method_reads(config).steps,
         what="is of learning, and the method {0.method} takes no steps",
         instead="use a `method` that does, such as learned",

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from disp_llm.config.bounds import FileSize, Rank, Tokens, Word, require_declared
+from disp_llm.config.bounds import Rank, Tokens, Word, require_declared
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
@@ -66,8 +66,6 @@ class RecoverConfig:
     Training begins with its weights, wherever this size keeps them."""
     tokens: Tokens = 1_000_000
     """Number of tokens to train on."""
-    max_shard_size: FileSize = "5GB"
-    """Largest size of one file of weights."""
     suite: str = ""
     """A suite of texts and tasks, on which the model is measured before and after, against the
     original: general, commonsense, or a .toml file."""

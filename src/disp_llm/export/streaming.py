@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.export.cutting import empty_compact_model
-from disp_llm.export.folders import write_readers
+from disp_llm.export.folders import MAX_SHARD, write_readers
 from disp_llm.export.parts import made
 from disp_llm.export.plan import plan_of
 from disp_llm.masks.prunable import PrunableModel
@@ -41,7 +41,7 @@ def stream_folder(
     checkpoint: Checkpoint,
     tokenizer: Any,
     folder: Path,
-    max_shard_size: str,
+    max_shard_size: str = MAX_SHARD,
     on_tensor: OnTensor = lambda done, total: None,
 ) -> PrunableModel:
     """Writes the compact model of an empty dense one, and returns it, empty too.
@@ -69,7 +69,7 @@ def write_weights(
     compact: PreTrainedModel,
     make: Callable[[str], Tensor],
     folder: Path,
-    max_shard_size: str,
+    max_shard_size: str = MAX_SHARD,
     on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
     """Files of the tensors of a model, and their index where there are several."""

@@ -123,14 +123,6 @@ class PrunableModel:
         """Data type of the weights."""
         return self.model.dtype
 
-    def taken(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a model is shown besides tokens, on its device and, where it is no whole numbers, in
-        the data type of the weights."""
-        return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for name, value in given.items()
-        }
-
     @cached_property
     def keeps_apart(self) -> bool:
         """Whether examples that stand in one window do not see each other, if the model is told the

@@ -24,7 +24,7 @@ from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable, weight_files
 from disp_llm.models.limits import require_possible_size
-from disp_llm.models.processor import processor_files, processor_of
+from disp_llm.models.processor import processor_files
 from disp_llm.models.pruned import require_widths
 from disp_llm.models.skeleton import auto_class, empty_model
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, source_of
@@ -79,10 +79,6 @@ class Loaded:
         if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.sharding:
             return self
         return replace(self, source=self.source | {"revision": fingerprint_of(self.model)})
-
-    def make_processor(self) -> Any:
-        """The processor of a model that sees or hears; None where it has none."""
-        return processor_of(self.processor, self.source["model"])
 
 
 def load_config(name: str) -> transformers.PreTrainedConfig:
