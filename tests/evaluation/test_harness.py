@@ -156,7 +156,7 @@ def test_tables_name_the_shots(llama_folder, folder):
         assert done.returncode == 0, done.stderr
         head, row = (
             [cell.strip() for cell in line.strip("┃│").replace("┃", "│").split("│")]
-            for line in done.stderr.splitlines()
+            for line in done.stdout.splitlines()
             if line.startswith(("┃", "│ shown"))
         )
         assert head[-2:] == ["questions", "shots"]

@@ -160,7 +160,7 @@ def bench_result() -> dict:
     row = BenchRow("m", "prefill", 16, 1, 0.5, 0.1, 32.0, {"attention": 1.0}, 30, 20, 10, 99)
     loading = {"model": "m", "load_s": 1.0, "peak_memory_bytes": 99, "weight_bytes": 9}
     return {
-        "model": "m", "against": "a", "dtype": "float32", "compiled": False, "fused": False,
+        "model": "m", "against": "a", "dtype": "float32", "compiled": False,
         "results": [as_json(row)] * 2, "comparisons": [as_json(compared)],
         "loading": [loading] * 2, "hardware": {"cpu": "c", "threads": 1, "system": "s"},
     }  # fmt: skip

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.exporting import (
-    HeldExport,
     MeasuredExport,
     PlainExport,
+    ShardedExport,
     as_masked,
 )
 from disp_llm.commands.measuring import Measuring
@@ -66,7 +66,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    export: MeasuredExport | HeldExport | PlainExport
+    export: MeasuredExport | ShardedExport | PlainExport
     first_size: str
     """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""

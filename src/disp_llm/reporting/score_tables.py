@@ -1,11 +1,11 @@
-"""What models score, as tables and lines on standard error."""
+"""What models score, as tables and lines."""
 
 from typing import Any
 
 from disp_llm.config.schema import as_type
 from disp_llm.evaluation.metrics import AnswerScore
 from disp_llm.reporting.tables import new_table
-from disp_llm.reporting.terminal import console, say
+from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.results import (
     Perplexity,
     from_json,
@@ -47,7 +47,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
             counts = f"{found['n']:,}", str(found["shots"])
             table.add_row(name, found["metric"], f"{value:.2%}", f"{error:.2%}", *counts)
         table.add_row("average", "", f"{result['average']:.2%}", "", "", "")
-        console.print(table)
+        results.print(table)
 
 
 def show_scores(result: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def show_scores(result: dict[str, Any]) -> None:
             ratio = "" if text.ratio is None else with_error(text.ratio, text.ratio_stderr, 3)
             measured = with_error(text.perplexity, text.perplexity_stderr)
             table.add_row(name, measured, original, ratio)
-        console.print(table)
+        results.print(table)
     if found.tasks:
         table = new_table(
             ("task", "metric", "accuracy", "original", "chance", "kept", "questions", "shots"),
@@ -79,4 +79,4 @@ def show_scores(result: dict[str, Any]) -> None:
             chance = percent_with_error(task.chance, None)
             counts = f"{task.n:,}", str(task.shots)
             table.add_row(name, task.metric, right, original, chance, kept, *counts)
-        console.print(table)
+        results.print(table)
