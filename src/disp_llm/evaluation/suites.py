@@ -182,7 +182,9 @@ def against(scores: Scores, original: Scores, name: str = "original") -> Scores:
         key: _text_against(text, original.texts[key].perplexity, original.texts[key].losses)
         for key, text in scores.texts.items()
     }
-    tasks = {key: _task_against(key, task, original.tasks[key]) for key, task in scores.tasks.items()}
+    tasks = {
+        key: _task_against(key, task, original.tasks[key]) for key, task in scores.tasks.items()
+    }
     lost = [(t.ratio, t.ratio_stderr) for t in texts.values() if t.ratio is not None]
     kept = [(t.kept, t.kept_stderr) for t in tasks.values() if t.kept is not None]
     ratio = geometric_mean(lost) if lost else (None, None)
@@ -282,7 +284,9 @@ def _task_against(name: str, task: TaskScore, original: TaskScore) -> TaskScore:
         )  # fmt: skip
         return replace(task, original=original.accuracy)
     kept, error = kept_above_chance(
-        [float(digit) for digit in task.right], [float(digit) for digit in original.right], task.chance
+        [float(digit) for digit in task.right],
+        [float(digit) for digit in original.right],
+        task.chance,
     )
     return replace(task, original=original.accuracy, kept=kept, kept_stderr=error)
 
@@ -294,7 +298,9 @@ def loss_ratio(pruned: Sequence[float], original: Sequence[float]) -> Estimate:
     return ratio, _scaled(ratio, _error_of_mean(differences))
 
 
-def kept_above_chance(pruned: Sequence[float], original: Sequence[float], chance: float) -> Estimate:
+def kept_above_chance(
+    pruned: Sequence[float], original: Sequence[float], chance: float
+) -> Estimate:
     """`(pruned accuracy − chance) / (original accuracy − chance)` from the answers to the same
     questions, 1 or 0 each, paired; its error by the delta method."""
     above = statistics.fmean(original) - chance

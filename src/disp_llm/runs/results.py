@@ -252,7 +252,7 @@ def dropped_said(size: SizeResult) -> str:
 
 
 def speedups(speed: dict[str, float]) -> dict[str, float]:
-    """`{prefill, decode}`: how many times as fast as the original; empty where nothing was timed."""
+    """`{prefill, decode}`: times as fast as the original; empty where nothing was timed."""
     return {phase: speed[f"{phase}_speedup"] for phase in PHASES if speed}
 
 

@@ -108,7 +108,9 @@ class Scores:
     @property
     def is_against_original(self) -> bool:
         """Whether an original's scores stand beside them."""
-        return any(part.original is not None for part in (*self.texts.values(), *self.tasks.values()))
+        return any(
+            part.original is not None for part in (*self.texts.values(), *self.tasks.values())
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
