@@ -149,7 +149,7 @@ def test_verify_names_what_is_wrong(run, tmp_path):
     assert found["files"] >= 16
     done = run_command("verify", run / "keep-0.5")
     assert done.returncode == 0
-    assert "whole" in done.stderr
+    assert "whole" in done.stdout
     card = run / "keep-0.5" / "card.json"
     card.write_text(card.read_text().replace('"block_parameters": ', '"block_parameters": 1'))
     found = disp_llm.verify(run)["problems"]

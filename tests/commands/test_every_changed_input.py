@@ -335,4 +335,4 @@ def test_no_advice_mixes_two_inputs(world, name):
     (folder / "result.json").unlink()
     done = world.run("text", "begun", "--resume", "auto", "--json")
     assert done.returncode == 2, done.stderr
-    assert not (folder / "model").exists()
+    assert not (folder / "keep-0.5").exists()

@@ -244,12 +244,12 @@ def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_
         return measure(board, target, tokenizer)
 
     monkeypatch.setattr(Scoreboard, "measure", counted)
-    result = recover(run / "model", *flags, "--output-dir", tmp_path / "better")
+    result = recover(run / "keep-0.5", *flags, "--output-dir", tmp_path / "better")
     pruned = json.loads((run / "result.json").read_text())["models"][0]
     assert result["before"]["general_ratio"] == pruned["general_ratio"]
     assert measured == [pruned["parameters"]] * 2
     suite.write_text(suite.read_text().replace("windows = 4", "windows = 3"))
-    recover(run / "model", *flags, "--output-dir", tmp_path / "other")
+    recover(run / "keep-0.5", *flags, "--output-dir", tmp_path / "other")
     assert len(set(measured)) == 2
     assert len(measured) == 2 + 3
 

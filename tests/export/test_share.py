@@ -235,8 +235,8 @@ def test_save_copies_and_names_the_place(small_run, tmp_path):
 
 def test_card_states_what_was_measured(small_run):
     folder, result = small_run
-    model = next(m for m in result["models"] if m["folder"] == str(folder / "model"))
-    card = ModelCard((folder / "model" / "README.md").read_text())
+    model = next(m for m in result["models"] if m["folder"] == str(folder / "keep-0.5"))
+    card = ModelCard((folder / "keep-0.5" / "README.md").read_text())
     (measured,) = card.data.eval_results
     assert measured.metric_type == "perplexity"
     assert measured.metric_value == round(model["perplexity"], 4)
