@@ -6,7 +6,6 @@ scores, mask learning, and for every size masks, export, and the measurement of 
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import (
@@ -36,7 +35,7 @@ from disp_llm.commands.planning import (
     tokens_seen,
     tokens_wanted,
 )
-from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of, measure_curve
+from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
@@ -54,8 +53,6 @@ from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
-from disp_llm.reporting.run_plots import draw_curve
-from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
@@ -139,19 +136,9 @@ def _in_its_folder(
     process = job.process
     if not process.is_main:
         return PruneResult(run.folder, {})
-    figures = run.finish(*_draw(run), peak_memory_bytes=peak_memory_bytes(process.device))
+    figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
     write_run_page(run)
     return PruneResult(run.folder, figures, str(process.device), temporary)
-
-
-def _draw(run: Run) -> list[Path]:
-    """Draws the curve, where one was measured; the files."""
-    figures, files = run.result(), [run.folder / "curve.json", run.folder / "curve.png"]
-    if "curve" not in figures:
-        return []
-    write_json(files[0], figures["curve"])
-    draw_curve(figures, files[1])
-    return files
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
@@ -213,8 +200,6 @@ def export_all(
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     export = measured_export(problem, measuring, sharding)
     SizeWriter(problem, export).write(selection, config.sizes)
-    if config.keep_range:
-        measure_curve(problem, measuring, selection, config.curve_shares)
 
 
 def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> None:

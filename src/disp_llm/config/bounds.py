@@ -44,10 +44,6 @@ Multiple = Annotated[int, Meta(ge=1, le=2**16)]
 """Of which widths are multiples."""
 
 AnyMultiple = Annotated[int, Meta(ge=0, le=2**16)]
-Points = Annotated[int, Meta(ge=2, le=1000)]
-Rounds = Annotated[int, Meta(ge=0, le=10**4)]
-Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Meta(ge=0, lt=1)]
 Size = Annotated[float, Meta(gt=0, le=1, description="give a number in (0, 1]")]

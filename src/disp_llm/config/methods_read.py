@@ -69,10 +69,4 @@ READS = (
         when=lambda config: not config.learn.fixed_masks,
         what="is of logits, and `fixed_masks` keeps them",
     ),
-    Use(
-        "curve_points",
-        when=lambda config: config.keep_range,
-        what="is of a `keep_range`, and there is none",
-        instead="give `keep_range`",
-    ),
 )

@@ -62,13 +62,11 @@ def learning_chart(runs: list[RunData]) -> Chart | None:
 
 
 def quality_chart(runs: list[RunData]) -> Chart | None:
-    """Perplexity against keep: the sizes of every run, and its curve where one was measured; None
-    where nothing has been measured."""
+    """Perplexity against keep of the sizes of every run; None where nothing has been measured."""
     series: Series = {}
     for run in runs:
         sizes = (size.figures for size in run.sizes)
         points = {size.keep: size.measured.perplexity for size in sizes if size.measured}
-        points |= dict(run.curve)
         if points and run.dense is not None:
             points[1.0] = run.dense.measured.perplexity
         if len(points) > 1:
