@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.api import Caller
 from disp_llm.commands.budgets import counted_costs
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.planning import sites_of
 from disp_llm.commands.ways import Way, ways
 from disp_llm.config.doctor import DoctorConfig

@@ -4,7 +4,8 @@ was asked for, or as it fits."""
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.planning import scoring_method
@@ -74,15 +75,17 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
             logger.warning("models are not timed where not all weights lie in one process")
         loaded = holding.load(config.model, machine, dense_only=True)
     progress(1, 1)
-    return job, loaded
+    return job, loaded.as_recorded(job.run.result().get("source", {}))
 
 
-def first_alone(job: Job, loaded: Loaded, work: Callable[[], Result]) -> Result | None:
+def first_alone(
+    job: Job, loaded: Loaded, work: Callable[..., Result], *arguments: Any
+) -> Result | None:
     """Lets the first process work while the others wait, or take part where they hold the model
     together; None in the others."""
     if loaded.holding is not None:
-        return loaded.holding.lead(work)
-    result = work() if job.process.is_main else None
+        return loaded.holding.lead(partial(work, *arguments))
+    result = work(*arguments) if job.process.is_main else None
     job.process.wait()
     return result
 
