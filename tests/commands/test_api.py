@@ -20,7 +20,6 @@ from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.data.sources import GivenText, read_input
-from disp_llm.export.fusing import fuse
 from disp_llm.models.source import fingerprint_of
 
 
@@ -335,13 +334,6 @@ def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file):
     assert found["dtype"] == "float32"
 
 
-def test_a_fused_model_neither_learns_nor_is_pruned(text_file):
-    """Its layers hand out what the first of them has computed."""
-    for task in (disp_llm.prune, disp_llm.recover):
-        with pytest.raises(disp_llm.InputError, match="has been fused"):
-            task(fuse(tiny_model("llama")), byte_tokenizer(), text=text_file, progress=silent)
-
-
 NO_MODELS = """
 import disp_lab, disp_llm, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -350,7 +342,7 @@ llama = LlamaForCausalLM(
     LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
 )
 for task in (
-    disp_llm.examine,
+    disp_llm.doctor,
     disp_lab.compare,
     disp_llm.bench,
     lambda model: disp_llm.evaluate(torch.compile(model)),

@@ -149,7 +149,7 @@ def test_verify_names_what_is_wrong(run, tmp_path):
     assert found["files"] >= 16
     done = run_command("verify", run / "model")
     assert done.returncode == 0
-    assert "whole" in done.stderr
+    assert "whole" in done.stdout
     card = run / "model" / "card.json"
     card.write_text(card.read_text().replace('"block_parameters": ', '"block_parameters": 1'))
     found = disp_llm.verify(run)["problems"]

@@ -37,7 +37,7 @@ OUTPUTS = {
 """Every setting that names what a command writes, and what it is."""
 
 INPUTS = {
-    *("text", "eval_text", "examples", "eval_examples", "processor_data", "original", "folder"),
+    *("text", "eval_text", "examples", "eval_examples", "original", "folder"),
 }
 """Settings that name what commands read."""
 

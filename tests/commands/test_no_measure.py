@@ -36,7 +36,7 @@ def export(run: Path, *more: object) -> dict[str, Any]:
 
 
 def test_the_same_folder_without_what_must_run(own_run, monkeypatch):
-    measured = export(own_run, "--max-shard-size", "40KB")
+    measured = export(own_run)
     folder = own_run / "model-0.65"
     sums = read_sums(folder)
     shutil.rmtree(folder)
@@ -47,7 +47,7 @@ def test_the_same_folder_without_what_must_run(own_run, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("disp_llm.models.loading.require_finite", refuse)
-        entry = export(own_run, "--no-measure", "--max-shard-size", "40KB")
+        entry = export(own_run, "--no-measure")
     again = read_sums(folder)
     told = ("README.md", "card.json")
     assert {k: v for k, v in again.items() if k not in told} == {

@@ -104,7 +104,7 @@ def test_a_file_called_self_is_named_with_its_folder(
     assert result.figures["source"]["text"] == "self"
 
 
-@pytest.mark.parametrize("weights", [["--weights", 1, 3, "--mix", "dynamic"], []])
+@pytest.mark.parametrize("weights", [["--weights", 1, 3], []])
 def test_own_words_are_mixed_with_files(weights, llama_folder, text_file, tmp_path):
     done = run_command(
         "prune", llama_folder, "--text", text_file, "self", *weights, "--output-dir",
@@ -116,14 +116,6 @@ def test_own_words_are_mixed_with_files(weights, llama_folder, text_file, tmp_pa
     assert tokens == -(-share * (320 + 128) // 32) * 32
     source = json.loads(done.stdout)["source"]
     assert source["text"] == f"text.txt, its own words, {tokens} tokens, temperature 1"
-    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    if weights:
-        assert steps[0]["mixture"] == [0.25, 0.75]
-    else:  # each by its length, less what is held out
-        length = 0.9 * len(text_file.read_bytes())
-        assert steps[0]["mixture"][1] == pytest.approx(
-            (tokens - 128) / (length + tokens - 128), 0.01
-        )
 
 
 @pytest.mark.parametrize("stop", [40, 300])

@@ -12,10 +12,10 @@ from typing import Any
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind
 from disp_llm.commands.exporting import measured_export
-from disp_llm.commands.holding import as_begun, first_alone, load_original
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
     problem_of,
@@ -38,7 +38,8 @@ from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Holding, Loaded
+from disp_llm.models.loading import Loaded
+from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.run_plots import draw_curve
@@ -113,7 +114,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
-    first_alone(job, loaded, export_all, problem, measuring, selection, loaded.holding)
+    first_alone(job, loaded, export_all, problem, measuring, selection, loaded.sharding)
     job.process.accelerator.end_training()
 
 
@@ -131,7 +132,7 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
     the model can follow. It has no learning text yet."""
     config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
-    if loaded.holding is not None:
+    if loaded.sharding is not None:
         require_unread(config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
@@ -193,7 +194,7 @@ def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, holding: Holding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -201,7 +202,7 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, holding)
+    export = measured_export(problem, measuring, sharding)
     SizeWriter(problem, export, config.first_size).write(selection, config.sizes)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind
-from disp_llm.commands.holding import as_begun, first_alone
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.larger import take_weights
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.commands.student import (
     dtypes_of,
@@ -238,8 +238,7 @@ def measure_before(
         measured = measuring.perplexity(student, "perplexity before")
         scores, known = measuring.scores(student, "before"), {}
         if scores is not None:
-            holding = models.student.holding
-            original = scores_of_original(job, measuring, scores, teacher, holding)
+            original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
             scores, known = against(scores, original, "suite"), {"original": original.as_json()}
         job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
     if teacher is not None and "teacher" not in found:
@@ -263,7 +262,7 @@ def train(
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
     job.process.wait()
     tokens = steps * config.training.tokens_per_step * job.process.count
-    if loaded.holding is None:
+    if loaded.sharding is None:
         return lambda: with_dtypes(merged(loaded.model, adapted), dtypes), tokens
     tensors = gathered(loaded.model.state_dict(), job.process.is_main)
     return lambda: put_together(config, loaded, tensors), tokens
@@ -283,12 +282,12 @@ def export(
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    folder, shard, loaded = run.folder / "model", config.max_shard_size, models.student
+    folder, loaded = run.folder / "model", models.student
     if run.has(folder):
         return
     made = make()
     with atomic(folder) as written:
-        write_folder(made, loaded.tokenizer, written, shard, loaded.processor)
+        write_folder(made, loaded.tokenizer, written, loaded.processor)
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))

@@ -86,7 +86,7 @@ def located(config: Located) -> Located:
             path if str(path) in NAMED_TEXTS else path.absolute()
             for path in getattr(config.text, name)
         )
-        for name in (*TEXTS, *EXAMPLES, "processor_data")
+        for name in (*TEXTS, *EXAMPLES)
     }
     suite = getattr(config, "suite", "")
     if suite.endswith(".toml"):
