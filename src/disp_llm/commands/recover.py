@@ -282,7 +282,7 @@ def export(
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    folder, loaded = run.folder / "model", models.student
+    folder, loaded = run.model_folder, models.student
     if run.has(folder):
         return
     made = make()

@@ -110,11 +110,6 @@ class PruneConfig:
         return self.budget.sizes(self.keep)
 
     @property
-    def first_size(self) -> str:
-        """Name of the size whose masks file carries the logits of the run."""
-        return self.budget.size_name(self.sizes[0])
-
-    @property
     def learned_sizes(self) -> tuple[Target, ...]:
         """The sizes that are learned for: these, and the ends of the range."""
         return tuple(dict.fromkeys((*self.sizes, *map(Target, self.keep_range))))
