@@ -15,7 +15,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -28,7 +27,6 @@ import fresh
 import pytest
 import torch
 import transformers
-import tyro
 from accelerate import Accelerator
 from configurations import tiny_config, unusual_values
 from safetensors.torch import load_file, save_file
@@ -239,19 +237,6 @@ def run_process(*arguments: object, before: str = "") -> subprocess.CompletedPro
     return fresh.start_command(*arguments, before=before).wait()
 
 
-read_line = tyro.cli
-_read: dict[str, Any] = {}
-
-
-def read_once(kinds: Any, **how: Any) -> Any:
-    """What a command line says, which takes longer to find out than most refusals, and is the same
-    whenever the words and the defaults are."""
-    key = repr((kinds, how))
-    if key not in _read:
-        _read[key] = read_line(kinds, **how)
-    return _read[key]
-
-
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`disp-llm ...` in this process: loading the libraries takes longer than most commands do."""
     out, err = io.StringIO(), io.StringIO()
@@ -264,7 +249,6 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         warnings.catch_warnings(),
     ):
         patch.setattr(sys, "argv", command)
-        patch.setattr(tyro, "cli", read_once)
         try:
             main()
         except SystemExit as stop:
@@ -275,6 +259,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         finally:
             logging.captureWarnings(False)
             logging.getLogger().handlers.clear()
+            logging.getLogger().setLevel(logging.WARNING)
     return subprocess.CompletedProcess(
         command, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue()
     )

@@ -27,7 +27,7 @@ def run_into(monkeypatch, capsys):
 
     def run(arguments, output) -> tuple[object, list[str]]:
         monkeypatch.setattr("disp_llm.cli.report.run", lambda config: {"text": "t" * 10_000})
-        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda: None)
+        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda **how: None)
         monkeypatch.setattr(sys, "argv", ["disp-llm", *arguments])
         code: object = 0
         with redirect_stdout(output):

@@ -4,14 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import Batch, Length, Seconds, Size, Window, Word, require_declared
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import BudgetConfig
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import BYTES, Target
 
 DEVICES = re.compile(r"(?:(\d+)x)?(\d.*)")
@@ -40,7 +39,7 @@ class DoctorConfig:
         ),
     )
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Word, POSITIONAL]
     """Hub id, folder, GGUF file, or smollm2-135m."""
     keep: tuple[Size, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""
@@ -51,8 +50,6 @@ class DoctorConfig:
     measure: bool = False
     """Also load the model and time alignments of its widths on this machine; `prune` then uses the
     best one."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     device: str = "auto"
     """Device whose memory is compared: cpu, cuda, ..."""
     devices: str = ""

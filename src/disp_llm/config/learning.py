@@ -1,9 +1,7 @@
 """How something is trained, masks or weights, and how masks are learned."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
-
-import tyro
+from typing import ClassVar, Literal
 
 from disp_llm.config.bounds import (
     AnyRank,
@@ -126,7 +124,7 @@ class LearnConfig:
     """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
     measuring leave time for. The pace of the first steps fixes their number, which then belongs to
     the run."""
-    start: Annotated[str, tyro.conf.arg(metavar="{scores,random,METHOD}")] = "scores"
+    start: str = "scores"
     """Where the logits begin: at the Fisher scores, at what the parametrisation draws (random), or
     at the scores of another method, which says what is pruned unless `sites` does."""
     fixed_masks: bool = False
