@@ -175,7 +175,7 @@ def _value(name: str, said: list[Any], setting: Setting | None) -> Any:
         return value
     try:
         return msgspec.convert(value, setting.kind, strict=False, dec_hook=to_path)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeError):
         what = f"'{' '.join(map(str, words))}' is not {setting.wanted}"
         raise InputError(what, field=flag, hint=f"give {setting.wanted}") from None
 
@@ -254,7 +254,7 @@ def _overview() -> str:
     ]
     return "\n".join(
         [
-            "usage: disp-llm COMMAND ... | --version | --completion {bash,zsh,tcsh}\n",
+            "usage: disp-llm COMMAND ... | --version | --completion SHELL\n",
             "Makes Hugging Face decoder LLMs physically smaller.\n",
             *lines,
             "\nSettings of a command: disp-llm COMMAND --help",
