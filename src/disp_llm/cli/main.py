@@ -1,5 +1,5 @@
-"""The entry point `disp-llm`: one subcommand a file; exit codes; tables and progress on standard
-error, and with `--json` one object on standard output."""
+"""The entry point `disp-llm`: one subcommand a file; exit codes. Results go to standard output: as
+tables, or with `--json` as one object. Progress and messages go to standard error."""
 
 import ctypes
 import io
@@ -59,8 +59,7 @@ def _main(arguments: list[str]) -> None:
             require_place()
             config = parse(arguments)
             prepare_libraries(verbose="--verbose" in arguments)
-            if "--quiet" in arguments:
-                _be_quiet()
+            direct_output(as_json, quiet="--quiet" in arguments)
             result = command_of(command).run(config)
             if as_json and result:  # of several processes, the first has it
                 _write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -172,11 +171,12 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _be_quiet() -> None:
-    """Shows no progress and no messages."""
-    from disp_llm.reporting.terminal import console
+def direct_output(as_json: bool, quiet: bool) -> None:
+    """With `--json` tables go to standard error; a quiet command shows no progress and no messages."""
+    from disp_llm.reporting.terminal import console, results
 
-    console.quiet = True
+    console.quiet, results.quiet = quiet, quiet and as_json
+    results.stderr = as_json
 
 
 def _explained(error: RuntimeError, arguments: list[str]) -> InputError | None:

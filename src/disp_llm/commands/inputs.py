@@ -30,7 +30,7 @@ def input_files(config: Any) -> Files:
         value = getattr(config, name, "")
         path = embedded.model_file() if value == embedded.MODEL else Path(value)
         found[name] = files_of(path) if value else []
-    for name in (*TEXTS, *EXAMPLES, "processor_data"):
+    for name in (*TEXTS, *EXAMPLES):
         paths = getattr(config.text, name)
         found[name] = [file for path in paths for file in _files_of_text(path, name)]
     suite = getattr(config, "suite", "")

@@ -24,7 +24,7 @@ def scores_read(config: Any) -> Reads:
 READS = (
     OWN_WORDS,
     Use(
-        "steps minutes batch accumulate checkpoint_every compile mix",
+        "steps minutes batch accumulate checkpoint_every compile",
         when=lambda config: method_reads(config).steps,
         what="is of learning, and the method {0.method} takes no steps",
         instead="use a `method` that does, such as learned",
@@ -68,18 +68,6 @@ READS = (
         "learning_rate weight_decay",
         when=lambda config: not config.learn.fixed_masks,
         what="is of logits, and `fixed_masks` keeps them",
-    ),
-    Use(
-        "compile",
-        when=lambda config: not config.frozen.is_fetched or config.training.compile == "no",
-        what="blocks are not compiled whose weights are fetched when they run",
-        instead="leave out `offload` and `base_precision`",
-    ),
-    Use(
-        "gradient_checkpointing",
-        when=lambda config: not config.frozen.is_fetched or config.training.recomputes,
-        what="blocks run again in any case whose weights are fetched when they run",
-        instead="leave out `offload` and `base_precision`",
     ),
     Use(
         "curve_points",

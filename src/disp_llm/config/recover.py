@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from disp_llm.config.bounds import FileSize, Rank, Tokens, Word, require_declared
+from disp_llm.config.bounds import Rank, Tokens, Word, require_declared
 from disp_llm.config.effect import Use, require_used
-from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
@@ -57,7 +56,7 @@ class RecoverConfig:
     """Settings that a short help lists."""
 
     folder: Annotated[Word, POSITIONAL]
-    """An exported folder, such as run/model; or any model."""
+    """An exported folder, such as run/keep-0.5; or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is its model/."""
     how: Literal["full", "lora"] = "full"
@@ -71,12 +70,6 @@ class RecoverConfig:
     Training begins with its weights, wherever this size keeps them."""
     tokens: Tokens = 1_000_000
     """Number of tokens to train on."""
-    shard: Shard = "auto"
-    """How several processes hold student and teacher: all of both in each (no), a part in each,
-    also of gradients and moments (full), or all on every node and a part in each of its processes
-    (hybrid). auto = full where they would not fit otherwise."""
-    max_shard_size: FileSize = "5GB"
-    """Largest size of one file of weights."""
     suite: str = ""
     """A suite of texts and tasks, on which the model is measured before and after, against the
     original: general, commonsense, or a .toml file."""

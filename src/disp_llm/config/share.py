@@ -14,7 +14,7 @@ class SaveConfig:
     """Copy what belongs in an exported folder to a place of its own, with a card that names it."""
 
     folder: Annotated[Path, POSITIONAL]
-    """An exported folder, such as run/model."""
+    """An exported folder, such as run/keep-0.5."""
     to: Path
     """The new folder."""
     plain: bool = False
@@ -40,7 +40,7 @@ class PushConfig:
     """Upload what belongs in an exported folder to the hub, with its card, in one commit."""
 
     folder: Annotated[Path, POSITIONAL]
-    """An exported folder, such as run/model."""
+    """An exported folder, such as run/keep-0.5."""
     name: Annotated[Word, POSITIONAL]
     """OWNER/NAME on the hub; created where there is none. HF_ENDPOINT names another hub."""
     private: bool = False

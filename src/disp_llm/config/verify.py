@@ -13,7 +13,7 @@ class VerifyConfig:
     """Check that a run, a comparison or an exported folder is what it was when it was written."""
 
     folder: Annotated[Path, POSITIONAL]
-    """The folder of a `prune`, `recover` or `compare`, or an exported folder such as run/model."""
+    """The folder of a `prune`, `recover` or `compare`, or a model folder such as run/keep-0.5."""
 
     def validate(self) -> None:
         """Refuses a name that no file can have.
