@@ -11,10 +11,10 @@ from disp_llm.config.bounds import (
     Minutes,
     Rate,
     Share,
-    ShareBelowOne,
     Shift,
     Steps,
     Temperature,
+    TwoShares,
     Window,
 )
 from disp_llm.config.effect import Use
@@ -35,7 +35,7 @@ class TrainingConfig:
     """Batches whose gradients are averaged in one step."""
     learning_rate: Rate = 0.05
     """Peak of AdamW's step size."""
-    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
+    betas: TwoShares = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
     """What steps the weights of the blocks' linear layers, packed experts apart, where they learn:
