@@ -134,7 +134,7 @@ def _in_memory(source: Path, folder: Path, shard: str) -> None:
     dense = PrunableModel.of(loaded)
     masks = _masks(dense)
     with fold_into_weights(dense, masks):
-        write_folder(compact_model(dense, masks), loaded.tokenizer, folder, shard)
+        write_folder(compact_model(dense, masks), loaded.tokenizer, folder, max_shard_size=shard)
 
 
 def _streaming(source: Path, folder: Path, shard: str) -> None:

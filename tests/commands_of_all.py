@@ -24,7 +24,7 @@ LEAST = {
 }
 
 
-IN_PLACE = {"most_lost": "keep", "target": "keep"}
+IN_PLACE = {"target": "keep"}
 """Settings, each with the one whose place it takes."""
 
 

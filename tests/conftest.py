@@ -51,6 +51,7 @@ from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods import Method
 from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.models.architectures import family_of
+from disp_llm.reporting.terminal import results
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.runs.ownership import kind_of, mark
@@ -264,6 +265,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         warnings.catch_warnings(),
     ):
         patch.setattr(sys, "argv", command)
+        patch.setattr(results, "stderr", False)  # and so again after the command
         patch.setattr(tyro, "cli", read_once)
         try:
             main()
@@ -290,6 +292,12 @@ def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
+
+
+def kept_in(run: Path, size: str = "0.5") -> dict[str, torch.Tensor]:
+    """The kept indices of a size, by site."""
+    begins, tensors = f"kept.{size}.", load_file(run / "selection.safetensors")
+    return {k.removeprefix(begins): v for k, v in tensors.items() if k.startswith(begins)}
 
 
 BEGUN = {
@@ -397,7 +405,7 @@ def wide_folder(tmp_path_factory, text_file):
         "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    return place / "run" / "model"
+    return place / "run" / "keep-0.5"
 
 
 @pytest.fixture

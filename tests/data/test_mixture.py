@@ -1,68 +1,45 @@
-"""Several sources: windows come from each in its share, and dynamic loading moves the shares."""
+"""Several sources: windows come from each in its share."""
 
 import json
 import math
 
 import pytest
 import torch
-from conftest import SMALL, byte_tokenizer, one_process, run_command
+from conftest import SMALL, byte_tokenizer, run_command
 
 from disp_llm.config.parts import TextConfig
-from disp_llm.data.mixture import EVERY, RATE, Mixture
 from disp_llm.data.tokens import Corpus, load_tokens
 
-STREAMS = (torch.arange(0, 1000), torch.arange(1000, 1400))
+STREAMS = tuple(torch.arange(1000 * i, 1000 * i + 1000 - 100 * i) for i in range(4))
 
 
 def noise(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def source_of(windows: torch.Tensor) -> torch.Tensor:
+    """The stream that every window is a part of."""
+    sources = windows // 1000
+    assert torch.equal(sources, sources[:, :1].expand_as(sources))
+    return sources[:, 0]
+
+
 def test_windows_come_from_their_source_in_its_share():
-    windows, sources = Mixture(Corpus(STREAMS, (0.25, 0.75))).draw(2000, 10, noise())
-    windows = windows.tokens
+    windows = Corpus(STREAMS[:2], (0.25, 0.75)).draw(2000, 10, noise()).tokens
     assert windows.shape == (2000, 10)
-    assert torch.equal((windows >= 1000).all(1), sources == 1)
-    assert torch.equal((windows < 1000).all(1), sources == 0)
+    sources = source_of(windows)
     assert int((sources == 1).sum()) == 1500
     assert not torch.equal(sources, sources.sort().values)
 
 
 def test_a_small_batch_is_not_all_of_a_kind_and_no_source_is_favoured():
-    mixture, draws = Mixture(Corpus(STREAMS * 2, (0.1, 0.2, 0.3, 0.4))), noise()
-    counts = [torch.bincount(mixture.draw(4, 10, draws)[1], minlength=4) for _ in range(2000)]
-    for found, weight in zip(torch.stack(counts, 1), mixture.weights.tolist(), strict=True):
+    weights, draws = (0.1, 0.2, 0.3, 0.4), noise()
+    corpus = Corpus(STREAMS, weights)
+    drawn = [source_of(corpus.draw(4, 10, draws).tokens) for _ in range(2000)]
+    counts = [torch.bincount(sources, minlength=4) for sources in drawn]
+    for found, weight in zip(torch.stack(counts, 1), weights, strict=True):
         assert set(found.tolist()) <= {math.floor(4 * weight), math.ceil(4 * weight)}
         assert float(found.double().mean()) == pytest.approx(4 * weight, abs=0.05)
-
-
-def test_shares_follow_the_loss_above_the_dense_models():
-    mixture = Mixture(Corpus(STREAMS, (0.5, 0.5), dynamic=True))
-    dense_losses = {0: 3.0, 1: 1.0}
-    mixture.measure_reference(
-        lambda windows: torch.full((1,), dense_losses[int(windows.tokens.min() >= 1000)]),
-        10,
-        noise(),
-    )
-    process = one_process()
-    for _ in range(EVERY):  # both lose, the second twice as much; the first even below the dense
-        mixture.record_losses(torch.tensor([0, 1, 1]), torch.tensor([2.5, 1.5, 2.5]), process)
-    mixture.update(EVERY - 1)
-    assert mixture.weights.tolist() == [0.5, 0.5]  # not yet
-    mixture.update(EVERY)
-    grown = math.exp(RATE * 1.0)
-    assert mixture.weights.tolist() == pytest.approx([1 / (1 + grown), grown / (1 + grown)])
-    assert not mixture.sums.any()
-    before = mixture.weights.tolist()
-    mixture.update(2 * EVERY)  # nothing was seen since
-    assert mixture.weights.tolist() == before
-
-
-def test_fixed_shares_stay():
-    mixture = Mixture(Corpus(STREAMS, (0.5, 0.5)))
-    mixture.record_losses(torch.tensor([0, 1]), torch.tensor([1.0, 9.0]), one_process())
-    mixture.update(EVERY)
-    assert mixture.weights.tolist() == [0.5, 0.5]
 
 
 def test_files_are_sources_and_each_is_held_out_from(tmp_path):
@@ -105,42 +82,6 @@ def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path
     assert others == [of_a, of_b]
 
 
-@pytest.mark.parametrize("method", ["ddp", "grasprune"])
-def test_methods_of_others_follow_dynamic_loading(
-    method, llama_folder, text_file, tmp_path, monkeypatch
-):
-    def loses_on_the_first_alone(mixture: Mixture, *asked: object) -> None:
-        mixture.get_buffer("reference").copy_(torch.tensor([0.0, 99.0]))
-
-    monkeypatch.setattr(Mixture, "measure_reference", loses_on_the_first_alone)
-    other = tmp_path / "other.txt"
-    other.write_text("Nothing here resembles the other file. " * 200)
-    command = (
-        "prune", llama_folder, "--text", text_file, other, "--weights", 1, 3, "--mix", "dynamic",
-        "--method", method, *SMALL, "--steps", 12, "--output-dir",
-    )  # fmt: skip
-    done = run_command(*command, tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    mixtures = [json.loads(line)["mixture"] for line in lines]
-    assert mixtures[:10] == [[0.25, 0.75]] * 10
-    assert mixtures[11][0] > 0.3
-
-
-def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
-    other = tmp_path / "other.txt"
-    other.write_text("Nothing here resembles the other file. " * 200)
-    done = run_command(
-        "prune", llama_folder, "--text", text_file, other, "--weights", 1, 3, "--mix", "dynamic",
-        "--output-dir", tmp_path / "run", "--json", *SMALL, "--steps", 12,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    mixtures = [json.loads(line)["mixture"] for line in lines]
-    assert mixtures[:10] == [[0.25, 0.75]] * 10
-    assert sum(mixtures[11]) == pytest.approx(1, abs=1e-3)
-
-
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
@@ -148,7 +89,6 @@ def test_prune_with_dynamic_loading(llama_folder, text_file, tmp_path):
         (("--weights", "1", "-1"), "--weights: -1.0 is too small;"),
         (("--weights", "nan", "1"), "--weights: nan is no number;"),
         (("--weights", "1", "inf"), "--weights: inf is too large;"),
-        (("--mix", "dynamic"), "--mix: has nothing to mix"),
     ],
 )
 def test_careless_weights(llama_folder, text_file, tmp_path, flags, word):

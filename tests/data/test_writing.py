@@ -298,7 +298,7 @@ def test_settings_of_own_words_are_taken_where_they_may_be_written(texts):
 
 
 @pytest.mark.parametrize("command", [PruneConfig, RecoverConfig, CompareConfig])
-@pytest.mark.parametrize("named", ["text", "examples", "processor_data"])
+@pytest.mark.parametrize("named", ["text", "examples"])
 def test_settings_of_own_words_are_refused_where_none_are_written(command, named):
     text, words = TextConfig(**{named: (Path("a.txt"),)}), OwnWordsConfig(self_tokens=64)
     with pytest.raises(InputError, match=r"self_tokens: .*none are written.*add `text` self"):

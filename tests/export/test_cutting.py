@@ -4,13 +4,10 @@ import pytest
 import torch
 import transformers
 from conftest import masks_of, tiny_prunable
-from torch import nn
 
-import disp_llm.export
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.export.cutting import compact_config, compact_model
 from disp_llm.export.folding import fold_into_weights
-from disp_llm.export.fusing import _join, is_fused
 from disp_llm.masks.selection import Compensation, Masks, Selection
 
 
@@ -57,22 +54,3 @@ def test_engines_are_not_told_to_leave_weights_out():
     with torch.device("meta"):
         made = transformers.AutoModel.from_config(config)
     assert not made._keys_to_ignore_on_load_unexpected
-
-
-@pytest.mark.parametrize("with_bias", [(True, True, True), (False, False), (True, False, True)])
-def test_joined_layers_give_what_each_gave(with_bias):
-    layers = [nn.Linear(5, 3 + i, bias=own) for i, own in enumerate(with_bias)]
-    inputs = torch.randn(4, 5)
-    wanted = [layer(inputs).detach() for layer in layers]
-    model = nn.ModuleList(layers)
-    assert not is_fused(model)
-    _join(layers)
-    assert is_fused(model)
-    for layer, output in zip(layers, wanted, strict=True):
-        torch.testing.assert_close(layer(inputs), output)
-
-
-def test_the_room_offers_fuse_alone():
-    assert disp_llm.export.fuse.__name__ == "fuse"
-    with pytest.raises(AttributeError, match="has no attribute 'join'"):
-        disp_llm.export.join  # noqa: B018

@@ -12,7 +12,6 @@ from disp_lab.names import COUPLED
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS
-from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
@@ -74,7 +73,7 @@ def test_the_first_step_differentiates_cross_entropy_and_twice_the_divergence(pr
     ddp.trained_gates(problem, kinds, steps=1)
     model, layout = problem.dense.model, problem.budget.layout
     noise = random_stream("steps", problem.seed, 0, 0)
-    windows, _ = Mixture(problem.corpus).draw(problem.training.batch, 32, noise)
+    windows = problem.corpus.draw(problem.training.batch, 32, noise)
     tokens = windows.tokens
     z = 1 + 0.01 * torch.randn(layout.entries, generator=random_stream("start", problem.seed))
     gated = kinds[0].entries | kinds[1].entries

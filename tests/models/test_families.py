@@ -14,7 +14,6 @@ from configurations import ARCHITECTURES, MIXTURES, VOCABULARY, cases, tiny_conf
 from conftest import (
     byte_tokenizer,
     masks_of,
-    tiny_model,
     tiny_prunable,
     unusual_prunable,
     without_branches,
@@ -28,7 +27,6 @@ from disp_llm.data.windows import Windows
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
 from disp_llm.export.folding import fold_into_weights
-from disp_llm.export.fusing import fuse
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
@@ -102,35 +100,6 @@ def assert_counted(target: PrunableModel, compact, masks: Masks) -> None:
     budget, small = Budget(target.layout), PrunableModel(compact, target.family)
     assert small.parameters == target.parameters - budget.removed_parameters(counts)
     assert small.block_parameters == int(budget.block_parameters(counts))
-
-
-@pytest.mark.parametrize("model_type", CASES)
-def test_fused_for_inference_computes_the_same(model_type):
-    target = unusual_prunable(model_type)
-    model = target.model
-    compact = compact_model(target, masks_of("random", target.layout))
-    prompt = torch.randint(4, VOCABULARY, (2, 7))
-    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-    for one in (model, compact):
-        wanted, tokens = one(prompt).logits, one.generate(prompt, **options)
-        held = sum(p.untyped_storage().nbytes() for p in _storages(one))
-        names = list(one.state_dict())
-        assert fuse(one) is one
-        assert (one(prompt).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-        assert torch.equal(one.generate(prompt, **options), tokens)
-        assert list(one.state_dict()) == names
-        assert sum(p.untyped_storage().nbytes() for p in _storages(one)) == held
-
-
-def _storages(model) -> list[torch.Tensor]:
-    """One parameter for each piece of memory."""
-    return list({p.untyped_storage().data_ptr(): p for p in model.parameters()}.values())
-
-
-def test_a_model_that_is_cast_after_fusing_says_so():
-    model = fuse(tiny_model("llama")).to(torch.bfloat16)
-    with pytest.raises(RuntimeError, match="fuse it again"):
-        model(torch.tensor([[5, 6]]))
 
 
 @pytest.mark.parametrize("model_type", CASES)

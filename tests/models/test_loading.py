@@ -16,7 +16,7 @@ from configurations import ARCHITECTURES, cases
 from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_prunable
 from safetensors.torch import load_file, save_file
 
-from disp_llm.commands.front import inputs_of
+from disp_llm.commands.api import inputs_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.export.cutting import compact_model

@@ -15,7 +15,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import export_folder
 from disp_llm.export.folding import fold_into_weights
-from disp_llm.export.fusing import fuse
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
@@ -147,7 +146,7 @@ def test_every_mask_entry_has_a_gradient(model_type):
 @pytest.mark.parametrize("model_type", CASES)
 def test_everything_that_can_go(model_type, tmp_path):
     """Heads, whole branches and experts, and scales in the weights; with a picture, with and
-    without a cache, fused, and out of a folder."""
+    without a cache, and out of a folder."""
     target = prunable_wrapper(model_type, heads=True, branches=True, experts=True)
     model, layout, prompt = target.model, target.layout, picture(model_type)
     scales = torch.rand(layout.entries, generator=torch.Generator().manual_seed(1)) + 0.5
@@ -164,7 +163,6 @@ def test_everything_that_can_go(model_type, tmp_path):
     cached = compact.generate(**prompt, use_cache=True, **OPTIONS)
     assert torch.equal(cached, compact.generate(**prompt, use_cache=False, **OPTIONS))
     assert torch.equal(cached, again.generate(**prompt, **OPTIONS))
-    assert_near(fuse(compact)(**prompt).logits, wanted)
 
 
 SCRIPT = """
@@ -323,12 +321,12 @@ def test_doctor_counts_the_parts(model_type, tmp_path):
     target = prunable_wrapper(model_type)
     target.model.config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == model_type
-    done = run_command("doctor", tmp_path, "--json", "--seconds", 0)
+    done = run_command("doctor", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["parameters"] == target.parameters
     assert found["block_parameters"] == target.block_parameters
     assert found["other_parameters"] == target.other_parameters
-    done = run_command("doctor", tmp_path, "--seconds", 0)
+    done = run_command("doctor", tmp_path)
     name, number = next(iter(target.other_parameters.items()))
-    assert f"parameters that stay: {name} {number:,}" in done.stderr
+    assert f"parameters that stay: {name} {number:,}" in done.stdout

@@ -376,18 +376,3 @@ def test_compiled_blocks_learn_the_same(problem, tmp_path):
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert 0 < graphs <= 4  # not one a block: with masks, as the original, and losses
     assert not any("forward" in vars(module) for module in problem.dense.model.modules())
-
-
-def test_a_mixture_follows_the_loss_that_is_learned_from(text_file, tmp_path):
-    """Against what the original loses by the same loss: of its divergence from itself, nothing."""
-    problem = problem_of("llama", text_file.read_text(), tmp_path)
-    stream = problem.corpus.streams[0]
-    corpus = Corpus((stream, stream), (0.5, 0.5), dynamic=True)
-    references = []
-    for distill in (0.0, 0.5):
-        training = dataclasses.replace(TRAINING, distill=distill)
-        mixed = dataclasses.replace(with_config(problem, training=training), corpus=corpus)
-        state = learning._initial_state(mixed, start_of(problem))
-        references.append(state.mixture.get_buffer("reference"))
-    assert references[0].min() > 1
-    torch.testing.assert_close(references[1], references[0] / 2)

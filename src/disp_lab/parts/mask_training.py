@@ -14,7 +14,6 @@ from disp_llm.config.learning import TrainingConfig
 from disp_llm.data.randomness import shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
-from disp_llm.training.drawing import mixture_of
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
@@ -54,27 +53,23 @@ def train_masks(
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
     dense, process = problem.dense, problem.job.process
-    mixture = mixture_of(problem, config.length, distill).to(dense.device)
     compiled = compiles(config, steps, dense)
 
     def backward(step: int) -> dict[str, Any]:
         prepare(step)
         noise = shared_stream("steps", problem.seed, step)
-        mixture.update(step)
 
         def loss_under(mask: Tensor) -> Tensor:
             masking.set(mask)
-            windows, sources = mixture.draw_own(config.batch, config.length, noise, process)
+            windows = problem.corpus.draw_own(config.batch, config.length, noise, process)
             losses = mean_losses(dense, windows.to(dense.device), teacher, compiled)
-            mixture.record_losses(sources, losses, process)
             return losses.mean()
 
-        figures = accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
-        return figures | mixture.figures()
+        return accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
 
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None
-        state = nn.ModuleDict({"of_method": trained, "mixture": mixture})
+        state = nn.ModuleDict({"of_method": trained})
         train(state, optimizer, backward, Schedule(config, steps, "learning masks"), problem.job)
 
 

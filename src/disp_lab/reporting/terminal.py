@@ -1,4 +1,4 @@
-"""Methods side by side, as tables and lines on standard error."""
+"""Methods side by side, as tables and lines."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from disp_lab.reporting.tables import (
 )
 from disp_lab.results import comparison_figures
 from disp_llm.reporting.tables import new_table
-from disp_llm.reporting.terminal import console, say
+from disp_llm.reporting.terminal import results, say
 
 
 def show_comparison(result: dict[str, Any]) -> None:
@@ -29,12 +29,12 @@ def show_comparison(result: dict[str, Any]) -> None:
         table = new_table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
         for cells in by_method(rows, [figure], keeps):
             table.add_row(*cells)
-        console.print(table)
+        results.print(table)
     for row in found.rows:
         if row.error:
             say(f"{row.name}: {row.error}")
     if found.dense:
-        console.print(f"dense {found.dense.measured}")
+        results.print(f"dense {found.dense.measured}")
         for line in [*suite_said(found.dense.scores), *pairs_said(rows)]:
             say(line)
     if any(row.method == DENSE for row in found.rows):
@@ -47,6 +47,6 @@ def _show_frontier(frontier: Frontier) -> None:
     shown = new_table(columns, left=(columns[0], columns[-1]), title="frontier")
     for cells in table(frontier):
         shown.add_row(*cells)
-    console.print(shown)
+    results.print(shown)
     for sentence in frontier.sentences():
         say(sentence)

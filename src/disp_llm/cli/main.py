@@ -1,5 +1,5 @@
-"""The entry point `disp-llm`: one subcommand a file; exit codes; tables and progress on standard
-error, and with `--json` one object on standard output."""
+"""The entry point `disp-llm`: one subcommand a file; exit codes. Results go to standard output: as
+tables, or with `--json` as one object. Progress and messages go to standard error."""
 
 import ctypes
 import importlib
@@ -21,6 +21,7 @@ from disp_llm.cli.parsing import ADDED, RESUMABLE, Config, output_folder, parse,
 from disp_llm.cli.signals import end_tidily, has_been_asked_to_end
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.quantise import begun_dir
+from disp_llm.reporting.terminal import results
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -56,6 +57,7 @@ def _main(arguments: list[str]) -> None:
             require_place()
             config = parse(arguments)
             prepare_libraries()
+            results.stderr = as_json
             result = _run(command, config)
             if as_json and result:  # of several processes, the first has it
                 _write(json.dumps(result, ensure_ascii=False) + "\n")

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.front import Caller
+from disp_llm.commands.api import Caller
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.export.folders import weight_bytes
-from disp_llm.export.fusing import fuse
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.loading import (
@@ -77,7 +76,6 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
         "against": config.against,
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
-        "fused": config.fuse,
         "rounds": config.rounds,
         "results": [as_json(row) for row in rows],
         "comparisons": [as_json(comparison) for comparison in comparisons],
@@ -95,8 +93,6 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
 def _target(name: str, config: BenchConfig) -> PrunableModel:
     """A model as it is to be timed."""
     target = PrunableModel.of(load(name, config.machine))
-    if config.fuse:
-        fuse(target.model)
     if config.compile:
         target.model.forward = torch.compile(target.model.forward, dynamic=True)
     return target

@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.api import IN_MEMORY, Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import of_kind
-from disp_llm.commands.front import IN_MEMORY, Caller, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score
@@ -18,7 +18,6 @@ from disp_llm.config.recipes import with_settings
 from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
 from disp_llm.data.named import Given
-from disp_llm.data.pictures import read_pictures
 from disp_llm.data.reading import characters_for, read_given
 from disp_llm.data.sources import read_input
 from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
@@ -98,7 +97,7 @@ def _evaluated(
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = facts_of(loaded, target)
-    named = config.text or config.dataset or config.examples or config.processor_data
+    named = config.text or config.dataset or config.examples
     if given or named or not config.tasks:
         stream, names = evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
@@ -150,14 +149,12 @@ def evaluation_stream(
         given
         or read_given(config.text, config.dataset, config.text_field, "test", characters=characters)
         or read_examples(config.examples, config.template)
-        or read_pictures(config.processor_data, config.template)
     )
     if text is None:
         texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), loaded.tokenizer)
         source, digest = texts.names["eval_text"], texts.names["eval_text_sha256"]
         return texts.evaluation, {"text": source, "text_sha256": digest}
-    bos, processor = loaded.bos_token_id, loaded.make_processor
-    stream = stream_of(text, loaded.tokenizer, bos, processor)
+    stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
     if not isinstance(stream, ExampleStream):
         require_length(stream, 2, text.field, text.name)
     return stream, {"text": name_of_measured(text), "text_sha256": text.sha256}

@@ -1,32 +1,28 @@
 """Another size of a run that has learned, without learning again."""
 
-import bisect
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_llm.commands.api import Caller, Inputs
 from disp_llm.commands.exporting import (
-    HeldExport,
     MeasuredExport,
     PlainExport,
-    as_masked,
+    ShardedExport,
     measured_export,
 )
-from disp_llm.commands.front import Caller, Inputs
-from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
-from disp_llm.commands.sizes import SizeWriter, masks_of
+from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
-from disp_llm.config.frozen import FrozenConfig
+from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.targets import Target
-from disp_llm.masks.selection import Selection, load_masks
+from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
@@ -56,11 +52,11 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
-    settled = (*stored.learned_sizes, *(config.sizes or (Target(1.0),)))
+    settled = (*stored.learned_sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run, "prune"), caller.watching() as progress:
         run = Run(config.run, config.anyway)
-        if not run.has(run.config_file) or not run.has(run.logits_file):
+        if not run.has(run.config_file) or not run.has(run.selection_file):
             raise InputError(
                 "this run has not finished learning",
                 field=str(run.folder),
@@ -72,17 +68,12 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         export = _plain(job) if config.no_measure else _measured(job, stored)
         problem = export.problem
-        selection = load_masks(run.logits_file, problem.budget.layout).selection
+        selection = load_selection(run.selection_file, problem.budget.layout)
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        sizes = config.sizes
-        if config.most_lost:
-            assert not isinstance(export, PlainExport), "it was refused"
-            least = _smallest_learned(stored, run)
-            sizes = (Target(smallest_within(config.most_lost, least, export, selection)),)
-        writer = SizeWriter(problem, export, stored.first_size, suffix)
-        writer.write(selection, sizes)
+        writer = SizeWriter(problem, export, suffix)
+        writer.write(selection, config.sizes)
         result = run.result()
-        names = list(map(writer.name, sizes))
+        names = list(map(writer.name, config.sizes))
         figures = result | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
@@ -92,7 +83,7 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     return PruneResult(run.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | HeldExport:
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | ShardedExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
     held, loaded = load_original(job, Inputs())
@@ -102,7 +93,7 @@ def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | He
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     evaluation = problem.job.config.evaluation
     measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, job.progress, board)
-    return measured_export(problem, measuring, loaded.holding)
+    return measured_export(problem, measuring, loaded.sharding)
 
 
 def _plain(job: Job[PruneConfig]) -> PlainExport:
@@ -122,59 +113,16 @@ def _plain(job: Job[PruneConfig]) -> PlainExport:
     return PlainExport(problem_of(job, loaded), loaded.tokenizer, checkpoint)
 
 
-def smallest_within(
-    most_lost: float, least: float, export: MeasuredExport | HeldExport, selection: Selection
-) -> float:
-    """The smallest keep, in steps of 0.01, whose masked model loses no more than asked, by
-    bisection: perplexity hardly ever falls where more is pruned.
-
-    Args:
-        most_lost: largest perplexity, as a multiple of the original's.
-        least: the smallest keep that is looked at.
-    """
-    problem, measuring = export.problem, export.measuring
-    limit = most_lost * perplexity_of_original(problem.job.run)
-
-    def fits(hundredths: int) -> bool:
-        keep = hundredths / 100
-        with as_masked(problem.dense, masks_of(problem, selection, keep)):
-            found = measuring.perplexity(problem.dense, f"keep {keep:g}: masked perplexity")
-        return found.perplexity <= limit
-
-    hundredths = range(math.ceil(round(100 * least, 6)), 100)  # all of it always fits
-    return (hundredths.start + bisect.bisect_left(hundredths, True, key=fits)) / 100
-
-
-def _smallest_learned(stored: PruneConfig, run: Run) -> float:
-    """The smallest keep that a run learned for; of one whose budget was another, that it has."""
-    if stored.budget.budget == "params":
-        return min(size.amount for size in stored.learned_sizes)
-    found = run.figures
-    return min((size.keep for size in found.models), default=1.0) if found else 1.0
-
-
-def perplexity_of_original(run: Run) -> float:
-    """What the run has measured before it learned."""
-    original = run.dense
-    assert original is not None, "which comes first"
-    return original.measured.perplexity
-
-
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
     """The settings of the run with those of the new sizes in place of its own; the sites are those
     that its own budget gave it."""
     return replace(
         stored,
         keep=config.keep or stored.keep,
-        frozen=FrozenConfig(shard="no", offload=stored.frozen.offload),  # nothing is learned
-        training=replace(stored.training, gradient_checkpointing="yes"),
+        training=replace(stored.training, shard="no", gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
         budget=config.budget,
         machine=replace(stored.machine, device=config.device),
-        export=replace(
-            stored.export,
-            align=config.export.align or stored.export.align,
-            max_shard_size=config.export.max_shard_size,
-        ),
+        export=OutputConfig(config.export.align or stored.export.align),
     )

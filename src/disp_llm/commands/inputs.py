@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.front import EXAMPLES, LOCAL_NAMES, TEXTS
+from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
 from disp_llm.config.recipes import recipe_names
 from disp_llm.config.suites import load_suite
@@ -31,7 +31,7 @@ def input_files(config: Any) -> Files:
         value = getattr(config, name, "")
         path = embedded.model_file() if value == embedded.MODEL else Path(value)
         found[name] = files_of(path) if value else []
-    for name in (*TEXTS, *EXAMPLES, "processor_data"):
+    for name in (*TEXTS, *EXAMPLES):
         paths = getattr(config.text, name)
         found[name] = [file for path in paths for file in _files_of_text(path, name)]
     suite, recipe = getattr(config, "suite", ""), getattr(config, "recipe", "")

@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import of_kind
-from disp_llm.commands.exporting import measured_export
-from disp_llm.commands.front import (
+from disp_llm.commands.api import (
     Caller,
     Inputs,
     Model,
@@ -23,10 +21,12 @@ from disp_llm.commands.front import (
     with_folder,
     with_options,
 )
-from disp_llm.commands.holding import as_begun, first_alone, load_original
+from disp_llm.commands.caller import of_kind
+from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
     problem_of,
@@ -45,10 +45,12 @@ from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.masks.selection import Selection, load_masks
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Holding, Loaded
+from disp_llm.models.loading import Loaded
+from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
@@ -194,14 +196,14 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     selection = choose(problem)
 
     def export() -> None:
-        export_all(problem, measuring, selection, loaded.holding)
+        export_all(problem, measuring, selection, loaded.sharding)
 
     first_alone(job, loaded, export)
     process.accelerator.end_training()
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, holding: Holding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -209,8 +211,8 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, holding)
-    SizeWriter(problem, export, config.first_size).write(selection, config.sizes)
+    export = measured_export(problem, measuring, sharding)
+    SizeWriter(problem, export).write(selection, config.sizes)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
 
@@ -225,7 +227,6 @@ def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> No
         job.command,
         dtype=dtype_name(loaded.dtype),
         processes=job.process.count,
-        first_size=job.config.first_size,
     )
 
 
@@ -251,7 +252,7 @@ def open_problem(
     wanted = tokens_wanted(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
     progress(1, 1)
-    if loaded.holding is not None:
+    if loaded.sharding is not None:
         require_unread(config)
     return problem_of(job, loaded), sources
 
@@ -306,15 +307,24 @@ def dense_figures(
 
 
 def choose(problem: PruningProblem) -> Selection:
-    """The selection: from the masks file if the run has one, else by the method."""
+    """The selection: from the file if the run has one, else by the method."""
     job, config = problem.job, problem.job.config
-    path, layout = job.run.logits_file, problem.budget.layout
+    path = job.run.selection_file
     if job.run.has(path):
-        return load_masks(path, layout).selection
+        return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
-        first = problem.budget.share_of(config.sizes[0])
-        masks_of(problem, selection, first).save(path, with_adapters=True)
+        save_selection(path, selection, problem.budget.layout, _masks_of_sizes(problem, selection))
         job.run.update(path, *job.run.log)
     return selection
+
+
+def _masks_of_sizes(problem: PruningProblem, selection: Selection) -> dict[str, Masks]:
+    """The masks of every size by its name; none where models are timed first."""
+    config, budget = problem.job.config, problem.budget
+    sizes = () if config.budget.budget == "latency" else config.sizes
+    return {
+        config.budget.size_name(size): masks_of(problem, selection, budget.share_of(size))
+        for size in sizes
+    }

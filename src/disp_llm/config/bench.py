@@ -29,8 +29,6 @@ class BenchConfig:
     """Number of times that each is timed, in turn."""
     compile: bool = False
     """Run both models through torch.compile."""
-    fuse: bool = False
-    """Join q, k, v and gate, up of both models, as `disp_llm.export.fuse` does."""
     plot: Path | None = None
     """Draw the result into this .png or .svg file."""
     json: bool = False

@@ -70,7 +70,6 @@ Shift = Annotated[float, Meta(ge=-80, le=80)]
 """Added to logits, whose sigmoid is 0 or 1 in float32 beyond that."""
 
 Minutes = Annotated[float, Meta(ge=0, le=1e6)]
-Patience = Annotated[float, Meta(gt=0, le=10_080)]
 """Minutes, up to a week: what waits counts its milliseconds in 32 bits."""
 
 Seconds = Annotated[float, Meta(ge=0, le=3600)]
@@ -78,13 +77,6 @@ Seconds = Annotated[float, Meta(ge=0, le=3600)]
 Word = Annotated[str, Meta(min_length=1, description="name one")]
 License = Annotated[
     str, Meta(pattern=r"\A[\w.+-]*\Z", description="give the hub's name for one, such as mit")
-]
-FileSize = Annotated[
-    str,
-    Meta(
-        pattern=r"\A(?=.*[1-9])\d{1,6}(\.\d{1,6})?\s*(?i:[KMGT]B)\Z",
-        description="give a size such as 5GB",
-    ),
 ]
 
 

@@ -19,7 +19,7 @@ class EvalConfig:
 
     USES: ClassVar = (
         Use(
-            "text text_field dataset examples processor_data template metric answer_tokens tasks "
+            "text text_field dataset examples template metric answer_tokens tasks "
             "task_data shots limit context stride windows",
             when=lambda config: not config.suite,
             what="given together with `suite`",
@@ -36,7 +36,7 @@ class EvalConfig:
         ),
         Use(
             "metric template",
-            when=lambda config: config.examples or config.processor_data,
+            when=lambda config: config.examples,
             what="is for examples, and there are none",
             instead="give `examples`",
         ),
@@ -79,8 +79,6 @@ class EvalConfig:
     examples: tuple[Path, ...] = ()
     """Examples to measure the perplexity of answers on, in place of --text: files as `prune` reads
     them."""
-    processor_data: tuple[Path, ...] = ()
-    """Pictures with prompts and answers to measure the perplexity of answers on, likewise."""
     template: Template = "auto"
     """How an example is written: by the chat template of the tokenizer, or the prompt and then the
     answer; auto takes the template where there is one."""
@@ -114,7 +112,7 @@ class EvalConfig:
     @property
     def _reads_text(self) -> bool:
         """Whether perplexity is measured."""
-        named = self.text or self.dataset or self.examples or self.processor_data
+        named = self.text or self.dataset or self.examples
         return bool(named or not self.tasks)
 
     def validate(self) -> None:
@@ -130,13 +128,8 @@ class EvalConfig:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"
             )
-        for name in ("examples", "processor_data"):
-            if getattr(self, name) and (self.text or self.dataset):
-                raise InputError("given together with a text", field=name, hint="choose one")
-        if self.examples and self.processor_data:
-            raise InputError(
-                "given together with `examples`", field="processor_data", hint="choose one of them"
-            )
+        if self.examples and (self.text or self.dataset):
+            raise InputError("given together with a text", field="examples", hint="choose one")
         for entry in self.task_data:
             if not all(entry.partition("=")):
                 raise InputError(f"{entry}", field="task_data", hint="give NAME=FILE")

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from disp_llm.config.bounds import Factor, Size, require_declared
+from disp_llm.config.bounds import Size, require_declared
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig, OutputConfig
@@ -17,17 +17,13 @@ from disp_llm.config.targets import Target
 class ExportConfig:
     """Write another size of a run that has learned, without learning again."""
 
-    ALTERNATIVES: ClassVar = (("keep", "target"), ("keep", "most_lost"), ("target", "most_lost"))
+    ALTERNATIVES: ClassVar = (("keep", "target"),)
     """Settings, each with the one that takes its place."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     keep: tuple[Size, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
-    most_lost: Factor = 0.0
-    """In place of --keep: write the smallest size, in steps of 0.01, whose perplexity on the run's
-    evaluation text is at most this many times the original's, such as 1.2. It is searched for down
-    to the smallest size that the run learned for, half a minute for each of some six (SmolLM2)."""
     no_measure: bool = False
     """Write the new model and run nothing: no perplexity, no speed, no sample, no comparison of its
     logits with the masked model's. No text is needed, nor the original in memory where that lies in
@@ -61,19 +57,4 @@ class ExportConfig:
                 field="budget",
                 hint="leave `no_measure` out, or give another budget",
             )
-        if self.most_lost:
-            self._validate_most_lost()
-        else:
-            self.budget.validate(self.keep)
-
-    def _validate_most_lost(self) -> None:
-        if self.most_lost < 1:
-            raise InputError(f"{self.most_lost:g}", field="most_lost", hint="give 1 or more")
-        if self.no_measure:
-            raise InputError(
-                "cannot be met without measuring", field="most_lost", hint="leave `no_measure` out"
-            )
-        if self.budget.budget != "params":
-            raise InputError(
-                "counts block parameters", field="most_lost", hint="leave `budget` out"
-            )
+        self.budget.validate(self.keep)

@@ -22,7 +22,7 @@ def scores_read(config: Any) -> Reads:
 READS = (
     OWN_WORDS,
     Use(
-        "steps minutes batch accumulate compile mix",
+        "steps minutes batch accumulate compile",
         when=lambda config: method_reads(config).steps,
         what="is of learning, and the method {0.method} takes no steps",
         instead="use a `method` that does, such as learned",
@@ -56,18 +56,6 @@ READS = (
         when=lambda config: config.learn.learns_weights,
         what="steps weights, and none learn",
         instead="add `weight_rate`",
-    ),
-    Use(
-        "compile",
-        when=lambda config: not config.frozen.is_fetched or config.training.compile == "no",
-        what="blocks are not compiled whose weights are fetched when they run",
-        instead="leave out `offload` and `base_precision`",
-    ),
-    Use(
-        "gradient_checkpointing",
-        when=lambda config: not config.frozen.is_fetched or config.training.recomputes,
-        what="blocks run again in any case whose weights are fetched when they run",
-        instead="leave out `offload` and `base_precision`",
     ),
     Use(
         "curve_points",

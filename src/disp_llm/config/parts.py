@@ -14,10 +14,8 @@ import tyro
 from disp_llm.config.bounds import (
     AnyMultiple,
     Batch,
-    FileSize,
     Length,
     Number,
-    Patience,
     Seed,
     Sequences,
     Some,
@@ -53,14 +51,8 @@ class TextConfig:
             instead="name several",
         ),
         Use(
-            "mix",
-            when=lambda config: len(config.weights) > 1 or config._has_mixture,
-            what="has nothing to mix",
-            instead="give several `weights`",
-        ),
-        Use(
             "template",
-            when=lambda config: config.examples or config.eval_examples or config.processor_data,
+            when=lambda config: config.examples or config.eval_examples,
             what="is for examples, and there are none",
             instead="name `examples`",
         ),
@@ -77,9 +69,6 @@ class TextConfig:
     weights: tuple[Weight, ...] = ()
     """How often a window is drawn from each text of --text, relative to the others. Default: each
     counts by its length."""
-    mix: Literal["fixed", "dynamic"] = "fixed"
-    """With --weights: keep them as they are, or draw more often from the file on which the pruned
-    model has lost most (dynamic batch loading, arXiv 2310.06694)."""
     dataset: str = ""
     """A hub data set in place of --text, as NAME:CONFIG or NAME:CONFIG:SPLIT, such as
     wikitext:wikitext-2-raw-v1 (default split: train)."""
@@ -96,11 +85,6 @@ class TextConfig:
     eval_examples: tuple[Path, ...] = ()
     """Examples to measure the perplexity of answers on. Default: the last tenth of --examples,
     which is then never learned from."""
-    processor_data: tuple[Path, ...] = ()
-    """Pictures with prompts and answers for a model that sees to learn from, in place of text or
-    beside it: .jsonl or .json files of image (a path from the file's folder, or base64), prompt and
-    answer, read by the model's own processor. The loss is that of the answers; --weights has one
-    more number for them, the last. Where nothing else is to be measured on, their last tenth is."""
     template: Template = "auto"
     """How an example is written: by the chat template of the tokenizer, or the prompt and then the
     answer; auto takes the template where there is one."""
@@ -114,8 +98,7 @@ class TextConfig:
     def learns_from(self) -> tuple[Path, ...]:
         """The texts, or the one where nothing is named; none where there is a data set, or where
         there are examples alone."""
-        others = self.dataset or self.examples or self.processor_data
-        return self.text or (() if others else (Path(SELF),))
+        return self.text or (() if self.dataset or self.examples else (Path(SELF),))
 
     @property
     def may_be_written(self) -> bool:
@@ -135,13 +118,12 @@ class TextConfig:
     @property
     def _sources(self) -> int:
         """How many things are drawn from."""
-        return len(self.text) + sum(map(bool, (self.dataset, self.examples, self.processor_data)))
+        return len(self.text) + bool(self.dataset) + bool(self.examples)
 
     @property
     def has_evaluation(self) -> bool:
         """Whether what is measured on is not a part of the learning text."""
-        measured = self.eval_text or self.eval_dataset or self.eval_examples
-        return bool(measured or self.examples or self.processor_data)
+        return bool(self.eval_text or self.eval_dataset or self.eval_examples or self.examples)
 
     def validate(self) -> None:
         """Refuses text that is named twice, and weights that do not fit the texts; warns of what is
@@ -177,9 +159,8 @@ class TextConfig:
             )
 
     def _validate_weights(self) -> None:
-        given = [name for name in ("examples", "processor_data") if getattr(self, name)]
-        wanted = len(self.text) + (bool(self.dataset) + len(given) if given else 0)
-        of_examples = "".join(f" and one for `{name}`" for name in given)
+        wanted = self._sources if self.examples else len(self.text)
+        of_examples = " and one for `examples`" if self.examples else ""
         require_weights(wanted, f"text of `text`{of_examples}", weights=self.weights)
 
 
@@ -338,8 +319,6 @@ class OutputConfig:
     """Widths are multiples of this number. 0 = for `prune`, what `disp-llm doctor --measure` found
     best for the model on this machine or, where it was not run, 64 on a GPU and on a CPU 32, or 1
     where the residual stream is narrower than 512; for `export` and --resume, what the run has."""
-    max_shard_size: FileSize = "5GB"
-    """Largest size of one file of weights."""
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -356,5 +335,3 @@ class MachineConfig:
     float32."""
     seed: Seed = 0
     """Seed of every random draw."""
-    patience: Patience = 30.0
-    """Minutes that one of several processes waits for the others within a step; then all end."""

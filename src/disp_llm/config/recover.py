@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from disp_llm.config.bounds import FileSize, Rank, Tokens, Word, require_declared
+from disp_llm.config.bounds import Rank, Tokens, Word, require_declared
 from disp_llm.config.effect import Use, require_used
-from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
@@ -51,7 +50,7 @@ class RecoverConfig:
     )
 
     folder: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model; or any model."""
+    """An exported folder, such as run/keep-0.5; or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is its model/."""
     how: Literal["full", "lora"] = "full"
@@ -65,12 +64,6 @@ class RecoverConfig:
     Training begins with its weights, wherever this size keeps them."""
     tokens: Tokens = 1_000_000
     """Number of tokens to train on."""
-    shard: Shard = "auto"
-    """How several processes hold student and teacher: all of both in each (no), a part in each,
-    also of gradients and moments (full), or all on every node and a part in each of its processes
-    (hybrid). auto = full where they would not fit otherwise."""
-    max_shard_size: FileSize = "5GB"
-    """Largest size of one file of weights."""
     suite: str = ""
     """A suite of texts and tasks, on which the model is measured before and after, against the
     original: general, commonsense, or a .toml file."""

@@ -13,20 +13,18 @@ E examples, N tokens of all of them, B windows, T tokens of a window.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.examples import ASSISTANT, Example, GivenExamples, TaskExample
-from disp_llm.data.seeing import Shower
 from disp_llm.data.windows import (
-    Given,
     StatesLoss,
     TaskPart,
     Windows,
@@ -46,11 +44,6 @@ class Tokenized:
     """Where it was read, for messages."""
     answer: str = ""
     """What its last answer says, as the template writes it where there is one."""
-    shown: Callable[[], Given] | None = None
-    """Makes what the model is shown with it, where that is a picture; it has as many numbers for
-    tokens as there are."""
-    words: Int[Tensor, " P"] | None = None
-    """Its prompt without the tokens that stand for that picture."""
     loss: StatesLoss | None = None
     """Its own, where no token counts."""
     choices: int = 0
@@ -106,11 +99,7 @@ class ExampleStream:
             )
 
     def random_windows(self, count: int, length: int, noise: torch.Generator) -> Windows:
-        """Windows that are filled with examples, each drawn anew; of examples with a picture each
-        window has one."""
-        if self.has_pictures:
-            drawn = torch.randint(len(self.examples), (count,), generator=noise).tolist()
-            return joined([self._with_picture(self.examples[one], length) for one in drawn])
+        """Windows that are filled with examples, each drawn anew."""
         return joined([self._random_window(length, noise) for _ in range(count)])
 
     def _random_window(self, length: int, noise: torch.Generator) -> Windows:
@@ -132,32 +121,12 @@ class ExampleStream:
             tasks=(tuple(tasks),) if tasks else (),
         )
 
-    @property
-    def has_pictures(self) -> bool:
-        """Whether its examples are shown with one each."""
-        return self.examples[0].shown is not None
-
-    @staticmethod
-    def _with_picture(example: Tokenized, length: int) -> Windows:
-        """A window of one example; what follows it is read by nobody."""
-        assert example.shown is not None
-        room = (0, max(length - len(example.tokens), 0))
-        tokens, counted = (
-            nn.functional.pad(part, room)[:length] for part in (example.tokens, example.counted)
-        )
-        places = torch.arange(len(tokens))
-        return Windows(tokens[None], counted[None], places[None], (example.shown(),))
-
     def alone(self) -> Iterator[Windows]:
-        """Every example as a window of its own, in order; what is shown with it is made when it
-        comes."""
+        """Every example as a window of its own, in order."""
         for example in self.examples:
-            if example.shown is None:
-                own = example.tasks_from(0)
-                tasks = (own,) if own else ()
-                yield Windows(example.tokens[None], example.counted[None], tasks=tasks)
-            else:
-                yield self._with_picture(example, len(example.tokens))
+            own = example.tasks_from(0)
+            tasks = (own,) if own else ()
+            yield Windows(example.tokens[None], example.counted[None], tasks=tasks)
 
     def within(self, most_tokens: int) -> "ExampleStream":
         """As many from the start as have no more tokens than these, but one at least; 0 = all."""
@@ -169,38 +138,18 @@ def stream_of_examples(
     given: GivenExamples,
     tokenizer: Any,
     bos_token_id: int | None = None,
-    make_processor: Callable[[], Any] | None = None,
 ) -> ExampleStream:
     """The tokens of examples.
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
-        make_processor: makes the processor of a model that sees, for examples with a picture.
 
     Raises:
         InputError: a conversation for a tokenizer without a chat template, or one whose template
-            changes what was said before; a picture for a model that does not see.
+            changes what was said before.
     """
-    seen = [one for one in given.examples if isinstance(one, Example) and one.picture is not None]
-    if seen:  # all of a file are
-        shower = Shower.of(given, make_processor, bos_token_id)
-        return ExampleStream(tuple(_seen(shower, one) for one in seen), given.field)
     writer = _Writer(given, tokenizer, bos_token_id)
     return ExampleStream(tuple(map(writer.tokenized, given.examples)), given.field)
-
-
-def _seen(shower: Shower, example: Example) -> Tokenized:
-    """An example with a picture."""
-    found = shower.shown(example)
-    words = shower.processor.tokenizer(example.turns[0].content, verbose=False)["input_ids"]
-    return Tokenized(
-        found.tokens,
-        found.counted,
-        example.place,
-        example.answer,
-        shower.later(example),
-        torch.tensor(words),
-    )
 
 
 @dataclass(frozen=True)

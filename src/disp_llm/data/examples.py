@@ -10,7 +10,7 @@ The forms that data sets for instruction tuning have:
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,6 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a model is shown with an example."""
-
-    place: Path | bytes = field(repr=False)
-    """Where the file lies, or the file itself."""
-
-    @property
-    def content(self) -> bytes:
-        """The file."""
-        return self.place if isinstance(self.place, bytes) else self.place.read_bytes()
-
-
-@dataclass(frozen=True)
 class Example:
     """A conversation; what the assistant says is what is learned and measured."""
 
@@ -71,8 +58,6 @@ class Example:
     """Whether it was given as messages; else it is one prompt and its answer."""
     between: str = ""
     """What stands between prompt and answer where no template puts anything there."""
-    picture: Picture | None = None
-    """What the prompt is about, for a model that sees."""
 
     @property
     def answer(self) -> str:
@@ -82,8 +67,7 @@ class Example:
     @property
     def content(self) -> bytes:
         """What its hash is made of."""
-        said = _line([turn.as_message() for turn in self.turns])
-        return said if self.picture is None else said + self.picture.content
+        return _line([turn.as_message() for turn in self.turns])
 
 
 @dataclass(frozen=True)
@@ -157,8 +141,7 @@ class GivenExamples:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the turns, or of the token ids, as JSON, a line an example, each before its
-        picture."""
+        """The hash of the turns, or of the token ids, as JSON, a line an example."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(example.content)

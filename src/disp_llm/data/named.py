@@ -8,7 +8,6 @@ from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
-from disp_llm.data.pictures import read_pictures
 from disp_llm.data.reading import characters_for, read_documents, read_given, read_mixture
 from disp_llm.data.sources import GivenText
 from disp_llm.models.embedded import speech_files
@@ -71,7 +70,6 @@ def read_sources(
         InputError: a file or data set is unusable.
     """
     examples = in_memory.examples or read_examples(config.examples, config.template)
-    pictures = read_pictures(config.processor_data, config.template)
     evaluation = (
         in_memory.eval_text
         or in_memory.eval_examples
@@ -80,15 +78,13 @@ def read_sources(
     )
     if evaluation is None and examples is not None:
         examples, evaluation = examples.parted()
-    elif evaluation is None and pictures is not None:
-        pictures, evaluation = pictures.parted()
-    texts, given = (), [one for one in (examples, pictures) if one is not None]
-    if in_memory.text is not None or config.learns_from_text or not given:
+    texts: tuple[Source, ...] = ()
+    if in_memory.text is not None or config.learns_from_text or examples is None:
         held_out = 0 if evaluation else round(measured / HELD_OUT)
         texts = _learning_sources(config, in_memory.text, tokens, max(1, tokens, held_out))
-    for one in given:
+    if examples is not None:
         group = 1 + max((source.group for source in texts), default=-1)
-        texts = (*texts, Source(one, group))
+        texts = (*texts, Source(examples, group))
     return Sources(texts, evaluation)
 
 

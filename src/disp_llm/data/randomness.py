@@ -9,7 +9,6 @@ Stream = Literal[
     "start",
     "sizes",
     "steps",
-    "reference",
     "weights",
     "words",
     "adapters",
@@ -21,7 +20,6 @@ STREAMS: dict[Stream, int] = {
     "start": 1,  # what a parametrisation begins with
     "sizes": 2,  # the keep of a step, the same in all processes
     "steps": 3,  # windows and noise of a step of learning masks
-    "reference": 4,  # windows for the dense model's loss
     "weights": 5,  # windows of a step of training weights
     "words": 6,  # a sequence of the model's own words
     "adapters": 7,  # what adapters begin with

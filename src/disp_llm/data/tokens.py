@@ -24,8 +24,9 @@ from disp_llm.data.examples import HELD_OUT, GivenExamples
 from disp_llm.data.named import Given, Sources, read_sources
 from disp_llm.data.sources import GivenText, joint_sha256
 from disp_llm.data.tokenizing import tokenize
-from disp_llm.data.windows import Windows, random_windows, with_bos
+from disp_llm.data.windows import Windows, joined, random_windows, with_bos
 from disp_llm.models.loading import Loaded
+from disp_llm.runs.job import Process
 
 Stream = Tensor | ExampleStream
 """The tokens of a text, (N), or those of examples."""
@@ -38,8 +39,6 @@ class Corpus:
     streams: tuple[Stream, ...]
     weights: tuple[float, ...] = (1.0,)
     """Share of the windows that come from each source; they sum to 1."""
-    dynamic: bool = False
-    """Whether the weights are to follow the losses."""
     bos_token_id: int | None = None
     """A token that takes the place of the first of every window; None = none does."""
     field: str = "text"
@@ -63,6 +62,26 @@ class Corpus:
         if isinstance(stream, ExampleStream):
             return stream.random_windows(count, length, noise)
         return Windows(random_windows(stream, count, length, noise, self.bos_token_id))
+
+    def draw(self, count: int, length: int, noise: torch.Generator) -> Windows:
+        """Windows in a random order: of every source as many as its weight says, to the next whole
+        number above or below, so that a step is not all of a kind."""
+        if len(self.streams) == 1:
+            return self.windows(0, count, length, noise)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        ends = weights.cumsum(0) / weights.sum()
+        first = torch.rand((), generator=noise, dtype=torch.float64)
+        places = (torch.arange(count) + first) / count  # systematic sampling
+        sources = torch.searchsorted(ends, places, right=True).clamp(max=len(weights) - 1)
+        sources = sources[torch.randperm(count, generator=noise)]
+        return joined([self.windows(source, 1, length, noise) for source in sources.tolist()])
+
+    def draw_own(
+        self, count: int, length: int, noise: torch.Generator, process: Process
+    ) -> Windows:
+        """The part of one process, so many windows, of a batch that all draw alike."""
+        windows = self.draw(count * process.count, length, noise)
+        return windows[process.own(torch.arange(len(windows)))]
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,6 @@ def load_tokens(
     bos_token_id: int | None = None,
     sources: Sources | None = None,
     write: Callable[[float], GivenText] | None = None,
-    make_processor: Callable[[], Any] | None = None,
     context: int = PerplexityConfig.context,
 ) -> Texts:
     """Tokenises the texts that the settings name, and makes the model write what is missing.
@@ -103,7 +121,6 @@ def load_tokens(
         bos_token_id: first token of every window, where the model needs one.
         sources: what was read of them already, or lies in memory.
         write: gives the model's own words, which are that share of what is learned from.
-        make_processor: makes the processor of a model that sees.
         context: tokens of a window that is measured on.
 
     Raises:
@@ -118,20 +135,19 @@ def load_tokens(
             given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
             text = write(given)
         texts.append(text)
-    streams = [stream_of(text, tokenizer, bos_token_id, make_processor) for text in texts]
+    streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
         streams, ends, share = _held_out(texts, streams)
         last = _in_turn(ends, _weights(config, sources, list(map(len, ends))), context)
         held_out = GivenText(None, last, texts[0].field, f"the last {share:.0%} of {name}")
-    evaluation = stream_of(held_out, tokenizer, bos_token_id, make_processor)
+    evaluation = stream_of(held_out, tokenizer, bos_token_id)
     if not isinstance(evaluation, ExampleStream):
         require_length(evaluation, 2, held_out.field, held_out.name)
     measured = name_of_measured(held_out)
     corpus = Corpus(
         streams=tuple(streams),
         weights=_weights(config, sources, [len(stream) for stream in streams]),
-        dynamic=config.mix == "dynamic",
         bos_token_id=bos_token_id,
         field=texts[0].field,
         names=tuple(text.name for text in texts),
@@ -147,9 +163,8 @@ def texts_for(
     write: Callable[[float], GivenText],
     context: int,
 ) -> Texts:
-    """`load_tokens` for a model: with its tokenizer, the BOS token that it needs, its processor."""
-    bos, processor = loaded.bos_token_id, loaded.make_processor
-    return load_tokens(config, loaded.tokenizer, bos, sources, write, processor, context)
+    """`load_tokens` for a model: with its tokenizer, and the BOS token that it needs."""
+    return load_tokens(config, loaded.tokenizer, loaded.bos_token_id, sources, write, context)
 
 
 def _held_out(
@@ -215,19 +230,17 @@ def stream_of(
     given: Given,
     tokenizer: Any,
     bos_token_id: int | None = None,
-    make_processor: Callable[[], Any] | None = None,
 ) -> Stream:
     """The tokens of a text or of examples.
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
-        make_processor: makes the processor of a model that sees.
 
     Raises:
         InputError: ids that the tokenizer does not have, or conversations that it cannot write.
     """
     if isinstance(given, GivenExamples):
-        return stream_of_examples(given, tokenizer, bos_token_id, make_processor)
+        return stream_of_examples(given, tokenizer, bos_token_id)
     return stream_of_text(given, tokenizer)
 
 
@@ -251,20 +264,15 @@ def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
 
 
 def first_tokens(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """So many tokens from the start, or all there are; those of examples one after the other, of
-    examples with a picture what is asked in words."""
+    """So many tokens from the start, or all there are; those of examples one after the other."""
     if isinstance(stream, ExampleStream):
-        parts = (one.tokens if one.words is None else one.words for one in stream.examples[:tokens])
-        return torch.cat(list(parts))[:tokens]
+        return torch.cat([one.tokens for one in stream.examples[:tokens]])[:tokens]
     return stream[:tokens]
 
 
 def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """The first tokens of a text, or the prompt of the first example, without its picture."""
-    if isinstance(stream, ExampleStream):
-        first = stream.examples[0]
-        return first.prompt if first.words is None else first.words
-    return stream[:tokens]
+    """The first tokens of a text, or the prompt of the first example."""
+    return stream.examples[0].prompt if isinstance(stream, ExampleStream) else stream[:tokens]
 
 
 def require_length(

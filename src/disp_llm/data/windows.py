@@ -11,9 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Given = dict[str, Tensor]
-"""What a model is given besides tokens, by the names that its forward pass has for it."""
-
 StatesLoss = Callable[[Float[Tensor, "N D"]], Tensor]
 """What a model loses on an example, from the final hidden states of its tokens in float32: the mean
 over what is chosen there, a scalar that has a gradient."""
@@ -41,9 +38,6 @@ class Windows:
     """Which tokens count; None = all. The first of a window, which nothing predicts, never does."""
     places: Int[Tensor, "B T"] | None = None
     """The place of every token in its own example, from 0; None = windows hold one text each."""
-    shown: tuple[Given, ...] = ()
-    """What the model is shown with each window, one example of which has a picture and is all of
-    it, to the last token that counts; empty with others. () = no window is shown anything."""
     tasks: tuple[tuple[TaskPart, ...], ...] = ()
     """Of every window, its examples with a loss of their own, none where tokens count; () = there
     are none in any window."""
@@ -54,14 +48,13 @@ class Windows:
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
         numbers: list[int] = []
-        if self.shown or self.tasks:
+        if self.tasks:
             places = torch.arange(len(self))
             numbers = places[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
             None if self.places is None else self.places[rows],
-            tuple(self.shown[number] for number in numbers) if self.shown else (),
             tuple(self.tasks[number] for number in numbers) if self.tasks else (),
         )
 
@@ -71,13 +64,11 @@ class Windows:
 
     def to(self, device: torch.device) -> "Windows":
         """On a device."""
-        shown = tuple({k: v.to(device) for k, v in given.items()} for given in self.shown)
         return replace(
             self,
             tokens=self.tokens.to(device),
             counted=None if self.counted is None else self.counted.to(device),
             places=None if self.places is None else self.places.to(device),
-            shown=shown,
         )
 
     def tensor_split(self, parts: int) -> list["Windows"]:
@@ -95,7 +86,7 @@ class Windows:
         assert self.counted is not None
         first = tuple(parts[:1] for parts in self.tasks)
         counted = self.counted & (self.places == steps)
-        return Windows(self.tokens, counted, shown=self.shown, tasks=first)
+        return Windows(self.tokens, counted, tasks=first)
 
     @property
     def choices(self) -> int:
@@ -129,8 +120,6 @@ def joined(parts: list[Windows]) -> Windows:
     """Windows of the same length, one after the other; where some are of examples, all of the
     tokens of the others count, and their places are those in the window."""
     tokens = torch.cat([part.tokens for part in parts])
-    shown = _of_all([(part.shown, len(part)) for part in parts], {})
-    tasks = _of_all([(part.tasks, len(part)) for part in parts], ())
     if all(part.counted is None for part in parts):
         return Windows(tokens)
     steps = torch.arange(tokens.shape[1], device=tokens.device)
@@ -141,15 +130,10 @@ def joined(parts: list[Windows]) -> Windows:
     places = [
         steps.expand_as(part.tokens) if part.places is None else part.places for part in parts
     ]
-    return Windows(tokens, torch.cat(counted), torch.cat(places), shown, tasks)
-
-
-def _of_all(parts: list[tuple[tuple[Any, ...], int]], nothing: Any) -> tuple[Any, ...]:
-    """What belongs to single windows, of several parts of so many, with `nothing` where a part has
-    none; () where all have none."""
-    if not any(own for own, _ in parts):
-        return ()
-    return tuple(one for own, count in parts for one in own or (nothing,) * count)
+    tasks: tuple[tuple[TaskPart, ...], ...] = ()
+    if any(part.tasks for part in parts):
+        tasks = tuple(one for part in parts for one in part.tasks or ((),) * len(part))
+    return Windows(tokens, torch.cat(counted), torch.cat(places), tasks)
 
 
 def random_windows(

@@ -67,7 +67,7 @@ def _batches(stream: ExampleStream) -> Iterator[list[tuple[int, Tokenized]]]:
     batch: list[tuple[int, Tokenized]] = []
     for place, one in sorted(enumerate(stream.examples), key=lambda pair: -len(pair[1].prompt)):
         full = batch and len(batch[0][1].prompt) * (len(batch) + 1) > TOKENS
-        if full or (batch and one.shown is not None):  # a picture is shown alone
+        if full:
             yield batch
             batch = []
         batch.append((place, one))
@@ -93,20 +93,8 @@ def _generated(
             max_new_tokens=most_tokens,
             eos_token_id=ends or None,
             pad_token_id=filler,
-            **_shown(target, examples[0]),
         )
     return [_until(row, ends) for row in made[:, width:].tolist()]
-
-
-def _shown(target: PrunableModel, example: Tokenized) -> dict[str, torch.Tensor]:
-    """What a model is shown with the prompt of an example."""
-    if example.shown is None:
-        return {}
-    given, whole = example.shown(), (1, len(example.tokens))
-    end = len(example.prompt)
-    return target.taken(
-        {name: value[:, :end] if value.shape == whole else value for name, value in given.items()}
-    )
 
 
 def _ends(target: PrunableModel, tokenizer: Any) -> list[int]:

@@ -15,9 +15,16 @@ from disp_llm.models.files import weight_files
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import write_sums
 
+MAX_SHARD = "5GB"
+"""Largest size of one file of weights."""
+
 
 def export_folder(
-    target: PrunableModel, tokenizer: Any, masks: Masks, folder: Path, max_shard_size: str
+    target: PrunableModel,
+    tokenizer: Any,
+    masks: Masks,
+    folder: Path,
+    max_shard_size: str = MAX_SHARD,
 ) -> None:
     """Writes the compact model of some masks, without a card; a folder of that name is replaced.
 
@@ -26,7 +33,7 @@ def export_folder(
     """
     with atomic(folder) as temporary:
         compact = compact_model(target, masks)
-        write_folder(compact, tokenizer, temporary, max_shard_size, target.processor)
+        write_folder(compact, tokenizer, temporary, target.processor, max_shard_size)
         write_sums(temporary)
 
 
@@ -34,8 +41,8 @@ def write_folder(
     compact: PreTrainedModel,
     tokenizer: Any,
     folder: Path,
-    max_shard_size: str,
     processor: tuple[Path, ...] = (),
+    max_shard_size: str = MAX_SHARD,
 ) -> None:
     """Writes a model with its tokenizer, and beside them the files of its processor.
 

@@ -100,8 +100,7 @@ class PrunableModel:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all weights lie here as they are: neither divided among processes nor fetched
-        when a block runs."""
+        """Whether all weights lie here: neither divided among processes nor left out."""
         weights = (linear.weight for linear in self.linears())
         return not any(isinstance(weight, DTensor) or weight.is_meta for weight in weights)
 
@@ -123,14 +122,6 @@ class PrunableModel:
     def dtype(self) -> torch.dtype:
         """Data type of the weights."""
         return self.model.dtype
-
-    def taken(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a model is shown besides tokens, on its device and, where it is no whole numbers, in
-        the data type of the weights."""
-        return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for name, value in given.items()
-        }
 
     @cached_property
     def keeps_apart(self) -> bool:

@@ -3,8 +3,6 @@
 from jaxtyping import Int
 from torch import Tensor
 
-from disp_llm.config.errors import InputError
-from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.tokens import Corpus
 from disp_llm.data.windows import Windows
@@ -34,22 +32,9 @@ def windows_of(
     """
     require_positions(target.model, length, "calibration_length")
     corpus.require_length(length, "calibration_length")
-    windows, _ = Mixture(corpus).draw(count, length, random_stream("calibration", seed))
-    return windows
+    return corpus.draw(count, length, random_stream("calibration", seed))
 
 
 def calibration_tokens(problem: PruningProblem) -> Int[Tensor, "B T"]:
-    """The tokens of the same windows, for what looks at activations alone.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read, or is shown with a
-            picture.
-    """
-    windows = calibration_windows(problem)
-    if windows.shown:
-        raise InputError(
-            "is not read by this method, which looks at the activations of text alone",
-            field="processor_data",
-            hint="use learned, fisher or another that follows the loss",
-        )
-    return windows.tokens
+    """The tokens of the same windows, for what looks at activations alone."""
+    return calibration_windows(problem).tokens

@@ -5,13 +5,10 @@ them asks for none of the libraries that a processor needs.
 """
 
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import transformers
 from huggingface_hub.errors import EntryNotFoundError
 
-from disp_llm.config.errors import InputError, said_by
 from disp_llm.models.files import PROCESSOR
 
 
@@ -22,24 +19,6 @@ def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
         return tuple(path for path in found if path.is_file())
     fetched = (_fetched(model.as_posix(), name, commit) for name in PROCESSOR)
     return tuple(path for path in fetched if path is not None)
-
-
-def processor_of(files: tuple[Path, ...], model: str) -> Any:
-    """The processor that these are the files of; None where there are none.
-
-    Raises:
-        InputError: it cannot be made of them, or not here: some need libraries of their own.
-    """
-    if not files:
-        return None
-    try:
-        return transformers.AutoProcessor.from_pretrained(files[0].parent)
-    except Exception as error:  # libraries that are missing, and whatever damaged files lead to
-        raise InputError(
-            f"the processor of '{model}' cannot be made ({said_by(error)})",
-            field="processor_data",
-            hint="install what it asks for, or mend its files",
-        ) from error
 
 
 def _fetched(name: str, file: str, commit: str | None) -> Path | None:

@@ -28,7 +28,6 @@ class BenchFigures:
     model: str
     against: str
     dtype: str
-    fused: bool
     compiled: bool
     hardware: Hardware
     results: list[BenchRow]

@@ -1,4 +1,4 @@
-"""What a run of `prune` or `recover` has made, as tables and lines on standard error."""
+"""What a run of `prune` or `recover` has made, as tables and lines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from disp_llm.reporting.tables import megabytes, new_table
-from disp_llm.reporting.terminal import console, say
+from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.results import (
     PHASES,
@@ -42,12 +42,12 @@ def show_models(figures: dict[str, Any], file: Path) -> None:
         title=f"{source['model']}, perplexity on {source['eval_text']}",
     )
     _add_figures(table, dense, models)
-    console.print(table)
+    results.print(table)
     _say_what_is_slow(models)
     for model in models:
         say(f"model   {model.folder}")
     if found.keep_by_penalty is not None:
-        console.print(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
+        results.print(f"the penalty alone arrived at keep {found.keep_by_penalty:.4f}")
     say(f"run     {_cost(found)}")
     _say_what_wins_back(dense, models)
 

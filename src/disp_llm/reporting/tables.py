@@ -1,4 +1,4 @@
-"""What a model can be and do on a machine, as tables on standard error; what all tables share."""
+"""What a model can be and do on a machine, as tables; what all tables share."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from disp_llm.reporting.reading import bench_figures
-from disp_llm.reporting.terminal import console, say
+from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.results import workload_said
 
 
@@ -55,43 +55,23 @@ def show_examination(result: dict[str, Any]) -> None:
             megabytes(size["bytes"]),
             f"{size['gflops_per_token']:.3f}",
         )
-    console.print(table)
-    if "fit" in result:
-        say(_fit_said(result["fit"]))
-    names = ("learning", "processes", "memory each", "fits", "masks", "time")
+    results.print(table)
+    names = ("learning", "processes", "memory each", "fits", "time")
     table = new_table(names, left=("learning",))
-    for way in result["ways"]:
+    for plan in result["plans"]:
         table.add_row(
-            way["name"],
-            str(way["processes"]),
-            f"{way['memory_bytes'] / 2**30:.1f} GiB",
-            "yes" if way["fits"] else "no",
-            "the same" if way["exact"] else "near",
-            "" if way["learning_s"] is None else f"{way['learning_s'] / 3600:.2f} h",
+            plan["name"],
+            str(plan["processes"]),
+            f"{plan['memory_bytes'] / 2**30:.1f} GiB",
+            "yes" if plan["fits"] else "no",
+            f"{plan['learning_s'] / 3600:.2f} h",
         )
-    console.print(table)
+    results.print(table)
     where = f"{result['devices']} × " if result["devices"] > 1 else ""
     free = f"{where}{result['memory_free_bytes'] / 2**30:.1f} GiB are free"
     say(f"{free}: {result['advice']}")
     if "alignments" in result:
         _show_alignments(result["alignments"])
-
-
-def _fit_said(fit: dict[str, Any]) -> str:
-    """What share of the original so many bytes hold, and how to ask for it."""
-    length, batch, target = fit["workload_length"], fit["workload_batch"], fit["target"]
-    sequences = f"{batch} × " if batch > 1 else ""
-    said = (
-        f"{fit['bytes'] / 1e9:.3g} GB for weights and a KV cache of {sequences}{length:,} tokens, "
-        f"of which the original takes {fit['dense_bytes'] / 1e9:.3g} GB: "
-    )
-    if target is None:
-        return f"{said}no size is as small, the smallest takes {fit['smallest_bytes'] / 1e9:.3g} GB"
-    if target == 1:
-        return said + "it fits as it is"
-    flags = f"--budget memory --target {fit['asked']} --workload-length {length}"
-    flags += f" --workload-batch {batch}" if batch > 1 else ""
-    return f"{said}{target:.1%} of it fits, prune {flags}"
 
 
 def _show_alignments(alignments: list[dict[str, Any]]) -> None:
@@ -104,13 +84,13 @@ def _show_alignments(alignments: list[dict[str, Any]]) -> None:
     for row in alignments:
         shares = (f"{row['shares'][kind]:.1%}" for kind in kinds)
         table.add_row(str(row["align"]), *shares, "chosen" if row["best"] else "")
-    console.print(table)
+    results.print(table)
 
 
 def show_bench(result: dict[str, Any]) -> None:
     """Both models side by side under every workload."""
     found = bench_figures(result, "the benchmark")
-    modes = [mode for mode in ("fused", "compiled") if getattr(found, mode)]
+    modes = ["compiled"] if found.compiled else []
     models = f"{found.model} against {found.against}"
     say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
     names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
@@ -126,7 +106,7 @@ def show_bench(result: dict[str, Any]) -> None:
             f"{pruned.tokens_per_s:,.0f}",
             ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
         )
-    console.print(table)
+    results.print(table)
     loads = found.loading
     for name, key, unit, scale in (
         ("load time", "load_s", "s", 1),
@@ -134,7 +114,7 @@ def show_bench(result: dict[str, Any]) -> None:
         ("weights on disk", "weight_bytes", "MB", 1e6),
     ):
         dense, pruned = (getattr(load, key) / scale for load in loads)
-        console.print(f"{name}: {dense:,.1f} -> {pruned:,.1f} {unit}")
+        results.print(f"{name}: {dense:,.1f} -> {pruned:,.1f} {unit}")
 
 
 def show_page(file: Path) -> None:

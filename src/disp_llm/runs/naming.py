@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 FILES = (
-    *("output_dir", "text", "eval_text", "examples", "eval_examples", "processor_data"),
+    *("output_dir", "text", "eval_text", "examples", "eval_examples"),
     *("recipe", "runs", "run", "output", "plot"),
     *("task_data", "to", "original", "suite"),
 )
 """Settings that name files and folders, and nothing on the hub."""
 
-SEVERAL = ("text", "eval_text", "examples", "eval_examples", "processor_data", "task_data")
+SEVERAL = ("text", "eval_text", "examples", "eval_examples", "task_data")
 """Those of them whose flag takes several values."""
 
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(:[\w.-]+)*")

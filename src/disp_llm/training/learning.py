@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.data.mixture import Mixture
 from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import project
@@ -26,7 +25,6 @@ from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
-from disp_llm.training.drawing import mixture_of
 from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
@@ -50,13 +48,11 @@ class LearningState(nn.Module):
         logits: nn.Module,
         scales: nn.Parameter | None,
         adapters: Adapters | None,
-        mixture: Mixture,
     ):
         super().__init__()
         self.logits = logits
         self.register_parameter("scales", scales)
         self.adapters = adapters
-        self.mixture = mixture
         self.register_buffer("baseline", torch.tensor(math.nan))
         """Moving average of the loss, for the policy gradient; NaN before the first step."""
 
@@ -122,8 +118,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     if learn.adds_to_weights:
         noise, rank = random_stream("adapters", problem.seed), learn.adapter_rank
         adapters = Adapters.begun(problem.dense, rank, noise, learn.learns_weights)
-    mixture = mixture_of(problem, problem.training.length, problem.training.distill)
-    return LearningState(logits, scales, adapters, mixture).to(device)
+    return LearningState(logits, scales, adapters).to(device)
 
 
 def _optimizer(problem: PruningProblem, state: LearningState) -> Optimizer:
@@ -161,13 +156,12 @@ class MaskLearner:
         problem = self.problem
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
         noise = shared_stream("steps", problem.seed, step)
-        self.state.mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
             return self._batch_loss(keep, noise)
 
         figures = accumulate(problem.training.accumulate, batch_loss)
-        return figures | {"keep_asked": keep} | self.state.mixture.figures()
+        return figures | {"keep_asked": keep}
 
     def _batch_loss(self, keep: float, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         problem, learn, state = self.problem, self.problem.learn, self.state
@@ -187,12 +181,9 @@ class MaskLearner:
         self.masking.set(mask)
         if self.adapting is not None:
             self.adapting.set()
-        windows, sources = state.mixture.draw_own(
-            config.batch, config.length, noise, problem.job.process
-        )
+        windows = problem.corpus.draw_own(config.batch, config.length, noise, problem.job.process)
         with torch.set_grad_enabled(sample.log_probability is None):
             losses = self.losses_of(windows)  # (B)
-        state.mixture.record_losses(sources, losses, problem.job.process)
         loss = losses.mean()
         share = budget.share(budget.layout.counts(sample.counted))
         total = loss

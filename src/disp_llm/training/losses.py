@@ -164,9 +164,6 @@ def _compiled() -> Callable[..., Tensor]:
 def _states(target: PrunableModel, windows: Windows) -> Float[Tensor, "P D"]:
     """Final hidden states of the positions that predict a token that counts, one window's behind
     the other's; of running text there are B·(T − 1)."""
-    if windows.shown:
-        states = [_states_of_one(target, windows.one(row)) for row in range(len(windows))]
-        return torch.cat(states)
     return windows.of_predicted(_all_states(target, windows)[:, :-1])
 
 
@@ -175,14 +172,3 @@ def _all_states(target: PrunableModel, windows: Windows) -> Float[Tensor, "B T D
     if windows.places is not None and target.keeps_apart:
         places = {"position_ids": windows.places}
     return target.base(input_ids=windows.tokens, use_cache=False, **places).last_hidden_state
-
-
-def _states_of_one(target: PrunableModel, windows: Windows) -> Float[Tensor, "P D"]:
-    """The same of one window with what is shown with it: every model has its own way to put
-    pictures of several into a batch. What follows the last token that counts is not read."""
-    (given,) = windows.shown
-    counted = windows.predicted.squeeze(0).nonzero().squeeze(-1)  # of the tokens behind the first
-    end = int(counted[-1]) + 2 if len(counted) else 2
-    shown = target.taken(given)
-    output = target.base(input_ids=windows.tokens[:, :end], use_cache=False, **shown)
-    return output.last_hidden_state[0, counted]

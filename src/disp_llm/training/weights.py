@@ -13,10 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.mixture import Mixture
-from disp_llm.data.randomness import random_stream, shared_stream
+from disp_llm.data.randomness import shared_stream
 from disp_llm.data.tokens import Corpus
-from disp_llm.data.windows import Windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
@@ -55,25 +53,21 @@ def train_weights(
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
     optimizer = optimizer_of(config, [{"params": others}], {"params": matrices}, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
-    with computing_in(dtype, device):
-        mixture = _mixture(corpus, student, teacher, config.length, seed)
     drawn = tokens_before // (config.tokens_per_step * process.count)
     compiled = compiles(config, steps, student)
 
     def backward(step: int) -> dict[str, Any]:
         noise = shared_stream("weights", seed, drawn + step)
-        mixture.update(step)
 
         def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            windows, sources = mixture.draw_own(config.batch, config.length, noise, process)
+            windows = corpus.draw_own(config.batch, config.length, noise, process)
             with computing_in(dtype, device):
                 losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
-            mixture.record_losses(sources, losses, process)
             return losses.mean(), {"loss": losses.mean()}
 
-        return accumulate(config.accumulate, batch_loss) | mixture.figures()
+        return accumulate(config.accumulate, batch_loss)
 
-    state = nn.ModuleDict({"model": student.model, "mixture": mixture})
+    state = nn.ModuleDict({"model": student.model})
     with (
         checkpointed_blocks(student, config.recomputes),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
@@ -81,22 +75,6 @@ def train_weights(
         schedule = Schedule(config, steps, "training", RARER, CLIP)
         train(state, optimizer, backward, schedule, job)
     return steps
-
-
-@torch.no_grad()
-def _mixture(
-    corpus: Corpus, student: PrunableModel, teacher: Teacher | None, length: int, seed: int
-) -> Mixture:
-    """Draws windows; where its weights follow losses, against those of the teacher, by which it
-    loses nothing against itself, or of the student as it comes."""
-    reference = teacher.target if teacher is not None else student
-    mixture = Mixture(corpus).to(reference.device)
-
-    def losses(windows: Windows) -> Tensor:
-        return mean_losses(reference, windows.to(reference.device), teacher)
-
-    mixture.measure_reference(losses, length, random_stream("reference", seed))
-    return mixture
 
 
 def trained_parameters(student: PrunableModel, how: str) -> list[nn.Parameter]:

@@ -27,7 +27,6 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.examples import read_input_examples
 from disp_llm.data.named import InMemory
 from disp_llm.data.sources import read_input
-from disp_llm.export.fusing import is_fused
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name, require_tracker, start_process
 from disp_llm.models.embedded import MODEL
@@ -149,12 +148,6 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
     """
     require_gradients(inputs.model)
     if inputs.model is not None:
-        if is_fused(inputs.model):
-            raise InputError(
-                "has been fused, so that its layers do not work one by one",
-                field="model",
-                hint="give it as it was before `fuse`",
-            )
         family_of_any(inputs.model.config)
         require_unquantised("the model", inputs.model.config)
         require_as_configured(inputs.model)
@@ -217,7 +210,7 @@ def located(config: Located) -> Located:
             path if str(path) in NAMED_TEXTS else path.absolute()
             for path in getattr(config.text, name)
         )
-        for name in (*TEXTS, *EXAMPLES, "processor_data")
+        for name in (*TEXTS, *EXAMPLES)
     }
     suite = getattr(config, "suite", "")
     if suite.endswith(".toml"):
