@@ -300,8 +300,7 @@ BEGUN = {
 
 
 FEW = """
-    --text speeches --steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4
-    --windows 2
+    --text speeches --steps 12 --length 256 --calibration-sequences 4 --windows 2
 """.split()
 """Flags of a run on the real model that takes a minute."""
 

@@ -29,11 +29,10 @@ PLACES = (
 """What a setting that is a path may name."""
 
 SMALL: dict[str, str] = {
-    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --checkpoint-every 2 --rounds 0 "
+    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --rounds 0 "
     f"--batch 1 --least-cut 0 --output-dir new {CALIBRATES} {READS}",
     "export": "--keep 0.6 --no-measure --device cpu",
-    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --checkpoint-every 2 "
-    f"--output-dir new {READS}",
+    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --output-dir new {READS}",
     "compare": f"--text text.txt --methods magnitude random --keep 0.5 --rounds 0 --length 32 "
     f"--steps 2 --batch 1 --output-dir new {CALIBRATES} {READS}",
     "report": "--output new.html",

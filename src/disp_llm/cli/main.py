@@ -172,7 +172,7 @@ def _drop_output() -> None:
 
 
 def direct_output(as_json: bool, quiet: bool) -> None:
-    """With `--json` tables go to standard error; a quiet command shows no progress and no messages."""
+    """With `--json` tables go to standard error; a quiet command shows no progress."""
     from disp_llm.reporting.terminal import console, results
 
     console.quiet, results.quiet = quiet, quiet and as_json

@@ -6,14 +6,11 @@ from typing import Literal
 Estimator = Literal[
     "projected",
     "reinmax",
-    "reinmax_printed",
-    "straight_through",
     "gumbel_soft",
-    "gumbel_hard",
     "policy_gradient",
 ]
 
-Parametrisation = Literal["logits", "hypernetwork", "heads"]
+Parametrisation = Literal["logits", "hypernetwork"]
 
 BudgetKind = Literal["params", "total", "flops", "bytes", "memory", "latency", "active"]
 

@@ -16,8 +16,8 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
-from disp_llm.config.methods import method_names, start_names
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.methods import method_names
 from disp_llm.config.methods_read import READS
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
@@ -136,7 +136,7 @@ class PruneConfig:
         require_used(self)
         self.budget.validate(self.keep)
         self._validate_range()
-        for part in (self.text, self.evaluation, self.learn):
+        for part in (self.text, self.evaluation):
             part.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
@@ -168,8 +168,6 @@ class PruneConfig:
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
         _require_method(self.method, "method")
-        if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", (*STARTS, *start_names()))
 
     def _validate_range(self) -> None:
         if not self.keep_range:

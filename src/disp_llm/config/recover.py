@@ -19,8 +19,6 @@ def _weights_defaults() -> TrainingConfig:
         batch=4,
         learning_rate=5e-4,
         warmup=0.05,
-        clip=1.0,
-        checkpoint_every=100,
     )
 
 
