@@ -49,7 +49,7 @@ from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods import Method
 from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.models.architectures import family_of
-from disp_llm.reporting.terminal import console, results
+from disp_llm.reporting.terminal import messages, results
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.runs.ownership import kind_of, mark
@@ -250,7 +250,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         warnings.catch_warnings(),
     ):
         patch.setattr(sys, "argv", command)
-        for output in (console, results):
+        for output in (messages, results):
             patch.setattr(output, "quiet", False)
         patch.setattr(results, "stderr", False)  # and so again after the command
         try:

@@ -173,9 +173,9 @@ def _drop_output() -> None:
 
 def direct_output(as_json: bool, quiet: bool) -> None:
     """With `--json` tables go to standard error; a quiet command shows no progress."""
-    from disp_llm.reporting.terminal import console, results
+    from disp_llm.reporting.terminal import messages, results
 
-    console.quiet, results.quiet = quiet, quiet and as_json
+    messages.quiet, results.quiet = quiet, quiet and as_json
     results.stderr = as_json
 
 

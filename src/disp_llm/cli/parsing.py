@@ -212,12 +212,14 @@ def _table(assignment: str) -> dict[str, Any]:
     if not (place and equals):
         raise InputError(f"'{assignment}'", field="set", hint="give one such as learn.steps=300")
     try:
-        value: Any = tomllib.loads(f"value = {said}")["value"]
+        tables = tomllib.loads(f"value = {said}")
     except tomllib.TOMLDecodeError:
-        value = said
-    for name in reversed(place.split(".")):
-        value = {name: value}
-    return value
+        tables = {"value": said}
+    *groups, name = place.split(".")
+    tables = {name: tables["value"]}
+    for group in reversed(groups):
+        tables = {group: tables}
+    return tables
 
 
 def output_folder(command: str, given: dict[str, Any]) -> Path:
