@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from disp_llm.config.report import ReportConfig
-from disp_llm.reporting.charts import BOTTOM, HEIGHT, LEFT, WIDTH, learning_chart, quality_chart
+from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -57,9 +57,6 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
         runs=runs,
         learning=learning_chart(runs),
         quality=quality_chart(runs),
-        size=(WIDTH, HEIGHT),
-        left=LEFT,
-        bottom=BOTTOM,
         workload_said=workload_said,
     )
     with atomic(path, PAGE) as temporary:
