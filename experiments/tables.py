@@ -9,12 +9,12 @@ the exit code says whether the texts are up to date.
 """
 
 import argparse
-import json
 import sys
 import tomllib
 from pathlib import Path
 
 from architectures_page import architectures_page
+from committed import read_committed
 from comparison_tables import (
     HERE,
     baselines_page,
@@ -122,7 +122,7 @@ def accuracy(found: dict) -> str:
 def result_page(path: Path) -> str:
     """results/NAME.md of one experiment: what it asks, its command, its table, its machines."""
     experiment = tomllib.loads(path.read_text())
-    results = json.loads((HERE / "results" / f"{path.stem}.json").read_text())
+    results = read_committed(HERE / "results" / f"{path.stem}.json")
     command = experiment.get("command", "prune")
     lines = [
         f"# {experiment['title']}", "", experiment["question"].strip(), "", "```",

@@ -78,8 +78,8 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     tables.RESULTS.write_text(json.dumps([kept]))
     text = "\n".join(tables.choices())
     assert (
-        "| a prompt is to take less time | greedy keep 0.5: 40.00 at 0.90; "
-        "learned keep 0.5: 50.00 at 0.70; depth keep 0.5: 70.00 at 0.60 |" in text
+        "| a prompt is to take less time | greedy keep 0.5: 40.00 at ×1.11; "
+        "learned keep 0.5: 50.00 at ×1.43; depth keep 0.5: 70.00 at ×1.67 |" in text
     )
 
 

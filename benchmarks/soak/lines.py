@@ -31,7 +31,7 @@ SMALL: dict[str, str] = {
     f"--steps 2 --batch 1 --output-dir new {CALIBRATES} {READS}",
     "report": "--output new.html",
     "eval": f"--text text.txt {READS}",
-    "doctor": "--seconds 0 --device cpu",
+    "doctor": "--device cpu",
     "bench": "--against model --lengths 8 --batches 1 --rounds 2 --context 8 --dtype float32 "
     "--device cpu",
     "save": "--to new",
@@ -64,7 +64,6 @@ WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "
 SLOW = {
     *("tasks", "task_data", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
     *("self_tokens", "self_batch", "self_random_start", "curve_points", "force", "keep_range"),
-    "patience",
 }
 """Settings that take minutes, the network or what is not installed."""
 

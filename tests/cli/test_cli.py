@@ -152,8 +152,6 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; leave"),
         (["eval", "x", "--answer-tokens", "9"], "--answer-tokens: is of scored answers; leave"),
         (["eval", "x", "--template", "plain"], "--template: is for examples, and there are none"),
-        (["doctor", "x", "--fit", "2x8GB"], "--fit: '2x8GB' is no size; give one such as 8GB"),
-        (["doctor", "x", "--fit", "80ms"], "--fit: '80ms' is no size; give one such as 8GB"),
         (
             ["prune", "x", "--budget", "memory", "--target", "80ms"],
             "--target: 80ms is in seconds, and memory counts bytes; give a number in (0, 1], or "
@@ -166,8 +164,8 @@ def test_a_usage_error_is_the_first_section_of_the_box():
         ),
         (["compare", "x", "--methods", "latency", "--target", "80ms"], "--target: "),
         (
-            ["prune", "x", "--weight-rate", "0.0001", "--offload", "cpu"],
-            "--weight-rate: weights learn where they lie as a whole; leave out --shard, --offload",
+            ["prune", "x", "--weight-rate", "0.0001", "--shard", "full"],
+            "--weight-rate: weights learn where they lie as a whole; leave out --shard",
         ),
     ],
 )

@@ -342,7 +342,7 @@ llama = LlamaForCausalLM(
     LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
 )
 for task in (
-    disp_llm.examine,
+    disp_llm.doctor,
     disp_lab.compare,
     disp_llm.bench,
     lambda model: disp_llm.evaluate(torch.compile(model)),

@@ -93,19 +93,6 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     export_from_file_to_file(run)
 
 
-def test_its_blocks_are_fetched_from_four_bits(published, text_file, tmp_path):
-    """Masks are those of the whole model."""
-    masks = []
-    for offload in ("no", "disk"):
-        run = tmp_path / offload
-        where = ("--text", text_file, "--output-dir", run, "--offload", offload)
-        done = run_command("prune", published[0], *where, *SMALL)
-        assert done.returncode == 0, done.stderr
-        masks.append(load_file(run / "masks.safetensors"))
-    assert masks[0].keys() == masks[1].keys()
-    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-
-
 def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     flags = ("--keep", 0.6, "--uniform", "--method", "fisher")

@@ -15,7 +15,8 @@ from disp_llm.commands.larger import take_weights
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.models.loading import Holding, load
+from disp_llm.models.loading import load
+from disp_llm.models.sharding import Sharding
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 
@@ -134,6 +135,6 @@ def test_weights_in_parts_take_none(small_run, larger):
     """Each process would have to know which part of which tensor it holds."""
     folder = str(small_run[0] / "model")
     config = RecoverConfig(folder, weights_from=str(larger))
-    student = replace(load(folder, MachineConfig(device="cpu")), holding=cast(Holding, object()))
+    student = replace(load(folder, MachineConfig(device="cpu")), sharding=cast(Sharding, object()))
     with pytest.raises(InputError, match="needs all weights in every process"):
         take_weights(config, student)

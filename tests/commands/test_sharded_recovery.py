@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import disp_llm
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.holding import as_begun
+from disp_llm.commands.placement import as_begun
 from disp_llm.commands.student import sharding_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
@@ -38,7 +38,7 @@ def recover(folder: Path, *arguments: object, count: int = 1, in_node: int = 0) 
         done = run_command(*command)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
-    first, *others = together.run(together.COMMAND, *command, count=count, in_node=in_node)
+    first, *others = together.run(together.COMMAND, *command, count=count)
     assert not any(other.stdout.strip("{}\n") for other in others)
     return json.loads(first.stdout)
 
@@ -71,16 +71,11 @@ def alone(small_run, text_file, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("kind", "count", "in_node"),
-    [("full", 2, 2), pytest.param("hybrid", 4, 2, marks=pytest.mark.proof)],
-)
-def test_one_process_or_several_train_the_same(
-    kind, count, in_node, alone, small_run, text_file, tmp_path
-):
-    folder, student = tmp_path / kind, small_run[0] / "model"
-    flags = ("--text", text_file, *FEW, "--shard", kind, "--batch", 4 // count)
-    recover(folder, student, *flags, count=count, in_node=in_node)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.proof)])
+def test_one_process_or_several_train_the_same(count, alone, small_run, text_file, tmp_path):
+    folder, student = tmp_path / "several", small_run[0] / "model"
+    flags = ("--text", text_file, *FEW, "--shard", "full", "--batch", 4 // count)
+    recover(folder, student, *flags, count=count)
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
     assert_same_model(folder, alone)
 

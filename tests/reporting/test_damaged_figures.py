@@ -83,8 +83,8 @@ def scores(dense: bool) -> Scores:
     task = TaskScore(0.25, 4, "acc", 0.25, "3", "1101", acc=0.75)
     if not dense:
         return Scores("s", {"A": text}, {"T": task})
-    text = replace(text, dense=8.0, ratio=1.2, ratio_stderr=0.1)
-    task = replace(task, dense=1.0, kept=0.6, kept_stderr=0.1)
+    text = replace(text, original=8.0, ratio=1.2, ratio_stderr=0.1)
+    task = replace(task, original=1.0, kept=0.6, kept_stderr=0.1)
     return Scores("s", {"A": text}, {"T": task}, 1.2, 0.1, 0.6, 0.1)
 
 

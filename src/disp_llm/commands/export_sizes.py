@@ -7,20 +7,19 @@ from typing import Any
 
 from disp_llm.commands.api import Caller, Inputs
 from disp_llm.commands.exporting import (
-    HeldExport,
     MeasuredExport,
     PlainExport,
+    ShardedExport,
     measured_export,
 )
-from disp_llm.commands.holding import load_original
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
-from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection import load_masks
@@ -84,7 +83,7 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     return PruneResult(run.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | HeldExport:
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | ShardedExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
     held, loaded = load_original(job, Inputs())
@@ -94,7 +93,7 @@ def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | He
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     evaluation = problem.job.config.evaluation
     measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, job.progress, board)
-    return measured_export(problem, measuring, loaded.holding)
+    return measured_export(problem, measuring, loaded.sharding)
 
 
 def _plain(job: Job[PruneConfig]) -> PlainExport:
@@ -120,8 +119,7 @@ def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
     return replace(
         stored,
         keep=config.keep or stored.keep,
-        frozen=FrozenConfig(shard="no", offload=stored.frozen.offload),  # nothing is learned
-        training=replace(stored.training, gradient_checkpointing="yes"),
+        training=replace(stored.training, shard="no", gradient_checkpointing="yes"),
         sites=sites_of(stored, family_of(load_config(stored.model))),
         output_dir=config.run,
         budget=config.budget,

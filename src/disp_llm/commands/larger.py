@@ -33,7 +33,7 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
             weights lie in this process.
     """
     folder, larger = Path(config.folder), Path(config.weights_from)
-    if student.holding is not None:
+    if student.sharding is not None:
         raise InputError(
             "needs all weights in every process", field="weights_from", hint="give a `shard` of no"
         )

@@ -109,13 +109,13 @@ def require_unread(config: PruneConfig) -> None:
         raise InputError(
             f"{method.name} looks at weights, which do not all lie in this process",
             field="method",
-            hint="use learned, or leave `shard`, `offload` and `base_precision` out",
+            hint="use learned, or leave `shard` out",
         )
     if config.budget.budget == "latency":
         raise InputError(
             "times whole models, and not all weights lie in this process",
             field="budget",
-            hint="leave `shard`, `offload` and `base_precision` out",
+            hint="leave `shard` out",
         )
 
 

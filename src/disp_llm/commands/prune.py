@@ -23,10 +23,10 @@ from disp_llm.commands.api import (
 )
 from disp_llm.commands.caller import of_kind
 from disp_llm.commands.exporting import measured_export
-from disp_llm.commands.holding import as_begun, first_alone, load_original
 from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
+from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
     problem_of,
@@ -48,7 +48,8 @@ from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Holding, Loaded
+from disp_llm.models.loading import Loaded
+from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.reporting.page import write_run_page
@@ -194,14 +195,14 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     selection = choose(problem)
 
     def export() -> None:
-        export_all(problem, measuring, selection, loaded.holding)
+        export_all(problem, measuring, selection, loaded.sharding)
 
     first_alone(job, loaded, export)
     process.accelerator.end_training()
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, holding: Holding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -209,7 +210,7 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, holding)
+    export = measured_export(problem, measuring, sharding)
     SizeWriter(problem, export, config.first_size).write(selection, config.sizes)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
@@ -251,7 +252,7 @@ def open_problem(
     wanted = tokens_wanted(config, job.process.count)
     sources = read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
     progress(1, 1)
-    if loaded.holding is not None:
+    if loaded.sharding is not None:
         require_unread(config)
     return problem_of(job, loaded), sources
 

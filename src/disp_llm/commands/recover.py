@@ -23,12 +23,12 @@ from disp_llm.commands.api import (
     with_options,
 )
 from disp_llm.commands.caller import of_kind
-from disp_llm.commands.holding import as_begun, first_alone
 from disp_llm.commands.inputs import input_files, require_same_files
 from disp_llm.commands.larger import take_weights
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.student import (
     dtypes_of,
     load_student,
@@ -49,7 +49,7 @@ from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Holding, Loaded
+from disp_llm.models.loading import Loaded
 from disp_llm.models.sharding import Sharding, gathered
 from disp_llm.models.source import fingerprint_of
 from disp_llm.models.windows import require_positions, within_positions
@@ -160,7 +160,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     def measure() -> None:
         found = run.result()
         if not {"before", "source"} <= found.keys():
-            before = _measured_before(job, measuring, student, teacher, loaded.holding)
+            before = _measured_before(job, measuring, student, teacher, loaded.sharding)
             run.update(source=source, inputs=files, **before)
         if teacher is not None and "teacher" not in found:
             of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
@@ -173,7 +173,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     before = tokens_before(config)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
     process.wait()
-    divided = loaded.holding is not None
+    divided = loaded.sharding is not None
     tensors = gathered(loaded.model.state_dict(), process.is_main) if divided else {}
 
     def export() -> None:
@@ -206,13 +206,13 @@ def _measured_before(
     measuring: Measuring,
     student: PrunableModel,
     teacher: Teacher | None,
-    holding: Holding | None,
+    sharding: Sharding | None,
 ) -> dict[str, Any]:
     """What the model is before it is trained and, with a suite, what the original scores."""
     measured = measuring.perplexity(student, "perplexity before")
     scores, known = measuring.scores(student, "before"), {}
     if scores is not None:
-        original = scores_of_original(job, measuring, scores, teacher, holding)
+        original = scores_of_original(job, measuring, scores, teacher, sharding)
         scores, known = against(scores, original, "suite"), {"original": original.as_json()}
     return {"before": as_json(MeasuredResult(measured, scores))} | known
 

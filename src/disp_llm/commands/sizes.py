@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.exporting import (
-    HeldExport,
     MeasuredExport,
     PlainExport,
+    ShardedExport,
     as_masked,
 )
 from disp_llm.commands.measuring import Measuring
@@ -31,7 +31,7 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, as_json, from_json, shares_of_time
+from disp_llm.runs.results import SizeResult, as_json, from_json, speedups
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -66,7 +66,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    export: MeasuredExport | HeldExport | PlainExport
+    export: MeasuredExport | ShardedExport | PlainExport
     first_size: str
     """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""
@@ -97,8 +97,8 @@ class SizeWriter:
                 share = self.problem.budget.share_of(size)
                 masks, timing = masks_of(self.problem, selection, share), {}
             written = self._write_one(masks, size, timing)
-            times = shares_of_time(written.speed)
-            found[name] = as_json(written) | ({"measured": times} if times else {})
+            speedup = speedups(written.speed)
+            found[name] = as_json(written) | ({"speedup": speedup} if speedup else {})
             found[name]["provenance"] = self._made_by()
             run.update(*files, models=list(found.values()))
 

@@ -66,7 +66,6 @@ Shift = Annotated[float, Meta(ge=-80, le=80)]
 """Added to logits, whose sigmoid is 0 or 1 in float32 beyond that."""
 
 Minutes = Annotated[float, Meta(ge=0, le=1e6)]
-Patience = Annotated[float, Meta(gt=0, le=10_080)]
 """Minutes, up to a week: what waits counts its milliseconds in 32 bits."""
 
 Seconds = Annotated[float, Meta(ge=0, le=3600)]

@@ -24,6 +24,8 @@ from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
 
+Shard = Literal["auto", "no", "full"]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -65,6 +67,9 @@ class TrainingConfig:
     compile: Literal["auto", "yes", "no"] = "auto"
     """Run the blocks (in `recover` what follows them) through torch.compile; auto does where there
     is a C++ compiler and enough steps to win its time back."""
+    shard: Shard = "auto"
+    """How several processes hold the weights: each all of them (no), or each a part (full); auto
+    divides them where they would not fit."""
     gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
     """Run each block again in the backward pass: less memory, a third more time; auto does where
     `prune` would not fit otherwise, by what `disp-llm doctor` counts."""

@@ -70,18 +70,6 @@ READS = (
         what="is of logits, and `fixed_masks` keeps them",
     ),
     Use(
-        "compile",
-        when=lambda config: not config.frozen.is_fetched or config.training.compile == "no",
-        what="blocks are not compiled whose weights are fetched when they run",
-        instead="leave out `offload` and `base_precision`",
-    ),
-    Use(
-        "gradient_checkpointing",
-        when=lambda config: not config.frozen.is_fetched or config.training.recomputes,
-        what="blocks run again in any case whose weights are fetched when they run",
-        instead="leave out `offload` and `base_precision`",
-    ),
-    Use(
         "curve_points",
         when=lambda config: config.keep_range,
         what="is of a `keep_range`, and there is none",

@@ -16,7 +16,6 @@ from disp_llm.config.bounds import (
     Batch,
     Length,
     Number,
-    Patience,
     Rounds,
     Seed,
     Sequences,
@@ -341,5 +340,3 @@ class MachineConfig:
     float32."""
     seed: Seed = 0
     """Seed of every random draw."""
-    patience: Patience = 30.0
-    """Minutes that one of several processes waits for the others within a step; then all end."""

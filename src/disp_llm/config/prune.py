@@ -18,7 +18,6 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.frozen import FrozenConfig
 from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
 from disp_llm.config.methods import method_names, start_names
 from disp_llm.config.methods_read import READS
@@ -101,7 +100,6 @@ class PruneConfig:
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    frozen: FrozenConfig = field(default_factory=FrozenConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -141,7 +139,7 @@ class PruneConfig:
         require_used(self)
         self.budget.validate(self.keep)
         self._validate_range()
-        for part in (self.text, self.evaluation, self.learn, self.frozen):
+        for part in (self.text, self.evaluation, self.learn):
             part.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
@@ -150,12 +148,11 @@ class PruneConfig:
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
             )
-        held = self.frozen.is_fetched or self.frozen.shard not in ("auto", "no")
-        if self.learn.learns_weights and held:
+        if self.learn.learns_weights and self.training.shard == "full":
             raise InputError(
                 "weights learn where they lie as a whole",
                 field="weight_rate",
-                hint="leave out `shard`, `offload` and `base_precision`, or let it be 0",
+                hint="leave out `shard`, or let it be 0",
             )
 
     def _validate_names(self) -> None:

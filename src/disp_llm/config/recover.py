@@ -8,7 +8,6 @@ import tyro
 
 from disp_llm.config.bounds import Rank, Tokens, Word, require_declared
 from disp_llm.config.effect import Use, require_used
-from disp_llm.config.frozen import Shard
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
@@ -67,10 +66,6 @@ class RecoverConfig:
     Training begins with its weights, wherever this size keeps them."""
     tokens: Tokens = 1_000_000
     """Number of tokens to train on."""
-    shard: Shard = "auto"
-    """How several processes hold student and teacher: all of both in each (no), a part in each,
-    also of gradients and moments (full), or all on every node and a part in each of its processes
-    (hybrid). auto = full where they would not fit otherwise."""
     suite: str = ""
     """A suite of texts and tasks, on which the model is measured before and after, against the
     original: general, commonsense, or a .toml file."""

@@ -56,18 +56,15 @@ def show_examination(result: dict[str, Any]) -> None:
             f"{size['gflops_per_token']:.3f}",
         )
     results.print(table)
-    if "fit" in result:
-        say(_fit_said(result["fit"]))
-    names = ("learning", "processes", "memory each", "fits", "masks", "time")
+    names = ("learning", "processes", "memory each", "fits", "time")
     table = new_table(names, left=("learning",))
-    for way in result["ways"]:
+    for plan in result["plans"]:
         table.add_row(
-            way["name"],
-            str(way["processes"]),
-            f"{way['memory_bytes'] / 2**30:.1f} GiB",
-            "yes" if way["fits"] else "no",
-            "the same" if way["exact"] else "near",
-            "" if way["learning_s"] is None else f"{way['learning_s'] / 3600:.2f} h",
+            plan["name"],
+            str(plan["processes"]),
+            f"{plan['memory_bytes'] / 2**30:.1f} GiB",
+            "yes" if plan["fits"] else "no",
+            f"{plan['learning_s'] / 3600:.2f} h",
         )
     results.print(table)
     where = f"{result['devices']} × " if result["devices"] > 1 else ""
@@ -75,23 +72,6 @@ def show_examination(result: dict[str, Any]) -> None:
     say(f"{free}: {result['advice']}")
     if "alignments" in result:
         _show_alignments(result["alignments"])
-
-
-def _fit_said(fit: dict[str, Any]) -> str:
-    """What share of the original so many bytes hold, and how to ask for it."""
-    length, batch, target = fit["workload_length"], fit["workload_batch"], fit["target"]
-    sequences = f"{batch} × " if batch > 1 else ""
-    said = (
-        f"{fit['bytes'] / 1e9:.3g} GB for weights and a KV cache of {sequences}{length:,} tokens, "
-        f"of which the original takes {fit['dense_bytes'] / 1e9:.3g} GB: "
-    )
-    if target is None:
-        return f"{said}no size is as small, the smallest takes {fit['smallest_bytes'] / 1e9:.3g} GB"
-    if target == 1:
-        return said + "it fits as it is"
-    flags = f"--budget memory --target {fit['asked']} --workload-length {length}"
-    flags += f" --workload-batch {batch}" if batch > 1 else ""
-    return f"{said}{target:.1%} of it fits, prune {flags}"
 
 
 def _show_alignments(alignments: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from disp_llm.runs.provenance import provenance, runs_alike
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
 
-FREE_TO_CHANGE = ("resume", "anyway", "json", "output_dir", "track", "patience", "shard", "offload")
+FREE_TO_CHANGE = ("resume", "anyway", "json", "output_dir", "track", "shard")
 """Settings that a resumed run may have otherwise than its first attempt."""
 
 
