@@ -16,8 +16,7 @@ from conftest import run_command
 from disp_llm.reporting.canvas import round_numbers
 from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import read_run
-from disp_llm.reporting.tables import new_table
-from disp_llm.reporting.terminal import results
+from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import without_paths
@@ -137,9 +136,7 @@ def test_a_logarithmic_axis_has_round_numbers_all_along(low, high, ticks):
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):
-    table = new_table(("C4 [en]",), title="corpus[old].txt")
-    table.add_row("[/x] and some more words")
-    results.print(table)
+    Table(("C4 [en]",), [("[/x] and some more words",)], "corpus[old].txt").show()
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("C4 [en]", "corpus[old].txt", "[/x]"))
 
