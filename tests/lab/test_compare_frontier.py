@@ -63,7 +63,7 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     share = pruned["parameters"] / dense["parameters"]
     assert pruned["speedup"]["prefill"] == pytest.approx(1 / share)
     assert dense["bytes"] == 4 * dense["parameters"]
-    folder = tmp_path / "out" / "magnitude" / "model"
+    folder = tmp_path / "out" / "magnitude" / "keep-0.5"
     assert 0 <= (folder / "model.safetensors").stat().st_size - pruned["bytes"] < 20_000
     assert pruned["kv_cache_bytes"] == dense["kv_cache_bytes"]
     assert rows["depth", ""]["kv_cache_bytes"] < dense["kv_cache_bytes"]
