@@ -112,11 +112,11 @@ def _template() -> jinja2.Template:
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     tables = (runs_table, sizes_table, recovery_table, bench_table, widths_table, measured_on)
-    environment.globals |= {made.__name__: made for made in tables}
     environment.filters |= {
         "name_of": name_of,
         "named": named,
         "without_paths": without_paths,
         "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),
     }
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    called = {made.__name__: made for made in tables}
+    return environment.from_string(source.read_text(encoding="utf-8"), called)
