@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from disp_llm.cli.parsing import COMMANDS
+from disp_llm.cli.parsing import all_settings
 
 Flags = dict[str, list[str]]
 
@@ -29,11 +29,10 @@ PLACES = (
 """What a setting that is a path may name."""
 
 SMALL: dict[str, str] = {
-    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --checkpoint-every 2 --rounds 0 "
+    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --rounds 0 "
     f"--batch 1 --least-cut 0 --output-dir new {CALIBRATES} {READS}",
     "export": "--keep 0.6 --no-measure --device cpu",
-    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --checkpoint-every 2 "
-    f"--output-dir new {READS}",
+    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --output-dir new {READS}",
     "compare": f"--text text.txt --methods magnitude random --keep 0.5 --rounds 0 --length 32 "
     f"--steps 2 --batch 1 --output-dir new {CALIBRATES} {READS}",
     "report": "--output new.html",
@@ -144,10 +143,10 @@ def words(front: list[str], flags: Flags) -> list[str]:
 
 def random_line(random: Random) -> list[str]:
     """Any command, with up to three flags changed and, at times, another thing to work on."""
-    names = list(COMMANDS)
+    names = list(all_settings())
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
-    settings = list(settings_of(COMMANDS[command]))
+    settings = list(settings_of(all_settings()[command]))
     outputs = [name for name, _ in settings if name in ("output_dir", "output", "to", "plot")]
     for name in outputs:
         flag = f"--{name.replace('_', '-')}"

@@ -20,7 +20,7 @@ from foreign import Entry, changes, snapshot
 from safetensors.torch import load_file, save_file
 
 FEW = "--context 32 --windows 2 --dtype float32 --device cpu".split()
-TRAINED = "--tokens 192 --length 32 --batch 1 --checkpoint-every 2".split() + FEW
+TRAINED = "--tokens 192 --length 32 --batch 1".split() + FEW
 COMPARED = [
     *"--methods magnitude learned --keep 0.5 --rounds 0 --length 32 --steps 4 --batch 1".split(),
     *"--calibration-sequences 2 --calibration-length 32".split(),

@@ -111,10 +111,9 @@ def test_all_that_learns_is_counted():
         return learning_memory(target, replace(config, training=training), 1, 4)
 
     for name in PARAMETRISATIONS:
-        for tied in (False, True):
-            made = build(name, torch.zeros(entries), target.layout, generator_of(0), tied)
-            numbers = sum(one.numel() for one in made.parameters())
-            assert counted(parametrisation=name, constrained=tied).trained == 24 * numbers
+        made = build(name, torch.zeros(entries), target.layout, generator_of(0))
+        numbers = sum(one.numel() for one in made.parameters())
+        assert counted(parametrisation=name).trained == 24 * numbers
     assert counted(estimator="policy_gradient").kept == 0 < counted().kept
 
 

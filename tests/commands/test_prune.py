@@ -190,12 +190,14 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
 
 
 STEPS = 20
-LONG = [*SMALL[2:], "--steps", str(STEPS), "--checkpoint-every", "7", "--compile", "no"]
+LONG = [*SMALL[2:], "--steps", str(STEPS), "--compile", "no"]
 
 AT_STEP = """
 import os
 from disp_llm.runs.metrics import MetricsLog
+from disp_llm.training import loop
 
+loop.CHECKPOINT_EVERY = 7
 append = MetricsLog.append
 
 def append_and_signal(log, figures):
@@ -205,7 +207,8 @@ def append_and_signal(log, figures):
 
 MetricsLog.append = append_and_signal
 """
-"""A process that gets a signal as soon as it has logged a step."""
+"""A process that writes a checkpoint every seventh step, and gets a signal once it has logged one.
+"""
 
 
 def long_run(folder, llama_folder, text_file) -> list[object]:

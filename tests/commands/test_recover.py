@@ -100,7 +100,7 @@ def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path
 
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_path, how):
-    flags = ["--text", text_file, "--how", how, *FEW, "--checkpoint-every", 2]
+    flags = ["--text", text_file, "--how", how, *FEW]
     command = ["recover", small_run[0] / "keep-0.5", *flags]
     whole = run_command(*command, "--output-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

@@ -26,7 +26,7 @@ from disp_llm.training.checkpoints import checkpoints
 
 FEW = """
     --length 32 --context 32 --windows 8 --dtype float32 --device cpu --tokens 1536
-    --checkpoint-every 2 --learning-rate 0.003
+    --learning-rate 0.003
 """.split()
 """12 steps of four windows, the gradient clipped and half of the loss the teacher's."""
 
@@ -105,6 +105,7 @@ def stopping(log, figures):
     if figures["step"] == 5:
         os.kill(os.getpid(), signal.{signal})
 MetricsLog.append = stopping
+import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1  # of weights 4
 import disp_llm.cli.main; disp_llm.cli.main.PAUSE = 0
 """
 """Lines by which the first process stops, or is killed, at its fifth step."""

@@ -253,7 +253,7 @@ def test_what_is_shared_still_says_what_it_is(secret_places):
     assert card.data.base_model is None
     facts = json.loads((recovered / "model" / "card.json").read_text())["result"]
     assert facts["source"]["model"] == "llama"
-    assert facts["recovered"]["command"].startswith("disp-llm recover model --tokens 128")
+    assert facts["recovered"]["command"].startswith("disp-llm recover keep-0.5 --tokens 128")
     assert facts["hardware"]["cpu"]
     page = (run / "report.html").read_text()
     assert "<td>[&#39;text.txt&#39;, &#39;more.txt&#39;]</td>" in page

@@ -30,7 +30,7 @@ COMPARED = """
 @pytest.fixture
 def commands(small_run, llama_folder, text_file) -> dict[str, Callable[[Path], list[object]]]:
     """Commands that write, each of which goes on where it was killed."""
-    recovering = "--tokens 512 --length 32 --batch 2 --checkpoint-every 2 --windows 2 --context 32"
+    recovering = "--tokens 512 --length 32 --batch 2 --windows 2 --context 32"
     return {
         "prune": lambda at: [
             "prune", llama_folder, "--keep", 0.5, 0.8, "--text", text_file, "--output-dir", at,

@@ -56,7 +56,7 @@ def test_result_of_prune(small_run, tmp_path):
     free = (*FREE, "processes", "base_model", "license", "latency", "prompt", "sample")
     free += ("max_logit_error", "max_logit_error_float32")
     wrong, refused = wrongly_read(path, read_by(run_figures, path), (*free, *result["versions"]))
-    assert wrong == ["curve.0 dropped"]  # a curve may have fewer points
+    assert not wrong
     assert refused > 300
 
 

@@ -97,7 +97,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
     for name, optimizer, changes in (
         ("masks", "adamw", {"adapter_rank": 0}),
         ("adapters", "adamw", {"adapter_rank": 4, "adapter_rate": 0.01}),
-        ("weights", "adamw", {"adapter_rank": 0, "weight_rate": 0.003}),  # clipped, without a rank
+        ("weights", "adamw", {"adapter_rank": 0, "weight_rate": 0.003}),  # without a rank
         ("muon", "muon", {"adapter_rank": 0, "weight_rate": 0.003}),
     ):
         seen: list[float] = []
@@ -106,7 +106,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
             problem,
             tmp_path / name,
             learn_config=config,
-            training=dataclasses.replace(training, clip=100.0, weight_optimizer=optimizer),
+            training=dataclasses.replace(training, weight_optimizer=optimizer),
             steps=40,
             on_step=lambda m, seen=seen: seen.append(m["loss"]),
         )
