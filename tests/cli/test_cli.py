@@ -283,6 +283,7 @@ def test_what_is_nearer_the_end_of_the_line_wins(tmp_path):
     assert (config.model, config.output_dir, config.keep) == ("y", Path("run"), (0.7,))
     assert (config.learn.steps, config.sites, config.machine.seed) == (9, ("mlp_mid",), 4)
     assert parse([*line, "--steps", "8"]).learn.steps == 8
+    assert parse(["eval", "org/name", "--revision", "v2"]).model == "org/name@v2"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -4,6 +4,7 @@ Defaults < recipe, or the run that goes on < `--config` < `--set` < flags.
 """
 
 import argparse
+import dataclasses
 import importlib
 import logging
 import shlex
@@ -199,6 +200,8 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name in settings:
             config = with_value(config, settings[name].path, value)
+    if "revision" in given:
+        config = dataclasses.replace(config, model=f"{config.model}@{given['revision']}")
     for setting in required:
         if getattr(config, setting.name) == "":
             hint = f"see disp-llm {command} --help"
