@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
-from disp_llm.commands.caller import Caller, of_kind
+from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.exporting import measured_export
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
@@ -53,6 +53,7 @@ from disp_llm.runs.settings import begin_run
 from disp_llm.training.problem import PruningProblem
 
 
+@takes_settings(PruneConfig)
 def prune(
     model: Model | None = None,
     tokenizer: Any = None,

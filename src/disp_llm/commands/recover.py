@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
-from disp_llm.commands.caller import Caller, of_kind
+from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.larger import take_weights
 from disp_llm.commands.measuring import Measuring, scoreboard_of
@@ -55,6 +55,7 @@ from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 
 
+@takes_settings(RecoverConfig)
 def recover(
     student: Model | None = None,
     tokenizer: Any = None,
