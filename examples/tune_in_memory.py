@@ -35,7 +35,7 @@ def main(
         small, tokenizer, text=[test], context=result.sizes[0].measured.window
     )
     return {
-        "original": result.figures["dense"]["perplexity"],
+        "original": result.figures["original"]["measured"]["perplexity"],
         "pruned": result.size(0.6).measured.perplexity,
         "tuned": tuned["perplexity"],
     }

@@ -51,7 +51,7 @@ def test_a_run_by_function_and_by_command_give_equal_bytes(
                  "keep-0.8/model.safetensors", "keep-0.5/config.json"):  # fmt: skip
         assert (tmp_path / "run" / name).read_bytes() == (small_run[0] / name).read_bytes(), name
     assert [size.share_asked for size in result.sizes] == [0.5, 0.8]
-    assert result.figures["models"][0]["perplexity"] == small_run[1]["models"][0]["perplexity"]
+    assert result.figures["models"][0]["measured"]["perplexity"] == small_run[1]["models"][0]["measured"]["perplexity"]
     configs = [(folder / "config.toml").read_text() for folder in (tmp_path / "run", small_run[0])]
     assert configs[0].replace(str(tmp_path / "run"), "X") == configs[1].replace(
         str(small_run[0]), "X"
@@ -69,7 +69,7 @@ def test_the_model_in_memory_is_left_as_it_was(in_memory):
 def test_it_learns_what_the_same_model_on_disk_learns(in_memory, small_run):
     """The tiny Llama on disk is the same model; sizes are asked in the other order."""
     _, _, result = in_memory
-    wanted = {entry["size"]: entry["perplexity"] for entry in small_run[1]["models"]}
+    wanted = {entry["size"]: entry["measured"]["perplexity"] for entry in small_run[1]["models"]}
     assert {s.size: s.measured.perplexity for s in result.sizes} == wanted
 
 
@@ -102,7 +102,7 @@ def test_recover_and_evaluate_in_memory(in_memory, text_file):
     )  # fmt: skip
     after = disp_llm.evaluate(better, tokenizer, text=[text[-4000:]], dtype="float32", **measured)
     assert after["perplexity"] < before["perplexity"]
-    assert better.figures["before"]["perplexity"] == pytest.approx(before["perplexity"])
+    assert better.figures["before"]["measured"]["perplexity"] == pytest.approx(before["perplexity"])
     assert isinstance(better.model, transformers.PreTrainedModel)
 
 

@@ -48,7 +48,7 @@ def test_a_model_learns_from_its_own_words_where_no_text_is_named(own_run):
     measured = 4 * 32
     assert words_of(folder).shape == ((read + measured) // 32, 32)
     assert result["tokens_seen"] == read
-    assert result["models"][0]["tokens"] == 4 * 31
+    assert result["models"][0]["measured"]["tokens"] == 4 * 31
     assert result["source"]["text"] == "its own words, 448 tokens, temperature 1"
     assert result["source"]["eval_text"] == f"the last 29% of {result['source']['text']}"
     assert result["writing_s"] >= 0

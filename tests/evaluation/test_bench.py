@@ -178,7 +178,7 @@ def test_prune_times_what_it_made(llama_folder, text_file, tmp_path, monkeypatch
     assert half["speedup"] == {"prefill": 0.5, "decode": 0.5}
     for phase, seconds in (("prefill", 4), ("decode", 1)):
         assert half[f"{phase}_ms"] == pytest.approx(2 * seconds)
-        assert half[f"{phase}_dense_ms"] == pytest.approx(seconds)
+        assert half[f"{phase}_original_ms"] == pytest.approx(seconds)
         for figure in ("speedup", "speedup_low", "speedup_high"):
             assert half[f"{phase}_{figure}"] == whole[f"{phase}_{figure}"] == 0.5
     said = " ".join(done.stdout.split())
@@ -229,7 +229,7 @@ def fresh_processes(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("fresh_processes")
 def test_bench_measures_both_and_draws(small_run, llama_folder, tmp_path):
     _, result = small_run
-    folder = next(m["folder"] for m in result["models"] if m["keep_asked"] == 0.5)
+    folder = next(m["folder"] for m in result["models"] if m["share_asked"] == 0.5)
     picture = tmp_path / "bench.png"
     done = run_command(
         "bench", folder, "--against", llama_folder, "--lengths", 16, 32, "--batches", 1, 2,

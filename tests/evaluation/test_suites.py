@@ -340,11 +340,11 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    dense, pruned = figures["dense"], figures["models"][0]
-    assert dense["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
+    dense, pruned = figures["original"], figures["models"][0]
+    assert dense["scores"]["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
     alone, _ = evaluated(run / "keep-0.5", "--suite", suite, "--dense", "auto")
-    assert pruned["general_ratio"] == alone["general_ratio"]
-    assert pruned["texts"]["A"]["original"] == dense["texts"]["A"]["perplexity"]
+    assert pruned["scores"]["general_ratio"] == alone["general_ratio"]
+    assert pruned["scores"]["texts"]["A"]["original"] == dense["scores"]["texts"]["A"]["perplexity"]
     said = f"{pruned['general_ratio']:.3f} ± {pruned['general_ratio_stderr']:.3f}"
     assert f"×{said}" in done.stderr
     card = (run / "keep-0.5" / "README.md").read_text()

@@ -239,7 +239,7 @@ def test_card_states_what_was_measured(small_run):
     card = ModelCard((folder / "keep-0.5" / "README.md").read_text())
     (measured,) = card.data.eval_results
     assert measured.metric_type == "perplexity"
-    assert measured.metric_value == round(model["perplexity"], 4)
+    assert measured.metric_value == round(model["measured"]["perplexity"], 4)
     for stated in (
         f"{model['block_parameters']:,}",
         f"{model['parameters']:,}",

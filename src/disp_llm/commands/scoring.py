@@ -21,6 +21,7 @@ from disp_llm.models.loading import load_config
 from disp_llm.models.sharding import Sharding
 from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
 
 MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the original"
@@ -62,7 +63,7 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
             dense = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, dense[1], original)
         facts["original"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
-    return facts | scores.as_json()
+    return facts | as_json(scores)
 
 
 def read_scores(path: Path) -> tuple[dict[str, Any], Scores]:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.names import ATTENTION
-from disp_llm.export.facts import FACTS, facts_in, filled, write_facts
+from disp_llm.export.facts import FACTS, facts_in, write_facts
 from disp_llm.runs.files import atomic
 from disp_llm.runs.markdown import all_escaped, in_code, printable
 from disp_llm.runs.results import (
     NOT_MEASURED,
-    SCORED,
-    DenseResult,
+    OriginalResult,
     SizeResult,
     as_json,
     dropped_said,
@@ -97,7 +96,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
         InputError: the dense model's figures are incomplete, or the folder cannot be written.
     """
     told = write_facts(folder, size, result)
-    dense = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
+    dense = from_json(OriginalResult, told["original"], str(folder / FACTS))
     header = _header(size, told)
     shown = from_json(SizeResult, all_escaped(as_json(size)), str(folder / FACTS))
     told = all_escaped(told, code=("command", "revision"))
@@ -106,7 +105,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
+def _of_models(size: SizeResult, dense: OriginalResult) -> dict[str, Any]:
     """Values of the template that tell the dense and the exported model apart."""
     measured = size.measured or dense.measured
     return {
@@ -133,7 +132,7 @@ def _of_models(size: SizeResult, dense: DenseResult) -> dict[str, Any]:
     }
 
 
-def _of_run(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> dict[str, Any]:
+def _of_run(size: SizeResult, dense: OriginalResult, told: dict[str, Any]) -> dict[str, Any]:
     """Values of the template that tell where the model comes from, and on what it was measured."""
     source, versions = told["source"], told["versions"]
     return {
@@ -167,7 +166,7 @@ def write_recovered_card(
         recovered: what was done, as `_trained` tells it.
     """
     if (before / FACTS).is_file():
-        _write_anew(before, folder, figures, {"recovered": recovered}, gone=SCORED)
+        _write_anew(before, folder, figures, {"recovered": recovered}, gone=("scores",))
 
 
 def write_quantised_card(before: Path, folder: Path, size: int, did: dict[str, Any]) -> None:
@@ -202,18 +201,18 @@ def _write_anew(
     path = before / FACTS
     facts = facts_in(path)
     known = {key: value for key, value in facts["figures"].items() if key not in gone}
-    size = from_json(SizeResult, filled(known) | figures, str(path))
+    size = from_json(SizeResult, known | figures, str(path))
     write_card(folder, size, facts["result"] | told)
 
 
-def _perplexity_of_original(size: SizeResult, dense: DenseResult, told: dict[str, Any]) -> str:
+def _perplexity_of_original(size: SizeResult, dense: OriginalResult, told: dict[str, Any]) -> str:
     """`22.75 ± 3.14` on the same windows as the model's own. Training after pruning may have
     measured on another text than pruning, and without the original."""
     did, source = told.get("recovered"), told["source"]
     if did is None:
         return str(dense.measured)
     if did.get("original"):
-        return with_error(did["original"]["perplexity"], did["original"]["perplexity_stderr"])
+        return with_error(did["original"]["perplexity"], did["original"].get("perplexity_stderr"))
     was, now = dense.measured, size.measured
     assert now is not None, "training ends with a measurement"
     same = source.get("eval_text_sha256") == did["eval_text_sha256"]

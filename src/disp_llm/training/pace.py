@@ -72,9 +72,9 @@ def _seconds_left(problem: PruningProblem) -> float:
     perplexity and, once a size, of its scores on the suite."""
     result, config = problem.job.run.result(), problem.job.config
     passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
-    measured = result.get("measuring_dense_s", 0.0)
+    measured = result.get("measuring_original_s", 0.0)
     measurements = MEASUREMENTS_A_SIZE * len(config.sizes)
-    scoring = result.get("scoring_dense_s", 0.0) * len(config.sizes)
+    scoring = result.get("scoring_original_s", 0.0) * len(config.sizes)
     return 60 * problem.learn.minutes - passed - measured * measurements - scoring
 
 
