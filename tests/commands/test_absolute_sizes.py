@@ -89,7 +89,9 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
     assert made["share_of_budget"] == made["keep_total"] <= made["share_asked"]
     again = run_command("export", folder, "--budget", "total", "--target", parameters, "--json")
     assert json.loads(again.stdout)["models"] == [made]
-    share = run_command("export", folder, "--budget", "total", "--target", made["share_asked"], "--json")
+    share = run_command(
+        "export", folder, "--budget", "total", "--target", made["share_asked"], "--json"
+    )
     (same,) = json.loads(share.stdout)["models"]
     assert (same["parameters"], same.get("asked")) == (made["parameters"], None)
     limit = f"{0.7e-6 * 4 * dense:.4f}MB"

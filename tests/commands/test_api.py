@@ -51,7 +51,10 @@ def test_a_run_by_function_and_by_command_give_equal_bytes(
                  "keep-0.8/model.safetensors", "keep-0.5/config.json"):  # fmt: skip
         assert (tmp_path / "run" / name).read_bytes() == (small_run[0] / name).read_bytes(), name
     assert [size.share_asked for size in result.sizes] == [0.5, 0.8]
-    assert result.figures["models"][0]["measured"]["perplexity"] == small_run[1]["models"][0]["measured"]["perplexity"]
+    assert (
+        result.figures["models"][0]["measured"]["perplexity"]
+        == small_run[1]["models"][0]["measured"]["perplexity"]
+    )
     configs = [(folder / "config.toml").read_text() for folder in (tmp_path / "run", small_run[0])]
     assert configs[0].replace(str(tmp_path / "run"), "X") == configs[1].replace(
         str(small_run[0]), "X"

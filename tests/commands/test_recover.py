@@ -47,7 +47,9 @@ def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
     assert result == Run(folder).result()
     assert result["status"] == "done"
     assert result["tokens_seen"] == 1920
-    assert result["model"]["measured"]["perplexity"] < 0.9 * result["before"]["measured"]["perplexity"]
+    assert (
+        result["model"]["measured"]["perplexity"] < 0.9 * result["before"]["measured"]["perplexity"]
+    )
     assert 0.45 < result["model"]["keep"] <= 0.5
     assert result["teacher"]["perplexity"] > 0
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -211,7 +213,7 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
         )
         found = json.loads(alone.stdout)
         for key in ("general_ratio", "general_ratio_stderr", "texts"):
-            assert result[name][key] == found[key]
+            assert result[name]["scores"][key] == found[key]
     before, after = (result[name]["scores"]["general_ratio"] for name in ("before", "model"))
     assert after < before
     assert f"mine: perplexity of the texts ×{before:.3f} ± " in done.stderr

@@ -154,7 +154,9 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     done = run_command("recover", folder, *short, *more, "--learning-rate", 0.01)
     assert done.returncode == 0, done.stderr
     recovered = json.loads(done.stdout)
-    assert recovered["model"]["measured"]["perplexity"] < recovered["before"]["measured"]["perplexity"]
+    assert (
+        recovered["model"]["measured"]["perplexity"] < recovered["before"]["measured"]["perplexity"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,9 @@ def test_the_original_is_measured_once(comparison):
     runs = [json.loads(file.read_text()) for file in folder.glob("**/result.json")]
     assert len(runs) > 5
     for run in runs:
-        assert run["original"]["measured"]["perplexity"] == result["dense"]["measured"]["perplexity"]
+        assert (
+            run["original"]["measured"]["perplexity"] == result["dense"]["measured"]["perplexity"]
+        )
         assert "measuring_dense_s" not in run
 
 
@@ -328,7 +330,8 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
     for row in rows:
         assert row["scores"]["texts"]["A"]["dense"] == dense["scores"]["texts"]["A"]["perplexity"]
         assert row["scores"]["general_ratio"] == pytest.approx(
-            row["scores"]["texts"]["A"]["perplexity"] / dense["scores"]["texts"]["A"]["perplexity"], rel=1e-5
+            row["scores"]["texts"]["A"]["perplexity"] / dense["scores"]["texts"]["A"]["perplexity"],
+            rel=1e-5,
         )
         assert row["scores"]["general_ratio_stderr"] > 0
         chance = 0.01

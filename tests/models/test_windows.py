@@ -116,7 +116,9 @@ def test_prune_reads_as_much_as_there_is(run, folder, text_file):
         "the model has 128 positions, to which were shortened: `context` 1024, "
         "`calibration_length` 512, `length` 512"
     ]
-    assert result["original"]["measured"]["window"] == result["models"][0]["measured"]["window"] == 128
+    assert (
+        result["original"]["measured"]["window"] == result["models"][0]["measured"]["window"] == 128
+    )
     assert result["tokens_seen"] == 2 * 2 * 128 + 2 * 128
     stored = tomllib.loads((place / "config.toml").read_text())
     assert stored["training"]["length"] == 512
@@ -151,7 +153,9 @@ def test_recover_and_eval_read_as_much(run, folder, text_file, tmp_path):
     measured, said = succeeded("eval", folder, "--text", text_file, *FLAGS)
     assert len(said) == 1
     assert measured["window"] == 128
-    assert measured["perplexity"] == pytest.approx(result["original"]["measured"]["perplexity"], rel=0.1)
+    assert measured["perplexity"] == pytest.approx(
+        result["original"]["measured"]["perplexity"], rel=0.1
+    )
 
 
 def test_compare_reads_as_much(folder, text_file, tmp_path):

@@ -79,7 +79,8 @@ def test_a_finished_run(small_run, tmp_path):
     assert page_of(folder)["file"] == str(folder / "report.html")
     reader, words = read(folder / "report.html")
     for model in (result["original"], *result["models"]):
-        assert f"{model['perplexity']:.2f} ± {model['perplexity_stderr']:.2f}" in words
+        measured = model["measured"]
+        assert f"{measured['perplexity']:.2f} ± {measured['perplexity_stderr']:.2f}" in words
         assert f"{model['block_parameters']:,}" in words
     pictures = [link for link in reader.fetched if link.startswith("data:image/png;base64,")]
     assert len(pictures) == 8  # four sites of the stream at two sizes
@@ -115,7 +116,7 @@ def test_several_runs_are_compared(small_run, tmp_path):
 def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
     """Also where another has nothing to draw in one of them."""
     run = read_run(Run(small_run[0]))
-    bare = replace(run, name="bare", sizes=[], curve=[])
+    bare = replace(run, name="bare", sizes=[])
     for first, second, place in ((bare, run, 1), (run, bare, 0)):
         runs = [replace(first, name="a"), replace(second, name="b")]
         assert quality_chart(runs).lines == {"ab"[place]: place}

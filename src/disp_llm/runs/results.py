@@ -238,8 +238,9 @@ class SizeResult:
         require_speeds(self.speed, *SPEEDS, "original_ms", "speedup_low", "speedup_high")
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
-        if (self.perplexity_masked is None) == bool(self.logit_errors):
-            raise ValueError("has only a part of what holds it against the masked model")
+        unknown = {self.measured is None, self.perplexity_masked is None, not self.logit_errors}
+        if len(unknown) > 1:
+            raise ValueError("has only a part of what was measured")
         if self.latency:
             msgspec.convert(self.latency, Timing)
 
