@@ -300,7 +300,7 @@ def test_a_model_in_memory_is_known_again_where_it_lies(llama_folder, text_file,
     (made,) = disp_llm.export_sizes(tmp_path / "run", **unmeasured).sizes
     assert (made.share_asked, made.measured) == (0.75, None)
     recovered = disp_llm.recover(
-        str(tmp_path / "run" / "keep-0.5"), text=text_file, tokens=128, length=32, batch=1,
+        str(tmp_path / "run" / "keep-0.8"), text=text_file, tokens=128, length=32, batch=1,
         context=32, windows=2, output_dir=tmp_path / "better", progress=silent,
     )  # fmt: skip
     assert recovered.figures["source"]["teacher_revision"] == fingerprint_of(model)

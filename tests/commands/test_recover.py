@@ -74,7 +74,7 @@ def test_the_card_says_what_was_done(recovered):
     card = (recovered[0] / "model" / "README.md").read_text()
     assert "times a factor that was learned" in card
     assert "The blocks were then trained whole: 1,920 tokens" in card
-    assert f"{recovered[1]['model']['perplexity']:.2f}" in card
+    assert f"{recovered[1]['model']['measured']['perplexity']:.2f}" in card
 
 
 def test_lora_is_merged_into_the_same_layers(small_run, text_file, tmp_path):
@@ -302,7 +302,8 @@ def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path
     done = run_command("report", small_run[0], folder, "--output", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    for figures in (result["before"], result["model"], result["teacher"]):
+    made = (result[name]["measured"] for name in ("before", "model"))
+    for figures in (*made, result["teacher"]):
         assert f"{figures['perplexity']:.2f} ± {figures['perplexity_stderr']:.2f}" in text
     assert "no finished" not in text
 
@@ -339,7 +340,7 @@ def test_the_card_measures_both_models_on_one_text(small_run, text_file, tmp_pat
         assert "name: other.txt" in card
         (row,) = re.findall(r"\| perplexity \| (.*?) \| (.*?) \|", card)
         assert row[0] == says or row[0].startswith(f"{result['teacher']['perplexity']:.2f} ")
-        assert row[1].startswith(f"{result['model']['perplexity']:.2f} ")
+        assert row[1].startswith(f"{result['model']['measured']['perplexity']:.2f} ")
 
 
 def test_the_teacher_is_measured_after_a_kill_before_it(recovered, text_file, tmp_path):

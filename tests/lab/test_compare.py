@@ -328,7 +328,9 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
     dense, rows = result["dense"], result["rows"]
     assert "general_ratio" not in dense
     for row in rows:
-        assert row["scores"]["texts"]["A"]["original"] == dense["scores"]["texts"]["A"]["perplexity"]
+        assert (
+            row["scores"]["texts"]["A"]["original"] == dense["scores"]["texts"]["A"]["perplexity"]
+        )
         assert row["scores"]["general_ratio"] == pytest.approx(
             row["scores"]["texts"]["A"]["perplexity"] / dense["scores"]["texts"]["A"]["perplexity"],
             rel=1e-5,
