@@ -23,7 +23,6 @@ from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
-from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class CompareConfig:
 
     # Steps and calibration are those of the table: methods may join it later that read them.
     USES: ClassVar = (
-        OWN_WORDS,
         Use(
             "target",
             when=lambda config: {"all", IN_TIME} & set(config.methods),
@@ -88,7 +86,6 @@ class CompareConfig:
     json: bool = False
     """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)
-    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)

@@ -115,7 +115,7 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --offload cpu --gradient-checkpointing no", "gradient_checkpointing"),
         ("prune m --text a.txt --weights 1.5", "weights"),
         ("prune m --text self --text-field body", "text_field"),
-        ("prune m --text speeches --self-batch 3", "self_batch"),
+        ("prune m --text speeches --self-tokens 3", "self_tokens"),
         ("prune m --keep-range 0.4 0.6 --keep 0.9", "keep"),
         ("prune m --curve-points 5", "curve_points"),
         ("prune m --workload decode", "workload"),

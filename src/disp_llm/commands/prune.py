@@ -42,8 +42,8 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.sources import GivenText
+from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Selection, load_masks
 from disp_llm.methods import method_named
@@ -271,7 +271,7 @@ def with_texts(
     """
     job, config = problem.job, problem.job.config
     needs = own_needs(config, job.process.count)
-    writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
+    writer = Writer(job, loaded, needs, begin, ready=words)
     texts = texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
     return replace(problem, corpus=texts.corpus), texts
 

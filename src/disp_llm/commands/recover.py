@@ -41,8 +41,8 @@ from disp_llm.commands.student import (
 from disp_llm.commands.teaching import load_original, teacher_of
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import read_sources
+from disp_llm.data.synthetic import Needs, Writer, held_out
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
@@ -255,7 +255,7 @@ def _load(
     # Masks were learned from what a run of this seed has written: other words measure what is won.
     author, whose = original or loaded, "the original's"
     stream, skipped = "recovery words", -(-before // length)
-    writer = Writer.of(job, author, needs, length, begin, whose, stream=stream, skipped=skipped)
+    writer = Writer(job, author, needs, begin, whose, stream=stream, skipped=skipped)
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
