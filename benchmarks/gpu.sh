@@ -26,7 +26,7 @@ else
     export="--gigabytes 13.5 --hidden 4096 --intermediate 11008"
 fi
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
-pieces=${*:-demo learn learn-sharded learn-int8 learn-nf4 export
+pieces=${*:-demo learn learn-sharded export
     speed-small speed-small-compiled speed-large speed-large-compiled}
 
 mkdir -p "$folder"
@@ -48,8 +48,6 @@ piece() {
             $demo --output-dir "$folder/run" --json ;;
     learn) learn --processes 1 ;;
     learn-sharded) learn --processes "$(($gpus > 1 ? $gpus : 2))" ;;
-    learn-int8) learn --processes 1 --base-precision int8 ;;
-    learn-nf4) learn --processes 1 --base-precision nf4 ;;
     export)
         rm -rf "$folder/export"
         "$python" "$here/streaming_export.py" --folder "$folder/export" --ways nothing streaming \

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,6 @@ def main() -> None:
     asked.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     asked.add_argument("--steps", type=int, default=2)
     asked.add_argument("--device", default="cpu", help="auto: a GPU, where there is one")
-    asked.add_argument("--base-precision", default="same")
-    asked.add_argument("--offload", default="no")
     asked.add_argument("--adapter-rank", type=int, default=16)
     asked.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     asked.add_argument("--checkpointed", nargs="+", default=["no", "yes"], choices=["no", "yes"])
@@ -120,15 +117,13 @@ def child(given: argparse.Namespace) -> None:
     before = taken(process.device)
     target, config, seconds = learned(given, process, given.child)
     measured = peak(process.device) - before
-    counted = learning_memory(target, config, config.frozen, process.count, target.dtype.itemsize)
+    counted = learning_memory(target, config, process.count, target.dtype.itemsize)
     figures = {
         "parameters": target.parameters,
         "dtype": given.dtype,
         "length": given.length,
         "processes": process.count,
         "checkpointing": given.checkpointing,
-        "base_precision": given.base_precision,
-        "offload": given.offload,
         "counted_mb": round(counted.total / 1e6, 1),
         "measured_mb": round(measured / 1e6, 1),
         "counted_over_measured": round(counted.total / measured, 3),
@@ -146,14 +141,12 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     third result; the peak begins when it is loaded."""
     import torch
 
-    from disp_llm.config.frozen import FrozenConfig
     from disp_llm.config.learning import LearnConfig, TrainingConfig
     from disp_llm.config.parts import MachineConfig
     from disp_llm.config.prune import PruneConfig
     from disp_llm.data.tokens import Corpus
     from disp_llm.masks.budget import Budget
     from disp_llm.masks.prunable import PrunableModel
-    from disp_llm.models.fetching import Fetching
     from disp_llm.models.loading import load
     from disp_llm.models.sharding import Sharding
     from disp_llm.runs.folder import Run
@@ -162,12 +155,8 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
     from disp_llm.training.problem import PruningProblem
 
     machine = MachineConfig(device=str(process.device), dtype=given.dtype)
-    frozen = FrozenConfig("no", given.base_precision, given.offload)
     if process.count > 1:
-        frozen = replace(frozen, shard="full")
-        loaded = Sharding.among(process, "full").load(folder, machine)
-    elif frozen.is_fetched:
-        loaded = Fetching(process, frozen).load(folder, machine)
+        loaded = Sharding.among(process).load(folder, machine)
     else:
         loaded = load(folder, machine)
         for parameter in loaded.model.parameters():  # which may be mapped from the files
@@ -181,7 +170,7 @@ def learned(given: argparse.Namespace, process: Any, folder: str) -> tuple[Any, 
         gradient_checkpointing=given.checkpointing,
     )
     learning = LearnConfig(adapter_rank=given.adapter_rank)
-    config = PruneConfig(folder, machine=machine, learn=learning, training=training, frozen=frozen)
+    config = PruneConfig(folder, machine=machine, learn=learning, training=training)
     tokens = torch.randint(1, target.model.config.vocab_size, (20_000,))
     reset(process.device)
     times: list[float] = []

@@ -22,4 +22,4 @@ srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_PER_NODE" --max-restarts 3 \
   --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:29500" \
   -m disp_llm prune "$model" --text "$text" --output-dir "$run" \
-  --shard hybrid --resume auto
+  --shard full --resume auto

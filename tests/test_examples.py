@@ -54,4 +54,4 @@ def test_launchers_ask_for_what_there_is(name):
     arguments = shlex.split(line.partition("-m disp_llm")[2])
     config = parse([word.replace("$", "") for word in arguments])
     assert config.resume == "auto"
-    assert config.frozen.shard in ("full", "hybrid")
+    assert config.training.shard == "full"

@@ -1,7 +1,7 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
 The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `bench`,
-`examine`, `export_sizes` and `verify` (docs/api.md). Each is imported when it is first
+`doctor`, `export_sizes` and `verify` (docs/api.md). Each is imported when it is first
 asked for.
 
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from disp_llm.commands.bench import bench as bench
-    from disp_llm.commands.doctor import examine as examine
+    from disp_llm.commands.doctor import doctor as doctor
     from disp_llm.commands.evaluate import evaluate as evaluate
     from disp_llm.commands.export_sizes import export_sizes as export_sizes
     from disp_llm.commands.prune import prune as prune
@@ -33,7 +33,7 @@ _LAZY = {
     "recover": "commands.recover",
     "evaluate": "commands.evaluate",
     "bench": "commands.bench",
-    "examine": "commands.doctor",
+    "doctor": "commands.doctor",
     "export_sizes": "commands.export_sizes",
     "verify": "commands.verify",
     "InputError": "config.errors",

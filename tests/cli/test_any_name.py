@@ -90,18 +90,18 @@ def test_warnings_and_tables_hold_any_name(name, capsys):
     table = Table(title=name)
     table.add_column(name)
     table.add_row(name)
-    terminal.console.print(table)
+    terminal.results.print(table)
     terminal.say(f"folder {name}")
     with terminal.progress_bar(plain_lines=True) as progress:
         progress(name, 1, 1, {})
-    said = capsys.readouterr().err
+    said = "".join(capsys.readouterr())
     assert all(map(str.isprintable, said.split("\n")))
     assert said.count(printable(name)) == 5
 
 
 def test_a_name_that_is_fine_is_shown_as_it_is(capsys):
     terminal.say(FINE)
-    assert capsys.readouterr().err == f"{FINE}\n"
+    assert capsys.readouterr().out == f"{FINE}\n"
 
 
 BAD = "bad\udcff.txt"  # b"bad\xff.txt", as Python has it
@@ -136,8 +136,9 @@ def test_python_refuses_such_a_name_too():
 def test_json_is_utf_8_whatever_the_locale(encoding, monkeypatch):
     """Names that are not UTF-8 come out by JSON's own rule."""
     result = {"text": FINE, "left_out": [BAD, *EVIL.values()]}
+    monkeypatch.setattr(terminal.results, "stderr", False)  # and so again after the test
     monkeypatch.setattr("disp_llm.cli.report.run", lambda config: result)
-    monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda: None)
+    monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda **how: None)
     monkeypatch.setattr(sys, "argv", ["disp-llm", "report", "run", "--json"])
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
     with redirect_stdout(out), redirect_stderr(err):
@@ -167,12 +168,13 @@ def test_a_measurement_is_not_lost_for_its_name(llama_folder, text_file, tmp_pat
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"])
 def test_nothing_but_text_enters_a_pipe(variable, monkeypatch, capsys):
     monkeypatch.setenv(variable, "1")
-    console = terminal.LineConsole(stderr=True, highlight=False, markup=False, emoji=False)
-    monkeypatch.setattr(terminal, "console", console)
+    for name in ("messages", "results"):
+        console = terminal.LineConsole(stderr=name == "messages", highlight=False, markup=False)
+        monkeypatch.setattr(terminal, name, console)
     with terminal.progress_bar(plain_lines=True) as progress:
         progress("learning", 1, 2, {})
         terminal.say("a line")
-    assert capsys.readouterr().err == "learning 1/2\na line\n"
+    assert capsys.readouterr() == ("a line\n", "learning 1/2\n")
 
 
 @pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
@@ -194,7 +196,8 @@ TWICE = {
 def test_a_flag_is_given_once(flag):
     given = TWICE[flag]
     other = [word.replace("-", "_").replace("__", "--", 1) for word in given]
-    for again in (given, other, [given[0].partition("=")[0] + "=auto"]):
+    third = [] if flag == "--json" else [[given[0].partition("=")[0] + "=auto"]]
+    for again in (given, other, *third):
         with pytest.raises(InputError, match="is given twice; give ") as refused:
             parse(["prune", "m", *given, *again])
         assert refused.value.field == flag

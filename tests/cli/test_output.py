@@ -1,6 +1,7 @@
 """Where a command writes: a full disk, a reader that has gone, a name that no file can have."""
 
 import io
+import json
 import logging
 import os
 import platform
@@ -14,6 +15,7 @@ from conftest import environment, run_command
 from disp_llm.cli.main import ALLOCATOR_VARIABLES, Once, keep_freed_memory, main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
+from disp_llm.reporting import terminal
 from disp_llm.runs.metrics import MetricsLog
 
 LONG = "n" * 300
@@ -27,7 +29,8 @@ def run_into(monkeypatch, capsys):
 
     def run(arguments, output) -> tuple[object, list[str]]:
         monkeypatch.setattr("disp_llm.cli.report.run", lambda config: {"text": "t" * 10_000})
-        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda: None)
+        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda **how: None)
+        monkeypatch.setattr(terminal.results, "stderr", False)  # and so again after it
         monkeypatch.setattr(sys, "argv", ["disp-llm", *arguments])
         code: object = 0
         with redirect_stdout(output):
@@ -119,6 +122,17 @@ def test_help_on_a_full_disk_is_one_line():
 def test_a_long_name_is_one_line(arguments):
     with pytest.raises(InputError, match="no file can be called"):
         parse(arguments)
+
+
+def test_results_go_to_standard_output_and_messages_to_standard_error(llama_folder, text_file):
+    """Or, where that is for the object alone, both to standard error."""
+    asked = "eval", llama_folder, "--text", text_file, "--context", 32, "--windows", 1
+    asked += "--dtype", "float32"
+    plain, as_json = run_command(*asked), run_command(*asked, "--json")
+    assert " parameters, " in plain.stdout
+    assert plain.stderr == "perplexity 1/1\n"
+    assert set(json.loads(as_json.stdout)) >= {"perplexity", "parameters"}
+    assert as_json.stderr == plain.stderr + plain.stdout
 
 
 def test_a_file_out_of_reach_is_one_line(monkeypatch):

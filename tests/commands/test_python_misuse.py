@@ -24,7 +24,7 @@ values = [
 ]
 kinds = {
     "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "evaluate": evaluate.EvalConfig,
-    "compare": compare.CompareConfig, "bench": bench.BenchConfig, "examine": doctor.DoctorConfig,
+    "compare": compare.CompareConfig, "bench": bench.BenchConfig, "doctor": doctor.DoctorConfig,
     "export_sizes": export.ExportConfig,
 }
 more = ("config", "progress", "stop_requested", "command", "tokenizer", "teacher", "no_such")

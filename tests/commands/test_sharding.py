@@ -35,7 +35,7 @@ def said_by_us(err: str) -> list[str]:
 
 def assert_same_masks(one: Path, other: Path) -> None:
     """Equal masks; what they follow from is equal but for rounding."""
-    first, second = (load_file(folder / "masks.safetensors") for folder in (one, other))
+    first, second = (load_file(folder / "selection.safetensors") for folder in (one, other))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         if name.startswith("layers."):
@@ -44,21 +44,16 @@ def assert_same_masks(one: Path, other: Path) -> None:
             torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "count", "in_node"),
-    [("full", 2, 2), pytest.param("hybrid", 4, 2, marks=pytest.mark.proof)],
-)
-def test_one_process_or_several_give_the_same_model(
-    kind, count, in_node, llama_folder, text_file, tmp_path
-):
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.proof)])
+def test_one_process_or_several_give_the_same_model(count, llama_folder, text_file, tmp_path):
     """Five calibration sequences, which two processes cannot share evenly; own evaluation, sizes
     and curve; the windows of a step are the same."""
     common = (llama_folder, "--text", text_file, "--keep", 0.5, 0.8, "--keep-range", 0.4, 0.9)
     common += ("--curve-points", 2)
-    several = (*common, "--shard", kind)
-    sharded = prune(tmp_path / kind, *several, count=count, in_node=in_node)
+    several = (*common, "--shard", "full")
+    sharded = prune(tmp_path / "several", *several, count=count)
     single = prune(tmp_path / "one", *common, "--batch", count, count=1)
-    assert_same_masks(tmp_path / "one", tmp_path / kind)
+    assert_same_masks(tmp_path / "one", tmp_path / "several")
     assert sharded["tokens_seen"] == single["tokens_seen"]
     for found, wanted in zip(sharded["models"], single["models"], strict=True):
         assert found["parameters"] == wanted["parameters"]
@@ -68,7 +63,7 @@ def test_one_process_or_several_give_the_same_model(
         assert found["sample"].startswith(wanted["sample"])  # of which tests write fewer tokens
     for found, wanted in zip(sharded["curve"], single["curve"], strict=True):
         assert found["perplexity"] == pytest.approx(wanted["perplexity"], rel=1e-4)
-    Run(tmp_path / kind).require_whole()
+    Run(tmp_path / "several").require_whole()
 
 
 def test_own_words_are_the_same(llama_folder, tmp_path):
@@ -113,15 +108,20 @@ MetricsLog.append = {then}
 """
 """Lines that do something in the first process once it has logged a step."""
 
+SOON = """
+import datetime, disp_llm.models.devices
+disp_llm.models.devices.PATIENCE = datetime.timedelta(seconds=3)
+"""
+
 
 @pytest.mark.parametrize("what", ["os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)"])
 def test_a_process_that_is_lost_ends_the_others_in_one_line(
     what, llama_folder, text_file, tmp_path
 ):
-    """Killed, or hung for longer than `patience`."""
-    command = ("prune", llama_folder, "--text", text_file, "--shard", "full", "--patience", 0.05)
+    """Killed, or hung for longer than `PATIENCE`."""
+    command = ("prune", llama_folder, "--text", text_file, "--shard", "full")
     lines = LEARNING.format(then="ending", what=what)
-    before = (lines, "import disp_llm.cli.main; disp_llm.cli.main.PAUSE = 0")
+    before = (lines, SOON, "import disp_llm.cli.main; disp_llm.cli.main.PAUSE = 0")
     children = together.start(
         together.COMMAND, *command, "--output-dir", tmp_path / "run", *SMALL, before=before
     )

@@ -43,9 +43,9 @@ def test_doctor_needs_no_proc(no_proc, llama_folder):
     assert resolve_dtype("auto", CPU) == torch.float32
     assert provenance.hardware()["cpu"]
     assert free_memory(CPU) > 0
-    done = run_command("doctor", llama_folder, "--device", "cpu", "--seconds", 0)
+    done = run_command("doctor", llama_folder, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "GiB free" in done.stderr or "fits" in done.stderr
+    assert "GiB free" in done.stdout or "fits" in done.stdout
 
 
 def test_what_cannot_be_read_of_the_processor_is_not_there(monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import token_losses
 machine = MachineConfig(device="cpu", dtype="float32")
 process = start_process(machine)
-sharding = Sharding.among(process, "full")
+sharding = Sharding.among(process)
 folder = Path(sys.argv[1])
 
 def prunable(loaded):

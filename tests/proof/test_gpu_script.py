@@ -41,18 +41,17 @@ def test_every_piece_gives_figures(tmp_path):
     )
     pieces = {path.stem: read(path) for path in tmp_path.glob("*.jsonl")}
     assert set(pieces) == {
-        "demo", "learn", "learn-sharded", "learn-int8", "learn-nf4", "export",
+        "demo", "learn", "learn-sharded", "export",
         "speed-small", "speed-small-compiled", "speed-large", "speed-large-compiled",
     }  # fmt: skip
     for name, (figures,) in pieces.items():
         assert figures["hardware"]["cpu"], name
         assert figures["versions"]["torch"], name
-    for name, processes in (("learn", 1), ("learn-sharded", 2), ("learn-int8", 1)):
+    for name, processes in (("learn", 1), ("learn-sharded", 2)):
         (figures,) = pieces[name]
         assert figures["processes"] == processes
         assert figures["measured_mb"] > 0
         assert figures["step_s"] > 0
-    assert pieces["learn-nf4"][0]["base_precision"] == "nf4"
     for name in ("speed-small", "speed-large-compiled"):
         (figures,) = pieces[name]
         assert figures["compiled"] == name.endswith("compiled")

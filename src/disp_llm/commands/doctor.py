@@ -1,6 +1,6 @@
 """What pruning a model would mean, from its configuration alone: no weights are loaded.
 
-Only where alignments are to be measured is the model itself needed.
+Only to measure alignments the model itself is needed.
 """
 
 import time
@@ -10,65 +10,54 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.api import Caller
-from disp_llm.commands.budgets import counted_costs
-from disp_llm.commands.planning import sites_of
-from disp_llm.commands.ways import Way, ways
+from disp_llm.commands.caller import Caller
+from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings
-from disp_llm.config.parts import BudgetConfig, MachineConfig
+from disp_llm.config.parts import MachineConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.targets import Target
-from disp_llm.evaluation.alignment import measured_alignments
-from disp_llm.evaluation.timing import Workload, fitted
-from disp_llm.masks.budget import Budget, TooSmall, project
-from disp_llm.masks.layout import Layout
+from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 from disp_llm.models.loading import load, load_shapes
 from disp_llm.runs.progress import ProgressCallback
 
+SECONDS = 2.0
+"""How long the speed of the device is measured."""
 
-def examine(asked: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+
+def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning against what is free.
 
     Args:
-        asked: the model to examine, or all settings at once.
+        model: the model to examine, or all settings at once.
         options: settings by the names of their flags; `progress`, as `prune` takes it.
 
     Raises:
         InputError: no such model, or an unknown architecture.
     """
-    caller, config = Caller.asking(DoctorConfig, asked, options)
+    caller, config = Caller.asking(DoctorConfig, model, options)
     config.validate()
-    empty = PrunableModel(*load_shapes(config.model))
-    described, device = empty.model.config, resolve_device(config.device)
-    budget = Budget(empty.layout)
-    itemsize = resolve_dtype("auto", device).itemsize
+    empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
+    budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
     result = {
         "model": config.model,
-        "model_type": described.model_type,
+        "model_type": empty.model.config.model_type,
         "blocks": len(empty.layout.blocks),
-        "sites": sites(empty.layout),
+        # Entries of each site, in the block that has least and in the one that has most.
+        "sites": {site: [min(n), max(n)] for site, n in empty.layout.widths.items()},
         "parameters": empty.parameters,
         "block_parameters": budget.dense_block_parameters,
         "other_parameters": empty.other_parameters,
         "mask_entries": empty.layout.entries,
-        "sizes": [size(budget, keep, empty.parameters, itemsize) for keep in config.keep],
+        "sizes": [size(budget, keep, empty.parameters, dtype.itemsize) for keep in config.keep],
         "device": str(device),
     }
-    if config.memory:
-        result["fit"] = fitting(config, empty, itemsize)
-    result |= ways_of(config, empty, device)
+    result |= _plans(config, empty, dtype, device)
     if config.measure:
         with caller.watching() as progress:
-            result["alignments"] = measure_alignments(config, progress)
+            result["alignments"] = _measure_alignments(config, progress)
     return result
-
-
-def sites(layout: Layout) -> dict[str, list[int]]:
-    """Entries of each site, in the block that has least and in the one that has most."""
-    return {site: [min(widths), max(widths)] for site, widths in layout.widths.items()}
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:
@@ -87,77 +76,46 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
     }
 
 
-def fitting(config: DoctorConfig, empty: PrunableModel, itemsize: int) -> dict[str, Any]:
-    """The largest share of the original's memory, weights and KV cache, that so many bytes hold;
-    None where the smallest model is larger.
-
-    Raises:
-        InputError: a sequence is longer than the model reads.
-    """
-    length, batch = config.workload_length, config.workload_batch
-    asked = Target.of(config.fit)
-    memory = BudgetConfig("memory", (str(asked),), workload_length=length, workload_batch=batch)
-    sites = sites_of(PruneConfig(config.model, budget=memory), empty.family)
-    dense = replace(empty, sites=sites)
-    budget = Budget(dense.layout, counted_costs(memory, dense, itemsize), sites)
-    share = min(1.0, budget.share_of(asked))
-    figures = {"asked": str(asked), "bytes": asked.value, "dense_bytes": budget.dense_cost}
-    figures |= {"workload_length": length, "workload_batch": batch, "target": share}
-    try:
-        project(torch.zeros(budget.layout.entries), budget, share)
-    except TooSmall as error:
-        return figures | {"target": None, "smallest_bytes": error.least * budget.dense_cost}
-    return figures
-
-
-def ways_of(config: DoctorConfig, empty: PrunableModel, device: torch.device) -> dict[str, Any]:
-    """Every way to learn, what it takes and whether it fits: of the default recipe."""
-    dtype = resolve_dtype("auto", device)
+def _plans(
+    config: DoctorConfig, empty: PrunableModel, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Every plan to learn by the default recipe: what it takes, and whether it fits."""
     settings = usual_settings(PruneConfig(config.model))
     training = replace(settings.training, length=config.length, batch=config.batch)
     settings = replace(settings, training=training)
-    count, free = config.elsewhere or (
-        max(torch.cuda.device_count(), 1),
-        float(free_memory(device)),
-    )
-    on_gpu = config.elsewhere is not None or device.type != "cpu"
-    found = ways(empty, settings, count, dtype.itemsize, on_gpu)
-    rate = 0.0
-    if config.seconds and config.elsewhere is None:
-        tokens = config.length * config.batch
-        rate = operations_per_second(empty, tokens, dtype, device, config.seconds)
-    operations = [learning_operations(empty, settings, way) for way in found]
+    count, free = max(torch.cuda.device_count(), 1), float(free_memory(device))
+    plans = memory_plans(empty, settings, count, dtype.itemsize)
+    rate = operations_per_second(empty, config.length * config.batch, dtype, device)
     return {
         "devices": count,
         "memory_free_bytes": round(free),
-        "ways": [
+        "plans": [
             {
-                "name": way.name,
-                "processes": way.processes,
-                "memory_bytes": way.memory.total,
-                "fits": way.fits(free),
-                "exact": way.exact,
-                "learning_s": round(needed / rate, 1) if rate else None,
+                "name": plan.name,
+                "processes": plan.processes,
+                "memory_bytes": plan.memory.total,
+                "fits": plan.fits(free),
+                "learning_s": round(learning_operations(empty, settings, plan) / rate, 1),
             }
-            for way, needed in zip(found, operations, strict=True)
+            for plan in plans
         ],
-        "advice": advice(found, free),
+        "advice": advice(plans, free),
     }
 
 
-def learning_operations(empty: PrunableModel, settings: PruneConfig, way: Way) -> float:
+def learning_operations(empty: PrunableModel, settings: PruneConfig, plan: MemoryPlan) -> float:
     """Operations of scoring and learning in each process: two for each weight and token of a
     forward pass, with the teacher's."""
     forward = 2 * (empty.block_parameters + empty.head_weight.numel())
     learning = settings.learn.steps * settings.training.tokens_per_step
-    passes = way.operations + (1 if settings.training.distill else 0)
-    return forward * (learning * passes + settings.scores.tokens * way.operations)
+    passes = plan.operations + (1 if settings.training.distill else 0)
+    return forward * (learning * passes + settings.scores.tokens * plan.operations)
 
 
 def operations_per_second(
-    empty: PrunableModel, tokens: int, dtype: torch.dtype, device: torch.device, seconds: float
+    empty: PrunableModel, tokens: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """How fast the device multiplies matrices of the model's own shape, measured for so long."""
+    """How fast the device multiplies matrices of the model's own shape."""
     shape = empty.layout.blocks[0]
     left = torch.randn(tokens, shape.hidden, dtype=dtype, device=device)
     right = torch.randn(shape.hidden, shape.intermediate, dtype=dtype, device=device)
@@ -169,27 +127,25 @@ def operations_per_second(
 
     product()
     done, began = 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < seconds:
+    while (passed := time.perf_counter() - began) < SECONDS:
         product()
         done += 1
     return 2 * tokens * shape.hidden * shape.intermediate * max(done, 1) / passed
 
 
-def advice(found: list[Way], free: float) -> str:
-    """The first way that fits and is exact, or else the first that fits."""
-    fitting = [way for way in found if way.fits(free)]
-    if not fitting:
+def advice(plans: list[MemoryPlan], free: float) -> str:
+    """The first plan that fits."""
+    best = next((plan for plan in plans if plan.fits(free)), None)
+    if best is None:
         return "does not fit: use a larger device, several, or a smaller --length or --batch"
-    best = next((way for way in fitting if way.exact), fitting[0])
-    return "fits" if best is found[0] else f"fits with {best.name}"
+    return "fits" if best is plans[0] else f"fits with {best.name}"
 
 
-def measure_alignments(config: DoctorConfig, progress: ProgressCallback) -> list[dict[str, Any]]:
-    """Times of a half-size model for several alignments of its widths, on this machine.
+def _measure_alignments(config: DoctorConfig, progress: ProgressCallback) -> list[dict[str, Any]]:
+    """Times of a half-size model for several alignments of its widths, on this machine."""
+    from disp_llm.evaluation.alignment import measured_alignments
+    from disp_llm.evaluation.timing import Workload, fitted
 
-    Raises:
-        InputError: the model is unusable.
-    """
     loaded = load(config.model, MachineConfig(device=config.device), dense_only=True)
     usual = (Workload("prefill", 512, 1), Workload("decode", 128, 1))
     workloads = tuple(fitted(workload, loaded.model) for workload in usual)

@@ -27,7 +27,8 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Holding, load_model
+from disp_llm.models.loading import load_model
+from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
@@ -113,13 +114,13 @@ class PlainExport:
 
 
 @dataclass(frozen=True)
-class HeldExport:
+class ShardedExport:
     """Writes from the files of a model whose weights do not all lie here, and measures what lies in
     the folder, held likewise; where processes hold them together, the first leads."""
 
     problem: PruningProblem
     measuring: Measuring
-    holding: Holding
+    sharding: Sharding
 
     measures = True
 
@@ -136,13 +137,13 @@ class HeldExport:
         with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
         exported = self._plain.write(masks, name, folder)
-        loaded = self.holding.load(str(folder), self._machine)
+        loaded = self.sharding.load(str(folder), self._machine)
         with as_masked(dense, masks):
             errors = _checked(dense, loaded.model, measuring, folder)
         compact = PrunableModel(loaded.model, dense.family)
         figures = _measured(compact, name, self.problem, measuring, rounds=0)
         figures |= {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
-        self.holding.drop(loaded.model)
+        self.sharding.drop(loaded.model)
         return Exported(exported.model, figures)
 
     @property
@@ -199,12 +200,12 @@ def _measured(
 
 
 def measured_export(
-    problem: PruningProblem, measuring: Measuring, holding: Holding | None
-) -> MeasuredExport | HeldExport:
+    problem: PruningProblem, measuring: Measuring, sharding: Sharding | None
+) -> MeasuredExport | ShardedExport:
     """An export of a model that is whole here, or that something holds."""
-    if holding is None:
+    if sharding is None:
         return MeasuredExport(problem, measuring)
-    return HeldExport(problem, measuring, holding)
+    return ShardedExport(problem, measuring, sharding)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.evaluation.suites import comparable
 from disp_llm.export.facts import FACTS, filled, read_facts
 from disp_llm.export.original import original_of
-from disp_llm.models.loading import Holding
+from disp_llm.models.sharding import Sharding
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, from_json
 from disp_llm.runs.scores import Scores
@@ -24,7 +24,7 @@ def scores_of_original(
     measuring: Measuring,
     student: Scores,
     teacher: Teacher | None,
-    holding: Holding | None,
+    sharding: Sharding | None,
 ) -> Scores:
     """The scores that a trained model is held against: those in the card of its folder, if they are
     of this suite; else those of the teacher, where that is the original; else the original is
@@ -33,7 +33,7 @@ def scores_of_original(
 
     Args:
         student: what the pruned model scores before it is trained.
-        holding: what holds models; None = each process has all of them.
+        sharding: what holds models; None = each process has all of them.
 
     Raises:
         InputError: nobody knows where the original lies, or it cannot be loaded.
@@ -51,11 +51,11 @@ def scores_of_original(
             return found
     elif not told:
         return student
-    return _measured(job, measuring, told.get("source", {}), holding)
+    return _measured(job, measuring, told.get("source", {}), sharding)
 
 
 def _measured(
-    job: Job[RecoverConfig], measuring: Measuring, source: dict[str, str], holding: Holding | None
+    job: Job[RecoverConfig], measuring: Measuring, source: dict[str, str], sharding: Sharding | None
 ) -> Scores:
     """What the original scores that the card of a folder tells of by its `source`."""
     hint = "name the original as the `teacher`"
@@ -68,7 +68,7 @@ def _measured(
     board = replace(measuring.board, progress=job.progress)
     machine = replace(job.config.machine, device=str(job.process.device))
     try:
-        facts, scores = measured_apart(board, holding or Inputs(), name, machine, source)
+        facts, scores = measured_apart(board, sharding or Inputs(), name, machine, source)
     except InputError as error:
         if error.field != "model":
             raise

@@ -17,7 +17,8 @@ from disp_llm.config.suites import load_suite
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.loading import Holding, load_config
+from disp_llm.models.loading import load_config
+from disp_llm.models.sharding import Sharding
 from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.scores import Scores
@@ -60,7 +61,7 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
         with model_is("dense"):
             dense = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, dense[1], original)
-        facts["dense"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
+        facts["original"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
     return facts | scores.as_json()
 
 
@@ -91,7 +92,7 @@ def _original(config: EvalConfig) -> str:
 
 def measured_apart(
     board: Scoreboard,
-    inputs: Inputs | Holding,
+    inputs: Inputs | Sharding,
     name: str,
     machine: MachineConfig,
     recorded: dict[str, str] | None = None,
@@ -114,7 +115,7 @@ def measured_apart(
 
 def _loaded_and_measured(
     board: Scoreboard,
-    inputs: Inputs | Holding,
+    inputs: Inputs | Sharding,
     name: str,
     machine: MachineConfig,
     recorded: dict[str, str],
@@ -122,6 +123,6 @@ def _loaded_and_measured(
     loaded = inputs.load(name, machine).as_recorded(recorded)
     target = PrunableModel.of(loaded)
     measured = facts_of(loaded, target), board.measure(target, loaded.tokenizer)
-    if loaded.holding is not None:
-        loaded.holding.drop(loaded.model)
+    if loaded.sharding is not None:
+        loaded.sharding.drop(loaded.model)
     return measured

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.holding import refuse_impossible, refuse_own_losses
-from disp_llm.commands.ways import ROOM, free_share
+from disp_llm.commands.memory_plans import ROOM, free_share
+from disp_llm.commands.placement import refuse_impossible, refuse_own_losses
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
@@ -41,7 +41,7 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
     Raises:
         InputError: they cannot be held as was asked for.
     """
-    shard, process = job.config.shard, job.process
+    shard, process = job.config.training.shard, job.process
     in_memory = next((field for field, one in zip(FIELDS, inputs, strict=True) if one.model), "")
     refuse_impossible(process, shard, in_memory)
     if shard == "auto" and process.count > 1 and not in_memory:
@@ -60,7 +60,7 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
             hint="leave it out, or give a `shard` of no",
         )
     refuse_own_losses(job.config.text, inputs[0])
-    return Sharding.among(process, shard)
+    return Sharding.among(process)
 
 
 FIELDS = ("folder", "teacher")
@@ -146,12 +146,12 @@ def to_measure(
         loaded: as it was trained.
         folder: where it was written.
     """
-    if loaded.holding is None:
+    if loaded.sharding is None:
         yield PrunableModel(made, loaded.family)
         return
-    again = loaded.holding.load(str(folder), _machine(config, loaded, str(loaded.model.device)))
+    again = loaded.sharding.load(str(folder), _machine(config, loaded, str(loaded.model.device)))
     yield PrunableModel.of(again)
-    loaded.holding.drop(again.model)
+    loaded.sharding.drop(again.model)
 
 
 def _machine(config: RecoverConfig, loaded: Loaded, device: str) -> MachineConfig:

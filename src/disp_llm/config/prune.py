@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import (
     AnyMultiple,
     Points,
@@ -18,9 +16,8 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.frozen import FrozenConfig
-from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
-from disp_llm.config.methods import method_names, start_names
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.methods import method_names
 from disp_llm.config.methods_read import READS
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
@@ -31,6 +28,7 @@ from disp_llm.config.parts import (
     ScoreConfig,
     TextConfig,
 )
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 
 
@@ -41,8 +39,13 @@ class PruneConfig:
     USES: ClassVar = READS
     ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
     """Settings, each with the one that takes its place."""
+    USUAL: ClassVar = (
+        "keep text eval_text examples output_dir recipe method sites budget target suite steps "
+        "minutes seed device resume"
+    )
+    """Settings that a short help lists."""
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Word, POSITIONAL]
     """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
     keep: tuple[Size, ...] = (0.5,)
     """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
@@ -54,9 +57,9 @@ class PruneConfig:
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
-    """Name of a shipped recipe, or a TOML file; flags override it."""
-    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(method_names()) + "}")] = "learned"
-    """How masks are chosen."""
+    """Name of a shipped recipe; `config` and flags override it."""
+    method: str = "learned"
+    """Method that chooses masks: learned, fisher, or one that an installed package adds."""
     sites: tuple[Site, ...] = ()
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
     prunes them, which for ours are the five sites of DISP-LLM. mlp_mid and heads alone give a model
@@ -90,8 +93,6 @@ class PruneConfig:
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False
     """Go on although the model, a text or a file of the run is not what it was."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -99,7 +100,6 @@ class PruneConfig:
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    frozen: FrozenConfig = field(default_factory=FrozenConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -108,11 +108,6 @@ class PruneConfig:
     def sizes(self) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""
         return self.budget.sizes(self.keep)
-
-    @property
-    def first_size(self) -> str:
-        """Name of the size whose masks file carries the logits of the run."""
-        return self.budget.size_name(self.sizes[0])
 
     @property
     def learned_sizes(self) -> tuple[Target, ...]:
@@ -139,7 +134,7 @@ class PruneConfig:
         require_used(self)
         self.budget.validate(self.keep)
         self._validate_range()
-        for part in (self.text, self.evaluation, self.learn, self.frozen):
+        for part in (self.text, self.evaluation):
             part.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
@@ -148,12 +143,11 @@ class PruneConfig:
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
             )
-        held = self.frozen.is_fetched or self.frozen.shard not in ("auto", "no")
-        if self.learn.learns_weights and held:
+        if self.learn.learns_weights and self.training.shard == "full":
             raise InputError(
                 "weights learn where they lie as a whole",
                 field="weight_rate",
-                hint="leave out `shard`, `offload` and `base_precision`, or let it be 0",
+                hint="leave out `shard`, or let it be 0",
             )
 
     def _validate_names(self) -> None:
@@ -172,8 +166,6 @@ class PruneConfig:
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
         _require_method(self.method, "method")
-        if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", (*STARTS, *start_names()))
 
     def _validate_range(self) -> None:
         if not self.keep_range:

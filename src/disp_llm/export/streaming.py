@@ -6,6 +6,7 @@ byte, what `write_folder` writes of the same model in memory.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from disp_llm.export.parts import made
 from disp_llm.export.plan import plan_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import Checkpoint, natural
+from disp_llm.models.checkpoint import Checkpoint
 from disp_llm.models.files import INDEX
 from disp_llm.runs.lazily import write_lazily
 
 FORMAT = {"format": "pt"}
 """What transformers writes into the header of its files."""
+
+NUMBERED = re.compile(r"(.*?)(\d*)")
+"""A part of a name: a word and the number at its end, either of which may be missing."""
 
 OnTensor = Callable[[int, int], None]
 """Called with how many tensors are done, and of how many."""
@@ -98,3 +102,11 @@ def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
     state = model.state_dict()
     return {name: state[name] for name in sorted(state.keys() - tied, key=natural)}
+
+
+def natural(name: str) -> list[tuple[bool, str, int]]:
+    """A key by which `layers.10` follows `layers.9`, and numbers come before words: the order in
+    which transformers writes tensors."""
+    found = (NUMBERED.fullmatch(part) for part in name.split("."))
+    parts = [match.groups() for match in found if match]
+    return [(bool(word), word, int(digits or -1)) for word, digits in parts]

@@ -100,8 +100,7 @@ class PrunableModel:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all weights lie here as they are: neither divided among processes nor fetched
-        when a block runs."""
+        """Whether all weights lie here: neither divided among processes nor left out."""
         weights = (linear.weight for linear in self.linears())
         return not any(isinstance(weight, DTensor) or weight.is_meta for weight in weights)
 

@@ -19,8 +19,9 @@ from disp_llm.runs.provenance import cpu_facts
 
 LONGEST_WAIT = timedelta(days=1)
 """How long the other processes wait for the main one while it lets the model write its own text or
-measures; torch gives up after ten minutes on GPUs. Within a step they wait as long as the setting
-`patience` says."""
+measures; torch gives up after ten minutes on GPUs."""
+PATIENCE = timedelta(minutes=30)
+"""How long they wait for each other within a step."""
 
 
 def start_process(machine: MachineConfig) -> Process:
@@ -35,7 +36,7 @@ def start_process(machine: MachineConfig) -> Process:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
     if accelerator.num_processes > 1:
-        group = torch.distributed.new_group(timeout=timedelta(minutes=machine.patience))
+        group = torch.distributed.new_group(timeout=PATIENCE)
         return Process(accelerator, accelerator.device, group)
     return Process(accelerator, resolve_device(machine.device))
 

@@ -6,11 +6,11 @@ folder is run. Weights are frozen and dropout is off.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,7 +22,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.files import pickled_weights, require_readable, weight_files
+from disp_llm.models.files import hub_place, pickled_weights, require_readable, weight_files
 from disp_llm.models.limits import require_possible_size
 from disp_llm.models.processor import processor_files
 from disp_llm.models.pruned import require_widths
@@ -31,9 +31,10 @@ from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, source_
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
-Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 GGUF_CONFIG = getattr(transformers, "GgufConfig", None)
 """Newer transformers leave GGUF weights packed unless told otherwise; older ones always unpack."""
@@ -50,24 +51,6 @@ SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
 """
 
 
-@runtime_checkable
-class Holding(Protocol):
-    """A way to hold models whose weights do not all lie here: `Sharding`, `Fetching`."""
-
-    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> "Loaded":
-        """Loads another one that is held likewise."""
-        ...
-
-    def drop(self, model: PreTrainedModel) -> None:
-        """Lets go of the one that was loaded last."""
-        ...
-
-    def lead(self, work: Callable[[], Result]) -> Result | None:
-        """Lets the first of all processes work alone with what is held, as the original is; None in
-        the others, which call it alike."""
-        ...
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A frozen model, ready to run."""
@@ -81,8 +64,8 @@ class Loaded:
     """The data type that it was loaded in."""
     processor: tuple[Path, ...] = ()
     """Files of a wrapper's processor, which travel with what is made of the model."""
-    holding: "Holding | None" = None
-    """What holds its weights, where they do not all lie here as they are."""
+    sharding: "Sharding | None" = None
+    """What divides its weights among processes; None = they all lie here."""
 
     @property
     def bos_token_id(self) -> int | None:
@@ -93,7 +76,7 @@ class Loaded:
         """The same, known by its numbers where a record says that it lay in memory then: where it
         came from was not known."""
         recorded, now = source.get("revision", ""), self.source["revision"]
-        if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.holding:
+        if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.sharding:
             return self
         return replace(self, source=self.source | {"revision": fingerprint_of(self.model)})
 
@@ -285,10 +268,11 @@ def _path(name: str) -> Path:
 
 def _arguments(name: str) -> dict[str, Any]:
     """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder."""
-    path = _path(name)
-    where = {"pretrained_model_name_or_path": name}
+    repository, revision = hub_place(name)
+    path = _path(repository)
+    where = {"pretrained_model_name_or_path": repository, "revision": revision}
     if path.suffix == ".gguf":
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     return {**where, "trust_remote_code": False}
 
 

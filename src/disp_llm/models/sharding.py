@@ -8,20 +8,19 @@ the model, the others hand it their parts.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import dtype_name
@@ -68,25 +67,10 @@ class Sharding:
     """Whether the others wait for what this process tells them."""
 
     @classmethod
-    def among(cls, process: Process, kind: Literal["full", "hybrid"]) -> "Sharding":
-        """Among all processes, or among those of each node.
-
-        Raises:
-            InputError: there are not several nodes of several processes each.
-        """
-        device, count = process.device.type, process.count
-        if kind == "full":
-            assert process.group is not None, "one process has nobody to share with"
-            return cls(process, DeviceMesh.from_group(process.group, device))
-        in_node = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-        if count % in_node or in_node in (1, count):
-            raise InputError(
-                f"hybrid takes several nodes of several processes, not {count} of {in_node}",
-                field="shard",
-                hint="use full",
-            )
-        shape, names = (count // in_node, in_node), ("replicate", "shard")
-        return cls(process, init_device_mesh(device, shape, mesh_dim_names=names))
+    def among(cls, process: Process) -> "Sharding":
+        """Among all processes."""
+        assert process.group is not None, "one process has nobody to share with"
+        return cls(process, DeviceMesh.from_group(process.group, process.device.type))
 
     def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
         """Loads a frozen model of which every process reads only its part. All do so alike, the
@@ -194,21 +178,42 @@ class Sharding:
     def _filled(
         self, name: str, machine: MachineConfig, dense_only: bool, prepare: Callable[[Loaded], Any]
     ) -> Loaded:
+        """The first process reads tensor by tensor, and gives each process its part."""
         empty = load(name, machine, dense_only, empty=True)
         model: Any = empty.model
         buffers = computed_buffers(model)
-        read = self._reader(name, machine, empty)
+        read = self._reader(name, machine, empty) if self.process.is_main else None
         prepare(empty)
         self._divide(empty)
         model.to_empty(device=self.process.device)
         model.tie_weights()
-        tensors = model.state_dict()
-        for key, tensor in tensors.items():
-            read(key, tensor)
+        own = {key for key, _ in chain(model.named_parameters(), model.named_buffers())}
+        for key, tensor in model.state_dict().items():
+            if key not in own:  # it is tied to another
+                continue
+            given = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.process.device)
+            if read is not None:
+                given.copy_(read(key))
+            if isinstance(tensor, DTensor):
+                tensor.copy_(distribute_tensor(given, tensor.device_mesh, tensor.placements))
+            else:
+                torch.distributed.broadcast(given, 0)
+                tensor.copy_(given)
         for key, buffer in buffers.items():
             model.get_buffer(key).copy_(buffer)
         model.eval()
-        return replace(empty, holding=self)
+        return replace(empty, sharding=self)
+
+    def _reader(self, name: str, machine: MachineConfig, empty: Loaded) -> Callable[[str], Tensor]:
+        """What gives the tensors of a model: its files or, where these do not hold them as they
+        are, the whole model in the machine's memory."""
+        checkpoint = checkpoint_of(empty)
+        if checkpoint is not None:
+            return checkpoint.read
+        dtype: Any = dtype_name(empty.dtype)
+        return (
+            load(name, replace(machine, device="cpu", dtype=dtype)).model.state_dict().__getitem__
+        )
 
     def _divide(self, empty: Loaded) -> None:
         """Divides blocks, each a unit; what lies outside of them stays whole. A block whose weights
@@ -222,41 +227,3 @@ class Sharding:
         for block in blocks:
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         fully_shard(base, mesh=self.mesh, ignored_params=set(base.parameters()) - inside)
-
-    def _reader(
-        self, name: str, machine: MachineConfig, empty: Loaded
-    ) -> Callable[[str, Tensor], None]:
-        """What fills a tensor of the model: from the files or, where these do not hold tensors one
-        by one, from the first process, which loads the whole model."""
-        checkpoint = checkpoint_of(empty)
-        if checkpoint is not None:
-
-            def read(key: str, tensor: Tensor) -> None:
-                if key in checkpoint.sources:
-                    part, rows = self._part(tensor)
-                    part.copy_(checkpoint.read(key, rows))
-
-            return read
-        dtype: Any = dtype_name(empty.dtype)
-        whole, on_cpu = None, replace(machine, device="cpu", dtype=dtype)
-        if self.process.is_main:
-            whole = load(name, on_cpu).model.state_dict()
-
-        def receive(key: str, tensor: Tensor) -> None:
-            part, rows = self._part(tensor)
-            sent = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.process.device)
-            if whole is not None:
-                sent.copy_(whole[key])
-            torch.distributed.broadcast(sent, 0)
-            part.copy_(sent[rows] if tensor.dim() else sent)
-
-        return receive
-
-    def _part(self, tensor: Tensor) -> tuple[Tensor, slice]:
-        """What of a tensor lies here, and which of its rows that is."""
-        if not isinstance(tensor, DTensor):
-            return tensor, slice(None)
-        mesh = self.mesh["shard"] if self.mesh.ndim > 1 else self.mesh
-        most = -(-len(tensor) // mesh.size())
-        first = min(mesh.get_local_rank() * most, len(tensor))
-        return tensor.to_local(), slice(first, min(first + most, len(tensor)))

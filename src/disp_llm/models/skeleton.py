@@ -1,11 +1,11 @@
-"""A model without weights, which may get them one by one."""
+"""A model without weights."""
 
 from typing import Any
 
 import accelerate
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.models.architectures import PRUNED_PREFIX
@@ -35,13 +35,3 @@ def computed_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
         )
     stored = model.state_dict().keys()
     return {name: buffer for name, buffer in skeleton.named_buffers() if name not in stored}
-
-
-def put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Gives a model one of its parameters or buffers."""
-    path, _, key = name.rpartition(".")
-    module = model.get_submodule(path)
-    if key in module._parameters:
-        module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        module._buffers[key] = tensor

@@ -1,4 +1,4 @@
-"""Progress bars and lines, on standard error or in a notebook."""
+"""Results on standard output; progress and messages on standard error, or in a notebook."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -33,16 +33,21 @@ class LineConsole(Console):
         return self.file.isatty() and not self.is_jupyter
 
 
-console = LineConsole(stderr=True, highlight=False, markup=False, emoji=False)
-"""Names may hold brackets and colons."""
+# Names may hold brackets and colons, so nothing is markup.
+messages = LineConsole(stderr=True, highlight=False, markup=False, emoji=False)
+"""For progress."""
 
-if not (console.is_terminal or console.is_jupyter):
-    console.width = 120  # a log file has no width of its own
+results = LineConsole(highlight=False, markup=False, emoji=False)
+"""For what a command has found. With `--json` standard output is for the object alone, and this
+writes to standard error."""
+
+if not (results.is_terminal or results.is_jupyter):
+    results.width = 1000  # a file has no width of its own, so no table is wrapped
 
 
 def say(line: str) -> None:
-    """Prints one line, which the terminal may wrap but which holds no line break."""
-    console.print(line, soft_wrap=True, markup=False)
+    """Prints one line of a result, which the terminal may wrap but which holds no line break."""
+    results.print(line, soft_wrap=True)
 
 
 @contextmanager
@@ -53,10 +58,10 @@ def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
         plain_lines: where there is neither a terminal nor a notebook, print one line when a stage
             begins and another at each tenth of it; otherwise nothing is shown there.
     """
-    if console.is_terminal or _can_redraw_in_notebook():
+    if messages.is_terminal or _can_redraw_in_notebook():
         with _bars() as callback:
             yield callback
-    elif plain_lines or console.is_jupyter:
+    elif plain_lines or messages.is_jupyter:
         yield _lines()
     else:
         yield silent
@@ -64,7 +69,7 @@ def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
 
 def _can_redraw_in_notebook() -> bool:
     """Whether this is a notebook in which rich can move a bar; it prints lines in any other."""
-    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return messages.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 @contextmanager
@@ -78,7 +83,7 @@ def _bars() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as drawn:
+    with Progress(*columns, console=messages) as drawn:
 
         def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             if stage not in bars:
@@ -95,7 +100,9 @@ def _lines() -> ProgressCallback:
         tenth = done * 10 // total
         if stage not in tenths or done == total or tenth > tenths[stage]:
             tenths[stage] = tenth
-            say(f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip())
+            messages.print(
+                f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip(), soft_wrap=True
+            )
 
     return print_line
 

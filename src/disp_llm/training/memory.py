@@ -15,19 +15,15 @@ import math
 from dataclasses import dataclass
 
 from disp_llm.compact.modeling_disp_llm import widths_of
-from disp_llm.config.frozen import BasePrecision, FrozenConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.training.hypernetwork import numbers_of, shared_entries
+from disp_llm.training.hypernetwork import numbers_of
 from disp_llm.training.losses import CHUNK
 
 FLOAT = 4
 """Bytes of a number in float32."""
-
-BYTES: dict[BasePrecision, float] = {"bfloat16": 2.0, "int8": 1 + 2 / 64, "nf4": 0.5 + 2 / 64}
-"""Bytes of a rounded weight, with its part of a scale."""
 
 LOGITS, TAUGHT_LOGITS = 4, 7
 """How many numbers there are at one time for each logit of a chunk, alone and with a teacher's."""
@@ -63,16 +59,14 @@ class Memory:
 
 
 def learning_memory(
-    target: PrunableModel, config: PruneConfig, frozen: FrozenConfig, processes: int, itemsize: int
+    target: PrunableModel, config: PruneConfig, processes: int, itemsize: int
 ) -> Memory:
     """The peak of a learning step.
 
     Args:
         target: the model, which may be empty.
-        config: settings, whose part `frozen` is not looked at; gradient checkpointing is "yes" or
-            "no".
-        frozen: how the weights are held; `shard` is not "auto".
-        processes: among how many they are divided, where they are.
+        config: settings, in which gradient checkpointing is "yes" or "no".
+        processes: among how many blocks are divided; 1 = each process has all of them.
         itemsize: bytes of a number of the model.
     """
     training = config.training
@@ -81,12 +75,8 @@ def learning_memory(
     largest = max(blocks) * itemsize
     outside = (target.parameters - sum(blocks)) * itemsize
     held, running = sum(blocks) * itemsize, 0
-    if frozen.shard != "no":
+    if processes > 1:
         held, running = held // processes, GATHERED * largest
-    elif frozen.is_fetched:
-        rounded = BYTES.get(frozen.base_precision, itemsize)
-        held = round(sum(blocks) * rounded) if frozen.offload == "no" else 0
-        running = largest
     of_blocks = [kept_by_block(shape, tokens) * itemsize for shape in target.layout.blocks]
     inputs = sum(tokens * shape.hidden * itemsize for shape in target.layout.blocks)
     logits = TAUGHT_LOGITS if training.distill else LOGITS
@@ -141,8 +131,7 @@ def passing_in_block(shape: BlockShape, tokens: int) -> int:
 def trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     """What is trained, its gradient, two moments, and what the optimiser computes with."""
     learn, entries = config.learn, target.layout.entries
-    free = sum(shared_entries(target.layout)[0]) if learn.constrained else entries
-    numbers = numbers_of(learn.parametrisation, free) + (entries if learn.learns_scales else 0)
+    numbers = numbers_of(learn.parametrisation, entries) + (entries if learn.learns_scales else 0)
     if learn.learns_adapters:
         numbers += learn.adapter_rank * _widths(target)
     if learn.learns_weights:
