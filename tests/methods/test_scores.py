@@ -12,6 +12,7 @@ from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
+from disp_llm.methods import learned
 from disp_llm.methods.calibration import calibration_windows
 from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_importance, fisher_scores, per_parameter
 from disp_llm.methods.learned import CLAMP, start_logits
