@@ -62,7 +62,7 @@ class CompareConfig:
     frontier: bool = False
     """Measure the original as rows of its own too, in the dtype of the run, in int8 and in int4
     (which needs torchao), draw every row against its time and its memory, and say which are
-    dominated."""
+    on the Pareto front."""
     target: tuple[Size, ...] = ()
     """Sizes of the method `latency`, as shares of the original's time for a prompt, in (0, 1]."""
     quantise: tuple[Word, ...] = ()
