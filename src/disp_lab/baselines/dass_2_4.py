@@ -25,11 +25,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def dass_2_4(problem: PruningProblem) -> Maker:
-    """Every linear layer, block after block.
-
-    Raises:
-        InputError: groups of four do not fit a layer, or the text is shorter than a window.
-    """
+    """Every linear layer, block after block."""
     mlp = problem.dense.family.mlp
     gated = len(mlp.reads) * mlp.fused > 1
 

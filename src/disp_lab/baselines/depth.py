@@ -56,11 +56,7 @@ def depth(problem: PruningProblem) -> Maker:
 
 @torch.no_grad()
 def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
-    """How much each block changes what enters it, in float64.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
+    """How much each block changes what enters it, in float64."""
     windows, dense = calibration_tokens(problem), problem.dense
     progress = problem.job.count("scoring")
     influence = torch.zeros(len(dense.blocks), dtype=torch.float64)

@@ -10,11 +10,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def magnitude_2_4(problem: PruningProblem) -> Maker:
-    """Every linear layer by itself.
-
-    Raises:
-        InputError: groups of four do not fit a layer.
-    """
+    """Every linear layer by itself."""
     pruned = copied(problem)
     for linear in pruned.linears():
         weight = matrix_of(linear)

@@ -20,12 +20,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def sparsegpt_2_4(problem: PruningProblem) -> Maker:
-    """Every linear layer, block after block, behind the pruned ones.
-
-    Raises:
-        InputError: a layer's inputs are not a multiple of four, or the text is shorter than a
-        window.
-    """
+    """Every linear layer, block after block, behind the pruned ones."""
     pruned = copied(problem)
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
@@ -40,11 +35,7 @@ def sparsegpt_2_4(problem: PruningProblem) -> Maker:
 def reconstructed(
     weight: Float[Tensor, "R C"], moment: Float[Tensor, "C C"]
 ) -> Float[Tensor, "R C"]:
-    """The weights with two zeros in every group of four, and the others changed to make up.
-
-    Raises:
-        InputError: C is not a multiple of four.
-    """
+    """The weights with two zeros in every group of four, and the others changed to make up."""
     factor = inverse_factor(moment).to(weight.dtype)
     kept = torch.empty(0)
 

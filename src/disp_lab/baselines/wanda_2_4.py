@@ -10,11 +10,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def wanda_2_4(problem: PruningProblem) -> Maker:
-    """Every linear layer, block after block.
-
-    Raises:
-        InputError: groups of four do not fit a layer, or the text is shorter than a window.
-    """
+    """Every linear layer, block after block."""
     return pruned_block_by_block(problem, best_by_input_norm)
 
 

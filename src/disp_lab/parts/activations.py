@@ -33,11 +33,7 @@ class Moments:
 @torch.no_grad()
 def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
     """For every block, moments of what enters the layer by which attention writes, and of what
-    enters that of the MLP.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
+    enters that of the MLP."""
     windows, dense = calibration_tokens(problem), problem.dense
     progress = problem.job.count("scoring")
     layers = [

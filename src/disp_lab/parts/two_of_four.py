@@ -47,11 +47,7 @@ def best_two_of_four(scores: Float[Tensor, "R C"]) -> Bool[Tensor, "R C"]:
 def best_by_input_norm(
     path: str, weight: Float[Tensor, "R C"], moments: SecondMoments
 ) -> Bool[Tensor, "R C"]:
-    """Wanda's choice: which weights have the two highest `|W_ij|·‖X_j‖₂` of four neighbours.
-
-    Raises:
-        InputError: C is not a multiple of four.
-    """
+    """Wanda's choice: which weights have the two highest `|W_ij|·‖X_j‖₂` of four neighbours."""
     return best_two_of_four(weight.abs() * input_norms(moments[path]))
 
 
@@ -70,9 +66,6 @@ def pruned_block_by_block(
     Args:
         kept_weights: from a layer's path, weight and what enters the layers of its block, which of
             the weights are kept.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
     """
     pruned = copied(problem)
 

@@ -76,11 +76,7 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes the figure, whole or not at all, in the format of the file's suffix.
-
-    Raises:
-        InputError: the file cannot be written, or lies there and is not ours.
-    """
+    """Writes the figure, whole or not at all, in the format of the file's suffix."""
     kind = path.suffix[1:]
     signed = {"Creator" if kind == "svg" else "Software": "disp-llm"}
     with atomic(path, PICTURES[path.suffix]) as temporary:

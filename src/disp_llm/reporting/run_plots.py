@@ -17,9 +17,6 @@ def draw_curve(figures: dict[str, Any], path: Path) -> None:
 
     Args:
         figures: what `result.json` of a run with a `curve` holds.
-
-    Raises:
-        InputError: the file cannot be written.
     """
     found = run_figures(figures, "result.json")
     assert found.dense is not None
@@ -51,11 +48,7 @@ def draw_curve(figures: dict[str, Any], path: Path) -> None:
 
 def draw_masks(masks: Masks, path: Path) -> None:
     """The share of every site that every block keeps, and which dimensions of the residual stream
-    it reads and writes (the paper's Fig. 6).
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    it reads and writes (the paper's Fig. 6)."""
     sites = masks.layout.sites
     parts = [part.numpy() for part in masks.layout.split(masks.kept)]
     of_site: dict[str, list[np.ndarray]]
