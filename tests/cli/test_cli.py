@@ -99,10 +99,6 @@ def test_unknown_command_is_one_line():
             "--workload: is of a --budget of latency, and params does not use it; leave it out",
         ),
         (
-            ["prune", "x", "--curve-points", "5"],
-            "--curve-points: is of a --keep-range, and there is none; leave it out, or give --keep",
-        ),
-        (
             ["recover", "x", "--rank", "64"],
             "--rank: is of adapters, and all weights learn; leave it out, or give --how lora",
         ),

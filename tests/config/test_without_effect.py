@@ -109,8 +109,6 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --text a.txt --weights 1.5", "weights"),
         ("prune m --text self --text-field body", "text_field"),
         ("prune m --text speeches --self-batch 3", "self_batch"),
-        ("prune m --keep-range 0.4 0.6 --keep 0.9", "keep"),
-        ("prune m --curve-points 5", "curve_points"),
         ("prune m --workload decode", "workload"),
         ("recover f --rank 64", "rank"),
         ("recover f --how lora --weight-optimizer muon", "weight_optimizer"),

@@ -42,7 +42,7 @@ def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
 
 
 def _pruning(asked: PruneConfig) -> dict[str, Any]:
-    require_possible(asked, asked.learned_sizes)
+    require_possible(asked, asked.sizes)
     empty = PrunableModel(*load_shapes(asked.model))
     config = within_positions(asked, usual_settings(asked), empty.model.config)
     device = resolve_device(config.machine.device)

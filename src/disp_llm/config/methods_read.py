@@ -57,10 +57,4 @@ READS = (
         what="steps weights, and none learn",
         instead="add `weight_rate`",
     ),
-    Use(
-        "curve_points",
-        when=lambda config: config.keep_range,
-        what="is of a `keep_range`, and there is none",
-        instead="give `keep_range`",
-    ),
 )

@@ -45,14 +45,6 @@ def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[
     return figure, axes
 
 
-def mark_dense(axes: Any, perplexity: float, highest: float) -> None:
-    """A line at the original's perplexity, on a logarithmic axis that reaches the highest,
-    below the line where pruned models have learned the text."""
-    label = f"original, {perplexity:.1f}"
-    axes.axhline(perplexity, color=DENSE, linewidth=1, linestyle="--", label=label)
-    logarithmic(axes, *sorted((perplexity, highest)))
-
-
 def logarithmic(axes: Any, low: float, high: float) -> None:
     """A logarithmic axis of perplexities with round numbers on it."""
     from matplotlib.ticker import NullLocator, ScalarFormatter

@@ -55,15 +55,6 @@ class Provenance(TypedDict):
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One size on the curve of a run."""
-
-    keep_asked: Amount
-    keep: Amount
-    measured: Perplexity
-
-
-@dataclass(frozen=True)
 class OwnWords:
     """What a model writes to learn from."""
 
@@ -122,7 +113,6 @@ class RunFigures:
     """Among how many the windows of a step were divided when the run was begun."""
     dense: DenseResult | None = None
     models: list[SizeResult] = field(default_factory=list)
-    curve: list[CurvePoint] = field(default_factory=list)
     before: MeasuredResult | None = None
     """This one, `original`, `teacher` and `model` are those of `recover`."""
     original: Scores | None = None
