@@ -4,10 +4,10 @@
 - Wanda (arXiv 2306.11695) scores `|W_ij|·‖X_j‖₂` (Eq. 1), with X what enters the layer behind the
   pruned blocks before it.
 - DaSS (arXiv 2405.01943) scores a weight of a gated MLP's gate or up by `|W_ij|·‖Z_i‖₂^½`, where
-  Z_i is the channel inside the MLP that its row feeds, as down reads it. That factor is the same all
-  along a row, so the four that compete are neighbouring channels' weights of one input, as in the
-  authors' release: in these two layers the pattern lies across that of the tensor cores. Everything
-  else, and a plain MLP, goes by Wanda's score.
+  Z_i is the channel inside the MLP that its row feeds, as down reads it. That factor is the same
+  all along a row, so the four that compete are neighbouring channels' weights of one input, as in
+  the authors' release: in these two layers the pattern lies across that of the tensor cores.
+  Everything else, and a plain MLP, goes by Wanda's score.
 - SparseGPT (arXiv 2301.00774) goes through columns from left to right. Of every four, a row loses
   the two with the least `w_j²/[H⁻¹]_jj` (sections 3.3 and 3.4), and each pruned weight changes
   those to its right.
