@@ -145,7 +145,7 @@ def _asked(config: CompareConfig) -> dict[str, Any]:
         "batch": config.batch,
         "align": config.align,
     }
-    for table in ("text", "words", "evaluation", "scores", "machine"):
+    for table in ("text", "evaluation", "scores", "machine"):
         asked[table] = resolved(getattr(config, table))
     if config.target:
         asked["target"] = list(config.target)
