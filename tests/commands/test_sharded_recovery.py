@@ -182,8 +182,8 @@ def test_a_model_in_memory_stays_whole(field, llama_folder, text_file, tokenizer
 def test_muon_steps_matrices_that_are_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Process, "count", 2)
     job = job_of(tmp_path)
-    training = dataclasses.replace(job.config.training, weight_optimizer="muon")
-    config = dataclasses.replace(job.config, training=training, shard="full")
+    training = dataclasses.replace(job.config.training, weight_optimizer="muon", shard="full")
+    config = dataclasses.replace(job.config, training=training)
     with pytest.raises(InputError, match="muon steps matrices that lie in every process"):
         sharding_of(dataclasses.replace(job, config=config), (Inputs(), Inputs()))
 
@@ -193,7 +193,8 @@ def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
     example = disp_llm.TaskExample((1, 2), lambda states: states.sum(), 1)
     given = read_input_examples([example], "auto")
     job = job_of(tmp_path)
-    config = dataclasses.replace(job.config, shard="full")
+    training = dataclasses.replace(job.config.training, shard="full")
+    config = dataclasses.replace(job.config, training=training)
     text = dataclasses.replace(config.text, text=(Path("a.txt"),))
     job = dataclasses.replace(job, config=dataclasses.replace(config, text=text))
     inputs = (Inputs(texts=InMemory(examples=given)), Inputs())

@@ -16,7 +16,7 @@ from conftest import (
     without_branches,
 )
 from fresh import PROMPT
-from mixture_runs import export_from_file_to_file, pruned
+from mixture_runs import export_another_size, pruned
 from transformers import AutoModelForCausalLM
 from wrapping import picture, prunable_wrapper
 
@@ -142,7 +142,7 @@ def test_methods_prune_everything(mixture, text_file, tmp_path, method):
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(prompt, use_cache=True, **options)
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
-    export_from_file_to_file(run)
+    export_another_size(run)
 
 
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):
