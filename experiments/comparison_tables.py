@@ -1,11 +1,11 @@
 """Tables that set methods side by side: baselines/tables.md, docs/results.md and README.md."""
 
-import json
 import statistics
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from committed import read_committed
 from machines import Times, origin_of_rows
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def compared(name: str) -> dict | None:
     file = BASELINES / name
     if not file.exists():
         return None
-    result = json.loads(file.read_text())
+    result = read_committed(file)
     (told,) = (one for one in page_settings()["comparison"] if one["file"] == name)
     elsewhere = told.get("seconds_elsewhere", [])
     for row in result["rows"]:
@@ -165,7 +165,7 @@ def _row(told: dict) -> Row:
 
 def _models(told: dict) -> list[dict]:
     """The models of all seeds, each with the tokens that were read for it."""
-    results = json.loads((HERE / "results" / f"{told['experiment']}.json").read_text())
+    results = read_committed(HERE / "results" / f"{told['experiment']}.json")
     if "method" in told:
         return [row for result in results for row in _of_method(result, told["method"])]
     named = told["variant"] if isinstance(told["variant"], list) else [told["variant"]]
@@ -290,7 +290,7 @@ def results_tables() -> list[str]:
 
 def headline_table() -> list[str]:
     """The experiment "headline": a row for each setting, a column for each size."""
-    results = json.loads((HERE / "results" / "headline.json").read_text())
+    results = read_committed(HERE / "results" / "headline.json")
     keeps = sorted({m["keep_asked"] for r in results for m in r["models"]}, reverse=True)
     columns = ["", *(f"keep {keep:g}" for keep in keeps), "tokens"]
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]

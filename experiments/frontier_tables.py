@@ -4,9 +4,9 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 `benchmarks/results/quantise.json`; where the first has not been run, the text says so.
 """
 
-import json
 from dataclasses import dataclass
 
+from committed import read_committed
 from comparison_tables import HERE
 from machines import machine, origin_of_rows
 
@@ -50,7 +50,7 @@ def frontier() -> Measured | None:
     """The first variant of the experiment, if it has been run."""
     if not RESULTS.exists():
         return None
-    found = [result for result in json.loads(RESULTS.read_text()) if "rows" in result]
+    found = [result for result in read_committed(RESULTS) if "rows" in result]
     return Measured(found[0]) if found else None
 
 
@@ -61,7 +61,7 @@ def comparison_section(result: dict) -> list[str]:
         return [*lines, f"{result['error']}.", ""]
     table = frontier_lines(result)
     measured = Frontier.of(result)
-    lines += ["Times are shares of the original's.", "", *table[: table.index("")], ""]
+    lines += ["Speeds are times as fast as the original.", "", *table[: table.index("")], ""]
     lines += ["## At the time of others", "", TO_TAKE.format(tokens_read(measured)), ""]
     return [*lines, *beside(measured), "", Measured(result).machine, ""]
 
@@ -82,7 +82,7 @@ def choices() -> list[str]:
 def fronts(frontier: Frontier) -> list[str]:
     """A row a cost: what nothing dominates, the cheapest last; of times those that save some."""
     lines = [
-        f"| if | the Pareto front: {frontier.value_name} at its cost, a time as a share of the "
+        f"| if | the Pareto front: {frontier.value_name} at its cost, a speed as times the "
         "original's, memory with the KV cache of 512 tokens |",
         "|---|---|",
     ]
@@ -133,7 +133,7 @@ def _said(own: Point | None, other: Point) -> str:
 
 def quantising() -> list[str]:
     """Models in three kinds of weights, from the benchmark."""
-    found = json.loads(QUANTISED.read_text())
+    found = read_committed(QUANTISED)
     lines = [
         "| model | weights | MB | times the original's | decode, eager | compiled | on the front |",
         "|---|---|---:|---:|---:|---:|:-:|",

@@ -23,7 +23,6 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import without_paths_in_message
 
 HERE = Path(__file__).parent
@@ -134,27 +133,18 @@ def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict
     texts = texts_of(variant, experiment)
     if not texts:
         return
-    first = f"{comparison['asked']['keep'][0]:g}"
-    places = [exported(folder, row, first) for row in comparison["rows"]]
+    places = [exported(folder, row) for row in comparison["rows"]]
     models = [comparison["asked"]["model"], *places]
     for told, place in zip([comparison["dense"], *comparison["rows"]], models, strict=True):
         if place is not None:
             told["other_texts"] = measure(str(place), texts, "")["texts"]
 
 
-def exported(folder: Path, row: dict, first: str) -> Path | None:
-    """Where a comparison has left the model of a row; None of a baseline, which leaves none.
-
-    Args:
-        first: the size that a run for all sizes has in the folder without one in its name.
-    """
-    keep, run = f"{row['keep_asked']:g}", folder / row["method"]
-    of_one = run / f"keep-{keep}"
-    place = (
-        Run(of_one).model_folder(keep, keep)
-        if of_one.is_dir()
-        else Run(run).model_folder(keep, first)
-    )
+def exported(folder: Path, row: dict) -> Path | None:
+    """Where a comparison has left the model of a row; None of a baseline, which leaves none."""
+    keep = f"keep-{row['keep_asked']:g}"
+    places = (folder / row["method"] / keep / keep, folder / row["method"] / keep)
+    place = next((place for place in places if place.is_dir()), places[-1])
     return place if place.is_dir() else None
 
 

@@ -9,12 +9,12 @@ the exit code says whether the texts are up to date.
 """
 
 import argparse
-import json
 import sys
 import tomllib
 from pathlib import Path
 
 from architectures_page import architectures_page
+from committed import read_committed
 from comparison_tables import (
     HERE,
     baselines_page,
@@ -42,7 +42,8 @@ make tables   # tables and charts from the results
 
 `make experiments/NAME` runs every variant that has no result yet; an interrupted run resumes. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
-the command, commit, seed, versions, processor and date of every row. Variables in flags name
+the command, commit, seed, versions, processor and date of every row. A result without a file of
+flags is of what was removed since; commit de57855 has it. Variables in flags name
 folders: `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments.
@@ -122,7 +123,7 @@ def accuracy(found: dict) -> str:
 def result_page(path: Path) -> str:
     """results/NAME.md of one experiment: what it asks, its command, its table, its machines."""
     experiment = tomllib.loads(path.read_text())
-    results = json.loads((HERE / "results" / f"{path.stem}.json").read_text())
+    results = read_committed(HERE / "results" / f"{path.stem}.json")
     command = experiment.get("command", "prune")
     lines = [
         f"# {experiment['title']}", "", experiment["question"].strip(), "", "```",
@@ -189,7 +190,8 @@ def pages() -> dict[Path, str]:
     docs, readme = ROOT / "docs", ROOT / "README.md"
     results, guide, commands = (docs / f"{name}.md" for name in ("results", "guide", "commands"))
     shown = between_markers(results.read_text(), "results", results_tables())
-    made = [HERE / f"{path.stem}.toml" for path in sorted((HERE / "results").glob("*.json"))]
+    defined = sorted(HERE.glob("*.toml"))
+    made = [path for path in defined if (HERE / "results" / f"{path.stem}.json").exists()]
     return {
         **{HERE / "results" / f"{path.stem}.md": result_page(path) for path in made},
         HERE / "baselines" / "tables.md": baselines_page(),

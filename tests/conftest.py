@@ -294,6 +294,12 @@ def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
+def kept_in(run: Path, size: str = "0.5") -> dict[str, torch.Tensor]:
+    """The kept indices of a size, by site."""
+    begins, tensors = f"kept.{size}.", load_file(run / "selection.safetensors")
+    return {k.removeprefix(begins): v for k, v in tensors.items() if k.startswith(begins)}
+
+
 BEGUN = {
     "status": "running",
     "run": "run",
@@ -307,8 +313,7 @@ BEGUN = {
 
 
 FEW = """
-    --text speeches --steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4
-    --windows 2
+    --text speeches --steps 12 --length 256 --calibration-sequences 4 --windows 2
 """.split()
 """Flags of a run on the real model that takes a minute."""
 
@@ -400,7 +405,7 @@ def wide_folder(tmp_path_factory, text_file):
         "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    return place / "run" / "model"
+    return place / "run" / "keep-0.5"
 
 
 @pytest.fixture

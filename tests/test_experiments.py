@@ -78,8 +78,8 @@ def test_choices_are_those_of_the_results(experiments, compared, tmp_path, monke
     tables.RESULTS.write_text(json.dumps([kept]))
     text = "\n".join(tables.choices())
     assert (
-        "| a prompt is to take less time | greedy keep 0.5: 40.00 at 0.90; "
-        "learned keep 0.5: 50.00 at 0.70; depth keep 0.5: 70.00 at 0.60 |" in text
+        "| a prompt is to take less time | greedy keep 0.5: 40.00 at ×1.11; "
+        "learned keep 0.5: 50.00 at ×1.43; depth keep 0.5: 70.00 at ×1.67 |" in text
     )
 
 
@@ -213,7 +213,7 @@ def test_models_that_a_comparison_has_left_are_measured_on_other_texts(
     """Of a run for all sizes, and of one a size; what leaves no folder has no such figure."""
     run, _ = experiments
     told = run.of_comparison(compared, "disp-llm compare m")
-    places = [tmp_path / "learned" / "model", tmp_path / "flap" / "keep-0.5" / "model"]
+    places = [tmp_path / "learned" / "keep-0.5", tmp_path / "flap" / "keep-0.5" / "keep-0.5"]
     for place in places:
         place.mkdir(parents=True)
     asked = []

@@ -14,7 +14,7 @@ from disp_llm.runs.results import (
     from_json,
     require_losses,
     require_speeds,
-    shares_of_time,
+    speedups,
     with_error,
 )
 from disp_llm.runs.scores import Scores
@@ -96,9 +96,9 @@ class ComparisonRow:
         return f"{self.method}{size}" + (f" {self.weights}" if self.weights else "")
 
     @property
-    def measured(self) -> dict[str, float]:
-        """Time of prefill and decode as a share of the original's; empty where none was timed."""
-        return shares_of_time(self.speed)
+    def speedup(self) -> dict[str, float]:
+        """How many times as fast as the original, for prefill and decode; empty where not timed."""
+        return speedups(self.speed)
 
     def __str__(self) -> str:
         if self.perplexity is None:

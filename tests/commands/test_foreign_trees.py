@@ -75,7 +75,7 @@ class Made:
     def command(self, command: str, output: Path | None, refused: str = "") -> list[Any]:
         """A line that would run, or one that is `refused` for another reason than its output."""
         model = "nope" if refused == "no model" else self.model
-        student = "nope" if refused == "no model" else self.run / "model"
+        student = "nope" if refused == "no model" else self.run / "keep-0.5"
         text = ["--text", "nope.txt" if refused == "no text" else self.text]
         keep = ["--keep", 0.5] if refused != "bad size" else ["--keep", 1.5]
         to = [] if output is None else [output]
@@ -179,7 +179,7 @@ def test_what_is_refused_makes_nothing(command, where, made, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["prune", "recover", "compare", "save", "quantise", "page"])
-@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "model-0.6/new/est"])
+@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "keep-0.6/new/est"])
 def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     place = grown("everything", tmp_path / "place" / "tree")
     before = snapshot(place.parent)

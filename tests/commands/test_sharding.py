@@ -35,7 +35,7 @@ def said_by_us(err: str) -> list[str]:
 
 def assert_same_masks(one: Path, other: Path) -> None:
     """Equal masks; what they follow from is equal but for rounding."""
-    first, second = (load_file(folder / "masks.safetensors") for folder in (one, other))
+    first, second = (load_file(folder / "selection.safetensors") for folder in (one, other))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         if name.startswith("layers."):

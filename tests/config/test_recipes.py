@@ -146,8 +146,8 @@ PAPER = {
         "temperature": 1.0, "penalty": 6.0, "steps": 10000, "scale_rate": 0.0, "adapter_rank": 0,
     },
     "training": {
-        "length": 2048, "batch": 1, "learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.999,
-        "weight_decay": 0.05, "schedule": "constant", "checkpoint_every": 500, "distill": 0.0,
+        "length": 2048, "batch": 1, "learning_rate": 1e-3, "betas": [0.9, 0.999],
+        "weight_decay": 0.05, "schedule": "constant", "distill": 0.0,
     },
     "export": {"align": 1},
 }  # fmt: skip
@@ -158,13 +158,10 @@ PAPER = {
     ("name", "changes"),
     [
         ("paper", {}),
-        ("paper-printed", {"estimator": "reinmax_printed"}),
         (
             "paper-released-code",
             {"estimator": "gumbel_soft", "temperature": 0.4, "penalty": 16.0},
         ),
-        ("constrained", {"constrained": True}),
-        ("no-gru", {"parametrisation": "heads"}),
         ("no-hypernetwork", {"parametrisation": "logits"}),
     ],
 )

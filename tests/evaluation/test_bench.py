@@ -175,7 +175,7 @@ def test_prune_times_what_it_made(llama_folder, text_file, tmp_path, monkeypatch
     assert done.returncode == 0, done.stderr
     half, whole = json.loads((folder / "result.json").read_text())["models"]
     assert calls == 2 * 2 * (timing.WARM_UP + 3)  # two models, two phases
-    assert half["measured"] == {"prefill": 2, "decode": 2}
+    assert half["speedup"] == {"prefill": 0.5, "decode": 0.5}
     for phase, seconds in (("prefill", 4), ("decode", 1)):
         assert half[f"{phase}_ms"] == pytest.approx(2 * seconds)
         assert half[f"{phase}_dense_ms"] == pytest.approx(seconds)

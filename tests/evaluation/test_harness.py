@@ -184,7 +184,7 @@ def test_answers_are_paired_only_where_shots_agree(llama_folder, other_folder, f
     scored = found["tasks"]["sums"]
     plain = evaluated(llama_folder, "--tasks", "sums", "--shots", 3)["tasks"]["sums"]
     assert (scored["shots"], scored["acc"]) == (3, plain["acc"])
-    assert found["kept"] == pytest.approx((scored["acc"] - 0.1) / (scored["dense"] - 0.1))
+    assert found["kept"] == pytest.approx((scored["acc"] - 0.1) / (scored["original"] - 0.1))
     dense = evaluated(other_folder, "--suite", suite)
     stored.write_text(json.dumps(dense))
     assert evaluated(llama_folder, "--suite", suite, "--dense", stored) == found
@@ -252,7 +252,7 @@ def test_kept_of_a_group_is_over_all_its_questions(llama_folder, other_folder, f
     )
     assert group["right"] == pruned
     assert group["acc"] == pytest.approx(pruned.count("1") / 50)
-    assert group["dense"] == pytest.approx(dense.count("1") / 50)
+    assert group["original"] == pytest.approx(dense.count("1") / 50)
     kept, error = kept_above_chance([*map(float, pruned)], [*map(float, dense)], 0.1)
     assert (group["kept"], group["kept_stderr"]) == (pytest.approx(kept), pytest.approx(error))
     assert pruned != dense

@@ -109,7 +109,7 @@ def scored(right):
 
 def test_a_task_in_which_the_original_only_guesses_does_not_count(caplog):
     found = against(scored("1110"), scored("0101"))
-    assert (found.kept, found.tasks["t"].kept, found.tasks["t"].dense) == (None, None, 0.5)
+    assert (found.kept, found.tasks["t"].kept, found.tasks["t"].original) == (None, None, 0.5)
     assert "not above chance; it does not count" in caplog.text
     assert against(scored("0101"), scored("1110")).kept == 0
 
@@ -134,12 +134,12 @@ def evaluated(*arguments):
 
 def test_texts_against_the_original(llama_folder, other_folder, suite, text_file, tmp_path):
     alone, _ = evaluated(other_folder, "--suite", suite)
-    assert alone.keys() & {"general_ratio", "kept", "tasks", "dense"} == set()
+    assert alone.keys() & {"general_ratio", "kept", "tasks", "original"} == set()
     (tmp_path / "dense.json").write_text(json.dumps(alone))
     found, told = evaluated(llama_folder, "--suite", suite, "--dense", tmp_path / "dense.json")
     assert found == evaluated(llama_folder, "--suite", suite, "--dense", other_folder)[0]
     assert found["suite"] == "two"
-    assert found["dense"]["model"] == str(other_folder)
+    assert found["original"]["model"] == str(other_folder)
     stream = tokenize([text_file.read_text()], byte_tokenizer())
     values = [
         perplexity(tiny_prunable("llama", seed=seed), stream, PerplexityConfig(32, 0, 4))
@@ -147,8 +147,8 @@ def test_texts_against_the_original(llama_folder, other_folder, suite, text_file
     ]
     text = found["texts"]["A"]
     assert text["perplexity"] == pytest.approx(values[0].perplexity, rel=1e-6)
-    assert text["dense"] == pytest.approx(values[1].perplexity, rel=1e-6)
-    assert text["ratio"] == pytest.approx(text["perplexity"] / text["dense"], rel=1e-5)
+    assert text["original"] == pytest.approx(values[1].perplexity, rel=1e-6)
+    assert text["ratio"] == pytest.approx(text["perplexity"] / text["original"], rel=1e-5)
     ratios = [part["ratio"] for part in found["texts"].values()]
     assert found["general_ratio"] == pytest.approx(statistics.geometric_mean(ratios))
     lines = [line for line in told.splitlines() if line.startswith("two: ")]
@@ -189,7 +189,7 @@ def test_from_python_and_in_memory(suite):
 def test_a_folder_of_a_run_knows_its_original(small_run, llama_folder, suite):
     folder = small_run[1]["models"][0]["folder"]
     found, _ = evaluated(folder, "--suite", suite, "--dense", "auto")
-    assert found["dense"]["model"] == str(llama_folder)
+    assert found["original"]["model"] == str(llama_folder)
     assert found["general_ratio_stderr"] > 0
 
 
@@ -205,7 +205,7 @@ def test_tasks_against_the_original(llama_folder, other_folder, suite, questions
     assert scored["acc"] == direct["tasks"]["arc_easy"]["acc"]
     assert scored["acc"] == scored["right"].count("1") / 12
     assert scored["n"] == 12
-    assert found["kept"] == pytest.approx((scored["acc"] - 0.01) / (scored["dense"] - 0.01))
+    assert found["kept"] == pytest.approx((scored["acc"] - 0.01) / (scored["original"] - 0.01))
     (tmp_path / "dense.json").write_text(json.dumps(evaluated(other_folder, "--suite", suite)[0]))
     suite.write_text(task + "chance = 0.01\nlimit = 5")
     done = run_command("eval", llama_folder, "--suite", suite, "--dense", tmp_path / "dense.json")
@@ -247,7 +247,7 @@ def test_a_task_of_one_s_own(llama_folder, other_folder, suite, tmp_path):
     (tmp_path / "dense.json").write_text(json.dumps(evaluated(llama_folder, "--suite", suite)[0]))
     found, _ = evaluated(other_folder, "--suite", suite, "--dense", tmp_path / "dense.json")
     scored = found["tasks"]["mine"]
-    assert (scored["dense"], scored["n"], scored["metric"]) == (0.75, 4, "acc")
+    assert (scored["original"], scored["n"], scored["metric"]) == (0.75, 4, "acc")
     assert scored["acc"] == scored["right"].count("1") / 4 < 0.75
     assert found["kept"] == pytest.approx(scored["acc"] / 0.75)
     for more, said in (
@@ -342,12 +342,12 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     figures = json.loads(done.stdout)
     dense, pruned = figures["dense"], figures["models"][0]
     assert dense["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
-    alone, _ = evaluated(run / "model", "--suite", suite, "--dense", "auto")
+    alone, _ = evaluated(run / "keep-0.5", "--suite", suite, "--dense", "auto")
     assert pruned["general_ratio"] == alone["general_ratio"]
-    assert pruned["texts"]["A"]["dense"] == dense["texts"]["A"]["perplexity"]
+    assert pruned["texts"]["A"]["original"] == dense["texts"]["A"]["perplexity"]
     said = f"{pruned['general_ratio']:.3f} ± {pruned['general_ratio_stderr']:.3f}"
     assert f"×{said}" in done.stderr
-    card = (run / "model" / "README.md").read_text()
+    card = (run / "keep-0.5" / "README.md").read_text()
     assert f"| perplexity / the original's, geometric mean over A, B | ×1 | ×{said} | |" in card
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 0, done.stderr

@@ -107,7 +107,9 @@ def test_a_budget_other_than_block_parameters_has_its_row():
 
 def test_tasks_that_are_kept_say_how_many_solved_questions_stood_in_front():
     def task(shots: int) -> TaskScore:
-        return TaskScore(0.1, 2, "acc", 0.0, "a", "10", acc=0.5, dense=1.0, kept=0.5, shots=shots)
+        return TaskScore(
+            0.1, 2, "acc", 0.0, "a", "10", acc=0.5, original=1.0, kept=0.5, shots=shots
+        )
 
     scores = Scores("s", tasks={"one": task(0), "two": task(5)}, kept=0.5, kept_stderr=0.1)
     assert "mean over one, two (5-shot) |" in _scores(size(scores=scores))

@@ -79,7 +79,7 @@ def test_a_usual_name_looks_as_it_does(name):
 
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
-    return shutil.copytree(small_run[0] / "model", tmp_path_factory.mktemp("card") / "model")
+    return shutil.copytree(small_run[0] / "keep-0.5", tmp_path_factory.mktemp("card") / "model")
 
 
 def card_of(folder, name: str) -> str:

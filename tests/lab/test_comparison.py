@@ -22,8 +22,8 @@ ALONE = Scores(
 
 def scores(ratio: float, kept: float) -> Scores:
     """The same against an original's."""
-    text = replace(ALONE.texts["C4"], dense=8.0, ratio=ratio, ratio_stderr=0.01)
-    task = replace(ALONE.tasks["arc"], dense=0.9, kept=kept, kept_stderr=0.02)
+    text = replace(ALONE.texts["C4"], original=8.0, ratio=ratio, ratio_stderr=0.01)
+    task = replace(ALONE.tasks["arc"], original=0.9, kept=kept, kept_stderr=0.02)
     return Scores("s", {"C4": text}, {"arc": task}, ratio, 0.01, kept, 0.02)
 
 

@@ -91,7 +91,7 @@ def test_a_front_takes_both_of_two_that_are_the_same():
 def test_it_is_said_in_words():
     lines = Frontier.of(compared(ROWS)).sentences()
     assert lines[0].startswith(
-        "prefill, on the Pareto front: flap keep 0.5 (0.60), learned keep 0.5 (0.70), "
+        "prefill, on the Pareto front: flap keep 0.5 (×1.67), learned keep 0.5 (×1.43), "
     )
     said = "dense int8 by dense; flap keep 0.8, learned keep 0.5 int8 by latency 0.8"
     assert f"prefill, dominated: {said}." in lines
@@ -116,9 +116,9 @@ def test_ours_stands_beside_others_at_their_time():
 def test_the_table_has_every_model_and_its_spread():
     lines = frontier_lines(compared(ROWS))
     assert lines[0].startswith(
-        "| model | perplexity | prefill, share of time | decode, share of time | weights, MB |"
+        "| model | perplexity | prefill speed | decode speed | weights, MB |"
     )
-    time = "0.70 (0.35 to 0.78)"
+    time = "×1.43 (1.29 to 2.86)"
     name = "learned keep 0.5"
     assert f"| {name} | 50.00 ± 0.50 | {time} | {time} | 160.0 | 0.0 | prefill, decode |" in lines
     assert any("learned keep 0.5 int8 (2 layers stay as they are)" in line for line in lines)
@@ -137,7 +137,7 @@ def test_without_the_original_among_the_rows_there_is_no_frontier():
 def scored(ratio: float | None) -> Scores:
     text = TextScore(9.5, 62, 32, "t", "1", "2", [2.0, 2.5], 0.5)
     if ratio is not None:
-        text = replace(text, dense=8.0, ratio=ratio, ratio_stderr=0.01)
+        text = replace(text, original=8.0, ratio=ratio, ratio_stderr=0.01)
     return Scores("s", {"C4": text}, {}, ratio, None if ratio is None else 0.01)
 
 

@@ -64,7 +64,7 @@ def test_result_of_prune(small_run, tmp_path):
 
 def test_result_of_recover(small_run, tmp_path):
     result = json.loads((small_run[0] / "result.json").read_text())
-    for key in ("dense", "models", "first_size", "files", "inputs"):
+    for key in ("dense", "models", "files", "inputs"):
         result.pop(key)
     sizes = {"keep": 0.5, "keep_total": 0.6, "parameters": 9, "block_parameters": 8, "bytes": 36}
     result |= {"before": MEASURED, "teacher": MEASURED}
@@ -83,8 +83,8 @@ def scores(dense: bool) -> Scores:
     task = TaskScore(0.25, 4, "acc", 0.25, "3", "1101", acc=0.75)
     if not dense:
         return Scores("s", {"A": text}, {"T": task})
-    text = replace(text, dense=8.0, ratio=1.2, ratio_stderr=0.1)
-    task = replace(task, dense=1.0, kept=0.6, kept_stderr=0.1)
+    text = replace(text, original=8.0, ratio=1.2, ratio_stderr=0.1)
+    task = replace(task, original=1.0, kept=0.6, kept_stderr=0.1)
     return Scores("s", {"A": text}, {"T": task}, 1.2, 0.1, 0.6, 0.1)
 
 
@@ -223,7 +223,7 @@ def test_log_of_steps(run, damage, said):
 
 
 @pytest.mark.parametrize("how", [*BYTES, "nested"])
-@pytest.mark.parametrize("name", ["config.toml", "masks.safetensors", "masks-0.8.safetensors"])
+@pytest.mark.parametrize("name", ["config.toml", "selection.safetensors"])
 def test_other_files_of_a_page(run, name, how):
     path = run / name
     path.write_bytes(NESTED if how == "nested" else BYTES[how](path.read_bytes()))

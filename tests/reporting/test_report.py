@@ -86,7 +86,7 @@ def test_a_finished_run(small_run, tmp_path):
     assert without_paths(result["command"]) in words
     text = (folder / "report.html").read_text()
     bars = re.findall(r"<title>block (\d): (\d+)</title>", text)
-    widths = json.loads((folder / "model" / "config.json").read_text())["disp_llm"]["widths"]
+    widths = json.loads((folder / "keep-0.5" / "config.json").read_text())["disp_llm"]["widths"]
     assert bars[:3] == [(str(i), str(width)) for i, width in enumerate(widths["attn_in"])]
 
 
@@ -183,7 +183,7 @@ def test_what_is_no_run_is_refused(small_run, tmp_path, what):
     folder = tmp_path / "run"
     if what == "damaged":
         shutil.copytree(small_run[0], folder)
-        (folder / "masks.safetensors").write_bytes(b"no")
+        (folder / "selection.safetensors").write_bytes(b"no")
     done = run_command("report", folder)
     assert done.returncode == 2
     assert "is not a run folder" in done.stderr or "not the file that was written" in done.stderr
@@ -221,6 +221,6 @@ def test_a_page_shows_the_masks_of_each_size(small_run, tmp_path):
     result = run.result()
     write_checked_json(run.result_file, result | {"models": result["models"][::-1]})
     shown = {size.figures.size: size for size in read_run(run).sizes}
-    for size, folder in (("0.5", "model"), ("0.8", "model-0.8")):
+    for size, folder in (("0.5", "keep-0.5"), ("0.8", "keep-0.8")):
         config = json.loads((run.folder / folder / "config.json").read_text())
         assert shown[size].widths["mlp_mid"] == config["disp_llm"]["widths"]["mlp_mid"]

@@ -34,9 +34,6 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.settings import record_beginning
 
-CHECKPOINT_EVERY = 25
-"""Steps between checkpoints of methods that learn."""
-
 
 def shared_settings(config: CompareConfig) -> PruneConfig:
     """Settings that all runs of `prune` share."""
@@ -62,7 +59,6 @@ def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
             settings.training,
             length=config.length,
             batch=config.batch,
-            checkpoint_every=CHECKPOINT_EVERY,
         ),
     )
 

@@ -186,7 +186,7 @@ def _of_size(
     dense = comparison.reference.dense
     assert size.measured is not None
     figures = result.figures
-    folder = Run(result.folder).model_folder(size.size, figures["first_size"])
+    folder = Run(result.folder).size_folder(size.size)
     compact = load_model(str(folder), dense.device, dense.dtype)
     target = PrunableModel(compact, dense.family)
     row = ComparisonRow(

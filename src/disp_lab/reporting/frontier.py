@@ -33,18 +33,26 @@ def _memory(row: ComparisonRow) -> float | None:
     return (row.bytes + row.kv_cache_bytes) / 1e6
 
 
+def _share_of_time(row: ComparisonRow, phase: str) -> float | None:
+    return 1 / row.speedup[phase] if row.speedup else None
+
+
+def _speedup(share_of_time: float) -> str:
+    return f"×{1 / share_of_time:.2f}"
+
+
 COSTS = (
     Cost(
         "prefill",
         "time of a prompt of 512 tokens, share of the original's",
-        lambda row: row.measured.get("prefill"),
-        "{:.2f}".format,
+        lambda row: _share_of_time(row, "prefill"),
+        _speedup,
     ),
     Cost(
         "decode",
         "time of a token after 512, share of the original's",
-        lambda row: row.measured.get("decode"),
-        "{:.2f}".format,
+        lambda row: _share_of_time(row, "decode"),
+        _speedup,
     ),
     Cost("memory", "weights and KV cache of 512 tokens, MB", _memory, "{:.0f} MB".format),
 )
@@ -148,7 +156,7 @@ class Frontier:
             lines += [f"{cost.name}, dominated: {said}."] if said else []
         left_out: dict[str, list[ComparisonRow]] = {}
         for row in self.rows:
-            if not row.measured:
+            if not row.speedup:
                 left_out.setdefault(row.note or "not timed", []).append(row)
         lines += [f"without a time: {named_together(of)}: {why}." for why, of in left_out.items()]
         return lines
@@ -168,8 +176,8 @@ def named_together(rows: list[ComparisonRow]) -> str:
 
 
 HEADINGS = (
-    "prefill, share of time",
-    "decode, share of time",
+    "prefill speed",
+    "decode speed",
     "weights, MB",
     "KV cache, MB",
     "on the front of",
@@ -194,13 +202,13 @@ def table(frontier: Frontier) -> list[tuple[str, ...]]:
 
 
 def _with_spread(row: ComparisonRow, phase: str) -> str:
-    """`0.81 (0.79 to 0.84)`: median and quartiles over rounds."""
-    if not row.measured:
+    """`×1.23 (1.20 to 1.25)`: median and quartiles over rounds."""
+    if not row.speedup:
         return "–"
-    ends = (row.speed.get(f"{phase}_speedup_{end}") for end in ("high", "low"))
-    known = [f"{1 / end:.2f}" for end in ends if end]
+    ends = (row.speed.get(f"{phase}_speedup_{end}") for end in ("low", "high"))
+    known = [f"{end:.2f}" for end in ends if end]
     spread = f" ({' to '.join(known)})" if len(known) == 2 else ""
-    return f"{row.measured[phase]:.2f}{spread}"
+    return f"×{row.speedup[phase]:.2f}{spread}"
 
 
 def frontier_lines(result: dict[str, Any]) -> list[str]:

@@ -104,7 +104,7 @@ def _keep(row: ComparisonRow) -> float:
 
 
 def _time(row: ComparisonRow) -> float | None:
-    return row.measured.get("prefill")
+    return 1 / row.speedup["prefill"] if row.speedup else None
 
 
 def _draw_methods(axes: Any, rows: list[ComparisonRow], methods: list[str], panel: Panel) -> None:

@@ -22,7 +22,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.selection import load_masks
+from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
@@ -56,7 +56,7 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run, "prune"), caller.watching() as progress:
         run = Run(config.run, config.anyway)
-        if not run.has(run.config_file) or not run.has(run.logits_file):
+        if not run.has(run.config_file) or not run.has(run.selection_file):
             raise InputError(
                 "this run has not finished learning",
                 field=str(run.folder),
@@ -68,9 +68,9 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         export = _plain(job) if config.no_measure else _measured(job, stored)
         problem = export.problem
-        selection = load_masks(run.logits_file, problem.budget.layout).selection
+        selection = load_selection(run.selection_file, problem.budget.layout)
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        writer = SizeWriter(problem, export, stored.first_size, suffix)
+        writer = SizeWriter(problem, export, suffix)
         writer.write(selection, config.sizes)
         result = run.result()
         names = list(map(writer.name, config.sizes))

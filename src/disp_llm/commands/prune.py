@@ -45,7 +45,8 @@ from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.masks.selection import Selection, load_masks
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
@@ -211,7 +212,7 @@ def export_all(
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     export = measured_export(problem, measuring, sharding)
-    SizeWriter(problem, export, config.first_size).write(selection, config.sizes)
+    SizeWriter(problem, export).write(selection, config.sizes)
     if config.keep_range:
         measure_curve(problem, measuring, selection, config.curve_shares)
 
@@ -226,7 +227,6 @@ def _begin(job: Job[PruneConfig], problem: PruningProblem, loaded: Loaded) -> No
         job.command,
         dtype=dtype_name(loaded.dtype),
         processes=job.process.count,
-        first_size=job.config.first_size,
     )
 
 
@@ -307,15 +307,24 @@ def dense_figures(
 
 
 def choose(problem: PruningProblem) -> Selection:
-    """The selection: from the masks file if the run has one, else by the method."""
+    """The selection: from the file if the run has one, else by the method."""
     job, config = problem.job, problem.job.config
-    path, layout = job.run.logits_file, problem.budget.layout
+    path = job.run.selection_file
     if job.run.has(path):
-        return load_masks(path, layout).selection
+        return load_selection(path, problem.budget.layout)
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
-        first = problem.budget.share_of(config.sizes[0])
-        masks_of(problem, selection, first).save(path, with_adapters=True)
+        save_selection(path, selection, problem.budget.layout, _masks_of_sizes(problem, selection))
         job.run.update(path, *job.run.log)
     return selection
+
+
+def _masks_of_sizes(problem: PruningProblem, selection: Selection) -> dict[str, Masks]:
+    """The masks of every size by its name; none where models are timed first."""
+    config, budget = problem.job.config, problem.budget
+    sizes = () if config.budget.budget == "latency" else config.sizes
+    return {
+        config.budget.size_name(size): masks_of(problem, selection, budget.share_of(size))
+        for size in sizes
+    }

@@ -177,7 +177,7 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     tensors = gathered(loaded.model.state_dict(), process.is_main) if divided else {}
 
     def export() -> None:
-        if not run.has(run.folder / "model"):
+        if not run.has(run.model_folder):
             if divided:
                 made = put_together(config, loaded, tensors)
             else:
@@ -291,7 +291,7 @@ def _export(
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    folder = run.folder / "model"
+    folder = run.model_folder
     with atomic(folder) as written:
         write_folder(made, loaded.tokenizer, written, loaded.processor)
         with to_measure(config, made, loaded, written) as model:

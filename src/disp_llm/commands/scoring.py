@@ -61,7 +61,7 @@ def score(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dic
         with model_is("dense"):
             dense = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, dense[1], original)
-        facts["dense"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
+        facts["original"] = {entry.name: dense[0][entry.name] for entry in fields(Known)}
     return facts | scores.as_json()
 
 

@@ -15,7 +15,7 @@ class GgufConfig:
     """Write a folder that was pruned with --sites mlp_mid heads as a GGUF file for llama.cpp."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
+    """An exported folder, such as run/keep-0.5."""
     original: Path
     """A GGUF file of the original: vocabulary and embedding are taken from it."""
     to: Path

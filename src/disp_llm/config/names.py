@@ -8,14 +8,11 @@ import tyro
 Estimator = Literal[
     "projected",
     "reinmax",
-    "reinmax_printed",
-    "straight_through",
     "gumbel_soft",
-    "gumbel_hard",
     "policy_gradient",
 ]
 
-Parametrisation = Literal["logits", "hypernetwork", "heads"]
+Parametrisation = Literal["logits", "hypernetwork"]
 
 BudgetKind = Literal["params", "total", "flops", "bytes", "memory", "latency", "active"]
 

@@ -16,7 +16,6 @@ from disp_llm.config.bounds import (
     Batch,
     Length,
     Number,
-    Rounds,
     Seed,
     Sequences,
     Some,
@@ -200,10 +199,6 @@ class ScoreConfig:
     """Number of calibration sequences, each with a backward pass of its own."""
     calibration_length: Window = 512
     """Tokens of a calibration sequence."""
-    score_rounds: Rounds = 0
-    """Parts of the calibration, each of which runs with the masks that the parts before it propose;
-    1 = the dense model throughout; 0 = what measured best: 8 for --method fisher, 1 as the start of
-    learning, and of other methods their own number."""
 
     @property
     def tokens(self) -> int:

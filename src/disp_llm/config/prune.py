@@ -18,8 +18,8 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
-from disp_llm.config.methods import method_names, start_names
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.methods import method_names
 from disp_llm.config.methods_read import READS
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
@@ -110,11 +110,6 @@ class PruneConfig:
         return self.budget.sizes(self.keep)
 
     @property
-    def first_size(self) -> str:
-        """Name of the size whose masks file carries the logits of the run."""
-        return self.budget.size_name(self.sizes[0])
-
-    @property
     def learned_sizes(self) -> tuple[Target, ...]:
         """The sizes that are learned for: these, and the ends of the range."""
         return tuple(dict.fromkeys((*self.sizes, *map(Target, self.keep_range))))
@@ -139,7 +134,7 @@ class PruneConfig:
         require_used(self)
         self.budget.validate(self.keep)
         self._validate_range()
-        for part in (self.text, self.evaluation, self.learn):
+        for part in (self.text, self.evaluation):
             part.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
@@ -171,8 +166,6 @@ class PruneConfig:
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
         _require_method(self.method, "method")
-        if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", (*STARTS, *start_names()))
 
     def _validate_range(self) -> None:
         if not self.keep_range:

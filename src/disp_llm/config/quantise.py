@@ -34,7 +34,7 @@ class QuantiseConfig:
     )
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
+    """An exported folder, such as run/keep-0.5."""
     to: WeightKind
     """int8: a scale for each row, and engines round what a layer reads to 8 bits too, a scale for
     each token. int4: weights alone, a scale for 32 of a row; widths must be multiples of 32

@@ -20,8 +20,6 @@ def _weights_defaults() -> TrainingConfig:
         batch=4,
         learning_rate=5e-4,
         warmup=0.05,
-        clip=1.0,
-        checkpoint_every=100,
     )
 
 
@@ -52,7 +50,7 @@ class RecoverConfig:
     )
 
     folder: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model; or any model."""
+    """An exported folder, such as run/keep-0.5; or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is its model/."""
     how: Literal["full", "lora"] = "full"

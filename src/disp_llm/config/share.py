@@ -15,7 +15,7 @@ class SaveConfig:
     """Copy what belongs in an exported folder to a place of its own, with a card that names it."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
+    """An exported folder, such as run/keep-0.5."""
     to: Path
     """The new folder."""
     plain: bool = False
@@ -43,7 +43,7 @@ class PushConfig:
     """Upload what belongs in an exported folder to the hub, with its card, in one commit."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
+    """An exported folder, such as run/keep-0.5."""
     name: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="NAME")]
     """OWNER/NAME on the hub; created where there is none. HF_ENDPOINT names another hub."""
     private: bool = False

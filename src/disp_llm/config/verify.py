@@ -14,7 +14,7 @@ class VerifyConfig:
     """Check that a run, a comparison or an exported folder is what it was when it was written."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """The folder of a `prune`, `recover` or `compare`, or an exported folder such as run/model."""
+    """The folder of a `prune`, `recover` or `compare`, or a model folder such as run/keep-0.5."""
     json: bool = False
     """Print one JSON object on standard output."""
 

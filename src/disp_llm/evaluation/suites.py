@@ -168,7 +168,7 @@ def _read(text: SuiteText, tokens: int) -> GivenText:
     return given
 
 
-def against(scores: Scores, dense: Scores, name: str = "dense") -> Scores:
+def against(scores: Scores, original: Scores, name: str = "original") -> Scores:
     """The scores of a pruned model with those of its original beside them, and what is lost.
 
     Args:
@@ -177,12 +177,14 @@ def against(scores: Scores, dense: Scores, name: str = "dense") -> Scores:
     Raises:
         InputError: they were not measured on the same windows and questions.
     """
-    require_same(scores, dense, name)
+    require_same(scores, original, name)
     texts = {
-        key: _text_against(text, dense.texts[key].perplexity, dense.texts[key].losses)
+        key: _text_against(text, original.texts[key].perplexity, original.texts[key].losses)
         for key, text in scores.texts.items()
     }
-    tasks = {key: _task_against(key, task, dense.tasks[key]) for key, task in scores.tasks.items()}
+    tasks = {
+        key: _task_against(key, task, original.tasks[key]) for key, task in scores.tasks.items()
+    }
     lost = [(t.ratio, t.ratio_stderr) for t in texts.values() if t.ratio is not None]
     kept = [(t.kept, t.kept_stderr) for t in tasks.values() if t.kept is not None]
     ratio = geometric_mean(lost) if lost else (None, None)
@@ -190,33 +192,33 @@ def against(scores: Scores, dense: Scores, name: str = "dense") -> Scores:
     return Scores(scores.suite, texts, tasks, *ratio, *share)
 
 
-def require_suite(board: Scoreboard, dense: Scores, name: str) -> None:
+def require_suite(board: Scoreboard, original: Scores, name: str) -> None:
     """Refuses scores of other texts or tasks than a scoreboard is about to measure.
 
     Raises:
         InputError: naming the first that differs.
     """
     hashes = {key: text.sha256 for key, text in board.texts.items()}
-    _refuse(_other_suite(hashes, board.suite.all_tasks, dense), name)
+    _refuse(_other_suite(hashes, board.suite.all_tasks, original), name)
     stated = {key: task.shots for key, task in board.suite.tasks.items()}
-    _refuse(_other_shots({key: n for key, n in stated.items() if n is not None}, dense), name)
+    _refuse(_other_shots({key: n for key, n in stated.items() if n is not None}, original), name)
 
 
-def require_same(scores: Scores, dense: Scores, name: str) -> None:
+def require_same(scores: Scores, original: Scores, name: str) -> None:
     """Refuses scores of another suite, or on other windows or questions.
 
     Raises:
         InputError: naming the first text or task that differs.
     """
     hashes = {key: text.text_sha256 for key, text in scores.texts.items()}
-    _refuse(_other_suite(hashes, list(scores.tasks), dense), name)
-    _refuse(_other_measurement(scores, dense), name)
+    _refuse(_other_suite(hashes, list(scores.tasks), original), name)
+    _refuse(_other_measurement(scores, original), name)
 
 
-def comparable(scores: Scores, dense: Scores) -> bool:
+def comparable(scores: Scores, original: Scores) -> bool:
     """Whether both were measured on the same windows and questions."""
     try:
-        require_same(scores, dense, "")
+        require_same(scores, original, "")
     except InputError:
         return False
     return True
@@ -230,27 +232,27 @@ def _refuse(differences: Iterator[str], name: str) -> None:
         )
 
 
-def _other_suite(hashes: dict[str, str], tasks: list[str], dense: Scores) -> Iterator[str]:
+def _other_suite(hashes: dict[str, str], tasks: list[str], original: Scores) -> Iterator[str]:
     for kind, ours, theirs in (
-        ("texts", list(hashes), dense.texts),
-        ("tasks", tasks, dense.tasks),
+        ("texts", list(hashes), original.texts),
+        ("tasks", tasks, original.tasks),
     ):
         yield from (f"has no {kind}.{name}" for name in ours if name not in theirs)
         yield from (f"has {kind}.{name} besides" for name in theirs if name not in ours)
     for name, digest in hashes.items():
-        if digest != dense.texts[name].text_sha256:
+        if digest != original.texts[name].text_sha256:
             yield f"was measured on another text as texts.{name}"
 
 
-def _other_shots(shots: dict[str, int], dense: Scores) -> Iterator[str]:
+def _other_shots(shots: dict[str, int], original: Scores) -> Iterator[str]:
     for name, number in shots.items():
-        if number != dense.tasks[name].shots:
-            yield f"has {dense.tasks[name].shots} shots of tasks.{name}, not {number}"
+        if number != original.tasks[name].shots:
+            yield f"has {original.tasks[name].shots} shots of tasks.{name}, not {number}"
 
 
-def _other_measurement(scores: Scores, dense: Scores) -> Iterator[str]:
+def _other_measurement(scores: Scores, original: Scores) -> Iterator[str]:
     for name, text in scores.texts.items():
-        other = dense.texts[name]
+        other = original.texts[name]
         if text.window != other.window or len(text.losses) != len(other.losses):
             yield (
                 f"has {len(other.losses)} windows of {other.window} tokens of texts.{name}, "
@@ -258,9 +260,9 @@ def _other_measurement(scores: Scores, dense: Scores) -> Iterator[str]:
             )
         if text.windows_sha256 != other.windows_sha256:
             yield f"has read texts.{name} as other tokens"
-    yield from _other_shots({name: task.shots for name, task in scores.tasks.items()}, dense)
+    yield from _other_shots({name: task.shots for name, task in scores.tasks.items()}, original)
     for name, task in scores.tasks.items():
-        answered = dense.tasks[name]
+        answered = original.tasks[name]
         if task.n != answered.n:
             yield f"has answered {answered.n} questions of tasks.{name}, not {task.n}"
         if task.questions_sha256 != answered.questions_sha256:
@@ -269,37 +271,41 @@ def _other_measurement(scores: Scores, dense: Scores) -> Iterator[str]:
             yield f"has another metric or chance of tasks.{name}"
 
 
-def _text_against(text: TextScore, dense: float, losses: Sequence[float]) -> TextScore:
+def _text_against(text: TextScore, original: float, losses: Sequence[float]) -> TextScore:
     ratio, error = loss_ratio(text.losses, losses)
-    return replace(text, dense=dense, ratio=ratio, ratio_stderr=error)
+    return replace(text, original=original, ratio=ratio, ratio_stderr=error)
 
 
-def _task_against(name: str, task: TaskScore, dense: TaskScore) -> TaskScore:
-    if dense.accuracy <= task.chance:
+def _task_against(name: str, task: TaskScore, original: TaskScore) -> TaskScore:
+    if original.accuracy <= task.chance:
         logger.warning(
             "%s: the original is right in %.1f %%, which is not above chance; it does not count "
-            "in what is kept", name, 100 * dense.accuracy,
+            "in what is kept", name, 100 * original.accuracy,
         )  # fmt: skip
-        return replace(task, dense=dense.accuracy)
+        return replace(task, original=original.accuracy)
     kept, error = kept_above_chance(
-        [float(digit) for digit in task.right], [float(digit) for digit in dense.right], task.chance
+        [float(digit) for digit in task.right],
+        [float(digit) for digit in original.right],
+        task.chance,
     )
-    return replace(task, dense=dense.accuracy, kept=kept, kept_stderr=error)
+    return replace(task, original=original.accuracy, kept=kept, kept_stderr=error)
 
 
-def loss_ratio(pruned: Sequence[float], dense: Sequence[float]) -> Estimate:
-    """Pruned / dense perplexity from the mean losses of the same windows, paired."""
-    differences = [p - d for p, d in zip(pruned, dense, strict=True)]
+def loss_ratio(pruned: Sequence[float], original: Sequence[float]) -> Estimate:
+    """Pruned / original perplexity from the mean losses of the same windows, paired."""
+    differences = [p - d for p, d in zip(pruned, original, strict=True)]
     ratio = math.exp(statistics.fmean(differences))
     return ratio, _scaled(ratio, _error_of_mean(differences))
 
 
-def kept_above_chance(pruned: Sequence[float], dense: Sequence[float], chance: float) -> Estimate:
-    """`(pruned accuracy − chance) / (dense accuracy − chance)` from the answers to the same
+def kept_above_chance(
+    pruned: Sequence[float], original: Sequence[float], chance: float
+) -> Estimate:
+    """`(pruned accuracy − chance) / (original accuracy − chance)` from the answers to the same
     questions, 1 or 0 each, paired; its error by the delta method."""
-    above = statistics.fmean(dense) - chance
+    above = statistics.fmean(original) - chance
     kept = (statistics.fmean(pruned) - chance) / above
-    residuals = [x - kept * y for x, y in zip(pruned, dense, strict=True)]
+    residuals = [x - kept * y for x, y in zip(pruned, original, strict=True)]
     return kept, _scaled(1 / above, _error_of_mean(residuals))
 
 

@@ -5,7 +5,7 @@ are one formula with costs of their own. `project` turns scores into the masks w
 that stay within a share of the dense model's cost, exactly, with aligned widths.
 
 N entries of all sites, S sites (5 to 9 a block), L blocks, G groups of entries that are kept or
-pruned together: `align` of one site, of each of its lanes, and of each of the sites that are to be
+pruned together: `align` of one site, of each of its lanes, and of each of the blocks that are to be
 alike; P pieces of groups, each of one site.
 """
 
@@ -21,7 +21,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.config.targets import Target
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
-from disp_llm.masks.layout import STREAM_SITES, Layout, group_size
+from disp_llm.masks.layout import Layout, group_size
 from disp_llm.masks.shapes import BlockShape
 
 INSIDE = ("mlp_mid", EXPERTS, HEADS)
@@ -57,9 +57,6 @@ class Budget:
     chunk: int = 1
     """Neighbours in the residual stream that are kept or pruned together, at every site by
     itself."""
-    constrained: bool = False
-    """Whether all sites of the residual stream, in all blocks, keep the same of its dimensions;
-    their scores are the same."""
 
     @cached_property
     def lengths(self) -> Float[Tensor, " S"]:
@@ -206,8 +203,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     lane = layout.lane_of_entry.to(scores.device)
     ranked = torch.argsort(scores, descending=True, stable=True)
     ranked = ranked[torch.argsort(lane[ranked], stable=True)]  # by lane, best first within a lane
-    shared = (*(STREAM_SITES if budget.constrained else ()), *(INSIDE if budget.uniform else ()))
-    shared = tuple(site for site in shared if site in budget.sites)
+    shared = tuple(site for site in INSIDE if site in budget.sites) if budget.uniform else ()
     group, sizes, pieces, first = _groups(layout, align, budget.chunk, shared, scores.device)
     means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
     means = means.index_add(0, group, scores[ranked].double()) / sizes
@@ -336,7 +332,7 @@ def _groups(
     chunk.
 
     Args:
-        alike: sites that keep as many in all blocks; those of the residual stream as one another.
+        alike: sites that keep as many in all blocks.
     """
     group, of_pieces, piece_group, sites, first = [], [], [], [], []
     begins: dict[object, int] = {}  # the first group of each site
@@ -351,7 +347,7 @@ def _groups(
         key: object = index
         if site in alike:
             of_mixture = block.router and site != HEADS  # attentions are alike in all blocks
-            key = "stream" if site in STREAM_SITES else (site, of_mixture, width // times)
+            key = (site, of_mixture, width // times)
         if key not in begins:
             begins[key] = sum(map(len, first))
             first.append(torch.arange(count) < -(-block.least[place] // of))

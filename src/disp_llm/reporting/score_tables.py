@@ -58,25 +58,25 @@ def show_scores(result: dict[str, Any]) -> None:
         said.append(f"perplexity of the texts {ratio_said(found)}")
     if found.kept is not None:
         said.append(f"kept of the tasks {kept_said(found)}")
-    say(f"{found.suite}: {', '.join(said) or 'no dense model to compare with'}")
+    say(f"{found.suite}: {', '.join(said) or 'no original to compare with'}")
     if found.texts:
-        table = new_table(("text", "perplexity", "dense", "ratio"))
+        table = new_table(("text", "perplexity", "original", "ratio"))
         for name, text in found.texts.items():
-            dense = "" if text.dense is None else with_error(text.dense, None)
+            original = "" if text.original is None else with_error(text.original, None)
             ratio = "" if text.ratio is None else with_error(text.ratio, text.ratio_stderr, 3)
             measured = with_error(text.perplexity, text.perplexity_stderr)
-            table.add_row(name, measured, dense, ratio)
+            table.add_row(name, measured, original, ratio)
         results.print(table)
     if found.tasks:
         table = new_table(
-            ("task", "metric", "accuracy", "dense", "chance", "kept", "questions", "shots"),
+            ("task", "metric", "accuracy", "original", "chance", "kept", "questions", "shots"),
             left=("task", "metric"),
         )
         for name, task in found.tasks.items():
-            dense = "" if task.dense is None else percent_with_error(task.dense, None)
+            original = "" if task.original is None else percent_with_error(task.original, None)
             kept = "" if task.kept is None else percent_with_error(task.kept, task.kept_stderr)
             right = percent_with_error(task.accuracy, task.stderr)
             chance = percent_with_error(task.chance, None)
             counts = f"{task.n:,}", str(task.shots)
-            table.add_row(name, task.metric, right, dense, chance, kept, *counts)
+            table.add_row(name, task.metric, right, original, chance, kept, *counts)
         results.print(table)

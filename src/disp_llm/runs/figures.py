@@ -120,7 +120,6 @@ class RunFigures:
     source: Source | None = None
     processes: Size | None = None
     """Among how many the windows of a step were divided when the run was begun."""
-    first_size: str = ""
     dense: DenseResult | None = None
     models: list[SizeResult] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
@@ -150,7 +149,7 @@ class RunFigures:
         """A run that is done has everything."""
         if "disp-llm" not in self.versions:
             raise ValueError("has no version of disp-llm")
-        pruned = ("first_size", "dense", "models")
+        pruned = ("dense", "models")
         needed = ("source", "tokens_seen", "seconds", "peak_memory_bytes")
         needed += pruned if self.before is None else ("model",)
         for name in needed if self.status == "done" else ():

@@ -98,6 +98,9 @@ class Job(Generic[Config]):
     began: float = field(default_factory=time.perf_counter)
     """When this attempt began, on the clock of `time.perf_counter`."""
 
+    is_trial: bool = False
+    """Whether its steps are timed and thrown away: no checkpoint, no tracker."""
+
     def count(self, stage: str) -> Callable[[int, int], None]:
         """A callback (done, total) that reports the progress of one stage."""
         return lambda done, total: self.progress(stage, done, total, {})

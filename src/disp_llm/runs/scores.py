@@ -14,7 +14,7 @@ Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 
 @dataclass(frozen=True)
 class TextScore:
-    """Perplexity on one text; with `dense`, against the original's."""
+    """Perplexity on one text; with `original`, against the original's."""
 
     perplexity: Positive
     tokens: Size
@@ -30,21 +30,21 @@ class TextScore:
     """Mean −ln p of each window, to six decimals."""
     perplexity_stderr: Amount | None = None
     """None for a single window."""
-    dense: Positive | None = None
+    original: Positive | None = None
     """The original's perplexity on the same windows."""
     ratio: Positive | None = None
-    """`perplexity / dense`."""
+    """`perplexity / original`."""
     ratio_stderr: Amount | None = None
     """None for a single window."""
 
     def __post_init__(self) -> None:
-        if (self.dense is None) != (self.ratio is None):
-            raise ValueError("has one of dense and ratio and not the other")
+        if (self.original is None) != (self.ratio is None):
+            raise ValueError("has one of original and ratio and not the other")
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Accuracy on one task; with `dense`, against the original's."""
+    """Accuracy on one task; with `original`, against the original's."""
 
     stderr: Amount
     """Of the accuracy by `metric`."""
@@ -57,10 +57,10 @@ class TaskScore:
     """A digit a question, 1 where it was answered right by `metric`."""
     acc: Share | None = None
     acc_norm: Share | None = None
-    dense: Share | None = None
+    original: Share | None = None
     """The original's accuracy on the same questions."""
     kept: Finite | None = None
-    """`(accuracy − chance) / (dense − chance)`; None where the original is not above chance."""
+    """`(accuracy − chance) / (original − chance)`; None where the original is not above chance."""
     kept_stderr: Amount | None = None
     """None for a single question."""
     shots: Count = 0
@@ -71,8 +71,8 @@ class TaskScore:
             raise ValueError(f"has no {self.metric}")
         if len(self.right) != self.n:
             raise ValueError(f"has {len(self.right)} answers to {self.n} questions")
-        if self.dense is None and self.kept is not None:
-            raise ValueError("has kept and no dense")
+        if self.original is None and self.kept is not None:
+            raise ValueError("has kept and no original")
 
     @property
     def accuracy(self) -> float:
@@ -88,7 +88,7 @@ class Scores:
     texts: dict[str, TextScore] = field(default_factory=dict)
     tasks: dict[str, TaskScore] = field(default_factory=dict)
     general_ratio: Positive | None = None
-    """Geometric mean over the texts of pruned / dense perplexity."""
+    """Geometric mean over the texts of pruned / original perplexity."""
     general_ratio_stderr: Amount | None = None
     kept: Finite | None = None
     """Mean over the tasks of what is kept of the original's accuracy above chance."""
@@ -96,7 +96,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         parts = [*self.texts.values(), *self.tasks.values()]
-        if len({part.dense is None for part in parts}) > 1:
+        if len({part.original is None for part in parts}) > 1:
             raise ValueError("compares some texts and tasks with an original and not others")
         for name, of_parts in (
             ("general_ratio", [text.ratio for text in self.texts.values()]),
@@ -108,7 +108,9 @@ class Scores:
     @property
     def is_against_original(self) -> bool:
         """Whether an original's scores stand beside them."""
-        return any(part.dense is not None for part in (*self.texts.values(), *self.tasks.values()))
+        return any(
+            part.original is not None for part in (*self.texts.values(), *self.tasks.values())
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
