@@ -22,9 +22,15 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_dtype
-from disp_llm.models.loading import Loaded, family_of_any, load, load_config, require_unquantised
+from disp_llm.models.loading import (
+    Loaded,
+    empty_model,
+    family_of_any,
+    load,
+    load_config,
+    require_unquantised,
+)
 from disp_llm.models.sharding import Sharding
-from disp_llm.models.skeleton import empty_model
 from disp_llm.runs.job import Job
 from disp_llm.training.memory import recovery_memory
 from disp_llm.training.weights import add_adapters, trained_parameters

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.models.skeleton import empty_model
-from disp_llm.models.wholeness import shape_said
+from disp_llm.models.loading import empty_model
+from disp_llm.models.wholeness import format_shape
 
 AGAIN = "then save and load it"
 
@@ -124,7 +124,7 @@ def _parts(model: nn.Module) -> dict[str, Part]:
     found: dict[str, Part] = {}
     modules = model.named_modules(remove_duplicate=False)
     for path, part in chain(modules, model.named_parameters(remove_duplicate=False)):
-        shape = shape_said(part.shape) if isinstance(part, torch.Tensor) else ""
+        shape = format_shape(part.shape) if isinstance(part, torch.Tensor) else ""
         found[path] = (type(part), shape, first.setdefault(id(part), path))
     return found
 

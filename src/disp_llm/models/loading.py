@@ -21,15 +21,13 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
+from disp_llm.models.config_checks import require_possible_size, require_widths
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import pickled_weights, require_readable, weight_files
-from disp_llm.models.limits import require_possible_size
-from disp_llm.models.processor import processor_files
-from disp_llm.models.pruned import require_widths
-from disp_llm.models.skeleton import auto_class, empty_model
-from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, source_of
+from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
+from disp_llm.models.wrappers import WRAPPERS
 
 if TYPE_CHECKING:
     from disp_llm.models.sharding import Sharding
@@ -241,6 +239,20 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
         InputError: the architecture is not in the table.
     """
     return row_for(config) or family_of(config)
+
+
+def auto_class(config: transformers.PreTrainedConfig) -> Any:
+    """What makes the whole model of a configuration: of some wrappers the class for causal models
+    would make the language model alone."""
+    if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
+        return transformers.AutoModelForMultimodalLM
+    return transformers.AutoModelForCausalLM
+
+
+def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: it has shapes and no weights."""
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
+import accelerate
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -24,8 +25,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Loaded, load
-from disp_llm.models.skeleton import computed_buffers
+from disp_llm.models.loading import Loaded, auto_class, load
 from disp_llm.runs.job import Process
 
 Result = TypeVar("Result")
@@ -227,3 +227,14 @@ class Sharding:
         for block in blocks:
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         fully_shard(base, mesh=self.mesh, ignored_params=set(base.parameters()) - inside)
+
+
+def computed_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The numbers of a model that no file holds and that it computes itself, such as rotary
+    frequencies: by name, those of its configuration."""
+    with accelerate.init_empty_weights(include_buffers=False):
+        skeleton = auto_class(model.config).from_config(
+            model.config, dtype=model.dtype, trust_remote_code=False
+        )
+    stored = model.state_dict().keys()
+    return {name: buffer for name, buffer in skeleton.named_buffers() if name not in stored}
