@@ -15,8 +15,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.models.loading import empty_model
 from disp_llm.models.wholeness import format_shape
 
-AGAIN = "then save and load it"
-
 _at_work: set[nn.Module] = set()
 """The modules of models that tasks work with."""
 _lock = threading.Lock()
@@ -132,17 +130,16 @@ def _parts(model: nn.Module) -> dict[str, Part]:
 def _difference(path: str, found: Part | None, made: Part | None) -> tuple[str, str] | None:
     """What a model has at a path in place of what its configuration makes there, and what to do;
     None where they agree."""
-    described = f"say so in its config, {AGAIN}"
-    if found is None:
-        return f"has no {path}, which its config describes", described
-    if made is None:
-        return f"has {path}, which its config does not describe", described
+    if found is None or made is None:
+        what = f"has no {path}, which" if found is None else f"has {path}, which"
+        does = "describes" if found is None else "does not describe"
+        return f"{what} its config {does}", "say so in its config, then save and load it"
     (kind, shape, first), (usual, usual_shape, usual_first) = found, made
+    if first != usual_first and not shape:
+        copies = "give each block modules of its own (`copy.deepcopy`)"
+        return f"has one module as {first} and as {path}", copies
     if first != usual_first:
-        if not shape:
-            copies = "give each block modules of its own (`copy.deepcopy`)"
-            return f"has one module as {first} and as {path}", copies
-        tied = f"set tie_word_embeddings in its config to what it is, {AGAIN}"
+        tied = "set tie_word_embeddings in its config to what it is, then save and load it"
         if first == path:
             return f"has a {path} of its own, which its config ties to {usual_first}", tied
         return f"has one parameter as {first} and as {path}, two by its config", tied
