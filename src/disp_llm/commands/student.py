@@ -104,7 +104,7 @@ def load_student(
             return inputs.load(config.folder, machine)
         if config.how == "lora":  # adapters are whole in every process
             return sharding.load(config.folder, machine)
-        return sharding.load_trained(config.folder, machine, prepare)
+        return sharding.load(config.folder, machine, prepare=prepare)
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:

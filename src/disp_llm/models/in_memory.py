@@ -108,8 +108,11 @@ def require_as_configured(model: PreTrainedModel) -> None:
     for path in chain(made, found):
         difference = _difference(path, found.get(path), made.get(path))
         if difference:
-            what, hint = difference
-            raise InputError(what, field="model", hint=hint)
+            raise InputError(
+                f"has {difference}",
+                field="model",
+                hint="say so in its config, or undo it; then save and load it",
+            )
 
 
 Part = tuple[type, str, str]
@@ -127,24 +130,21 @@ def _parts(model: nn.Module) -> dict[str, Part]:
     return found
 
 
-def _difference(path: str, found: Part | None, made: Part | None) -> tuple[str, str] | None:
-    """What a model has at a path in place of what its configuration makes there, and what to do;
-    None where they agree."""
-    if found is None or made is None:
-        what = f"has no {path}, which" if found is None else f"has {path}, which"
-        does = "describes" if found is None else "does not describe"
-        return f"{what} its config {does}", "say so in its config, then save and load it"
+def _difference(path: str, found: Part | None, made: Part | None) -> str:
+    """What a model has at a path in place of what its configuration makes there; "" where they
+    agree."""
+    if found is None:
+        return f"no {path}, which its config describes"
+    if made is None:
+        return f"{path}, which its config does not describe"
     (kind, shape, first), (usual, usual_shape, usual_first) = found, made
-    if first != usual_first and not shape:
-        copies = "give each block modules of its own (`copy.deepcopy`)"
-        return f"has one module as {first} and as {path}", copies
     if first != usual_first:
-        tied = "set tie_word_embeddings in its config to what it is, then save and load it"
-        if first == path:
-            return f"has a {path} of its own, which its config ties to {usual_first}", tied
-        return f"has one parameter as {first} and as {path}, two by its config", tied
+        owners = [
+            "of its own" if owner == path else f"in common with {owner}"
+            for owner in (first, usual_first)
+        ]
+        return f"{path} {owners[0]}, and {owners[1]} by its config"
     if not issubclass(kind, usual) or shape != usual_shape:
         is_now, should = (shape, usual_shape) if shape else (kind.__name__, usual.__name__)
-        what = f"has a {path or 'whole'} that is {is_now}, and {should} by its config"
-        return what, "give it as transformers makes it of its config"
-    return None
+        return f"a {path or 'whole'} that is {is_now}, and {should} by its config"
+    return ""
