@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from disp_llm.cli.parsing import COMMANDS
+from disp_llm.cli.parsing import all_settings
 
 Flags = dict[str, list[str]]
 
@@ -143,10 +143,10 @@ def words(front: list[str], flags: Flags) -> list[str]:
 
 def random_line(random: Random) -> list[str]:
     """Any command, with up to three flags changed and, at times, another thing to work on."""
-    names = list(COMMANDS)
+    names = list(all_settings())
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
-    settings = list(settings_of(COMMANDS[command]))
+    settings = list(settings_of(all_settings()[command]))
     outputs = [name for name, _ in settings if name in ("output_dir", "output", "to", "plot")]
     for name in outputs:
         flag = f"--{name.replace('_', '-')}"

@@ -258,7 +258,7 @@ def test_a_tracker_that_is_not_installed_is_refused_first(llama_folder, text_fil
 def test_importing_the_package_imports_nothing_heavy():
     script = (
         "import sys, disp_llm\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'accelerate', 'tyro'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'accelerate'} & set(sys.modules)\n"
         "print(heavy or 'none', 'prune' in dir(disp_llm))"
     )
     done = subprocess.run(

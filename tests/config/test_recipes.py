@@ -12,7 +12,13 @@ from disp_llm.config.checks import require_sizes
 from disp_llm.config.errors import InputError
 from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, load_recipe, resolved, with_settings
+from disp_llm.config.recipes import (
+    apply_recipe,
+    load_recipe,
+    load_settings,
+    resolved,
+    with_settings,
+)
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.report import ReportConfig
 
@@ -49,13 +55,13 @@ def test_a_setting_takes_its_own_type_only(config):
 
 
 @pytest.mark.parametrize("how", [*BYTES, "nested"])
-def test_a_damaged_recipe_is_one_line(tmp_path, how):
+def test_a_damaged_file_of_settings_is_one_line(tmp_path, how):
     path = tmp_path / "mine.toml"
     damaged = (
         b"x = " + NESTED if how == "nested" else BYTES[how](b"[learn]\nsteps = 7\ntemperature = 1")
     )
     path.write_bytes(damaged)
-    found = outcome(lambda: load_recipe(str(path)))
+    found = outcome(lambda: load_settings(path))
     if how == "emptied":
         assert found == {}
     else:
@@ -68,7 +74,7 @@ def test_a_damaged_recipe_is_one_line(tmp_path, how):
 def test_a_value_of_another_kind_over_a_base_is_one_line(tmp_path, text):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    found = outcome(lambda: apply_recipe(PruneConfig("m"), load_recipe(str(path))))
+    found = outcome(lambda: apply_recipe(PruneConfig("m"), load_settings(path)))
     assert "expected" in found.what
 
 

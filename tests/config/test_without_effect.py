@@ -7,7 +7,7 @@ import torch
 from commands_of_all import declared, least
 from conftest import problem_of, run_command
 
-from disp_llm.cli.parsing import COMMANDS, parse
+from disp_llm.cli.parsing import all_settings, parse
 from disp_llm.config.effect import require_used, unread, usual_settings, with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -80,7 +80,7 @@ def test_what_is_known_of_ours_is_what_they_say():
         assert method.reads.gradients or not method.reads.steps
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", all_settings())
 def test_what_nothing_reads_is_a_setting_and_the_least_reads_all_of_its_own(command):
     config = parse(least(command))
     known = {name for of, name, _ in declared() if of == command}

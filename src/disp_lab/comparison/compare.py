@@ -23,9 +23,11 @@ from disp_lab.reporting.plots import draw_comparison
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.api import EXAMPLES, TEXTS, Caller, located
+from disp_llm.commands.api import EXAMPLES, TEXTS
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import scoreboard_of
+from disp_llm.commands.session import located
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite

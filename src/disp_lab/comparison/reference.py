@@ -12,7 +12,7 @@ from disp_lab.comparison.memory import cache_bytes, stored_bytes
 from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.api import Caller
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs

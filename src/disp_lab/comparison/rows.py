@@ -18,7 +18,8 @@ from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import VARIANTS
-from disp_llm.commands.api import Caller, Inputs
+from disp_llm.commands.api import Inputs
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune_with
 from disp_llm.config.effect import with_used

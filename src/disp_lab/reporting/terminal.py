@@ -13,8 +13,8 @@ from disp_lab.reporting.tables import (
     suite_said,
 )
 from disp_lab.results import comparison_figures
-from disp_llm.reporting.tables import new_table
-from disp_llm.reporting.terminal import results, say
+from disp_llm.reporting.tables import Table
+from disp_llm.reporting.terminal import say
 
 
 def show_comparison(result: dict[str, Any]) -> None:
@@ -26,15 +26,13 @@ def show_comparison(result: dict[str, Any]) -> None:
     found = comparison_figures(result)
     keeps, rows = found.asked.keep, of_sizes(found.rows)
     for figure in figures_in(rows):
-        table = new_table(columns([figure], keeps), title=f"{found.asked.model}, {figure}")
-        for cells in by_method(rows, [figure], keeps):
-            table.add_row(*cells)
-        results.print(table)
+        title = f"{found.asked.model}, {figure}"
+        Table(columns([figure], keeps), by_method(rows, [figure], keeps), title).show()
     for row in found.rows:
         if row.error:
             say(f"{row.name}: {row.error}")
     if found.dense:
-        results.print(f"dense {found.dense.measured}")
+        say(f"original {found.dense.measured}")
         for line in [*suite_said(found.dense.scores), *pairs_said(rows)]:
             say(line)
     if any(row.method == DENSE for row in found.rows):
@@ -43,10 +41,7 @@ def show_comparison(result: dict[str, Any]) -> None:
 
 def _show_frontier(frontier: Frontier) -> None:
     """What every model costs, and in words which are dominated."""
-    columns = ("model", frontier.value_name, *HEADINGS)
-    shown = new_table(columns, left=(columns[0], columns[-1]), title="frontier")
-    for cells in table(frontier):
-        shown.add_row(*cells)
-    results.print(shown)
+    names = ("model", frontier.value_name, *HEADINGS)
+    Table(names, table(frontier), "frontier", left=names[-1:]).show()
     for sentence in frontier.sentences():
         say(sentence)

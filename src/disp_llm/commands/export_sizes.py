@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import Caller, Inputs
+from disp_llm.commands.api import Inputs
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.exporting import (
     MeasuredExport,
     PlainExport,
@@ -16,7 +17,7 @@ from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
-from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
+from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
@@ -86,13 +87,11 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
 def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | ShardedExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
-    held, loaded = load_original(job, Inputs())
-    loaded = loaded.as_recorded(job.run.result()["source"])
-    problem, sources = open_problem(held, loaded, Inputs())
-    problem, texts = with_texts(problem, loaded, sources)
+    sources = read_texts(job, Inputs())
+    job, loaded = load_original(job, Inputs())
+    problem, texts = with_texts(open_problem(job, loaded), loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
-    evaluation = problem.job.config.evaluation
-    measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, job.progress, board)
+    measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     return measured_export(problem, measuring, loaded.sharding)
 
 

@@ -4,7 +4,8 @@ as they fit."""
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.memory_plans import first_plan
@@ -66,15 +67,17 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     else:
         loaded = inputs.load(config.model, machine, dense_only=True)
     progress(1, 1)
-    return job, loaded
+    return job, loaded.as_recorded(job.run.result().get("source", {}))
 
 
-def first_alone(job: Job, loaded: Loaded, work: Callable[[], Result]) -> Result | None:
-    """Lets the first process work while the others wait, or take part where they divide the model;
-    None in the others."""
+def first_alone(
+    job: Job, loaded: Loaded, work: Callable[..., Result], *arguments: Any
+) -> Result | None:
+    """Lets the first process work while the others wait, or take part where they hold the model
+    together; None in the others."""
     if loaded.sharding is not None:
-        return loaded.sharding.lead(work)
-    result = work() if job.process.is_main else None
+        return loaded.sharding.lead(partial(work, *arguments))
+    result = work(*arguments) if job.process.is_main else None
     job.process.wait()
     return result
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import Caller
+from disp_llm.commands.caller import Caller
 from disp_llm.config.errors import InputError
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.export.facts import FACTS

@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import (
     AnyMultiple,
     Points,
@@ -30,6 +28,7 @@ from disp_llm.config.parts import (
     ScoreConfig,
     TextConfig,
 )
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 from disp_llm.config.words import OwnWordsConfig
 
@@ -41,8 +40,13 @@ class PruneConfig:
     USES: ClassVar = READS
     ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
     """Settings, each with the one that takes its place."""
+    USUAL: ClassVar = (
+        "keep text eval_text examples output_dir recipe method sites budget target suite steps "
+        "minutes seed device resume"
+    )
+    """Settings that a short help lists."""
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Word, POSITIONAL]
     """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
     keep: tuple[Size, ...] = (0.5,)
     """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
@@ -54,9 +58,9 @@ class PruneConfig:
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
-    """Name of a shipped recipe, or a TOML file; flags override it."""
-    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(method_names()) + "}")] = "learned"
-    """How masks are chosen."""
+    """Name of a shipped recipe; `config` and flags override it."""
+    method: str = "learned"
+    """Method that chooses masks: learned, fisher, or one that an installed package adds."""
     sites: tuple[Site, ...] = ()
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
     prunes them, which for ours are the five sites of DISP-LLM. mlp_mid and heads alone give a model
@@ -90,8 +94,6 @@ class PruneConfig:
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False
     """Go on although the model, a text or a file of the run is not what it was."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
