@@ -25,7 +25,7 @@ PATIENCE = timedelta(minutes=30)
 
 
 def start_process(machine: MachineConfig) -> Process:
-    """This process, alone or one of several under `accelerate launch`, and the device it works on."""
+    """This process, alone or one of several under `accelerate launch`, and its device."""
     _connect_again(machine)
     accelerator = Accelerator(
         cpu=machine.device == "cpu" or not torch.cuda.is_available(),
