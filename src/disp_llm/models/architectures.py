@@ -199,20 +199,14 @@ _QWEN3_5 = replace(
 # A state space: a norm inside spans all of its heads, so none can go.
 _STATES = branch("mamba", "in_proj", "out_proj", norms="input_layernorm")
 
+_LIKE_LLAMA = (
+    "llama mistral ministral ministral3 qwen2 qwen3 smollm3 cwm ernie4_5 helium "
+    "hunyuan_v1_dense olmo seed_oss"
+)
+
 FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "ministral": _LLAMA,
-    "ministral3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "smollm3": _LLAMA,
-    "cwm": _LLAMA,
-    "ernie4_5": _LLAMA,
-    "helium": _LLAMA,
-    "hunyuan_v1_dense": _LLAMA,
-    "olmo": _LLAMA,
-    "seed_oss": _LLAMA,
+    **dict.fromkeys(_LIKE_LLAMA.split(), _LLAMA),
+    **dict.fromkeys(("arcee", "jais2", "nemotron"), _UNGATED_LLAMA),
     "diffllama": replace(_LLAMA_WITH_ALL_HEADS, unserved=OWN_ATTENTION),
     # From the values a linear layer makes a mask.
     "doge": replace(
@@ -249,9 +243,6 @@ FAMILIES: dict[str, Family] = {
     "cohere_compass_text": replace(_COHERE, supports_head_pruning=True),
     "apertus": _APERTUS,
     "apertus1p5_text": _APERTUS,
-    "arcee": _UNGATED_LLAMA,
-    "jais2": _UNGATED_LLAMA,
-    "nemotron": _UNGATED_LLAMA,
     "nanochat": replace(
         _LLAMA,
         mlp=branch("mlp", "fc1", "fc2", norms="post_attention_layernorm"),

@@ -12,17 +12,12 @@ from disp_llm.config.schema import Count, as_type
 from disp_llm.models.architectures import Branch
 
 LARGEST = {
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 2**12),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 2**14),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size"), 2**18),
     "num_hidden_layers": 1000,
     "hidden_size": 2**16,
-    "intermediate_size": 2**18,
-    "moe_intermediate_size": 2**18,
-    "num_attention_heads": 2**12,
-    "num_key_value_heads": 2**12,
-    "head_dim": 2**12,
     "vocab_size": 2**25,
-    "num_experts": 2**14,
-    "num_local_experts": 2**14,
-    "n_routed_experts": 2**14,
 }
 """What is far beyond any model would be counted for hours. Llama 3.1 405B has 126 layers, hidden
 16,384, intermediate 53,248."""
