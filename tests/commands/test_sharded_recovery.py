@@ -96,6 +96,9 @@ def test_adapters_on_a_divided_model(small_run, text_file, tmp_path):
         assert two[key]["general_ratio"] == pytest.approx(one[key]["general_ratio"], rel=1e-4)
 
 
+SAVING = "import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1\n"
+"""Saves weights at every fourth step; all processes have to."""
+
 STOPPING = """
 import os, signal
 from disp_llm.runs.metrics import MetricsLog
@@ -105,7 +108,6 @@ def stopping(log, figures):
     if figures["step"] == 5:
         os.kill(os.getpid(), signal.{signal})
 MetricsLog.append = stopping
-import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1  # of weights 4
 import disp_llm.cli.main; disp_llm.cli.main.PAUSE = 0
 """
 """Lines by which the first process stops, or is killed, at its fifth step."""
@@ -122,7 +124,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     command = ("recover", small_run[0] / "keep-0.5", "--text", text_file, *FEW)
     flags = ("--shard", "full") if before > 1 else ()
     command = (*command, "--batch", 4 // before, *flags, "--output-dir", folder)
-    lines = (STOPPING.format(signal=sent),)
+    lines = (SAVING + STOPPING.format(signal=sent), SAVING)[:before]
     children = together.start(together.COMMAND, *command, count=before, before=lines)
     done = together.ended(children)
     assert done[0].returncode == (130 if sent == "SIGTERM" else -signal.SIGKILL), done[0].stderr
