@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 KEPT = (
     *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before"),
     *("tokens_seen", "tokens_before", "seconds", "peak_memory_bytes"),
-    *("keep_by_penalty", "curve", "steps"),
+    *("keep_by_penalty", "steps"),
 )
 """What is committed of `result.json`, besides the models."""
 
@@ -43,9 +43,17 @@ def command_of(variant: dict, experiment: dict) -> str:
     return " ".join(["disp-llm", name, *parts, own]).strip()
 
 
+def command_now(recorded: str) -> str:
+    """A recorded command with today's names of what it asks for: sizes lay in `model` and
+    `model-0.5`, and a range of sizes was a setting of its own."""
+    recorded = re.sub(r" --keep-range ([\d.]+) ([\d.]+)", r" \1 \2", recorded)
+    place = r"(RUNS/(?:general|headline)/[^ '\"]*)/model"
+    return re.sub(place + r"(?![-\w])", r"\1/keep-0.8", re.sub(place + "-", r"\1/keep-", recorded))
+
+
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     """Whether it is of these flags, with all that the experiment wants to know of its models."""
-    if result.get("command") != command_of(variant, experiment):
+    if command_now(result.get("command", "")) != command_of(variant, experiment):
         return False
     texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had

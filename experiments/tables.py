@@ -219,7 +219,7 @@ def main() -> None:
     from chart import draw_lost  # needs matplotlib, which --check does not
 
     from disp_lab.reporting.frontier import COSTS, Frontier
-    from disp_lab.reporting.frontier_plots import draw_costs
+    from disp_lab.reporting.plots import draw_costs
 
     docs = ROOT / "docs"
     draw_lost(docs / "lost.png")
@@ -227,7 +227,7 @@ def main() -> None:
         draw_specialists(docs / "specialists.png")
     found = frontier()
     if found is not None:
-        draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png")
+        draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png", fronts=True)
 
 
 if __name__ == "__main__":

@@ -99,10 +99,6 @@ def test_unknown_command_is_one_line():
             "--workload: is of a --budget of latency, and params does not use it; leave it out",
         ),
         (
-            ["prune", "x", "--curve-points", "5"],
-            "--curve-points: is of a --keep-range, and there is none; leave it out, or give --keep",
-        ),
-        (
             ["recover", "x", "--rank", "64"],
             "--rank: is of adapters, and all weights learn; leave it out, or give --how lora",
         ),
@@ -283,6 +279,7 @@ def test_what_is_nearer_the_end_of_the_line_wins(tmp_path):
     assert (config.model, config.output_dir, config.keep) == ("y", Path("run"), (0.7,))
     assert (config.learn.steps, config.sites, config.machine.seed) == (9, ("mlp_mid",), 4)
     assert parse([*line, "--steps", "8"]).learn.steps == 8
+    assert parse(["eval", "org/name", "--revision", "v2"]).model == "org/name@v2"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -312,6 +309,27 @@ def test_a_shell_completes_commands_and_flags(shell):
     assert done.returncode == 0
     assert all(word in done.stdout for word in (*COMMANDS, "eval-text", "calibration-length"))
     assert "no shell 'ksh'" in run_command("--completion", "ksh").stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--text", "self"], ["--minutes", 2]])
+def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
+    place, said = tmp_path / "new", ["--output-dir", tmp_path / "new", "--dry-run", "--json"]
+    line = ["prune", llama_folder, "--keep", 0.8, 0.5, "--context", 32, "--windows", 2]
+    done = run_command(*line, "--length", 32, *more, *said)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert planned["stages"]["measure the original"] == 64
+    assert planned["stages"]["learn"] == (0 if "--minutes" in more else 150 * 64)
+    assert ("learning_s" in planned) == ("--minutes" not in more)
+    assert "export and measure 0.5" in planned["stages"]
+    assert planned["fits"]
+    folder = small_run[0] / "keep-0.5"
+    done = run_command("recover", folder, "--tokens", 512, "--length", 32, "--batch", 2, *said)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"]["train"] == 512
+    assert not place.exists()
+    shown = run_command(*line, "--length", 32, "--output-dir", place, "--dry-run")
+    assert "would be the run folder" in shown.stdout
 
 
 def test_quiet_and_verbose():

@@ -672,34 +672,6 @@ def test_a_method_that_scores_no_whole_branches_says_so(llama_folder, text_file,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_range_of_sizes_gives_a_curve(llama_folder, text_file, tmp_path):
-    run = tmp_path / "run"
-    done = run_command(
-        "prune", llama_folder, "--text", text_file, "--keep", 0.6, "--keep-range", 0.4, 0.9,
-        "--curve-points", 3, "--output-dir", run, "--json", *SMALL,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    curve = json.loads(done.stdout)["curve"]
-    assert [point["keep_asked"] for point in curve] == [0.9, 0.65, 0.4]
-    assert all(point["keep"] <= point["keep_asked"] for point in curve)
-    assert json.loads((run / "curve.json").read_text()) == curve
-    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
-    asked = [
-        json.loads(line)["keep_asked"] for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert min(asked) < 0.6 < max(asked)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [("--keep-range", "0.9", "0.4"), ("--keep-range", "0.5"), ("--keep-range", "0.5", "1.5")],
-)
-def test_careless_ranges(llama_folder, flags):
-    done = run_command("prune", llama_folder, *flags)
-    assert done.returncode == 2
-    assert "--keep-range" in done.stderr
-
-
 def test_widths_are_multiples_of_32_where_the_model_is_wide_enough(monkeypatch):
     narrow = tiny_prunable("llama")
     assert planning.default_align(narrow) == 1

@@ -188,7 +188,7 @@ def test_blocks_that_were_rounded_otherwise_are_not_taken(folder, tmp_path, text
     [
         ({"to": "int8"}, "text: calibrates int4"),
         ({"dataset": "name"}, "dataset: given together with `text`"),
-        ({"text": (Path("self"),)}, "text: cannot be the model's own words here"),
+        ({"text": (Path("self"),)}, "text: cannot be text that the model writes here"),
         ({"calibration_length": 10**6}, "calibration_length: "),
         ({"calibration_sequences": 0}, "calibration_sequences: "),
         ({"text": (Path("missing.txt"),)}, "text: .*missing.txt"),

@@ -141,7 +141,7 @@ def test_a_comparison_is_built_as_one_of_usual_names(name):
             "dense": dense | {"parameters": 9, "block_parameters": 8},
             "source": {"model": name, "revision": name, "text": name, "eval_text": name},
         }  # fmt: skip
-        page = markdown(told, ["frontier.png"]).rpartition("![")[0]
+        page = markdown(told, "frontier.png").rpartition("![")[0]
         texts_in(page)
         return [token.type for token in reader.parse(page)]
 

@@ -15,7 +15,6 @@ from disp_llm.export.folders import export_folder
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
-from disp_llm.reporting import run_plots
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
 
 
@@ -203,7 +202,7 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
     recipe.write_text("[learn]\nsteps = 6\n")
     texts = ("--text", text, more, "--eval-text", text)
     commands = {
-        "run": ("prune", model, "--recipe", recipe, "--keep-range", 0.5, 0.8, *SMALL),
+        "run": ("prune", model, "--recipe", recipe, "--keep", 0.5, 0.8, *SMALL),
         "recovered": (
             *("recover", places["runs"] / "run" / "keep-0.5", "--tokens", 128, "--length", 32),
             *("--context", 32, "--windows", 4, "--dtype", "float32"),
@@ -238,14 +237,10 @@ def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
 
 def test_plots_name_the_model(secret_places, tmp_path, monkeypatch):
     figures = []
-    for module, draw, file in (
-        (comparison_plots, comparison_plots.draw_comparison, "comparison/compare.json"),
-        (run_plots, run_plots.draw_curve, "run/result.json"),
-    ):
-        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
-        draw(json.loads((secret_places["run"].parent / file).read_text()), tmp_path / "a.png")
-    titles = [figures[0].get_suptitle(), figures[1].axes[0].get_title()]
-    assert titles == ["llama", "llama"]
+    monkeypatch.setattr(comparison_plots, "save", lambda figure, path: figures.append(figure))
+    comparison = secret_places["comparison"] / "compare.json"
+    comparison_plots.draw_comparison(json.loads(comparison.read_text()), tmp_path / "a.png")
+    assert figures[0].get_suptitle() == "llama"
 
 
 def test_what_is_shared_still_says_what_it_is(secret_places):
@@ -253,12 +248,12 @@ def test_what_is_shared_still_says_what_it_is(secret_places):
     card = ModelCard((run / "keep-0.5" / "README.md").read_text())
     assert "# llama at keep" in card.text
     assert "Masks were chosen on text.txt, more.txt" in card.text
-    assert "disp-llm prune llama --recipe own.toml --keep-range 0.5 0.8" in card.text
+    assert "disp-llm prune llama --recipe own.toml --keep 0.5 0.8" in card.text
     assert card.data.license == "mit"
     assert card.data.base_model is None
     facts = json.loads((recovered / "model" / "card.json").read_text())["result"]
     assert facts["source"]["model"] == "llama"
-    assert facts["recovered"]["command"].startswith("disp-llm recover model --tokens 128")
+    assert facts["recovered"]["command"].startswith("disp-llm recover keep-0.5 --tokens 128")
     assert facts["hardware"]["cpu"]
     page = (run / "report.html").read_text()
     assert "<td>[&#39;text.txt&#39;, &#39;more.txt&#39;]</td>" in page

@@ -22,7 +22,7 @@ from disp_lab.baselines.depth import depth
 from disp_lab.baselines.mpo import mpo
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, SITES
-from disp_llm.data.own_words import fitting_batch
+from disp_llm.data.synthetic import fitting_batch
 from disp_llm.evaluation.benchmark import count
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model

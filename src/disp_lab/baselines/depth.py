@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from disp_lab.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -61,7 +61,7 @@ def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows, dense = calibration_tokens(problem), problem.dense
+    windows, dense = calibration_windows(problem).tokens, problem.dense
     progress = problem.job.count("scoring")
     influence = torch.zeros(len(dense.blocks), dtype=torch.float64)
 

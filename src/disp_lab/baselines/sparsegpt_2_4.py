@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.baseline import Baseline, Maker, copied
 from disp_lab.parts.two_of_four import ZEROS, best_two_of_four, half_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.block_by_block import SecondMoments
 from disp_llm.methods.compensating import compensated, inverse_factor
 from disp_llm.training.problem import PruningProblem
 

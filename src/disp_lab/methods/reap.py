@@ -19,7 +19,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method
-from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -85,7 +85,7 @@ def reap(problem: PruningProblem) -> Selection:
         for block, row, one in zip(dense.blocks, rows, added, strict=True)
         if row is not None
     ]
-    windows = calibration_tokens(problem).to(dense.device)
+    windows = calibration_windows(problem).tokens.to(dense.device)
     progress = problem.job.count("scoring")
     with hooks(module.register_forward_pre_hook(one.hook) for module, one in mixtures):
         for number, window in enumerate(windows):

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.block_by_block import Visit, visit_with
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -38,7 +40,7 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
     Raises:
         InputError: a window is longer than the text or than the model can read.
     """
-    windows, dense = calibration_tokens(problem), problem.dense
+    windows, dense = calibration_windows(problem).tokens, problem.dense
     progress = problem.job.count("scoring")
     layers = [
         linear_at(block, branch.writes)
@@ -61,3 +63,12 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
             progress(done, len(windows))
     moments = [Moments(*(total / windows.numel())) for total in sums]
     return list(zip(moments[::2], moments[1::2], strict=True))
+
+
+def visit_blocks(
+    problem: PruningProblem, prunable: PrunableModel, *visits: Visit, changes: bool = True
+) -> None:
+    """Visits every block of the dense model, or of a copy that the visits change, with what enters
+    its linear layers of the calibration text (`visit_with`)."""
+    windows = calibration_windows(problem).tokens
+    visit_with(windows, prunable, *visits, progress=problem.job.count("scoring"), changes=changes)

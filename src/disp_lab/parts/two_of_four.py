@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.baseline import BaselineModel, Maker, copied, stored_numbers
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.block_by_block import SecondMoments
 from disp_llm.training.problem import PruningProblem
 
 ZEROS = "its zeros are stored and multiplied like other weights where no kernel skips them"

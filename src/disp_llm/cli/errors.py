@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+from disp_llm.cli.flags import layers_of
 from disp_llm.cli.parsing import command_of
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.settings import settings_of
@@ -31,11 +32,11 @@ def tell(line: str) -> None:
 def flags_of(command: str) -> dict[str, str]:
     """What the command line calls the settings of a command: `--eval-text`, `MODEL`."""
     try:
-        settings = settings_of(command_of(command).config)
+        kind = command_of(command).config
     except InputError:
         return {}
-    layers = {name: f"--{name}" for name in ("set", "config")}
-    return {name: setting.flag for name, setting in settings.items()} | layers
+    layers = {name: f"--{name}" for name in layers_of(kind)}
+    return {name: setting.flag for name, setting in settings_of(kind).items()} | layers
 
 
 def with_flags(text: str, flags: dict[str, str]) -> str:

@@ -47,7 +47,8 @@ def command_parser(command: str, kind: type, shown: Iterable[str] = ()) -> argpa
     for name in shown or settings:
         if not settings[name].is_positional:
             _add(parser, settings[name], whole=not shown)
-    _add_layers(parser, kind)
+    for name, (metavar, said) in layers_of(kind).items():
+        parser.add_argument(f"--{name}", action="append", metavar=metavar, help=said)
     for name, sentence in SWITCHES.items():
         parser.add_argument(f"--{name}", action="append_const", const=True, help=sentence)
     if "resume" in settings:
@@ -55,13 +56,18 @@ def command_parser(command: str, kind: type, shown: Iterable[str] = ()) -> argpa
     return parser
 
 
-def _add_layers(parser: argparse.ArgumentParser, kind: type) -> None:
-    """What reaches the settings that a short help does not list."""
+def layers_of(kind: type) -> dict[str, tuple[str, str]]:
+    """Flags of a command that are no settings of their own: what help shows for their value, and
+    what they do."""
+    layers = {}
+    if "model" in settings_of(kind):
+        said = "Commit, tag or branch of a hub MODEL, which can also be written MODEL@REVISION."
+        layers["revision"] = ("NAME", said)
     if usual_settings_of(kind):
-        about = "Change any setting by its path, such as learn.shift=3."
-        parser.add_argument("--set", action="append", metavar="PATH=VALUE", help=about)
-        about = "Read settings from a TOML file, or from the config.toml of a run."
-        parser.add_argument("--config", action="append", metavar="FILE", help=about)
+        layers["set"] = ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3.")
+        said = "Read settings from a TOML file, or from the config.toml of a run."
+        layers["config"] = ("FILE", said)
+    return layers
 
 
 def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None:

@@ -4,11 +4,14 @@ Defaults < recipe, or the run that goes on < `--config` < `--set` < flags.
 """
 
 import argparse
+import dataclasses
 import importlib
 import logging
 import shlex
 import sys
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,16 +70,22 @@ def command_of(name: str) -> Command:
     """
     if name in COMMANDS:
         module, _, kind = COMMANDS[name].partition(":")
-
-        def run(config: Any) -> dict[str, Any]:
-            return importlib.import_module(f"disp_llm.cli.{module}").run(config)
-
-        return Command(getattr(importlib.import_module(f"disp_llm.config.{module}"), kind), run)
+        config = getattr(importlib.import_module(f"disp_llm.config.{module}"), kind)
+        return Command(config, partial(_run, module))
     command = added(ADDED, name, Command, name)
     if command is None:
         what = f"is no command{nearest(name, command_names())}"
         raise InputError(what, field=name, hint="see disp-llm --help")
     return command
+
+
+def _run(module: str, config: Any) -> dict[str, Any]:
+    return importlib.import_module(f"disp_llm.cli.{module}").run(config)
+
+
+def runner(command: str, dry: bool) -> Callable[[Any], dict[str, Any]]:
+    """What runs a command, or says what it would do."""
+    return partial(_run, "dry_run") if dry else command_of(command).run
 
 
 def parse(arguments: list[str]) -> Any:
@@ -199,6 +208,8 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name in settings:
             config = with_value(config, settings[name].path, value)
+    if "revision" in given:
+        config = dataclasses.replace(config, model=f"{config.model}@{given['revision']}")
     for setting in required:
         if getattr(config, setting.name) == "":
             hint = f"see disp-llm {command} --help"

@@ -53,7 +53,7 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
-    settled = (*stored.learned_sizes, *config.sizes)
+    settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run, "prune"), caller.watching() as progress:
         run = Run(config.run, config.anyway)

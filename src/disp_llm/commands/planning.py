@@ -13,8 +13,8 @@ from disp_llm.config.methods_read import scores_read
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
+from disp_llm.data.synthetic import Needs, held_out
 from disp_llm.data.tokens import Corpus, Texts
-from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
@@ -48,7 +48,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     if config.uniform:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     budget = budget_of(job, dense, align, chunk_of(config, dense, align))
-    shares = shares_of(config.learned_sizes, budget, align)
+    shares = shares_of(config.sizes, budget, align)
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 
 
@@ -67,7 +67,7 @@ def refuse_impossible(problem: PruningProblem) -> None:
     """Refuses, before any work and before a folder exists, a size below the smallest model and
     windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
-    require_possible(config, config.learned_sizes)
+    require_possible(config, config.sizes)
     require_known_blocks(problem)
     for share in problem.keeps:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
@@ -149,7 +149,7 @@ def tokens_wanted(config: PruneConfig, processes: int) -> int:
 
 
 WRITING = 0.2
-"""Share of `minutes` in which the model writes its own words."""
+"""Share of `minutes` in which the model writes text."""
 
 
 def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:

@@ -6,7 +6,6 @@ exported.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
@@ -26,14 +25,14 @@ from disp_llm.commands.planning import (
     tokens_wanted,
 )
 from disp_llm.commands.session import TemporaryFolder, run_in_folder, with_folder
-from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of, measure_curve
+from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.sources import GivenText
+from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
@@ -43,8 +42,6 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
-from disp_llm.reporting.run_plots import draw_curve
-from disp_llm.runs.files import write_json
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
@@ -157,7 +154,7 @@ def with_texts(
         job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
         _open_folder(problem, loaded)
 
-    writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
+    writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
@@ -206,9 +203,6 @@ def export_all(
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     export = measured_export(problem, measuring, sharding)
     SizeWriter(problem, export).write(selection, config.sizes)
-    if config.keep_range:
-        measure_curve(problem, measuring, selection, config.curve_shares)
-        run.update(*_draw(run))
 
 
 def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
@@ -271,11 +265,3 @@ def _masks_of_sizes(problem: PruningProblem, selection: Selection) -> dict[str, 
         config.budget.size_name(size): masks_of(problem, selection, budget.share_of(size))
         for size in sizes
     }
-
-
-def _draw(run: Run) -> list[Path]:
-    """Draws the curve; the files."""
-    figures, files = run.result(), [run.folder / "curve.json", run.folder / "curve.png"]
-    write_json(files[0], figures["curve"])
-    draw_curve(figures, files[1])
-    return files

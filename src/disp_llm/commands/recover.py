@@ -4,8 +4,8 @@ A compact (or dense) model and text -> a folder of the same contract. The loss i
 divergence from the original model (arXiv 1503.02531), or both.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,26 @@ from transformers import PreTrainedModel
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.inputs import input_files
-from disp_llm.commands.larger import take_weights
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.placement import as_begun, first_alone
-from disp_llm.commands.session import run_in_folder, with_folder
-from disp_llm.commands.student import (
+from disp_llm.commands.recovery_models import (
+    Models,
     dtypes_of,
-    load_student,
+    load_models,
     merged,
     put_together,
-    sharding_of,
+    teacher_of,
     to_measure,
     with_dtypes,
+    with_windows,
 )
-from disp_llm.commands.teaching import load_original, teacher_of
+from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import Sources, read_sources
+from disp_llm.data.synthetic import Needs, Writer, held_out
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
@@ -42,7 +42,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.sharding import gathered
-from disp_llm.models.windows import require_positions, within_positions
+from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.identity import stamped
@@ -112,19 +112,6 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     job.process.accelerator.end_training()
 
 
-@dataclass(frozen=True)
-class Models:
-    """What is trained, and what it comes from."""
-
-    student: Loaded
-    original: Loaded | None
-    """None where it neither teaches nor writes."""
-
-    def __iter__(self) -> Iterator[PreTrainedModel]:
-        """Those that there are."""
-        return (one.model for one in (self.student, self.original) if one is not None)
-
-
 def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
     """The texts that are named or lie in memory, before a model is loaded.
 
@@ -135,36 +122,6 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
     learned = read_facts(config.folder).get("tokens_seen", 0)
     wanted = max(tokens_before(config) + config.tokens, learned)
     return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
-
-
-def load_models(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs, writes: bool) -> Models:
-    """Student and original, divided among the processes where they are to be.
-
-    Args:
-        writes: whether the original writes the learning text.
-    """
-    config, progress = job.config, job.count("loading models")
-    progress(0, 2)
-    sharding = sharding_of(job, (inputs, taught))
-    machine = replace(config.machine, device=str(job.process.device))
-    student = load_student(config, machine, inputs, sharding)
-    student = student.as_recorded(job.run.result().get("source", {}))
-    if config.weights_from:
-        student = take_weights(config, student)
-    progress(1, 2)
-    load = taught.load if sharding is None else sharding.load
-    original = load_original(job, student, load, writes)
-    progress(2, 2)
-    return Models(student, original)
-
-
-def with_windows(job: Job[RecoverConfig], models: Models) -> Job[RecoverConfig]:
-    """The job with windows that all models can read."""
-    usual = RecoverConfig(job.config.folder)
-    config = within_positions(job.config, usual, *(model.config for model in models))
-    for model in models:
-        require_positions(model, config.training.length, "length")
-    return replace(job, config=config)
 
 
 def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Texts:
@@ -181,12 +138,10 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
         job.run.require_same_source(student.source, dtype_name(student.dtype))
         _open_folder(job, student)
 
-    # Masks were learned from what a run of this seed has written: other words measure what is won.
+    # Masks were learned from what a run of this seed has written: other text measures what is won.
     stream, skipped = "recovery words", -(-tokens_before(config) // length)
     author = models.original or student
-    writer = Writer.of(
-        job, author, needs, length, begin, "the original's", stream=stream, skipped=skipped
-    )
+    writer = Writer(job, author, needs, begin, "the original's", stream=stream, skipped=skipped)
 
     def tokens() -> Texts:
         return texts_for(student, config.text, sources, writer.write, config.evaluation.context)

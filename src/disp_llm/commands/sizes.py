@@ -12,9 +12,7 @@ from disp_llm.commands.exporting import (
     MeasuredExport,
     PlainExport,
     ShardedExport,
-    as_masked,
 )
-from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
@@ -224,21 +222,6 @@ class SizeWriter:
         predicted = dense.parameters - self.problem.budget.removed_parameters(masks.counts)
         predicted += added_biases(dense, masks)
         assert predicted == compact.parameters, (predicted, compact.parameters)
-
-
-def measure_curve(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, shares: tuple[float, ...]
-) -> None:
-    """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
-    run = problem.job.run
-    points = run.result().get("curve", [])
-    for share in shares[len(points) :]:
-        masks = masks_of(problem, selection, share)
-        with as_masked(problem.dense, masks):
-            found = measuring.perplexity(problem.dense, f"curve at keep {share:g}")
-        keep = float(problem.budget.keep(masks.counts))
-        points.append({"keep_asked": share, "keep": keep} | as_json(found))
-        run.update(curve=points)
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

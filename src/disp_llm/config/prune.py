@@ -6,14 +6,12 @@ from typing import Annotated, ClassVar
 
 from disp_llm.config.bounds import (
     AnyMultiple,
-    Points,
     Rounds,
     ShareBelowOne,
     Size,
     Word,
     require_declared,
 )
-from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
@@ -30,7 +28,6 @@ from disp_llm.config.parts import (
 )
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
-from disp_llm.config.words import OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,6 @@ class PruneConfig:
     """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
     keep: tuple[Size, ...] = (0.5,)
     """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
-    keep_range: tuple[Size, ...] = ()
-    """LOW HIGH: learn for every keep between them and measure the curve of perplexity against keep,
-    as curve.json and curve.png in the run folder."""
-    curve_points: Points = 7
-    """Number of sizes that are measured on that curve."""
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
@@ -97,7 +89,6 @@ class PruneConfig:
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
-    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
@@ -111,20 +102,6 @@ class PruneConfig:
         """The sizes that are to be written, of what the budget limits."""
         return self.budget.sizes(self.keep)
 
-    @property
-    def learned_sizes(self) -> tuple[Target, ...]:
-        """The sizes that are learned for: these, and the ends of the range."""
-        return tuple(dict.fromkeys((*self.sizes, *map(Target, self.keep_range))))
-
-    @property
-    def curve_shares(self) -> tuple[float, ...]:
-        """The sizes on the curve, largest first."""
-        if not self.keep_range:
-            return ()
-        low, high = self.keep_range
-        steps = self.curve_points - 1
-        return tuple(round(high - (high - low) * i / steps, 6) for i in range(steps + 1))
-
     def validate(self) -> None:
         """Refuses values that no run can use, before anything is loaded.
 
@@ -135,7 +112,6 @@ class PruneConfig:
         self._validate_names()
         require_used(self)
         self.budget.validate(self.keep)
-        self._validate_range()
         for part in (self.text, self.evaluation):
             part.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
@@ -168,29 +144,6 @@ class PruneConfig:
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
         _require_method(self.method, "method")
-
-    def _validate_range(self) -> None:
-        if not self.keep_range:
-            return
-        require_sizes(keep_range=self.keep_range)
-        if len(self.keep_range) != 2 or self.keep_range[0] > self.keep_range[1]:
-            raise InputError(
-                f"{self.keep_range} is not a range",
-                field="keep_range",
-                hint="give LOW HIGH, such as 0.4 0.9",
-            )
-        if self.budget.budget != "params":
-            raise InputError(
-                "counts block parameters", field="keep_range", hint="leave `budget` out"
-            )
-        low, high = self.keep_range
-        for size in self.keep:
-            if not low <= size <= high:
-                raise InputError(
-                    f"{size:g} lies outside of the `keep_range` that is learned for",
-                    field="keep",
-                    hint=f"give sizes from {low:g} to {high:g}",
-                )
 
 
 def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:

@@ -69,7 +69,7 @@ class QuantiseConfig:
         self.calibration_text.validate()
         if Path(SELF) in self.text:
             raise InputError(
-                "cannot be the model's own words here",
+                "cannot be text that the model writes here",
                 field="text",
                 hint="name the text that it was pruned for",
             )

@@ -23,7 +23,7 @@ from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.config_checks import require_possible_size, require_widths
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.files import pickled_weights, require_readable, weight_files
+from disp_llm.models.files import hub_place, pickled_weights, require_readable, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
@@ -266,11 +266,14 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
         of_one_commit: whether it is the commit that the configuration was just read from: weights
             of another one, or of a conversion that somebody has proposed, are another model.
     """
-    path = _path(name)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
+    repository, revision = hub_place(name)
+    path = _path(repository)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": repository, "revision": revision}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    return where | ({"revision": commit_of(path)} if of_one_commit else {})
+    if of_one_commit:
+        where |= {"revision": commit_of(_path(name))}
+    return {**where, "trust_remote_code": False}
 
 
 @contextlib.contextmanager

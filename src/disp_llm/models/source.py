@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from yaml import YAMLError
 
 from disp_llm.models import embedded
-from disp_llm.models.files import PROCESSOR, fingerprint
+from disp_llm.models.files import PROCESSOR, fingerprint, hub_place
 from disp_llm.runs.files import tensors_sha256
 
 IN_MEMORY = "sha256:tensors:"
@@ -41,10 +41,11 @@ def commit_of(model: Path) -> str | None:
     """
     if model.exists():
         return None
-    place, file = model, "config.json"
-    if model.suffix == ".gguf":
-        place, file = model.parent, model.name
-    found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file)
+    name, revision = hub_place(model.as_posix())
+    place, file = Path(name), "config.json"
+    if place.suffix == ".gguf":
+        place, file = place.parent, place.name
+    found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file, revision=revision)
     return (
         Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else None
     )
@@ -65,7 +66,8 @@ def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
     found: list[Path] = []
     for name in PROCESSOR:
         with contextlib.suppress(EntryNotFoundError):  # most models lack some
-            fetched = huggingface_hub.hf_hub_download(model.as_posix(), name, revision=commit)
+            repository, _ = hub_place(model.as_posix())
+            fetched = huggingface_hub.hf_hub_download(repository, name, revision=commit)
             found.append(Path(fetched))
     return tuple(found)
 
@@ -77,7 +79,7 @@ def base_and_license(name: str) -> tuple[str, str]:
     """
     if name == embedded.MODEL:
         return embedded.HUB_NAME, embedded.LICENSE
-    local = Path(name).exists()
+    local, name = Path(name).exists(), hub_place(name)[0]
     if local and not (Path(name) / "README.md").is_file():
         return "", ""
     try:

@@ -68,7 +68,6 @@ def quality_chart(runs: list[RunData]) -> Chart | None:
     for run in runs:
         sizes = (size.figures for size in run.sizes)
         points = {size.keep: size.measured.perplexity for size in sizes if size.measured}
-        points |= dict(run.curve)
         if points and run.dense is not None:
             points[1.0] = run.dense.measured.perplexity
         if len(points) > 1:

@@ -86,8 +86,6 @@ class RunData:
     """What `result.json` holds; None before there is one."""
     dense: DenseResult | None
     sizes: list[SizeData]
-    curve: list[tuple[float, float]]
-    """Keep and perplexity of every point, where a curve was measured."""
     recovery: Recovery | None
     metrics: list[Step]
     """The lines of `metrics.jsonl`."""
@@ -112,7 +110,6 @@ def read_run(run: Run) -> RunData:
         figures=found,
         dense=found.dense if found else None,
         sizes=_sizes(run, found.models) if found else [],
-        curve=[(point.keep, point.measured.perplexity) for point in found.curve] if found else [],
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
         settings=list(_flat(resolved(settings))),

@@ -55,16 +55,7 @@ class Provenance(TypedDict):
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One size on the curve of a run."""
-
-    keep_asked: Amount
-    keep: Amount
-    measured: Perplexity
-
-
-@dataclass(frozen=True)
-class OwnWords:
+class SyntheticText:
     """What a model writes to learn from."""
 
     sequences: Size | None
@@ -72,10 +63,6 @@ class OwnWords:
     held_out: Count
     """Tokens at the end that are only measured on."""
     length: Size
-    temperature: Positive
-    random_start: Amount
-    chat: Amount
-    greedy: Count
     seed: int
     revision: str
     """Of the model that writes."""
@@ -122,14 +109,13 @@ class RunFigures:
     """Among how many the windows of a step were divided when the run was begun."""
     dense: DenseResult | None = None
     models: list[SizeResult] = field(default_factory=list)
-    curve: list[CurvePoint] = field(default_factory=list)
     before: MeasuredResult | None = None
     """This one, `original`, `teacher` and `model` are those of `recover`."""
     original: Scores | None = None
     """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
-    own_words: OwnWords | None = None
+    synthetic: SyntheticText | None = None
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None

@@ -73,7 +73,7 @@ def _seconds_left(problem: PruningProblem) -> float:
     result, config = problem.job.run.result(), problem.job.config
     passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
     measured = result.get("measuring_dense_s", 0.0)
-    measurements = MEASUREMENTS_A_SIZE * len(config.sizes) + len(config.curve_shares)
+    measurements = MEASUREMENTS_A_SIZE * len(config.sizes)
     scoring = result.get("scoring_dense_s", 0.0) * len(config.sizes)
     return 60 * problem.learn.minutes - passed - measured * measurements - scoring
 
