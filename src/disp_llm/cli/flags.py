@@ -53,7 +53,7 @@ def command_parser(command: str, kind: type, short: bool = False) -> argparse.Ar
             _add(parser, settings[name], whole=not short)
     for name in (one for one in extras if not short or one in USUAL_EXTRAS):
         metavar, said = EXTRAS[name]
-        how = {"metavar": metavar} if metavar else {"const": True}
+        how: dict[str, Any] = {"metavar": metavar} if metavar else {"const": True}
         action = "append" if metavar else "append_const"
         parser.add_argument(f"--{name}", action=action, help=said, **how)
     return parser
