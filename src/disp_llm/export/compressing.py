@@ -33,8 +33,7 @@ from disp_llm.export.quantising import GROUP, fits
 from disp_llm.export.sharing import carried, keep_license
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
-from disp_llm.models.loading import family_of_any, load_config, require_unquantised
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_json, write_tensors
 from disp_llm.runs.lock import created

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.models.files import weight_files
-from disp_llm.models.loading import load_config
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, load_config
 from disp_llm.models.wholeness import AGAIN
 from disp_llm.runs.files import write_json
 from disp_llm.runs.tensors import read_tensors

@@ -18,8 +18,7 @@ from disp_llm.export.cutting import head_counts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
-from disp_llm.models.loading import family_of_any, load_config
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config
 from disp_llm.runs.files import read_json
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
