@@ -13,14 +13,12 @@ import shlex
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any, NoReturn
 
 from disp_llm.cli.errors import print_error, tell, with_flags
-from disp_llm.cli.parsing import ADDED, RESUMABLE, Config, output_folder, parse, program, value_of
+from disp_llm.cli.parsing import ADDED, RESUMABLE, Config, output_folder, parse, program
 from disp_llm.cli.signals import end_tidily, has_been_asked_to_end
 from disp_llm.config.errors import InputError, printable
-from disp_llm.config.quantise import begun_dir
 from disp_llm.reporting.terminal import results
 
 USAGE_ERROR = 2
@@ -31,7 +29,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
 ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 """By which a user sets the same."""
 
-MODULES = {"eval": "evaluate", "save": "share", "push": "share"}
+MODULES = {"eval": "evaluate"}
 """The file of a command where it does not bear the command's name."""
 
 
@@ -202,9 +200,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _how_to_resume(arguments: list[str]) -> str:
-    place = value_of("--output-dir", arguments)
-    if arguments[:1] == ["quantise"] and place and begun_dir(Path(place)).exists():
-        return "; the same command goes on"
     if not arguments or arguments[0] not in RESUMABLE:
         return ""
     if not (output_folder(arguments) / "config.toml").exists():

@@ -23,18 +23,16 @@ from disp_llm.cli.help import join_help
 from disp_llm.cli.usage import usage_error
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.checks import require_alternatives
+from disp_llm.config.convert import ConvertConfig, PushConfig
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.evaluate import EvalConfig
 from disp_llm.config.export import ExportConfig
-from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.plugins import Command, added, added_names
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.report import ReportConfig
-from disp_llm.config.share import PushConfig, SaveConfig
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.runs.naming import HUB_NAME
 
@@ -62,10 +60,8 @@ Config = (
     | EvalConfig
     | DoctorConfig
     | BenchConfig
-    | SaveConfig
+    | ConvertConfig
     | PushConfig
-    | QuantiseConfig
-    | GgufConfig
     | VerifyConfig
 )
 
@@ -79,10 +75,8 @@ COMMANDS: dict[str, type[Any]] = {
     "eval": EvalConfig,
     "doctor": DoctorConfig,
     "bench": BenchConfig,
-    "save": SaveConfig,
+    "convert": ConvertConfig,
     "push": PushConfig,
-    "quantise": QuantiseConfig,
-    "gguf": GgufConfig,
     "verify": VerifyConfig,
 } | {name: command.config for name, command in ADDED.items()}
 """Every command by its name, and what it can be asked."""
