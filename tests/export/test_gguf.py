@@ -72,7 +72,8 @@ def runs(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
             "prune", llama_folder, "--text", text_file, "--output-dir", root / name, *SMALL, *flags
         )
         assert done.returncode == 0, done.stderr
-    return {name: root / name / "model" for name in kinds}
+    sizes = {name: flags[-1] for name, flags in kinds.items()}
+    return {name: root / name / f"keep-{size}" for name, size in sizes.items()}
 
 
 def widths_of(folder: Path) -> list[int]:
@@ -200,7 +201,7 @@ def test_scaled_rotary_embeddings_come_along(text_file, tmp_path):
         "--output-dir", run, *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    reader = gguf.GGUFReader(written(run / "model", tmp_path / "small"))
+    reader = gguf.GGUFReader(written(run / "keep-0.7", tmp_path / "small"))
     (found,) = [tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
     assert found[0] == 1
     assert found[-1] == pytest.approx(8)
@@ -236,10 +237,10 @@ def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
         "--output-dir", run, *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    path = written(run / "model", tmp_path / "small")
-    state = load_file(run / "model" / "model.safetensors")
+    path = written(run / "keep-0.7", tmp_path / "small")
+    state = load_file(run / "keep-0.7" / "model.safetensors")
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
-    for i, width in enumerate(widths_of(run / "model")):
+    for i, width in enumerate(widths_of(run / "keep-0.7")):
         up = state[f"model.layers.{i}.mlp.up_proj.bias"].numpy()
         assert up.shape == (width,)
         np.testing.assert_array_equal(tensors[f"blk.{i}.ffn_up.bias"], up)
@@ -262,7 +263,7 @@ def headless(text_file, tmp_path_factory) -> Path:
         "--output-dir", root / "run", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return root / "run" / "model"
+    return root / "run" / "keep-0.5"
 
 
 def in_pairs(rows: torch.Tensor) -> torch.Tensor:
@@ -321,7 +322,7 @@ def test_biases_that_flap_adds_are_refused(llama_folder, text_file, tmp_path):
         "--text", text_file, "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "run" / "model"
+    folder = tmp_path / "run" / "keep-0.7"
     for to in ("gguf", "plain"):
         done = convert(folder, to, tmp_path / to)
         assert done.returncode == 2

@@ -94,7 +94,7 @@ def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp
         "prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    done = run_command("convert", run / "model", "--to", "plain", "--output-dir", plain)
+    done = run_command("convert", run / "keep-0.5", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     config = json.loads((plain / "config.json").read_text())
     assert config["model_type"] == "llama"

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
-
 from disp_llm.config.bounds import License, Word, require_declared
 from disp_llm.config.checks import require_new, require_outside
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import SELF, TextPath
+from disp_llm.config.names import SELF
 from disp_llm.config.parts import TextConfig
+from disp_llm.config.settings import POSITIONAL
 
 Format = Literal["folder", "plain", "gguf", "int8", "int4"]
 """Names of formats; each is a module of `disp_llm.export.formats`."""
@@ -30,7 +29,7 @@ class ConvertConfig:
         Use("text_field", when=lambda config: config.text, what="is of `text`"),
     )
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Path, POSITIONAL]
     """An exported folder, such as run/keep-0.5."""
     to: Format
     """folder is a copy to share. plain has the original's own class (prune with --uniform). gguf is
@@ -38,7 +37,7 @@ class ConvertConfig:
     int4 needs widths that are multiples of 32 (--align 32)."""
     output_dir: Path
     """The new folder."""
-    text: tuple[TextPath, ...] = ()
+    text: tuple[Path, ...] = ()
     """Text that int4 is calibrated on, by GPTQ. Default: each weight is rounded to the nearest."""
     text_field: Word = "text"
     """Key or column that holds the text, in .jsonl, .json, .csv and .parquet files."""
@@ -46,8 +45,6 @@ class ConvertConfig:
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     device: str = "auto"
     """Device that calibrates: cpu, cuda, ..."""
-    json: bool = False
-    """Print one JSON object on standard output."""
 
     def validate(self) -> None:
         """Refuses a place that is taken or lies in the folder, and text that changes nothing.
@@ -77,9 +74,9 @@ class ConvertConfig:
 class PushConfig:
     """Upload an exported folder to the hub, in one commit."""
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Path, POSITIONAL]
     """An exported folder, such as run/keep-0.5."""
-    name: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="NAME")]
+    name: Annotated[Word, POSITIONAL]
     """OWNER/NAME on the hub; it is made where there is none. HF_ENDPOINT names another hub."""
     to: Format = "folder"
     """Format that is uploaded, as `convert` has them."""
@@ -87,8 +84,6 @@ class PushConfig:
     """Make the repository private."""
     license: License = ""
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
-    json: bool = False
-    """Print one JSON object on standard output."""
 
     def validate(self) -> None:
         """Refuses names that no file can have.
