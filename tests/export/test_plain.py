@@ -77,7 +77,7 @@ def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):
     [
         ("helium", (), "ties another width"),
         ("qwen3_5_text", (), "a hybrid's blocks have several kinds"),
-        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with `uniform`"),
+        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with --uniform"),
     ],
 )
 def test_heads_that_the_original_class_cannot_have_are_refused(model_type, whole, says, tmp_path):

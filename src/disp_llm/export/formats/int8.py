@@ -135,7 +135,7 @@ def layers_of(folder: Path, fits: Fits) -> Layers:
         raise InputError(
             f"no layer can be stored so ({first_of(left)})",
             field="to",
-            hint="prune or export with an `align` of 32 for int4, or take int8",
+            hint="prune or export with an --align of 32 for int4, or take int8",
         )
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
     return Layers(stored, left, sorted(linears - set(stored)))
@@ -164,7 +164,7 @@ def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) ->
     contents["config.json"] = _json(stated | {"quantization_config": _described(how, layers)})
     if layers.left:
         logger.warning(
-            "%d of %d layers stay as they are, of widths that are no multiples of 32 (see `align`):"
+            "%d of %d layers stay as they are, of widths that are no multiples of 32 (see --align):"
             " %s", len(layers.left), len(layers.stored) + len(layers.left), first_of(layers.left),
         )  # fmt: skip
     size = sum((job.aside / name).stat().st_size for name in set(places.values()))

@@ -119,12 +119,12 @@ def plain_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the original's architecture cannot hold the folder.
     """
-    config, cut = whole_stream(folder, "`uniform`")
+    config, cut = whole_stream(folder, "--uniform")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
             "whole branches are pruned, which only our own architecture can hold",
             field="to",
-            hint="prune with `uniform`",
+            hint="prune with --uniform",
         )
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
@@ -152,7 +152,7 @@ def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
         raise InputError(
             "heads are cut, of which a hybrid's blocks have several kinds",
             field="to",
-            hint="prune with `sites` mlp_mid",
+            hint="prune with --sites mlp_mid",
         )
     text = stated.get_text_config()
     numbers = head_counts(text)
@@ -202,7 +202,7 @@ def _one(name: str, numbers: Iterable[int]) -> int:
         raise InputError(
             f"{name} differs between blocks ({', '.join(map(str, several))})",
             field="to",
-            hint="prune with `uniform`",
+            hint="prune with --uniform",
         )
     return several[0]
 
@@ -223,7 +223,7 @@ def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
         raise InputError(
             "the original's architecture ties another width to the one that is cut",
             field="to",
-            hint="prune with other `sites`: experts alone, or mlp_mid without heads",
+            hint="prune with other --sites: experts alone, or mlp_mid without heads",
         )
     return native
 
