@@ -65,7 +65,7 @@ WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "
 
 SLOW = {
     *("tasks", "task_data", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
-    *("self_tokens", "self_batch", "self_random_start", "force"),
+    *("self_tokens", "force"),
 }
 """Settings that take minutes, the network or what is not installed."""
 

@@ -62,11 +62,10 @@ _AUTO = "transformers.models.auto.configuration_auto"
 
 
 class _RegisterOnImport(MetaPathFinder):
-    """Calls `compact.register` right after transformers' auto configuration has been imported.
+    """Calls `compact.register` right after transformers' auto configuration has been imported."""
 
-    Importing transformers here instead would cost every `disp-llm --help` half a second.
-    """
-
+    # transformers has no entry points, and importing it here would bring torch, and seconds, into
+    # every `disp-llm --help`.
     def find_spec(self, fullname, path=None, target=None):
         if fullname != _AUTO:
             return None

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from fresh import PROMPT
-from mixture_runs import export_from_file_to_file
 from transformers import AutoModelForCausalLM
 
 
@@ -44,13 +43,6 @@ def test_methods_prune_mixtures_and_their_experts(mixture, text_file, tmp_path, 
     assert all(2 <= number <= 6 for number in widths["widths"]["experts"][::2])
     again = fresh.load_and_generate(tmp_path / "run" / "keep-0.5", without=True)
     assert again["class"] == "DispQwen3MoeForCausalLM"
-
-
-def test_another_size_is_made_from_file_to_file(mixture, text_file, tmp_path):
-    """The files of the original have each expert by itself."""
-    run = tmp_path / "run"
-    pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.5)
-    export_from_file_to_file(run)
 
 
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):

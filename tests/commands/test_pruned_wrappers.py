@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command
-from mixture_runs import export_from_file_to_file, pruned
+from mixture_runs import export_another_size, pruned
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedTokenizerFast
@@ -239,7 +239,7 @@ def test_experts_inside_a_wrapper(mixture, text_file, tmp_path):
     sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "experts")
     widths = pruned(mixture, text_file, run, "--keep", 0.5, "--rounds", 1, "--sites", *sites)
     assert min(widths["experts"]) < 6
-    export_from_file_to_file(run)
+    export_another_size(run)
     assert beside(run / "keep-0.7").keys() == beside(mixture).keys()
 
 

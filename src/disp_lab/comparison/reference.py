@@ -21,8 +21,8 @@ from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.named import read_sources
 from disp_llm.data.sources import GivenText
+from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
@@ -40,7 +40,6 @@ def shared_settings(config: CompareConfig) -> PruneConfig:
     common = PruneConfig(
         config.model,
         text=config.text,
-        words=config.words,
         evaluation=config.evaluation,
         scores=config.scores,
         export=OutputConfig(align=config.align),
@@ -114,8 +113,8 @@ class Reference:
             seed, dtype = settings.machine.seed, dtype_name(loaded.dtype)
             record_beginning(run, seed, caller.command, dtype=dtype)
 
-        needs, length = own_needs(settings, process.count), settings.training.length
-        return Writer.of(job, loaded, needs, length, begin)
+        needs = own_needs(settings, process.count)
+        return Writer(job, loaded, needs, begin)
 
     @cached_property
     def files(self) -> dict[str, Any]:

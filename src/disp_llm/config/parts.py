@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from disp_llm.config.bounds import (
     AnyMultiple,
+    AnyTokens,
     Batch,
     Length,
     Number,
@@ -49,6 +50,12 @@ class TextConfig:
             instead="name several",
         ),
         Use(
+            "self_tokens",
+            when=lambda config: config.may_be_written,
+            what="is of text that the model writes, and it writes none",
+            instead=f"add `text` {SELF}",
+        ),
+        Use(
             "template",
             when=lambda config: config.examples or config.eval_examples,
             what="is for examples, and there are none",
@@ -70,6 +77,9 @@ class TextConfig:
     dataset: str = ""
     """A hub data set in place of --text, as NAME:CONFIG or NAME:CONFIG:SPLIT, such as
     wikitext:wikitext-2-raw-v1 (default split: train)."""
+    self_tokens: AnyTokens = 0
+    """Number of tokens that the model writes; 0 = as many as the steps, the calibration and the
+    evaluation read."""
     eval_text: tuple[Path, ...] = ()
     """Text to measure perplexity on. Default: the last tenth of the learning text (of several in
     turn), which is then never learned from."""
@@ -135,9 +145,9 @@ class TextConfig:
                 raise InputError(f"names {name} twice", field="text", hint="name it once")
         if Path(SELF) in self.eval_text and not Path(SELF).exists():
             raise InputError(
-                "cannot be the model's own words",
+                "cannot be text that the model writes",
                 field="eval_text",
-                hint="leave it out where `text` is self: words that are not learned from are "
+                hint="leave it out where `text` is self: text that is not learned from is "
                 "written too",
             )
         self._validate_weights()

@@ -28,7 +28,6 @@ from disp_llm.config.parts import (
 )
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
-from disp_llm.config.words import OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ class PruneConfig:
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
-    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)

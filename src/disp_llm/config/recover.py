@@ -10,7 +10,6 @@ from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
-from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 
 
 def _weights_defaults() -> TrainingConfig:
@@ -27,7 +26,6 @@ class RecoverConfig:
     """Win quality back: train the weights that pruning kept, with the original as teacher."""
 
     USES: ClassVar = (
-        OWN_WORDS,
         Use(
             "teacher",
             when=lambda config: config._asks_teacher,
@@ -79,7 +77,6 @@ class RecoverConfig:
     """Also log every step to a tracker, which must be installed."""
     training: TrainingConfig = field(default_factory=_weights_defaults)
     text: TextConfig = field(default_factory=TextConfig)
-    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 

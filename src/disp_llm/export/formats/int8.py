@@ -24,8 +24,7 @@ from disp_llm.export.exported import EXPORT_AGAIN, exported_config, has_experts
 from disp_llm.export.formats import Contents, Job
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
-from disp_llm.models.loading import family_of_any, load_config, require_unquantised
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json, write_tensors
 from disp_llm.runs.tensors import read_tensors

@@ -25,8 +25,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
 from disp_llm.models.files import weight_files
-from disp_llm.models.loading import family_of_any, load_config
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config
 from disp_llm.models.wholeness import AGAIN
 from disp_llm.runs.files import write_json
 from disp_llm.runs.tensors import read_tensors
