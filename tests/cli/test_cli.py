@@ -28,8 +28,8 @@ from disp_llm.reporting.terminal import progress_bar
 
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
-    "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "save", "push",
-    "gguf", "verify", "quantise",
+    "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "convert", "push",
+    "verify",
 ]  # fmt: skip
 USUAL, ALL = 24, 96
 """Most settings that a short help lists, and that all commands have together."""
@@ -112,8 +112,8 @@ def test_unknown_command_is_one_line():
             "--template: is for examples, and there are none; leave it out, or name --examples",
         ),
         (
-            ["quantise", "x", "--to", "int4", "--output-dir", "y", "--calibration-length", "64"],
-            "--calibration-length: is of a calibration, and there is no text for one; leave it out",
+            ["convert", "x", "--to", "int4", "--output-dir", "y", "--text-field", "body"],
+            "--text-field: is of --text; leave it out",
         ),
         (["eval", "x", "--task-data", "piqa=f.jsonl"], "--task-data: is for tasks; leave it"),
         (
@@ -163,13 +163,6 @@ def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
     said = _how_to_resume(arguments).removeprefix("; go on with: disp-llm ")
     assert shlex.split(said) == [*arguments, *again]
     assert parse(shlex.split(said)).resume
-
-
-def test_a_calibration_that_was_stopped_goes_on_by_the_same_command(tmp_path):
-    arguments = ["quantise", "m", "--to", "int4", "--output-dir", str(tmp_path / "small")]
-    assert _how_to_resume(arguments) == ""
-    (tmp_path / "small.begun").mkdir()
-    assert _how_to_resume(arguments) == "; the same command goes on"
 
 
 def test_settings_become_flags_and_everything_else_stays():
@@ -414,7 +407,7 @@ def test_exported_files_stand_alone():
     ("word", "said"),
     [
         ("prun", "disp-llm: prun: is no command (nearest: prune)"),
-        ("quantize", "disp-llm: quantize: is no command (nearest: quantise)"),
+        ("convertt", "disp-llm: convertt: is no command (nearest: convert)"),
         ("xyzzy", "disp-llm: xyzzy: is no command; see disp-llm --help"),
     ],
 )
