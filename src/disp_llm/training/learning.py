@@ -131,7 +131,7 @@ def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer
     if state.adapters is not None:
         low = [*state.adapters.down, *state.adapters.up]
         groups.append(exact | {"params": low, "lr": learn.adapter_rate})
-        weights = list(state.adapters.whole)
+        weights = list(state.adapters.delta)
     whole = exact | {"params": weights, "lr": learn.weight_rate, "growing": WEIGHTS_GROW}
     return optimizers_of(problem.training, groups, whole, foreach=True)
 
