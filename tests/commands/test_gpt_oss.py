@@ -100,7 +100,9 @@ def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_p
         "prune", published[0], "--text", text_file, "--output-dir", run, *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain", "--json")
+    done = run_command(
+        "convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json"
+    )
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "GptOssForCausalLM"

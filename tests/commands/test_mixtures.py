@@ -61,7 +61,9 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     experts, middle = (config["widths"][site][::2] for site in ("experts", "mlp_mid"))
     assert len(set(experts)) == len(set(middle)) == 1
     assert middle[0] % 8 == 0
-    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain", "--json")
+    done = run_command(
+        "convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert not list(plain.glob("*.py"))
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)

@@ -161,7 +161,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     """The dense MLP stays as wide as it is."""
     run, plain = tmp_path / "run", tmp_path / "plain"
     widths = pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.8, "--uniform")
-    done = run_command("save", run / "keep-0.8", "--to", plain, "--plain")
+    done = run_command("convert", run / "keep-0.8", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Gemma4ForCausalLM"
@@ -184,7 +184,7 @@ def test_what_mixtures_cannot_have_is_refused(mixture, text_file, tmp_path):
     assert "the method flap does not know mixtures of experts" in done.stderr
     pruned(mixture, text_file, run, "--method", "magnitude", "--keep", 0.8)
     done = run_command(
-        "quantise", run / "keep-0.8", "--to", "int8", "--output-dir", tmp_path / "small"
+        "convert", run / "keep-0.8", "--to", "int8", "--output-dir", tmp_path / "small"
     )
     assert done.returncode == 2
     assert "is a mixture of experts" in done.stderr
