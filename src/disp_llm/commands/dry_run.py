@@ -11,12 +11,11 @@ from disp_llm.config.effect import usual_settings
 from disp_llm.config.methods import reads_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.written import held_out
+from disp_llm.data.synthetic import held_out
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.loading import family_of_any, load_config, load_shapes
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.settings import available
 from disp_llm.training.memory import recovery_memory
@@ -61,8 +60,7 @@ def _pruning(asked: PruneConfig) -> dict[str, Any]:
         stages[f"export and measure {config.budget.size_name(size)}"] = measured
     plans = memory_plans(empty, config, 1, dtype.itemsize)
     free = free_memory(device)
-    choice = training.gradient_checkpointing
-    open_plans = [one for one in plans if choice in ("auto", "yes" if one.recomputes else "no")]
+    open_plans = [one for one in plans if one.agrees(training)] or plans
     plan = next((one for one in open_plans if one.fits(free)), open_plans[-1])
     seconds = {}
     if reads.learning and not learn.minutes:
