@@ -60,8 +60,7 @@ def _pruning(asked: PruneConfig) -> dict[str, Any]:
         stages[f"export and measure {config.budget.size_name(size)}"] = measured
     plans = memory_plans(empty, config, 1, dtype.itemsize)
     free = free_memory(device)
-    choice = training.gradient_checkpointing
-    open_plans = [one for one in plans if choice in ("auto", "yes" if one.recomputes else "no")]
+    open_plans = [one for one in plans if one.agrees(training)] or plans
     plan = next((one for one in open_plans if one.fits(free)), open_plans[-1])
     seconds = {}
     if reads.learning and not learn.minutes:
