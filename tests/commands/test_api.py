@@ -1,6 +1,7 @@
 """The library: what the commands do, from Python, with models and text that lie in memory."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -328,10 +329,11 @@ def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
     assert found[0]["parameters"] == small_run[1]["models"][0]["parameters"]
 
 
-def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file):
+def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file, tmp_path):
     """Its figures say where it lay when it was made, from the folder of that time."""
     told = {"model": {"folder": "elsewhere/model"}, "dtype": "float32"}
-    made = RecoverResult(small_run[0], told)
+    shutil.copytree(small_run[0] / "keep-0.5", tmp_path / "model")
+    made = RecoverResult(tmp_path, told)
     found = disp_llm.evaluate(made, text=text_file, windows=2, progress=silent)
     assert found["parameters"] == small_run[1]["models"][0]["parameters"]
     assert found["dtype"] == "float32"

@@ -10,7 +10,7 @@ from typing import Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
-from disp_llm.commands.exporting import measured_export
+from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
@@ -31,8 +31,8 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.sources import GivenText
+from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Writer
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
@@ -154,7 +154,7 @@ def with_texts(
         job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
         _open_folder(problem, loaded)
 
-    writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
+    writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
@@ -201,8 +201,8 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, sharding)
-    SizeWriter(problem, export).write(selection, config.sizes)
+    exporter = Exporter(problem, measuring.tokenizer, measuring, sharding)
+    SizeWriter(problem, exporter).write(selection, config.sizes)
 
 
 def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:

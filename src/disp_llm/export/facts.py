@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from disp_llm.config.names import WeightKind
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Source
-from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.files import read_json
 from disp_llm.runs.naming import name_of, named, names_in, without_paths
 from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.results import (
@@ -30,27 +29,18 @@ UNTOLD = ("folder", "sample", "prompt", "system")
 """What it leaves out of these and of the figures: where things lie, what the text says, and the
 operating system."""
 
+EXPORT_AGAIN = "export the folder again"
+
 BEHIND = ("window_losses", "window_tokens")
 """What it leaves out too: the losses behind a perplexity, without which this can be read."""
 
 
-def write_facts(folder: Path, size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
-    """Writes the figures behind a card, and returns what they tell of the run.
+def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
+    """What others may know of a size and its run: no path, and nothing of the text that it read.
 
     Args:
-        size: the figures of the exported model.
         result: what the run's `result.json` holds.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
-    told = _told(result)
-    write_json(folder / FACTS, {"figures": _without(as_json(size)), "result": told})
-    return told
-
-
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    """What others may know of a run: no path, and nothing of the text that it read."""
     told = {key: result[key] for key in TOLD if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
     told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
@@ -62,7 +52,7 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
         said = {name: names_in(did[name]) for name in ("text", "eval_text")}
         said["command"] = without_paths(did["command"])
         told["recovered"] = did | said
-    return told
+    return {"figures": _without(as_json(size)), "result": told}
 
 
 def _without(figures: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +121,7 @@ class Recovered:
 class Quantised:
     """How the linear layers of the blocks are stored."""
 
-    weights: WeightKind
+    how: str
     layers: Count
     """How many of them are stored so."""
     left: Count
@@ -155,6 +145,11 @@ class Told:
         if "disp-llm" not in self.versions:
             raise ValueError("has no version of disp-llm")
 
+    @property
+    def eval_text(self) -> str:
+        """What the figures of the model are measured on."""
+        return self.recovered.eval_text if self.recovered else self.source["eval_text"]
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -170,7 +165,15 @@ def facts_in(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    hint = "export the folder again"
-    values = read_json(path, hint)
-    from_json(Facts, values, str(path), hint)
+    values = read_json(path, EXPORT_AGAIN)
+    typed_facts(values, str(path))
     return values
+
+
+def typed_facts(values: dict[str, Any], path: str) -> Facts:
+    """The same as an object.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    return from_json(Facts, values, path, EXPORT_AGAIN)
