@@ -238,9 +238,9 @@ class SizeResult:
         require_speeds(self.speed, *SPEEDS, "original_ms", "speedup_low", "speedup_high")
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
-        unknown = {self.measured is None, self.perplexity_masked is None, not self.logit_errors}
-        if len(unknown) > 1:
-            raise ValueError("has only a part of what was measured")
+        masked = self.perplexity_masked is not None
+        if masked != bool(self.logit_errors) or (masked and self.measured is None):
+            raise ValueError("has only a part of what holds it against the masked model")
         if self.latency:
             msgspec.convert(self.latency, Timing)
 
