@@ -12,6 +12,9 @@ from disp_llm.runs.results import OriginalResult, Perplexity, SizeResult, as_jso
 from disp_llm.runs.scores import Scores, TaskScore
 
 
+MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
+
+
 def size(**changes) -> SizeResult:
     """Half of a small model, with whole attention."""
     plain = {
@@ -20,10 +23,11 @@ def size(**changes) -> SizeResult:
         "align": 1, "kv_cache": 1.0, "heads_pruned": False, "scaled": False, "biased": False,
         "adapter_rank": 0, "widths_full": dict.fromkeys(SITES, 32), "folder": "run/model",
     }  # fmt: skip
+    if "perplexity_masked" in changes:
+        plain["measured"] = MEASURED
     return SizeResult(**plain | changes)
 
 
-MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
 RESULT = {
     "original": as_json(OriginalResult(MEASURED, 100, 90, 480)),
     "source": {"model": "a/b", "revision": "0", "text": "text.txt", "eval_text": "more.txt"},
