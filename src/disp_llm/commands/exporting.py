@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -21,17 +21,18 @@ from disp_llm.evaluation.timing import speed_against
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folders import write_folder
 from disp_llm.export.folding import fold_into_weights
-from disp_llm.export.streaming import stream_folder
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load_model
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.checkpoint import Checkpoint
+    from disp_llm.models.sharding import Sharding
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -84,7 +85,7 @@ class PlainExport:
 
     problem: PruningProblem
     tokenizer: Any
-    checkpoint: Checkpoint | None
+    checkpoint: "Checkpoint | None"
     """The files of the dense model, which is then empty; None = it is in memory."""
 
     measures = False
@@ -101,6 +102,8 @@ class PlainExport:
         job, dense = self.problem.job, self.problem.dense
         export = job.count(f"{name}: export")
         if self.checkpoint is not None:
+            from disp_llm.export.streaming import stream_folder
+
             compact = stream_folder(
                 dense, masks, self.checkpoint, self.tokenizer, folder, on_tensor=export
             )
@@ -120,7 +123,7 @@ class ShardedExport:
 
     problem: PruningProblem
     measuring: Measuring
-    sharding: Sharding
+    sharding: "Sharding"
 
     measures = True
 
@@ -156,6 +159,8 @@ class ShardedExport:
     @property
     def _plain(self) -> PlainExport:
         """What writes from the files of the original."""
+        from disp_llm.models.checkpoint import load_unread
+
         dense = self.problem.dense
         machine = replace(self._machine, device="cpu")
         loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
@@ -200,7 +205,7 @@ def _measured(
 
 
 def measured_export(
-    problem: PruningProblem, measuring: Measuring, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, sharding: "Sharding | None"
 ) -> MeasuredExport | ShardedExport:
     """An export of a model that is whole here, or that something holds."""
     if sharding is None:

@@ -6,7 +6,7 @@ exported.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
@@ -39,7 +39,6 @@ from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
@@ -48,6 +47,9 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 
 @takes_settings(PruneConfig)
@@ -193,7 +195,7 @@ def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run

@@ -3,7 +3,7 @@
 import gc
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,10 +18,12 @@ from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import load_config
-from disp_llm.models.sharding import Sharding
 from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.scores import Scores
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the original"
 """What to do about a damaged file of scores."""
@@ -92,7 +94,7 @@ def _original(config: EvalConfig) -> str:
 
 def measured_apart(
     board: Scoreboard,
-    inputs: Inputs | Sharding,
+    inputs: "Inputs | Sharding",
     name: str,
     machine: MachineConfig,
     recorded: dict[str, str] | None = None,
@@ -115,7 +117,7 @@ def measured_apart(
 
 def _loaded_and_measured(
     board: Scoreboard,
-    inputs: Inputs | Sharding,
+    inputs: "Inputs | Sharding",
     name: str,
     machine: MachineConfig,
     recorded: dict[str, str],
