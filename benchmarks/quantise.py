@@ -9,7 +9,7 @@ turn; the ratio to the first model is the median over rounds. A model whose laye
 of an earlier one is not timed again.
 
     pip install torchao
-    python benchmarks/quantise.py original=smollm2-135m "keep 0.5=run/model-0.5" \\
+    python benchmarks/quantise.py original=smollm2-135m "keep 0.5=run/keep-0.5" \\
         --suite experiments/suites/texts.toml [--rounds 15]
 """
 

@@ -109,7 +109,6 @@ def main() -> None:
         batch=asked.batch,
         distill=asked.distill,
         compile="yes" if asked.compile else "no",
-        checkpoint_every=10**6,
     )
     config = PruneConfig(
         asked.model,

@@ -11,7 +11,7 @@ from comparison_tables import HERE
 from machines import machine, origin_of_rows
 
 from disp_lab.names import DENSE, OURS
-from disp_lab.reporting.frontier import COSTS, Frontier, Point, frontier_lines
+from disp_lab.reporting.frontier import COSTS, Cost, Frontier, Point
 
 RESULTS = HERE / "results" / "frontier.json"
 QUANTISED = HERE.parent / "benchmarks" / "results" / "quantise.json"
@@ -59,9 +59,9 @@ def comparison_section(result: dict) -> list[str]:
     lines = [f"## {result['name']}", ""]
     if "error" in result:
         return [*lines, f"{result['error']}.", ""]
-    table = frontier_lines(result)
     measured = Frontier.of(result)
-    lines += ["Speeds are times as fast as the original.", "", *table[: table.index("")], ""]
+    lines += ["Speeds are times as fast as the original.", ""]
+    lines += [*measured.table().markdown(), ""]
     lines += ["## At the time of others", "", TO_TAKE.format(tokens_read(measured)), ""]
     return [*lines, *beside(measured), "", Measured(result).machine, ""]
 
@@ -103,7 +103,7 @@ def beside(frontier: Frontier) -> list[str]:
         "| in that time or less |",
         "|---|---:|---:|---|---:|---|",
     ]
-    prefill, decode = (dict(_by_name(frontier, cost)) for cost in COSTS[:2])
+    prefill, decode = (ours_beside(frontier, cost) for cost in COSTS[:2])
     for name, (other, own) in prefill.items():
         cells = [name, f"{other.value:,.2f}", f"{other.cost:.2f}", _said(own, other)]
         theirs, mine = decode[name]
@@ -119,8 +119,16 @@ def tokens_read(frontier: Frontier) -> str:
     return f"{own:,} tokens of text for ours, {others:,} for the others"
 
 
-def _by_name(frontier: Frontier, cost) -> list[tuple[str, tuple[Point, Point | None]]]:
-    return [(other.row.name, (other, own)) for other, own in frontier.ours_beside(cost)]
+def ours_beside(frontier: Frontier, cost: Cost) -> dict[str, tuple[Point, Point | None]]:
+    """Every model of another method by its name, and what to take in its place: the best of ours,
+    or of the original in fewer bits, that costs as much or less."""
+    points = frontier.points(cost)
+    own = [p for p in points if p.row.method in OURS or (p.row.method == DENSE and p.row.weights)]
+    return {
+        other.row.name: (other, next((one for one in own if one.cost <= other.cost), None))
+        for other in points
+        if other.row.method not in (*OURS, DENSE)
+    }
 
 
 def _said(own: Point | None, other: Point) -> str:

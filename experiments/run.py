@@ -23,14 +23,13 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import without_paths_in_message
 
 HERE = Path(__file__).parent
 KEPT = (
     *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before"),
     *("tokens_seen", "tokens_before", "seconds", "peak_memory_bytes"),
-    *("keep_by_penalty", "curve", "steps"),
+    *("keep_by_penalty", "steps"),
 )
 """What is committed of `result.json`, besides the models."""
 
@@ -44,9 +43,17 @@ def command_of(variant: dict, experiment: dict) -> str:
     return " ".join(["disp-llm", name, *parts, own]).strip()
 
 
+def command_now(recorded: str) -> str:
+    """A recorded command with today's names of what it asks for: sizes lay in `model` and
+    `model-0.5`, and a range of sizes was a setting of its own."""
+    recorded = re.sub(r" --keep-range ([\d.]+) ([\d.]+)", r" \1 \2", recorded)
+    place = r"(RUNS/(?:general|headline)/[^ '\"]*)/model"
+    return re.sub(place + r"(?![-\w])", r"\1/keep-0.8", re.sub(place + "-", r"\1/keep-", recorded))
+
+
 def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
     """Whether it is of these flags, with all that the experiment wants to know of its models."""
-    if result.get("command") != command_of(variant, experiment):
+    if command_now(result.get("command", "")) != command_of(variant, experiment):
         return False
     texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
@@ -134,27 +141,18 @@ def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict
     texts = texts_of(variant, experiment)
     if not texts:
         return
-    first = f"{comparison['asked']['keep'][0]:g}"
-    places = [exported(folder, row, first) for row in comparison["rows"]]
+    places = [exported(folder, row) for row in comparison["rows"]]
     models = [comparison["asked"]["model"], *places]
     for told, place in zip([comparison["dense"], *comparison["rows"]], models, strict=True):
         if place is not None:
             told["other_texts"] = measure(str(place), texts, "")["texts"]
 
 
-def exported(folder: Path, row: dict, first: str) -> Path | None:
-    """Where a comparison has left the model of a row; None of a baseline, which leaves none.
-
-    Args:
-        first: the size that a run for all sizes has in the folder without one in its name.
-    """
-    keep, run = f"{row['keep_asked']:g}", folder / row["method"]
-    of_one = run / f"keep-{keep}"
-    place = (
-        Run(of_one).model_folder(keep, keep)
-        if of_one.is_dir()
-        else Run(run).model_folder(keep, first)
-    )
+def exported(folder: Path, row: dict) -> Path | None:
+    """Where a comparison has left the model of a row; None of a baseline, which leaves none."""
+    keep = f"keep-{row['keep_asked']:g}"
+    places = (folder / row["method"] / keep / keep, folder / row["method"] / keep)
+    place = next((place for place in places if place.is_dir()), places[-1])
     return place if place.is_dir() else None
 
 

@@ -42,7 +42,8 @@ make tables   # tables and charts from the results
 
 `make experiments/NAME` runs every variant that has no result yet; an interrupted run resumes. An
 experiment is a file of flags, `experiments/NAME.toml`. Its result in `experiments/results/` has
-the command, commit, seed, versions, processor and date of every row. Variables in flags name
+the command, commit, seed, versions, processor and date of every row. A result without a file of
+flags is of what was removed since; commit de57855 has it. Variables in flags name
 folders: `WIKITEXT` the raw WikiText-2 splits and the first 8.9 % of the train split, `C4` two
 JSON-lines files of C4, `ARC` the dev questions of ARC-Easy, `TEXTS` what
 `experiments/general_texts.py` writes, `RUNS` the run folders of other experiments.
@@ -189,7 +190,8 @@ def pages() -> dict[Path, str]:
     docs, readme = ROOT / "docs", ROOT / "README.md"
     results, guide, commands = (docs / f"{name}.md" for name in ("results", "guide", "commands"))
     shown = between_markers(results.read_text(), "results", results_tables())
-    made = [HERE / f"{path.stem}.toml" for path in sorted((HERE / "results").glob("*.json"))]
+    defined = sorted(HERE.glob("*.toml"))
+    made = [path for path in defined if (HERE / "results" / f"{path.stem}.json").exists()]
     return {
         **{HERE / "results" / f"{path.stem}.md": result_page(path) for path in made},
         HERE / "baselines" / "tables.md": baselines_page(),
@@ -217,7 +219,7 @@ def main() -> None:
     from chart import draw_lost  # needs matplotlib, which --check does not
 
     from disp_lab.reporting.frontier import COSTS, Frontier
-    from disp_lab.reporting.frontier_plots import draw_costs
+    from disp_lab.reporting.plots import draw_costs
 
     docs = ROOT / "docs"
     draw_lost(docs / "lost.png")
@@ -225,7 +227,7 @@ def main() -> None:
         draw_specialists(docs / "specialists.png")
     found = frontier()
     if found is not None:
-        draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png")
+        draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png", fronts=True)
 
 
 if __name__ == "__main__":

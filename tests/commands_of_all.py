@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from disp_llm.cli.parsing import COMMANDS
+from disp_llm.cli.parsing import all_settings
 
 LEAST = {
     "prune": ["prune", "m"],
@@ -38,7 +38,7 @@ def least(command: str, setting: str = "") -> list[str]:
 
 def declared() -> Iterator[tuple[str, str, Any]]:
     """Command, setting and its type, of every setting."""
-    for command, config in COMMANDS.items():
+    for command, config in all_settings().items():
         yield from ((command, name, kind) for name, kind in _declared(config))
 
 

@@ -15,7 +15,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -28,7 +27,6 @@ import fresh
 import pytest
 import torch
 import transformers
-import tyro
 from accelerate import Accelerator
 from configurations import tiny_config, unusual_values
 from safetensors.torch import load_file, save_file
@@ -51,7 +49,7 @@ from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods import Method
 from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.models.architectures import family_of
-from disp_llm.reporting.terminal import results
+from disp_llm.reporting.terminal import messages, results
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.runs.ownership import kind_of, mark
@@ -240,19 +238,6 @@ def run_process(*arguments: object, before: str = "") -> subprocess.CompletedPro
     return fresh.start_command(*arguments, before=before).wait()
 
 
-read_line = tyro.cli
-_read: dict[str, Any] = {}
-
-
-def read_once(kinds: Any, **how: Any) -> Any:
-    """What a command line says, which takes longer to find out than most refusals, and is the same
-    whenever the words and the defaults are."""
-    key = repr((kinds, how))
-    if key not in _read:
-        _read[key] = read_line(kinds, **how)
-    return _read[key]
-
-
 def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`disp-llm ...` in this process: loading the libraries takes longer than most commands do."""
     out, err = io.StringIO(), io.StringIO()
@@ -265,8 +250,9 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         warnings.catch_warnings(),
     ):
         patch.setattr(sys, "argv", command)
+        for output in (messages, results):
+            patch.setattr(output, "quiet", False)
         patch.setattr(results, "stderr", False)  # and so again after the command
-        patch.setattr(tyro, "cli", read_once)
         try:
             main()
         except SystemExit as stop:
@@ -277,6 +263,7 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         finally:
             logging.captureWarnings(False)
             logging.getLogger().handlers.clear()
+            logging.getLogger().setLevel(logging.WARNING)
     return subprocess.CompletedProcess(
         command, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue()
     )
@@ -294,6 +281,12 @@ def small_run(tmp_path_factory, llama_folder, text_file) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
+def kept_in(run: Path, size: str = "0.5") -> dict[str, torch.Tensor]:
+    """The kept indices of a size, by site."""
+    begins, tensors = f"kept.{size}.", load_file(run / "selection.safetensors")
+    return {k.removeprefix(begins): v for k, v in tensors.items() if k.startswith(begins)}
+
+
 BEGUN = {
     "status": "running",
     "run": "run",
@@ -307,8 +300,7 @@ BEGUN = {
 
 
 FEW = """
-    --text speeches --steps 12 --length 256 --checkpoint-every 3 --calibration-sequences 4
-    --windows 2
+    --text speeches --steps 12 --length 256 --calibration-sequences 4 --windows 2
 """.split()
 """Flags of a run on the real model that takes a minute."""
 
@@ -400,7 +392,7 @@ def wide_folder(tmp_path_factory, text_file):
         "prune", place / "dense", "--text", text_file, "--output-dir", place / "run", *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    return place / "run" / "model"
+    return place / "run" / "keep-0.5"
 
 
 @pytest.fixture

@@ -115,10 +115,10 @@ TREES: dict[str, Callable[[Path], None]] = {
     "page": _write("report.html", content="<!doctype html><title>Sales</title>"),
     "result": _write("result.json", "config.toml", "metrics.jsonl", content="{}\n"),
     "config": _write("config.json", "README.md", "SHA256SUMS", content="{}\n"),
-    "weights": _write("model/model.safetensors", "model/config.json", "masks.safetensors"),
+    "weights": _write("model/model.safetensors", "model/config.json", "selection.safetensors"),
     "comparison": _write("compare.md", "compare.png", "frontier.png", "magnitude/config.toml"),
     "compare.json": _write("compare.json", content="{}\n"),
-    "sizes": _write("model-0.6/mine.txt", "model-0.5/config.json", "checkpoint/.x.tmp/a"),
+    "sizes": _write("keep-0.6/mine.txt", "keep-0.5/config.json", "checkpoint/.x.tmp/a"),
     "lookalikes": _write(
         f"{MARK}-{STRANGE_ID}-model.x/a", f"{MARK}-x/b", f"{MARK}.txt", ".disp-llm~", ".Disp-llm-a"
     ),

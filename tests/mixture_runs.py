@@ -16,7 +16,7 @@ def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict[str, list
     assert made["max_logit_error"] < 1e-5
     done = run_command("verify", run)
     assert done.returncode == 0, done.stderr
-    return json.loads((run / "model" / "config.json").read_text())["disp_llm"]["widths"]
+    return json.loads((Path(made["folder"]) / "config.json").read_text())["disp_llm"]["widths"]
 
 
 def export_from_file_to_file(run: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from disp_llm.config.methods import Reads, method_names, reads_of
 
-LEARNING = {"steps": 6, "length": 32, "checkpoint_every": 2}
+LEARNING = {"steps": 6, "length": 32}
 CALIBRATION = {"calibration_sequences": 4, "calibration_length": 32}
 BATCH = {"batch": 1}
 MEASURING = {

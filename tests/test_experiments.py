@@ -213,7 +213,7 @@ def test_models_that_a_comparison_has_left_are_measured_on_other_texts(
     """Of a run for all sizes, and of one a size; what leaves no folder has no such figure."""
     run, _ = experiments
     told = run.of_comparison(compared, "disp-llm compare m")
-    places = [tmp_path / "learned" / "model", tmp_path / "flap" / "keep-0.5" / "model"]
+    places = [tmp_path / "learned" / "keep-0.5", tmp_path / "flap" / "keep-0.5" / "keep-0.5"]
     for place in places:
         place.mkdir(parents=True)
     asked = []

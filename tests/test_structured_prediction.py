@@ -197,10 +197,10 @@ def test_from_training_to_a_tagged_sentence(llama_folder, tmp_path, capsys):
     ner.main(["prune", str(out), *files[:4], "--output", str(half), *small])
     source = json.loads((half / "result.json").read_text())["source"]
     assert source["text"].startswith("12 examples in memory")
-    counted = ner.main(["eval", str(half / "model"), "--test", str(path)])
+    counted = ner.main(["eval", str(half / "keep-0.7"), "--test", str(path)])
     assert counted["parameters"] < ner.main(["eval", str(out), "--test", str(path)])["parameters"]
     files[-1] = str(tuned)
-    found = ner.main(["train", str(half / "model"), *files, *flags[:4], "--scorer-rate", "0"])
+    found = ner.main(["train", str(half / "keep-0.7"), *files, *flags[:4], "--scorer-rate", "0"])
     assert found["dev"]["f1"] == 1.0  # by scorers that have gone on, unchanged
     before, after = (ner.scorers_in(folder) for folder in (out, tuned))
     assert all(
@@ -221,7 +221,7 @@ def test_a_pruned_tagger_in_8_bits_tags_as_before(llama_folder, tmp_path):
     small = ["--keep", "0.9", "--steps", "1", "--length", "48", "--batch", "1"]
     small += ["--dev", str(path)]
     ner.main(["prune", str(tmp_path / "dense"), *files, str(run), *small])
-    ner.main(["train", str(run / "model"), *files, str(tmp_path / "half"), *flags])
+    ner.main(["train", str(run / "keep-0.7"), *files, str(tmp_path / "half"), *flags])
     specialists.in_int8(tmp_path / "half", eight)
     folders = (tmp_path / "half", eight)
     scored = [ner.main(["eval", str(one), "--test", str(path)]) for one in folders]

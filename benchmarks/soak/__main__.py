@@ -43,18 +43,18 @@ ALLOWED = {
 KILLED = [
     ["prune", "model"],
     ["prune", "model", "--seed", "1"],
-    ["recover", "run/model", "--teacher", "model"],
-    ["recover", "run/model", "--teacher", "model", "--how", "lora"],
+    ["recover", "run/keep-0.5", "--teacher", "model"],
+    ["recover", "run/keep-0.5", "--teacher", "model", "--how", "lora"],
     ["compare", "model"],
-    ["save", "run/model", "--to", "new"],
-    ["quantise", "run/model", "--to", "int8", "--output-dir", "new"],
+    ["save", "run/keep-0.5", "--to", "new"],
+    ["quantise", "run/keep-0.5", "--to", "int8", "--output-dir", "new"],
 ]
 """Lines that are killed and must then give what they give undisturbed."""
 
 READERS = [
     *(["verify", "{made}"], ["report", "{made}", "--output", "new.html"]),
-    *(["verify", "{made}/model"], ["eval", "{made}/model", "--text", "text.txt"]),
-    *(["save", "{made}/model", "--to", "new"], ["again"]),
+    *(["verify", "{made}/{model}"], ["eval", "{made}/{model}", "--text", "text.txt"]),
+    *(["save", "{made}/{model}", "--to", "new"], ["again"]),
 ]
 """Lines that read what was damaged."""
 
@@ -167,16 +167,17 @@ class Soak:
         self.counts["damages"] += 1
         told, mended = f"{made}/{name} {how}", False
         for reader in random.sample(READERS, 3):
-            line = [word.format(made=made) for word in reader]
+            model = "keep-0.5" if made == "run" else "model"
+            line = [word.format(made=made, model=model) for word in reader]
             if reader == ["again"]:
                 line = line_of(made, made) + ([] if made == "comparison" else ["--resume"])
-            elif made == "comparison" and "/model" in line[1]:
+            elif made == "comparison" and line[1].endswith("/model"):
                 continue
             done = self.run(line)
             free = any(one in name for one in worlds.FREE) or how == "same"
             if line == ["verify", made] and done.code == 0 and not free and not mended:
                 self.find(f"silent: verify says whole: {told}", line, done.err)
-            listed = name.startswith("model/") and how not in ("same", "put there")
+            listed = name.startswith(("model/", "keep-0.5/")) and how not in ("same", "put there")
             reads = name.endswith(("model.safetensors", "config.json", "tokenizer.json"))
             taken = line[0] == "save" or (line[0] == "eval" and reads)
             if taken and listed and done.code == 0 and "README" not in name and not mended:

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from disp_llm.cli.parsing import COMMANDS
+from disp_llm.cli.parsing import all_settings
 
 Flags = dict[str, list[str]]
 
@@ -16,17 +16,23 @@ READS = "--context 32 --windows 2 --dtype float32 --device cpu"
 CALIBRATES = "--calibration-sequences 2 --calibration-length 32"
 PLACES = (
     *("new", "deep/er/new", "docs", "docs/notes", "docs/.x.tmp", "linked", "linked/own", "run"),
-    *("run/model", "recovered", "comparison", "docs/report.html", "report.html", "run/result.json"),
-    *("run/model/model.safetensors", "text.txt", "model", "nope", "new.png", "new.html", "."),
+    *(
+        "run/keep-0.5",
+        "recovered",
+        "comparison",
+        "docs/report.html",
+        "report.html",
+        "run/result.json",
+    ),
+    *("run/keep-0.5/model.safetensors", "text.txt", "model", "nope", "new.png", "new.html", "."),
 )
 """What a setting that is a path may name."""
 
 SMALL: dict[str, str] = {
-    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --checkpoint-every 2 --rounds 0 "
+    "prune": f"--text text.txt --keep 0.5 --steps 4 --length 32 --rounds 0 "
     f"--batch 1 --least-cut 0 --output-dir new {CALIBRATES} {READS}",
     "export": "--keep 0.6 --no-measure --device cpu",
-    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --checkpoint-every 2 "
-    f"--output-dir new {READS}",
+    "recover": f"--text text.txt --tokens 128 --length 32 --batch 1 --output-dir new {READS}",
     "compare": f"--text text.txt --methods magnitude random --keep 0.5 --rounds 0 --length 32 "
     f"--steps 2 --batch 1 --output-dir new {CALIBRATES} {READS}",
     "report": "--output new.html",
@@ -43,19 +49,19 @@ SMALL: dict[str, str] = {
 """Flags with which a command takes a second."""
 
 POSITIONAL: dict[str, tuple[str, ...]] = {
-    "prune": ("model", "model2", "run/model"),
+    "prune": ("model", "model2", "run/keep-0.5"),
     "export": ("run", "recovered", "comparison"),
-    "recover": ("run/model", "model", "recovered/model"),
+    "recover": ("run/keep-0.5", "model", "recovered/model"),
     "compare": ("model", "model2"),
     "report": ("run", "recovered", "comparison", "run recovered"),
-    "eval": ("run/model", "model", "recovered/model"),
-    "doctor": ("model", "run/model"),
-    "bench": ("run/model",),
-    "save": ("run/model", "recovered/model", "run"),
-    "push": ("run/model x/y", "docs x/y"),
-    "quantise": ("run/model", "recovered/model", "model"),
-    "gguf": ("run/model",),
-    "verify": ("run", "run/model", "recovered", "recovered/model", "comparison"),
+    "eval": ("run/keep-0.5", "model", "recovered/model"),
+    "doctor": ("model", "run/keep-0.5"),
+    "bench": ("run/keep-0.5",),
+    "save": ("run/keep-0.5", "recovered/model", "run"),
+    "push": ("run/keep-0.5 x/y", "docs x/y"),
+    "quantise": ("run/keep-0.5", "recovered/model", "model"),
+    "gguf": ("run/keep-0.5",),
+    "verify": ("run", "run/keep-0.5", "recovered", "recovered/model", "comparison"),
 }
 
 WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "push": 0.5}
@@ -63,7 +69,7 @@ WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "
 
 SLOW = {
     *("tasks", "task_data", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
-    *("self_tokens", "self_batch", "self_random_start", "curve_points", "force", "keep_range"),
+    *("self_tokens", "self_batch", "self_random_start", "force"),
 }
 """Settings that take minutes, the network or what is not installed."""
 
@@ -137,10 +143,10 @@ def words(front: list[str], flags: Flags) -> list[str]:
 
 def random_line(random: Random) -> list[str]:
     """Any command, with up to three flags changed and, at times, another thing to work on."""
-    names = list(COMMANDS)
+    names = list(all_settings())
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
-    settings = list(settings_of(COMMANDS[command]))
+    settings = list(settings_of(all_settings()[command]))
     outputs = [name for name, _ in settings if name in ("output_dir", "output", "to", "plot")]
     for name in outputs:
         flag = f"--{name.replace('_', '-')}"

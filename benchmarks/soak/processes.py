@@ -20,7 +20,7 @@ LONGEST = 90.0
 MODULES = "modules"
 """Name of the file in which a fork leaves the names of what it has imported."""
 
-ADOPTED = ("PIL", "disp_llm", "matplotlib", "transformers", "tyro", "numpy", "compressed_tensors")
+ADOPTED = ("PIL", "disp_llm", "matplotlib", "transformers", "numpy", "compressed_tensors")
 """Packages that are slow to import and may be imported by any command."""
 
 PAUSE = 0.005
@@ -59,11 +59,10 @@ def import_all() -> None:
     )
 
     assert transformers
-    from disp_llm.cli.main import MODULES
-    from disp_llm.cli.parsing import ADDED, COMMANDS
+    from disp_llm.cli.parsing import COMMANDS
 
-    for command in COMMANDS.keys() - ADDED.keys():  # those import what they need when they run
-        importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
+    for place in COMMANDS.values():  # those of other packages import what they need when they run
+        importlib.import_module(f"disp_llm.cli.{place.partition(':')[0]}")
 
 
 def run(

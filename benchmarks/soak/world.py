@@ -20,7 +20,7 @@ SUITE = 'title = "own"\ncontext = 32\nwindows = 2\n\n[texts.Own]\nfiles = ["test
 
 MADE = {
     "run": ["prune", "model"],
-    "recovered": ["recover", "run/model", "--teacher", "model"],
+    "recovered": ["recover", "run/keep-0.5", "--teacher", "model"],
     "comparison": ["compare", "model"],
 }
 """What is there when a case begins, and the line that has made it."""
@@ -156,12 +156,13 @@ def damage(place: Path, random: Random) -> tuple[str, str, str]:
     files = [path for path in sorted((place / made).rglob("*")) if path.is_file()]
     files = [path for path in files if "mine" not in path.read_bytes()[:8].decode("latin-1")]
     path = random.choice(files)
-    if random.random() < 0.15 and (place / made / "model").is_dir():
+    model = "keep-0.5" if made == "run" else "model"
+    if random.random() < 0.15 and (place / made / model).is_dir():
         name = random.choice(list(STRAY))
-        stray = place / made / "model" / name
+        stray = place / made / model / name
         stray.parent.mkdir(exist_ok=True)
         stray.write_bytes(STRAY[name])
-        return made, f"model/{name}", "put there"
+        return made, f"{model}/{name}", "put there"
     if random.random() < 0.15:
         other = random.choice(files)
         content = other.read_bytes()

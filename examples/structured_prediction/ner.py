@@ -2,7 +2,7 @@
 
     python ner.py train smollm2-135m --train train.conll --dev dev.conll --output tagger
     python ner.py prune tagger --train train.conll --dev dev.conll --keep 0.5 --output run
-    python ner.py train run/model --train train.conll --output small
+    python ner.py train run/keep-0.5 --train train.conll --output small
     python ner.py eval small --test test.conll
     python ner.py tag small "Obama visited New York"
 

@@ -9,7 +9,7 @@ from disp_llm.config.plugins import Command
 def run(config: CompareConfig) -> dict[str, Any]:
     """Compares methods and shows a table of them."""
     from disp_lab.comparison.compare import compare
-    from disp_lab.reporting.terminal import show_comparison
+    from disp_lab.reporting.tables import show_comparison
     from disp_llm.cli.parsing import command_line
     from disp_llm.cli.signals import stop_signals
     from disp_llm.reporting.terminal import progress_bar

@@ -161,6 +161,11 @@ def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFig
     return replace(found, rows=rows)
 
 
+def of_sizes(rows: list[ComparisonRow]) -> list[ComparisonRow]:
+    """The rows of models that were made to a number of block parameters, as they were made."""
+    return [row for row in rows if row.method != DENSE and row.target is None and not row.weights]
+
+
 def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:
     """Where a row was made; of an old one, what the whole comparison says."""
     hardware = row.provenance["hardware"] if row.provenance else found.hardware

@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_lab.names import BASELINES, IN_TIME, VARIANTS, compared_methods, mask_methods
 from disp_llm.config.bounds import (
     Batch,
@@ -23,6 +21,7 @@ from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 
 
@@ -47,13 +46,15 @@ class CompareConfig:
         ),
     )
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    USUAL: ClassVar = (
+        "methods keep text eval_text output_dir steps length batch suite frontier target rounds "
+        "seed device"
+    )
+    """Settings that a short help lists."""
+
+    model: Annotated[Word, POSITIONAL]
     """Hub id, local folder, GGUF file, or smollm2-135m."""
-    methods: Annotated[
-        tuple[Word, ...],
-        Some,
-        tyro.conf.arg(metavar="{all," + ",".join(compared_methods()) + "} ..."),
-    ] = ("all",)
+    methods: Annotated[tuple[Word, ...], Some] = ("all",)
     """The methods to compare; `learned` is ours. Methods that choose masks leave run folders with
     exported models; baselines that do more than drop dimensions are measured and not written."""
     keep: tuple[Size, ...] = (0.8, 0.7, 0.5)
@@ -61,7 +62,7 @@ class CompareConfig:
     frontier: bool = False
     """Measure the original as rows of its own too, in the dtype of the run, in int8 and in int4
     (which needs torchao), draw every row against its time and its memory, and say which are
-    dominated."""
+    on the Pareto front."""
     target: tuple[Size, ...] = ()
     """Sizes of the method `latency`, as shares of the original's time for a prompt, in (0, 1]."""
     quantise: tuple[Word, ...] = ()
@@ -85,8 +86,6 @@ class CompareConfig:
     """Number of times that each model is timed, in turn with the original; 0 = not timed."""
     anyway: bool = False
     """Go on although the model, a text or a file of the comparison is not what it was."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     text: TextConfig = field(default_factory=TextConfig)
     words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)

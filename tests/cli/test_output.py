@@ -15,6 +15,7 @@ from conftest import environment, run_command
 from disp_llm.cli.main import ALLOCATOR_VARIABLES, Once, keep_freed_memory, main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
+from disp_llm.reporting import terminal
 from disp_llm.runs.metrics import MetricsLog
 
 LONG = "n" * 300
@@ -28,8 +29,8 @@ def run_into(monkeypatch, capsys):
 
     def run(arguments, output) -> tuple[object, list[str]]:
         monkeypatch.setattr("disp_llm.cli.report.run", lambda config: {"text": "t" * 10_000})
-        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda: None)
-        monkeypatch.setattr("disp_llm.cli.main.results.stderr", False)  # and so again after it
+        monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda **how: None)
+        monkeypatch.setattr(terminal.results, "stderr", False)  # and so again after it
         monkeypatch.setattr(sys, "argv", ["disp-llm", *arguments])
         code: object = 0
         with redirect_stdout(output):

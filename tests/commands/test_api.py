@@ -47,8 +47,8 @@ def test_a_run_by_function_and_by_command_give_equal_bytes(
         str(llama_folder), text=text_file, keep=[0.5, 0.8], output_dir=tmp_path / "run",
         progress=silent, **SETTINGS,
     )  # fmt: skip
-    for name in ("masks.safetensors", "masks-0.8.safetensors", "model/model.safetensors",
-                 "model-0.8/model.safetensors", "model/config.json"):  # fmt: skip
+    for name in ("selection.safetensors", "keep-0.5/model.safetensors",
+                 "keep-0.8/model.safetensors", "keep-0.5/config.json"):  # fmt: skip
         assert (tmp_path / "run" / name).read_bytes() == (small_run[0] / name).read_bytes(), name
     assert [size.share_asked for size in result.sizes] == [0.5, 0.8]
     assert result.figures["models"][0]["perplexity"] == small_run[1]["models"][0]["perplexity"]
@@ -258,7 +258,7 @@ def test_a_tracker_that_is_not_installed_is_refused_first(llama_folder, text_fil
 def test_importing_the_package_imports_nothing_heavy():
     script = (
         "import sys, disp_llm\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'accelerate', 'tyro'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'accelerate'} & set(sys.modules)\n"
         "print(heavy or 'none', 'prune' in dir(disp_llm))"
     )
     done = subprocess.run(
@@ -269,7 +269,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_a_model_that_is_not_there_is_named_by_its_setting(small_run, text_file, tmp_path):
-    folder = str(small_run[0] / "model")
+    folder = str(small_run[0] / "keep-0.5")
     recovering = {"text": text_file, "tokens": 100, "output_dir": tmp_path, "progress": silent}
     for field, call in {
         "folder": lambda: disp_llm.recover("nowhere", **recovering),
@@ -297,7 +297,7 @@ def test_a_model_in_memory_is_known_again_where_it_lies(llama_folder, text_file,
     (made,) = disp_llm.export_sizes(tmp_path / "run", **unmeasured).sizes
     assert (made.share_asked, made.measured) == (0.75, None)
     recovered = disp_llm.recover(
-        str(tmp_path / "run" / "model"), text=text_file, tokens=128, length=32, batch=1,
+        str(tmp_path / "run" / "keep-0.5"), text=text_file, tokens=128, length=32, batch=1,
         context=32, windows=2, output_dir=tmp_path / "better", progress=silent,
     )  # fmt: skip
     assert recovered.figures["source"]["teacher_revision"] == fingerprint_of(model)
@@ -319,7 +319,7 @@ def test_a_finished_run_is_not_that_of_another_text(text_file, tmp_path):
 def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
     """Those of one model serve the next."""
     config = EvalConfig(str(llama_folder), text=(text_file,))
-    folder = str(small_run[0] / "model")
+    folder = str(small_run[0] / "keep-0.5")
     found = [disp_llm.evaluate(name, config=config, progress=silent) for name in (folder, folder)]
     assert {one["model"] for one in found} == {folder}
     assert found[0]["parameters"] == small_run[1]["models"][0]["parameters"]

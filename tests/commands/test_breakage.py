@@ -50,14 +50,14 @@ def test_a_folder_of_others_is_not_touched(command, llama_folder, text_file, sma
     (project / ".cache.tmp").mkdir(parents=True)
     for name in (".cache.tmp/thesis", ".lock", "main.py"):
         (project / name).write_text("mine")
-    model = small_run[0] / "model" if command == "recover" else llama_folder
+    model = small_run[0] / "keep-0.5" if command == "recover" else llama_folder
     line = refused(command, model, "--text", text_file, "--output-dir", project)
     assert line.endswith(f"{project} exists and is not empty; name another folder")
     assert {path.read_text() for path in project.rglob("*") if path.is_file()} == {"mine"}
     assert len(list(project.rglob("*"))) == 4
 
 
-@pytest.mark.parametrize("name", ["model/model.safetensors", "result.json", "corpus.txt"])
+@pytest.mark.parametrize("name", ["keep-0.5/model.safetensors", "result.json", "corpus.txt"])
 def test_a_page_replaces_pages_alone(run, name):
     path = run / name
     path.touch()
@@ -71,10 +71,10 @@ def test_a_page_replaces_pages_alone(run, name):
 
 
 def test_verify_of_a_run_without_its_record(run, tmp_path):
-    flip(run / "model" / "model.safetensors")
+    flip(run / "keep-0.5" / "model.safetensors")
     (run / "result.json").unlink()
     assert f"{run / 'result.json'}: is missing" in refused("verify", run)
-    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "keep-0.5")
     assert not disp_llm.verify(run)["ok"]
     assert "is no run, comparison or model folder" in refused("verify", tmp_path)
 
@@ -94,7 +94,7 @@ def test_verify_of_a_comparison_names_a_run_that_lost_a_file(
 
 
 def test_sums_that_lost_a_line_and_files_beside_them(run):
-    folder, sums = run / "model", run / "model" / "SHA256SUMS"
+    folder, sums = run / "keep-0.5", run / "keep-0.5" / "SHA256SUMS"
     whole = sums.read_text()
     for name in ("model-00001-of-00002.safetensors", "x.model", "modeling_evil.py"):
         (folder / name).write_text("x")
@@ -110,7 +110,7 @@ def test_sums_that_lost_a_line_and_files_beside_them(run):
 
 @pytest.mark.parametrize("how", ["emptied", "deleted"])
 def test_nothing_is_shared_without_sums(how, run, text_file, tmp_path):
-    folder, sums = run / "model", run / "model" / "SHA256SUMS"
+    folder, sums = run / "keep-0.5", run / "keep-0.5" / "SHA256SUMS"
     sums.write_text("")
     if how == "deleted":
         sums.unlink()
@@ -130,8 +130,8 @@ def test_nothing_is_shared_without_sums(how, run, text_file, tmp_path):
 
 def test_a_copy_has_what_the_sums_name_and_nothing_else(run, tmp_path):
     for name in ("secret.model", "LICENSE.key", "model-00001-of-00002.safetensors"):
-        (run / "model" / name).write_text("SECRET")
-    found = save(SaveConfig(run / "model", tmp_path / "copy"))
+        (run / "keep-0.5" / name).write_text("SECRET")
+    found = save(SaveConfig(run / "keep-0.5", tmp_path / "copy"))
     assert set(found["left_out"]) == {
         "secret.model",
         "LICENSE.key",
@@ -210,7 +210,7 @@ def test_two_processes_at_one_new_place(run, tmp_path):
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(60)
-    assert "is in use by process" in refused("save", run / "model", "--to", tmp_path / "new")
+    assert "is in use by process" in refused("save", run / "keep-0.5", "--to", tmp_path / "new")
     go_on.set()
     thread.join()
     assert (tmp_path / "new").read_text() == "first"
@@ -224,7 +224,7 @@ def test_what_a_killed_copy_left_is_swept_by_the_next(run, tmp_path, monkeypatch
             raise InputError("killed", field="f", hint="h")
     (foreign := tmp_path / ".disp-llm-mine").mkdir()
     assert len(list(tmp_path.glob(".disp-llm-*"))) == 2
-    save(SaveConfig(run / "model", tmp_path / "new"))
+    save(SaveConfig(run / "keep-0.5", tmp_path / "new"))
     assert list(tmp_path.glob(".disp-llm-*")) == [foreign]
 
 
@@ -232,7 +232,7 @@ def test_a_deleted_model_is_named_as_it_was_given(inputs, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     inputs["model"] = Path("m")
     assert run_command(*prune_in(Path("run"), inputs)).returncode == 0
-    shutil.rmtree("run/model")
+    shutil.rmtree("run/keep-0.5")
     shutil.rmtree("m")
     line = refused(*prune_in(Path("run"), inputs, "--resume"))
     assert "leave that setting out" not in line

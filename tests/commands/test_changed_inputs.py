@@ -54,14 +54,14 @@ def test_export_refuses_a_changed_text(run, inputs):
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 2
     assert "--eval-text: is not what" in done.stderr
-    assert not (run / "model-0.7").exists()
+    assert not (run / "keep-0.7").exists()
     assert run_command("export", run, "--keep", 0.7, "--anyway").returncode == 0
 
 
 def test_a_teacher_that_is_not_the_original_is_refused(run, inputs, tmp_path):
     change(inputs, "model")
     few = "--tokens 64 --length 32 --batch 1 --context 32 --windows 2 --dtype float32".split()
-    command = ["recover", run / "model", "--text", inputs["text"], *few, "--output-dir"]
+    command = ["recover", run / "keep-0.5", "--text", inputs["text"], *few, "--output-dir"]
     done = run_command(*command, tmp_path / "better")
     assert done.returncode == 2
     assert "is not what" in done.stderr
@@ -70,7 +70,7 @@ def test_a_teacher_that_is_not_the_original_is_refused(run, inputs, tmp_path):
 
 
 def test_another_data_type_is_refused(run, inputs, monkeypatch):
-    (run / "masks.safetensors").unlink()
+    (run / "selection.safetensors").unlink()
     monkeypatch.setattr("disp_llm.commands.prune.dtype_name", lambda dtype: "bfloat16")
     done = run_command("prune", inputs["model"], "--output-dir", run, "--resume")
     assert done.returncode == 2
@@ -108,20 +108,20 @@ def test_resume_auto_begins_or_goes_on(inputs, tmp_path):
 
 
 def test_export_replaces_nothing_that_is_not_its_own(run, tmp_path):
-    (run / "model-0.7").mkdir()
-    (run / "model-0.7" / "mine.txt").write_text("mine")
+    (run / "keep-0.7").mkdir()
+    (run / "keep-0.7" / "mine.txt").write_text("mine")
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 2
     assert "holds something else" in done.stderr
-    assert (run / "model-0.7" / "mine.txt").read_text() == "mine"
-    before = (run / "model" / "model.safetensors").read_bytes()
+    assert (run / "keep-0.7" / "mine.txt").read_text() == "mine"
+    before = (run / "keep-0.5" / "model.safetensors").read_bytes()
     assert run_command("export", run, "--keep", 0.5, "--align", 8).returncode == 0
-    assert (run / "model" / "model.safetensors").read_bytes() == before
-    assert (run / "model-0.5-align8" / "model.safetensors").exists()
+    assert (run / "keep-0.5" / "model.safetensors").read_bytes() == before
+    assert (run / "keep-0.5-align8" / "model.safetensors").exists()
     done = run_command("export", run, "--keep", 0.5000001)
     assert done.returncode == 2
     assert "would be called 0.5" in done.stderr
-    shutil.rmtree(run / "model-0.7")
+    shutil.rmtree(run / "keep-0.7")
     assert run_command("export", run, "--keep", 0.7).returncode == 0
     assert disp_llm.verify(run)["ok"]
 
@@ -147,22 +147,17 @@ def test_verify_names_what_is_wrong(run, tmp_path):
     assert found["ok"]
     assert found["kind"] == "run"
     assert found["files"] >= 16
-    done = run_command("verify", run / "model")
+    done = run_command("verify", run / "keep-0.5")
     assert done.returncode == 0
     assert "whole" in done.stdout
-    card = run / "model" / "card.json"
+    card = run / "keep-0.5" / "card.json"
     card.write_text(card.read_text().replace('"block_parameters": ', '"block_parameters": 1'))
     found = disp_llm.verify(run)["problems"]
     assert {problem["file"] for problem in found} == {str(card)}
-    assert any("states 1" in problem["what"] for problem in found)
-    masks, other = run / "masks.safetensors", tmp_path / "other.safetensors"
-    tensors = load_file(masks)
-    tensors["layers.0.attn_in"] = tensors["layers.0.attn_in"].flip(0).contiguous()
-    save_file(tensors, other)
-    shutil.copyfile(other, masks)
+    masks = run / "selection.safetensors"
+    masks.write_bytes(masks.read_bytes()[:-1])
     done = run_command("verify", run, "--json")
     assert done.returncode == 2
     files = {problem["file"] for problem in json.loads(done.stdout)["problems"]}
-    assert str(masks) in files
-    assert str(run / "model") in files  # was not cut by these masks
+    assert files == {str(masks), str(card)}
     assert run_command("verify", tmp_path / "nowhere").returncode == 2

@@ -33,15 +33,13 @@ def without_checksum(values: dict) -> dict:
     return {key: value for key, value in values.items() if key != CHECKSUM}
 
 
-@pytest.mark.parametrize("name", ["masks.safetensors", "masks-0.8.safetensors"])
-def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
-    path = run / name
+def test_a_selection_is_made_again_as_its_hint_says(run, llama_folder):
+    path = run / "selection.safetensors"
     whole, figures = path.read_bytes(), json.loads((run / "result.json").read_text())
     path.write_bytes(whole[:100])
     done = run_command("report", run)
     assert refused(done, path)
-    share = 0.8 if "0.8" in name else 0.5
-    assert names(outcome(lambda: PruneResult(run, figures).masks(share)), path)
+    assert names(outcome(lambda: PruneResult(run, figures).masks(0.8)), path)
     assert "delete it: --resume makes it again" in done.stderr
     path.unlink()
     assert run_command("prune", llama_folder, "--output-dir", run, "--resume").returncode == 0
@@ -56,16 +54,16 @@ def test_a_masks_file_is_made_again_as_its_hint_says(run, llama_folder, name):
 def test_a_size_that_was_deleted_is_forgotten_or_made_again(run, llama_folder):
     """What `export` had made to save room, and one of the run's own."""
     assert run_command("export", run, "--keep", 0.6, "--no-measure").returncode == 0
-    shutil.rmtree(run / "model-0.6")
-    assert refused(run_command("report", run), run / "model-0.6")
+    shutil.rmtree(run / "keep-0.6")
+    assert refused(run_command("report", run), run / "keep-0.6")
     assert run_command("export", run, "--keep", 0.7, "--no-measure").returncode == 0
     result = json.loads((run / "result.json").read_text())
     assert [model["size"] for model in result["models"]] == ["0.5", "0.8", "0.7"]
     assert not any("0.6" in name for name in result["files"])
-    shutil.rmtree(run / "model-0.8")
+    shutil.rmtree(run / "keep-0.8")
     again = run_command("prune", llama_folder, "--output-dir", run, "--resume", "--json")
     assert again.returncode == 0, again.stderr
-    assert (run / "model-0.8" / "model.safetensors").exists()
+    assert (run / "keep-0.8" / "model.safetensors").exists()
     assert run_command("report", run).returncode == 0
 
 
@@ -86,7 +84,7 @@ def test_recover_goes_on_with_sound_figures_only(run, text_file, tmp_path, key):
     """What is refused is refused before training, and what can be measured again is."""
     folder = tmp_path / "recovered"
     command = [
-        "recover", run / "model", "--output-dir", folder, "--tokens", 64, "--length", 32,
+        "recover", run / "keep-0.5", "--output-dir", folder, "--tokens", 64, "--length", 32,
         "--context", 32, "--windows", 2, "--text", text_file, "--device", "cpu",
         "--dtype", "float32",
     ]  # fmt: skip

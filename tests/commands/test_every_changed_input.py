@@ -20,7 +20,7 @@ from foreign import Entry, changes, snapshot
 from safetensors.torch import load_file, save_file
 
 FEW = "--context 32 --windows 2 --dtype float32 --device cpu".split()
-TRAINED = "--tokens 192 --length 32 --batch 1 --checkpoint-every 2".split() + FEW
+TRAINED = "--tokens 192 --length 32 --batch 1".split() + FEW
 COMPARED = [
     *"--methods magnitude learned --keep 0.5 --rounds 0 --length 32 --steps 4 --batch 1".split(),
     *"--calibration-sequences 2 --calibration-length 32".split(),
@@ -137,7 +137,7 @@ JOBS = {
             "suite.txt": ("suite", TEXT),
             "recipe.toml": ("recipe", RECIPES),
         },
-        "model/model.safetensors",
+        "keep-0.5/model.safetensors",
     ),
     "examples": Job(
         [
@@ -150,18 +150,18 @@ JOBS = {
             "learn.jsonl": ("examples", EXAMPLES),
             "test.jsonl": ("eval_examples", EXAMPLES),
         },
-        "model/model.safetensors",
+        "keep-0.5/model.safetensors",
     ),
     "recover": Job(
         [
-            *"recover run/model --teacher model --weights-from run/model-0.8".split(),
+            *"recover run/keep-0.5 --teacher model --weights-from run/keep-0.8".split(),
             *"--text text.txt --eval-text test.txt --suite suite.toml --output-dir OUT".split(),
             *TRAINED,
         ],
         {
-            "run/model": ("folder", PRUNED),
+            "run/keep-0.5": ("folder", PRUNED),
             "model": ("teacher", MODEL),
-            "run/model-0.8": ("weights_from", PRUNED),
+            "run/keep-0.8": ("weights_from", PRUNED),
             "text.txt": ("text", TEXT),
             "test.txt": ("eval_text", TEXT),
             "suite.txt": ("suite", TEXT),
@@ -181,7 +181,7 @@ JOBS = {
             "suite.toml": ("suite", SETTINGS),
             "suite.txt": ("suite", TEXT),
         },
-        "learned/model/model.safetensors",
+        "learned/keep-0.5/model.safetensors",
     ),
 }
 
@@ -335,4 +335,4 @@ def test_no_advice_mixes_two_inputs(world, name):
     (folder / "result.json").unlink()
     done = world.run("text", "begun", "--resume", "auto", "--json")
     assert done.returncode == 2, done.stderr
-    assert not (folder / "model").exists()
+    assert not (folder / "keep-0.5").exists()

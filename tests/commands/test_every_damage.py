@@ -34,13 +34,13 @@ def whole(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
     text = ["--text", text_file]
     lines = [
         ["prune", llama_folder, "--keep", 0.5, *text, "--output-dir", root / "run", *SMALL],
-        ["recover", root / "run" / "model", *text, "--output-dir", root / "recovered", *TRAINED],
+        ["recover", root / "run" / "keep-0.5", *text, "--output-dir", root / "recovered", *TRAINED],
         ["compare", llama_folder, *text, "--output-dir", root / "comparison", *COMPARED],
     ]
     for line in lines:
         done = run_command(*line)
         assert done.returncode == 0, done.stderr
-    models = {"model": root / "run" / "model", "recovered model": root / "recovered" / "model"}
+    models = {"model": root / "run" / "keep-0.5", "recovered model": root / "recovered" / "model"}
     return {name: root / name for name in ("run", "recovered", "comparison")} | models
 
 
@@ -73,7 +73,7 @@ def world(request, whole, llama_folder, text_file, tmp_path) -> World:
     }
     kind = request.param
     results = {
-        "run": ("masks.safetensors", "model/model.safetensors"),
+        "run": ("selection.safetensors", "keep-0.5/model.safetensors"),
         "recovered": ("model/model.safetensors",),
         "comparison": ("compare.json",),
     }
@@ -137,7 +137,7 @@ def test_a_stray_file_is_named_and_goes_nowhere(world, name):
 @pytest.mark.parametrize("world", ["run"], indirect=True)
 @pytest.mark.parametrize("name", STRAY)
 def test_a_stray_file_in_a_model_of_a_run_is_named(world, name):
-    assert not world.unnamed(world.folder / "model" / name, "put there", put(STRAY[name]))
+    assert not world.unnamed(world.folder / "keep-0.5" / name, "put there", put(STRAY[name]))
 
 
 def shortened(path: Path) -> None:
@@ -247,7 +247,7 @@ def learned(llama_folder, text_file, tmp_path_factory) -> Path:
             str(llama_folder), text=text_file, keep=0.5, output_dir=folder, progress=progress,
             **values,
         )  # fmt: skip
-    assert not (folder / "model").exists()
+    assert not (folder / "keep-0.5").exists()
     return folder
 
 
@@ -256,7 +256,7 @@ def test_a_log_that_is_damaged_before_the_end_is_not_adopted(learned, llama_fold
     line: Callable[[Path], list[Any]] = lambda at: [  # noqa: E731
         *("prune", llama_folder, "--output-dir", at, "--resume"),
     ]
-    results = ("masks.safetensors", "model/model.safetensors", "metrics.jsonl")
+    results = ("selection.safetensors", "model/model.safetensors", "metrics.jsonl")
     world = World(learned, tmp_path, {"resume": line}, results)
     cases = [*world.cases(17), *(case for case in world.cases() if case[0].suffix == ".jsonl")]
     assert len(cases) > 10

@@ -55,7 +55,12 @@ def undisturbed(llama_folder, text_file, tmp_path_factory) -> dict[str, bytes]:
 
 def results_of(folder: Path) -> dict[str, bytes]:
     """What a run is made for."""
-    names = ("masks.safetensors", "model/model.safetensors", "model/config.json", "metrics.jsonl")
+    names = (
+        "selection.safetensors",
+        "keep-0.5/model.safetensors",
+        "keep-0.5/config.json",
+        "metrics.jsonl",
+    )
     found = {name: (folder / name).read_bytes() for name in names[:-1]}
     steps = [json.loads(line) for line in (folder / names[-1]).read_text().splitlines()]
     losses = [{k: v for k, v in step.items() if k != "tokens_per_s"} for step in steps]

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, run_command
 from foreign import LOCK, MARK, STRANGE_ID, TREES, changes, grown, snapshot
 
-from disp_llm.cli.parsing import COMMANDS
+from disp_llm.cli.parsing import all_settings
 
 FEW = "--context 32 --windows 2 --dtype float32 --device cpu".split()
 TRAINED = ["--tokens", 64, "--length", 32, "--batch", 1, *FEW]
@@ -59,7 +59,9 @@ def _paths(config: Any) -> Iterator[str]:
 
 def test_every_path_is_known_as_what_is_read_or_written():
     outputs = {name for _, name in OUTPUTS}
-    found = {(command, name) for command, config in COMMANDS.items() for name in _paths(config)}
+    found = {
+        (command, name) for command, config in all_settings().items() for name in _paths(config)
+    }
     assert {name for _, name in found} == INPUTS | outputs
     assert {pair for pair in found if pair[1] in outputs} == set(OUTPUTS)
 
@@ -75,7 +77,7 @@ class Made:
     def command(self, command: str, output: Path | None, refused: str = "") -> list[Any]:
         """A line that would run, or one that is `refused` for another reason than its output."""
         model = "nope" if refused == "no model" else self.model
-        student = "nope" if refused == "no model" else self.run / "model"
+        student = "nope" if refused == "no model" else self.run / "keep-0.5"
         text = ["--text", "nope.txt" if refused == "no text" else self.text]
         keep = ["--keep", 0.5] if refused != "bad size" else ["--keep", 1.5]
         to = [] if output is None else [output]
@@ -179,7 +181,7 @@ def test_what_is_refused_makes_nothing(command, where, made, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["prune", "recover", "compare", "save", "quantise", "page"])
-@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "model-0.6/new/est"])
+@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "keep-0.6/new/est"])
 def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     place = grown("everything", tmp_path / "place" / "tree")
     before = snapshot(place.parent)

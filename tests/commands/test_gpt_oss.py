@@ -84,10 +84,10 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     assert 0.47 < size["keep"] <= 0.5
     assert size["max_logit_error"] < 1e-5
     assert run_command("verify", run).returncode == 0
-    config = json.loads((run / "model" / "config.json").read_text())
+    config = json.loads((run / "keep-0.5" / "config.json").read_text())
     assert "quantization_config" not in config
     assert min(config["disp_llm"]["widths"]["experts"]) < 6
-    found = [fresh.load_and_generate(run / "model", without) for without in (False, True)]
+    found = [fresh.load_and_generate(run / "keep-0.5", without) for without in (False, True)]
     assert found[0]["tokens"] == found[1]["tokens"]
     assert {one["class"] for one in found} == {"DispGptOssForCausalLM"}
     export_from_file_to_file(run)
@@ -100,12 +100,12 @@ def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_p
         "prune", published[0], "--text", text_file, "--output-dir", run, *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "model", "--to", plain, "--plain", "--json")
+    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain", "--json")
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "GptOssForCausalLM"
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.num_local_experts * model.config.intermediate_size < 6 * 32
     tokens = torch.tensor([PROMPT])
-    wanted = AutoModelForCausalLM.from_pretrained(run / "model")(tokens).logits
+    wanted = AutoModelForCausalLM.from_pretrained(run / "keep-0.6")(tokens).logits
     torch.testing.assert_close(model(tokens).logits, wanted)

@@ -68,10 +68,11 @@ def test_prune_takes_the_first_plan_that_fits(
     done = run_command(*command, "--output-dir", tmp_path / "much")
     assert done.returncode == 0, done.stderr
     assert "GiB; with" not in done.stderr
-    little, much = (load_file(tmp_path / run / "masks.safetensors") for run in ("little", "much"))
+    files = (tmp_path / run / "selection.safetensors" for run in ("little", "much"))
+    little, much = map(load_file, files)
     assert all((little[name] == much[name]).all() for name in much)
-    assert (tmp_path / "little" / "model" / "model.safetensors").read_bytes() == (
-        tmp_path / "much" / "model" / "model.safetensors"
+    assert (tmp_path / "little" / "keep-0.5" / "model.safetensors").read_bytes() == (
+        tmp_path / "much" / "keep-0.5" / "model.safetensors"
     ).read_bytes()
 
 
@@ -110,10 +111,9 @@ def test_all_that_learns_is_counted():
         return learning_memory(target, replace(config, training=training), 1, 4)
 
     for name in PARAMETRISATIONS:
-        for tied in (False, True):
-            made = build(name, torch.zeros(entries), target.layout, generator_of(0), tied)
-            numbers = sum(one.numel() for one in made.parameters())
-            assert counted(parametrisation=name, constrained=tied).trained == 24 * numbers
+        made = build(name, torch.zeros(entries), target.layout, generator_of(0))
+        numbers = sum(one.numel() for one in made.parameters())
+        assert counted(parametrisation=name).trained == 24 * numbers
     assert counted(estimator="policy_gradient").kept == 0 < counted().kept
 
 

@@ -39,10 +39,10 @@ def test_methods_prune_mixtures_and_their_experts(mixture, text_file, tmp_path, 
     (size,) = found["models"]
     assert 0.47 < size["keep"] <= 0.5
     assert size["max_logit_error"] < 1e-4
-    widths = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["disp_llm"]
+    widths = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())["disp_llm"]
     assert widths["widths"]["experts"][1] == 1  # the dense block
     assert all(2 <= number <= 6 for number in widths["widths"]["experts"][::2])
-    again = fresh.load_and_generate(tmp_path / "run" / "model", without=True)
+    again = fresh.load_and_generate(tmp_path / "run" / "keep-0.5", without=True)
     assert again["class"] == "DispQwen3MoeForCausalLM"
 
 
@@ -55,7 +55,7 @@ def test_another_size_is_made_from_file_to_file(mixture, text_file, tmp_path):
 
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):
     found = pruned(mixture, text_file, tmp_path / "run", "--method", "reap", "--keep", 0.75)
-    widths = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["disp_llm"]
+    widths = json.loads((tmp_path / "run" / "keep-0.75" / "config.json").read_text())["disp_llm"]
     numbers = widths["widths"]["experts"][::2]
     assert max(numbers) - min(numbers) <= 1  # the last one that there was room for
     assert max(numbers) < 6
@@ -65,11 +65,11 @@ def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path)
 def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.6, "--uniform")
-    config = json.loads((run / "model" / "config.json").read_text())["disp_llm"]
+    config = json.loads((run / "keep-0.6" / "config.json").read_text())["disp_llm"]
     experts, middle = (config["widths"][site][::2] for site in ("experts", "mlp_mid"))
     assert len(set(experts)) == len(set(middle)) == 1
     assert middle[0] % 8 == 0
-    done = run_command("save", run / "model", "--to", plain, "--plain", "--json")
+    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain", "--json")
     assert done.returncode == 0, done.stderr
     assert not list(plain.glob("*.py"))
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
@@ -79,7 +79,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     assert model.config.num_experts == experts[0]
     assert model.config.moe_intermediate_size == middle[0]
     tokens = torch.tensor([PROMPT])
-    wanted = AutoModelForCausalLM.from_pretrained(run / "model")(tokens).logits
+    wanted = AutoModelForCausalLM.from_pretrained(run / "keep-0.6")(tokens).logits
     torch.testing.assert_close(model(tokens).logits, wanted)
     assert not report["mismatched_keys"]
     tokens = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)

@@ -37,10 +37,9 @@ def export(run: Path, *more: object) -> dict[str, Any]:
 
 def test_the_same_folder_without_what_must_run(own_run, monkeypatch):
     measured = export(own_run)
-    folder = own_run / "model-0.65"
+    folder = own_run / "keep-0.65"
     sums = read_sums(folder)
     shutil.rmtree(folder)
-    (own_run / "masks-0.65.safetensors").unlink()
 
     def refuse(*given: Any, **more: Any) -> None:
         raise AssertionError("the original is loaded")
@@ -64,16 +63,16 @@ def test_what_is_not_known_is_said_in_words(own_run, text_file, tmp_path):
     done = run_command("export", own_run, "--keep", 0.65, "--no-measure")
     assert done.returncode == 0, done.stderr
     assert "not measured" in done.stderr
-    card = (own_run / "model-0.65" / "README.md").read_text()
+    card = (own_run / "keep-0.65" / "README.md").read_text()
     assert "| not measured | |" in card
     assert "exported\nwithout running it" in card
     assert "model-index" not in card
     assert "<td>not measured</td>" in (own_run / "report.html").read_text()
     assert run_command("report", own_run).returncode == 0
-    saved = run_command("save", own_run / "model-0.65", "--to", tmp_path / "saved")
+    saved = run_command("save", own_run / "keep-0.65", "--to", tmp_path / "saved")
     assert saved.returncode == 0, saved.stderr
     done = run_command(
-        "recover", own_run / "model-0.65", "--text", text_file, "--tokens", 256, "--length", 32,
+        "recover", own_run / "keep-0.65", "--text", text_file, "--tokens", 256, "--length", 32,
         "--batch", 2, "--context", 32, "--windows", 2, "--dtype", "float32", "--device", "cpu",
         "--output-dir", tmp_path / "recovered",
     )  # fmt: skip
@@ -86,10 +85,10 @@ def test_what_is_not_known_is_said_in_words(own_run, text_file, tmp_path):
 def test_it_is_measured_later(own_run):
     before = export(own_run, "--no-measure")
     assert export(own_run, "--no-measure") == before
-    stamp = (own_run / "model-0.65" / "model.safetensors").read_bytes()
+    stamp = (own_run / "keep-0.65" / "model.safetensors").read_bytes()
     after = export(own_run)
     assert set(RUN) <= set(after)
-    assert (own_run / "model-0.65" / "model.safetensors").read_bytes() == stamp
+    assert (own_run / "keep-0.65" / "model.safetensors").read_bytes() == stamp
     assert export(own_run, "--no-measure") == after  # what is known stays known
     assert run_command("verify", own_run).returncode == 0
 
@@ -103,13 +102,13 @@ def test_no_text_is_needed(own_run, text_file, tmp_path, monkeypatch):
 
 
 def test_an_original_that_cannot_be_read_by_tensor_is_loaded(own_run, monkeypatch):
-    sums = export(own_run, "--no-measure") and read_sums(own_run / "model-0.65")
-    shutil.rmtree(own_run / "model-0.65")
+    sums = export(own_run, "--no-measure") and read_sums(own_run / "keep-0.65")
+    shutil.rmtree(own_run / "keep-0.65")
     monkeypatch.setattr(checkpoint, "checkpoint_of", lambda loaded: None)
     done = run_command("export", own_run, "--keep", 0.65, "--no-measure")
     assert done.returncode == 0, done.stderr
     assert "is loaded as a whole" in done.stderr
-    found = read_sums(own_run / "model-0.65")
+    found = read_sums(own_run / "keep-0.65")
     for name in ("card.json", "README.md"):  # tell the command
         assert found.pop(name)
         sums.pop(name)
@@ -171,8 +170,7 @@ def test_a_damaged_file_is_one_line_and_leaves_nothing(damage, sharded):
         assert sorted(path.name for path in run.iterdir()) == before
     file.write_bytes(whole)
     assert export(run, "--no-measure")["keep"] <= 0.65
-    shutil.rmtree(run / "model-0.65")
-    (run / "masks-0.65.safetensors").unlink()
+    shutil.rmtree(run / "keep-0.65")
 
 
 def test_a_full_disk_leaves_nothing(own_run):

@@ -20,6 +20,7 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     environment,
+    kept_in,
     run_command,
     run_process,
     tiny_prunable,
@@ -59,7 +60,7 @@ def test_run_folder_is_complete(small_run, llama_folder):
 
 def test_figures_are_those_of_the_folder(small_run, text_file):
     folder, result = small_run
-    for entry, name in zip(result["models"], ("model", "model-0.8"), strict=True):
+    for entry, name in zip(result["models"], ("keep-0.5", "keep-0.8"), strict=True):
         assert entry["folder"] == str(folder / name)
         assert entry["keep"] <= entry["keep_asked"]
         largest = 3 * 32 / result["dense"]["block_parameters"]  # block parameters of one mlp_mid
@@ -72,7 +73,7 @@ def test_figures_are_those_of_the_folder(small_run, text_file):
         assert size == entry["bytes"]
     small, large = result["models"]
     assert small["perplexity"] > large["perplexity"] * 0.9
-    assert "perplexity" in (folder / "model" / "README.md").read_text()
+    assert "perplexity" in (folder / "keep-0.5" / "README.md").read_text()
 
 
 def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
@@ -90,13 +91,13 @@ def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
     assert "recover" not in capsys.readouterr().out
 
 
-def test_masks_file_is_the_hand_over(small_run):
+def test_selection_is_the_hand_over(small_run):
     folder, _ = small_run
-    masks = load_file(folder / "masks.safetensors")
-    weights = load_file(folder / "model" / "model.safetensors")
-    assert set(masks) == {
-        f"{prefix}layers.{i}.{site}"
-        for prefix in ("", "logits.", "scales.")
+    selection, masks = load_file(folder / "selection.safetensors"), kept_in(folder)
+    weights = load_file(folder / "keep-0.5" / "model.safetensors")
+    assert set(selection) == {
+        f"{prefix}.layers.{i}.{site}"
+        for prefix in ("kept.0.5", "kept.0.8", "logits", "scales")
         for i in range(3)
         for site in SITES
     } | {f"adapters.{n}.{part}" for n in range(3 * 7) for part in ("down", "up")}
@@ -114,12 +115,11 @@ def test_whole_sites_have_no_selection(llama_folder, text_file, tmp_path):
             *SMALL, "--least-cut", least,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        masks = load_file(folder / "masks.safetensors")
-        weights = load_file(folder / "model" / "model.safetensors")
+        masks = kept_in(folder, "0.6")
+        weights = load_file(folder / "keep-0.6" / "model.safetensors")
         selections[least] = sum(name.endswith(("kept_in", "kept_out")) for name in weights)
         streams = [f"layers.{i}.{site}" for i in range(3) for site in STREAM_SITES]
-        widths, full = [len(masks[name]) for name in streams], len(masks["logits.layers.0.attn_in"])
-        assert selections[least] == sum(width < full for width in widths)
+        assert selections[least] == sum(len(masks[name]) < 32 for name in streams)
     assert selections["0.5"] < selections["0"]
 
 
@@ -130,18 +130,18 @@ def test_export_makes_another_size_without_learning(own_run, text_file):
     result = json.loads(done.stdout)
     assert [entry["keep_asked"] for entry in result["models"]] == [0.65]
     assert 0.6 < result["models"][0]["keep"] <= 0.65
-    assert (folder / "model-0.65" / "config.json").exists()
+    assert (folder / "keep-0.65" / "config.json").exists()
     assert len(json.loads((folder / "result.json").read_text())["models"]) == 3
     assert "learning" not in done.stderr
     again = run_command(
-        "eval", folder / "model-0.65", "--text", text_file, "--context", 32, "--json"
+        "eval", folder / "keep-0.65", "--text", text_file, "--context", 32, "--json"
     )
     assert again.returncode == 0, again.stderr
-    mixture = run_command("eval", folder / "model-0.65", "--text", folder / "config.toml")
+    mixture = run_command("eval", folder / "keep-0.65", "--text", folder / "config.toml")
     assert mixture.returncode == 2
     assert "config.toml is a mixture, which is only learned from" in mixture.stderr
     for name, instead in (("self", "name files"), ("speeches", "leave it out, for their last")):
-        done = run_command("eval", folder / "model-0.65", "--text", name)
+        done = run_command("eval", folder / "keep-0.65", "--text", name)
         assert done.returncode == 2
         assert f"--text: {name} is only learned from; {instead}" in done.stderr
 
@@ -153,7 +153,7 @@ def test_eval_agrees_with_prune(small_run, text_file, tmp_path):
     held_out = tmp_path / "held-out.txt"
     held_out.write_text(text[int(len(text) * 0.9) :])
     done = run_command(
-        "eval", folder / "model", "--text", held_out, "--context", 32, "--windows", 4,
+        "eval", folder / "keep-0.5", "--text", held_out, "--context", 32, "--windows", 4,
         "--dtype", "float32", "--json",
     )  # fmt: skip
     figures = json.loads(done.stdout)
@@ -173,7 +173,7 @@ def test_keep_one_is_bitwise_the_original(llama_folder, text_file, tmp_path):
     tokens = torch.randint(4, 200, (2, 16))
     exported, original = (
         transformers.AutoModelForCausalLM.from_pretrained(path)
-        for path in (tmp_path / "run" / "model", llama_folder)
+        for path in (tmp_path / "run" / "keep-1", llama_folder)
     )
     assert torch.equal(exported(tokens).logits, original(tokens).logits)
 
@@ -185,17 +185,19 @@ def test_every_method_makes_a_model(method, llama_folder, text_file, tmp_path):
         "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())
     assert all(width % 8 == 0 for site in config["disp_llm"]["widths"].values() for width in site)
 
 
 STEPS = 20
-LONG = [*SMALL[2:], "--steps", str(STEPS), "--checkpoint-every", "7", "--compile", "no"]
+LONG = [*SMALL[2:], "--steps", str(STEPS), "--compile", "no"]
 
 AT_STEP = """
 import os
 from disp_llm.runs.metrics import MetricsLog
+from disp_llm.training import loop
 
+loop.CHECKPOINT_EVERY = 7
 append = MetricsLog.append
 
 def append_and_signal(log, figures):
@@ -205,7 +207,8 @@ def append_and_signal(log, figures):
 
 MetricsLog.append = append_and_signal
 """
-"""A process that gets a signal as soon as it has logged a step."""
+"""A process that writes a checkpoint every seventh step, and gets a signal once it has logged one.
+"""
 
 
 def long_run(folder, llama_folder, text_file) -> list[object]:
@@ -249,10 +252,10 @@ def test_killed_and_resumed_equals_uninterrupted(
     else:
         done = signalled_run(step, signal.SIGKILL, folder, llama_folder, text_file)
         assert done.returncode == -signal.SIGKILL
-    assert not (folder / "masks.safetensors").exists()
+    assert not (folder / "selection.safetensors").exists()
     done = resume(folder, llama_folder, text_file)
     assert done.returncode == 0, done.stderr
-    ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, uninterrupted))
+    ours, theirs = (load_file(f / "selection.safetensors") for f in (folder, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     steps = [
         json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
@@ -467,7 +470,7 @@ def test_wrong_model_names(tmp_path, text_file):
 
 def test_pruning_a_pruned_model_is_refused(small_run, tmp_path):
     folder, _ = small_run
-    done = run_command("prune", folder / "model", "--output-dir", tmp_path / "run")
+    done = run_command("prune", folder / "keep-0.5", "--output-dir", tmp_path / "run")
     assert_one_line(done, "pruned already")
 
 
@@ -521,7 +524,7 @@ def test_full_disk_leaves_no_half_written_folder(llama_folder, text_file, tmp_pa
     command += ["--adapter-rank", 0]  # whose checkpoints are larger than this model
     done = run_process(*command, before=limit)
     assert_one_line(done, "cannot write", "make room")
-    assert not (folder / "model").exists()
+    assert not (folder / "keep-0.5").exists()
     assert [path.name for path in folder.glob(".*")] == [MARK]
     again = run_command(*command, "--resume")  # with room, what was learned is not learned again
     assert again.returncode == 0, again.stderr
@@ -563,7 +566,9 @@ def test_two_processes_learn_the_same_masks_everywhere(start, llama_folder, text
     assert result["models"][0]["max_logit_error"] <= 1e-5
     single = tmp_path / "single"
     run_command("prune", llama_folder, "--text", text_file, "--output-dir", single, *SMALL)
-    both, alone = (load_file(f / "scores.safetensors")["fisher"] for f in (folder, single))
+    both, alone = (
+        load_file(f / "checkpoint" / "scores.safetensors")["fisher"] for f in (folder, single)
+    )
     torch.testing.assert_close(both, alone, rtol=1e-3, atol=1e-12)
 
 
@@ -574,7 +579,7 @@ def test_only_the_asked_sites_are_cut(recipe, llama_folder, text_file, tmp_path)
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "keep-0.7" / "config.json").read_text())
     widths = config["disp_llm"]["widths"]
     for site, full in (("attn_in", 32), ("attn_out", 32), ("mlp_out", 32)):
         assert widths[site] == [full] * 3
@@ -609,15 +614,15 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["max_logit_error"] <= 1e-5
-    masks = load_file(run / "masks.safetensors")
+    masks = kept_in(run, "0.1")
     heads = [len(masks[f"layers.{i}.heads"]) for i in range(3)]
     assert made["kv_cache"] == pytest.approx(sum(heads) / 6)
-    model = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(run / "keep-0.1")
     assert model.config.disp_llm["widths"]["heads"] == heads
     cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     assert [layer.keys.shape[1] for layer in cache.layers] == heads
     assert made["kv_cache"] < 1
-    assert "vllm serve" in (run / "model" / "README.md").read_text()
+    assert "vllm serve" in (run / "keep-0.1" / "README.md").read_text()
 
 
 def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
@@ -631,7 +636,7 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     first = json.loads((run / "result.json").read_text())["models"][0]
     assert sum(first["dropped"].values()) > 0
     assert first["max_logit_error"] <= 1e-5
-    masks = load_file(run / "masks.safetensors")
+    masks = kept_in(run, "0.3")
     for name in ("attention", "mlp"):
         there = [len(masks[f"layers.{i}.{name}"]) for i in range(3)]
         assert first["dropped"][name] == 3 - sum(there)
@@ -643,7 +648,7 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     said = dropped_said(from_json(SizeResult, first, "result.json"))
     assert said in done.stderr
     assert said in (run / "report.html").read_text()
-    card = (run / "model" / "README.md").read_text()
+    card = (run / "keep-0.3" / "README.md").read_text()
     assert f"Blocks have lost {said}" in card
     assert ("vllm serve" in card) == (not first["dropped"]["attention"])
     assert run_command("verify", run).returncode == 0
@@ -651,8 +656,8 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     assert smaller.returncode == 0, smaller.stderr
     assert json.loads(smaller.stdout)["models"][0]["keep"] <= 0.4
     recovered = run_command(
-        "recover", run / "model", "--text", text_file, "--tokens", 128, "--length", 32, "--batch",
-        1, "--context", 32, "--windows", 4, "--output-dir", tmp_path / "recovered",
+        "recover", run / "keep-0.3", "--text", text_file, "--tokens", 128, "--length", 32,
+        "--batch", 1, "--context", 32, "--windows", 4, "--output-dir", tmp_path / "recovered",
     )  # fmt: skip
     assert recovered.returncode == 0, recovered.stderr
 
@@ -665,34 +670,6 @@ def test_a_method_that_scores_no_whole_branches_says_so(llama_folder, text_file,
     assert done.returncode == 2
     assert "--sites: the method wanda does not score whole branches" in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_a_range_of_sizes_gives_a_curve(llama_folder, text_file, tmp_path):
-    run = tmp_path / "run"
-    done = run_command(
-        "prune", llama_folder, "--text", text_file, "--keep", 0.6, "--keep-range", 0.4, 0.9,
-        "--curve-points", 3, "--output-dir", run, "--json", *SMALL,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    curve = json.loads(done.stdout)["curve"]
-    assert [point["keep_asked"] for point in curve] == [0.9, 0.65, 0.4]
-    assert all(point["keep"] <= point["keep_asked"] for point in curve)
-    assert json.loads((run / "curve.json").read_text()) == curve
-    assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
-    asked = [
-        json.loads(line)["keep_asked"] for line in (run / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert min(asked) < 0.6 < max(asked)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [("--keep-range", "0.9", "0.4"), ("--keep-range", "0.5"), ("--keep-range", "0.5", "1.5")],
-)
-def test_careless_ranges(llama_folder, flags):
-    done = run_command("prune", llama_folder, *flags)
-    assert done.returncode == 2
-    assert "--keep-range" in done.stderr
 
 
 def test_widths_are_multiples_of_32_where_the_model_is_wide_enough(monkeypatch):

@@ -73,7 +73,7 @@ def beside(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_at_keep_1_the_answer_is_the_same(wrapped):
     model_type, model, run = wrapped
-    wanted, got = loaded(model), loaded(run / "model")
+    wanted, got = loaded(model), loaded(run / "keep-1")
     prompt = picture(model_type)
     assert type(got).__name__ == f"Disp{type(wanted).__name__}"
     assert torch.equal(got(**prompt).logits, wanted(**prompt).logits)
@@ -85,18 +85,18 @@ def test_what_is_pruned_is_the_language_model(wrapped):
     model_type, model, run = wrapped
     result = json.loads((run / "result.json").read_text())
     size = result["models"][1]
-    pruned, whole = loaded(run / "model-0.6"), loaded(model)
+    pruned, whole = loaded(run / "keep-0.6"), loaded(model)
     parts = size["other_parameters"]
     assert size["parameters"] == sum(p.numel() for p in pruned.parameters())
-    assert sum(parts.values()) == sum(t.numel() for t in beside(run / "model-0.6").values())
+    assert sum(parts.values()) == sum(t.numel() for t in beside(run / "keep-0.6").values())
     assert 0.5 < size["keep"] <= 0.6
     assert size["keep_total"] > size["keep"]
-    before, after = dict(whole.named_parameters()), beside(run / "model-0.6")
+    before, after = dict(whole.named_parameters()), beside(run / "keep-0.6")
     assert len(after) > 10
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     prompt = picture(model_type)
     assert not torch.equal(pruned(**prompt).logits, whole(**prompt).logits)
-    card = (run / "model-0.6" / "README.md").read_text()
+    card = (run / "keep-0.6" / "README.md").read_text()
     for name, number in parts.items():
         assert f"| {name} | {number:,} | {number:,} | 100 % |" in card
     assert "AutoModelForMultimodalLM.from_pretrained" in card
@@ -108,13 +108,13 @@ def test_what_is_pruned_is_the_language_model(wrapped):
 
 def test_the_processor_travels(wrapped, tmp_path):
     model_type, model, run = wrapped
-    done = run_command("save", run / "model-0.6", "--to", tmp_path / "saved")
+    done = run_command("save", run / "keep-0.6", "--to", tmp_path / "saved")
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stderr
     files = [path.name for path in model.glob("*processor_config.json")]
     assert files
     for name in files:
-        for folder in (run / "model-0.6", tmp_path / "saved"):
+        for folder in (run / "keep-0.6", tmp_path / "saved"):
             assert (folder / name).read_bytes() == (model / name).read_bytes()
     if model_type == "gemma3":
         processor = AutoProcessor.from_pretrained(tmp_path / "saved")
@@ -127,19 +127,19 @@ def test_the_processor_travels(wrapped, tmp_path):
         prompt = processor(**shown)
         assert prompt["pixel_values"].shape == (1, 3, 16, 16)
         wanted = loaded(model)(**AutoProcessor.from_pretrained(model)(**shown)).logits
-        assert torch.equal(loaded(run / "model")(**prompt).logits, wanted)
+        assert torch.equal(loaded(run / "keep-1")(**prompt).logits, wanted)
 
 
 def test_another_size_with_little_memory(wrapped):
     """From file to file, to the byte what is made in memory."""
     _, _, run = wrapped
     for flags in ((), ("--no-measure",)):
-        shutil.rmtree(run / "model-0.8", ignore_errors=True)
+        shutil.rmtree(run / "keep-0.8", ignore_errors=True)
         done = run_command("export", run, "--keep", 0.8, *flags)
         assert done.returncode == 0, done.stderr
         files = {
             path.name: path.read_bytes()
-            for path in (run / "model-0.8").iterdir()
+            for path in (run / "keep-0.8").iterdir()
             if path.name not in ("README.md", "card.json", "SHA256SUMS")
         }
         if not flags:
@@ -152,7 +152,7 @@ def test_recover_trains_the_language_model_alone(wrapped, text_file, tmp_path, h
     model_type, _, run = wrapped
     if how == "lora":
         pytest.importorskip("peft", reason="the extra `recover` is not installed")
-    student = run / "model-0.6"
+    student = run / "keep-0.6"
     done = run_command(
         "recover", student, "--text", text_file, "--tokens", 128, "--length", 32, "--batch", 1,
         "--context", 32, "--windows", 4, "--how", how, "--learning-rate", 0.01,
@@ -192,7 +192,7 @@ def test_both_are_evaluated(wrapped, text_file):
     """The wrapper that transformers has, and the one that was made of it."""
     _, model, run = wrapped
     result = json.loads((run / "result.json").read_text())
-    for folder, stated in ((model, result["dense"]), (run / "model-0.6", result["models"][1])):
+    for folder, stated in ((model, result["dense"]), (run / "keep-0.6", result["models"][1])):
         done = run_command(
             "eval", folder, "--text", text_file, "--context", 32, "--windows", 4,
             "--device", "cpu", "--dtype", "float32", "--json",
@@ -211,12 +211,12 @@ def test_plain_wrappers_load_anywhere(tmp_path, text_file):
         "--align", 24, "--output-dir", tmp_path / "run", *SMALL, *FIXED,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run_command("save", tmp_path / "run/model", "--to", tmp_path / "plain", "--plain")
+    done = run_command("save", tmp_path / "run/keep-0.75", "--to", tmp_path / "plain", "--plain")
     assert done.returncode == 0, done.stderr
     plain, prompt = loaded(tmp_path / "plain"), picture("gemma3")
     assert type(plain).__name__ == "Gemma3ForConditionalGeneration"
     assert plain.config.text_config.intermediate_size == 24
-    assert torch.equal(plain(**prompt).logits, loaded(tmp_path / "run/model")(**prompt).logits)
+    assert torch.equal(plain(**prompt).logits, loaded(tmp_path / "run/keep-0.75")(**prompt).logits)
     assert (tmp_path / "plain" / "processor_config.json").is_file()
 
 
@@ -236,7 +236,7 @@ def test_experts_inside_a_wrapper(mixture, text_file, tmp_path):
     widths = pruned(mixture, text_file, run, "--keep", 0.5, "--rounds", 1, "--sites", *sites)
     assert min(widths["experts"]) < 6
     export_from_file_to_file(run)
-    assert beside(run / "model-0.7").keys() == beside(mixture).keys()
+    assert beside(run / "keep-0.7").keys() == beside(mixture).keys()
 
 
 def test_active_parameters_of_a_wrapper_are_a_budget(mixture, text_file, tmp_path):
@@ -252,7 +252,7 @@ def test_reap_drops_experts_of_a_wrapper(mixture, text_file, tmp_path):
 def test_uniform_experts_give_a_plain_wrapper(mixture, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     widths = pruned(mixture, text_file, run, "--keep", 0.6, "--uniform", *FIXED)
-    done = run_command("save", run / "model", "--to", plain, "--plain")
+    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain")
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForMultimodalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Qwen3_5MoeForConditionalGeneration"
@@ -261,4 +261,4 @@ def test_uniform_experts_give_a_plain_wrapper(mixture, text_file, tmp_path):
     assert {text.num_experts} == set(widths["experts"])
     assert {text.moe_intermediate_size} == set(widths["mlp_mid"])
     prompt = picture("qwen3_5_moe")
-    torch.testing.assert_close(model(**prompt).logits, loaded(run / "model")(**prompt).logits)
+    torch.testing.assert_close(model(**prompt).logits, loaded(run / "keep-0.6")(**prompt).logits)

@@ -39,7 +39,7 @@ def recovered(small_run, text_file, tmp_path_factory):
     """All weights trained, half of the loss from the teacher that the card names."""
     folder = tmp_path_factory.mktemp("recover") / "run"
     flags = ("--text", text_file, "--output-dir", folder, "--learning-rate", 0.003)
-    return folder, recover(small_run[0] / "model", *flags)
+    return folder, recover(small_run[0] / "keep-0.5", *flags)
 
 
 def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
@@ -60,7 +60,7 @@ def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
 
 
 def test_only_blocks_and_norms_have_changed(recovered, small_run):
-    before = load_file(small_run[0] / "model" / "model.safetensors")
+    before = load_file(small_run[0] / "keep-0.5" / "model.safetensors")
     after = load_file(recovered[0] / "model" / "model.safetensors")
     assert {name: t.shape for name, t in before.items()} == {n: t.shape for n, t in after.items()}
     same = {name for name in before if torch.equal(before[name], after[name])}
@@ -77,10 +77,12 @@ def test_the_card_says_what_was_done(recovered):
 
 def test_lora_is_merged_into_the_same_layers(small_run, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--learning-rate", 0.01)
-    result = recover(small_run[0] / "model", *flags, "--how", "lora", "--rank", 4, "--distill", 0)
+    result = recover(
+        small_run[0] / "keep-0.5", *flags, "--how", "lora", "--rank", 4, "--distill", 0
+    )
     assert result["model"]["perplexity"] < result["before"]["perplexity"]
     assert "teacher" not in result
-    before = load_file(small_run[0] / "model" / "model.safetensors")
+    before = load_file(small_run[0] / "keep-0.5" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -98,8 +100,8 @@ def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path
 
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_path, how):
-    flags = ["--text", text_file, "--how", how, *FEW, "--checkpoint-every", 2]
-    command = ["recover", small_run[0] / "model", *flags]
+    flags = ["--text", text_file, "--how", how, *FEW]
+    command = ["recover", small_run[0] / "keep-0.5", *flags]
     whole = run_command(*command, "--output-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     running = fresh.start_command(*command, "--output-dir", tmp_path / "cut")
@@ -129,7 +131,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     ],
 )
 def test_careless_numbers(small_run, tmp_path, flags, words):
-    done = run_command("recover", small_run[0] / "model", *flags, "--output-dir", tmp_path / "run")
+    done = run_command(
+        "recover", small_run[0] / "keep-0.5", *flags, "--output-dir", tmp_path / "run"
+    )
     assert done.returncode == 2
     assert words in done.stderr
     assert not (tmp_path / "run").exists()
@@ -193,7 +197,7 @@ def suite(tmp_path, text_file):
 @pytest.mark.parametrize("distill", [0.5, 0])
 def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_path, distill):
     """The original is the teacher, or is loaded for its scores alone."""
-    student, folder = small_run[0] / "model", tmp_path / "run"
+    student, folder = small_run[0] / "keep-0.5", tmp_path / "run"
     command = [
         "recover", student, "--text", text_file, "--output-dir", folder, "--suite", suite,
         "--learning-rate", 0.003, "--distill", distill, *FEW, "--json",
@@ -240,12 +244,12 @@ def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_
         return measure(board, target, tokenizer)
 
     monkeypatch.setattr(Scoreboard, "measure", counted)
-    result = recover(run / "model", *flags, "--output-dir", tmp_path / "better")
+    result = recover(run / "keep-0.5", *flags, "--output-dir", tmp_path / "better")
     pruned = json.loads((run / "result.json").read_text())["models"][0]
     assert result["before"]["general_ratio"] == pruned["general_ratio"]
     assert measured == [pruned["parameters"]] * 2
     suite.write_text(suite.read_text().replace("windows = 4", "windows = 3"))
-    recover(run / "model", *flags, "--output-dir", tmp_path / "other")
+    recover(run / "keep-0.5", *flags, "--output-dir", tmp_path / "other")
     assert len(set(measured)) == 2
     assert len(measured) == 2 + 3
 
@@ -259,7 +263,7 @@ def test_a_model_that_was_not_pruned_is_its_own_original(llama_folder, text_file
 
 def test_an_original_that_is_gone(small_run, text_file, suite, tmp_path):
     student = tmp_path / "moved"
-    shutil.copytree(small_run[0] / "model", student)
+    shutil.copytree(small_run[0] / "keep-0.5", student)
     done = run_command(
         "recover", student, "--text", text_file, "--output-dir", tmp_path / "run", "--distill", 0,
         "--suite", suite, *FEW,
@@ -273,11 +277,11 @@ def test_an_original_that_is_gone_is_named_though_it_teaches_nothing(
     small_run, llama_folder, other_folder, text_file, suite, tmp_path
 ):
     student = tmp_path / "moved"
-    shutil.copytree(small_run[0] / "model", student)
+    shutil.copytree(small_run[0] / "keep-0.5", student)
     flags = ("--text", text_file, "--distill", 0, "--suite", suite)
     named = ("--teacher", llama_folder)
     result = recover(student, *flags, *named, "--output-dir", tmp_path / "run")
-    known = recover(small_run[0] / "model", *flags, "--output-dir", tmp_path / "known")
+    known = recover(small_run[0] / "keep-0.5", *flags, "--output-dir", tmp_path / "known")
     assert result["original"] == known["original"]
     assert result["before"] == known["before"]
     assert "teacher" not in result
@@ -327,7 +331,7 @@ def test_the_card_measures_both_models_on_one_text(small_run, text_file, tmp_pat
     for distill, says in ((0.5, None), (0.0, "not measured")):
         run = tmp_path / f"{distill}"
         flags = ("--text", text_file, "--eval-text", other, "--output-dir", run)
-        result = recover(small_run[0] / "model", *flags, "--distill", distill)
+        result = recover(small_run[0] / "keep-0.5", *flags, "--distill", distill)
         card = (run / "model" / "README.md").read_text()
         assert "tokens of other.txt" in card
         assert "name: other.txt" in card

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import disp_llm
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.placement import as_begun
-from disp_llm.commands.student import sharding_of
+from disp_llm.commands.recovery_models import sharding_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig
@@ -26,7 +26,7 @@ from disp_llm.training.checkpoints import checkpoints
 
 FEW = """
     --length 32 --context 32 --windows 8 --dtype float32 --device cpu --tokens 1536
-    --checkpoint-every 2 --learning-rate 0.003
+    --learning-rate 0.003
 """.split()
 """12 steps of four windows, the gradient clipped and half of the loss the teacher's."""
 
@@ -67,13 +67,13 @@ def assert_same_model(one: Path, other: Path) -> None:
 def alone(small_run, text_file, tmp_path_factory) -> Path:
     """What one process makes, of four windows a step."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    recover(folder, small_run[0] / "model", "--text", text_file, *FEW, "--batch", 4)
+    recover(folder, small_run[0] / "keep-0.5", "--text", text_file, *FEW, "--batch", 4)
     return folder
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.proof)])
 def test_one_process_or_several_train_the_same(count, alone, small_run, text_file, tmp_path):
-    folder, student = tmp_path / "several", small_run[0] / "model"
+    folder, student = tmp_path / "several", small_run[0] / "keep-0.5"
     flags = ("--text", text_file, *FEW, "--shard", "full", "--batch", 4 // count)
     recover(folder, student, *flags, count=count)
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-5)
@@ -82,7 +82,7 @@ def test_one_process_or_several_train_the_same(count, alone, small_run, text_fil
 
 def test_adapters_on_a_divided_model(small_run, text_file, tmp_path):
     """They are whole in each process; scores are taken, and the original is loaded for them."""
-    student = small_run[0] / "model"
+    student = small_run[0] / "keep-0.5"
     suite = tmp_path / "mine.toml"
     suite.write_text(f"context = 32\nwindows = 4\n[texts.A]\nfiles = ['{text_file}']")
     flags = ("--text", text_file, *FEW, "--how", "lora", "--rank", 4, "--distill", 0)
@@ -105,6 +105,7 @@ def stopping(log, figures):
     if figures["step"] == 5:
         os.kill(os.getpid(), signal.{signal})
 MetricsLog.append = stopping
+import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1  # of weights 4
 import disp_llm.cli.main; disp_llm.cli.main.PAUSE = 0
 """
 """Lines by which the first process stops, or is killed, at its fifth step."""
@@ -118,7 +119,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 ):
     """Two that were asked to stop, which then are one; one that was killed, and is then two."""
     folder = tmp_path / "run"
-    command = ("recover", small_run[0] / "model", "--text", text_file, *FEW)
+    command = ("recover", small_run[0] / "keep-0.5", "--text", text_file, *FEW)
     flags = ("--shard", "full") if before > 1 else ()
     command = (*command, "--batch", 4 // before, *flags, "--output-dir", folder)
     lines = (STOPPING.format(signal=sent),)
@@ -161,7 +162,7 @@ def job_of(folder: Path) -> Job[RecoverConfig]:
 
 def test_one_process_has_nobody_to_share_with(small_run, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--shard", "full")
-    done = run_command("recover", small_run[0] / "model", *FEW, *flags)
+    done = run_command("recover", small_run[0] / "keep-0.5", *FEW, *flags)
     assert done.returncode == 2
     assert "--shard: full, and there is one process; start several by" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -52,7 +52,7 @@ def test_a_model_learns_from_its_own_words_where_no_text_is_named(own_run):
     assert result["source"]["text"] == "its own words, 448 tokens, temperature 1"
     assert result["source"]["eval_text"] == f"the last 29% of {result['source']['text']}"
     assert result["writing_s"] >= 0
-    card = (folder / "model" / "README.md").read_text()
+    card = (folder / "keep-0.5" / "README.md").read_text()
     assert "chosen on its own words, 448 tokens, temperature 1" in " ".join(card.split())
     assert "its own words, 448 tokens, temperature 1" in (folder / "report.html").read_text()
 
@@ -66,7 +66,7 @@ def test_self_is_the_name_of_the_default_and_a_seed_gives_the_same_words(
         str(llama_folder), text="self", keep=[0.5], output_dir="run", self_batch=5, **SETTINGS
     )
     assert result.figures["source"]["text_sha256"] == own_run[1]["source"]["text_sha256"]
-    masks = (load_file(f / "masks.safetensors") for f in (own_run[0], Path("run")))
+    masks = (load_file(f / "selection.safetensors") for f in (own_run[0], Path("run")))
     ours, theirs = masks
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -135,7 +135,7 @@ def test_interrupted_while_it_writes_and_resumed(stop, own_run, llama_folder, tm
     assert done.returncode == 0, done.stderr
     assert torch.equal(words_of(tmp_path / "run"), words_of(own_run[0]))
     ours, theirs = (
-        load_file(folder / "masks.safetensors") for folder in (tmp_path / "run", own_run[0])
+        load_file(folder / "selection.safetensors") for folder in (tmp_path / "run", own_run[0])
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -177,7 +177,7 @@ def test_other_sizes_of_a_run_are_measured_on_the_same_words(own_run, tmp_path):
 def test_a_run_of_text_in_memory_does_not_go_on_with_own_words(llama_folder, text_file, tmp_path):
     call = settings_of("magnitude") | {"method": "magnitude", "output_dir": tmp_path / "run"}
     disp_llm.prune(str(llama_folder), text=[text_file.read_text()], **call)
-    (tmp_path / "run" / "model" / "SHA256SUMS").unlink()
+    (tmp_path / "run" / "keep-0.5" / "SHA256SUMS").unlink()
     with pytest.raises(InputError, match=r"text: is not what .* was made of"):
         disp_llm.prune(str(llama_folder), resume=True, **call)
 
@@ -206,7 +206,7 @@ FEW = ["--tokens", 256, "--length", 32, "--context", 32, "--windows", 4, "--devi
 
 def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path):
     done = run_command(
-        "recover", own_run[0] / "model", "--output-dir", tmp_path / "run", "--json", *FEW
+        "recover", own_run[0] / "keep-0.5", "--output-dir", tmp_path / "run", "--json", *FEW
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -223,7 +223,7 @@ def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path
 def test_the_original_writes_also_where_it_does_not_teach(own_run, tmp_path):
     folder = tmp_path / "run"
     flags = ["--output-dir", folder, "--distill", 0, "--json", *FEW]
-    done = run_command("recover", own_run[0] / "model", *flags)
+    done = run_command("recover", own_run[0] / "keep-0.5", *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["own_words"]["revision"] == own_run[1]["source"]["revision"]

@@ -9,7 +9,7 @@ import pytest
 from commands_of_all import declared, least, leaves
 from msgspec import Meta
 
-from disp_llm.cli.parsing import COMMANDS, parse
+from disp_llm.cli.parsing import all_settings, parse
 from disp_llm.config.bounds import require_declared
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
@@ -50,7 +50,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", all_settings())
 def test_python_and_toml_say_the_same(command):
     """As an option of Python, and as a line of a file."""
     config = parse(least(command))
@@ -108,7 +108,7 @@ def test_none_is_no_value():
 
 
 def test_every_default_is_within_its_bounds():
-    for command in COMMANDS:
+    for command in all_settings():
         require_declared(parse(least(command)))
     for name in ("text_field", "recipe"):
         with pytest.raises(InputError, match=f"{name}: ''; name one"):

@@ -117,7 +117,13 @@ def test_what_is_measured_after_recovery_was_not_learned_from_before(
     )  # fmt: skip
     assert pruned.returncode == 0, pruned.stderr
     recovered = run_command(
-        "recover", tmp_path / "run/model", "--tokens", 64, "--output-dir", tmp_path / "more", *flags
+        "recover",
+        tmp_path / "run/keep-0.5",
+        "--tokens",
+        64,
+        "--output-dir",
+        tmp_path / "more",
+        *flags,
     )
     assert recovered.returncode == 0, recovered.stderr
     before, after = (json.loads(done.stdout)["source"] for done in (pruned, recovered))

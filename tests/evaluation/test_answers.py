@@ -142,7 +142,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     assert pruned["source"]["text"] == "train.jsonl"
     assert pruned["source"]["eval_text"] == "answers in the last 3 of train.jsonl"
     assert pruned["dense"]["prompt"] == ROWS[3]["prompt"]
-    folder, again = tmp_path / "run" / "model", tmp_path / "again"
+    folder, again = tmp_path / "run" / "keep-0.6", tmp_path / "again"
     flags = ["--examples", examples, "--context", 32, "--windows", 0, "--dtype", "float32"]
     done = run_command("eval", folder, *flags, "--metric", "f1", "--limit", 5, "--json")
     assert done.returncode == 0, done.stderr

@@ -342,12 +342,12 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     figures = json.loads(done.stdout)
     dense, pruned = figures["dense"], figures["models"][0]
     assert dense["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
-    alone, _ = evaluated(run / "model", "--suite", suite, "--dense", "auto")
+    alone, _ = evaluated(run / "keep-0.5", "--suite", suite, "--dense", "auto")
     assert pruned["general_ratio"] == alone["general_ratio"]
     assert pruned["texts"]["A"]["original"] == dense["texts"]["A"]["perplexity"]
     said = f"{pruned['general_ratio']:.3f} ± {pruned['general_ratio_stderr']:.3f}"
     assert f"×{said}" in done.stderr
-    card = (run / "model" / "README.md").read_text()
+    card = (run / "keep-0.5" / "README.md").read_text()
     assert f"| perplexity / the original's, geometric mean over A, B | ×1 | ×{said} | |" in card
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from disp_llm.runs.tensors import read_tensors
 @pytest.fixture
 def folder(small_run, tmp_path):
     made = tmp_path / "model"
-    shutil.copytree(small_run[0] / "model", made)
+    shutil.copytree(small_run[0] / "keep-0.5", made)
     return made
 
 

@@ -79,7 +79,7 @@ def test_a_usual_name_looks_as_it_does(name):
 
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
-    return shutil.copytree(small_run[0] / "model", tmp_path_factory.mktemp("card") / "model")
+    return shutil.copytree(small_run[0] / "keep-0.5", tmp_path_factory.mktemp("card") / "model")
 
 
 def card_of(folder, name: str) -> str:
@@ -141,7 +141,7 @@ def test_a_comparison_is_built_as_one_of_usual_names(name):
             "dense": dense | {"parameters": 9, "block_parameters": 8},
             "source": {"model": name, "revision": name, "text": name, "eval_text": name},
         }  # fmt: skip
-        page = markdown(told, ["frontier.png"]).rpartition("![")[0]
+        page = markdown(told, "frontier.png").rpartition("![")[0]
         texts_in(page)
         return [token.type for token in reader.parse(page)]
 

@@ -79,7 +79,9 @@ def runs(llama_folder, text_file, tmp_path_factory) -> dict[str, Path]:
         )
         assert done.returncode == 0, done.stderr
     write_original(llama_folder, root / "original.gguf")
-    return {name: root / name / "model" for name in kinds} | {"original": root / "original.gguf"}
+    sizes = {name: flags[-1] for name, flags in kinds.items()}
+    folders = {name: root / name / f"keep-{size}" for name, size in sizes.items()}
+    return folders | {"original": root / "original.gguf"}
 
 
 def widths_of(folder: Path) -> list[int]:
@@ -185,11 +187,11 @@ def test_biases_of_the_original_come_from_the_folder(text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     write_original(original, tmp_path / "original.gguf")
     path = tmp_path / "small.gguf"
-    done = write(run / "model", {"original": tmp_path / "original.gguf"}, path, "--dtype", "f32")
+    done = write(run / "keep-0.7", {"original": tmp_path / "original.gguf"}, path, "--dtype", "f32")
     assert done.returncode == 0, done.stderr
-    state = load_file(run / "model" / "model.safetensors")
+    state = load_file(run / "keep-0.7" / "model.safetensors")
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
-    for i, width in enumerate(widths_of(run / "model")):
+    for i, width in enumerate(widths_of(run / "keep-0.7")):
         up = state[f"model.layers.{i}.mlp.up_proj.bias"].numpy()
         assert up.shape == (width,)
         np.testing.assert_array_equal(tensors[f"blk.{i}.ffn_up.bias"], up)
@@ -213,7 +215,7 @@ def headless(text_file, tmp_path_factory) -> dict[str, Path]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     write_original(root / "original", root / "original.gguf")
-    return {"original": root / "original.gguf", "folder": root / "run" / "model"}
+    return {"original": root / "original.gguf", "folder": root / "run" / "keep-0.5"}
 
 
 def in_pairs(rows: torch.Tensor) -> torch.Tensor:
@@ -340,7 +342,7 @@ def test_biases_that_flap_adds_are_refused(llama_folder, text_file, runs, tmp_pa
         "--text", text_file, "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "run" / "model"
+    folder = tmp_path / "run" / "keep-0.7"
     for done in (
         write(folder, runs, tmp_path / "small.gguf"),
         run_command("save", folder, "--to", tmp_path / "plain", "--plain"),

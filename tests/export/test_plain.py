@@ -93,7 +93,7 @@ def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp
         "prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "model", "--to", plain, "--plain")
+    done = run_command("save", run / "keep-0.5", "--to", plain, "--plain")
     assert done.returncode == 0, done.stderr
     config = json.loads((plain / "config.json").read_text())
     assert config["model_type"] == "llama"

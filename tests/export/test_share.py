@@ -140,7 +140,7 @@ print(json.dumps(model(torch.tensor([[5, 60, 7, 33]])).logits[0].tolist()))
 
 
 def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
-    folder = small_run[0] / "model"
+    folder = small_run[0] / "keep-0.5"
     arguments = ["push", folder, "me/smaller", "--private", "--license", "mit", "--json"]
     done = fresh.python(fresh.COMMAND, *arguments, **with_hub(hub, tmp_path))
     assert done.returncode == 0, done.stderr
@@ -167,7 +167,7 @@ def test_push_and_load_from_the_hub(small_run, hub, tmp_path):
 
 def test_only_what_belongs_in_a_model_folder_arrives(small_run, hub, tmp_path):
     folder, secret = tmp_path / "model", tmp_path / "id_rsa"
-    shutil.copytree(small_run[0] / "model", folder)
+    shutil.copytree(small_run[0] / "keep-0.5", folder)
     secret.write_text("SECRET")
     (folder / TEMPLATES).mkdir()
     (folder / TEMPLATES / "tools.jinja").write_text("{{ messages }}")
@@ -201,7 +201,7 @@ def test_only_what_belongs_in_a_model_folder_arrives(small_run, hub, tmp_path):
 
 @pytest.mark.parametrize("trouble", ["token", "network", "name", "folder"])
 def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
-    folder, name, more = small_run[0] / "model", "me/smaller", {}
+    folder, name, more = small_run[0] / "keep-0.5", "me/smaller", {}
     if trouble == "token":
         more = {"HF_TOKEN": "stolen"}
     elif trouble == "network":
@@ -219,7 +219,7 @@ def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
 
 
 def test_save_copies_and_names_the_place(small_run, tmp_path):
-    folder, place = small_run[0] / "model", tmp_path / "mine" / "smaller"
+    folder, place = small_run[0] / "keep-0.5", tmp_path / "mine" / "smaller"
     done = run_command("save", folder, "--to", place, "--license", "mit")
     assert done.returncode == 0, done.stderr
     card = ModelCard((place / "README.md").read_text())
@@ -235,8 +235,8 @@ def test_save_copies_and_names_the_place(small_run, tmp_path):
 
 def test_card_states_what_was_measured(small_run):
     folder, result = small_run
-    model = next(m for m in result["models"] if m["folder"] == str(folder / "model"))
-    card = ModelCard((folder / "model" / "README.md").read_text())
+    model = next(m for m in result["models"] if m["folder"] == str(folder / "keep-0.5"))
+    card = ModelCard((folder / "keep-0.5" / "README.md").read_text())
     (measured,) = card.data.eval_results
     assert measured.metric_type == "perplexity"
     assert measured.metric_value == round(model["perplexity"], 4)

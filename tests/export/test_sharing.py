@@ -15,14 +15,13 @@ from disp_llm.export.folders import export_folder
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
-from disp_llm.reporting import run_plots
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
 
 
 @pytest.fixture
 def folder(small_run, tmp_path) -> Path:
     """A copy of an exported folder."""
-    return shutil.copytree(small_run[0] / "model", tmp_path / "model")
+    return shutil.copytree(small_run[0] / "keep-0.5", tmp_path / "model")
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
@@ -203,9 +202,9 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
     recipe.write_text("[learn]\nsteps = 6\n")
     texts = ("--text", text, more, "--eval-text", text)
     commands = {
-        "run": ("prune", model, "--recipe", recipe, "--keep-range", 0.5, 0.8, *SMALL),
+        "run": ("prune", model, "--recipe", recipe, "--keep", 0.5, 0.8, *SMALL),
         "recovered": (
-            *("recover", places["runs"] / "run" / "model", "--tokens", 128, "--length", 32),
+            *("recover", places["runs"] / "run" / "keep-0.5", "--tokens", 128, "--length", 32),
             *("--context", 32, "--windows", 4, "--dtype", "float32"),
         ),
         "comparison": (
@@ -224,7 +223,7 @@ def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
     for flags in ((recovered,), (run, recovered, "--output", tmp_path / "both.html")):
         done = run_command("report", *flags)
         assert done.returncode == 0, done.stderr
-    shared = [*run.glob("model/*"), *recovered.glob("model/*"), tmp_path / "both.html"]
+    shared = [*run.glob("keep-*/*"), *recovered.glob("model/*"), tmp_path / "both.html"]
     shared += [run / "report.html", recovered / "report.html"]
     shared += [secret_places["comparison"] / "compare.md"]
     assert {"card.json", "README.md", "config.json"} <= {path.name for path in shared}
@@ -232,33 +231,29 @@ def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
         content = path.read_bytes()
         assert b"SECRET" not in content, path
         assert str(Path.home()).encode() not in content, path
-    for path in (*run.glob("model/*"), *recovered.glob("model/*")):
+    for path in (*run.glob("keep-*/*"), *recovered.glob("model/*")):
         assert b"PRIVATE" not in path.read_bytes(), path  # the text itself
 
 
 def test_plots_name_the_model(secret_places, tmp_path, monkeypatch):
     figures = []
-    for module, draw, file in (
-        (comparison_plots, comparison_plots.draw_comparison, "comparison/compare.json"),
-        (run_plots, run_plots.draw_curve, "run/result.json"),
-    ):
-        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
-        draw(json.loads((secret_places["run"].parent / file).read_text()), tmp_path / "a.png")
-    titles = [figures[0].get_suptitle(), figures[1].axes[0].get_title()]
-    assert titles == ["llama", "llama"]
+    monkeypatch.setattr(comparison_plots, "save", lambda figure, path: figures.append(figure))
+    comparison = secret_places["comparison"] / "compare.json"
+    comparison_plots.draw_comparison(json.loads(comparison.read_text()), tmp_path / "a.png")
+    assert figures[0].get_suptitle() == "llama"
 
 
 def test_what_is_shared_still_says_what_it_is(secret_places):
     run, recovered = secret_places["run"], secret_places["recovered"]
-    card = ModelCard((run / "model" / "README.md").read_text())
+    card = ModelCard((run / "keep-0.5" / "README.md").read_text())
     assert "# llama at keep" in card.text
     assert "Masks were chosen on text.txt, more.txt" in card.text
-    assert "disp-llm prune llama --recipe own.toml --keep-range 0.5 0.8" in card.text
+    assert "disp-llm prune llama --recipe own.toml --keep 0.5 0.8" in card.text
     assert card.data.license == "mit"
     assert card.data.base_model is None
     facts = json.loads((recovered / "model" / "card.json").read_text())["result"]
     assert facts["source"]["model"] == "llama"
-    assert facts["recovered"]["command"].startswith("disp-llm recover model --tokens 128")
+    assert facts["recovered"]["command"].startswith("disp-llm recover keep-0.5 --tokens 128")
     assert facts["hardware"]["cpu"]
     page = (run / "report.html").read_text()
     assert "<td>[&#39;text.txt&#39;, &#39;more.txt&#39;]</td>" in page
@@ -269,10 +264,10 @@ def test_the_teacher_is_found_through_the_run(secret_places, tmp_path):
     """A card has only the last part of a local original's path."""
     run, recovered = secret_places["run"], secret_places["recovered"]
     assert json.loads((recovered / "result.json").read_text())["teacher"]["perplexity"] > 0
-    assert Path(original_of(run / "model")).name == "llama"
-    assert original_of(recovered / "model") == original_of(run / "model")
+    assert Path(original_of(run / "keep-0.5")).name == "llama"
+    assert original_of(recovered / "model") == original_of(run / "keep-0.5")
     alone = tmp_path / "alone"
-    assert run_command("save", run / "model", "--to", alone).returncode == 0
+    assert run_command("save", run / "keep-0.5", "--to", alone).returncode == 0
     assert original_of(alone) == ""
     flags = ("--dtype", "float32", "--output-dir", tmp_path / "run")
     done = run_command("recover", alone, "--text", "speeches", "--tokens", 128, *flags)

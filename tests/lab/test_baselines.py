@@ -294,16 +294,15 @@ def test_taylor_leaves_the_blocks_at_either_end_whole(text_file, tmp_path):
     assert 0.55 < float(problem.budget.share(layout.counts(kept.long()))) <= 0.6
 
 
-def test_learning_begins_in_the_middle_of_its_sizes_and_with_its_bonus(problem, monkeypatch):
+def test_learning_begins_in_the_middle_of_its_sizes(problem, monkeypatch):
     seen = []
 
-    def watched(scores, budget, middle, bonus):
-        seen.append((middle, bonus))
+    def watched(scores, budget, middle):
+        seen.append(middle)
         raise StopIteration
 
     monkeypatch.setattr(learned_module, "start_logits", watched)
     several = replace(problem, keeps=(0.8, 0.4, 0.5))
-    several = with_config(several, learn=LearnConfig(whole_bonus=2.5))
     with pytest.raises(StopIteration):
         learned_module.METHOD.choose(several)
-    assert seen == [(pytest.approx(0.6), 2.5)]
+    assert seen == [pytest.approx(0.6)]

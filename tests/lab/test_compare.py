@@ -239,7 +239,7 @@ def test_every_method_has_a_row_a_size(comparison):
     table = (folder / "compare.md").read_text()
     assert all(f"| {method} |" in table for method in names)
     assert "paired ratio: perplexity / that of learned at 0.8, learned at 0.5, over" in table
-    flap = transformers.AutoModelForCausalLM.from_pretrained(folder / "flap" / "model-0.5")
+    flap = transformers.AutoModelForCausalLM.from_pretrained(folder / "flap" / "keep-0.5")
     assert flap.model.layers[0].mlp.down_proj.bias is not None
 
 
@@ -336,7 +336,7 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
             dense["tasks"]["arc_easy"]["acc"] - chance
         )
         assert row["kept"] == pytest.approx(lost)
-    model = folder / "magnitude" / "model-0.5"
+    model = folder / "magnitude" / "keep-0.5"
     alone = run_command(
         "eval", model, "--suite", suite, "--dense", llama_folder, "--dtype", "float32", "--json"
     )

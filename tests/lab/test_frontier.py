@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from disp_lab.reporting import frontier_plots
-from disp_lab.reporting.frontier import COSTS, Frontier, frontier_lines, named_together
-from disp_lab.reporting.frontier_plots import draw_frontier
+from disp_lab.reporting import plots
+from disp_lab.reporting.frontier import COSTS, Frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_llm.runs.results import Perplexity, as_json
@@ -67,7 +66,7 @@ def test_nothing_on_a_front_is_dominated_and_everything_else_is():
             ]
             assert (point in best) == (not better)
         assert [p.cost for p in best] == sorted(p.cost for p in best)
-        assert len(best) + len(frontier.dominated(cost)) == len(points) == len(ROWS) - 1
+        assert len(points) == len(ROWS) - 1
     names = [point.row.name for point in frontier.front(PREFILL)]
     assert names == [
         "flap keep 0.5",
@@ -88,33 +87,8 @@ def test_a_front_takes_both_of_two_that_are_the_same():
     assert len(Frontier.of(compared([ROWS[0], *twice])).front(PREFILL)) == 3
 
 
-def test_it_is_said_in_words():
-    lines = Frontier.of(compared(ROWS)).sentences()
-    assert lines[0].startswith(
-        "prefill, on the Pareto front: flap keep 0.5 (×1.67), learned keep 0.5 (×1.43), "
-    )
-    said = "dense int8 by dense; flap keep 0.8, learned keep 0.5 int8 by latency 0.8"
-    assert f"prefill, dominated: {said}." in lines
-    assert lines[-1] == "without a time: wanda_2_4 keep 0.5: zeros."
-    assert named_together(ROWS) == (
-        "dense keep 1, dense int8, learned keep 0.8 / 0.5, learned keep 0.5 int8, latency 0.8, "
-        "flap keep 0.8 / 0.5, wanda_2_4 keep 0.5"
-    ).replace("dense keep 1", "dense")
-
-
-def test_ours_stands_beside_others_at_their_time():
-    pairs = Frontier.of(compared(ROWS)).ours_beside(PREFILL)
-    assert [(other.row.name, own and own.row.name) for other, own in pairs] == [
-        ("flap keep 0.8", "latency 0.8"),
-        ("flap keep 0.5", None),
-    ]
-    packed = row("dense", 1.0, 20.5, 0.55, 150, weights="int8")
-    pairs = Frontier.of(compared([*ROWS, packed])).ours_beside(PREFILL)
-    assert [own and own.row.name for _, own in pairs] == ["dense int8", "dense int8"]
-
-
 def test_the_table_has_every_model_and_its_spread():
-    lines = frontier_lines(compared(ROWS))
+    lines = Frontier.of(compared(ROWS)).table().markdown()
     assert lines[0].startswith(
         "| model | perplexity | prefill speed | decode speed | weights, MB |"
     )
@@ -122,15 +96,14 @@ def test_the_table_has_every_model_and_its_spread():
     name = "learned keep 0.5"
     assert f"| {name} | 50.00 ± 0.50 | {time} | {time} | 160.0 | 0.0 | prefill, decode |" in lines
     assert any("learned keep 0.5 int8 (2 layers stay as they are)" in line for line in lines)
-    assert "| wanda_2_4 keep 0.5 | 60.00 ± 0.50 | – | – | – | 0.0 |  |" in lines
-    text = markdown(compared(ROWS), ["frontier.png"])
+    assert "| wanda_2_4 keep 0.5 (zeros) | 60.00 ± 0.50 | – | – | – | 0.0 |  |" in lines
+    text = markdown(compared(ROWS), "frontier.png")
     assert text.startswith("| method | keep 0.8 | keep 0.5 |")
     assert not any(line.startswith(("| dense |", "| latency |")) for line in text.splitlines()[:6])
     assert "![frontier.png](frontier.png)" in text
 
 
 def test_without_the_original_among_the_rows_there_is_no_frontier():
-    assert frontier_lines(compared(ROWS[2:])) == []
     assert "Frontier" not in markdown(compared(ROWS[2:]))
 
 
@@ -146,16 +119,11 @@ def test_it_is_drawn_over_time_and_memory(suite, tmp_path, monkeypatch):
     rows = ROWS
     if suite:  # in which the order is the reverse
         rows = [replace(one, scores=scored(100 / (one.perplexity or 1))) for one in ROWS]
-    drawn = {}
-    monkeypatch.setattr(
-        frontier_plots, "save", lambda figure, path: drawn.update({path.name: figure})
-    )
-    files = draw_frontier(compared(rows, scored(None) if suite else None), tmp_path)
-    assert [path.name for path in files] == list(drawn)
-    assert list(drawn) == [
-        "frontier.png", "frontier-prefill.png", "frontier-decode.png", "frontier-memory.png",
-    ]  # fmt: skip
-    axes = drawn["frontier.png"].axes
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    found = compared(rows, scored(None) if suite else None)
+    plots.draw_frontier(found, tmp_path / "frontier.png")
+    axes = drawn[0].axes
     assert [axis.get_xlabel() for axis in axes] == [cost.label for cost in COSTS]
     assert axes[0].get_ylabel() == ("general_ratio" if suite else "perplexity")
     lines = {line.get_label(): line for line in axes[0].lines}

@@ -17,7 +17,7 @@ from disp_llm.training.problem import PruningProblem
 @pytest.fixture
 def problem(text_file, tmp_path) -> PruningProblem:
     found = problem_of("llama", text_file.read_text(), tmp_path, heads=True)
-    training = TrainingConfig(length=32, checkpoint_every=8)
+    training = TrainingConfig(length=32)
     return with_config(found, learn=LearnConfig(steps=10), training=training)
 
 

@@ -15,15 +15,17 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Masks
 from disp_llm.methods import method_named
+from disp_llm.training import loop
 from disp_llm.training.problem import PruningProblem
 
 STEPS = 10
 
 
 @pytest.fixture
-def problem(text_file, tmp_path) -> PruningProblem:
+def problem(text_file, tmp_path, monkeypatch) -> PruningProblem:
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 3)
     found = problem_of("llama", text_file.read_text(), tmp_path / "first", heads=True)
-    training = TrainingConfig(length=32, checkpoint_every=3)
+    training = TrainingConfig(length=32)
     return with_config(found, learn=LearnConfig(steps=STEPS), training=training)
 
 

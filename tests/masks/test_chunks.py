@@ -13,6 +13,7 @@ from conftest import (
     SMALL,
     byte_tokenizer,
     chunked_masks,
+    kept_in,
     masks_of,
     problem_of,
     run_command,
@@ -178,8 +179,8 @@ def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["models"]
     assert entry["max_logit_error"] <= 1e-5
-    masks = load_file(tmp_path / "run" / "masks.safetensors")
-    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    masks = kept_in(tmp_path / "run", "0.4")
+    weights = load_file(tmp_path / "run" / "keep-0.4" / "model.safetensors")
     places = {"self_attn.kept_in": "attn_in", "self_attn.kept_out": "attn_out"}
     places |= {"mlp.kept_in": "mlp_in", "mlp.kept_out": "mlp_out"}
     indices = {name: kept for name, kept in weights.items() if ".kept_" in name}
@@ -192,7 +193,7 @@ def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
     flags = ("--keep", 0.3, "--align", 4)  # of the alignment they are independent from now on
     done = run_command("export", tmp_path / "run", *flags, "--json")
     assert done.returncode == 0, done.stderr
-    (made,) = (tmp_path / "run").glob("model-0.3*")
+    (made,) = (tmp_path / "run").glob("keep-0.3*")
     config = json.loads((made / "config.json").read_text())
     assert config["disp_llm"]["chunk"] == 8
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from configurations import VOCABULARY
-from conftest import masks_of, tiny_prunable
+from conftest import masks_of, run_in, tiny_prunable
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS, SITES
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Masks, Selection, load_masks
+from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.selection_file import add_masks, load_masks, save_selection
 from disp_llm.training.losses import token_losses
 
 ALL_SITES = (*SITES, EXPERTS)
@@ -107,14 +108,15 @@ def test_groups_of_experts_stay_whole():
 def test_a_masks_file_whose_experts_differ_is_refused(tmp_path):
     target = tiny_prunable("mixtral")
     masks = masks_of("random", target.layout)
-    masks.save(tmp_path / "masks.safetensors")
-    assert torch.equal(load_masks(tmp_path / "masks.safetensors", target.layout).kept, masks.kept)
+    path = run_in(tmp_path).selection_file
+    save_selection(path, masks.selection, target.layout, {"0.5": masks})
+    assert torch.equal(load_masks(path, target.layout, "0.5").kept, masks.kept)
     place = target.layout.names.index("layers.0.mlp_mid")
     part = target.layout.split(masks.kept)[place]
     part[part.nonzero()[0]] = False
-    masks.save(tmp_path / "others.safetensors")
+    add_masks(path, masks, "0.5")
     with pytest.raises(InputError, match=r"layers\.0\.mlp_mid differs between experts"):
-        load_masks(tmp_path / "others.safetensors", target.layout)
+        load_masks(path, target.layout, "0.5")
 
 
 def test_tokens_are_never_routed_to_a_dropped_expert():

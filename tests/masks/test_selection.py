@@ -1,21 +1,22 @@
-"""Masks files: what was written is what is read, and nothing damaged is."""
+"""Selection files: what was written is what is read, and nothing damaged is."""
 
 import pytest
 import torch
-from conftest import masks_of, tiny_prunable
+from conftest import masks_of, run_in, tiny_prunable
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.config.errors import InputError
-from disp_llm.masks.selection import (
-    Adapter,
-    Compensation,
-    Masks,
-    Selection,
+from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
+from disp_llm.masks.selection_file import (
+    add_masks,
+    has_masks,
     kept_by_site,
     load_masks,
+    load_selection,
+    save_selection,
 )
 
-ONE, LOGITS = "layers__1__attn_in", "logits__layers__1__attn_in"
+ONE, LOGITS = "kept__0.5__layers__1__attn_in", "logits__layers__1__attn_in"
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +33,18 @@ def path(layout, tmp_path):
         Compensation(torch.rand(layout.entries, generator=generator), torch.randn(inputs)),
     )
     masks = Masks(layout, masks_of("random", layout).kept, selection)
-    masks.save(tmp_path / "masks.safetensors")
-    found = load_masks(tmp_path / "masks.safetensors", layout)
+    path = run_in(tmp_path).selection_file
+    save_selection(path, selection, layout, {"0.5": masks})
+    found = load_masks(path, layout, "0.5")
     assert torch.equal(found.kept, masks.kept)
     assert torch.equal(found.selection.importance, selection.importance)
     assert torch.equal(found.compensation.mean_inputs, selection.compensation.mean_inputs)
-    return tmp_path / "masks.safetensors"
+    return path
 
 
 CHANGES = {
     "a site is missing": {ONE: None},
-    "a site of another model": {"layers__3__attn_in": torch.arange(3)},
+    "a site of another model": {"kept__0.5__layers__3__attn_in": torch.arange(3)},
     "of another dtype": {ONE: torch.arange(3, dtype=torch.int32)},
     "floats": {ONE: torch.arange(3.0)},
     "in another order": {ONE: torch.tensor([2, 1, 3])},
@@ -63,7 +65,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_tensor_that_is_not_as_declared(path, layout, what):
     rewrite(path, **CHANGES[what])
-    found = outcome(lambda: load_masks(path, layout))
+    found = outcome(lambda: load_masks(path, layout, "0.5"))
     assert names(found, path)
     assert "damaged" in found.what
 
@@ -71,39 +73,45 @@ def test_a_tensor_that_is_not_as_declared(path, layout, what):
 @pytest.mark.parametrize("how", BYTES)
 def test_a_damaged_file(path, layout, how):
     path.write_bytes(BYTES[how](path.read_bytes()))
-    assert names(outcome(lambda: load_masks(path, layout)), path)
-    assert names(outcome(lambda: kept_by_site(path, {"attn_in": 32})), path)
+    assert names(outcome(lambda: load_masks(path, layout, "0.5")), path)
+    assert names(outcome(lambda: kept_by_site(path, "0.5", {"attn_in": 32})), path)
     path.unlink()
-    assert names(outcome(lambda: load_masks(path, layout)), path)
+    assert names(outcome(lambda: load_masks(path, layout, "0.5")), path)
     path.mkdir()
-    assert names(outcome(lambda: load_masks(path, layout)), path)
+    assert names(outcome(lambda: load_masks(path, layout, "0.5")), path)
 
 
 def test_numbers_that_are_not_finite_are_never_written(layout, tmp_path):
     importance = torch.zeros(layout.entries).index_fill(0, torch.tensor([5]), torch.nan)
-    masks = Masks(layout, torch.ones(layout.entries, dtype=torch.bool), Selection(importance))
     with pytest.raises(InputError, match="method: gave numbers that are not finite"):
-        masks.save(tmp_path / "masks.safetensors")
+        save_selection(tmp_path / "selection.safetensors", Selection(importance), layout, {})
     assert not list(tmp_path.iterdir())
 
 
-def test_adapters_are_written_where_that_is_asked_for(layout, tmp_path):
+def test_adapters_are_read_as_they_were_written(layout, tmp_path):
     adapters = tuple(Adapter(torch.rand(2, 3), torch.rand(4, 2)) for _ in range(2))
     selection = Selection(torch.zeros(layout.entries), Compensation(adapters=adapters))
-    masks = Masks(layout, masks_of("random", layout).kept, selection)
-    for asked, written in ((True, adapters), (False, ())):
-        path = tmp_path / f"{asked}.safetensors"
-        masks.save(path, with_adapters=asked)
-        found = load_masks(path, layout).compensation.adapters
-        assert len(found) == len(written)
-        for own, other in zip(found, written, strict=True):
-            assert torch.equal(own.down, other.down)
-            assert torch.equal(own.up, other.up)
+    save_selection(tmp_path / "selection.safetensors", selection, layout, {})
+    found = load_selection(tmp_path / "selection.safetensors", layout).compensation.adapters
+    for own, other in zip(found, adapters, strict=True):
+        assert torch.equal(own.down, other.down)
+        assert torch.equal(own.up, other.up)
+
+
+def test_another_size_leaves_the_rest_as_it_was(path, layout):
+    first, others = load_masks(path, layout, "0.5"), masks_of("keep-all", layout)
+    assert has_masks(path, first, "0.5")
+    assert not has_masks(path, others, "0.5")
+    assert names(outcome(lambda: load_masks(path, layout, "1")), path)
+    add_masks(path, others, "1")
+    assert load_masks(path, layout, "1").kept.all()
+    assert torch.equal(load_masks(path, layout, "0.5").kept, first.kept)
+    assert torch.equal(load_selection(path, layout).importance, first.selection.importance)
 
 
 def test_kept_indices_are_read_where_no_model_is_at_hand(path, layout):
     widths = dict(zip(layout.sites, layout.blocks[0].lengths, strict=True))
-    found, wanted = kept_by_site(path, widths), load_masks(path, layout).indices()
+    found, wanted = kept_by_site(path, "0.5", widths), load_masks(path, layout, "0.5").indices()
     assert list(found) == list(layout.sites)
     for site, blocks in found.items():
         assert len(blocks) == len(layout.blocks)

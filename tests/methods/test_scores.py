@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import VOCABULARY
-from conftest import problem_of, tiny_prunable, with_config
+from conftest import problem_of, tiny_prunable
 from damage import BYTES, names, outcome, rewrite
 
 from disp_llm.config.names import SITES
@@ -89,12 +89,10 @@ def test_later_rounds_stand_at_smaller_models(problem):
     assert torch.isfinite(per_parameter(rounds, budget)).all()
 
 
-@pytest.mark.parametrize(("asked", "made"), [(0, ROUNDS), (1, 1)])
-def test_the_method_scores_in_its_rounds_unless_told_otherwise(asked, made, problem):
-    problem = with_config(problem, scores=replace(problem.scores, score_rounds=asked))
+def test_the_method_scores_in_its_rounds(problem):
     scored = METHOD.choose(problem).importance
     sequences = calibration_windows(problem)
-    wanted = fisher_importance(problem, sequences, min(made, len(sequences)))
+    wanted = fisher_importance(problem, sequences, min(ROUNDS, len(sequences)))
     torch.testing.assert_close(scored, per_parameter(wanted, problem.budget))
 
 

@@ -200,7 +200,7 @@ def test_a_run_from_beginning_to_end(run):
         assert made["keep"] <= made["keep_asked"]
     done = run_command("verify", folder / "run", "--json")
     assert json.loads(done.stdout)["ok"], done.stdout
-    made = AutoModelForCausalLM.from_pretrained(folder / "run" / "model")
+    made = AutoModelForCausalLM.from_pretrained(folder / "run" / "keep-0.6")
     prompt = tokens_of(1)
     cached = made.generate(prompt, use_cache=True, **OPTIONS)
     assert torch.equal(cached, made.generate(prompt, use_cache=False, **OPTIONS))
@@ -241,7 +241,7 @@ def test_a_plain_model_has_heads_of_two_widths(text_file, tmp_path, wide):
     assert done.returncode == 0, done.stderr
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(plain).__name__ == "Gemma4ForCausalLM"
-    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "keep-0.75")
     assert plain.config.intermediate_size == ours.config.disp_llm["widths"]["mlp_mid"][0] < 48
     assert ours.config.disp_llm["widths"]["mlp_mid"][5] == (
         plain.config.intermediate_size * (2 if wide else 1)

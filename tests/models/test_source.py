@@ -62,6 +62,9 @@ def test_a_model_of_the_hub_is_of_one_commit_and_known_by_it(folder, tmp_path, m
     found = load("somebody/tiny", CPU)
     assert found.source == {"model": "somebody/tiny", "revision": commit}
     assert commit_of(Path("somebody/other")) is None
+    older = load(f"somebody/tiny@{other}", CPU)
+    assert older.source == {"model": f"somebody/tiny@{other}", "revision": other}
+    assert fingerprint_of(older.model) != fingerprint_of(found.model)
 
     tokenizers = transformers.AutoTokenizer.from_pretrained
 

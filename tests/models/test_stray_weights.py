@@ -23,7 +23,7 @@ def originals(small_run, tmp_path_factory):
     for name, size in (("dense", "5GB"), ("shards", "20KB")):
         tiny_model("llama").save_pretrained(place / name, max_shard_size=size)
         byte_tokenizer().save_pretrained(place / name)
-    shutil.copytree(small_run[0] / "model", place / "exported")
+    shutil.copytree(small_run[0] / "keep-0.5", place / "exported")
     assert (place / "shards" / INDEX).exists()
     return place
 

@@ -55,6 +55,6 @@ def test_a_run_goes_on_after_kills(shard, llama_folder, text_file, tmp_path):
     whole = launch(tmp_path / "whole", *arguments)
     whole.communicate(timeout=250)
     assert whole.returncode == 0
-    first, second = ((tmp_path / name / "masks.safetensors") for name in ("disturbed", "whole"))
+    first, second = ((tmp_path / name / "selection.safetensors") for name in ("disturbed", "whole"))
     assert first.read_bytes() == second.read_bytes()
     assert load_file(first)

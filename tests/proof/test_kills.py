@@ -30,7 +30,7 @@ COMPARED = """
 @pytest.fixture
 def commands(small_run, llama_folder, text_file) -> dict[str, Callable[[Path], list[object]]]:
     """Commands that write, each of which goes on where it was killed."""
-    recovering = "--tokens 512 --length 32 --batch 2 --checkpoint-every 2 --windows 2 --context 32"
+    recovering = "--tokens 512 --length 32 --batch 2 --windows 2 --context 32"
     return {
         "prune": lambda at: [
             "prune", llama_folder, "--keep", 0.5, 0.8, "--text", text_file, "--output-dir", at,
@@ -38,7 +38,7 @@ def commands(small_run, llama_folder, text_file) -> dict[str, Callable[[Path], l
         ],
         "export": lambda at: ["export", at, "--keep", 0.7, 0.6],
         "recover": lambda at: [
-            "recover", small_run[0] / "model", "--text", text_file, "--output-dir", at,
+            "recover", small_run[0] / "keep-0.5", "--text", text_file, "--output-dir", at,
             "--resume", "auto", *recovering.split(), "--dtype", "float32", "--device", "cpu",
         ],
         "compare": lambda at: [
@@ -166,7 +166,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(commands, small_run, small_di
         commands["recover"](place / "better"),
         commands["compare"](place / "table"),
         ["report", folder],
-        ["save", folder / "model", "--to", place / "copy"],
+        ["save", folder / "keep-0.5", "--to", place / "copy"],
     ):
         done = run_command(*command)
         assert done.returncode == 2, (command, done.stderr)
@@ -174,4 +174,4 @@ def test_a_disk_that_cannot_be_written_is_one_line(commands, small_run, small_di
         assert done.stderr.splitlines()[-1].startswith("disp-llm: ")
     assert run_command("verify", folder).returncode == 0
     measured = ["--text", text_file, "--context", 32, "--windows", 2]
-    assert run_command("eval", folder / "model", *measured).returncode == 0
+    assert run_command("eval", folder / "keep-0.5", *measured).returncode == 0

@@ -33,7 +33,7 @@ def test_keep_one_is_bitwise_the_original(smollm2_run):
     folder, _ = smollm2_run
     dense = load("smollm2-135m", MachineConfig()).model
     exported = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "model-1", dtype=dense.dtype
+        folder / "keep-1", dtype=dense.dtype
     )
     tokens = torch.randint(49152, (1, 300), generator=torch.Generator().manual_seed(0))
     assert torch.equal(exported(tokens).logits, dense(tokens).logits)
@@ -73,7 +73,7 @@ def test_kill_9_at_a_random_step_and_resume(smollm2_run, tmp_path):
     process.communicate()
     done = run_process(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    ours, theirs = (load_file(f / "masks.safetensors") for f in (tmp_path / "run", folder))
+    ours, theirs = (load_file(f / "selection.safetensors") for f in (tmp_path / "run", folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs), f"killed at step {step}"
 
 

@@ -79,7 +79,7 @@ def run(python: Path, script: str, *arguments: Path, modules: Path) -> dict:
 
 @pytest.mark.parametrize("version", ["oldest", "newest"])
 def test_folder_loads_without_the_package(version, request, smollm2_run, tmp_path):
-    folder = smollm2_run[0] / "model"
+    folder = smollm2_run[0] / "keep-0.5"
     if version == "oldest":
         python = request.getfixturevalue("oldest")
     else:

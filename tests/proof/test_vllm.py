@@ -134,7 +134,7 @@ def greedy(model, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def expected(smollm2_run) -> tuple[Path, list[list[int]], list[list[int]]]:
     """(folder, 20 prompts of held-out text, their greedy continuations in transformers)."""
-    folder = smollm2_run[0] / "model"
+    folder = smollm2_run[0] / "keep-0.5"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     held_out = load_tokens(TextConfig(text=(Path(SPEECHES),)), tokenizer).evaluation
     prompts = [held_out[1000 * i :][: 8 + 3 * i].tolist() for i in range(PROMPTS)]
@@ -394,7 +394,7 @@ def test_a_uniform_mixture_is_served_as_the_original(
     flags = ("--method", "fisher", "--keep", 0.6, "--uniform")
     done = run_command("prune", dense, "--text", text_file, "--output-dir", run, *SMALL, *flags)
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "model", "--to", plain, "--plain")
+    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain")
     assert done.returncode == 0, done.stderr
     config = json.loads((plain / "config.json").read_text())
     assert config["architectures"] == model.config.architectures

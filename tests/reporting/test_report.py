@@ -13,10 +13,10 @@ import pytest
 import tomli_w
 from conftest import run_command
 
-from disp_llm.reporting.charts import learning_chart, logarithmic_ticks, quality_chart
+from disp_llm.reporting.canvas import round_numbers
+from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import read_run
-from disp_llm.reporting.tables import new_table
-from disp_llm.reporting.terminal import results
+from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import without_paths
@@ -86,7 +86,7 @@ def test_a_finished_run(small_run, tmp_path):
     assert without_paths(result["command"]) in words
     text = (folder / "report.html").read_text()
     bars = re.findall(r"<title>block (\d): (\d+)</title>", text)
-    widths = json.loads((folder / "model" / "config.json").read_text())["disp_llm"]["widths"]
+    widths = json.loads((folder / "keep-0.5" / "config.json").read_text())["disp_llm"]["widths"]
     assert bars[:3] == [(str(i), str(width)) for i, width in enumerate(widths["attn_in"])]
 
 
@@ -118,9 +118,9 @@ def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
     bare = replace(run, name="bare", sizes=[], curve=[])
     for first, second, place in ((bare, run, 1), (run, bare, 0)):
         runs = [replace(first, name="a"), replace(second, name="b")]
-        (drawn,) = quality_chart(runs).lines
-        assert drawn.place == place
-        assert [line.place for line in learning_chart(runs).lines] == [0, 1]
+        assert quality_chart(runs).lines == {"ab"[place]: place}
+        assert f"var(--s{place})" in quality_chart(runs).svg
+        assert learning_chart(runs).lines == {"a": 0, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,11 @@ def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
     ],
 )
 def test_a_logarithmic_axis_has_round_numbers_all_along(low, high, ticks):
-    assert logarithmic_ticks(low, high) == ticks
+    assert round_numbers(low, high) == pytest.approx(ticks)
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):
-    table = new_table(("C4 [en]",), title="corpus[old].txt")
-    table.add_row("[/x] and some more words")
-    results.print(table)
+    Table(("C4 [en]",), [("[/x] and some more words",)], "corpus[old].txt").show()
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("C4 [en]", "corpus[old].txt", "[/x]"))
 
@@ -183,7 +181,7 @@ def test_what_is_no_run_is_refused(small_run, tmp_path, what):
     folder = tmp_path / "run"
     if what == "damaged":
         shutil.copytree(small_run[0], folder)
-        (folder / "masks.safetensors").write_bytes(b"no")
+        (folder / "selection.safetensors").write_bytes(b"no")
     done = run_command("report", folder)
     assert done.returncode == 2
     assert "is not a run folder" in done.stderr or "not the file that was written" in done.stderr
@@ -221,6 +219,6 @@ def test_a_page_shows_the_masks_of_each_size(small_run, tmp_path):
     result = run.result()
     write_checked_json(run.result_file, result | {"models": result["models"][::-1]})
     shown = {size.figures.size: size for size in read_run(run).sizes}
-    for size, folder in (("0.5", "model"), ("0.8", "model-0.8")):
+    for size, folder in (("0.5", "keep-0.5"), ("0.8", "keep-0.8")):
         config = json.loads((run.folder / folder / "config.json").read_text())
         assert shown[size].widths["mlp_mid"] == config["disp_llm"]["widths"]["mlp_mid"]

@@ -117,7 +117,7 @@ def test_every_setting_that_is_a_path_is_known():
                 found.add(name)
         return found
 
-    known = set().union(*map(paths, parsing.COMMANDS.values()))
+    known = set().union(*map(paths, parsing.all_settings().values()))
     assert known - {"folder"} <= set(FILES)
     assert "text" in known
 

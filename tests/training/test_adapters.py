@@ -12,7 +12,8 @@ from disp_llm.data.randomness import generator_of
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.masking import masked
-from disp_llm.masks.selection import Compensation, Masks, Selection, load_masks
+from disp_llm.masks.selection import Compensation, Masks, Selection
+from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.learning import WEIGHTS_GROW
 from disp_llm.training.loop import Schedule
@@ -76,9 +77,8 @@ def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, tex
         learned(problem, tmp_path / "cut", on_step=kill, **settings)
     resumed = learned(problem, tmp_path / "cut", **settings)
     layout = problem.budget.layout
-    masks = Masks(layout, masks_of("random", layout).kept, resumed)
-    masks.save(tmp_path / "masks.safetensors", with_adapters=True)
-    read = load_masks(tmp_path / "masks.safetensors", layout).compensation.adapters
+    save_selection(tmp_path / "selection.safetensors", resumed, layout, {})
+    read = load_selection(tmp_path / "selection.safetensors", layout).compensation.adapters
     for mine, again in zip(adapters, read, strict=True):
         assert torch.equal(mine.down, again.down)
         assert torch.equal(mine.up, again.up)
@@ -97,7 +97,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
     for name, optimizer, changes in (
         ("masks", "adamw", {"adapter_rank": 0}),
         ("adapters", "adamw", {"adapter_rank": 4, "adapter_rate": 0.01}),
-        ("weights", "adamw", {"adapter_rank": 0, "weight_rate": 0.003}),  # clipped, without a rank
+        ("weights", "adamw", {"adapter_rank": 0, "weight_rate": 0.003}),  # without a rank
         ("muon", "muon", {"adapter_rank": 0, "weight_rate": 0.003}),
     ):
         seen: list[float] = []
@@ -106,7 +106,7 @@ def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_pat
             problem,
             tmp_path / name,
             learn_config=config,
-            training=dataclasses.replace(training, clip=100.0, weight_optimizer=optimizer),
+            training=dataclasses.replace(training, weight_optimizer=optimizer),
             steps=40,
             on_step=lambda m, seen=seen: seen.append(m["loss"]),
         )

@@ -11,7 +11,6 @@ from disp_llm.training.hypernetwork import (
     FreeLogits,
     Hypernetwork,
     build,
-    choices,
 )
 
 
@@ -40,8 +39,7 @@ def test_adds_to_its_start_and_trains_every_entry(name):
     layout = llama(2, 8, 12)
     start = torch.randn(layout.entries, generator=generator_of(4))
     trained, again, at_zero = (
-        build(name, begin, layout, generator_of(5), tied=False)
-        for begin in (start, start, 0 * start)
+        build(name, begin, layout, generator_of(5)) for begin in (start, start, 0 * start)
     )
     assert torch.equal(trained(), again())  # the seed decides the weights
     torch.testing.assert_close(trained() - start, at_zero())
@@ -51,30 +49,12 @@ def test_adds_to_its_start_and_trains_every_entry(name):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(PARAMETRISATIONS))
-def test_tied_sites_share_their_logits(name):
-    layout = llama(3, 8, 12)
-    start = torch.randn(layout.entries, generator=generator_of(4))
-    trained = build(name, start, layout, generator_of(5), tied=True)
-    parts = dict(zip(layout.names, layout.split(trained().detach()), strict=True))
-    shared = [part for site, part in parts.items() if not site.endswith("mlp_mid")]
-    assert all(torch.equal(part, shared[0]) for part in shared)
-    assert not torch.equal(parts["layers.0.mlp_mid"], parts["layers.1.mlp_mid"])
-    if name == "logits":
-        assert sum(p.numel() for p in trained.parameters()) == 8 + 3 * 12
-        wanted = torch.stack([p for n, p in zip(layout.names, layout.split(start), strict=True)
-                              if not n.endswith("mlp_mid")]).mean(0)  # fmt: skip
-        torch.testing.assert_close(shared[0], wanted)
-
-
-def test_what_is_tied_or_of_one_chunk_is_one_choice():
+def test_a_chunk_is_one_choice():
     layout = llama(2, 8, 12)
-    assert choices(layout, 1, tied=False) is None
-    for chunk, tied, count in ((1, True, 8 + 2 * 12), (4, True, 2 + 2 * 12), (4, False, 16 + 24)):
-        index = choices(layout, chunk, tied)
-        assert sorted(index.unique().tolist()) == list(range(count))
-        parts = dict(zip(layout.names, layout.split(index), strict=True))
-        assert len(parts["layers.1.mlp_mid"].unique()) == 12
-        first, other = parts["layers.0.attn_in"], parts["layers.1.mlp_out"]
-        assert torch.equal(first, other) == tied
-        assert torch.equal(first[::chunk].repeat_interleave(chunk), first)
+    assert layout.choices(1) is None
+    index = layout.choices(4)
+    assert sorted(index.unique().tolist()) == list(range(16 + 24))
+    parts = dict(zip(layout.names, layout.split(index), strict=True))
+    assert len(parts["layers.1.mlp_mid"].unique()) == 12
+    first = parts["layers.0.attn_in"]
+    assert torch.equal(first[::4].repeat_interleave(4), first)

@@ -107,7 +107,7 @@ def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(
 def test_it_is_the_run_of_so_many_steps(timed, llama_folder, text_file, tmp_path):
     folder, result = timed
     prune(llama_folder, text_file, tmp_path / "run", "--steps", result["steps"])
-    ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, tmp_path / "run"))
+    ours, theirs = (load_file(f / "selection.safetensors") for f in (folder, tmp_path / "run"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_takes_the_same_steps(
         monkeypatch.setattr(pace, "_steps_in", lambda problem, take: 1)
     done = run_command("prune", llama_folder, *flags, "--resume", "--json")
     assert json.loads(done.stdout)["steps"] == steps
-    ours, theirs = (load_file(f / "masks.safetensors") for f in (folder, timed[0]))
+    ours, theirs = (load_file(f / "selection.safetensors") for f in (folder, timed[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -74,9 +74,9 @@ def test_the_gradient_is_as_long_as_the_clip_allows(problem, clip):
         (trained.values * before).sum().backward()
         return {"loss": 1.0}
 
-    config = TrainingConfig(clip=clip, schedule="constant", warmup=0.0, checkpoint_every=10)
+    config = TrainingConfig(schedule="constant", warmup=0.0)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
-    train(trained, optimizer, backward, Schedule(config, 1, "training"), problem.job)
+    train(trained, optimizer, backward, Schedule(config, 1, "training", clip=clip), problem.job)
     wanted = before * min(1.0, clip / 5.0 if clip else 1.0)
     torch.testing.assert_close(trained.values.detach(), -wanted, rtol=1e-4, atol=1e-6)
 

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from disp_lab.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Selection
 from disp_llm.methods.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
@@ -54,13 +52,6 @@ def depth(problem: PruningProblem) -> Maker:
         return as_stored(pruned)
 
     return make
-
-
-def structure(problem: PruningProblem) -> Selection:
-    """For every entry, the influence of its block."""
-    layout = problem.budget.layout
-    block_of_entry = layout.site_of_entry // len(layout.sites)
-    return Selection(block_influence(problem)[block_of_entry])
 
 
 @torch.no_grad()
@@ -117,6 +108,4 @@ BASELINE = Baseline(
     reference="Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You "
     "Expect (arXiv 2403.03853)",
     prepare=depth,
-    structure=structure,
-    sites=BRANCHES,
 )

@@ -19,14 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.baseline import Baseline, Maker
 from disp_lab.parts.coupled import flat_of, sizes_of
-from disp_lab.parts.solved import models_of, structure_of
+from disp_lab.parts.solved import models_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Selection
 from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
 from disp_llm.methods.compensating import DAMPING, damped
 from disp_llm.models.architectures import Branch
@@ -41,11 +39,6 @@ def greedy(problem: PruningProblem) -> Maker:
         leaves no channel.
     """
     return models_of(problem, solve_blocks)
-
-
-def structure(problem: PruningProblem) -> Selection:
-    """1 for what it keeps of the smallest size, 0 for the rest."""
-    return structure_of(problem, solve_blocks)
 
 
 def solve_blocks(
@@ -125,7 +118,4 @@ BASELINE = Baseline(
     reference="Li et al., Greedy Output Approximation: Towards Efficient Structured Pruning for "
     "LLMs Without Retraining (arXiv 2407.19126)",
     prepare=greedy,
-    structure=structure,
-    sites=COUPLED,
-    one_size=True,
 )

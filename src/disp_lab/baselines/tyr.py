@@ -27,16 +27,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from disp_lab.names import COUPLED
 from disp_lab.parts.baseline import Baseline, Maker, require_one_kind
 from disp_lab.parts.coupled import channels_within, flat_of
-from disp_lab.parts.solved import models_of, structure_of
+from disp_lab.parts.solved import models_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config.errors import InputError
 from disp_llm.data.randomness import random_stream
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Selection
 from disp_llm.methods.block_by_block import SecondMoments, Visit, visit_with
 from disp_llm.methods.calibration import calibration_tokens
 from disp_llm.methods.compensating import DAMPING, damped
@@ -91,11 +89,6 @@ def tyr(problem: PruningProblem) -> Maker:
             not all alike, or a share leaves a block without channels.
     """
     return models_of(problem, solve)
-
-
-def structure(problem: PruningProblem) -> Selection:
-    """1 for what it keeps of the smallest size, 0 for the rest."""
-    return structure_of(problem, solve)
 
 
 def solve(
@@ -323,7 +316,4 @@ BASELINE = Baseline(
     reference="Li et al., Týr-the-Pruner: Structural Pruning LLMs via Global Sparsity Distribution "
     "Optimization (arXiv 2503.09657)",
     prepare=tyr,
-    structure=structure,
-    sites=COUPLED,
-    one_size=True,
 )

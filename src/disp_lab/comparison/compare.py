@@ -1,12 +1,11 @@
 """Methods side by side: same model, text, budget, exporter and evaluation, a row a method and size.
 
     OUTPUT/  compare.json  compare.md  compare.png  METHOD/ (a run folder each, or one a size)
-             frontier.png and one of its panels each: frontier-prefill.png, -decode, -memory
+             frontier.png
 
 A row is written when it is there and not made again; one that fails says why.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,15 @@ from disp_lab.comparison.places import Place, missing, places_of
 from disp_lab.comparison.reference import Reference
 from disp_lab.comparison.rows import Comparison, row_makers
 from disp_lab.names import DENSE, compared_methods
-from disp_lab.reporting.frontier_plots import draw_frontier
-from disp_lab.reporting.plots import draw_comparison
+from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.api import EXAMPLES, TEXTS, Caller, located
+from disp_llm.commands.api import EXAMPLES, TEXTS
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import scoreboard_of
+from disp_llm.commands.session import located
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
@@ -41,6 +41,8 @@ from disp_llm.runs.ownership import require_ours
 from disp_llm.runs.provenance import hardware, provenance, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.settings import FREE_TO_CHANGE
+
+FRONTIER = "frontier.png"
 
 
 def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -74,7 +76,8 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
         if config.frontier:
-            _write(config.output_dir, result, draw_frontier(result, config.output_dir))
+            draw_frontier(result, config.output_dir / FRONTIER)
+            _write(config.output_dir, result, FRONTIER)
     return result
 
 
@@ -130,10 +133,10 @@ def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> N
     result["rows"] = paired(sorted([*rows, made], key=rank))
 
 
-def _write(folder: Path, result: dict[str, Any], pictures: Sequence[Path] = ()) -> None:
+def _write(folder: Path, result: dict[str, Any], picture: str = "") -> None:
     write_checked_json(folder / "compare.json", result)
     with atomic(folder / "compare.md") as temporary:
-        temporary.write_text(markdown(result, [path.name for path in pictures]), encoding="utf-8")
+        temporary.write_text(markdown(result, picture), encoding="utf-8")
 
 
 def _asked(config: CompareConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from disp_lab.comparison.memory import cache_bytes, stored_bytes
 from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.api import Caller
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs
@@ -33,9 +33,6 @@ from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.settings import record_beginning
-
-CHECKPOINT_EVERY = 25
-"""Steps between checkpoints of methods that learn."""
 
 
 def shared_settings(config: CompareConfig) -> PruneConfig:
@@ -62,7 +59,6 @@ def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
             settings.training,
             length=config.length,
             batch=config.batch,
-            checkpoint_every=CHECKPOINT_EVERY,
         ),
     )
 

@@ -18,7 +18,8 @@ from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import VARIANTS
-from disp_llm.commands.api import Caller, Inputs
+from disp_llm.commands.api import Inputs
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune_with
 from disp_llm.config.effect import with_used
@@ -186,7 +187,7 @@ def _of_size(
     dense = comparison.reference.dense
     assert size.measured is not None
     figures = result.figures
-    folder = Run(result.folder).model_folder(size.size, figures["first_size"])
+    folder = Run(result.folder).size_folder(size.size)
     compact = load_model(str(folder), dense.device, dense.dtype)
     target = PrunableModel(compact, dense.family)
     row = ComparisonRow(

@@ -37,7 +37,7 @@ from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 
 ROUNDS = 22
-"""Rounds, unless the setting `score_rounds` says otherwise or there are fewer sequences."""
+"""Rounds, unless there are fewer sequences."""
 
 SPARED = 0.1
 """Share of the blocks, from the first, that lose nothing."""
@@ -53,7 +53,7 @@ def gisp(problem: PruningProblem) -> Selection:
     """
     dense, budget, smallest = problem.dense, problem.budget, min(problem.keeps)
     windows, progress = calibration_windows(problem), problem.job.count("scoring")
-    rounds = min(problem.scores.score_rounds or ROUNDS, len(windows))
+    rounds = min(ROUNDS, len(windows))
     spared = spared_entries(budget.layout).to(dense.device)
     if not project(spared.float(), budget, smallest).kept[spared].all():
         raise InputError(
@@ -124,6 +124,6 @@ METHOD = Method(
     reference="Wang et al., From Local to Global: Revisiting Structured Pruning Paradigms for "
     "Large Language Models (arXiv 2510.18030)",
     choose=gisp,
-    reads=Reads(rounds=True, gradients=True),
+    reads=Reads(gradients=True),
     sites=COUPLED,
 )

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES, Site
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Selection
-from disp_llm.methods import Method
 from disp_llm.training.problem import PruningProblem
 
 
@@ -51,30 +48,8 @@ class Baseline:
     """Does what serves all sizes; what it returns makes one of them."""
     reads_text: bool = True
     """Whether it reads calibration sequences."""
-    structure: Callable[[PruningProblem], Selection] | None = None
-    """What it keeps, where masks can say it, without what else it does to the model: learning can
-    begin there (`start`)."""
-    sites: tuple[Site, ...] = ()
-    """Where that prunes entries."""
-    one_size: bool = False
-    """Whether that serves one size only."""
     not_smaller: str = ""
     """Why what runs takes the time and the memory of the original; empty where it is smaller."""
-
-    @property
-    def start(self) -> Method:
-        """Its structure, which it must have, as a method that learning can begin at."""
-        assert self.structure is not None
-        return Method(
-            name=self.name,
-            title=self.title,
-            reference=self.reference,
-            choose=self.structure,
-            sites=self.sites,
-            drops_branches=self.sites == BRANCHES,
-            one_size=self.one_size,
-            every_site=True,
-        )
 
 
 def require_one_kind(problem: PruningProblem) -> None:

@@ -37,9 +37,3 @@ def models_of(problem: PruningProblem, solve: Solve) -> Maker:
         return as_stored(PrunableModel(compact, pruned.family))
 
     return make
-
-
-def structure_of(problem: PruningProblem, solve: Solve) -> Selection:
-    """1 for what is kept of the smallest size, 0 for the rest."""
-    share, layout = min(problem.keeps), problem.budget.layout
-    return Selection(solve(problem, copied(problem), layout, share))

@@ -1,1 +1,1 @@
-"""What people see of a comparison: tables, lines on standard error, pictures."""
+"""What people see of a comparison: tables, lines, pictures."""

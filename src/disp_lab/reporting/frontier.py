@@ -1,17 +1,17 @@
-"""What each model of a comparison costs in time and memory -> who is dominated, in words.
+"""What each model of a comparison costs in size, time and memory -> which are on the Pareto front.
 
-A model dominates another that is no better and no cheaper than it, and worse in one of the two; the
-front of a cost is what nothing dominates. Quality is `general_ratio` where the comparison has a
-suite of texts, else perplexity.
+On the front of a cost is what no other model dominates: none is as good and as cheap, and better in
+one of the two. Quality is `general_ratio` where the comparison has a suite of texts, else
+perplexity.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from disp_lab.names import DENSE, OURS
+from disp_lab.names import DENSE
 from disp_lab.results import ComparisonFigures, ComparisonRow, comparison_figures
-from disp_llm.runs.markdown import escaped, table_row
+from disp_llm.reporting.tables import Table
 from disp_llm.runs.results import PHASES, ratio_said
 
 
@@ -27,12 +27,6 @@ class Cost:
     said: Callable[[float], str]
 
 
-def _memory(row: ComparisonRow) -> float | None:
-    if row.bytes is None or row.kv_cache_bytes is None:
-        return None
-    return (row.bytes + row.kv_cache_bytes) / 1e6
-
-
 def _share_of_time(row: ComparisonRow, phase: str) -> float | None:
     return 1 / row.speedup[phase] if row.speedup else None
 
@@ -40,6 +34,14 @@ def _share_of_time(row: ComparisonRow, phase: str) -> float | None:
 def _speedup(share_of_time: float) -> str:
     return f"×{1 / share_of_time:.2f}"
 
+
+def _memory(row: ComparisonRow) -> float | None:
+    if row.bytes is None or row.kv_cache_bytes is None:
+        return None
+    return (row.bytes + row.kv_cache_bytes) / 1e6
+
+
+KEEP = Cost("keep", "share of block parameters", lambda row: row.keep, "{:.2f}".format)
 
 COSTS = (
     Cost(
@@ -67,11 +69,6 @@ class Point:
     """Its quality; less is better."""
     cost: float
 
-    def dominates(self, other: "Point") -> bool:
-        """Whether it is as good and as cheap, and better in one of the two."""
-        mine, its = (self.value, self.cost), (other.value, other.cost)
-        return mine != its and mine[0] <= its[0] and mine[1] <= its[1]
-
 
 @dataclass(frozen=True)
 class Frontier:
@@ -81,11 +78,7 @@ class Frontier:
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> "Frontier":
-        """What `compare.json` holds.
-
-        Raises:
-            InputError: a value is missing, or is of another type.
-        """
+        """What `compare.json` holds."""
         return cls(comparison_figures(result))
 
     @property
@@ -99,6 +92,13 @@ class Frontier:
         dense = self.found.dense
         return "general_ratio" if dense and dense.scores and dense.scores.texts else "perplexity"
 
+    @property
+    def of_original(self) -> float:
+        """The quality of the original."""
+        assert self.found.dense is not None
+        scored = self.value_name == "general_ratio"
+        return 1.0 if scored else self.found.dense.measured.perplexity
+
     def value(self, row: ComparisonRow) -> float:
         """The quality of a row that has figures; less is better."""
         found = row.perplexity
@@ -108,10 +108,6 @@ class Frontier:
         assert found is not None, row
         return found
 
-    def said(self, row: ComparisonRow) -> str:
-        """The quality of a row with its standard error."""
-        return ratio_said(row.scores) if self.value_name == "general_ratio" else str(row)
-
     def points(self, cost: Cost) -> list[Point]:
         """All models whose cost was measured, the best first."""
         costs = [(row, cost.of(row)) for row in self.rows]
@@ -119,86 +115,36 @@ class Frontier:
 
     def front(self, cost: Cost) -> list[Point]:
         """Those that nothing dominates, the cheapest first."""
-        points = self.points(cost)
-        best = [one for one in points if not any(other.dominates(one) for other in points)]
-        return sorted(best, key=lambda point: point.cost)
+        found: list[Point] = []
+        for point in sorted(self.points(cost), key=lambda point: (point.cost, point.value)):
+            last = found[-1] if found else None
+            if not last or point.value < last.value or _same(point, last):
+                found.append(point)
+        return found
 
-    def dominated(self, cost: Cost) -> list[tuple[Point, Point]]:
-        """The others, each with the best model that dominates it."""
-        points = self.points(cost)
-        pairs = ((one, next((p for p in points if p.dominates(one)), None)) for one in points)
-        return [(one, better) for one, better in pairs if better is not None]
-
-    def ours_beside(self, cost: Cost) -> list[tuple[Point, Point | None]]:
-        """Every model of another method, and what to take in its place: the best of ours, or of the
-        original in fewer bits, that costs as much or less."""
-        points = self.points(cost)
-        quantised = [one for one in points if one.row.method == DENSE and one.row.weights]
-        own = [one for one in points if one.row.method in OURS or one in quantised]
-        others = [one for one in points if one.row.method not in (*OURS, DENSE)]
-        return [
-            (other, next((one for one in own if one.cost <= other.cost), None)) for other in others
-        ]
-
-    def sentences(self) -> list[str]:
-        """For each cost which models are on the front, and which are dominated by what."""
-        lines = []
-        for cost in COSTS:
-            front = self.front(cost)
-            if not front:
-                continue
-            names = ", ".join(f"{p.row.name} ({cost.said(p.cost)})" for p in front)
-            lines.append(f"{cost.name}, on the Pareto front: {names}.")
-            by: dict[str, list[ComparisonRow]] = {}
-            for point, better in self.dominated(cost):
-                by.setdefault(better.row.name, []).append(point.row)
-            said = "; ".join(f"{named_together(rows)} by {better}" for better, rows in by.items())
-            lines += [f"{cost.name}, dominated: {said}."] if said else []
-        left_out: dict[str, list[ComparisonRow]] = {}
+    def table(self) -> Table:
+        """For every model its quality, what it costs, and on which fronts it is."""
+        fronts = {cost.name: [point.row for point in self.front(cost)] for cost in COSTS}
+        rows = []
         for row in self.rows:
-            if not row.speedup:
-                left_out.setdefault(row.note or "not timed", []).append(row)
-        lines += [f"without a time: {named_together(of)}: {why}." for why, of in left_out.items()]
-        return lines
-
-
-def named_together(rows: list[ComparisonRow]) -> str:
-    """`flap keep 0.8 / 0.5, dense int8`: the names of rows, sizes of one method together."""
-    methods: dict[tuple[str, str], list[ComparisonRow]] = {}
-    for row in rows:
-        methods.setdefault((row.method, row.weights), []).append(row)
-    found = []
-    for (_, weights), of_method in methods.items():
-        first, *more = (row.name.removesuffix(weights).strip() for row in of_method)
-        sizes = " / ".join([first, *(name.rpartition(" ")[2] for name in more)])
-        found.append(f"{sizes} {weights}".strip())
-    return ", ".join(found)
-
-
-HEADINGS = (
-    "prefill speed",
-    "decode speed",
-    "weights, MB",
-    "KV cache, MB",
-    "on the front of",
-)
-"""Columns of `table` after the name and the quality."""
-
-
-def table(frontier: Frontier) -> list[tuple[str, ...]]:
-    """For every model its name, its quality, what it costs, and on which fronts it is."""
-    fronts = {cost.name: [point.row for point in frontier.front(cost)] for cost in COSTS}
-    found: list[tuple[str, ...]] = []
-    for row in frontier.rows:
-        times = (_with_spread(row, phase) for phase in PHASES)
-        sizes = (
-            "–" if number is None else f"{number / 1e6:.1f}"
-            for number in (row.bytes, row.kv_cache_bytes)
+            name = f"{row.name} ({row.note})" if row.note else row.name
+            said = ratio_said(row.scores) if self.value_name == "general_ratio" else str(row)
+            times = (_with_spread(row, phase) for phase in PHASES)
+            sizes = (
+                "–" if number is None else f"{number / 1e6:.1f}"
+                for number in (row.bytes, row.kv_cache_bytes)
+            )
+            on = ", ".join(name for name, on_front in fronts.items() if row in on_front)
+            rows.append((name, said, *times, *sizes, on))
+        columns = (
+            *("model", self.value_name, "prefill speed", "decode speed"),
+            *("weights, MB", "KV cache, MB", "on the front of"),
         )
-        on = ", ".join(name for name, rows in fronts.items() if row in rows)
-        name = f"{row.name} ({row.note})" if row.note and row.weights else row.name
-        found.append((name, frontier.said(row), *times, *sizes, on))
-    return found
+        return Table(columns, rows, "frontier", left=columns[-1:])
+
+
+def _same(point: Point, other: Point) -> bool:
+    return (point.value, point.cost) == (other.value, other.cost)
 
 
 def _with_spread(row: ComparisonRow, phase: str) -> str:
@@ -211,16 +157,6 @@ def _with_spread(row: ComparisonRow, phase: str) -> str:
     return f"×{row.speedup[phase]:.2f}{spread}"
 
 
-def frontier_lines(result: dict[str, Any]) -> list[str]:
-    """The table and the sentences as Markdown; no line where no original stands among the rows.
-
-    Args:
-        result: what `compare.json` holds.
-    """
-    frontier = Frontier.of(result)
-    if not any(row.method == DENSE for row in frontier.rows):
-        return []
-    columns = ("model", frontier.value_name, *HEADINGS)
-    lines = [table_row(columns), "|---|" + "---:|" * (len(columns) - 2) + "---|"]
-    lines += map(table_row, table(frontier))
-    return [*lines, "", *(f"- {escaped(sentence)}" for sentence in frontier.sentences())]
+def has_original(result: ComparisonFigures) -> bool:
+    """Whether the original stands among the rows, without which there is no frontier."""
+    return any(row.method == DENSE and row.error is None for row in result.rows)

@@ -1,122 +1,112 @@
-"""A comparison of methods as a plot."""
+"""A comparison as plots: quality over size, time and memory."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from disp_lab.names import DENSE as ORIGINAL
 from disp_lab.names import OURS
-from disp_lab.reporting.tables import of_sizes
-from disp_lab.results import ComparisonRow, OriginalResult, comparison_figures
-from disp_llm.reporting.canvas import OTHERS, PRUNED, mark_dense, panels, save
+from disp_lab.reporting.frontier import COSTS, KEEP, Cost, Frontier, Point
+from disp_lab.results import of_sizes
+from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, logarithmic, panels, save
 from disp_llm.runs.naming import name_of
 
 MARKERS = "os^vDP*"
 """One fewer than the colours, so that no two methods look alike."""
 
-WIDTHS = {"learned": 2.8}
-"""How thick a line is that stands out."""
+OUR_MARKERS = "o*Dhp8"
 
 CEILING = 100
 """Times the original's perplexity; what is worse is named and not drawn."""
 
-STORED = "numbers stored in the blocks, millions"
-TIME = "prefill of 512 tokens, time as a share of the original's"
-"""What values are drawn against, besides `keep`."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What is drawn against what."""
-
-    value_name: str
-    place_name: str
-    value: Callable[[ComparisonRow], float]
-    place: Callable[[ComparisonRow], float | None]
-    """None where it was not measured."""
-    dense: float
-    """The value of the original."""
-
-    def holds(self, row: ComparisonRow) -> bool:
-        """Whether a row is not too bad to be drawn."""
-        return self.value(row) <= CEILING * self.dense
-
 
 def draw_comparison(result: dict[str, Any], path: Path) -> None:
-    """Perplexity against stored block parameters and, where models were timed, against the time
-    of a prefill; a line for each method, the best at the smallest size first in the legend. With
-    texts of a suite, `general_ratio` in its place, and perplexity beside it.
+    """Quality over the share of block parameters and, where models were timed, over time, for the
+    rows of `compare.json` that were made to a number of parameters."""
+    frontier = Frontier.of(result)
+    frontier = Frontier(replace(frontier.found, rows=of_sizes(frontier.found.rows)))
+    draw_costs(frontier, [KEEP, *(cost for cost in COSTS[:1] if frontier.points(cost))], path)
 
-    Args:
-        result: what `compare.json` holds.
 
-    Raises:
-        InputError: the file cannot be written.
-    """
-    found = comparison_figures(result)
-    assert found.dense is not None
-    made = [row for row in of_sizes(found.rows) if row.error is None]
-    shown = _panels(found.dense, made)
-    first, drawn = shown[0], [row for row in made if all(panel.holds(row) for panel in shown)]
-    last = {row.method: first.value(row) for row in sorted(drawn, key=lambda r: -(r.keep or 0))}
-    beyond = {row.method: None for row in made if row not in drawn}
-    figure, axes = panels(3.4 + 4.6 * len(shown), 5.2, [panel.value_name for panel in shown])
-    for axis, panel in zip(axes, shown, strict=True):
-        _draw_methods(axis, drawn, sorted(last, key=last.__getitem__), panel)
-        mark_dense(axis, panel.dense, max(map(panel.value, drawn), default=panel.dense))
-        axis.set_xlabel(panel.place_name)
-    worse = f"; above {CEILING} times the original, some of: {', '.join(beyond)}" if beyond else ""
-    figure.suptitle(f"{name_of(found.asked.model)}{worse}", fontsize=9)
-    axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+def draw_frontier(result: dict[str, Any], path: Path) -> None:
+    """Quality over every cost that was measured, and the front of each."""
+    frontier = Frontier.of(result)
+    draw_costs(frontier, [cost for cost in COSTS if frontier.points(cost)], path, fronts=True)
+
+
+def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool = False) -> None:
+    """One panel a cost, with a line for each method."""
+    original = frontier.of_original
+    figure, axes = panels(2.6 + 4.3 * len(costs), 4.6, [frontier.value_name] * len(costs))
+    methods = list(dict.fromkeys(row.method for row in frontier.rows))
+    values, beyond = [original], dict[str, None]()
+    for axis, cost in zip(axes, costs, strict=True):
+        points = frontier.points(cost)
+        drawn = [point for point in points if point.value <= CEILING * original]
+        beyond |= dict.fromkeys(point.row.method for point in points if point not in drawn)
+        for method in methods:
+            _draw_method(axis, [p for p in drawn if p.row.method == method], method, methods)
+        if fronts:
+            _draw_front(axis, [point for point in frontier.front(cost) if point in drawn])
+        axis.axhline(original, color=DENSE, linewidth=1, linestyle="--", label="original")
+        axis.set_xlabel(cost.label, fontsize=9)
+        values += [point.value for point in drawn]
+    logarithmic(axes[0], min(values), max(values))
+    worse = f"; above {CEILING} times the original, some of {', '.join(beyond)}" if beyond else ""
+    figure.suptitle(f"{name_of(frontier.found.asked.model)}{worse}", fontsize=9)
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    axes[-1].legend(
+        handles.values(), handles.keys(),
+        frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5),
+    )  # fmt: skip
     save(figure, path)
 
 
-def _panels(dense: OriginalResult, rows: list[ComparisonRow]) -> list[Panel]:
-    """What is drawn of some rows, the figure that counts first."""
-    perplexity = Panel("perplexity", STORED, _perplexity, _stored, dense.measured.perplexity)
-    ratio = Panel("general_ratio", "keep", _ratio, _keep, 1.0)
-    scored = bool(dense.scores and dense.scores.texts)
-    first = ratio if scored else perplexity
-    found = [first]
-    if any(row.speed for row in rows):
-        found.append(replace(first, place_name=TIME, place=_time))
-    return [*found, replace(perplexity, place_name="keep", place=_keep)] if scored else found
+def _draw_method(axis: Any, points: list[Point], method: str, methods: list[str]) -> None:
+    """The sizes of a method as a line, and what is quantised of them as hollow marks with names."""
+    if not points:
+        return
+    color, marker = _look(method, methods)
+    plain = sorted((p for p in points if not p.row.weights), key=lambda p: p.row.keep or 0)
+    axis.plot(
+        [p.cost for p in plain], [p.value for p in plain],
+        label=method, color=color, marker=marker, markersize=6, linewidth=1,
+        linestyle="-" if method in OURS else (0, (4, 2)), zorder=3 if method in OURS else 2,
+    )  # fmt: skip
+    packed = [p for p in points if p.row.weights]
+    if packed:
+        axis.plot(
+            [p.cost for p in packed], [p.value for p in packed],
+            label=f"{method}, quantised", color=color, marker=marker, markersize=7,
+            markerfacecolor="white", linestyle="", zorder=4,
+        )  # fmt: skip
+    for point in packed:
+        axis.annotate(
+            point.row.weights, (point.cost, point.value), xytext=(5, 3),
+            textcoords="offset points", fontsize=7, color=color,
+        )  # fmt: skip
 
 
-def _perplexity(row: ComparisonRow) -> float:
-    assert row.perplexity is not None, row
-    return row.perplexity
+def _look(method: str, methods: list[str]) -> tuple[str, str]:
+    """Colour and marker: ours in one colour, the original in grey, every other in its own."""
+    if method == ORIGINAL:
+        return DENSE, "s"
+    if method in OURS:
+        ours = [name for name in methods if name in OURS]
+        return PRUNED, OUR_MARKERS[ours.index(method) % len(OUR_MARKERS)]
+    others = [name for name in methods if name not in (*OURS, ORIGINAL)]
+    place = others.index(method)
+    return OTHERS[place % len(OTHERS)], MARKERS[place % len(MARKERS)]
 
 
-def _ratio(row: ComparisonRow) -> float:
-    assert row.scores is not None, row
-    assert row.scores.general_ratio is not None, row
-    return row.scores.general_ratio
-
-
-def _stored(row: ComparisonRow) -> float:
-    return (row.block_parameters or 0) / 1e6
-
-
-def _keep(row: ComparisonRow) -> float:
-    assert row.keep is not None, row
-    return row.keep
-
-
-def _time(row: ComparisonRow) -> float | None:
-    return 1 / row.speedup["prefill"] if row.speedup else None
-
-
-def _draw_methods(axes: Any, rows: list[ComparisonRow], methods: list[str], panel: Panel) -> None:
-    """A line for each method."""
-    for place, method in enumerate(methods):
-        found = sorted((r for r in rows if r.method == method), key=lambda row: row.keep or 0)
-        found = [row for row in found if panel.place(row) is not None]
-        ours = method in OURS
-        axes.plot(
-            [panel.place(row) for row in found], [panel.value(row) for row in found],
-            marker=MARKERS[place % len(MARKERS)], markersize=7 if method == "learned" else 4,
-            label=method, color=PRUNED if ours else OTHERS[place % len(OTHERS)],
-            linestyle="-" if ours else (0, (4, 1 + place % 3)),
-            linewidth=WIDTHS.get(method, 1.6 if ours else 1.0), zorder=3 if ours else 2,
+def _draw_front(axis: Any, front: list[Point]) -> None:
+    """Steps along what nothing dominates: at each cost the best that can be had."""
+    if front:
+        axis.step(
+            [p.cost for p in front], [p.value for p in front],
+            where="post", color="#222222", linewidth=2.5, alpha=0.25, zorder=1, label="the front",
         )  # fmt: skip

@@ -4,23 +4,23 @@ import json
 import re
 import sys
 
-from disp_llm.cli.parsing import COMMANDS, settings
+from disp_llm.cli.flags import layers_of
+from disp_llm.cli.parsing import command_of
 from disp_llm.config.errors import InputError, printable
-
-POSITIONAL = {"model": "MODEL", "folder": "FOLDER", "run": "RUN", "runs": "RUN", "name": "NAME"}
-"""Settings that are given without a flag, and what help calls them."""
+from disp_llm.config.settings import settings_of
 
 
 def print_error(error: InputError, command: str, as_json: bool) -> None:
-    """Prints one line on standard error and, if asked for, an object on standard output.
-
-    Args:
-        command: the name of the command that was asked for.
-    """
-    what, hint = with_flags(error.what), with_flags(error.hint)
-    tell(f"{flag_of(error.field, command)}: {what}; {hint}")
+    """Prints one line on standard error and, if asked for, an object on standard output."""
+    flags = flags_of(command)
+    what, hint = with_flags(error.what, flags), with_flags(error.hint, flags)
+    tell(f"{flags.get(error.field, error.field)}: {what}; {hint}")
     if as_json:
-        print(json.dumps({"error": what, "field": setting_of(error.field), "hint": hint}))
+        names = {flag: name for name, flag in flags.items()}
+        field = names.get(error.field, error.field)
+        if field.startswith("--"):  # a flag that the command does not have
+            field = field[2:].replace("-", "_")
+        print(json.dumps({"error": what, "field": field, "hint": hint}))
 
 
 def tell(line: str) -> None:
@@ -29,31 +29,16 @@ def tell(line: str) -> None:
         print(f"disp-llm: {printable(line)}", file=sys.stderr)
 
 
-def flag_of(field: str, command: str) -> str:
-    """What the command line calls a field: `--eval-text`, `MODEL`; files as they are."""
-    if field in POSITIONAL:
-        config = COMMANDS.get(command)
-        return POSITIONAL[field] if config and field in settings(config) else field
-    return f"--{field.replace('_', '-')}" if field in all_settings() else field
+def flags_of(command: str) -> dict[str, str]:
+    """What the command line calls the settings of a command: `--eval-text`, `MODEL`."""
+    try:
+        kind = command_of(command).config
+    except InputError:
+        return {}
+    layers = {name: f"--{name}" for name in layers_of(kind)}
+    return {name: setting.flag for name, setting in settings_of(kind).items()} | layers
 
 
-def setting_of(field: str) -> str:
-    """The name of the setting where the parser named its flag."""
-    return field.removeprefix("--").replace("-", "_") if field.startswith("--") else field
-
-
-def with_flags(text: str) -> str:
+def with_flags(text: str, flags: dict[str, str]) -> str:
     """A text whose settings in backticks are flags; other code in backticks stays as it is."""
-
-    def flag(found: re.Match[str]) -> str:
-        name = found[1]
-        if name in POSITIONAL:
-            return POSITIONAL[name]
-        return f"--{name.replace('_', '-')}" if name in all_settings() else found[0]
-
-    return re.sub(r"`(\w+)`", flag, text)
-
-
-def all_settings() -> set[str]:
-    """Names of everything that some command can be asked."""
-    return set().union(*map(settings, COMMANDS.values()))
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), text)

@@ -4,7 +4,7 @@ from typing import Any
 
 from disp_llm.commands.evaluate import evaluate
 from disp_llm.config.evaluate import EvalConfig
-from disp_llm.reporting.score_tables import show_evaluation
+from disp_llm.reporting.tables import show_evaluation
 from disp_llm.reporting.terminal import progress_bar
 
 

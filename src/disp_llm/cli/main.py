@@ -2,7 +2,6 @@
 tables, or with `--json` as one object. Progress and messages go to standard error."""
 
 import ctypes
-import importlib
 import io
 import json
 import logging
@@ -12,16 +11,22 @@ import re
 import shlex
 import sys
 import time
+import traceback
 import warnings
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from disp_llm.cli.errors import print_error, tell, with_flags
-from disp_llm.cli.parsing import ADDED, RESUMABLE, Config, output_folder, parse, program, value_of
+from disp_llm.cli.errors import flags_of, print_error, tell, with_flags
+from disp_llm.cli.parsing import (
+    RESUMABLE,
+    given_settings,
+    output_folder,
+    parse,
+    program,
+    runner,
+)
 from disp_llm.cli.signals import end_tidily, has_been_asked_to_end
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.quantise import begun_dir
-from disp_llm.reporting.terminal import results
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -30,9 +35,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
 """Of glibc's `mallopt`."""
 ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 """By which a user sets the same."""
-
-MODULES = {"eval": "evaluate", "save": "share", "push": "share"}
-"""The file of a command where it does not bear the command's name."""
 
 
 def main() -> None:
@@ -53,12 +55,12 @@ def _main(arguments: list[str]) -> None:
     command, as_json = " ".join(arguments[:1]), "--json" in arguments
     try:
         try:
-            prepare_output()
+            prepare_output(arguments)
             require_place()
             config = parse(arguments)
-            prepare_libraries()
-            results.stderr = as_json
-            result = _run(command, config)
+            prepare_libraries(verbose="--verbose" in arguments)
+            direct_output(as_json, quiet="--quiet" in arguments)
+            result = runner(command, "--dry-run" in arguments)(config)
             if as_json and result:  # of several processes, the first has it
                 _write(json.dumps(result, ensure_ascii=False) + "\n")
             if result.get("ok") is False:  # `verify` has found something
@@ -111,6 +113,8 @@ def _refuse(error: InputError, command: str, as_json: bool) -> NoReturn:
     if rank() > 0:
         time.sleep(PAUSE)
     try:
+        if "--verbose" in sys.argv:
+            traceback.print_exception(error)
         print_error(error, command, as_json)
         _write("")
     except (OSError, InputError):
@@ -167,12 +171,12 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(command: str, config: Config) -> dict[str, Any]:
-    """Imports the command, and with it whatever it needs, only now."""
-    if command in ADDED:
-        return ADDED[command].run(config)
-    module = importlib.import_module(f"disp_llm.cli.{MODULES.get(command, command)}")
-    return module.run(config)
+def direct_output(as_json: bool, quiet: bool) -> None:
+    """With `--json` tables go to standard error; a quiet command shows no progress."""
+    from disp_llm.reporting.terminal import messages, results
+
+    messages.quiet, results.quiet = quiet, quiet and as_json
+    results.stderr = as_json
 
 
 def _explained(error: RuntimeError, arguments: list[str]) -> InputError | None:
@@ -202,24 +206,31 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _how_to_resume(arguments: list[str]) -> str:
-    place = value_of("--output-dir", arguments)
-    if arguments[:1] == ["quantise"] and place and begun_dir(Path(place)).exists():
+    """What the command that was stopped can be followed by; nothing where it left nothing."""
+    try:
+        given = given_settings(arguments[0], arguments[1:]) if arguments else {}
+    except InputError:  # it was stopped before it was understood
+        return ""
+    if arguments[:1] == ["quantise"] and begun_dir(given["output_dir"]).exists():
         return "; the same command goes on"
     if not arguments or arguments[0] not in RESUMABLE:
         return ""
-    if not (output_folder(arguments) / "config.toml").exists():
+    if not (output_folder(arguments[0], given) / "config.toml").exists():
         return ""
-    resumes = any(argument.startswith("--resume") for argument in arguments)
-    again = shlex.join(arguments) + ("" if resumes else " --resume")
+    again = shlex.join(arguments) + ("" if "resume" in given else " --resume")
     return f"; go on with: disp-llm {again}"
 
 
 class LineFormatter(logging.Formatter):
     """Warnings in the words of the command line."""
 
+    def __init__(self, command: str = "") -> None:
+        super().__init__()
+        self.command = command
+
     def format(self, record: logging.LogRecord) -> str:
         """`disp-llm: ...`, with flags in place of settings."""
-        return f"disp-llm: {printable(with_flags(super().format(record)))}"
+        return f"disp-llm: {printable(with_flags(super().format(record), flags_of(self.command)))}"
 
 
 class Once(logging.Filter):
@@ -252,22 +263,24 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, INT_MAX)
 
 
-def prepare_output() -> None:
+def prepare_output(arguments: list[str]) -> None:
     """Makes what is said UTF-8 wherever it goes, and of warnings lines; what has no UTF-8, as bytes
     in the name of a file, is escaped, in JSON by JSON's own rule."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(LineFormatter("".join(arguments[:1])))
     handler.addFilter(Once())
-    level = logging.WARNING if rank() == 0 else logging.ERROR  # which the first says for all
+    level = logging.INFO if "--verbose" in arguments else logging.WARNING
+    if rank() > 0 or "--quiet" in arguments:  # the first of several processes warns for all
+        level = logging.ERROR
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *place, **line: str(message)
 
 
-def prepare_libraries() -> None:
+def prepare_libraries(verbose: bool = False) -> None:
     """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
     nothing here, and silences other libraries' bars and advice, which would tear our own progress
     apart."""
@@ -277,6 +290,8 @@ def prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
+    if verbose:
+        return
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
     import huggingface_hub
     import transformers

@@ -1,208 +1,283 @@
-"""Arguments -> the configuration of a command.
+"""Arguments -> the settings of the command that they name; no other is imported, and nothing heavy.
 
-Defaults < recipe, or the settings of the run that is resumed < flags. Nothing heavy is imported
-here, so that help and usage errors come at once.
+Defaults < recipe, or the run that goes on < `--config` < `--set` < flags.
 """
 
-import contextlib
+import argparse
 import dataclasses
-import io
-import itertools
+import importlib
 import logging
-import operator
 import shlex
 import sys
-from functools import reduce
+import tomllib
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Any, NoReturn
 
-import tyro
+import msgspec
 
-from disp_llm.cli.help import join_help
-from disp_llm.cli.usage import usage_error
-from disp_llm.config.bench import BenchConfig
+from disp_llm.cli.flags import command_parser, completion, help_of
 from disp_llm.config.checks import require_alternatives
-from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.evaluate import EvalConfig
-from disp_llm.config.export import ExportConfig
-from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.plugins import Command, added, added_names
-from disp_llm.config.prune import PruneConfig
-from disp_llm.config.quantise import QuantiseConfig
-from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.config.recover import RecoverConfig
-from disp_llm.config.report import ReportConfig
-from disp_llm.config.share import PushConfig, SaveConfig
-from disp_llm.config.verify import VerifyConfig
+from disp_llm.config.recipes import apply_recipe, load_recipe, load_settings, with_value
+from disp_llm.config.schema import to_path
+from disp_llm.config.settings import Setting, settings_of
 from disp_llm.runs.naming import HUB_NAME
 
 logger = logging.getLogger(__name__)
 
+ADDED = "disp_llm.commands"
+"""Group of entry points by which installed packages add commands."""
 
-def added_commands() -> dict[str, Command]:
-    """What installed packages add; a package that is broken is told of and left out."""
-    found: dict[str, Command] = {}
-    for name in added_names("disp_llm.commands"):
-        try:
-            command = added("disp_llm.commands", name, Command, name)
-        except InputError as error:
-            logger.warning("%s", error)
-        else:
-            found |= {name: command} if command else {}
-    return found
-
-
-Config = (
-    PruneConfig
-    | ExportConfig
-    | RecoverConfig
-    | ReportConfig
-    | EvalConfig
-    | DoctorConfig
-    | BenchConfig
-    | SaveConfig
-    | PushConfig
-    | QuantiseConfig
-    | GgufConfig
-    | VerifyConfig
-)
-
-ADDED = added_commands()
-
-COMMANDS: dict[str, type[Any]] = {
-    "prune": PruneConfig,
-    "export": ExportConfig,
-    "recover": RecoverConfig,
-    "report": ReportConfig,
-    "eval": EvalConfig,
-    "doctor": DoctorConfig,
-    "bench": BenchConfig,
-    "save": SaveConfig,
-    "push": PushConfig,
-    "quantise": QuantiseConfig,
-    "gguf": GgufConfig,
-    "verify": VerifyConfig,
-} | {name: command.config for name, command in ADDED.items()}
-"""Every command by its name, and what it can be asked."""
-
-RESUMABLE: dict[str, type[PruneConfig] | type[RecoverConfig]] = {
-    "prune": PruneConfig,
-    "recover": RecoverConfig,
+COMMANDS = {
+    "prune": "prune:PruneConfig",
+    "export": "export:ExportConfig",
+    "recover": "recover:RecoverConfig",
+    "report": "report:ReportConfig",
+    "eval": "evaluate:EvalConfig",
+    "doctor": "doctor:DoctorConfig",
+    "bench": "bench:BenchConfig",
+    "save": "share:SaveConfig",
+    "push": "share:PushConfig",
+    "quantise": "quantise:QuantiseConfig",
+    "gguf": "gguf:GgufConfig",
+    "verify": "verify:VerifyConfig",
 }
+"""Our commands: the module in both `disp_llm.config` and `disp_llm.cli`, and the settings."""
+
+RESUMABLE = ("prune", "recover")
+
+PRUNED_SHARES = {
+    *("--sparsity", "--sparsity-ratio", "--ratio", "--amount"),
+    *("--pruning-ratio", "--prune-ratio", "--compression-ratio"),
+}
+"""What other tools call the share that is pruned."""
 
 
-def parse(arguments: list[str]) -> Config:
+def command_names() -> list[str]:
+    """Our commands, then those of installed packages."""
+    return [*COMMANDS, *added_names(ADDED)]
+
+
+def command_of(name: str) -> Command:
+    """A command: what it can be asked, and what runs it, which is imported when it is called.
+
+    Raises:
+        InputError: there is none, or the package that adds it is broken.
+    """
+    if name in COMMANDS:
+        module, _, kind = COMMANDS[name].partition(":")
+        config = getattr(importlib.import_module(f"disp_llm.config.{module}"), kind)
+        return Command(config, partial(_run, module))
+    command = added(ADDED, name, Command, name)
+    if command is None:
+        what = f"is no command{nearest(name, command_names())}"
+        raise InputError(what, field=name, hint="see disp-llm --help")
+    return command
+
+
+def _run(module: str, config: Any) -> dict[str, Any]:
+    return importlib.import_module(f"disp_llm.cli.{module}").run(config)
+
+
+def runner(command: str, dry: bool) -> Callable[[Any], dict[str, Any]]:
+    """What runs a command, or says what it would do."""
+    return partial(_run, "dry_run") if dry else command_of(command).run
+
+
+def parse(arguments: list[str]) -> Any:
     """The configuration that the arguments ask for, checked.
 
     Raises:
         InputError: unknown or malformed arguments, an unknown recipe, no run to resume, or a value
             that no run can use.
-        SystemExit: with code 0, after `--help` and `--version`.
+        SystemExit: with code 0, after `--help`, `--help-all`, `--version` and `--completion`.
     """
-    if arguments == ["--version"]:
-        print(f"disp-llm {version('disp-llm')}")
-        raise SystemExit(0)
-    require_command(arguments)
-    require_once(arguments)
-    arguments = _with_resume_value(arguments) or ["--help"]
-    helps = bool({"-h", "--help"} & set(arguments))
-    if helps and arguments[0] in COMMANDS:
-        join_help(COMMANDS[arguments[0]])
-    # A flag that a recipe or the run that goes on has set may be given again, or as `--no-…`; help
-    # names the one that changes something.
-    pairs = (tyro.conf.FlagCreatePairsOff,) if helps else ()
-    subcommands = [
-        Annotated[config, tyro.conf.subcommand(name, **_default(name, arguments))]
-        for name, config in COMMANDS.items()
-    ]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config: Config = tyro.cli(
-                reduce(operator.or_, subcommands),
-                prog="disp-llm",
-                args=arguments,
-                description="Makes Hugging Face decoder LLMs physically smaller.",
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, *pairs),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise usage_error(complaint.getvalue(), program(arguments)) from None
-    require_alternatives(config, given_settings(arguments))
+    command, *words = arguments or ["--help"]
+    if command == "--version":
+        _print(f"disp-llm {version('disp-llm')}")
+    if command in ("-h", "--help"):
+        _print(_overview())
+    if command == "--completion":
+        _print(completion(all_settings(), "".join(words)))
+    kind = command_of(command).config
+    if {"-h", "--help", "--help-all"} & set(words):
+        _print(help_of(command, kind, complete="--help-all" in words))
+    given = given_settings(command, words)
+    config = _configured(command, kind, given)
+    require_alternatives(config, given)
     config.validate()
     return config
 
 
-def require_command(arguments: list[str]) -> None:
-    """Refuses a first word that is no command, and names the nearest one.
+def given_settings(command: str, words: list[str]) -> dict[str, Any]:
+    """What the words of a command say of its settings, and of `set` and `config`.
 
     Raises:
-        InputError: naming the word.
+        InputError: unknown or malformed arguments.
     """
-    command = "".join(arguments[:1])
-    if command and not command.startswith("-") and command not in COMMANDS:
-        what = f"is no command{nearest(command, list(COMMANDS))}"
-        raise InputError(what, field=command, hint="see disp-llm --help")
+    kind = command_of(command).config
+    settings, parser = settings_of(kind), command_parser(command, kind)
+    try:
+        found, others = parser.parse_known_args(list(map(_spelt, words)))
+    except argparse.ArgumentError as error:
+        field, hint = error.argument_name or parser.prog, f"see {parser.prog} --help-all"
+        raise InputError(error.message, field=field, hint=hint) from None
+    for word in others:
+        if word.startswith("-"):
+            raise _unknown(word, [setting.flag for setting in settings.values()], parser.prog)
+    given = _positionals(settings, others, parser.prog) | vars(found)
+    return {name: _value(name, said, settings.get(name)) for name, said in given.items()}
 
 
-def require_once(arguments: list[str]) -> None:
-    """Refuses a flag that is given twice, of which the parser would take the last, and empty words,
-    which a shell makes of a variable that is not set.
-
-    Raises:
-        InputError: naming the flag.
-    """
-    given, command = given_settings(arguments), "".join(arguments[:1])
-    kinds = settings(COMMANDS[command]) if command in COMMANDS else {}
-    for name in given:
-        if given.count(name) > 1 or f"no_{name}" in given:
-            lists = get_origin(kinds.get(name)) is tuple
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                "is given twice",
-                field=flag,
-                hint=f"give all its values behind one: {flag} A B" if lists else "give it once",
-            )
-    for before, word in itertools.pairwise(["", *arguments]):
-        flag, equals, value = word.partition("=")
-        if not word.strip() or (equals and not value and flag.startswith("--")):
-            named = flag if equals else before if before.startswith("--") else program(arguments)
-            raise InputError(
-                "an empty word", field=named, hint="leave it out, or set the variable that it is of"
-            )
+def _spelt(word: str) -> str:
+    """A flag as we spell it: `--eval_text` is `--eval-text`."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
 
 
-def given_settings(arguments: list[str]) -> list[str]:
-    """The settings whose flags are given, as often as they are."""
-    flags = (word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
-    return [flag.replace("-", "_") for flag in flags]
+def _unknown(word: str, flags: list[str], program: str) -> InputError:
+    flag = word.partition("=")[0]
+    if flag in PRUNED_SHARES:
+        hint = "give the share that stays: a sparsity of 0.3 is --keep 0.7"
+        return InputError("is no option", field=flag, hint=hint)
+    hint = f"see {program} --help-all"
+    return InputError(f"is no option{nearest(flag, flags)}", field=flag, hint=hint)
 
 
-def settings(config: Any) -> dict[str, Any]:
-    """The types of everything that a command can be asked, by name."""
-    found: dict[str, Any] = {}
-    hints = get_type_hints(config)
-    for name in (entry.name for entry in dataclasses.fields(config)):
-        inner = dataclasses.is_dataclass(hints[name])
-        found |= settings(hints[name]) if inner else {name: hints[name]}
-    return found
+def _positionals(
+    settings: dict[str, Setting], words: list[str], program: str
+) -> dict[str, list[Any]]:
+    """The words without a flag, each for the setting whose turn it is."""
+    given: dict[str, list[Any]] = {}
+    left = list(words)
+    for setting in settings.values():
+        if setting.is_positional and left:
+            given[setting.name] = [left if setting.takes_several else left.pop(0)]
+            left = [] if setting.takes_several else left
+    if left:
+        raise InputError(
+            f"'{left[0]}' belongs to no option", field=program, hint=f"see {program} --help"
+        )
+    return given
 
 
-def _with_resume_value(arguments: list[str]) -> list[str]:
-    """The arguments with the value that a bare `--resume` stands for."""
-    spelt: list[str] = []
-    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        bare = argument == "--resume" and following not in ("auto", "True", "False")
-        spelt += [argument, "True"] if bare else [argument]
-    return spelt
+def _value(name: str, said: list[Any], setting: Setting | None) -> Any:
+    """What was said once of a setting, as its type; of `set`, all that was said."""
+    flag = setting.flag if setting else f"--{name}"
+    if len(said) > 1 and name != "set":
+        several = setting is not None and setting.takes_several
+        hint = f"give all its values behind one: {flag} A B" if several else "give it once"
+        raise InputError("is given twice", field=flag, hint=hint)
+    value = said if name == "set" else said[0]
+    words = value if isinstance(value, list) else [value]
+    if not all(str(word).strip() for word in words):
+        raise InputError(
+            "an empty word", field=flag, hint="leave it out, or set the variable that it is of"
+        )
+    if setting is None:
+        return value
+    try:
+        return msgspec.convert(value, setting.kind, strict=False, dec_hook=to_path)
+    except (msgspec.ValidationError, UnicodeError):
+        what = f"'{' '.join(map(str, words))}' is not {setting.wanted}"
+        raise InputError(what, field=flag, hint=f"give {setting.wanted}") from None
+
+
+def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
+    """The settings of a command, those that are given laid over those that are not."""
+    settings = settings_of(kind)
+    required = [setting for setting in settings.values() if setting.is_required]
+    if command in RESUMABLE and _goes_on(given.get("resume"), output_folder(command, given)):
+        from disp_llm.runs.settings import stored_config
+
+        config = stored_config(output_folder(command, given), kind)
+    else:
+        config = kind(**{setting.name: "" for setting in required})
+        if "recipe" in settings:
+            config = apply_recipe(config, load_recipe(given.get("recipe", config.recipe)))
+    if "config" in given:
+        config = apply_recipe(config, load_settings(Path(given["config"])), field="config")
+    for assignment in given.get("set", ()):
+        config = apply_recipe(config, _table(assignment), field="set")
+    for name, value in given.items():
+        if name in settings:
+            config = with_value(config, settings[name].path, value)
+    if "revision" in given:
+        config = dataclasses.replace(config, model=f"{config.model}@{given['revision']}")
+    for setting in required:
+        if getattr(config, setting.name) == "":
+            hint = f"see disp-llm {command} --help"
+            raise InputError("is missing", field=setting.flag, hint=hint)
+    return config
+
+
+def _table(assignment: str) -> dict[str, Any]:
+    """`learn.shift=3` as the tables of a TOML file; a value that is no TOML is a word."""
+    place, equals, said = assignment.partition("=")
+    if not (place and equals):
+        raise InputError(f"'{assignment}'", field="set", hint="give one such as learn.steps=300")
+    try:
+        tables = tomllib.loads(f"value = {said}")
+    except tomllib.TOMLDecodeError:
+        tables = {"value": said}
+    *groups, name = place.split(".")
+    tables = {name: tables["value"]}
+    for group in reversed(groups):
+        tables = {group: tables}
+    return tables
+
+
+def output_folder(command: str, given: dict[str, Any]) -> Path:
+    """The run folder that a command is asked to use."""
+    return given.get("output_dir") or settings_of(command_of(command).config)["output_dir"].default
+
+
+def _goes_on(resume: Any, folder: Path) -> bool:
+    """Whether a run is resumed, whose settings the flags change."""
+    return resume is True or (resume == "auto" and (folder / "config.toml").exists())
+
+
+def _print(text: str) -> NoReturn:
+    print(text)
+    raise SystemExit(0)
+
+
+def all_settings() -> dict[str, type]:
+    """What every command can be asked; a package that is broken is told of and left out."""
+    kinds: dict[str, type] = {}
+    for name in command_names():
+        try:
+            kinds[name] = command_of(name).config
+        except InputError as error:
+            logger.warning("%s", error)
+    return kinds
+
+
+def _overview() -> str:
+    """The commands, a line each."""
+    lines = [
+        f"  {name:10}{' '.join((kind.__doc__ or '').split('. ')[0].split())}"
+        for name, kind in all_settings().items()
+    ]
+    return "\n".join(
+        [
+            "usage: disp-llm COMMAND ... | --version | --completion SHELL\n",
+            "Makes Hugging Face decoder LLMs physically smaller.\n",
+            *lines,
+            "\nSettings of a command: disp-llm COMMAND --help",
+        ]
+    )
 
 
 def program(arguments: list[str]) -> str:
     """`disp-llm prune`, or `disp-llm` where no command is named."""
-    return " ".join(["disp-llm", *(name for name in arguments[:1] if name in COMMANDS)])
+    return " ".join(["disp-llm", *(name for name in arguments[:1] if name in command_names())])
 
 
 def command_line() -> str:
@@ -213,43 +288,3 @@ def command_line() -> str:
         return f"./{word}" if HUB_NAME.fullmatch(word) and Path(word).exists() else word
 
     return shlex.join(["disp-llm", *map(said, sys.argv[1:])])
-
-
-def output_folder(arguments: list[str]) -> Path:
-    """The run folder that a resumable command is asked to use."""
-    default = RESUMABLE[arguments[0]].output_dir
-    return Path(value_of("--output-dir", arguments) or default)
-
-
-def value_of(flag: str, arguments: list[str]) -> str | None:
-    """The value of a flag, read before the arguments are parsed."""
-    found = None
-    for argument, following in itertools.pairwise([*arguments, ""]):
-        name, given, value = argument.partition("=")
-        if name.replace("_", "-") == flag:
-            found = value if given else following
-    return found or None
-
-
-def _default(name: str, arguments: list[str]) -> dict[str, Any]:
-    """The configuration that the flags of this command change, as tyro's `default`; nothing where
-    it is the one that the fields themselves give."""
-    if arguments[:1] != [name]:
-        return {}
-    if name in RESUMABLE and _goes_on(arguments):
-        from disp_llm.runs.settings import stored_config
-
-        return {"default": stored_config(output_folder(arguments), RESUMABLE[name])}
-    if name == "prune":
-        plain = PruneConfig(model=tyro.MISSING)
-        recipe = value_of("--recipe", arguments) or plain.recipe
-        return {"default": apply_recipe(plain, load_recipe(recipe))}
-    return {}
-
-
-def _goes_on(arguments: list[str]) -> bool:
-    """Whether a run is resumed, whose settings the flags change."""
-    resume = value_of("--resume", arguments)
-    return resume == "True" or (
-        resume == "auto" and (output_folder(arguments) / "config.toml").exists()
-    )

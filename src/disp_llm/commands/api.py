@@ -6,10 +6,6 @@ lie in memory (Python); both go the same way from here on.
 
 import contextlib
 import logging
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from disp_llm.commands.caller import Caller
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS
 from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
@@ -28,8 +22,7 @@ from disp_llm.data.examples import read_input_examples
 from disp_llm.data.named import InMemory
 from disp_llm.data.sources import read_input
 from disp_llm.models.architectures import family_of
-from disp_llm.models.devices import dtype_name, require_tracker, start_process
-from disp_llm.models.embedded import MODEL
+from disp_llm.models.devices import dtype_name
 from disp_llm.models.in_memory import (
     frozen,
     require_as_configured,
@@ -41,8 +34,6 @@ from disp_llm.models.processor import processor_files
 from disp_llm.models.source import fingerprint_of
 from disp_llm.models.wholeness import require_finite
 from disp_llm.runs.folder import Run
-from disp_llm.runs.job import Job
-from disp_llm.runs.progress import silent
 from disp_llm.runs.results import Perplexity
 
 logger = logging.getLogger(__name__)
@@ -79,16 +70,20 @@ class Inputs:
             logger.warning("%s has no processor beside it: save one into what is exported", name)
         return Loaded(self.model, self.tokenizer, family, source, self.model.dtype, beside)
 
-    def require_same(self, run: Run) -> None:
+    def require_same(self, run: Run, revision: str) -> None:
         """Refuses a finished run of another model or text than those in memory, which its settings
         cannot tell apart.
+
+        Args:
+            revision: where results keep the hash of the model.
 
         Raises:
             InputError: naming the setting and both hashes.
         """
         now, dtype = {}, run.result()["dtype"]
         if self.model is not None:
-            now["revision"], dtype = fingerprint_of(self.model), dtype_name(self.model.dtype)
+            now[revision] = fingerprint_of(self.model)
+            dtype = dtype_name(self.model.dtype) if revision == "revision" else dtype
         if self.texts.text is not None:
             now["text_sha256"] = self.texts.text.sha256
         if self.texts.eval_text is not None:
@@ -197,27 +192,6 @@ def _with_texts(
     return inputs, with_settings(config, paths)
 
 
-def located(config: Located) -> Located:
-    """The same settings with local models and texts by their absolute paths, so that a run can go
-    on from any folder."""
-    names: dict[str, Any] = {}
-    for name in LOCAL_NAMES:
-        value = getattr(config, name, "")
-        if value != MODEL and value and Path(value).exists():
-            names[name] = os.path.abspath(value)
-    texts: dict[str, Any] = {
-        name: tuple(
-            path if str(path) in NAMED_TEXTS else path.absolute()
-            for path in getattr(config.text, name)
-        )
-        for name in (*TEXTS, *EXAMPLES)
-    }
-    suite = getattr(config, "suite", "")
-    if suite.endswith(".toml"):
-        names["suite"] = os.path.abspath(suite)
-    return replace(config, **names, text=replace(config.text, **texts))
-
-
 LOCAL_NAMES = ("model", "folder", "teacher", "weights_from")
 """Settings that name a model of the hub or a local one."""
 
@@ -233,44 +207,3 @@ def machine_of(inputs: Inputs, machine: MachineConfig) -> MachineConfig:
     if machine.dtype == "auto" and dtype in get_args(Dtype):
         machine = replace(machine, dtype=dtype)
     return machine
-
-
-class TemporaryFolder:
-    """A folder that is deleted with the object that stands for it."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def with_folder(options: dict[str, Any]) -> TemporaryFolder | None:
-    """Puts a temporary run folder into the options of who names none; it lasts as long as the
-    result that holds it."""
-    if "output_dir" in options:
-        return None
-    temporary = TemporaryFolder()
-    options["output_dir"] = temporary.path / "run"
-    return temporary
-
-
-@contextlib.contextmanager
-def job_of(caller: Caller, config: Any, *inputs: Inputs) -> Iterator[Job]:
-    """The job of a caller; while it lasts, what lies in memory is frozen.
-
-    Raises:
-        InputError: no such device here, or a tracker that is not installed.
-    """
-    require_tracker(config.track)
-    process = start_process(config.machine)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(caller.watching())
-        for part in inputs:
-            stack.enter_context(part.frozen())
-        yield Job(
-            config,
-            Run(config.output_dir, config.anyway),
-            process,
-            progress if process.is_main else silent,
-            caller.stop_requested,
-            caller.command,
-        )

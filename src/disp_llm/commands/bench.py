@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.api import Caller
+from disp_llm.commands.caller import Caller
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig

@@ -34,10 +34,7 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: in
         costs = _timed_costs(job, dense, align, chunk)
     else:
         costs = counted_costs(settings, dense, dense.head_weight.element_size())
-    constrained = config.learn.constrained and config.method == "learned"
-    budget = Budget(
-        layout, costs, dense.sites, config.uniform, config.least_cut, chunk, constrained
-    )
+    budget = Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk)
     if costs is not None and settings.budget == "total":
         _require_room_for_blocks(budget, costs.constant_cost, config.sizes)
     return budget

@@ -1,10 +1,11 @@
 """Who asks for a task, and watches it: the command line or a program."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import transformers
 
@@ -15,6 +16,7 @@ from disp_llm.runs.job import never
 from disp_llm.runs.progress import ProgressCallback
 
 Settings = TypeVar("Settings")
+Command = TypeVar("Command", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,43 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+
+
+def takes_settings(kind: type, *named: str) -> Callable[[Command], Command]:
+    """Shows the settings of a command in its signature, so that editors, notebooks and `help`
+    complete them with their types and defaults.
+
+    Args:
+        named: settings that the command takes by parameters of its own.
+    """
+
+    def with_signature(command: Command) -> Command:
+        signature = inspect.signature(command)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {*named, *(parameter.name for parameter in own)}
+        shown = [p for p in _parameters(kind) if p.name not in known]
+        progress = inspect.Parameter(
+            "progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ProgressCallback
+        )
+        command.__signature__ = signature.replace(parameters=[*own, *shown, progress])
+        return command
+
+    return with_signature
+
+
+def _parameters(kind: type) -> Iterator[inspect.Parameter]:
+    """The settings of a command, those of its parts included."""
+    hints = get_type_hints(kind)
+    for entry in fields(kind):
+        if is_dataclass(hints[entry.name]):
+            yield from _parameters(hints[entry.name])
+        elif entry.default is not MISSING and entry.name != "json":
+            yield inspect.Parameter(
+                entry.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=entry.default,
+                annotation=hints[entry.name],
+            )
 
 
 def of_kind(config: Any, kind: type[Settings]) -> Settings:

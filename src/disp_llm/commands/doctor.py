@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.api import Caller
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings

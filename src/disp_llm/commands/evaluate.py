@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import IN_MEMORY, Caller, Inputs, Model, inputs_of, machine_of
-from disp_llm.commands.caller import of_kind
+from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
+from disp_llm.commands.caller import Caller, of_kind
 from disp_llm.commands.measuring import facts_of
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.scoring import score

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import Caller, Inputs
+from disp_llm.commands.api import Inputs
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.exporting import (
     MeasuredExport,
     PlainExport,
@@ -16,13 +17,13 @@ from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
-from disp_llm.commands.prune import open_problem, scoreboard_of_run, with_texts
+from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.masks.selection import load_masks
+from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name, start_process
@@ -52,11 +53,11 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
-    settled = (*stored.learned_sizes, *config.sizes)
+    settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
     with locked(config.run, "prune"), caller.watching() as progress:
         run = Run(config.run, config.anyway)
-        if not run.has(run.config_file) or not run.has(run.logits_file):
+        if not run.has(run.config_file) or not run.has(run.selection_file):
             raise InputError(
                 "this run has not finished learning",
                 field=str(run.folder),
@@ -68,9 +69,9 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
         export = _plain(job) if config.no_measure else _measured(job, stored)
         problem = export.problem
-        selection = load_masks(run.logits_file, problem.budget.layout).selection
+        selection = load_selection(run.selection_file, problem.budget.layout)
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        writer = SizeWriter(problem, export, stored.first_size, suffix)
+        writer = SizeWriter(problem, export, suffix)
         writer.write(selection, config.sizes)
         result = run.result()
         names = list(map(writer.name, config.sizes))
@@ -86,13 +87,11 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
 def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | ShardedExport:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
-    held, loaded = load_original(job, Inputs())
-    loaded = loaded.as_recorded(job.run.result()["source"])
-    problem, sources = open_problem(held, loaded, Inputs())
-    problem, texts = with_texts(problem, loaded, sources)
+    sources = read_texts(job, Inputs())
+    job, loaded = load_original(job, Inputs())
+    problem, texts = with_texts(open_problem(job, loaded), loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
-    evaluation = problem.job.config.evaluation
-    measuring = Measuring(texts.evaluation, evaluation, loaded.tokenizer, job.progress, board)
+    measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     return measured_export(problem, measuring, loaded.sharding)
 
 

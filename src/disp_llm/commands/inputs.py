@@ -6,7 +6,6 @@ from typing import Any
 
 from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
-from disp_llm.config.recipes import recipe_names
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.files import files_under
@@ -34,11 +33,9 @@ def input_files(config: Any) -> Files:
     for name in (*TEXTS, *EXAMPLES):
         paths = getattr(config.text, name)
         found[name] = [file for path in paths for file in _files_of_text(path, name)]
-    suite, recipe = getattr(config, "suite", ""), getattr(config, "recipe", "")
+    suite = getattr(config, "suite", "")
     if suite.endswith(".toml"):
         found["suite"] = [Path(suite), *_files_of_suite(suite)]
-    if recipe and recipe not in recipe_names():
-        found["recipe"] = [Path(recipe)]
     return {name: files for name, files in found.items() if files}
 
 

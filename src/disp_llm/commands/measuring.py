@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.suites import load_suite
-from disp_llm.data.tokens import Stream, opening
+from disp_llm.data.tokens import Stream, Texts, opening
 from disp_llm.evaluation.likeliest import likeliest
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
@@ -17,6 +17,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
+from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import Perplexity
 from disp_llm.runs.scores import Scores
@@ -70,6 +71,11 @@ class Measuring:
     progress: ProgressCallback
     board: Scoreboard | None = None
     """The suite that models are measured on besides, if any."""
+
+    @classmethod
+    def of(cls, job: Job, texts: Texts, tokenizer: Any, board: Scoreboard | None) -> "Measuring":
+        """What a job measures its models on."""
+        return cls(texts.evaluation, job.config.evaluation, tokenizer, job.progress, board)
 
     def scores(
         self, target: PrunableModel, name: str, dense: Scores | None = None

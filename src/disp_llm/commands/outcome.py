@@ -11,7 +11,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.share import SaveConfig
 from disp_llm.config.targets import Target
 from disp_llm.export.sharing import save
-from disp_llm.masks.selection import kept_by_site
+from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_run_page
@@ -46,8 +46,7 @@ class PruneResult:
         """
         sizes = self.sizes
         if share is None:
-            first = self.figures["first_size"]
-            return next((s for s in sizes if s.size == first), sizes[0])
+            return sizes[0]
         asked = Target.of(share)
         if asked.unit:
             found = [s for s in sizes if s.asked == str(asked)]
@@ -78,13 +77,12 @@ class PruneResult:
             InputError: the run has no such size.
         """
         size = self.size(share)
-        path = Run(self.folder).masks_file(size.size, self.figures["first_size"])
-        kept = kept_by_site(path, size.widths_full)
+        kept = kept_by_site(Run(self.folder).selection_file, size.size, size.widths_full)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
     def _model_folder(self, share: float | str | None) -> Path:
         """Where the model of a size lies, wherever the run has been moved."""
-        return Run(self.folder).model_folder(self.size(share).size, self.figures["first_size"])
+        return Run(self.folder).size_folder(self.size(share).size)
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place.
@@ -113,7 +111,7 @@ class RecoverResult:
     @property
     def model(self) -> PreTrainedModel:
         """The trained model, with weights that can be trained on."""
-        return trainable(str(self.folder / "model"), self.device, self.figures["dtype"])
+        return trainable(str(Run(self.folder).model_folder), self.device, self.figures["dtype"])
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""

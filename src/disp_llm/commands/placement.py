@@ -4,11 +4,11 @@ as they fit."""
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.memory_plans import first_plan
-from disp_llm.commands.planning import scoring_method
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import Shard
@@ -16,6 +16,7 @@ from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods import method_named
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_dtype
 from disp_llm.models.loading import Loaded, load_shapes
@@ -66,15 +67,17 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     else:
         loaded = inputs.load(config.model, machine, dense_only=True)
     progress(1, 1)
-    return job, loaded
+    return job, loaded.as_recorded(job.run.result().get("source", {}))
 
 
-def first_alone(job: Job, loaded: Loaded, work: Callable[[], Result]) -> Result | None:
-    """Lets the first process work while the others wait, or take part where they divide the model;
-    None in the others."""
+def first_alone(
+    job: Job, loaded: Loaded, work: Callable[..., Result], *arguments: Any
+) -> Result | None:
+    """Lets the first process work while the others wait, or take part where they hold the model
+    together; None in the others."""
     if loaded.sharding is not None:
-        return loaded.sharding.lead(work)
-    result = work() if job.process.is_main else None
+        return loaded.sharding.lead(partial(work, *arguments))
+    result = work(*arguments) if job.process.is_main else None
     job.process.wait()
     return result
 
@@ -124,7 +127,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, usual_settings(config), target.model.config)
-    reads = scoring_method(config).reads_weights or config.budget.budget == "latency"
+    reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
     stays_whole = inputs.model is not None or reads or config.learn.learns_weights
     plan, fastest = first_plan(config, target, job.process, dtype.itemsize, stays_whole)
     if plan != fastest and job.process.is_main:

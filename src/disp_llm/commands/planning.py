@@ -19,7 +19,7 @@ from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
-from disp_llm.methods import Method, all_methods, method_named
+from disp_llm.methods import all_methods, method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
@@ -27,18 +27,11 @@ from disp_llm.runs.job import Job
 from disp_llm.training.problem import PruningProblem
 
 
-def scoring_method(config: PruneConfig) -> Method:
-    """The method whose scores the masks follow from, or begin at where others are learned."""
-    if config.method == "learned" and config.learn.start_method:
-        return method_named(config.learn.start_method)
-    return method_named(config.method)
-
-
 def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     """Where entries may be pruned: as asked, or where the method prunes them and, where time or
     memory is the budget, at whatever else makes a model cheaper, if the architecture and the method
     can do without: KV heads and whole branches."""
-    method = scoring_method(config)
+    method = method_named(config.method)
     if config.uniform and not config.sites:
         return ("mlp_mid", EXPERTS) if family.experts and method.knows_experts else ("mlp_mid",)
     more: tuple[Site, ...] = ()
@@ -55,7 +48,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     if config.uniform:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     budget = budget_of(job, dense, align, chunk_of(config, dense, align))
-    shares = shares_of(config.learned_sizes, budget, align)
+    shares = shares_of(config.sizes, budget, align)
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 
 
@@ -74,7 +67,7 @@ def refuse_impossible(problem: PruningProblem) -> None:
     """Refuses, before any work and before a folder exists, a size below the smallest model and
     windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
-    require_possible(config, config.learned_sizes)
+    require_possible(config, config.sizes)
     require_known_blocks(problem)
     for share in problem.keeps:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
@@ -88,7 +81,7 @@ def require_known_blocks(problem: PruningProblem) -> None:
     Raises:
         InputError: naming those that know it.
     """
-    method = scoring_method(problem.job.config)
+    method = method_named(problem.job.config.method)
     if problem.budget.layout.has_experts and not method.knows_experts:
         known = [other.name for other in all_methods().values() if other.knows_experts]
         raise InputError(
@@ -104,7 +97,7 @@ def require_unread(config: PruneConfig) -> None:
     Raises:
         InputError: the method looks at weights, or time is the budget.
     """
-    method = scoring_method(config)
+    method = method_named(config.method)
     if method.reads_weights:
         raise InputError(
             f"{method.name} looks at weights, which do not all lie in this process",
@@ -166,13 +159,7 @@ def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
         InputError: too few sites or whole branches; of a method that chooses for one size, several
             sizes or another budget than parameters.
     """
-    method = scoring_method(config)
-    if config.learn.start_method and method.reads.steps:
-        raise InputError(
-            f"the method {method.name} takes steps of its own",
-            field="start",
-            hint="use it as the `method`",
-        )
+    method = method_named(config.method)
     missing = set(method.sites) - set(config.sites or method.sites)
     if method.every_site and missing:
         raise InputError(

@@ -4,43 +4,34 @@ A compact (or dense) model and text -> a folder of the same contract. The loss i
 divergence from the original model (arXiv 1503.02531), or both.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from disp_llm.commands.api import (
-    Caller,
-    Inputs,
-    Model,
-    TemporaryFolder,
-    inputs_of,
-    job_of,
-    located,
-    require_valid,
-    with_folder,
-    with_options,
-)
-from disp_llm.commands.caller import of_kind
-from disp_llm.commands.inputs import input_files, require_same_files
-from disp_llm.commands.larger import take_weights
+from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
+from disp_llm.commands.caller import Caller, of_kind, takes_settings
+from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.placement import as_begun, first_alone
-from disp_llm.commands.student import (
+from disp_llm.commands.recovery_models import (
+    Models,
     dtypes_of,
-    load_student,
+    load_models,
     merged,
     put_together,
-    sharding_of,
+    teacher_of,
     to_measure,
     with_dtypes,
+    with_windows,
 )
-from disp_llm.commands.teaching import load_original, teacher_of
+from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.named import read_sources
+from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.evaluation.suites import against
@@ -50,23 +41,21 @@ from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding, gathered
-from disp_llm.models.source import fingerprint_of
-from disp_llm.models.windows import require_positions, within_positions
+from disp_llm.models.sharding import gathered
+from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
-from disp_llm.runs.folder import Run, clock
+from disp_llm.runs.folder import Run
 from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
-from disp_llm.runs.lock import locked
-from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
-from disp_llm.runs.settings import available, begin_run
+from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 
 
+@takes_settings(RecoverConfig)
 def recover(
     student: Model | None = None,
     tokenizer: Any = None,
@@ -102,97 +91,93 @@ def recover(
     config = replace(of_kind(config, RecoverConfig), folder=name)
     inputs, config = with_options(inputs, config, options)
     require_valid(config, inputs)
-    config = available(located(config))  # before anything is touched
-    with locked(config.output_dir, "recover"):
-        return _in_its_folder(caller, available(config), (inputs, taught), temporary)
-
-
-def _in_its_folder(
-    caller: Caller,
-    config: RecoverConfig,
-    inputs: tuple[Inputs, Inputs],
-    temporary: TemporaryFolder | None,
-) -> RecoverResult:
-    """Everything, in a folder that is locked and fits the settings.
-
-    Args:
-        inputs: what of the student and of the teacher lies in memory.
-    """
-    run = Run(config.output_dir, config.anyway)
-    require_same_files(config, run)
-    if run.is_done:
-        run.require_whole()
-        inputs[0].require_same(run)
-        if (taught := inputs[1].model) is not None:
-            now = {"teacher_revision": fingerprint_of(taught)}
-            run.require_same_source(now, run.result()["dtype"])
-        return RecoverResult(run.folder, run.result(), config.machine.device, temporary)
-    with job_of(caller, config, *inputs) as job, clock(run, "seconds", job.process.is_main):
-        run_stages(job, *inputs)
-    process = job.process
-    if not process.is_main:
-        return RecoverResult(run.folder, {})
-    figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
-    return RecoverResult(run.folder, figures, str(process.device), temporary)
+    run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
+    return RecoverResult(run.folder, figures, device, temporary)
 
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    asked, run, process = job.config, job.run, job.process
-    files = stamped(input_files(asked)) if process.is_main else {}
-    board = scoreboard_of(asked.suite, _original_scores(run))
-    job, loaded, original, texts = _load(as_begun(job), inputs, taught)
+    files = stamped(input_files(job.config)) if job.process.is_main else {}
+    job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
+    sources = read_texts(job, inputs)
+    models = load_models(job, inputs, taught, sources.writes)
+    job = with_windows(job, models)
+    texts = write_texts(job, models, sources)
+    _begin(job, models, texts, files)
+    measuring = Measuring.of(job, texts, models.student.tokenizer, board)
+    teacher = teacher_of(job.config, models.original)
+    first_alone(job, models.student, measure_before, job, models, measuring, teacher)
+    made, tokens = train(job, models, teacher, texts)
+    first_alone(job, models.student, export, job, models, made, measuring, tokens)
+    job.process.accelerator.end_training()
+
+
+def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
+    """The texts that are named or lie in memory, before a model is loaded.
+
+    Large data sets are read as far as masks or weights have learned from them: the end of less
+    would be held out.
+    """
     config = job.config
-    teacher = teacher_of(config, original)
-    student = PrunableModel.of(loaded)
-    measuring = Measuring(
-        texts.evaluation, config.evaluation, loaded.tokenizer, job.progress, board
+    learned = read_facts(config.folder).get("tokens_seen", 0)
+    wanted = max(tokens_before(config) + config.tokens, learned)
+    return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
+
+
+def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Texts:
+    """Learning and evaluation text, of which the original writes what is its own.
+
+    Raises:
+        InputError: a text is too short, or a window longer than what a model reads.
+    """
+    config, student, length = job.config, models.student, job.config.training.length
+    learning = config.steps(job.process.count) * config.training.tokens_per_step * job.process.count
+    needs = Needs(learning, held_out(config.text, config.evaluation, learning))
+
+    def begin() -> None:
+        job.run.require_same_source(student.source, dtype_name(student.dtype))
+        _open_folder(job, student)
+
+    # Masks were learned from what a run of this seed has written: other words measure what is won.
+    stream, skipped = "recovery words", -(-tokens_before(config) // length)
+    author = models.original or student
+    writer = Writer.of(
+        job, author, needs, length, begin, "the original's", stream=stream, skipped=skipped
     )
-    if process.is_main:
-        _begin(job, asked, loaded)
-    process.wait()
-    start_tracking(process, config.track, run.folder)
-    source = loaded.source | texts.names
-    if original is not None:
-        source["teacher_revision"] = original.source["revision"]
-    run.require_same_source(source, dtype_name(loaded.dtype))
 
-    def measure() -> None:
-        found = run.result()
-        if not {"before", "source"} <= found.keys():
-            before = _measured_before(job, measuring, student, teacher, loaded.sharding)
-            run.update(source=source, inputs=files, **before)
-        if teacher is not None and "teacher" not in found:
-            of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
-            run.update(teacher=as_json(of_teacher))
+    def tokens() -> Texts:
+        return texts_for(student, config.text, sources, writer.write, config.evaluation.context)
 
-    first_alone(job, loaded, measure)
-    dtypes, adapted = dtypes_of(loaded.model), None
-    if config.how == "lora":
-        adapted = add_adapters(student, config.rank, config.machine.seed)
-    before = tokens_before(config)
-    steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
-    process.wait()
-    divided = loaded.sharding is not None
-    tensors = gathered(loaded.model.state_dict(), process.is_main) if divided else {}
-
-    def export() -> None:
-        if not run.has(run.folder / "model"):
-            if divided:
-                made = put_together(config, loaded, tensors)
-            else:
-                made = with_dtypes(merged(loaded.model, adapted), dtypes)
-            tokens = steps * config.training.tokens_per_step * process.count
-            _export(job, made, loaded, measuring, tokens)
-
-    first_alone(job, loaded, export)
-    process.accelerator.end_training()
+    texts = first_alone(job, student, tokens) or tokens()
+    texts.corpus.require_length(length, "length")
+    for model in models:
+        require_positions(model, texts.longest_window(config.evaluation), "context")
+    return texts
 
 
-def _begin(job: Job[RecoverConfig], asked: RecoverConfig, loaded: Loaded) -> None:
+def _begin(job: Job[RecoverConfig], models: Models, texts: Texts, files: dict[str, Any]) -> None:
+    """Opens the run folder, and records what the run is made of.
+
+    Args:
+        files: stamps of what it reads.
+    """
+    run, student = job.run, models.student
+    if job.process.is_main:
+        _open_folder(job, student)
+    job.process.wait()
+    start_tracking(job.process, job.config.track, run.folder)
+    source = student.source | texts.names
+    if models.original is not None:
+        source["teacher_revision"] = models.original.source["revision"]
+    run.require_same_source(source, dtype_name(student.dtype))
+    if job.process.is_main and "source" not in run.result():
+        run.update(source=source, inputs=files)
+
+
+def _open_folder(job: Job[RecoverConfig], student: Loaded) -> None:
     """Opens the run folder; its settings are as asked."""
-    dtype, count = dtype_name(loaded.dtype), job.process.count
-    begin_run(asked, job.command, dtype=dtype, processes=count)
+    facts = {"dtype": dtype_name(student.dtype), "processes": job.process.count}
+    begin_run(job.asked or job.config, job.command, **facts)
 
 
 def _original_scores(run: Run) -> Scores | None:
@@ -201,97 +186,64 @@ def _original_scores(run: Run) -> Scores | None:
     return found.original if found else None
 
 
-def _measured_before(
-    job: Job,
-    measuring: Measuring,
-    student: PrunableModel,
-    teacher: Teacher | None,
-    sharding: Sharding | None,
-) -> dict[str, Any]:
-    """What the model is before it is trained and, with a suite, what the original scores."""
-    measured = measuring.perplexity(student, "perplexity before")
-    scores, known = measuring.scores(student, "before"), {}
-    if scores is not None:
-        original = scores_of_original(job, measuring, scores, teacher, sharding)
-        scores, known = against(scores, original, "suite"), {"original": original.as_json()}
-    return {"before": as_json(MeasuredResult(measured, scores))} | known
+def measure_before(
+    job: Job[RecoverConfig], models: Models, measuring: Measuring, teacher: Teacher | None
+) -> None:
+    """What the model is before it is trained, what its teacher is and, with a suite, what the
+    original scores; measured once a run."""
+    student, found = PrunableModel.of(models.student), job.run.result()
+    if "before" not in found:
+        measured = measuring.perplexity(student, "perplexity before")
+        scores, known = measuring.scores(student, "before"), {}
+        if scores is not None:
+            original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
+            scores, known = against(scores, original, "suite"), {"original": original.as_json()}
+        job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
+    if teacher is not None and "teacher" not in found:
+        of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
+        job.run.update(teacher=as_json(of_teacher))
 
 
-def _load(
-    job: Job[RecoverConfig], inputs: Inputs, taught: Inputs
-) -> tuple[Job[RecoverConfig], Loaded, Loaded | None, Texts]:
-    """Student, original and texts, and the job with windows that both models can read.
+def train(
+    job: Job[RecoverConfig], models: Models, teacher: Teacher | None, texts: Texts
+) -> tuple[Callable[[], PreTrainedModel], int]:
+    """Trains the student in place.
 
-    Raises:
-        InputError: one of them is unusable.
+    Returns:
+        What puts the trained model together, whole, and the number of tokens that it has read.
     """
-    asked, run = job.config, job.run
-    progress = job.count("loading models and text")
-    progress(0, 2)
-    sharding = sharding_of(job, (inputs, taught))
-    loaded = _student(job, inputs, sharding)
-    before = tokens_before(asked)
-    # Large data sets are read as far as masks or weights have learned from them: the end of less
-    # would be held out.
-    read = max(before + asked.tokens, read_facts(asked.folder).get("tokens_seen", 0))
-    sources = read_sources(asked.text, inputs.texts, read, asked.evaluation.tokens)
-    load_taught = taught.load if sharding is None else sharding.load
-    original = load_original(job, loaded, load_taught, writes=sources.writes)
-    progress(1, 2)
-    models = [loaded.model, *([original.model] if original else [])]
-    usual = RecoverConfig(asked.folder)
-    config = within_positions(asked, usual, *(model.config for model in models))
-    job, length = replace(job, config=config), config.training.length
-    for model in models:
-        require_positions(model, length, "length")
-
-    def begin() -> None:
-        run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-        _begin(job, asked, loaded)
-
-    steps = config.steps(job.process.count)
-    learning = steps * config.training.tokens_per_step * job.process.count
-    needs = Needs(learning, held_out(config.text, config.evaluation, learning))
-    # Masks were learned from what a run of this seed has written: other words measure what is won.
-    author, whose = original or loaded, "the original's"
-    stream, skipped = "recovery words", -(-before // length)
-    writer = Writer.of(job, author, needs, length, begin, whose, stream=stream, skipped=skipped)
-
-    def tokens() -> Texts:
-        return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
-
-    texts = first_alone(job, loaded, tokens) or tokens()
-    progress(2, 2)
-    texts.corpus.require_length(length, "length")
-    window = texts.longest_window(config.evaluation)
-    for model in models:
-        require_positions(model, window, "context")
-    return job, loaded, original, texts
+    config, loaded = job.config, models.student
+    dtypes, adapted, student = dtypes_of(loaded.model), None, PrunableModel.of(loaded)
+    if config.how == "lora":
+        adapted = add_adapters(student, config.rank, config.machine.seed)
+    before = tokens_before(config)
+    steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
+    job.process.wait()
+    tokens = steps * config.training.tokens_per_step * job.process.count
+    if loaded.sharding is None:
+        return lambda: with_dtypes(merged(loaded.model, adapted), dtypes), tokens
+    tensors = gathered(loaded.model.state_dict(), job.process.is_main)
+    return lambda: put_together(config, loaded, tensors), tokens
 
 
-def _student(job: Job[RecoverConfig], inputs: Inputs, sharding: Sharding | None) -> Loaded:
-    """What is trained, with the weights that training begins with."""
-    config = job.config
-    machine = replace(config.machine, device=str(job.process.device))
-    loaded = load_student(config, machine, inputs, sharding)
-    loaded = loaded.as_recorded(job.run.result().get("source", {}))
-    return take_weights(config, loaded) if config.weights_from else loaded
-
-
-def _export(
+def export(
     job: Job[RecoverConfig],
-    made: PreTrainedModel,
-    loaded: Loaded,
+    models: Models,
+    make: Callable[[], PreTrainedModel],
     measuring: Measuring,
     tokens: int,
 ) -> None:
-    """Writes the trained model with its figures and its card.
+    """Writes the trained model with its figures and its card, unless it is there.
 
     Args:
+        make: puts the trained model together.
         tokens: how many it was trained on.
     """
     config, run = job.config, job.run
-    folder = run.folder / "model"
+    folder, loaded = run.model_folder, models.student
+    if run.has(folder):
+        return
+    made = make()
     with atomic(folder) as written:
         write_folder(made, loaded.tokenizer, written, loaded.processor)
         with to_measure(config, made, loaded, written) as model:

@@ -12,9 +12,7 @@ from disp_llm.commands.exporting import (
     MeasuredExport,
     PlainExport,
     ShardedExport,
-    as_masked,
 )
-from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
@@ -28,6 +26,7 @@ from disp_llm.export.folders import added_biases, weight_bytes
 from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
+from disp_llm.masks.selection_file import add_masks, has_masks
 from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
@@ -67,8 +66,6 @@ class SizeWriter:
 
     problem: PruningProblem
     export: MeasuredExport | ShardedExport | PlainExport
-    first_size: str
-    """Name of the run's first size, whose files have no suffix."""
     suffix: str = ""
     """Added to the names of sizes that differ from the run's own in more than their share."""
 
@@ -83,14 +80,14 @@ class SizeWriter:
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
         for size in sizes:
             name = self.name(size)
-            files = self.files(name)
-            if name in found and all(run.has(path) for path in files):
+            folder = run.size_folder(name)
+            if name in found and run.has(run.selection_file) and run.has(folder):
                 there = from_json(SizeResult, found[name], str(run.result_file))
                 self._require_same_share(size, there)
                 if there.measured or not self.export.measures:
                     continue
-            self._require_free(name, files[1])
-            run.forget(files[1])
+            self._require_free(name, folder)
+            run.forget(folder)
             if settings.budget == "latency":
                 masks, timing = self._masks_in_time(selection, size)
             else:
@@ -100,7 +97,7 @@ class SizeWriter:
             speedup = speedups(written.speed)
             found[name] = as_json(written) | ({"speedup": speedup} if speedup else {})
             found[name]["provenance"] = self._made_by()
-            run.update(*files, models=list(found.values()))
+            run.update(folder, models=list(found.values()))
 
     def _made_by(self) -> Provenance:
         """Where the figures of a size come from; not in its card, so that the same model has the
@@ -111,11 +108,6 @@ class SizeWriter:
     def name(self, size: Target) -> str:
         """What a size is called in results and file names."""
         return self.problem.job.config.budget.size_name(size) + self.suffix
-
-    def files(self, name: str) -> tuple[Path, Path]:
-        """Masks file and folder of a size."""
-        run = self.problem.job.run
-        return run.masks_file(name, self.first_size), run.model_folder(name, self.first_size)
 
     def _require_same_share(self, size: Target, there: SizeResult) -> None:
         """Refuses a share that would be called what another one is called; an absolute has all of
@@ -174,18 +166,23 @@ class SizeWriter:
         job = self.problem.job
         budget, size_name = job.config.budget.budget, f"{size.name}{self.suffix}"
         name = f"keep {size_name}" if budget == "params" else f"{budget} {size_name}"
-        masks_file, folder = self.files(self.name(size))
-        with atomic(folder) as written:
+        with atomic(job.run.size_folder(self.name(size))) as written:
             exported = self.export.write(masks, name, written)
             self._require_counted(exported.model, masks)
             of_files = {"bytes": weight_bytes(written), "latency": timing}
             result = self._result(exported.model, masks, size, **of_files, **exported.figures)
             write_card(written, result, job.run.result())
             write_sums(written)
-            if timing or not job.run.has(masks_file):  # it holds those of the choice, untimed
-                job.run.forget(masks_file)
-                masks.save(masks_file, with_adapters=masks_file == job.run.logits_file)
+            self._record_masks(masks, self.name(size))
         return result
+
+    def _record_masks(self, masks: Masks, name: str) -> None:
+        """Adds the masks of a size to the selection file, if it has them not yet."""
+        run, path = self.problem.job.run, self.problem.job.run.selection_file
+        if not (run.has(path) and has_masks(path, masks, name)):
+            run.forget(path)  # a run that is killed here chooses again from its checkpoint
+            add_masks(path, masks, name)
+            run.update(path)
 
     def _result(
         self, compact: PrunableModel, masks: Masks, size: Target, **measured: Any
@@ -215,7 +212,7 @@ class SizeWriter:
             adapter_rank=masks.compensation.adapter_rank,
             learned_weights=masks.compensation.learned_weights,
             widths_full=masks.layout.largest_widths,
-            folder=str(self.files(name)[1]),
+            folder=str(self.problem.job.run.size_folder(name)),
             **measured,
         )
 
@@ -225,21 +222,6 @@ class SizeWriter:
         predicted = dense.parameters - self.problem.budget.removed_parameters(masks.counts)
         predicted += added_biases(dense, masks)
         assert predicted == compact.parameters, (predicted, compact.parameters)
-
-
-def measure_curve(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, shares: tuple[float, ...]
-) -> None:
-    """Perplexity of the masked model at every size, added to `curve` in `result.json`."""
-    run = problem.job.run
-    points = run.result().get("curve", [])
-    for share in shares[len(points) :]:
-        masks = masks_of(problem, selection, share)
-        with as_masked(problem.dense, masks):
-            found = measuring.perplexity(problem.dense, f"curve at keep {share:g}")
-        keep = float(problem.budget.keep(masks.counts))
-        points.append({"keep_asked": share, "keep": keep} | as_json(found))
-        run.update(curve=points)
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

@@ -1,7 +1,7 @@
 """Whether a folder is what it was when it was written, from its files alone: nothing is loaded.
 
-Files are held against their hashes, the masks of a run against the models that were cut by them,
-and the shapes and counts in every exported folder against its configuration and its card.
+Files are held against their hashes: those in `result.json` of a run, and `SHA256SUMS` of every
+exported folder.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import Caller
-from disp_llm.commands.cut_weights import Weights, cut_otherwise, wrong_shapes
+from disp_llm.commands.caller import Caller
 from disp_llm.config.errors import InputError
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.export.facts import FACTS
@@ -125,31 +124,15 @@ def _recorded(run: Run) -> Iterator[Problem | int]:
     yield len(files)
     yield from problems
     yield from _unrecorded(run, result)
-    sums = [run.folder / name for name in files if Path(name).name == SUMS]
-    weights = {path.parent: Weights(path.parent) for path in sums if path.is_file()}
-    for folder in weights:
+    for folder in {(run.folder / name).parent for name in files if Path(name).name == SUMS}:
         yield from _collected(_listed, folder)
-    described = {one for one in weights if _is_described(one, problems)}
-    for folder in described:
-        yield from _collected(wrong_shapes, weights[folder])
-    for entry in result.get("models", []):
-        size, first = entry["size"], result["first_size"]
-        folder = run.model_folder(size, first)
-        if folder in described:
-            yield from _collected(cut_otherwise, run.masks_file(size, first), weights[folder])
     stored_settings(run.folder)
 
 
-def _is_described(folder: Path, problems: list[Problem]) -> bool:
-    """Whether the configuration of a folder is the one that was written: another says nothing of
-    the weights."""
-    return str(folder / "config.json") not in {problem.file for problem in problems}
-
-
 def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[Problem]:
-    """Masks and models in the folder of a finished run that it has not written."""
+    """Models in the folder of a finished run that it has not written."""
     known = {Path(name).parts[0] for name in result.get("files", {})}
-    found = (path for path in run.folder.glob("m[ao]*") if path.name.startswith(("masks", "model")))
+    found = (path.parent for path in run.folder.glob(f"*/{FACTS}"))
     for path in sorted(found) if result.get("status") == "done" else ():
         if path.name not in known:
             yield Problem(str(path), "was not written by this run", "move it elsewhere")
@@ -157,10 +140,7 @@ def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[Problem]:
 
 def _exported(folder: Path) -> Iterator[Problem | int]:
     """An exported folder that may lie anywhere."""
-    found = list(_collected(_sums_of, folder))
-    yield from found
-    if _is_described(folder, [one for one in found if isinstance(one, Problem)]):
-        yield from _collected(wrong_shapes, Weights(folder))
+    yield from _collected(_sums_of, folder)
 
 
 def _sums_of(folder: Path) -> Iterator[Problem | int]:

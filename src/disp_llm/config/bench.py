@@ -4,18 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from disp_llm.config.bounds import Batch, Length, Points, Some, Word, require_declared
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """Measure speed, memory and load time of a folder against its original, on this machine."""
 
-    folder: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Word, POSITIONAL]
     """An exported folder, or any model."""
     against: Word
     """The model that it is compared with: hub id, folder, or smollm2-135m."""
@@ -31,8 +30,6 @@ class BenchConfig:
     """Run both models through torch.compile."""
     plot: Path | None = None
     """Draw the result into this .png or .svg file."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     def validate(self) -> None:

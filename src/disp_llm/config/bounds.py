@@ -50,6 +50,10 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Meta(ge=0, lt=1)]
+TwoShares = Annotated[
+    tuple[ShareBelowOne, ...],
+    Meta(min_length=2, max_length=2, description="give two numbers from 0 to below 1"),
+]
 Size = Annotated[float, Meta(gt=0, le=1, description="give a number in (0, 1]")]
 """A share of the original that is kept."""
 
@@ -119,7 +123,7 @@ def _require(field: str, value: Any, kind: Any) -> None:
 def _wrong(value: Any, bound: Meta) -> str:
     """What is wrong with a value that a bound excludes."""
     if isinstance(value, tuple):
-        return "none is given"
+        return f"{len(value)} are given" if value else "none is given"
     if isinstance(value, str):
         return f"'{value}'"
     if math.isnan(value):

@@ -3,18 +3,17 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from disp_llm.config.bounds import Batch, Size, Window, Word, require_declared
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
 class DoctorConfig:
     """Say whether a model is supported, what each size costs, and whether learning fits here."""
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Word, POSITIONAL]
     """Hub id, folder, GGUF file, or smollm2-135m."""
     keep: tuple[Size, ...] = (0.8, 0.7, 0.6, 0.5)
     """Sizes to list."""
@@ -25,8 +24,6 @@ class DoctorConfig:
     measure: bool = False
     """Also load the model and time alignments of its widths on this machine; `prune` then uses the
     best one."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     device: str = "auto"
     """Device whose memory is compared: cpu, cuda, ..."""
 

@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import AnyTokens, Number, Word, require_declared
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class EvalConfig:
         ),
     )
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Word, POSITIONAL]
     """Hub id, folder, GGUF file, or smollm2-135m."""
     text: tuple[Path, ...] = ()
     """Text to measure on: files or folders, as `prune` reads them. Default: the embedded speeches'
@@ -104,8 +103,6 @@ class EvalConfig:
     dense: str = ""
     """With --suite, what to compare with: the original model, the .json file that this command
     printed of it, or auto: what an exported folder was made from."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 

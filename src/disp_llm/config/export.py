@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import Size, require_declared
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig, OutputConfig
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 
 
@@ -20,7 +19,7 @@ class ExportConfig:
     ALTERNATIVES: ClassVar = (("keep", "target"),)
     """Settings, each with the one that takes its place."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    run: Annotated[Path, POSITIONAL]
     """The run folder."""
     keep: tuple[Size, ...] = ()
     """Share of block parameters that is kept, in (0, 1]."""
@@ -31,8 +30,6 @@ class ExportConfig:
     without this flag measures it later."""
     anyway: bool = False
     """Go on although the model, a text or a file of the run is not what it was."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     device: str = "auto"

@@ -1,27 +1,23 @@
 """How something is trained, masks or weights, and how masks are learned."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
-
-import tyro
+from typing import ClassVar, Literal
 
 from disp_llm.config.bounds import (
     AnyRank,
     AnyRate,
     Batch,
     Factor,
-    Interval,
     Minutes,
     Rate,
     Share,
-    ShareBelowOne,
     Shift,
     Steps,
     Temperature,
+    TwoShares,
     Window,
 )
 from disp_llm.config.effect import Use
-from disp_llm.config.errors import InputError
 from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
 
 Shard = Literal["auto", "no", "full"]
@@ -41,10 +37,8 @@ class TrainingConfig:
     """Batches whose gradients are averaged in one step."""
     learning_rate: Rate = 0.05
     """Peak of AdamW's step size."""
-    beta1: ShareBelowOne = 0.9
-    """Decay of AdamW's first moment."""
-    beta2: ShareBelowOne = 0.95
-    """Decay of AdamW's second moment."""
+    betas: TwoShares = (0.9, 0.95)
+    """Decay of AdamW's first and second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
     """What steps the weights of the blocks' linear layers, packed experts apart, where they learn:
     AdamW, or Muon, whose steps move every direction of a matrix alike and are as long as AdamW's
@@ -56,14 +50,10 @@ class TrainingConfig:
     evenly to nothing after it (arXiv 2502.15938)."""
     warmup: Share = 0.0
     """Share of the steps in which the step size grows to its peak."""
-    clip: Factor = 0.0
-    """Largest norm of the gradient; 0 = no limit."""
     distill: Share = 0.5
     """Share of the loss that is the divergence from the original model instead of cross-entropy. It
     takes a third more time. Of one kind of text 0 learns its vocabulary, at the cost of all other
     text; of a mix half of each was best (docs/experiment-log.md)."""
-    checkpoint_every: Interval = 25
-    """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Run the blocks (in `recover` what follows them) through torch.compile; auto does where there
     is a C++ compiler and enough steps to win its time back."""
@@ -83,10 +73,6 @@ class TrainingConfig:
     def tokens_per_step(self) -> int:
         """Tokens of one step in each process."""
         return self.length * self.batch * self.accumulate
-
-
-STARTS = ("scores", "random")
-"""Where logits can begin, besides at the scores of another method."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +98,6 @@ class LearnConfig:
             what="is of adapters, and none are learned",
             instead="let `adapter_rank` be above 0",
         ),
-        Use(
-            "whole_bonus",
-            when=lambda config: config.start == "scores" and not config.fixed_masks,
-            what="is added to Fisher scores, and learning does not begin there",
-            instead="leave out `start` and `fixed_masks`",
-        ),
-        Use(
-            "temperature",
-            when=lambda config: not config.fixed_masks,
-            what="is of masks that are learned, and `fixed_masks` keeps them",
-        ),
     )
 
     steps: Steps = 150
@@ -131,27 +106,16 @@ class LearnConfig:
     """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
     measuring leave time for. The pace of the first steps fixes their number, which then belongs to
     the run."""
-    start: Annotated[str, tyro.conf.arg(metavar="{scores,random,METHOD}")] = "scores"
-    """Where the logits begin: at the Fisher scores, at what the parametrisation draws (random), or
-    at the scores of another method, which says what is pruned unless `sites` does."""
-    fixed_masks: bool = False
-    """Keep the masks that the start gives at every size, and learn scales and adapters alone: what
-    a structure is worth with everything else alike."""
-    whole_bonus: Factor = 1.0
-    """Added to the Fisher scores (logarithms) of KV heads and whole branches where learning begins:
-    it wins back less of what these did than of what channels did (docs/experiment-log.md)."""
+    start: Literal["scores", "random"] = "scores"
+    """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
     parametrisation: Parametrisation = "logits"
-    """What is trained: the logits themselves, the paper's hypernetwork, or its Linear heads on a
-    fixed input (the paper's "w/o Bi-GRU"); the last two are added to the start."""
+    """What is trained: the logits themselves, or the paper's hypernetwork, which adds to them."""
     estimator: Estimator = "projected"
     """How logits become masks with a gradient."""
     shift: Shift = 0.0
     """The constant c that is added to the logits (the paper: 3)."""
     temperature: Temperature = 0.5
     """The temperature τ of the estimator's sigmoid."""
-    constrained: bool = False
-    """Share one mask of the residual stream between all sites of all blocks but mlp_mid (the
-    paper's S1 = S2 = S3 = S5)."""
     penalty: Factor = 0.0
     """The weight λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
     scale_rate: AnyRate = 0.01
@@ -167,11 +131,6 @@ class LearnConfig:
     """Step size of all weights of the blocks' linear layers, which then learn beside the masks, one
     set of them for every size: pruning and recovery in one run. 24 bytes of memory a weight, a
     quarter more time; 0 = the weights stay frozen. Not used by policy_gradient."""
-
-    @property
-    def start_method(self) -> str:
-        """Name of the other method whose scores the logits begin at; "" = of none."""
-        return "" if self.start in STARTS else self.start
 
     @property
     def learns_adapters(self) -> bool:
@@ -192,26 +151,3 @@ class LearnConfig:
     def learns_scales(self) -> bool:
         """Whether scales are learned, which takes a gradient through the model."""
         return self.scale_rate > 0 and self.estimator != "policy_gradient"
-
-    def validate(self) -> None:
-        """Refuses masks that stay as they are where they are drawn, or nothing else is learned."""
-        if not self.fixed_masks:
-            return
-        if self.start == "random" or self.parametrisation != "logits":
-            raise InputError(
-                "keeps the masks of scores, and they begin at random",
-                field="fixed_masks",
-                hint="leave it out, or `start` and `parametrisation`",
-            )
-        if self.estimator != "projected":
-            raise InputError(
-                f"cannot keep masks that {self.estimator} draws",
-                field="fixed_masks",
-                hint="leave it out, or `estimator`",
-            )
-        if not (self.learns_scales or self.adds_to_weights):
-            raise InputError(
-                "leaves nothing to learn",
-                field="fixed_masks",
-                hint="let `scale_rate`, `adapter_rank` or `weight_rate` be more than 0",
-            )

@@ -9,8 +9,8 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import SITES, Site
 from disp_llm.config.plugins import added, added_names
 
-METHODS, STARTS = "disp_llm.methods", "disp_llm.starts"
-"""Groups of entry points: methods, and what `start` takes besides."""
+METHODS = "disp_llm.methods"
+"""Group of entry points."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,6 @@ class Reads:
 
     calibration: bool = True
     """Of calibration sequences."""
-    rounds: bool = False
-    """`score_rounds`."""
     gradients: bool = False
     """Of a backward pass."""
     steps: bool = False
@@ -59,8 +57,8 @@ class Method:
 
 
 OWN = {
-    "learned": Reads(rounds=True, gradients=True, steps=True, learning=True),
-    "fisher": Reads(rounds=True, gradients=True),
+    "learned": Reads(gradients=True, steps=True, learning=True),
+    "fisher": Reads(gradients=True),
 }
 """The methods of this package: what they read is known without importing them."""
 
@@ -73,19 +71,13 @@ def method_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*OWN, *added_names(METHODS), *registered]))
 
 
-def start_names() -> tuple[str, ...]:
-    """What else learning can begin at, besides methods."""
-    return added_names(STARTS)
-
-
 def other_method(name: str) -> Method:
-    """A method that is not ours, or what else learning can begin at.
+    """A method that is not ours.
 
     Raises:
         InputError: there is none, or what an installed package adds is no method of that name.
     """
-    groups = (added(group, name, Method, "method") for group in (METHODS, STARTS))
-    found = next((one for one in groups if one), registered.get(name))
+    found = added(METHODS, name, Method, "method") or registered.get(name)
     if found is None:
         known = list(method_names())
         raise InputError(

@@ -16,15 +16,13 @@ def scores_read(config: Any) -> Reads:
     """What scoring reads: of the method, or of what learning begins at."""
     if config.method != "learned" or config.learn.start == "scores":
         return reads_of(config.method)
-    if config.learn.start == "random":
-        return Reads(calibration=False)
-    return reads_of(config.learn.start)
+    return Reads(calibration=False)
 
 
 READS = (
     OWN_WORDS,
     Use(
-        "steps minutes batch accumulate checkpoint_every compile",
+        "steps minutes batch accumulate compile",
         when=lambda config: method_reads(config).steps,
         what="is of learning, and the method {0.method} takes no steps",
         instead="use a `method` that does, such as learned",
@@ -41,8 +39,8 @@ READS = (
         what="is of a backward pass, and the method {0.method} takes none",
     ),
     Use(
-        "learning_rate beta1 beta2 weight_decay weight_optimizer schedule warmup clip distill "
-        "start fixed_masks whole_bonus parametrisation estimator shift temperature constrained "
+        "learning_rate betas weight_decay weight_optimizer schedule warmup distill "
+        "start parametrisation estimator shift temperature "
         "penalty scale_rate adapter_rank adapter_rate weight_rate",
         when=lambda config: method_reads(config).learning,
         what="is of the method learned, and the method {0.method} does not read it",
@@ -54,25 +52,9 @@ READS = (
         what="is of a calibration, and nothing is scored on one",
     ),
     Use(
-        "score_rounds",
-        when=lambda config: scores_read(config).rounds,
-        what="is of scores that are taken in rounds, and none are",
-    ),
-    Use(
         "weight_optimizer",
         when=lambda config: config.learn.learns_weights,
         what="steps weights, and none learn",
         instead="add `weight_rate`",
-    ),
-    Use(
-        "learning_rate weight_decay",
-        when=lambda config: not config.learn.fixed_masks,
-        what="is of logits, and `fixed_masks` keeps them",
-    ),
-    Use(
-        "curve_points",
-        when=lambda config: config.keep_range,
-        what="is of a `keep_range`, and there is none",
-        instead="give `keep_range`",
     ),
 )

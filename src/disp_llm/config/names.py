@@ -1,21 +1,16 @@
 """The names that settings choose between: sites, estimators, budgets, texts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 Estimator = Literal[
     "projected",
     "reinmax",
-    "reinmax_printed",
-    "straight_through",
     "gumbel_soft",
-    "gumbel_hard",
     "policy_gradient",
 ]
 
-Parametrisation = Literal["logits", "hypernetwork", "heads"]
+Parametrisation = Literal["logits", "hypernetwork"]
 
 BudgetKind = Literal["params", "total", "flops", "bytes", "memory", "latency", "active"]
 
@@ -57,7 +52,7 @@ Template = Literal["auto", "chat", "plain"]
 
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 
-Resume = Annotated[bool | Literal["auto"], tyro.conf.arg(metavar="[auto]")]
+Resume = bool | Literal["auto"]
 """Whether to go on with a run; "auto" = if there is one."""
 
 WeightKind = Literal["int8", "int4"]
@@ -78,16 +73,3 @@ def named_path(word: str) -> Path:
 def is_mixture(path: Path) -> bool:
     """Whether a name of `text` is one of a mixture: the shipped one, or a TOML file."""
     return str(path) == GENERAL or path.suffix.lower() == ".toml"
-
-
-TextPath = Annotated[
-    Path,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: named_path(words[0]),
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda path: [str(path)],
-    ),
-]
-"""A file, a folder, or a text that is known by its name."""

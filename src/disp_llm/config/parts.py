@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
-
 from disp_llm.config.bounds import (
     AnyMultiple,
     Batch,
     Length,
     Number,
-    Rounds,
     Seed,
     Sequences,
     Some,
@@ -28,7 +25,7 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes, require_weights
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, TextPath, is_mixture
+from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, is_mixture
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 logger = logging.getLogger(__name__)
@@ -59,7 +56,7 @@ class TextConfig:
         ),
     )
 
-    text: tuple[TextPath, ...] = ()
+    text: tuple[Path, ...] = ()
     """Text to learn from: .txt, .raw, .md, .jsonl, .json, .csv or .parquet files, also compressed
     (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. `self` is
     what the model itself writes, `speeches` the embedded ones, `general` a mixture of hub data
@@ -200,10 +197,6 @@ class ScoreConfig:
     """Number of calibration sequences, each with a backward pass of its own."""
     calibration_length: Window = 512
     """Tokens of a calibration sequence."""
-    score_rounds: Rounds = 0
-    """Parts of the calibration, each of which runs with the masks that the parts before it propose;
-    1 = the dense model throughout; 0 = what measured best: 8 for --method fisher, 1 as the start of
-    learning, and of other methods their own number."""
 
     @property
     def tokens(self) -> int:
@@ -237,9 +230,7 @@ class BudgetConfig:
     --workload-batch sequences of --workload-length tokens (memory), the time of --workload,
     measured on this machine (latency), or, of mixtures of experts, the block parameters that a
     token uses (active)."""
-    target: Annotated[
-        tuple[float | str, ...], tyro.conf.arg(metavar="[SHARE|SIZE [SHARE|SIZE ...]]")
-    ] = ()
+    target: tuple[float | str, ...] = ()
     """In place of --keep: share of all of the dense model's parameters, of its FLOPs, bytes,
     memory, time or active parameters that is kept, in (0, 1]; or what is to be left of them at
     most: 700M or 1.2B for --budget total, 512MB, 6GB or 5.5GiB for bytes and memory, 80ms or 0.4s

@@ -4,22 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import (
     AnyMultiple,
-    Points,
     Rounds,
     ShareBelowOne,
     Size,
     Word,
     require_declared,
 )
-from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.learning import STARTS, LearnConfig, TrainingConfig
-from disp_llm.config.methods import method_names, start_names
+from disp_llm.config.learning import LearnConfig, TrainingConfig
+from disp_llm.config.methods import method_names
 from disp_llm.config.methods_read import READS
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
@@ -30,6 +26,7 @@ from disp_llm.config.parts import (
     ScoreConfig,
     TextConfig,
 )
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 from disp_llm.config.words import OwnWordsConfig
 
@@ -41,22 +38,22 @@ class PruneConfig:
     USES: ClassVar = READS
     ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
     """Settings, each with the one that takes its place."""
+    USUAL: ClassVar = (
+        "keep text eval_text examples output_dir recipe method sites budget target suite steps "
+        "minutes seed device resume"
+    )
+    """Settings that a short help lists."""
 
-    model: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[Word, POSITIONAL]
     """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
     keep: tuple[Size, ...] = (0.5,)
     """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
-    keep_range: tuple[Size, ...] = ()
-    """LOW HIGH: learn for every keep between them and measure the curve of perplexity against keep,
-    as curve.json and curve.png in the run folder."""
-    curve_points: Points = 7
-    """Number of sizes that are measured on that curve."""
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
-    """Name of a shipped recipe, or a TOML file; flags override it."""
-    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(method_names()) + "}")] = "learned"
-    """How masks are chosen."""
+    """Name of a shipped recipe; `config` and flags override it."""
+    method: str = "learned"
+    """Method that chooses masks: learned, fisher, or one that an installed package adds."""
     sites: tuple[Site, ...] = ()
     """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
     prunes them, which for ours are the five sites of DISP-LLM. mlp_mid and heads alone give a model
@@ -90,8 +87,6 @@ class PruneConfig:
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False
     """Go on although the model, a text or a file of the run is not what it was."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -109,25 +104,6 @@ class PruneConfig:
         """The sizes that are to be written, of what the budget limits."""
         return self.budget.sizes(self.keep)
 
-    @property
-    def first_size(self) -> str:
-        """Name of the size whose masks file carries the logits of the run."""
-        return self.budget.size_name(self.sizes[0])
-
-    @property
-    def learned_sizes(self) -> tuple[Target, ...]:
-        """The sizes that are learned for: these, and the ends of the range."""
-        return tuple(dict.fromkeys((*self.sizes, *map(Target, self.keep_range))))
-
-    @property
-    def curve_shares(self) -> tuple[float, ...]:
-        """The sizes on the curve, largest first."""
-        if not self.keep_range:
-            return ()
-        low, high = self.keep_range
-        steps = self.curve_points - 1
-        return tuple(round(high - (high - low) * i / steps, 6) for i in range(steps + 1))
-
     def validate(self) -> None:
         """Refuses values that no run can use, before anything is loaded.
 
@@ -138,8 +114,7 @@ class PruneConfig:
         self._validate_names()
         require_used(self)
         self.budget.validate(self.keep)
-        self._validate_range()
-        for part in (self.text, self.evaluation, self.learn):
+        for part in (self.text, self.evaluation):
             part.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
@@ -171,31 +146,6 @@ class PruneConfig:
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
         _require_method(self.method, "method")
-        if self.learn.start_method:
-            _require_method(self.learn.start_method, "start", (*STARTS, *start_names()))
-
-    def _validate_range(self) -> None:
-        if not self.keep_range:
-            return
-        require_sizes(keep_range=self.keep_range)
-        if len(self.keep_range) != 2 or self.keep_range[0] > self.keep_range[1]:
-            raise InputError(
-                f"{self.keep_range} is not a range",
-                field="keep_range",
-                hint="give LOW HIGH, such as 0.4 0.9",
-            )
-        if self.budget.budget != "params":
-            raise InputError(
-                "counts block parameters", field="keep_range", hint="leave `budget` out"
-            )
-        low, high = self.keep_range
-        for size in self.keep:
-            if not low <= size <= high:
-                raise InputError(
-                    f"{size:g} lies outside of the `keep_range` that is learned for",
-                    field="keep",
-                    hint=f"give sizes from {low:g} to {high:g}",
-                )
 
 
 def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:

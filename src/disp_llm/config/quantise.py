@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from disp_llm.config.bounds import Sequences, Window, Word, require_declared
 from disp_llm.config.checks import require_new, require_outside
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import SELF, TextPath, WeightKind
+from disp_llm.config.names import SELF, WeightKind
 from disp_llm.config.parts import MachineConfig, TextConfig
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,15 @@ class QuantiseConfig:
         ),
     )
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
+    folder: Annotated[Path, POSITIONAL]
+    """An exported folder, such as run/keep-0.5."""
     to: WeightKind
     """int8: a scale for each row, and engines round what a layer reads to 8 bits too, a scale for
     each token. int4: weights alone, a scale for 32 of a row; widths must be multiples of 32
     (`prune --align 32`, `export --align 32`), and layers of other widths stay as they are."""
     output_dir: Path
     """The new folder."""
-    text: tuple[TextPath, ...] = ()
+    text: tuple[Path, ...] = ()
     """Text to calibrate int4 on, such as the model will be used on; read as by `prune`, without its
     last tenth. A number is then rounded with a view to those of its row that were rounded before,
     whose errors it makes up for (GPTQ). Default: each is rounded to the nearest by itself."""
@@ -55,8 +54,6 @@ class QuantiseConfig:
     calibration_length: Window = 512
     """Tokens of a calibration sequence."""
     machine: MachineConfig = field(default_factory=MachineConfig)
-    json: bool = False
-    """Print one JSON object on standard output."""
 
     def validate(self) -> None:
         """Refuses a place that is taken, lies in the folder itself, or cannot be written, and

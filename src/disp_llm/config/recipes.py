@@ -33,22 +33,34 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """The tables of a shipped recipe or of a TOML file, over those of the shipped one that it names
-    as its `base`.
+    """The tables of a shipped recipe, over those of the one that it names as its `base`.
 
     Raises:
-        InputError: no such recipe or file, or not TOML.
+        InputError: no such recipe.
     """
-    if name.endswith(".toml"):
-        return _on_its_base(read_toml(Path(name), "recipe", "correct the file"))
     if name in recipe_names():
         shipped = resources.files("disp_llm.config") / "shipped" / f"{name}.toml"
         return _on_its_base(tomllib.loads(shipped.read_text(encoding="utf-8")))
     raise InputError(
         f"no recipe '{name}'" + nearest(name, recipe_names()),
         field="recipe",
-        hint=f"use one of {', '.join(recipe_names())}, or a file that ends in .toml",
+        hint=f"use one of {', '.join(recipe_names())}, or name a file as `config`",
     )
+
+
+OF_ONE_RUN = ("model", "folder", "output_dir", "resume", "anyway")
+"""Settings that the `config.toml` of a run has and another run does not repeat."""
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The tables of a file of settings, over those of the recipe that it names as its `base`; of
+    the `config.toml` of a run, what another run can repeat.
+
+    Raises:
+        InputError: the file cannot be read, or is not TOML.
+    """
+    tables = read_toml(path, "config", "correct the file")
+    return _on_its_base({key: said for key, said in tables.items() if key not in OF_ONE_RUN})
 
 
 def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
     if base not in recipe_names():
         raise InputError(
             f"base '{base}' is no shipped recipe" + nearest(str(base), recipe_names()),
-            field="recipe",
+            field="config",
             hint=f"use one of {', '.join(recipe_names())}",
         )
     whole = load_recipe(base)

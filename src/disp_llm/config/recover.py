@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import tyro
-
 from disp_llm.config.bounds import Rank, Tokens, Word, require_declared
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
+from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 
 
@@ -20,8 +19,6 @@ def _weights_defaults() -> TrainingConfig:
         batch=4,
         learning_rate=5e-4,
         warmup=0.05,
-        clip=1.0,
-        checkpoint_every=100,
     )
 
 
@@ -50,9 +47,14 @@ class RecoverConfig:
             instead="leave out `how`",
         ),
     )
+    USUAL: ClassVar = (
+        "text eval_text examples output_dir how teacher weights_from tokens learning_rate suite "
+        "seed device resume"
+    )
+    """Settings that a short help lists."""
 
-    folder: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model; or any model."""
+    folder: Annotated[Word, POSITIONAL]
+    """An exported folder, such as run/keep-0.5; or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is its model/."""
     how: Literal["full", "lora"] = "full"
@@ -73,8 +75,6 @@ class RecoverConfig:
     """Continue the run in --output-dir; `auto` begins one where there is none."""
     anyway: bool = False
     """Go on although the model, a text or a file of the run is not what it was."""
-    json: bool = False
-    """Print one JSON object on standard output."""
     track: Tracker = "none"
     """Also log every step to a tracker, which must be installed."""
     training: TrainingConfig = field(default_factory=_weights_defaults)

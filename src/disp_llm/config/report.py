@@ -4,23 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from disp_llm.config.bounds import Some, require_declared
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """Write one self-contained HTML page about one or several runs, finished or not."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], Some, tyro.conf.arg(metavar="RUN")]
+    runs: Annotated[tuple[Path, ...], Some, POSITIONAL]
     """The run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
     anyway: bool = False
     """Show files of a run that are not what they were."""
-    json: bool = False
-    """Print one JSON object on standard output."""
 
     def validate(self) -> None:
         """Refuses a page about nothing.

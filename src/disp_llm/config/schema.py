@@ -37,7 +37,7 @@ def as_type(value: Any, kind: Any, *, field: str, hint: str, place: str = "") ->
         InputError: a key is missing, or a value is of another type.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=_path)
+        return msgspec.convert(value, kind, dec_hook=to_path)
     except msgspec.ValidationError as error:
         raise InputError(said_of(error, place), field=field, hint=hint) from error
 
@@ -50,7 +50,8 @@ def said_of(error: msgspec.ValidationError, place: str = "") -> str:
     return f"{place}: {what}" if place else what
 
 
-def _path(kind: type, value: Any) -> Any:
+def to_path(kind: type, value: Any) -> Any:
+    """The path that a string names; what msgspec cannot convert itself."""
     if kind is Path and isinstance(value, str | Path):
         return named_path(value) if isinstance(value, str) else value
     raise TypeError(f"expected a path, got {type(value).__name__}")

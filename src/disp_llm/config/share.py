@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from disp_llm.config.bounds import License, Word, require_declared
 from disp_llm.config.checks import require_new, require_outside
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
 class SaveConfig:
     """Copy what belongs in an exported folder to a place of its own, with a card that names it."""
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
+    folder: Annotated[Path, POSITIONAL]
+    """An exported folder, such as run/keep-0.5."""
     to: Path
     """The new folder."""
     plain: bool = False
@@ -24,8 +23,6 @@ class SaveConfig:
     number of experts (--uniform)."""
     license: License = ""
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
-    json: bool = False
-    """Print one JSON object on standard output."""
 
     def validate(self) -> None:
         """Refuses a place that is taken, lies in the folder itself, or cannot be written.
@@ -42,9 +39,9 @@ class SaveConfig:
 class PushConfig:
     """Upload what belongs in an exported folder to the hub, with its card, in one commit."""
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """An exported folder, such as run/model."""
-    name: Annotated[tyro.conf.Positional[Word], tyro.conf.arg(metavar="NAME")]
+    folder: Annotated[Path, POSITIONAL]
+    """An exported folder, such as run/keep-0.5."""
+    name: Annotated[Word, POSITIONAL]
     """OWNER/NAME on the hub; created where there is none. HF_ENDPOINT names another hub."""
     private: bool = False
     """Make the repository private."""
@@ -52,8 +49,6 @@ class PushConfig:
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     message: Word = "Upload a model pruned by disp-llm"
     """Message of the commit."""
-    json: bool = False
-    """Print one JSON object on standard output."""
 
     def validate(self) -> None:
         """Refuses names that no file can have.

@@ -4,19 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from disp_llm.config.bounds import require_declared
+from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
     """Check that a run, a comparison or an exported folder is what it was when it was written."""
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """The folder of a `prune`, `recover` or `compare`, or an exported folder such as run/model."""
-    json: bool = False
-    """Print one JSON object on standard output."""
+    folder: Annotated[Path, POSITIONAL]
+    """The folder of a `prune`, `recover` or `compare`, or a model folder such as run/keep-0.5."""
 
     def validate(self) -> None:
         """Refuses a name that no file can have.

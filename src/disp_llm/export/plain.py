@@ -77,7 +77,7 @@ def require_exported(folder: Path, card: bool = True) -> None:
         raise InputError(
             f"{folder} is not an exported folder",
             field="folder",
-            hint="name a model folder of a run, such as run/model",
+            hint="name a model folder of a run, such as run/keep-0.5",
         )
     as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
 

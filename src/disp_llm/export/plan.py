@@ -22,7 +22,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.export.entries import Entries, entries_of, mean_inputs_of, scales_of
 from disp_llm.export.parts import Bias, Index, Part, Picked, Taken, Weight
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import MADE_AGAIN, Adapter, Masks, Selection
+from disp_llm.masks.selection import Adapter, Masks, Selection
+from disp_llm.masks.selection_file import MADE_AGAIN
 from disp_llm.masks.shapes import stretches_of
 from disp_llm.models.family import Branch, Experts
 
@@ -104,7 +105,7 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
     shapes = [(len(one.up), one.down.shape[1]) for one in adapters]
     if adapters and shapes != [widths_of(linear)[::-1] for linear in linears]:
         raise InputError(
-            "holds adapters of another model", field="masks.safetensors", hint=MADE_AGAIN
+            "holds adapters of another model", field="selection.safetensors", hint=MADE_AGAIN
         )
     return iter(adapters or [None] * len(linears))
 

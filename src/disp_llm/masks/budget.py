@@ -4,14 +4,12 @@
 are one formula with costs of their own. `project` turns scores into the masks with the best scores
 that stay within a share of the dense model's cost, exactly, with aligned widths.
 
-N entries of all sites, S sites (5 to 9 a block), L blocks, G groups of entries that are kept or
-pruned together: `align` of one site, of each of its lanes, and of each of the sites that are to be
-alike; P pieces of groups, each of one site.
+N entries of all sites, S sites (5 to 9 a block), G groups of entries.
 """
 
 import functools
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,8 +19,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.config.targets import Target
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
-from disp_llm.masks.layout import STREAM_SITES, Layout, group_size
-from disp_llm.masks.shapes import BlockShape
+from disp_llm.masks.groups import Groups, Ranking, fill, groups_of
+from disp_llm.masks.layout import Layout
 
 INSIDE = ("mlp_mid", EXPERTS, HEADS)
 """Sites inside of a branch, of which a uniform model keeps as many in every block."""
@@ -57,9 +55,6 @@ class Budget:
     chunk: int = 1
     """Neighbours in the residual stream that are kept or pruned together, at every site by
     itself."""
-    constrained: bool = False
-    """Whether all sites of the residual stream, in all blocks, keep the same of its dimensions;
-    their scores are the same."""
 
     @cached_property
     def lengths(self) -> Float[Tensor, " S"]:
@@ -189,189 +184,95 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     """The highest-scoring entries whose cost is at most `share` of the dense model's.
 
     Entries of a site are ranked and taken in groups of `align`; a group counts with its mean score.
-    In the residual stream it is chunks of neighbours that are ranked, by their mean.
-    One threshold holds for all sites, found by bisection over the ranked groups, so that ties break
-    by position and the waste is less than the next group. Of a mixture every expert keeps as many
-    intermediate dimensions, its best. Every site keeps its best group, and one
-    that the budget never prunes, or of which it would prune hardly anything, keeps all. A whole
-    branch or expert, or a head of every block of a uniform model, that there is no room for is
-    passed over. What is kept inside of a pruned one
-    counts nothing, but stays in the masks: it is what it would come back with.
+    In the residual stream it is chunks of neighbours that are ranked, by their mean. One threshold
+    holds for all sites, so that ties break by position and the waste is less than the next group.
+    Of a mixture every expert keeps as many intermediate dimensions, its best. Every site keeps its
+    best group; one that the budget never prunes, or would hardly prune, keeps all. A whole branch
+    or expert, or a head of every block of a uniform model, that there is no room for is passed
+    over. What is kept inside of a pruned one counts nothing, but stays in the masks: it is what it
+    would come back with.
 
     Raises:
         TooSmall: even the best group of every site is more than the budget.
     """
-    layout = budget.layout
+    layout, device = budget.layout, scores.device
     scores = layout.by_chunks(scores.detach(), budget.chunk)
-    lane = layout.lane_of_entry.to(scores.device)
-    ranked = torch.argsort(scores, descending=True, stable=True)
-    ranked = ranked[torch.argsort(lane[ranked], stable=True)]  # by lane, best first within a lane
-    shared = (*(STREAM_SITES if budget.constrained else ()), *(INSIDE if budget.uniform else ()))
-    shared = tuple(site for site in shared if site in budget.sites)
-    group, sizes, pieces, first = _groups(layout, align, budget.chunk, shared, scores.device)
-    means = torch.zeros(len(sizes), dtype=torch.float64, device=scores.device)
-    means = means.index_add(0, group, scores[ranked].double()) / sizes
-    groups = _Groups(means, pieces)
-    never_pruned = budget.never_pruned_sites.to(first.device)[pieces.site]
-    kept_anyway = first.index_fill(0, pieces.group[never_pruned], True)
+    ranked = _ranked_by_lane(scores, layout)
+    alike = tuple(site for site in INSIDE if site in budget.sites) if budget.uniform else ()
+    groups = groups_of(layout, align, budget.chunk, alike, device)
+    means = groups.means(scores[ranked])
+    kept_anyway = groups.is_first | groups.of_sites(budget.never_pruned_sites)
     if budget.least_cut or budget.prices_cuts:
         # First which sites are cut, then what of them, by the rest of the budget.
-        kept_anyway = kept_anyway | groups.hardly_cut(budget, share, kept_anyway)
-    order, low = groups.within(budget, share, kept_anyway)
-    kept_group = torch.zeros(len(order), dtype=torch.bool, device=scores.device)
-    kept_group[order[:low]] = True
-    kept = torch.zeros(layout.entries, dtype=torch.bool, device=scores.device)
-    kept[ranked] = kept_group[group]
-    last = means[order[low - 1]]
-    following = means[order[low]] if low < len(order) else last - 1e-3
+        whole = _hardly_cut(budget, share, groups, means, kept_anyway)
+        kept_anyway = kept_anyway | groups.of_sites(whole)
+    order, count = _within(budget, share, groups, means, kept_anyway)
+    kept_group = torch.zeros_like(kept_anyway).index_fill(0, order[:count], True)
+    kept = torch.zeros(layout.entries, dtype=torch.bool, device=device)
+    kept[ranked] = kept_group[groups.of_entry]
+    last = means[order[count - 1]]
+    following = means[order[count]] if count < len(order) else last - 1e-3
     return Projected(kept, float((last + following) / 2))
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """What groups consist of: so many entries of one site each; most groups are one piece."""
-
-    group: Int[Tensor, " P"]
-    site: Int[Tensor, " P"]
-    sizes: Float[Tensor, " P"]
-
-    def counts(self, sites: int, chosen: Tensor | slice) -> Float[Tensor, " S"]:
-        """How many entries of each site the chosen pieces have."""
-        counts = self.sizes.new_zeros(sites)
-        return counts.index_add(0, self.site[chosen], self.sizes[chosen]).cpu()
-
-    def in_order(self, order: Int[Tensor, " G"]) -> tuple["_Pieces", Int[Tensor, " G"]]:
-        """The pieces of the groups in that order, and where those of each group end."""
-        ends = torch.arange(1, len(order) + 1, device=order.device)
-        if len(self.group) > len(order):
-            rank = torch.empty_like(order).index_copy(0, order, ends - 1)
-            ends = torch.bincount(rank[self.group], minlength=len(order)).cumsum(0)
-            order = torch.argsort(rank[self.group], stable=True)
-        return _Pieces(self.group[order], self.site[order], self.sizes[order]), ends
+def _ranked_by_lane(scores: Float[Tensor, " N"], layout: Layout) -> Int[Tensor, " N"]:
+    """Entries lane by lane, best first within a lane."""
+    ranked = torch.argsort(scores, descending=True, stable=True)
+    return ranked[torch.argsort(layout.lane_of_entry.to(scores.device)[ranked], stable=True)]
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """Entries that are kept or pruned together."""
-
-    means: Float[Tensor, " G"]
-    pieces: _Pieces
-
-    def hardly_cut(
-        self, budget: Budget, share: float, kept_anyway: Bool[Tensor, " G"]
-    ) -> Bool[Tensor, " G"]:
-        """The groups of sites that are to keep all of theirs, since hardly any would be pruned."""
-        sites, pieces = len(budget.lengths), self.pieces
-        may_be_whole = torch.ones(sites, dtype=torch.bool)
-        if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
-            counts = pieces.counts(sites, kept_anyway[pieces.group])
-            may_be_whole = ~budget.hardly_cut(counts)
-        order, low = self.within(budget, share, kept_anyway, may_be_whole)
-        kept = torch.zeros_like(kept_anyway).index_fill(0, order[:low], True)
-        whole = may_be_whole & budget.hardly_cut(pieces.counts(sites, kept[pieces.group]))
-        of_whole = pieces.group[whole.to(pieces.site.device)[pieces.site]]
-        return torch.zeros_like(kept_anyway).index_fill(0, of_whole, True)
-
-    def within(
-        self,
-        budget: Budget,
-        share: float,
-        kept_anyway: Bool[Tensor, " G"],
-        may_be_whole: Bool[Tensor, " S"] | None = None,
-    ) -> tuple[Int[Tensor, " G"], int]:
-        """All groups, best first, and how many of them a share of the dense cost has room for.
-
-        Args:
-            kept_anyway: those that come first, whatever their mean.
-            may_be_whole: sites that count with all of their entries where they are hardly cut.
-
-        Raises:
-            TooSmall: what is kept anyway is more than that.
-        """
-        order = torch.argsort(
-            self.means.masked_fill(kept_anyway, torch.inf), descending=True, stable=True
-        )
-        pieces, ends = self.pieces.in_order(order)
-        allowed = share * budget.dense_cost
-
-        def cost(groups: int) -> float:
-            counts = pieces.counts(len(budget.lengths), slice(int(ends[groups - 1])))
-            if may_be_whole is not None:
-                whole = may_be_whole & budget.hardly_cut(counts)
-                counts = torch.where(whole, budget.lengths, counts)
-            return float(budget.cost(counts))
-
-        low, high = int(kept_anyway.sum()), len(order)  # low fits, everything above high does not
-        if cost(low) > allowed:
-            least = cost(low) / budget.dense_cost
-            raise TooSmall(
-                f"{share} is less than the smallest model, {least:.2g}",
-                field=budget.field,
-                hint="ask for more, for a smaller `align`, or for more `sites`",
-                least=least,
-            )
-        passed_over = (*BRANCHES, EXPERTS, *((HEADS,) if budget.uniform else ()))
-        large = torch.tensor([site in passed_over for site in budget.layout.sites])
-        end = high
-        while True:
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if cost(middle) <= allowed else (low, middle - 1)
-            if low == end or not large[pieces.site[ends[low] - 1] % len(large)]:
-                return order, low
-            # No room for what is so large: it comes last, and what follows may still fit.
-            order = torch.cat([order[:low], order[low + 1 :], order[low : low + 1]])
-            (pieces, ends), end = self.pieces.in_order(order), end - 1
-            high = end
-
-
-@lru_cache(maxsize=4)  # the same at every step of a run
-def _groups(
-    layout: Layout, align: int, chunk: int, alike: tuple[str, ...], device: torch.device
-) -> tuple[Int[Tensor, " N"], Int[Tensor, " G"], _Pieces, Bool[Tensor, " G"]]:
-    """For entries laid out lane by lane: the group of each, and each group's size, its pieces, and
-    whether it is the first of its site.
-
-    The last group of a site is smaller where `align` does not divide its length. No group divides a
-    chunk.
+def _within(
+    budget: Budget,
+    share: float,
+    groups: Groups,
+    means: Float[Tensor, " G"],
+    kept_anyway: Bool[Tensor, " G"],
+    may_be_whole: Bool[Tensor, " S"] | None = None,
+) -> tuple[Int[Tensor, " G"], int]:
+    """All groups, best first, and how many of them a share of the dense cost has room for.
 
     Args:
-        alike: sites that keep as many in all blocks; those of the residual stream as one another.
+        kept_anyway: those that come first, whatever their mean.
+        may_be_whole: sites that count with all of their entries where they are hardly cut.
+
+    Raises:
+        TooSmall: what is kept anyway is more than that.
     """
-    group, of_pieces, piece_group, sites, first = [], [], [], [], []
-    begins: dict[object, int] = {}  # the first group of each site
-    lengths, lanes = layout.lengths, layout.lanes
-    for index, (length, many) in enumerate(zip(lengths, lanes, strict=True)):
-        place = index % len(layout.sites)
-        block, site = layout.blocks[index // len(layout.sites)], layout.sites[place]
-        times = _times_as_wide(layout, block) if site == "mlp_mid" and site in alike else 1
-        of = group_size(site, align, chunk) * times
-        width = length // many
-        count = -(-width // of)
-        key: object = index
-        if site in alike:
-            of_mixture = block.router and site != HEADS  # attentions are alike in all blocks
-            key = "stream" if site in STREAM_SITES else (site, of_mixture, width // times)
-        if key not in begins:
-            begins[key] = sum(map(len, first))
-            first.append(torch.arange(count) < -(-block.least[place] // of))
-        groups = torch.arange(count) + begins[key]
-        group.append(groups.repeat_interleave(of)[:width].repeat(many))
-        of_pieces.append(torch.full((count,), of * many))
-        of_pieces[-1][-1] = (width - of * (count - 1)) * many
-        piece_group.append(groups)
-        sites.append(torch.full((count,), index))
-    joined = [torch.cat(p).to(device) for p in (group, of_pieces, piece_group, sites, first)]
-    entries, piece_sizes, groups, piece_sites, is_first = joined
-    sizes = torch.zeros(len(is_first), dtype=torch.long, device=device)
-    sizes = sizes.index_add(0, groups, piece_sizes)
-    return entries, sizes, _Pieces(groups, piece_sites, piece_sizes.double()), is_first
+    allowed, sites = share * budget.dense_cost, budget.layout.sites
+
+    def cost(counts: Tensor) -> float:
+        if may_be_whole is not None:
+            whole = may_be_whole & budget.hardly_cut(counts)
+            counts = torch.where(whole, budget.lengths, counts)
+        return float(budget.cost(counts))
+
+    best_first = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
+    ranking, least = Ranking.of(groups, best_first), int(kept_anyway.sum())
+    smallest = cost(ranking.counts(least))
+    if smallest > allowed:
+        smallest /= budget.dense_cost
+        raise TooSmall(
+            f"{share} is less than the smallest model, {smallest:.2g}",
+            field=budget.field,
+            hint="ask for more, for a smaller `align`, or for more `sites`",
+            least=smallest,
+        )
+    large = (*BRANCHES, EXPERTS, *((HEADS,) if budget.uniform else ()))
+    passed_over = torch.tensor([site in large for site in sites] * len(budget.layout.blocks))
+    return fill(ranking, least, lambda counts: cost(counts) <= allowed, passed_over)
 
 
-def _times_as_wide(layout: Layout, block: BlockShape) -> int:
-    """How many times as wide as the narrowest the dense MLP of a block is; 1 where that is no whole
-    number, or where it has a mixture in its place."""
-    widths = [one.intermediate for one in layout.blocks if not one.router]
-    if block.router or block.intermediate % min(widths):
-        return 1
-    return block.intermediate // min(widths)
+def _hardly_cut(
+    budget: Budget,
+    share: float,
+    groups: Groups,
+    means: Float[Tensor, " G"],
+    kept_anyway: Bool[Tensor, " G"],
+) -> Bool[Tensor, " S"]:
+    """The sites that are to keep all of theirs, since hardly any would be pruned."""
+    may_be_whole = torch.ones(len(budget.lengths), dtype=torch.bool)
+    if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
+        may_be_whole = ~budget.hardly_cut(groups.counts(kept_anyway[groups.piece_group]))
+    order, count = _within(budget, share, groups, means, kept_anyway, may_be_whole)
+    kept = torch.zeros_like(kept_anyway).index_fill(0, order[:count], True)
+    return may_be_whole & budget.hardly_cut(groups.counts(kept[groups.piece_group]))

@@ -1,6 +1,4 @@
-"""What is kept: the masks of a size, the numbers that they follow from, and their file.
-
-The file is the one hand-over between choosing and exporting.
+"""What is kept: the masks of a size, and the numbers that they follow from.
 
 N entries of all sites, L blocks, M inputs of all layers that write, R rank, I inputs and O outputs
 of a linear layer.
@@ -9,24 +7,13 @@ of a linear layer.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, HEADS, Site
-from disp_llm.masks.layout import STREAM_SITES, Layout, common_chunk
-from disp_llm.runs.files import write_tensors
-from disp_llm.runs.tensors import TensorFile, read_tensors
-
-MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
-"""What to do about a damaged masks file: learning goes on from its checkpoints."""
-
-
-UNKNOWN = 2**31
-"""Stands for a width that no model has."""
+from disp_llm.masks.layout import Layout, common_chunk
 
 
 @dataclass(frozen=True)
@@ -170,111 +157,3 @@ class Masks:
             name: part.nonzero().squeeze(-1)
             for name, part in zip(self.layout.names, parts, strict=True)
         }
-
-    def save(self, path: Path, with_adapters: bool = False) -> None:
-        """Writes kept indices under `layers.3.attn_in`, logits under `logits.layers.3.attn_in` and
-        scales, where there are any, under `scales.layers.3.attn_in`.
-
-        Args:
-            with_adapters: whether adapters, which are the same for all sizes of a run, are written
-                too, under `adapters.17.down`, `adapters.17.up` and `adapters.17.whole` for the
-                linear layer 17.
-
-        Raises:
-            InputError: the method gave numbers that are not finite, or the file cannot be written.
-        """
-        own = self.selection
-        if not own.importance.isfinite().all():
-            raise InputError(
-                "gave numbers that are not finite", field="method", hint="try the `dtype` float32"
-            )
-        tensors = self.indices()
-        if own.compensation.mean_inputs is not None:
-            tensors["means"] = own.compensation.mean_inputs.float()
-        for number, adapter in enumerate(own.compensation.adapters if with_adapters else ()):
-            tensors[f"adapters.{number}.down"] = adapter.down.float()
-            tensors[f"adapters.{number}.up"] = adapter.up.float()
-            if adapter.whole is not None:
-                tensors[f"adapters.{number}.whole"] = adapter.whole.float()
-        for kind, flat in (("logits", own.importance), ("scales", own.compensation.scales)):
-            if flat is not None:
-                parts = zip(self.layout.names, self.layout.split(flat.float()), strict=True)
-                tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
-        write_tensors(path, tensors)
-
-
-def load_masks(path: Path, layout: Layout) -> Masks:
-    """Reads a masks file.
-
-    Raises:
-        InputError: missing, damaged, or made for another model.
-    """
-    file = read_tensors(path, MADE_AGAIN)
-    kept = _kept(file, dict(zip(layout.names, layout.lengths, strict=True)))
-
-    def flat(kind: str) -> Tensor:
-        parts = zip(layout.names, layout.lengths, strict=True)
-        return torch.cat([file.like(f"{kind}.{name}", (length,)) for name, length in parts])
-
-    inputs = sum(block.q + block.intermediate for block in layout.blocks)
-    compensation = Compensation(
-        flat("scales") if any(name.startswith("scales.") for name in file.tensors) else None,
-        file.like("means", (inputs,)) if "means" in file.tensors else None,
-        _adapters(file),
-    )
-    masks = [
-        torch.zeros(length, dtype=torch.bool).index_fill(0, kept[name], True)
-        for name, length in zip(layout.names, layout.lengths, strict=True)
-    ]
-    for name, mask, lanes in zip(layout.names, masks, layout.lanes, strict=True):
-        of_experts = mask.view(lanes, -1).sum(1)
-        file.require(bool((of_experts == of_experts[0]).all()), f"{name} differs between experts")
-    return Masks(layout, torch.cat(masks), Selection(flat("logits"), compensation))
-
-
-def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
-    """The adapters of a file; whether their widths are the model's shows when they are added."""
-    found: list[Adapter] = []
-    while f"adapters.{len(found)}.down" in file.tensors:
-        name = f"adapters.{len(found)}"
-        down, up = (file.tensors.get(f"{name}.{part}", torch.zeros(0)) for part in ("down", "up"))
-        paired = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
-        file.require(paired, f"{name} is no pair of matrices")
-        shapes = {"down": tuple(down.shape), "up": tuple(up.shape)}
-        if f"{name}.whole" in file.tensors:
-            shapes["whole"] = (len(up), down.shape[1])
-        found.append(Adapter(*(file.like(f"{name}.{part}", own) for part, own in shapes.items())))
-    return tuple(found)
-
-
-def kept_by_site(path: Path, widths: dict[str, int]) -> dict[str, list[Int[Tensor, " K"]]]:
-    """The kept indices of every site, block by block, where no model is at hand.
-
-    Args:
-        widths: of every site of the first block.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    file = read_tensors(path, MADE_AGAIN)
-    blocks = range(sum(name.startswith("layers.") for name in file.tensors) // len(widths))
-    lengths = {  # all that is known of a site inside a block is the first block's width
-        f"layers.{i}.{site}": width if site in (*STREAM_SITES, *BRANCHES) else UNKNOWN
-        for i in blocks
-        for site, width in widths.items()
-    }
-    kept = _kept(file, lengths)
-    return {site: [kept[f"layers.{i}.{site}"] for i in blocks] for site in widths}
-
-
-def _kept(file: TensorFile, lengths: dict[str, int]) -> dict[str, Int[Tensor, " K"]]:
-    """The kept indices under these names, each sorted, without repetition and below its length."""
-    found = {name: part for name, part in file.tensors.items() if name.startswith("layers.")}
-    same = bool(found) and found.keys() == lengths.keys()
-    file.require(same, "its sites are not those of this model")
-    for name, part in found.items():
-        file.like(name, (part.numel(),), torch.int64)
-        ends = torch.tensor([-1]), torch.tensor([lengths[name]])
-        rising = bool((torch.cat([ends[0], part, ends[1]]).diff() > 0).all())
-        file.require(rising, f"{name} does not rise from 0 to below {lengths[name]}")
-    return found

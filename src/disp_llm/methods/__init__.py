@@ -14,14 +14,13 @@ from disp_llm.config.methods import (
     method_names,
     other_method,
     registered,
-    start_names,
 )
 
 __all__ = ["OWN", "Method", "Reads", "all_methods", "method_named", "register"]
 
 
 def method_named(name: str) -> Method:
-    """The method of that name, or what else learning can begin at.
+    """The method of that name.
 
     Raises:
         InputError: there is none, or what an installed package adds is no method of that name.
@@ -47,7 +46,7 @@ def register(method: Method) -> None:
     Raises:
         InputError: the name is taken by this or an installed package.
     """
-    if method.name in {*method_names(), *start_names()} - registered.keys():
+    if method.name in {*method_names()} - registered.keys():
         raise InputError(
             f"there is a method '{method.name}' already", field="method", hint="use another name"
         )

@@ -28,7 +28,7 @@ def fisher(problem: PruningProblem) -> Selection:
 
 
 def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
-    """Scores, in so many rounds unless the setting `score_rounds` says otherwise.
+    """Scores, in so many rounds, or as many as there are sequences.
 
     They are read from the run folder if an earlier attempt computed them. Processes share the
     calibration sequences.
@@ -37,14 +37,14 @@ def fisher_scores(problem: PruningProblem, rounds: int) -> Float[Tensor, " N"]:
         InputError: a window is longer than the text or than the model can read, or the file of an
         earlier attempt is damaged.
     """
-    path, config = problem.job.run.scores_file, problem.scores
+    path = problem.job.run.scores_file
     if problem.job.run.has(path):
         file = read_tensors(path, "delete it to score again")
         importance = file.like("fisher", (problem.budget.layout.entries,))
         file.require(bool((importance >= 0).all()), "a mean of squares is negative")
     else:
         windows = calibration_windows(problem)
-        rounds = min(config.score_rounds or rounds, config.calibration_sequences)
+        rounds = min(rounds, problem.scores.calibration_sequences)
         with checkpointed_blocks(problem.dense, problem.training.recomputes):
             importance = fisher_importance(problem, windows, rounds)
         if problem.job.process.is_main:

@@ -1,6 +1,6 @@
 """DISP-LLM (arXiv 2410.11988), and our default: logits that are trained through the masked model.
 
-They start at the Fisher scores (or at random, as in the paper, or at the scores of another method).
+They start at the Fisher scores, or at random, as in the paper.
 The recipe says which estimator, parametrisation and penalty are used, and whether every kept entry
 learns a scale as well.
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from disp_llm.masks.selection import Selection
-from disp_llm.methods import OWN, Method, method_named
+from disp_llm.methods import OWN, Method
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.methods.scores import start_logits
 from disp_llm.training.learning import learn
@@ -31,20 +31,11 @@ def learned(problem: PruningProblem) -> Selection:
 
 
 def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
-    """The logits before the first step. Where masks are fixed, scores as they are: their order is
-    all that counts, and clamped ones would have lost some of it."""
-    config = problem.learn
-    if config.start == "random":
+    """The logits before the first step."""
+    if problem.learn.start == "random":
         return torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
-    if config.start_method:
-        scores, bonus = method_named(config.start_method).choose(problem).importance, 0.0
-        scores = scores.to(problem.dense.device)
-    else:
-        scores, bonus = fisher_scores(problem, rounds=1), config.whole_bonus
-    if config.fixed_masks:
-        return scores
     middle = (min(problem.keeps) + max(problem.keeps)) / 2
-    return start_logits(scores, problem.budget, middle, bonus)
+    return start_logits(fisher_scores(problem, rounds=1), problem.budget, middle)
 
 
 METHOD = Method(

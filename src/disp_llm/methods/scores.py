@@ -74,14 +74,13 @@ def per_parameter(importance: Float[Tensor, " N"], budget: Budget) -> Float[Tens
     return importance.clamp(min=tiny).log() - budget.entry_costs.to(importance.device).log()
 
 
-def start_logits(
-    scores: Float[Tensor, " N"], budget: Budget, keep: float, whole_bonus: float = 0.0
-) -> Float[Tensor, " N"]:
-    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0.
+WHOLE_BONUS = 1.0
+"""Added to the scores of KV heads and whole branches where learning begins: it wins back less of
+what these did than of what channels did (docs/experiment-log.md)."""
 
-    Args:
-        whole_bonus: by how much KV heads and whole branches are worth more than their scores say.
-    """
-    scores = scores + whole_bonus * budget.layout.entries_of(HEADS, *BRANCHES).to(scores)
+
+def start_logits(scores: Float[Tensor, " N"], budget: Budget, keep: float) -> Float[Tensor, " N"]:
+    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0."""
+    scores = scores + WHOLE_BONUS * budget.layout.entries_of(HEADS, *BRANCHES).to(scores)
     spread = scores - project(scores, budget, keep).threshold
     return (2 * spread / scores.std()).clamp(-CLAMP, CLAMP)

@@ -13,7 +13,7 @@ import huggingface_hub
 from torch import Tensor
 
 from disp_llm.config.parts import MachineConfig
-from disp_llm.models.files import weight_files
+from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.loading import Loaded, is_packed, load
 from disp_llm.models.wholeness import AGAIN, FLOATS, STORED, require_finite_tensors
 from disp_llm.runs.tensors import opened
@@ -88,6 +88,6 @@ def _folder_of(source: dict[str, str]) -> Path | None:
     if name.is_dir():
         return name
     cached = huggingface_hub.try_to_load_from_cache(
-        source["model"], "config.json", revision=source["revision"]
+        hub_place(source["model"])[0], "config.json", revision=source["revision"]
     )
     return Path(cached).parent if isinstance(cached, str) else None

@@ -160,3 +160,10 @@ def _no_nan(constant: str) -> float:
     if constant == "NaN":
         raise ValueError("NaN in place of a number")
     return float(constant)
+
+
+def hub_place(name: str) -> tuple[str, str]:
+    """The repository and the revision that a name means: `ORG/NAME@REVISION`, by default `main`; a
+    local path means itself."""
+    repository, at, revision = name.partition("@")
+    return (name, "main") if not at or Path(name).exists() else (repository, revision)

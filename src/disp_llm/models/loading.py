@@ -22,7 +22,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.files import pickled_weights, require_readable, weight_files
+from disp_llm.models.files import hub_place, pickled_weights, require_readable, weight_files
 from disp_llm.models.limits import require_possible_size
 from disp_llm.models.processor import processor_files
 from disp_llm.models.pruned import require_widths
@@ -268,10 +268,11 @@ def _path(name: str) -> Path:
 
 def _arguments(name: str) -> dict[str, Any]:
     """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder."""
-    path = _path(name)
-    where = {"pretrained_model_name_or_path": name}
+    repository, revision = hub_place(name)
+    path = _path(repository)
+    where = {"pretrained_model_name_or_path": repository, "revision": revision}
     if path.suffix == ".gguf":
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     return {**where, "trust_remote_code": False}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError
 
-from disp_llm.models.files import PROCESSOR
+from disp_llm.models.files import PROCESSOR, hub_place
 
 
 def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
@@ -24,6 +24,6 @@ def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
 def _fetched(name: str, file: str, commit: str | None) -> Path | None:
     """A file of the hub; None where the model has none of that name."""
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file, revision=commit))
+        return Path(huggingface_hub.hf_hub_download(hub_place(name)[0], file, revision=commit))
     except EntryNotFoundError:
         return None

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from yaml import YAMLError
 
 from disp_llm.models import embedded
-from disp_llm.models.files import fingerprint
+from disp_llm.models.files import fingerprint, hub_place
 from disp_llm.runs.files import tensors_sha256
 
 HUB_ERRORS = (
@@ -36,10 +36,11 @@ def commit_of(model: Path) -> str | None:
     """
     if model.exists():
         return None
-    place, file = model, "config.json"
-    if model.suffix == ".gguf":
-        place, file = model.parent, model.name
-    found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file)
+    name, revision = hub_place(model.as_posix())
+    place, file = Path(name), "config.json"
+    if place.suffix == ".gguf":
+        place, file = place.parent, place.name
+    found = huggingface_hub.try_to_load_from_cache(place.as_posix(), file, revision=revision)
     return (
         Path(found).relative_to(constants.HF_HUB_CACHE).parts[2] if isinstance(found, str) else None
     )
@@ -65,7 +66,7 @@ def base_and_license(name: str) -> tuple[str, str]:
         return embedded.HUB_NAME, embedded.LICENSE
     from huggingface_hub import ModelCard
 
-    local = Path(name).exists()
+    local, name = Path(name).exists(), hub_place(name)[0]
     if local and not (Path(name) / "README.md").is_file():
         return "", ""
     try:

@@ -55,19 +55,24 @@ def mark_dense(axes: Any, perplexity: float, highest: float) -> None:
 
 def logarithmic(axes: Any, low: float, high: float) -> None:
     """A logarithmic axis of perplexities with round numbers on it."""
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import NullLocator, ScalarFormatter
 
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    ticks = round_numbers(low, high)
-    axes.set_yticks([tick for tick in ticks if low * 0.8 < tick < high * 1.25])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(round_numbers(low, high))
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """Round numbers for a logarithmic axis, the fewer the longer it is; also beyond its ends."""
+    """Round numbers between two, of a logarithmic axis: the fewer the longer it is."""
+    from matplotlib.ticker import MaxNLocator
+
     steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
-    return [step * 10**power for power in range(6) for step in steps]
+    every = (step * 10**power for power in range(6) for step in steps)
+    found = [number for number in every if low <= number <= high]
+    if len(found) > 1:
+        return found
+    return [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
 
 
 def save(figure: Any, path: Path) -> None:

@@ -1,32 +1,36 @@
-"""Series of numbers -> the geometry of a chart of the page."""
+"""Runs -> charts as SVG, drawn in the colours of the page and with its text."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
 
-from disp_llm.reporting.canvas import round_numbers
+from disp_llm.reporting.canvas import canvas, logarithmic
 from disp_llm.reporting.run_data import RunData
-
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 52, 34
-"""Size of a chart, and the room for its labels, in its own units."""
 
 SMOOTH = 0.9
 """Memory of the moving average that is drawn over the loss of single windows."""
 
+COLOURS = 6
+"""Lines of different colours; more of them are dashed."""
+
+SOFT, GRID = "#00000f", "#0000f0"
+"""Stand for colours that the page has by name, light or dark."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": SOFT,
+    "grid.color": GRID,
+}
+
 Series = dict[str, list[tuple[float, float]]]
-"""Points of every line, by its name."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One series of a chart, in chart units."""
-
-    name: str
-    points: str
-    marks: list[tuple[float, float, str]]
-    """Places with a label, for series of few points."""
-    place: int
-    """Of its run among all, which gives it its colour in every chart."""
+"""Points of every line, by the name of its run."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,11 @@ class Chart:
 
     title: str
     description: str
-    x_label: str
-    y_label: str
-    lines: tuple[Line, ...] = ()
-    x_ticks: tuple[tuple[float, str], ...] = ()
-    y_ticks: tuple[tuple[float, str], ...] = ()
+    lines: dict[str, int]
+    """Every run that is drawn, and its place among all, which gives its colour in every chart."""
+    box: str
+    svg: str
+    """What stands inside the `svg` element, whose view box is `box`."""
 
 
 def learning_chart(runs: list[RunData]) -> Chart | None:
@@ -52,108 +56,83 @@ def learning_chart(runs: list[RunData]) -> Chart | None:
             points.append((step.tokens, mean))
         if len(points) > 1:
             series[run.name] = points
-    if not series:
-        return None
-    description = "; ".join(
+    said = "; ".join(
         f"{name}: from {line[0][1]:.2f} to {line[-1][1]:.2f}" for name, line in series.items()
     )
-    title = "Loss while masks or weights are learned"
-    return _drawn(Chart(title, description, "tokens", "loss, smoothed"), series, runs)
+    return _chart("Loss while masks or weights are learned", said, series, runs)
 
 
 def quality_chart(runs: list[RunData]) -> Chart | None:
-    """Perplexity against keep: the sizes of every run, and its curve where one was measured; None
-    where nothing has been measured."""
+    """Perplexity against keep for the sizes of every run; None where nothing has been measured."""
     series: Series = {}
     for run in runs:
         sizes = (size.figures for size in run.sizes)
         points = {size.keep: size.measured.perplexity for size in sizes if size.measured}
-        points |= dict(run.curve)
         if points and run.dense is not None:
             points[1.0] = run.dense.measured.perplexity
         if len(points) > 1:
             series[run.name] = sorted(points.items())
-    if not series:
-        return None
-    description = "; ".join(
+    said = "; ".join(
         f"{name}: " + ", ".join(f"{y:.1f} at keep {x:.2f}" for x, y in points)
         for name, points in series.items()
     )
-    empty = Chart("Quality against size", description, "keep", "perplexity, logarithmic")
-    return _drawn(empty, series, runs, log=True, marks=True)
+    return _chart("Perplexity against keep", said, series, runs, by_size=True)
 
 
-def _drawn(
-    empty: Chart, series: Series, runs: list[RunData], log: bool = False, marks: bool = False
-) -> Chart:
-    """The chart with its series in chart units.
+def _chart(
+    title: str, said: str, series: Series, runs: list[RunData], by_size: bool = False
+) -> Chart | None:
+    from matplotlib import rc_context
+    from matplotlib.ticker import EngFormatter
 
-    Args:
-        runs: all of the page.
-        log: whether the axis of values is logarithmic.
-        marks: whether every point has a mark.
-    """
-    places = {run.name: place for place, run in enumerate(runs)}
-    points = [point for line in series.values() for point in line]
-    xs, ys = zip(*points, strict=True)
-    scale = math.log if log else float
-    low, high = scale(min(ys)), scale(max(ys))
-    pad = 0.08 * (high - low or 1)
-    low, high = low - pad, high + pad
-    place = _placing((min(xs), max(xs)), (low, high), scale)
-    bottom, top = (math.exp(low), math.exp(high)) if log else (low, high)
-    return replace(
-        empty,
-        lines=tuple(
-            Line(
-                name,
-                " ".join("{},{}".format(*place(x, y)) for x, y in line),
-                [(*place(x, y), f"{y:.1f}") for x, y in line] if marks else [],
-                places[name],
-            )
-            for name, line in series.items()
-        ),
-        x_ticks=tuple((place(x, ys[0])[0], _short(x)) for x in _ticks(min(xs), max(xs))),
-        y_ticks=tuple(
-            (place(xs[0], y)[1], _short(y))
-            for y in (logarithmic_ticks if log else _ticks)(bottom, top)
-        ),
-    )
+    if not series:
+        return None
+    lines = {run.name: place for place, run in enumerate(runs) if run.name in series}
+    with rc_context(STYLE | {"svg.hashsalt": title}):
+        figure = canvas(4.2, 2.6)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(axis="y", linewidth=0.8)
+        for name, place in lines.items():
+            _draw_line(axes, series[name], place, by_size, alone=len(series) == 1)
+        if by_size:
+            values = [y for line in series.values() for _, y in line]
+            logarithmic(axes, min(values), max(values))
+            axes.margins(x=0.08, y=0.1)
+            axes.set_xlabel("keep: share of block parameters")
+        else:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+            axes.set_xlabel("tokens")
+        return Chart(title, said, lines, *_svg(figure))
 
 
-def _placing(
-    x_range: tuple[float, float], y_range: tuple[float, float], scale: Callable[[float], float]
-) -> Callable[[float, float], tuple[float, float]]:
-    """Where a point lies in the chart, whose edges have these (scaled) values."""
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_range[0]) / (x_range[1] - x_range[0] or 1)
-        up = (scale(y) - y_range[0]) / (y_range[1] - y_range[0])
-        return (
-            round(LEFT + across * (WIDTH - LEFT - 16), 1),
-            round((1 - up) * (HEIGHT - BOTTOM - 8) + 8, 1),
-        )
-
-    return place
+def _draw_line(
+    axes: Any, points: list[tuple[float, float]], place: int, marked: bool, alone: bool
+) -> None:
+    """A line, with a mark at every point and, of a line that is alone, its value."""
+    axes.plot(
+        *zip(*points, strict=True), color=_colour(place), linewidth=1.4,
+        linestyle="-" if place < COLOURS else "--", marker="o" if marked else "", markersize=4,
+    )  # fmt: skip
+    for x, y in points if marked and alone else ():
+        axes.annotate(f"{y:.1f}", (x, y), xytext=(3, 4), textcoords="offset points")
 
 
-def _short(number: float) -> str:
-    """`0.6`, `45`, `20 k`."""
-    return f"{number / 1e3:g} k" if number >= 1e4 else f"{number:g}"
+def _colour(place: int) -> str:
+    """Stands for the page's colour of the line at this place."""
+    return f"#0000{place % COLOURS + 1:02d}"
 
 
-def logarithmic_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two, of a logarithmic axis."""
-    found = [number for number in round_numbers(low, high) if low <= number <= high]
-    return found if len(found) > 1 else _ticks(low, high)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / 5
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
-    first = math.ceil(low / step)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
+def _svg(figure: Any) -> tuple[str, str]:
+    """The view box, and what stands in it, with the page's colours by their names."""
+    drawn = io.StringIO()
+    unsigned = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(drawn, format="svg", transparent=True, metadata=unsigned)
+    text = re.sub(r' id="\w+_\d+"', "", drawn.getvalue())  # not unique on a page of two
+    names = {_colour(place): f"s{place}" for place in range(COLOURS)}
+    for colour, name in (names | {SOFT: "soft", GRID: "line"}).items():
+        text = text.replace(colour, f"var(--{name})")
+    found = re.search(r'<svg[^>]* viewBox="([^"]+)"[^>]*>(.*)</svg>', text, re.DOTALL)
+    assert found
+    return found[1], found[2]

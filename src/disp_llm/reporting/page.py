@@ -14,20 +14,15 @@ from typing import Any
 import jinja2
 
 from disp_llm.config.report import ReportConfig
-from disp_llm.reporting.charts import BOTTOM, HEIGHT, LEFT, WIDTH, learning_chart, quality_chart
-from disp_llm.reporting.run_data import read_run
+from disp_llm.reporting.charts import learning_chart, quality_chart
+from disp_llm.reporting.run_data import RunData, SizeData, read_run
+from disp_llm.reporting.run_tables import recovery_table, sizes_table
+from disp_llm.reporting.tables import Table, bench_table
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import name_of, named, shown, without_paths
 from disp_llm.runs.ownership import PAGE
-from disp_llm.runs.results import (
-    dropped_said,
-    kept_said,
-    perplexity_said,
-    ratio_said,
-    speed_said,
-    workload_said,
-)
+from disp_llm.runs.results import perplexity_said
 
 
 def write_run_page(run: Run) -> Path:
@@ -57,10 +52,6 @@ def write_page(config: ReportConfig) -> dict[str, Any]:
         runs=runs,
         learning=learning_chart(runs),
         quality=quality_chart(runs),
-        size=(WIDTH, HEIGHT),
-        left=LEFT,
-        bottom=BOTTOM,
-        workload_said=workload_said,
     )
     with atomic(path, PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -77,20 +68,55 @@ def _told_apart(folders: list[Path]) -> list[str]:
     return names
 
 
+def runs_table(runs: list[RunData]) -> Table:
+    """A row for every size of every run."""
+    rows: list[tuple[str, ...]] = []
+    for run in runs:
+        cost: tuple[str, ...] = ()
+        if run.figures:
+            cost = f"{run.figures.tokens_seen or 0:,}", f"{run.figures.seconds or 0:.0f}"
+        for size in (size.figures for size in run.sizes):
+            assert run.dense is not None
+            figures = f"{size.keep:.4f}", perplexity_said(size), str(run.dense.measured)
+            rows.append((run.name, *figures, *cost, measured_on(run)))
+        if run.recovery:
+            after = run.recovery.after
+            figures = f"{after.keep:.4f}", str(after.measured), str(run.recovery.teacher or "")
+            rows.append((f"{run.name}, trained", *figures, *cost, measured_on(run)))
+        elif not run.sizes:
+            rows.append((run.name, f"{run.status}: no size yet"))
+    names = ("run", "keep", "perplexity", "original or teacher", "tokens seen", "seconds")
+    return Table((*names, "measured on"), rows)
+
+
+def measured_on(run: RunData) -> str:
+    """`text.txt, 12,000 tokens, windows of 1024`: what perplexity was measured over."""
+    made = run.recovery.after if run.recovery else run.dense
+    if made is None or run.figures is None or run.figures.source is None:
+        return ""
+    measured = made.measured
+    text = named(run.figures.source["eval_text"])
+    return f"perplexity on {text}, {measured.tokens:,} tokens, windows of {measured.window}"
+
+
+def widths_table(size: SizeData) -> Table:
+    """What every block keeps of every site."""
+    of_blocks = zip(*size.widths.values(), strict=True)
+    rows = [(str(block), *map(str, widths)) for block, widths in enumerate(of_blocks)]
+    return Table(("block", *size.widths), rows)
+
+
 @cache
 def _template() -> jinja2.Template:
     """Compiled once, since `compare` writes a page for every run of its own."""
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    tables = (runs_table, sizes_table, recovery_table, bench_table, widths_table, measured_on)
     environment.filters |= {
         "name_of": name_of,
         "named": named,
         "without_paths": without_paths,
-        "ratio_said": ratio_said,
-        "kept_said": kept_said,
-        "perplexity_said": perplexity_said,
-        "speed_said": speed_said,
-        "dropped_said": dropped_said,
         "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),
     }
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    called = {made.__name__: made for made in tables}
+    return environment.from_string(source.read_text(encoding="utf-8"), called)

@@ -17,7 +17,7 @@ from disp_llm.config.recipes import resolved
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
-from disp_llm.masks.selection import kept_by_site
+from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
 from disp_llm.runs.figures import RunFigures, TrainedResult
 from disp_llm.runs.files import read_json
@@ -86,8 +86,6 @@ class RunData:
     """What `result.json` holds; None before there is one."""
     dense: DenseResult | None
     sizes: list[SizeData]
-    curve: list[tuple[float, float]]
-    """Keep and perplexity of every point, where a curve was measured."""
     recovery: Recovery | None
     metrics: list[Step]
     """The lines of `metrics.jsonl`."""
@@ -111,8 +109,7 @@ def read_run(run: Run) -> RunData:
         status=found.status if found else "not begun",
         figures=found,
         dense=found.dense if found else None,
-        sizes=_sizes(run, found.models, found.first_size) if found else [],
-        curve=[(point.keep, point.measured.perplexity) for point in found.curve] if found else [],
+        sizes=_sizes(run, found.models) if found else [],
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
         settings=list(_flat(resolved(settings))),
@@ -145,18 +142,14 @@ def _bench(path: Path) -> BenchData | None:
     return BenchData(found.hardware["cpu"], found.rows)
 
 
-def _sizes(run: Run, models: list[SizeResult], first: str) -> list[SizeData]:
-    """Figures of every size, and pictures of its masks.
-
-    Args:
-        first: size of the run's masks file without a suffix, whichever was exported first.
-    """
-    return [_size(run.masks_file(model.size, first), model) for model in models]
+def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
+    """Figures of every size, and pictures of its masks."""
+    return [_size(run.selection_file, model) for model in models]
 
 
-def _size(masks_file: Path, figures: SizeResult) -> SizeData:
+def _size(selection: Path, figures: SizeResult) -> SizeData:
     full = figures.widths_full
-    kept = kept_by_site(masks_file, full)
+    kept = kept_by_site(selection, figures.size, full)
     return SizeData(
         figures,
         widths={site: [len(part) for part in parts] for site, parts in kept.items()},

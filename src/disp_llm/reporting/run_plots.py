@@ -7,46 +7,7 @@ import numpy as np
 
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection import Masks
-from disp_llm.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, mark_dense, panels, save
-from disp_llm.runs.figures import run_figures
-from disp_llm.runs.naming import name_of
-
-
-def draw_curve(figures: dict[str, Any], path: Path) -> None:
-    """Perplexity against keep of one run, with standard errors and the dense model's line.
-
-    Args:
-        figures: what `result.json` of a run with a `curve` holds.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    found = run_figures(figures, "result.json")
-    assert found.dense is not None
-    assert found.source is not None
-    keeps = [point.keep for point in found.curve]
-    measured = [point.measured for point in found.curve]
-    values = [point.perplexity for point in measured]
-    figure, (axes,) = panels(5.6, 3.8)
-    axes.errorbar(
-        keeps,
-        values,
-        [point.perplexity_stderr or 0 for point in measured],
-        color=PRUNED, marker="o", markersize=4, capsize=3, label="masks of one run",
-    )  # fmt: skip
-    for keep, value in zip(keeps, values, strict=True):
-        axes.annotate(
-            f"{value:.1f}", (keep, value),
-            xytext=(-6, 4), textcoords="offset points", ha="right", fontsize=8,
-        )  # fmt: skip
-    mark_dense(axes, found.dense.measured.perplexity, max(values))
-    axes.margins(x=0.09)  # for the first label
-    axes.invert_xaxis()
-    axes.set_xlabel("keep: share of block parameters")
-    axes.set_ylabel("perplexity")
-    axes.set_title(name_of(found.source["model"]), fontsize=9)
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
-    save(figure, path)
+from disp_llm.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, save
 
 
 def draw_masks(masks: Masks, path: Path) -> None:

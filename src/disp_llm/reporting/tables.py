@@ -1,28 +1,56 @@
-"""What a model can be and do on a machine, as tables; what all tables share."""
+"""One way to make a table, for a terminal, Markdown and the page; what `doctor`, `bench` and `eval`
+show."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import rich.box
+import rich.table
 
+from disp_llm.config.schema import as_type
+from disp_llm.evaluation.metrics import AnswerScore
 from disp_llm.reporting.reading import bench_figures
 from disp_llm.reporting.terminal import results, say
-from disp_llm.runs.results import workload_said
+from disp_llm.runs.markdown import table_row
+from disp_llm.runs.results import (
+    Perplexity,
+    from_json,
+    kept_said,
+    percent_with_error,
+    ratio_said,
+    with_error,
+    workload_said,
+)
+from disp_llm.runs.rows import BenchComparison, BenchRow
+from disp_llm.runs.scores import Scores
 
 
-def new_table(
-    columns: tuple[str, ...], left: tuple[str, ...] | None = None, title: str | None = None
-) -> Table:
-    """An empty table.
+@dataclass(frozen=True)
+class Table:
+    """Cells under named columns; the first column, and those in `left`, hold words."""
 
-    Args:
-        left: the columns that are aligned to the left. Default: the first one.
-    """
-    table = Table(title=title)
-    for name in columns:
-        is_left = name in (columns[:1] if left is None else left)
-        table.add_column(name, justify="left" if is_left else "right")
-    return table
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    left: Sequence[str] = ()
+
+    def show(self) -> None:
+        """Prints it on standard output."""
+        shown = rich.table.Table(title=self.title or None, box=rich.box.SIMPLE_HEAD)
+        for name in self.columns:
+            is_left = name in (self.columns[0], *self.left)
+            shown.add_column(name, justify="left" if is_left else "right")
+        for row in self.rows:
+            shown.add_row(*row)
+        results.print(shown)
+
+    def markdown(self) -> list[str]:
+        """Its lines in Markdown."""
+        words = (self.columns[0], *self.left)
+        rule = "|".join("---" if name in words else "---:" for name in self.columns)
+        return [table_row(self.columns), f"|{rule}|", *map(table_row, self.rows)]
 
 
 def megabytes(count: int) -> str:
@@ -45,9 +73,8 @@ def show_examination(result: dict[str, Any]) -> None:
     )
     say(f"entries of a block's sites: {', '.join(widths)}")
     names = ("keep", "of all parameters", "block parameters", "all parameters", "weights")
-    table = new_table((*names, "block GFLOPs a token"), left=())
-    for size in result["sizes"]:
-        table.add_row(
+    sizes = [
+        (
             f"{size['keep']:g}",
             f"{size['keep_total']:.1%}",
             f"{size['block_parameters']:,}",
@@ -55,18 +82,20 @@ def show_examination(result: dict[str, Any]) -> None:
             megabytes(size["bytes"]),
             f"{size['gflops_per_token']:.3f}",
         )
-    results.print(table)
-    names = ("learning", "processes", "memory each", "fits", "time")
-    table = new_table(names, left=("learning",))
-    for plan in result["plans"]:
-        table.add_row(
+        for size in result["sizes"]
+    ]
+    Table((*names, "block GFLOPs a token"), sizes).show()
+    plans = [
+        (
             plan["name"],
             str(plan["processes"]),
             f"{plan['memory_bytes'] / 2**30:.1f} GiB",
             "yes" if plan["fits"] else "no",
             f"{plan['learning_s'] / 3600:.2f} h",
         )
-    results.print(table)
+        for plan in result["plans"]
+    ]
+    Table(("learning", "processes", "memory each", "fits", "time"), plans).show()
     where = f"{result['devices']} × " if result["devices"] > 1 else ""
     free = f"{where}{result['memory_free_bytes'] / 2**30:.1f} GiB are free"
     say(f"{free}: {result['advice']}")
@@ -76,15 +105,16 @@ def show_examination(result: dict[str, Any]) -> None:
 
 def _show_alignments(alignments: list[dict[str, Any]]) -> None:
     kinds = list(alignments[0]["shares"])
-    table = new_table(
-        ("--align", *kinds, ""),
-        left=(),
-        title="half of the block parameters, time of the dense model",
-    )
-    for row in alignments:
-        shares = (f"{row['shares'][kind]:.1%}" for kind in kinds)
-        table.add_row(str(row["align"]), *shares, "chosen" if row["best"] else "")
-    results.print(table)
+    rows = [
+        (
+            str(row["align"]),
+            *(f"{row['shares'][kind]:.1%}" for kind in kinds),
+            "chosen" if row["best"] else "",
+        )
+        for row in alignments
+    ]
+    title = "half of the block parameters, time of the original"
+    Table(("--align", *kinds, ""), rows, title).show()
 
 
 def show_bench(result: dict[str, Any]) -> None:
@@ -93,28 +123,108 @@ def show_bench(result: dict[str, Any]) -> None:
     modes = ["compiled"] if found.compiled else []
     models = f"{found.model} against {found.against}"
     say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
-    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
-    table = new_table(names, left=("work", "time goes to"))
-    for comparison, dense, pruned in found.rows:
-        low, high = comparison.speedup_quartiles
-        shares = pruned.time_shares.items()
-        table.add_row(
-            workload_said(dense.phase, dense.length, dense.batch),
-            *(f"{m.median_s * 1e3:.2f} ± {m.spread_s * 5e2:.2f} ms" for m in (dense, pruned)),
-            f"×{comparison.speedup:.2f} ({low:.2f} to {high:.2f})",
-            f"×{comparison.predicted_speedup:.2f}",
-            f"{pruned.tokens_per_s:,.0f}",
-            ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
-        )
-    results.print(table)
+    bench_table(found.rows).show()
     loads = found.loading
     for name, key, unit, scale in (
         ("load time", "load_s", "s", 1),
         ("peak memory", "peak_memory_bytes", "MB", 1e6),
         ("weights on disk", "weight_bytes", "MB", 1e6),
     ):
-        dense, pruned = (getattr(load, key) / scale for load in loads)
-        results.print(f"{name}: {dense:,.1f} -> {pruned:,.1f} {unit}")
+        original, pruned = (getattr(load, key) / scale for load in loads)
+        say(f"{name}: {original:,.1f} -> {pruned:,.1f} {unit}")
+
+
+def bench_table(comparisons: list[tuple[BenchComparison, BenchRow, BenchRow]]) -> Table:
+    """A row for every workload: how the models compare, and the figures of both."""
+    rows = []
+    for comparison, original, pruned in comparisons:
+        low, high = comparison.speedup_quartiles
+        shares = pruned.time_shares.items()
+        cells = [
+            workload_said(original.phase, original.length, original.batch),
+            *(f"{m.median_s * 1e3:.2f} ± {m.spread_s * 5e2:.2f} ms" for m in (original, pruned)),
+            f"×{comparison.speedup:.2f} ({low:.2f} to {high:.2f})",
+            f"×{comparison.predicted_speedup:.2f}",
+            f"{pruned.tokens_per_s:,.0f}",
+            ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
+        ]
+        rows.append(cells)
+    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
+    return Table(names, rows, left=names[-1:])
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """What `eval` measured, and over what; of a suite, what is lost and kept first."""
+    if "suite" in result:
+        _show_scores(result)
+    say(
+        f"{result['model']}: {result['parameters']:,} parameters, "
+        f"{result['block_parameters']:,} in blocks, {result['dtype']}"
+    )
+    if "suite" in result:
+        return
+    if "perplexity" in result:
+        measured = from_json(Perplexity, result, result["model"])
+        say(
+            f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
+            f"window {measured.window}, stride {measured.stride})"
+        )
+    if "answers" in result:
+        found: AnswerScore = as_type(
+            result["answers"], AnswerScore, field=result["model"], hint="measure it again"
+        )
+        score = with_error(found.score, found.score_stderr, 3)
+        say(f"{found.metric} {score}  ({found.answers:,} answers)")
+    if "tasks" in result:
+        rows = [
+            (
+                name,
+                task["metric"],
+                f"{task[task['metric']]:.2%}",
+                f"{task['stderr']:.2%}",
+                f"{task['n']:,}",
+                str(task["shots"]),
+            )
+            for name, task in result["tasks"].items()
+        ]
+        rows.append(("average", "", f"{result['average']:.2%}", "", "", ""))
+        names = ("task", "metric", "accuracy", "standard error", "questions", "shots")
+        Table(names, rows, left=names[1:2]).show()
+
+
+def _show_scores(result: dict[str, Any]) -> None:
+    """What a model scores on a suite."""
+    found: Scores = as_type(result, Scores, field=result["model"], hint="measure it again")
+    said = [f"perplexity of the texts {ratio_said(found)}"] if ratio_said(found) else []
+    said += [f"kept of the tasks {kept_said(found)}"] if kept_said(found) else []
+    say(f"{found.suite}: {', '.join(said) or 'no original to compare with'}")
+    if found.texts:
+        texts = [
+            (
+                name,
+                with_error(text.perplexity, text.perplexity_stderr),
+                with_error(text.original, None),
+                with_error(text.ratio, text.ratio_stderr, 3),
+            )
+            for name, text in found.texts.items()
+        ]
+        Table(("text", "perplexity", "original", "ratio"), texts).show()
+    if found.tasks:
+        tasks = [
+            (
+                name,
+                task.metric,
+                percent_with_error(task.accuracy, task.stderr),
+                percent_with_error(task.original, None),
+                percent_with_error(task.chance, None),
+                percent_with_error(task.kept, task.kept_stderr),
+                f"{task.n:,}",
+                str(task.shots),
+            )
+            for name, task in found.tasks.items()
+        ]
+        names = ("task", "metric", "accuracy", "original", "chance", "kept", "questions", "shots")
+        Table(names, tasks, left=names[1:2]).show()
 
 
 def show_page(file: Path) -> None:

@@ -55,15 +55,6 @@ class Provenance(TypedDict):
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One size on the curve of a run."""
-
-    keep_asked: Amount
-    keep: Amount
-    measured: Perplexity
-
-
-@dataclass(frozen=True)
 class OwnWords:
     """What a model writes to learn from."""
 
@@ -120,10 +111,8 @@ class RunFigures:
     source: Source | None = None
     processes: Size | None = None
     """Among how many the windows of a step were divided when the run was begun."""
-    first_size: str = ""
     dense: DenseResult | None = None
     models: list[SizeResult] = field(default_factory=list)
-    curve: list[CurvePoint] = field(default_factory=list)
     before: MeasuredResult | None = None
     """This one, `original`, `teacher` and `model` are those of `recover`."""
     original: Scores | None = None
@@ -150,7 +139,7 @@ class RunFigures:
         """A run that is done has everything."""
         if "disp-llm" not in self.versions:
             raise ValueError("has no version of disp-llm")
-        pruned = ("first_size", "dense", "models")
+        pruned = ("dense", "models")
         needed = ("source", "tokens_seen", "seconds", "peak_memory_bytes")
         needed += pruned if self.before is None else ("model",)
         for name in needed if self.status == "done" else ():

@@ -1,12 +1,11 @@
 """The run folder: everything that one run made, and where it came from.
 
-    RUN/  config.toml  metrics.jsonl  scores.safetensors  checkpoint/
-          masks.safetensors  model/  result.json
+    RUN/  config.toml  metrics.jsonl  checkpoint/  selection.safetensors  keep-0.8/  keep-0.5/
+          result.json  report.html
 
-The first size of a run is `masks.safetensors` and `model/`; every other is `masks-0.6.safetensors`
-and `model-0.6/`. `result.json` holds the hashes of all files that a stage hands to the next, in the
-same write as the figures that belong to them: a stage whose files are recorded does not run again,
-and a file that has changed since is refused.
+A run of `recover` has `model/` and neither sizes nor a selection. `result.json` holds the hashes
+of all files that a stage hands to the next, in the same write as the figures that belong to them: a
+stage whose files are recorded does not run again, and a file that has changed since is refused.
 """
 
 import contextlib
@@ -68,22 +67,25 @@ class Run:
 
     @property
     def scores_file(self) -> Path:
-        return self.folder / "scores.safetensors"
+        return self.checkpoint_folder / "scores.safetensors"
 
     @property
     def checkpoint_folder(self) -> Path:
         return self.folder / "checkpoint"
 
     @property
-    def logits_file(self) -> Path:
-        """The masks file that carries the final logits: that of the run's first size."""
-        return self.folder / "masks.safetensors"
+    def selection_file(self) -> Path:
+        """What was chosen, and the kept indices of every size."""
+        return self.folder / "selection.safetensors"
 
-    def masks_file(self, size: str, first: str) -> Path:
-        return self.folder / f"masks{_suffix(size, first)}.safetensors"
+    @property
+    def model_folder(self) -> Path:
+        """Where `recover` writes its model."""
+        return self.folder / "model"
 
-    def model_folder(self, size: str, first: str) -> Path:
-        return self.folder / f"model{_suffix(size, first)}"
+    def size_folder(self, size: str) -> Path:
+        """Where `prune` writes a size: `keep-0.8`, or `bytes-0.6` under another budget."""
+        return self.folder / (f"keep-{size}" if size[0].isdigit() else size)
 
     def result(self) -> dict[str, Any]:
         """What has been measured so far; empty before anything has.
@@ -207,12 +209,11 @@ class Run:
             made: names of sizes that stay on it, since an attempt makes them again.
         """
         result, kept = self.result(), set(made)
-        sizes, first = result.get("models", []), result.get("first_size", "")
-        folders = {one["size"]: self.model_folder(one["size"], first) for one in sizes}
+        sizes = result.get("models", [])
+        folders = {one["size"]: self.size_folder(one["size"]) for one in sizes}
         gone = {size for size, folder in folders.items() if not folder.exists()} - kept
         if gone:
-            masks = {self._name(self.masks_file(size, first)) for size in gone - {first}}
-            gone_files = masks | {f"{folders[size].name}/{SUMS}" for size in gone}
+            gone_files = {f"{folders[size].name}/{SUMS}" for size in gone}
             result["models"] = [one for one in sizes if one["size"] not in gone]
             result["files"] = {k: v for k, v in result["files"].items() if k not in gone_files}
             write_checked_json(self.result_file, result)
@@ -315,7 +316,3 @@ def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
         if active:
             before = run.result().get(name) or 0.0
             run.update(**{name: round(before + time.perf_counter() - began, 1)})
-
-
-def _suffix(size: str, first: str) -> str:
-    return "" if size == first else f"-{size}"

@@ -95,8 +95,14 @@ class Job(Generic[Config]):
     """Asked after every step: whether to write a checkpoint and end."""
     command: str = "disp_llm"
     """How the task was asked for, for provenance."""
+    asked: Config | None = None
+    """The settings as they were given, which the run folder stores; the models may not be able to
+    follow all of them."""
     began: float = field(default_factory=time.perf_counter)
     """When this attempt began, on the clock of `time.perf_counter`."""
+
+    is_trial: bool = False
+    """Whether its steps are timed and thrown away: no checkpoint, no tracker."""
 
     def count(self, stage: str) -> Callable[[int, int], None]:
         """A callback (done, total) that reports the progress of one stage."""

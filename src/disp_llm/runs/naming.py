@@ -20,8 +20,8 @@ FILES = (
 SEVERAL = ("text", "eval_text", "examples", "eval_examples", "task_data")
 """Those of them whose flag takes several values."""
 
-HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(:[\w.-]+)*")
-"""`org/name`, and of a data set also `org/name:config:split`."""
+HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w./-]+)?(:[\w.-]+)*")
+"""`org/name`, also `org/name@revision`, and of a data set `org/name:config:split`."""
 
 HELD_OUT = re.compile(r"(answers in )?the last \d+%? of |answers in ")
 """How the name of a text begins that is the end of another, or of which answers alone count."""

@@ -69,14 +69,19 @@ def require_losses(perplexity: float | None, losses: list[float], tokens: list[i
         raise ValueError("has window_losses of another perplexity")
 
 
-def with_error(value: float, error: float | None, decimals: int = 2) -> str:
-    """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error."""
+def with_error(value: float | None, error: float | None, decimals: int = 2) -> str:
+    """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error. Empty
+    where there is no value."""
+    if value is None:
+        return ""
     form = ",.0f" if value >= 1000 else f".{decimals}f"
     return format(value, form) + (f" ± {error:{form}}" if error is not None else "")
 
 
-def percent_with_error(share: float, error: float | None) -> str:
-    """`87.1 ± 1.2 %`."""
+def percent_with_error(share: float | None, error: float | None) -> str:
+    """`87.1 ± 1.2 %`; empty where there is no share."""
+    if share is None:
+        return ""
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
 
 
@@ -87,9 +92,7 @@ def ratio_said(scores: Scores | None) -> str:
 
 def kept_said(scores: Scores | None) -> str:
     """`87.1 ± 1.2 %`; empty where there are no tasks or no original to compare with."""
-    if scores is None or scores.kept is None:
-        return ""
-    return percent_with_error(scores.kept, scores.kept_stderr)
+    return percent_with_error(scores.kept, scores.kept_stderr) if scores else ""
 
 
 def paired_said(ratio: float | None, error: float | None) -> str:
@@ -235,11 +238,6 @@ NOT_MEASURED = "not measured"
 def perplexity_said(size: SizeResult) -> str:
     """`53.29 ± 7.51`."""
     return str(size.measured or NOT_MEASURED)
-
-
-def masked_perplexity_said(size: SizeResult) -> str:
-    """`53.29`."""
-    return NOT_MEASURED if size.perplexity_masked is None else f"{size.perplexity_masked:.2f}"
 
 
 def dropped_said(size: SizeResult) -> str:

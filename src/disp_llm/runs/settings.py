@@ -20,7 +20,7 @@ from disp_llm.runs.provenance import provenance, runs_alike
 Stored = TypeVar("Stored", bound=PruneConfig | RecoverConfig)
 
 
-FREE_TO_CHANGE = ("resume", "anyway", "json", "output_dir", "track", "shard")
+FREE_TO_CHANGE = ("resume", "anyway", "output_dir", "track", "shard")
 """Settings that a resumed run may have otherwise than its first attempt."""
 
 
@@ -134,7 +134,7 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
     """
     run = Run(config.output_dir, config.anyway)
     if not config.resume:
-        stored = replace(config, anyway=False, json=False)
+        stored = replace(config, anyway=False)
         with atomic(run.config_file) as temporary:
             temporary.write_text(tomli_w.dumps(resolved(stored)), encoding="utf-8")
     record_beginning(run, config.machine.seed, command, run.config_file, **facts)

@@ -30,8 +30,8 @@ class Draw:
     temperature: float
     """τ."""
     choices: Int[Tensor, " N"] | None = None
-    """Which choice each entry is: what is random is drawn once for each. None = all are their
-    own."""
+    """Which choice each entry is: what is random is drawn once for each; None = all are their own.
+    """
 
     @property
     def shifted(self) -> Float[Tensor, " N"]:
@@ -75,33 +75,16 @@ def projected(draw: Draw) -> Sample:
     return Sample(mask, mask)
 
 
-def straight_through(draw: Draw) -> Sample:
-    """A Bernoulli sample with the slope of its probability (Bengio et al., arXiv 1308.3432)."""
-    probability = torch.sigmoid(draw.shifted / draw.temperature)
-    sample = _bernoulli(probability, draw)
-    mask = sample + (probability - probability.detach())
-    return Sample(mask, mask)
-
-
 def reinmax(draw: Draw) -> Sample:
     """Binary ReinMax (arXiv 2304.08612; the paper's Algorithm 2 with `logit` in step 4).
 
     At τ = 1 the gradient is exactly `½·|B − π0|`.
     """
-    return _reinmax(draw, torch.logit)
-
-
-def reinmax_printed(draw: Draw) -> Sample:
-    """Algorithm 2 as the paper prints it, with `ln π1` where the inverse of the sigmoid belongs."""
-    return _reinmax(draw, torch.log)
-
-
-def _reinmax(draw: Draw, inverse: Callable[[Tensor], Tensor]) -> Sample:
     x = draw.shifted
     pi0 = torch.sigmoid(x)
     sample = _bernoulli(pi0, draw)
     pi1 = (sample + torch.sigmoid(x / draw.temperature)) / 2
-    pi1 = torch.sigmoid((inverse(pi1) - x).detach() + x)
+    pi1 = torch.sigmoid((torch.logit(pi1) - x).detach() + x)
     pi2 = 2 * pi1 - pi0 / 2
     mask = sample + (pi2 - pi2.detach())
     return Sample(mask, mask)
@@ -115,15 +98,6 @@ def gumbel_soft(draw: Draw) -> Sample:
         torch.sigmoid((draw.shifted + _gumbel(draw)) / draw.temperature) for _ in range(2)
     )
     return Sample(soft, _rounded(again))
-
-
-def gumbel_hard(draw: Draw) -> Sample:
-    """Straight-through Gumbel-sigmoid (Jang et al., arXiv 1611.01144): the rounded soft mask, with
-    the soft one's slope. The difference of two Gumbels makes `σ(x + c)` the probability of a
-    one."""
-    both = _gumbel(draw) - _gumbel(draw)
-    mask = _rounded(torch.sigmoid((draw.shifted + both) / draw.temperature))
-    return Sample(mask, mask)
 
 
 def policy_gradient(draw: Draw) -> Sample:
@@ -165,9 +139,6 @@ def deterministic_mask(
 ESTIMATORS: dict[str, Callable[[Draw], Sample]] = {
     "projected": projected,
     "reinmax": reinmax,
-    "reinmax_printed": reinmax_printed,
-    "straight_through": straight_through,
     "gumbel_soft": gumbel_soft,
-    "gumbel_hard": gumbel_hard,
     "policy_gradient": policy_gradient,
 }

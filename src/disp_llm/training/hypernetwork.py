@@ -1,19 +1,18 @@
 """What is trained in place of the model's weights: one vector of logits for all sites.
 
-`FreeLogits` trains the logits themselves; `Hypernetwork` is the paper's (section 3.3, Table 5) and
-`Heads` the same without its Bi-GRU. All add what they train to a start vector, which is zero for
-the paper's random start. `Tied` lets the sites of the residual stream share one mask.
+`FreeLogits` trains the logits themselves; `Hypernetwork` is the paper's (section 3.3, Table 5). It
+adds what it trains to a start vector, which is zero for the paper's random start.
 
-N entries of all sites, S sites, M entries of the tied vector.
+N entries of all sites, S sites.
 """
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import Layout
 
 INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 128 numbers
 
@@ -31,8 +30,13 @@ class FreeLogits(nn.Module):
         return self.logits
 
 
-class Heads(nn.Module):
-    """x = start + one bias-free Linear(128, N_s) a site, on a fixed random input."""
+class Hypernetwork(nn.Module):
+    """x = start + HN(z): fixed z (S, 1, 32) → bidirectional GRU(32, 64) → LayerNorm(128) → GELU
+    → one bias-free Linear(128, N_s) a site.
+
+    Weights are drawn as PyTorch draws them by default, from `generator`; they are saved whole, the
+    fixed z included.
+    """
 
     def __init__(
         self, start: Float[Tensor, " N"], lengths: Sequence[int], generator: torch.Generator
@@ -44,82 +48,19 @@ class Heads(nn.Module):
             self.heads = nn.ModuleList(
                 nn.Linear(2 * HIDDEN, length, bias=False) for length in lengths
             )
-            self.make_input(len(lengths))
-
-    def make_input(self, sites: int) -> None:
-        self.register_buffer("z", torch.randn(sites, 2 * HIDDEN))
-
-    def features(self) -> Float[Tensor, "S 128"]:
-        return self.get_buffer("z")
+            self.register_buffer("z", torch.randn(len(lengths), 1, INPUT))
+            self.gru = nn.GRU(INPUT, HIDDEN, bidirectional=True)
+            self.norm = nn.LayerNorm(2 * HIDDEN)
 
     def forward(self) -> Float[Tensor, " N"]:
-        parts = [head(row) for head, row in zip(self.heads, self.features(), strict=True)]
-        return self.start + torch.cat(parts)
-
-
-class Hypernetwork(Heads):
-    """x = start + HN(z): fixed z (S, 1, 32) → bidirectional GRU(32, 64) → LayerNorm(128) → GELU
-    → one bias-free Linear(128, N_s) a site.
-
-    Weights are drawn as PyTorch draws them by default, from `generator`; they are saved whole, the
-    fixed z included.
-    """
-
-    def make_input(self, sites: int) -> None:
-        self.register_buffer("z", torch.randn(sites, 1, INPUT))
-        self.gru = nn.GRU(INPUT, HIDDEN, bidirectional=True)
-        self.norm = nn.LayerNorm(2 * HIDDEN)
-
-    def features(self) -> Float[Tensor, "S 128"]:
         hidden, _ = self.gru(self.z)  # (S, 1, 128)
-        return nn.functional.gelu(self.norm(hidden)).squeeze(1)
-
-
-class Tied(nn.Module):
-    """The paper's ablation "constrained": S1 = S2 = S3 = S5, one mask of the residual stream for
-    all blocks, and an mlp_mid of its own for each."""
-
-    def __init__(
-        self, make: type[nn.Module], start: Float[Tensor, " N"], layout: Layout, generator
-    ):
-        super().__init__()
-        lengths, index = shared_entries(layout)
-        self.register_buffer("index", index.to(start.device))
-        counts = torch.bincount(self.index)
-        sums = torch.zeros(len(counts), device=start.device).index_add(0, self.index, start)
-        self.inner = make(sums / counts, lengths, generator)
-
-    def forward(self) -> Float[Tensor, " N"]:
-        return self.inner()[self.index]
-
-
-def shared_entries(layout: Layout) -> tuple[list[int], Int[Tensor, " N"]]:
-    """Lengths of the tied vector's parts, and which of its M entries each of the N entries is."""
-    hidden = layout.blocks[0].hidden
-    lengths, index = [hidden], []
-    for block in layout.blocks:
-        for site, length in zip(layout.sites, block.lengths, strict=True):
-            own = site not in STREAM_SITES
-            index.append(torch.arange(length) + (sum(lengths) if own else 0))
-            if own:
-                lengths.append(length)
-    return lengths, torch.cat(index)
-
-
-def choices(layout: Layout, chunk: int, tied: bool) -> Int[Tensor, " N"] | None:
-    """Which of the choices that a mask consists of each entry is: one is made for all entries whose
-    logits are tied, and for all of a chunk. None = each is a choice of its own."""
-    if chunk == 1 and not tied:
-        return None
-    index = shared_entries(layout)[1] if tied else torch.arange(layout.entries)
-    parts = zip(layout.split(index), layout.in_stream.tolist(), strict=True)
-    leaders = [p[::chunk].repeat_interleave(chunk) if in_stream else p for p, in_stream in parts]
-    return torch.unique(torch.cat(leaders), return_inverse=True)[1]
+        features = nn.functional.gelu(self.norm(hidden)).squeeze(1)  # (S, 128)
+        parts = [head(row) for head, row in zip(self.heads, features, strict=True)]
+        return self.start + torch.cat(parts)
 
 
 PARAMETRISATIONS: dict[str, type[nn.Module]] = {
     "logits": FreeLogits,
-    "heads": Heads,
     "hypernetwork": Hypernetwork,
 }
 
@@ -131,10 +72,6 @@ def numbers_of(name: str, entries: int) -> int:
     return sum(parameter.numel() for parameter in made.parameters())
 
 
-def build(
-    name: str, start: Float[Tensor, " N"], layout: Layout, generator, tied: bool
-) -> nn.Module:
+def build(name: str, start: Float[Tensor, " N"], layout: Layout, generator) -> nn.Module:
     """What a configuration trains, on the device of `start`."""
-    make = PARAMETRISATIONS[name]
-    made = Tied(make, start, layout, generator) if tied else make(start, layout.lengths, generator)
-    return made.to(start.device)
+    return PARAMETRISATIONS[name](start, layout.lengths, generator).to(start.device)

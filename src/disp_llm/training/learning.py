@@ -26,7 +26,7 @@ from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
-from disp_llm.training.hypernetwork import build, choices
+from disp_llm.training.hypernetwork import build
 from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.optimizers import Optimizer, optimizer_of
@@ -110,9 +110,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
         start.float(),
         problem.budget.layout,
         random_stream("start", problem.seed),
-        learn.constrained,
     )
-    logits.requires_grad_(not learn.fixed_masks)
     scales = None
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
@@ -151,8 +149,7 @@ class MaskLearner:
 
     @functools.cached_property
     def _choices(self) -> Tensor | None:
-        budget = self.problem.budget
-        return choices(budget.layout, budget.chunk, self.problem.learn.constrained)
+        return self.problem.budget.layout.choices(self.problem.budget.chunk)
 
     def backward(self, step: int) -> dict[str, Any]:
         """Accumulates the gradient, and returns the figures of the step."""

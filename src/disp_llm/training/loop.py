@@ -23,6 +23,9 @@ from disp_llm.runs.metrics import MetricsLog
 from disp_llm.training.checkpoints import restore, save, whole_tensors
 from disp_llm.training.optimizers import Optimizer
 
+CHECKPOINT_EVERY = 25
+"""Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -32,6 +35,10 @@ class Schedule:
     steps: int
     stage: str
     """What progress calls the training."""
+    rarer: int = 1
+    """Factor of `CHECKPOINT_EVERY`, for checkpoints that are large."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 = no limit."""
 
     def rate_of(self, group: dict[str, Any], step: int) -> float:
         """Share of the peak step size of a group of the optimiser, which may name a share of the
@@ -52,15 +59,9 @@ class Schedule:
             return 1.0 - done
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
-    @property
-    def is_trial(self) -> bool:
-        """Whether the steps are thrown away: a checkpoint is to follow every 0th."""
-        return self.config.checkpoint_every == 0
-
     def saves(self, done: int) -> bool:
         """Whether a checkpoint follows so many steps."""
-        every = self.config.checkpoint_every
-        return not self.is_trial and (done % every == 0 or done == self.steps)
+        return done % (self.rarer * CHECKPOINT_EVERY) == 0 or done == self.steps
 
 
 Figures = dict[str, Any]
@@ -114,13 +115,13 @@ def train(
             figures = backward(step)
             stopping = _exchange(trained, figures, job.stop_requested(), job.process)
             _require_finite(figures["loss"], step)
-            if schedule.config.clip:
-                figures["gradient_norm"] = _clip(_trained(trained), schedule.config.clip)
+            if schedule.clip:
+                figures["gradient_norm"] = _clip(_trained(trained), schedule.clip)
             optimizer.step()
             optimizer.zero_grad()
             if job.process.is_main:
                 reporter.report(figures, optimizer.param_groups[0]["lr"], step + 1)
-            if stopping or schedule.saves(step + 1):
+            if stopping or (schedule.saves(step + 1) and not job.is_trial):
                 tensors = whole_tensors(trained, optimizer, job.process.is_main)
                 if job.process.is_main:
                     facts = {"step": str(step + 1), "metrics": log.settle()}
@@ -167,7 +168,7 @@ class StepReporter:
             "tokens_per_s": tokens * (done - self.first) / (time.perf_counter() - self.began),
         }
         self.log.append(figures)
-        if not self.schedule.is_trial:
+        if not self.job.is_trial:
             process.track(figures, done)
         self.job.progress(self.schedule.stage, done, self.schedule.steps, figures)
 

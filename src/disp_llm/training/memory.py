@@ -19,7 +19,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.training.hypernetwork import numbers_of, shared_entries
+from disp_llm.training.hypernetwork import numbers_of
 from disp_llm.training.losses import CHUNK
 
 FLOAT = 4
@@ -131,8 +131,7 @@ def passing_in_block(shape: BlockShape, tokens: int) -> int:
 def trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     """What is trained, its gradient, two moments, and what the optimiser computes with."""
     learn, entries = config.learn, target.layout.entries
-    free = sum(shared_entries(target.layout)[0]) if learn.constrained else entries
-    numbers = numbers_of(learn.parametrisation, free) + (entries if learn.learns_scales else 0)
+    numbers = numbers_of(learn.parametrisation, entries) + (entries if learn.learns_scales else 0)
     if learn.learns_adapters:
         numbers += learn.adapter_rank * _widths(target)
     if learn.learns_weights:

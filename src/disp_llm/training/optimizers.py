@@ -50,7 +50,7 @@ def optimizer_of(
     adamw = torch.optim.AdamW(
         groups if muon else [*groups, weights],
         lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
+        betas=(config.betas[0], config.betas[1]),
         weight_decay=config.weight_decay,
         foreach=foreach,
     )

@@ -73,7 +73,7 @@ def _seconds_left(problem: PruningProblem) -> float:
     result, config = problem.job.run.result(), problem.job.config
     passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
     measured = result.get("measuring_dense_s", 0.0)
-    measurements = MEASUREMENTS_A_SIZE * len(config.sizes) + len(config.curve_shares)
+    measurements = MEASUREMENTS_A_SIZE * len(config.sizes)
     scoring = result.get("scoring_dense_s", 0.0) * len(config.sizes)
     return 60 * problem.learn.minutes - passed - measured * measurements - scoring
 
@@ -94,7 +94,7 @@ def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["ye
     def on_step(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
         problem.job.progress("timing steps", done, total, {})
 
-    training = replace(problem.training, compile=compiled, checkpoint_every=0)
+    training = replace(problem.training, compile=compiled)
     with tempfile.TemporaryDirectory() as folder:
         job = replace(
             problem.job,
@@ -102,6 +102,7 @@ def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["ye
             run=Run(Path(folder)),
             progress=on_step,
             stop_requested=asked_to_stop,
+            is_trial=True,
         )
         take(replace(problem, job=job), 1 + PROBES)
     return statistics.median(after - before for before, after in itertools.pairwise(times))

@@ -22,6 +22,11 @@ from disp_llm.training.loop import Schedule, accumulate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.optimizers import optimizer_of
 
+RARER = 4
+"""Checkpoints are so many times rarer than those of masks: they hold all weights and moments."""
+CLIP = 1.0
+"""Largest norm of the gradient."""
+
 
 def train_weights(
     job: Job[RecoverConfig],
@@ -67,7 +72,8 @@ def train_weights(
         checkpointed_blocks(student, config.recomputes),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
-        train(state, optimizer, backward, Schedule(config, steps, "training"), job)
+        schedule = Schedule(config, steps, "training", RARER, CLIP)
+        train(state, optimizer, backward, schedule, job)
     return steps
 
 

@@ -16,7 +16,8 @@ from disp_llm.export.carrying import Carrier
 from disp_llm.export.facts import size_of
 from disp_llm.export.original import original_of, run_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.masks.selection import Masks, load_masks
+from disp_llm.masks.selection import Masks
+from disp_llm.masks.selection_file import load_masks
 from disp_llm.models.loading import Loaded, load, load_config, require_unquantised
 from disp_llm.runs.folder import Run
 from disp_llm.runs.settings import stored_config
@@ -78,7 +79,7 @@ def _run_of_both(folder: Path, larger: Path) -> Run:
 
 def _masks_of(run: Run, folder: Path, stored: PruneConfig, dense: PrunableModel) -> Masks:
     """The masks of the size that a folder is of."""
-    masks = load_masks(run.masks_file(size_of(folder), stored.first_size), dense.layout)
+    masks = load_masks(run.selection_file, dense.layout, size_of(folder))
     if masks.compensation.mean_inputs is not None:
         raise InputError(
             "cannot be had where biases stand for what was pruned, of every size other ones",

@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 import torch
-from conftest import SMALL, run_command
+from conftest import SMALL, kept_in, run_command
 from safetensors.torch import load_file, save_file
 from test_recover import FEW
 
-from disp_llm.commands.larger import take_weights
+from disp_llm.commands.warm_start import take_weights
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
@@ -25,7 +25,7 @@ from disp_llm.runs.folder import Run
 def larger(small_run, text_file, tmp_path_factory):
     """The folder of keep 0.8, recovered."""
     folder = tmp_path_factory.mktemp("larger") / "run"
-    done = recover(small_run[0] / "model-0.8", text_file, folder, "--learning-rate", 0.003)
+    done = recover(small_run[0] / "keep-0.8", text_file, folder, "--learning-rate", 0.003)
     assert done.returncode == 0, done.stderr
     return folder / "model"
 
@@ -38,7 +38,7 @@ def recover(folder, text_file, run, *flags):
 
 def test_it_begins_with_what_the_larger_has_learned(small_run, larger, text_file, tmp_path):
     flags = ("--weights-from", larger, "--learning-rate", 1e-12)
-    done = recover(small_run[0] / "model", text_file, tmp_path / "run", *flags)
+    done = recover(small_run[0] / "keep-0.5", text_file, tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     alone = next(one for one in small_run[1]["models"] if one["size"] == "0.5")
@@ -50,7 +50,7 @@ def test_it_begins_with_what_the_larger_has_learned(small_run, larger, text_file
     smaller, found = (
         load_file(one / "model.safetensors") for one in (tmp_path / "run/model", larger)
     )
-    kept, beyond = (load_file(small_run[0] / f"masks{of}.safetensors") for of in ("", "-0.8"))
+    kept, beyond = (kept_in(small_run[0], size) for size in ("0.5", "0.8"))
     places = [
         torch.searchsorted(beyond[f"layers.1.{site}"], kept[f"layers.1.{site}"])
         for site in ("mlp_out", "mlp_mid")
@@ -66,7 +66,7 @@ def test_it_begins_with_what_the_larger_has_learned(small_run, larger, text_file
 def test_a_third_size_knows_what_both_have_read(small_run, larger, text_file, tmp_path):
     """Tokens add up along the sizes, and along recoveries of one folder."""
     flags = ("--weights-from", larger)
-    done = recover(small_run[0] / "model", text_file, tmp_path / "once", *flags)
+    done = recover(small_run[0] / "keep-0.5", text_file, tmp_path / "once", *flags)
     assert done.returncode == 0, done.stderr
     done = recover(tmp_path / "once/model", text_file, tmp_path / "twice")
     assert done.returncode == 0, done.stderr
@@ -76,14 +76,14 @@ def test_a_third_size_knows_what_both_have_read(small_run, larger, text_file, tm
 def test_another_folder_than_it_began_with(small_run, larger, text_file, tmp_path):
     changed = shutil.copytree(larger.parent, tmp_path / "larger") / "model"
     flags = ("--weights-from", changed)
-    assert recover(small_run[0] / "model", text_file, tmp_path / "run", *flags).returncode == 0
+    assert recover(small_run[0] / "keep-0.5", text_file, tmp_path / "run", *flags).returncode == 0
     run = Run(tmp_path / "run")
     write_checked_json(run.result_file, run.result() | {"status": "running"})
     weights = load_file(changed / "model.safetensors")
     weights["model.norm.weight"] += 1
     save_file(weights, changed / "model.safetensors", {"format": "pt"})
     (changed / "SHA256SUMS").unlink()
-    done = recover(small_run[0] / "model", text_file, tmp_path / "run", *flags, "--resume")
+    done = recover(small_run[0] / "keep-0.5", text_file, tmp_path / "run", *flags, "--resume")
     assert done.returncode == 2
     assert "--weights-from" in done.stderr
 
@@ -91,13 +91,13 @@ def test_another_folder_than_it_began_with(small_run, larger, text_file, tmp_pat
 @pytest.mark.parametrize(
     ("folder", "from_", "says"),
     [
-        ("model-0.8", "larger", "is no larger than"),
-        ("model-0.8", "model", "is no larger than"),
-        ("model", "llama", "is no size of the run that"),
+        ("keep-0.8", "larger", "is no larger than"),
+        ("keep-0.8", "keep-0.5", "is no larger than"),
+        ("keep-0.5", "llama", "is no size of the run that"),
         ("llama", "larger", "is no size of the run that"),
-        ("model", "alone", "is no size of the run that"),
-        ("model", "wrong", "is not what"),
-        ("model", "nowhere", "nowhere"),
+        ("keep-0.5", "alone", "is no size of the run that"),
+        ("keep-0.5", "wrong", "is not what"),
+        ("keep-0.5", "nowhere", "nowhere"),
     ],
 )
 def test_only_a_larger_size_of_the_same_run(
@@ -107,10 +107,10 @@ def test_only_a_larger_size_of_the_same_run(
     wrong = shutil.copytree(larger.parent, tmp_path / "wrong/run") / "model"
     if from_ == "wrong":  # the folder of another size, under the card of this one
         for file in ("model.safetensors", "config.json"):
-            shutil.copyfile(small_run[0] / "model" / file, wrong / file)
+            shutil.copyfile(small_run[0] / "keep-0.5" / file, wrong / file)
         (wrong / "SHA256SUMS").unlink()
     places = {"larger": larger, "llama": llama_folder, "alone": tmp_path / "alone", "wrong": wrong}
-    runs = {name: small_run[0] / name for name in ("model", "model-0.8")}
+    runs = {name: small_run[0] / name for name in ("keep-0.5", "keep-0.8")}
     nowhere = {"nowhere": tmp_path / "nowhere"}
     given = places | runs | nowhere
     flags = ("--weights-from", given[from_], "--distill", 0)
@@ -125,15 +125,15 @@ def test_biases_for_what_is_pruned_are_of_every_size_other_ones(llama_folder, te
     flags = ("--method", "flap", "--keep", 0.5, 0.8, "--text", text_file, *SMALL)
     done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "flap")
     assert done.returncode == 0, done.stderr
-    flags = ("--weights-from", tmp_path / "flap/model-0.8", "--distill", 0)
-    done = recover(tmp_path / "flap/model", text_file, tmp_path / "run", *flags)
+    flags = ("--weights-from", tmp_path / "flap/keep-0.8", "--distill", 0)
+    done = recover(tmp_path / "flap/keep-0.5", text_file, tmp_path / "run", *flags)
     assert done.returncode == 2
     assert "--weights-from: cannot be had where biases stand for" in done.stderr
 
 
 def test_weights_in_parts_take_none(small_run, larger):
     """Each process would have to know which part of which tensor it holds."""
-    folder = str(small_run[0] / "model")
+    folder = str(small_run[0] / "keep-0.5")
     config = RecoverConfig(folder, weights_from=str(larger))
     student = replace(load(folder, MachineConfig(device="cpu")), sharding=cast(Sharding, object()))
     with pytest.raises(InputError, match="needs all weights in every process"):

@@ -1,0 +1,142 @@
+"""Settings -> the flags of a command, by argparse: they are parsed, listed and completed from the
+same declaration."""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.settings import Setting, settings_of
+
+SWITCHES = {
+    "json": "Print one JSON object on standard output.",
+    "quiet": "Print results and errors alone.",
+    "verbose": "Also print what libraries log, and where an error came from.",
+    "help": "List the usual settings.",
+    "help-all": "List all settings.",
+}
+"""Of every command."""
+
+DRY_RUN = "Print what would be done, and do nothing."
+"""Of commands that train."""
+
+SHORT_CHOICE = 3
+"""How many choices stand beside a flag; more stand in its sentence."""
+
+
+def command_parser(command: str, kind: type, shown: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The parser of a command. Every flag collects what is said of it, as often as it is.
+
+    Args:
+        shown: the settings that it has, in this order; () = all.
+    """
+    settings = settings_of(kind)
+    named = " ".join(one.flag for one in settings.values() if one.is_positional)
+    parser = argparse.ArgumentParser(
+        prog=f"disp-llm {command}",
+        usage=f"disp-llm {command} {named} [--flag VALUE ...]",
+        description=" ".join((kind.__doc__ or "").split()),
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24),
+    )
+    for name in shown or settings:
+        if not settings[name].is_positional:
+            _add(parser, settings[name], whole=not shown)
+    for name, (metavar, said) in layers_of(kind).items():
+        parser.add_argument(f"--{name}", action="append", metavar=metavar, help=said)
+    for name, sentence in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="append_const", const=True, help=sentence)
+    if "resume" in settings:
+        parser.add_argument("--dry-run", action="append_const", const=True, help=DRY_RUN)
+    return parser
+
+
+def layers_of(kind: type) -> dict[str, tuple[str, str]]:
+    """Flags of a command that are no settings of their own: what help shows for their value, and
+    what they do."""
+    layers = {}
+    if "model" in settings_of(kind):
+        said = "Commit, tag or branch of a hub MODEL, which can also be written MODEL@REVISION."
+        layers["revision"] = ("NAME", said)
+    if usual_settings_of(kind):
+        layers["set"] = ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3.")
+        said = "Read settings from a TOML file, or from the config.toml of a run."
+        layers["config"] = ("FILE", said)
+    return layers
+
+
+def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None:
+    how: dict[str, Any] = {"dest": setting.name, "help": _sentence(setting, whole)}
+    if setting.kind is bool:
+        parser.add_argument(setting.flag, action="append_const", const=True, **how)
+        opposite = setting.flag.replace("--", "--no-", 1)
+        how["help"] = argparse.SUPPRESS
+        parser.add_argument(opposite, action="append_const", const=False, **how)
+        return
+    if setting.takes_several:
+        how["nargs"] = "+"
+    elif setting.is_switch_too:
+        how |= {"nargs": "?", "const": True}
+    parser.add_argument(setting.flag, action="append", metavar=_metavar(setting), **how)
+
+
+def _metavar(setting: Setting) -> str:
+    """`{auto,yes,no}`, `N`, `PATH`: what stands beside a flag."""
+    if setting.choices and len(setting.choices) <= SHORT_CHOICE:
+        return "{" + ",".join(setting.choices) + "}"
+    return setting.described[0]
+
+
+def _sentence(setting: Setting, whole: bool) -> str:
+    """What help says of a setting: its first sentence or all of them, and its default."""
+    said = setting.sentence if whole else setting.sentence.split(". ")[0].rstrip(".") + "."
+    if len(setting.choices) > SHORT_CHOICE:
+        said += f" One of {', '.join(setting.choices)}."
+    default = setting.default
+    if default not in ("", (), None, False, MISSING) and "default" not in said.lower():
+        values = default if isinstance(default, tuple) else (default,)
+        said += f" (default: {' '.join(map(str, values))})"
+    return said.replace("%", "%%")
+
+
+def usual_settings_of(kind: type) -> tuple[str, ...]:
+    """The settings that a short help lists; none where it lists all."""
+    return tuple(getattr(kind, "USUAL", "").split())
+
+
+def help_of(command: str, kind: type, complete: bool) -> str:
+    """What `--help` prints, or `--help-all`."""
+    usual = () if complete else usual_settings_of(kind)
+    lines = command_parser(command, kind, usual).format_help().rstrip()
+    named = [one for one in settings_of(kind).values() if one.is_positional]
+    return lines + "".join(f"\n\n{one.flag}: {one.sentence}" for one in named)
+
+
+def completion(kinds: dict[str, type], shell: str) -> str:
+    """What a shell reads to complete commands, flags, choices and files.
+
+    Raises:
+        InputError: a shell that is not known.
+    """
+    import shtab
+
+    if shell not in shtab.SUPPORTED_SHELLS:
+        known = ", ".join(shtab.SUPPORTED_SHELLS)
+        raise InputError(f"no shell '{shell}'", field="--completion", hint=f"use one of {known}")
+    whole = argparse.ArgumentParser(prog="disp-llm", add_help=False)
+    commands = whole.add_subparsers()
+    for name, kind in kinds.items():
+        parser = command_parser(name, kind)
+        parser.add_argument("files", nargs="*", type=Path)
+        about = (kind.__doc__ or "").split("\n")[0]
+        commands.add_parser(name, parents=[parser], add_help=False, help=about)
+    for parser in commands.choices.values():
+        for action in parser._actions:
+            if action.metavar in ("PATH", "FILE") or action.dest == "files":
+                action.complete = shtab.FILE  # pyrefly: ignore
+    return shtab.complete(whole, shell)

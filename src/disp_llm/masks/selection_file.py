@@ -1,0 +1,180 @@
+"""`selection.safetensors`: what a method chose, and the kept indices of every size of a run.
+
+    logits.layers.3.attn_in         importance of every entry of a site
+    scales.layers.3.attn_in         the same of scales, where there are any
+    means                           mean inputs, where biases stand for what is pruned
+    adapters.17.{down,up,whole}     of the linear layer 17
+    kept.0.8.layers.3.attn_in       kept indices of the size 0.8, int64, sorted
+
+The file is the one hand-over between choosing and exporting.
+"""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import BRANCHES
+from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
+from disp_llm.runs.files import write_tensors
+from disp_llm.runs.tensors import TensorFile, read_tensors
+
+MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
+"""What to do about a damaged file: learning goes on from its checkpoints."""
+
+UNKNOWN = 2**31
+"""Stands for a width that no model has."""
+
+
+def save_selection(
+    path: Path, selection: Selection, layout: Layout, sizes: dict[str, Masks]
+) -> None:
+    """Writes a selection, and the masks of sizes by their names.
+
+    Raises:
+        InputError: the method gave numbers that are not finite, or the file cannot be written.
+    """
+    if not selection.importance.isfinite().all():
+        raise InputError(
+            "gave numbers that are not finite", field="method", hint="try the `dtype` float32"
+        )
+    compensation, tensors = selection.compensation, dict[str, Tensor]()
+    for kind, flat in (("logits", selection.importance), ("scales", compensation.scales)):
+        if flat is not None:
+            parts = zip(layout.names, layout.split(flat.float()), strict=True)
+            tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
+    if compensation.mean_inputs is not None:
+        tensors["means"] = compensation.mean_inputs.float()
+    for number, adapter in enumerate(compensation.adapters):
+        tensors[f"adapters.{number}.down"] = adapter.down.float()
+        tensors[f"adapters.{number}.up"] = adapter.up.float()
+        if adapter.whole is not None:
+            tensors[f"adapters.{number}.whole"] = adapter.whole.float()
+    for size, masks in sizes.items():
+        tensors |= _named(masks, size)
+    write_tensors(path, tensors)
+
+
+def add_masks(path: Path, masks: Masks, size: str) -> None:
+    """Writes the masks of one more size, or of one that has others, into the file of its selection.
+
+    Raises:
+        InputError: the file is missing, damaged, or cannot be written.
+    """
+    write_tensors(path, read_tensors(path, MADE_AGAIN).tensors | _named(masks, size))
+
+
+def _named(masks: Masks, size: str) -> dict[str, Tensor]:
+    return {f"kept.{size}.{name}": part for name, part in masks.indices().items()}
+
+
+def load_selection(path: Path, layout: Layout) -> Selection:
+    """What a method chose.
+
+    Raises:
+        InputError: the file is missing, damaged, or made for another model.
+    """
+    return _selection(read_tensors(path, MADE_AGAIN), layout)
+
+
+def load_masks(path: Path, layout: Layout, size: str) -> Masks:
+    """The masks of a size.
+
+    Raises:
+        InputError: the file is missing, damaged, made for another model, or has no such size.
+    """
+    file = read_tensors(path, MADE_AGAIN)
+    kept = _kept(file, size, dict(zip(layout.names, layout.lengths, strict=True)))
+    masks = [
+        torch.zeros(length, dtype=torch.bool).index_fill(0, kept[name], True)
+        for name, length in zip(layout.names, layout.lengths, strict=True)
+    ]
+    for name, mask, lanes in zip(layout.names, masks, layout.lanes, strict=True):
+        of_experts = mask.view(lanes, -1).sum(1)
+        file.require(bool((of_experts == of_experts[0]).all()), f"{name} differs between experts")
+    return Masks(layout, torch.cat(masks), _selection(file, layout))
+
+
+def has_masks(path: Path, masks: Masks, size: str) -> bool:
+    """Whether the file holds just these masks under the name of a size.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    tensors = read_tensors(path, MADE_AGAIN).tensors
+    return all(
+        name in tensors and torch.equal(tensors[name], part)
+        for name, part in _named(masks, size).items()
+    )
+
+
+def kept_by_site(path: Path, size: str, widths: dict[str, int]) -> dict[str, list[Tensor]]:
+    """The kept indices of every site of a size, block by block, where no model is at hand.
+
+    Args:
+        widths: of every site of the first block.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    file = read_tensors(path, MADE_AGAIN)
+    blocks = range(sum(name.startswith("logits.layers.") for name in file.tensors) // len(widths))
+    lengths = {  # all that is known of a site inside a block is the first block's width
+        f"layers.{i}.{site}": width if site in (*STREAM_SITES, *BRANCHES) else UNKNOWN
+        for i in blocks
+        for site, width in widths.items()
+    }
+    kept = _kept(file, size, lengths)
+    return {site: [kept[f"layers.{i}.{site}"] for i in blocks] for site in widths}
+
+
+def _selection(file: TensorFile, layout: Layout) -> Selection:
+    def flat(kind: str) -> Tensor:
+        parts = zip(layout.names, layout.lengths, strict=True)
+        return torch.cat([file.like(f"{kind}.{name}", (length,)) for name, length in parts])
+
+    inputs = sum(block.q + block.intermediate for block in layout.blocks)
+    return Selection(
+        flat("logits"),
+        Compensation(
+            flat("scales") if any(name.startswith("scales.") for name in file.tensors) else None,
+            file.like("means", (inputs,)) if "means" in file.tensors else None,
+            _adapters(file),
+        ),
+    )
+
+
+def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
+    """The adapters of a file; whether their widths are the model's shows when they are added."""
+    found: list[Adapter] = []
+    while f"adapters.{len(found)}.down" in file.tensors:
+        name = f"adapters.{len(found)}"
+        down, up = (file.tensors.get(f"{name}.{part}", torch.zeros(0)) for part in ("down", "up"))
+        paired = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
+        file.require(paired, f"{name} is no pair of matrices")
+        shapes = {"down": tuple(down.shape), "up": tuple(up.shape)}
+        if f"{name}.whole" in file.tensors:
+            shapes["whole"] = (len(up), down.shape[1])
+        found.append(Adapter(*(file.like(f"{name}.{part}", own) for part, own in shapes.items())))
+    return tuple(found)
+
+
+def _kept(file: TensorFile, size: str, lengths: dict[str, int]) -> dict[str, Int[Tensor, " K"]]:
+    """The kept indices of a size, each sorted, without repetition and below its length."""
+    begins = f"kept.{size}."
+    found = {
+        name.removeprefix(begins): part
+        for name, part in file.tensors.items()
+        if name.startswith(begins)
+    }
+    same = bool(found) and found.keys() == lengths.keys()
+    file.require(same, f"its sites of {size} are not those of this model")
+    for name, part in found.items():
+        file.like(f"{begins}{name}", (part.numel(),), torch.int64)
+        ends = torch.tensor([-1]), torch.tensor([lengths[name]])
+        rising = bool((torch.cat([ends[0], part, ends[1]]).diff() > 0).all())
+        file.require(rising, f"{name} does not rise from 0 to below {lengths[name]}")
+    return found
