@@ -68,7 +68,7 @@ WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "
 """How often a command comes, relative to the others."""
 
 SLOW = {
-    *("tasks", "task_data", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
+    *("tasks", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
     *("self_tokens", "self_batch", "self_random_start", "force"),
 }
 """Settings that take minutes, the network or what is not installed."""
@@ -147,7 +147,7 @@ def random_line(random: Random) -> list[str]:
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
     settings = list(settings_of(all_settings()[command]))
-    outputs = [name for name, _ in settings if name in ("output_dir", "output", "to", "plot")]
+    outputs = [name for name, _ in settings if name in ("output_dir", "output", "to")]
     for name in outputs:
         flag = f"--{name.replace('_', '-')}"
         if flag in flags and command != "quantise" and random.random() < 0.5:

@@ -115,7 +115,6 @@ def test_help_on_a_full_disk_is_one_line():
         ["report", "run", "--output", LONG],
         ["gguf", "f", "--original", "o", "--to", LONG],
         ["quantise", "f", "--to", "int8", "--output-dir", LONG],
-        ["bench", "m", "--against", "m", "--plot", f"{LONG}.png"],
         ["eval", "m", "--text", LONG],
     ],
 )

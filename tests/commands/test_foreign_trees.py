@@ -32,7 +32,6 @@ OUTPUTS = {
     ("save", "to"): "folder",
     ("quantise", "output_dir"): "folder",
     ("gguf", "to"): "gguf",
-    ("bench", "plot"): "picture",
 }
 """Every setting that names what a command writes, and what it is."""
 
@@ -98,7 +97,6 @@ class Made:
             "quantise": ["quantise", student, "--to", "int8", *named("--output-dir")],
             "int4": ["quantise", student, "--to", "int4", *text, *named("--output-dir"), *READ],
             "gguf": ["gguf", student, "--original", "nope.gguf", *named("--to")],
-            "bench": ["bench", student, "--against", self.model, *named("--plot"), *TIMED],
         }[command]
 
 

@@ -6,7 +6,7 @@ exported.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
@@ -33,7 +33,6 @@ from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.sources import GivenText
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.data.written import Writer
-from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
@@ -48,6 +47,9 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.evaluation.suites import Scoreboard
 
 
 @takes_settings(PruneConfig)
@@ -205,7 +207,7 @@ def export_all(
     SizeWriter(problem, export).write(selection, config.sizes)
 
 
-def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
+def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     """The suite of a run, if it has one.
 
     Raises:
