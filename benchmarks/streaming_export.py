@@ -34,8 +34,7 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.models.checkpoint import load_unread
-from disp_llm.models.loading import load
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, load
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.sums import read_sums, write_sums
 

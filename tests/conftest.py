@@ -36,6 +36,7 @@ from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
 import disp_llm  # noqa: F401  (registers the compact classes)
 from disp_lab.names import COUPLED
+from disp_lab.parts.activations import visit_blocks
 from disp_llm.cli.main import main
 from disp_llm.commands import measuring
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
@@ -47,7 +48,6 @@ from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods import Method
-from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.models.architectures import family_of
 from disp_llm.reporting.terminal import messages, results
 from disp_llm.runs.folder import Run

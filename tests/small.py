@@ -66,7 +66,7 @@ def settled(arguments: Iterable[object]) -> list[str]:
     if "paper" in words or "paper-released-code" in words:  # which begin at random
         read = {name: value for name, value in read.items() if name not in CALIBRATION}
     if not given & {"--text", "--dataset", "--examples", "--processor-data"}:
-        read = read | {"length": 32}  # of the model's own words
+        read = read | {"length": 32}  # of the text that the model writes
     unwanted = given | set(map(flag_of, SETTINGS)) - set(map(flag_of, read))
     found: list[str] = []
     drops = False

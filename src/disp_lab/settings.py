@@ -22,7 +22,6 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
-from disp_llm.config.words import OWN_WORDS, OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class CompareConfig:
 
     # Steps and calibration are those of the table: methods may join it later that read them.
     USES: ClassVar = (
-        OWN_WORDS,
         Use(
             "target",
             when=lambda config: {"all", IN_TIME} & set(config.methods),
@@ -87,7 +85,6 @@ class CompareConfig:
     anyway: bool = False
     """Go on although the model, a text or a file of the comparison is not what it was."""
     text: TextConfig = field(default_factory=TextConfig)
-    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)

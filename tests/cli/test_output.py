@@ -110,11 +110,9 @@ def test_help_on_a_full_disk_is_one_line():
         ["recover", "m", "--output-dir", LONG],
         ["compare", "m", "--output-dir", LONG],
         ["export", LONG, "--keep", "0.5"],
-        ["save", "f", "--to", LONG],
         ["push", LONG, "a/b"],
         ["report", "run", "--output", LONG],
-        ["gguf", "f", "--original", "o", "--to", LONG],
-        ["quantise", "f", "--to", "int8", "--output-dir", LONG],
+        ["convert", "f", "--to", "gguf", "--output-dir", LONG],
         ["eval", "m", "--text", LONG],
     ],
 )

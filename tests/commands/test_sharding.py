@@ -65,8 +65,8 @@ def test_one_process_or_several_give_the_same_model(count, llama_folder, text_fi
 
 def test_own_words_are_the_same(llama_folder, tmp_path):
     """The first process writes with the others' parts, and both learn from it."""
-    prune(tmp_path / "two", llama_folder, "--shard", "full", "--self-batch", 4)
-    prune(tmp_path / "one", llama_folder, "--batch", 2, "--self-batch", 4, count=1)
+    prune(tmp_path / "two", llama_folder, "--shard", "full")
+    prune(tmp_path / "one", llama_folder, "--batch", 2, count=1)
     assert_same_masks(tmp_path / "one", tmp_path / "two")
 
 

@@ -13,14 +13,13 @@ from small import settings_of
 
 import disp_llm
 from disp_llm.config.errors import InputError
-from disp_llm.data.written import STAGE
+from disp_llm.data import synthetic
+from disp_llm.data.synthetic import STAGE
 from disp_llm.runs.folder import Run
 
-OWN = ["--self-batch", "5"]
 
-
-def words_of(run: Path) -> torch.Tensor:
-    files = sorted((run / "words").glob("*.safetensors"))
+def written_in(run: Path) -> torch.Tensor:
+    files = sorted((run / "synthetic").glob("*.safetensors"))
     return torch.cat([load_file(file)["tokens"] for file in files])
 
 
@@ -36,34 +35,34 @@ def own_run(tmp_path_factory, llama_folder) -> tuple[Path, dict]:
     """A finished run for which no text was named."""
     folder = tmp_path_factory.mktemp("own") / "run"
     done = run_command(
-        "prune", llama_folder, "--keep", 0.5, "--output-dir", folder, "--json", *SMALL, *OWN
+        "prune", llama_folder, "--keep", 0.5, "--output-dir", folder, "--json", *SMALL
     )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
 
-def test_a_model_learns_from_its_own_words_where_no_text_is_named(own_run):
+def test_a_model_learns_from_its_own_text_where_no_text_is_named(own_run):
     folder, result = own_run
     read = 6 * 32 + 4 * 32  # steps and calibration
     measured = 4 * 32
-    assert words_of(folder).shape == ((read + measured) // 32, 32)
+    assert written_in(folder).shape == ((read + measured) // 32, 32)
     assert result["tokens_seen"] == read
     assert result["models"][0]["tokens"] == 4 * 31
-    assert result["source"]["text"] == "its own words, 448 tokens, temperature 1"
+    assert result["source"]["text"] == "its own text, 448 tokens"
     assert result["source"]["eval_text"] == f"the last 29% of {result['source']['text']}"
     assert result["writing_s"] >= 0
     card = (folder / "keep-0.5" / "README.md").read_text()
-    assert "chosen on its own words, 448 tokens, temperature 1" in " ".join(card.split())
-    assert "its own words, 448 tokens, temperature 1" in (folder / "report.html").read_text()
+    assert "chosen on its own text, 448 tokens" in " ".join(card.split())
+    assert "its own text, 448 tokens" in (folder / "report.html").read_text()
 
 
-def test_self_is_the_name_of_the_default_and_a_seed_gives_the_same_words(
+def test_self_is_the_name_of_the_default_and_a_seed_gives_the_same_text(
     own_run, llama_folder, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("self").write_text("a file that is not meant")
     result = disp_llm.prune(
-        str(llama_folder), text="self", keep=[0.5], output_dir="run", self_batch=5, **SETTINGS
+        str(llama_folder), text="self", keep=[0.5], output_dir="run", **SETTINGS
     )
     assert result.figures["source"]["text_sha256"] == own_run[1]["source"]["text_sha256"]
     masks = (load_file(f / "selection.safetensors") for f in (own_run[0], Path("run")))
@@ -71,15 +70,15 @@ def test_self_is_the_name_of_the_default_and_a_seed_gives_the_same_words(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_another_seed_writes_other_words(own_run, llama_folder, tmp_path):
+def test_another_seed_writes_other_text(own_run, llama_folder, tmp_path):
     done = run_command(
         "prune", llama_folder, "--method", "fisher", "--seed", 1, "--output-dir", tmp_path / "run",
-        *SMALL, *OWN,
+        *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    words = words_of(tmp_path / "run")
-    assert len(words) == 8  # fisher takes no steps
-    assert not torch.equal(words, words_of(own_run[0])[:8])
+    written = written_in(tmp_path / "run")
+    assert len(written) == 8  # fisher takes no steps
+    assert not torch.equal(written, written_in(own_run[0])[:8])
 
 
 def test_a_file_called_self_is_named_with_its_folder(
@@ -93,7 +92,7 @@ def test_a_file_called_self_is_named_with_its_folder(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["source"]["text"] == "self"
-    assert not Path("run/words").exists()
+    assert not Path("run/synthetic").exists()
     result = disp_llm.prune(
         str(llama_folder),
         text=Path("self"),
@@ -105,35 +104,38 @@ def test_a_file_called_self_is_named_with_its_folder(
 
 
 @pytest.mark.parametrize("weights", [["--weights", 1, 3], []])
-def test_own_words_are_mixed_with_files(weights, llama_folder, text_file, tmp_path):
+def test_own_text_are_mixed_with_files(weights, llama_folder, text_file, tmp_path):
     done = run_command(
         "prune", llama_folder, "--text", text_file, "self", *weights, "--output-dir",
         tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     share = 0.75 if weights else 1
-    tokens = words_of(tmp_path / "run").numel()
+    tokens = written_in(tmp_path / "run").numel()
     assert tokens == -(-share * (320 + 128) // 32) * 32
     source = json.loads(done.stdout)["source"]
-    assert source["text"] == f"text.txt, its own words, {tokens} tokens, temperature 1"
+    assert source["text"] == f"text.txt, its own text, {tokens} tokens"
 
 
 @pytest.mark.parametrize("stop", [40, 300])
-def test_interrupted_while_it_writes_and_resumed(stop, own_run, llama_folder, tmp_path):
+def test_interrupted_while_it_writes_and_resumed(
+    stop, own_run, llama_folder, tmp_path, monkeypatch
+):
     """In the first and in the second batch of 5 windows."""
 
     def progress(stage: str, done: int, total: int, figures: dict) -> None:
         if stage == STAGE and done >= stop:
             raise KeyboardInterrupt
 
-    call = SETTINGS | {"keep": [0.5], "output_dir": tmp_path / "run", "self_batch": 5}
+    call = SETTINGS | {"keep": [0.5], "output_dir": tmp_path / "run"}
+    monkeypatch.setattr(synthetic, "CPU_BATCH", 5)
     with pytest.raises(KeyboardInterrupt):
         disp_llm.prune(str(llama_folder), progress=progress, **call)
-    assert len(list((tmp_path / "run/words").glob("*.safetensors") or ())) == stop // 160
+    assert len(list((tmp_path / "run/synthetic").glob("*.safetensors") or ())) == stop // 160
     assert Run(tmp_path / "run").result()["status"] == "running"
     done = run_command("prune", llama_folder, "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert torch.equal(words_of(tmp_path / "run"), words_of(own_run[0]))
+    assert torch.equal(written_in(tmp_path / "run"), written_in(own_run[0]))
     ours, theirs = (
         load_file(folder / "selection.safetensors") for folder in (tmp_path / "run", own_run[0])
     )
@@ -145,10 +147,10 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
         (["--keep", 0.0001], "--keep"),
         (["--length", 500], "--length"),
         (["--dataset", "a:b", "--text", "self"], "--dataset: given together with --text"),
-        (["--eval-text", "self"], "--eval-text: cannot be the model's own words"),
+        (["--eval-text", "self"], "--eval-text: cannot be text that the model writes"),
         (["--text", "self", "self"], "--text: names self twice"),
         (["--text", "self", "--weights", 1, 2], "--weights: is how often each of several"),
-        (["--self-temperature", 0], "--self-temperature: 0.0 is too small"),
+        (["--self-tokens", -1], "--self-tokens: -1 is too small"),
         (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
     ]:
         done = run_command("prune", llama_folder, *SMALL, "--output-dir", tmp_path / "run", *flags)
@@ -156,25 +158,25 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_verify_finds_words_that_have_changed(own_run, tmp_path):
+def test_verify_finds_text_that_has_changed(own_run, tmp_path):
     folder = shutil.copytree(own_run[0], tmp_path / "run")
     assert run_command("verify", folder).returncode == 0
-    path = folder / "words" / "0001.safetensors"
-    save_file({"tokens": torch.zeros(5, 32).int()}, path)
+    path = folder / "synthetic" / "0000.safetensors"
+    save_file({"tokens": torch.zeros(14, 32).int()}, path)
     problems = disp_llm.verify(folder)["problems"]
     assert [problem["file"] for problem in problems] == [str(path)]
 
 
-def test_other_sizes_of_a_run_are_measured_on_the_same_words(own_run, tmp_path):
+def test_other_sizes_of_a_run_are_measured_on_the_same_text(own_run, tmp_path):
     folder = shutil.copytree(own_run[0], tmp_path / "run")
-    before = words_of(folder)
+    before = written_in(folder)
     done = run_command("export", folder, "--keep", 0.7, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["source"] == own_run[1]["source"]
-    assert torch.equal(words_of(folder), before)
+    assert torch.equal(written_in(folder), before)
 
 
-def test_a_run_of_text_in_memory_does_not_go_on_with_own_words(llama_folder, text_file, tmp_path):
+def test_a_run_of_text_in_memory_does_not_go_on_with_own_text(llama_folder, text_file, tmp_path):
     call = settings_of("magnitude") | {"method": "magnitude", "output_dir": tmp_path / "run"}
     disp_llm.prune(str(llama_folder), text=[text_file.read_text()], **call)
     (tmp_path / "run" / "keep-0.5" / "SHA256SUMS").unlink()
@@ -193,10 +195,10 @@ def test_minutes_are_shared_between_writing_and_learning(llama_folder, tmp_path)
         tmp_path / "run",
         "--json",
     ]
-    done = run_command("prune", llama_folder, *flags, *OWN)
+    done = run_command("prune", llama_folder, *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["own_words"]["sequences"] >= (4 * 32 + 128) // 32
+    assert result["synthetic"]["sequences"] >= (4 * 32 + 128) // 32
     assert result["steps"] >= 5
 
 
@@ -210,13 +212,13 @@ def test_the_original_writes_what_a_pruned_model_is_trained_on(own_run, tmp_path
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["source"]["text"] == "the original's own words, 384 tokens, temperature 1"
-    assert result["own_words"]["revision"] == own_run[1]["source"]["revision"]
+    assert result["source"]["text"] == "the original's own text, 384 tokens"
+    assert result["synthetic"]["revision"] == own_run[1]["source"]["revision"]
     assert "teacher_revision" in result["source"]
     assert result["teacher"]["perplexity"] > 1
-    written = words_of(tmp_path / "run")
+    written = written_in(tmp_path / "run")
     assert written.shape == (12, 32)
-    known = words_of(own_run[0])[:10]  # what the masks were learned from, by the same seed
+    known = written_in(own_run[0])[:10]  # what the masks were learned from, by the same seed
     assert not any(torch.equal(ours, theirs) for ours in written for theirs in known)
 
 
@@ -226,7 +228,7 @@ def test_the_original_writes_also_where_it_does_not_teach(own_run, tmp_path):
     done = run_command("recover", own_run[0] / "keep-0.5", *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["own_words"]["revision"] == own_run[1]["source"]["revision"]
+    assert result["synthetic"]["revision"] == own_run[1]["source"]["revision"]
     assert "teacher" not in result
 
 
@@ -243,7 +245,7 @@ def test_who_is_to_write_is_asked_in_one_line(distill, hint, llama_folder, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_all_methods_are_compared_on_the_same_words(llama_folder, tmp_path):
+def test_all_methods_are_compared_on_the_same_text(llama_folder, tmp_path):
     small = [*SMALL[8:-6], *SMALL[-4:]]
     asked = [
         "compare", llama_folder, "--methods", "fisher", "magnitude", "slicegpt", "--keep", 0.5,
@@ -253,17 +255,17 @@ def test_all_methods_are_compared_on_the_same_words(llama_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
     assert all(row.get("error") is None for row in table["rows"])
-    words = words_of(tmp_path / "table")
+    written = written_in(tmp_path / "table")
     for name in ("fisher", "magnitude"):
-        assert torch.equal(words_of(tmp_path / "table" / name), words)
+        assert torch.equal(written_in(tmp_path / "table" / name), written)
         source = Run(tmp_path / "table" / name).result()["source"]
         for key in ("text_sha256", "eval_text_sha256"):
             assert source[key] == table["source"][key]
     assert run_command(*asked).returncode == 0
     assert run_command("export", tmp_path / "table/fisher", "--keep", 0.7).returncode == 0
     assert run_command("verify", tmp_path / "table").returncode == 0
-    (tmp_path / "table/words/0000.safetensors").write_bytes(b"")
+    (tmp_path / "table/synthetic/0000.safetensors").write_bytes(b"")
     assert run_command("verify", tmp_path / "table").returncode == 2
-    other = run_command(*asked, "--self-temperature", 0.5)
+    other = run_command(*asked, "--self-tokens", 64)
     assert other.returncode == 2
-    assert "compares something else (words.self_temperature:" in other.stderr
+    assert "compares something else (text.self_tokens:" in other.stderr

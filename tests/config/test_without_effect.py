@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands_of_all import declared, least
+from commands_of_all import declared, least, setting_paths
 from conftest import problem_of, run_command
 
 from disp_llm.cli.parsing import all_settings, parse
@@ -14,7 +14,7 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import OWN, method_names, reads_of
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import setting_paths, with_value
+from disp_llm.config.recipes import with_value
 from disp_llm.methods import Method, Reads, all_methods, method_named, register
 from disp_llm.training.problem import PruningProblem
 
@@ -108,7 +108,7 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
         ("prune m --text a.txt --weights 1.5", "weights"),
         ("prune m --text self --text-field body", "text_field"),
-        ("prune m --text speeches --self-batch 3", "self_batch"),
+        ("prune m --text speeches --self-tokens 3", "self_tokens"),
         ("prune m --workload decode", "workload"),
         ("recover f --rank 64", "rank"),
         ("recover f --how lora --weight-optimizer muon", "weight_optimizer"),
@@ -120,8 +120,8 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("eval m --text-field body", "text_field"),
         ("eval m --suite general --windows 3", "windows"),
         ("eval m --against m", "against"),
-        ("quantise f --to int8 --output-dir new --text a.txt", "text"),
-        ("quantise f --to int4 --output-dir new --calibration-length 64", "calibration_length"),
+        ("convert f --to int8 --output-dir new --text a.txt", "text"),
+        ("convert f --to int4 --output-dir new --text-field body", "text_field"),
         ("export run --keep 0.5 --workload-length 64", "workload_length"),
     ],
 )

@@ -13,6 +13,7 @@ from disp_lab.baselines.greedy import greedy, least_squares, most_similar, solve
 from disp_lab.methods.sheared import HardConcrete, sheared, target_shape
 from disp_lab.methods.taylor import METHOD as TAYLOR
 from disp_lab.methods.wanda import METHOD as WANDA
+from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.baseline import copied, stored_numbers
 from disp_lab.parts.coupled import Sizes, sizes_of
 from disp_llm.compact.modeling_disp_llm import linear_at
@@ -24,7 +25,6 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import learned as learned_module
-from disp_llm.methods.block_by_block import visit_blocks
 from disp_llm.methods.calibration import calibration_windows
 
 

@@ -20,7 +20,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.methods.calibration import calibration_windows
 
 BLOCKS = 4
 
@@ -122,7 +122,7 @@ def test_at_full_size_it_is_the_original(problem):
 def test_a_child_exchanges_within_a_kind(problem, layout):
     counts = evenly(problem, layout, 0.5)
     supernet = Supernet(copied(problem), layout, (1, 4))
-    supernet.fill(problem, calibration_tokens(problem), counts)
+    supernet.fill(problem, calibration_windows(problem).tokens, counts)
     noise, parent = generator_of(0), counts
     for _ in range(40):
         child = supernet.child(parent, noise)
@@ -134,7 +134,7 @@ def test_a_child_exchanges_within_a_kind(problem, layout):
 
 
 def test_later_layers_read_the_mean_of_what_the_sizes_give(problem, layout):
-    counts, windows = evenly(problem, layout, 0.5), calibration_tokens(problem)
+    counts, windows = evenly(problem, layout, 0.5), calibration_windows(problem).tokens
     model = copied(problem)
     supernet = Supernet(model, layout, (1, 4))
     supernet.fill(problem, windows, counts)
@@ -146,7 +146,7 @@ def test_later_layers_read_the_mean_of_what_the_sizes_give(problem, layout):
 
 
 def test_the_search_reads_the_divergence_and_never_loses(problem, layout):
-    counts, windows = evenly(problem, layout, 0.5), calibration_tokens(problem)
+    counts, windows = evenly(problem, layout, 0.5), calibration_windows(problem).tokens
     supernet = Supernet(copied(problem), layout, (1, 4))
     supernet.fill(problem, windows, counts)
     search = Search(problem, supernet, windows)
@@ -162,7 +162,7 @@ def test_the_search_reads_the_divergence_and_never_loses(problem, layout):
 
 def test_less_is_lost_where_an_mlp_that_does_nothing_gives_its_channels(problem, layout):
     matrix_of(linear_at(problem.dense.blocks[2], "mlp.down_proj")).mul_(1e-4)
-    (heads, channels), windows = evenly(problem, layout, 0.5), calibration_tokens(problem)
+    (heads, channels), windows = evenly(problem, layout, 0.5), calibration_windows(problem).tokens
     supernet = Supernet(copied(problem), layout, (1, 6))
     supernet.fill(problem, windows, (heads, channels))
     a, b, c, d = channels

@@ -12,9 +12,10 @@ from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
+from disp_llm.methods import learned
 from disp_llm.methods.calibration import calibration_windows
-from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_scores
-from disp_llm.methods.scores import CLAMP, fisher_importance, per_parameter, start_logits
+from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_importance, fisher_scores, per_parameter
+from disp_llm.methods.learned import CLAMP, start_logits
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import token_losses
 from disp_llm.training.problem import PruningProblem
@@ -105,7 +106,7 @@ def test_start_logits_put_the_threshold_at_zero_within_the_clamp(problem):
     assert torch.equal(project(logits, budget, 0.5).kept, project(scores, budget, 0.5).kept)
 
 
-def test_heads_and_whole_branches_begin_higher():
+def test_heads_and_whole_branches_begin_higher(monkeypatch):
     """So fewer of them are pruned."""
     layout = tiny_prunable("llama", heads=True, branches=True).layout
     sites = layout.sites
@@ -113,9 +114,10 @@ def test_heads_and_whole_branches_begin_higher():
     whole = torch.tensor([layout.sites[i % len(sites)] not in SITES for i in layout.site_of_entry])
     scores = torch.randn(layout.entries, generator=torch.Generator().manual_seed(0))
     scores[whole] -= 1.5
-    plain, raised = (start_logits(scores, budget, 0.5, bonus) for bonus in (0.0, 2.0))
-    assert torch.equal(raised, start_logits(scores + 2 * whole, budget, 0.5))
-    assert torch.equal(plain, start_logits(scores, budget, 0.5))
+    raised = start_logits(scores, budget, 0.5)
+    monkeypatch.setattr(learned, "WHOLE_BONUS", 0.0)
+    plain = start_logits(scores, budget, 0.5)
+    assert torch.equal(raised, start_logits(scores + whole, budget, 0.5))
     kept = [project(logits, budget, 0.5).kept[whole].sum() for logits in (plain, raised)]
     assert kept[0] < kept[1]
 

@@ -19,25 +19,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.baseline import Baseline, Maker
 from disp_lab.parts.coupled import flat_of, sizes_of
 from disp_lab.parts.solved import models_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.block_by_block import SecondMoments
 from disp_llm.methods.compensating import DAMPING, damped
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
 
 def greedy(problem: PruningProblem) -> Maker:
-    """Compact models of any share; for each size the calibration text runs through the model.
-
-    Raises:
-        InputError: the text is shorter than a window, the family cannot lose KV heads, or a share
-        leaves no channel.
-    """
+    """Compact models of any share; for each size the calibration text runs through the model."""
     return models_of(problem, solve_blocks)
 
 

@@ -39,7 +39,7 @@ from disp_llm.compact.modeling_disp_llm import cut, linear_at, matrix_of
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import block_inputs, run_block
-from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
@@ -49,12 +49,7 @@ ALIKE = 0.05
 
 def slicegpt(problem: PruningProblem) -> Maker:
     """Models with the first principal components of the stream; for each size the calibration text
-    runs through the model.
-
-    Raises:
-        InputError: blocks are not `h = x + attention(norm(x))`, `h + mlp(norm(h))` with RMSNorm; or
-        a share leaves no dimension.
-    """
+    runs through the model."""
     stream = projected_stream(problem)
 
     def make(share: float) -> BaselineModel:
@@ -191,7 +186,7 @@ def projected_stream(problem: PruningProblem) -> ProjectedStream:
         norms = [module.get_submodule(name) for name in _norms(module)]
         if len(norms) != count or any(isinstance(norm, nn.LayerNorm) for norm in norms):
             raise _unfit(problem)
-    windows = calibration_tokens(problem).to(dense.device)
+    windows = calibration_windows(problem).tokens.to(dense.device)
     states, arguments = block_inputs(dense, windows)
     stream = ProjectedStream(problem, states, [of_windows[0] for of_windows in arguments])
     stream.require_fit()

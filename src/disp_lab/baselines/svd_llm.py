@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
 from disp_lab.parts.low_rank import LowRank, as_linear, rank_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
-from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.block_by_block import SecondMoments
 from disp_llm.methods.compensating import damped
 from disp_llm.training.problem import PruningProblem
 
@@ -27,11 +28,7 @@ DAMPING = 1e-6
 
 
 def svd_llm(problem: PruningProblem) -> Maker:
-    """Every linear layer by itself; a share of 1 leaves all of them as they are.
-
-    Raises:
-        InputError: the text is shorter than a window, or a share leaves a layer no rank.
-    """
+    """Every linear layer by itself; a share of 1 leaves all of them as they are."""
     bases: list[dict[str, Tensor]] = []
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:

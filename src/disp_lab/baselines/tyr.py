@@ -36,7 +36,7 @@ from disp_llm.data.randomness import random_stream
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, Visit, visit_with
-from disp_llm.methods.calibration import calibration_tokens
+from disp_llm.methods.calibration import calibration_windows
 from disp_llm.methods.compensating import DAMPING, damped
 from disp_llm.training.problem import PruningProblem
 
@@ -82,12 +82,7 @@ class Level:
 
 
 def tyr(problem: PruningProblem) -> Maker:
-    """Compact models of any share; each is searched for anew.
-
-    Raises:
-        InputError: the text is shorter than a window, the family cannot lose KV heads, blocks are
-            not all alike, or a share leaves a block without channels.
-    """
+    """Compact models of any share; each is searched for anew."""
     return models_of(problem, solve)
 
 
@@ -96,7 +91,7 @@ def solve(
 ) -> Float[Tensor, " N"]:
     """Gives every layer of a copy of the dense model what was found for it, in place; 1 for each
     entry that is kept, on the CPU."""
-    counts, windows = evenly(problem, layout, share), calibration_tokens(problem)
+    counts, windows = evenly(problem, layout, share), calibration_windows(problem).tokens
     noise, channels = random_stream("start", problem.seed), layout.blocks[0].intermediate
     found = torch.ones(layout.entries)
     for number, part in enumerate(STEPS, start=1):

@@ -12,22 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from disp_lab.names import COUPLED
+from disp_lab.parts.activations import visit_blocks
 from disp_lab.parts.coupled import by_head, flat_of, sizes_of, top_k
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method
-from disp_llm.methods.block_by_block import SecondMoments, visit_blocks
+from disp_llm.methods.block_by_block import SecondMoments
 from disp_llm.models.architectures import Branch
 from disp_llm.training.problem import PruningProblem
 
 
 def wanda(problem: PruningProblem) -> Selection:
-    """Ranks of KV heads and intermediate channels within their block, for one size.
-
-    Raises:
-        InputError: no channel would be left.
-    """
+    """Ranks of KV heads and intermediate channels within their block, for one size."""
     layout, dense = problem.budget.layout, problem.dense
     channels = [torch.ones(shape.intermediate, device=dense.device) for shape in layout.blocks]
     heads = [torch.ones(shape.heads, device=dense.device) for shape in layout.blocks]

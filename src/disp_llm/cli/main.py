@@ -26,7 +26,6 @@ from disp_llm.cli.parsing import (
 )
 from disp_llm.cli.signals import end_tidily, has_been_asked_to_end
 from disp_llm.config.errors import InputError, printable
-from disp_llm.config.quantise import begun_dir
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -211,8 +210,6 @@ def _how_to_resume(arguments: list[str]) -> str:
         given = given_settings(arguments[0], arguments[1:]) if arguments else {}
     except InputError:  # it was stopped before it was understood
         return ""
-    if arguments[:1] == ["quantise"] and begun_dir(given["output_dir"]).exists():
-        return "; the same command goes on"
     if not arguments or arguments[0] not in RESUMABLE:
         return ""
     if not (output_folder(arguments[0], given) / "config.toml").exists():

@@ -11,12 +11,11 @@ from disp_llm.config.effect import usual_settings
 from disp_llm.config.methods import reads_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.written import held_out
+from disp_llm.data.synthetic import held_out
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.loading import family_of_any, load_config, load_shapes
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.settings import available
 from disp_llm.training.memory import recovery_memory

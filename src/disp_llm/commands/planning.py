@@ -13,8 +13,8 @@ from disp_llm.config.methods_read import scores_read
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
+from disp_llm.data.synthetic import Needs, held_out
 from disp_llm.data.tokens import Corpus, Texts
-from disp_llm.data.written import Needs, held_out
 from disp_llm.evaluation.alignment import chosen_alignment
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
@@ -149,7 +149,7 @@ def tokens_wanted(config: PruneConfig, processes: int) -> int:
 
 
 WRITING = 0.2
-"""Share of `minutes` in which the model writes its own words."""
+"""Share of `minutes` in which the model writes text."""
 
 
 def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:

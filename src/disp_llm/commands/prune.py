@@ -31,8 +31,8 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.named import Sources, read_sources
 from disp_llm.data.sources import GivenText
+from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Writer
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
@@ -156,7 +156,7 @@ def with_texts(
         job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
         _open_folder(problem, loaded)
 
-    writer = Writer.of(job, loaded, needs, config.training.length, begin, ready=words)
+    writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
         return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)

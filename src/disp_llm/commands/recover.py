@@ -32,8 +32,8 @@ from disp_llm.commands.recovery_models import (
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.named import Sources, read_sources
+from disp_llm.data.synthetic import Needs, Writer, held_out
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.data.written import Needs, Writer, held_out
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
@@ -137,12 +137,10 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
         job.run.require_same_source(student.source, dtype_name(student.dtype))
         _open_folder(job, student)
 
-    # Masks were learned from what a run of this seed has written: other words measure what is won.
+    # Masks were learned from what a run of this seed has written: other text measures what is won.
     stream, skipped = "recovery words", -(-tokens_before(config) // length)
     author = models.original or student
-    writer = Writer.of(
-        job, author, needs, length, begin, "the original's", stream=stream, skipped=skipped
-    )
+    writer = Writer(job, author, needs, begin, "the original's", stream=stream, skipped=skipped)
 
     def tokens() -> Texts:
         return texts_for(student, config.text, sources, writer.write, config.evaluation.context)

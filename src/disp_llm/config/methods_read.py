@@ -4,7 +4,6 @@ from typing import Any
 
 from disp_llm.config.effect import Use
 from disp_llm.config.methods import Reads, reads_of
-from disp_llm.config.words import OWN_WORDS
 
 
 def method_reads(config: Any) -> Reads:
@@ -20,7 +19,6 @@ def scores_read(config: Any) -> Reads:
 
 
 READS = (
-    OWN_WORDS,
     Use(
         "steps minutes batch accumulate compile",
         when=lambda config: method_reads(config).steps,
@@ -30,7 +28,7 @@ READS = (
     Use(
         "length",
         when=lambda config: method_reads(config).steps or config.text.may_be_written,
-        what="is of learning and of own words, and there are none",
+        what="is of learning and of text that the model writes, and there is none",
         instead="use a `method` that learns",
     ),
     Use(

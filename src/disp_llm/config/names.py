@@ -60,7 +60,7 @@ WeightKind = Literal["int8", "int4"]
 SELF, SPEECHES, GENERAL = "self", "speeches", "general"
 
 NAMED_TEXTS = (SELF, SPEECHES, GENERAL)
-"""Texts that `text` knows by a name: the model's own words, the embedded speeches, and a mixture of
+"""Texts that `text` knows by a name: what the model writes, the embedded speeches, and a mixture of
 hub data sets."""
 
 

@@ -28,7 +28,6 @@ from disp_llm.config.parts import (
 )
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
-from disp_llm.config.words import OwnWordsConfig
 
 
 @dataclass(frozen=True)
@@ -45,52 +44,39 @@ class PruneConfig:
     """Settings that a short help lists."""
 
     model: Annotated[Word, POSITIONAL]
-    """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
+    """Hub id, folder, GGUF file, or smollm2-135m, the embedded default."""
     keep: tuple[Size, ...] = (0.5,)
-    """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
+    """Share of block parameters to keep, in (0, 1]. Several give several models."""
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
-    """Name of a shipped recipe; `config` and flags override it."""
+    """Shipped recipe: named settings under --config and flags."""
     method: str = "learned"
-    """Method that chooses masks: learned, fisher, or one that an installed package adds."""
+    """Method that chooses masks: learned, fisher, or one that a package adds."""
     sites: tuple[Site, ...] = ()
-    """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
-    prunes them, which for ours are the five sites of DISP-LLM. mlp_mid and heads alone give a model
-    that GGUF can hold.
-    `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks.
-    `experts` also prunes whole experts of a mixture, with their rows of the router.
-    `attention` and `mlp` also prune those of a block as wholes, with their norms; vLLM cannot serve
-    a block without an attention. --budget latency and memory add all three by default."""
+    """Where the method prunes. Default: the sites of the method. mlp_mid and heads alone leave the
+    residual stream whole, as GGUF needs. heads shrinks the KV cache, experts drops experts,
+    attention and mlp drop whole branches."""
     uniform: bool = False
-    """Keep as many intermediate dimensions, and as many experts, in every block, so that the result
-    is a model of the original's own class, which everything serves that serves the original. Prunes
-    mlp_mid and, in mixtures of experts, experts; with --sites mlp_mid heads also as many KV heads.
-    """
+    """Give every block the same widths, so that the result has the original's own class. Prunes
+    mlp_mid and experts; --sites mlp_mid heads adds heads."""
     least_cut: ShareBelowOne = 0.1
-    """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
-    prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
-    whatever its width. 0 = cut them all. --budget latency measures what a selection takes instead.
-    """
+    """Skip a gather or scatter that would drop less than this share of the stream. 0 = skip
+    none."""
     chunk: AnyMultiple = 0
-    """Neighbouring dimensions of the residual stream that a block keeps or prunes together: what it
-    selects are then whole cache lines, which takes less time than single numbers. 1 = every
-    dimension by itself, as in the paper. 0 = 32 where adapters learn beside the masks (as many as
-    divide --align), else 1: without adapters chunks cost quality."""
+    """Neighbouring dimensions of the stream that stay or go together. 0 = 32 where weights or
+    adapters learn beside the masks, else 1."""
     suite: str = ""
-    """A suite of texts and tasks, on which the original and every exported model are measured
-    besides: general, commonsense, or a .toml file."""
+    """Texts and tasks to measure every model on: general, commonsense, or a .toml file."""
     rounds: Rounds = 5
-    """Number of times that each exported model is timed, in turn with the original; 0 = not timed.
-    """
+    """Times that each model is timed in turn with the original; 0 = not timed."""
     resume: Resume = False
-    """Continue the run in --output-dir; `auto` begins one where there is none."""
+    """Continue the run in --output-dir; auto starts one where there is none."""
     anyway: bool = False
-    """Go on although the model, a text or a file of the run is not what it was."""
+    """Go on although the model or a file has changed."""
     track: Tracker = "none"
-    """Also log every step to a tracker, which must be installed."""
+    """Tracker that also logs every step; it must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
-    words: OwnWordsConfig = field(default_factory=OwnWordsConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)

@@ -22,7 +22,7 @@ from disp_llm.data.rows import Unusable, kind_of, require_whole_characters
 
 HELD_OUT = 0.1
 """Share of what is learned from, at its end, that is only measured on when nothing else is given
-for that; of own words it is as many as are measured on."""
+for that; of synthetic text it is as many as are measured on."""
 
 ANSWERS = ("answer", "completion", "response")
 """Keys that an answer to a `prompt` is found under."""

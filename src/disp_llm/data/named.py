@@ -25,7 +25,7 @@ class InMemory:
     examples: GivenExamples | None = None
     eval_examples: GivenExamples | None = None
     words: GivenText | None = None
-    """What the model has written already, where `text` names its own words."""
+    """What the model has written already, where `text` is self."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ STREAMS: dict[Stream, int] = {
     "sizes": 2,  # the keep of a step, the same in all processes
     "steps": 3,  # windows and noise of a step of learning masks
     "weights": 5,  # windows of a step of training weights
-    "words": 6,  # a sequence of the model's own words
+    "words": 6,  # a sequence of synthetic text
     "adapters": 7,  # what adapters begin with
     "recovery words": 8,  # a sequence that `recover` has the original write: none that masks know
 }

@@ -1,4 +1,4 @@
-"""Files, hub data sets, the embedded speeches, the model's own words or examples -> streams of
+"""Files, hub data sets, the embedded speeches, what the model writes, or examples -> streams of
 tokens -> windows.
 
 A stream begins with one BOS where the tokenizer uses one, and has none inside. (The paper's
@@ -120,7 +120,7 @@ def load_tokens(
     Args:
         bos_token_id: first token of every window, where the model needs one.
         sources: what was read of them already, or lies in memory.
-        write: gives the model's own words, which are that share of what is learned from.
+        write: lets the model write that share of what is learned from.
         context: tokens of a window that is measured on.
 
     Raises:
@@ -131,7 +131,7 @@ def load_tokens(
     for source in sources.learning:
         text = source.text
         if text is None:
-            assert write is not None, "nobody writes the model's own words"
+            assert write is not None, "nobody writes text"
             given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
             text = write(given)
         texts.append(text)

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.calibration import calibration_tokens
 from disp_llm.models.hooks import hooks
-from disp_llm.training.problem import PruningProblem
 
 SecondMoments = dict[str, Float[Tensor, "K K"]]
 """For each linear layer, by its path in the block, `Σ x·xᵀ` of what enters it over all calibration
@@ -23,22 +21,6 @@ tokens, in float32. Layers that share an input share the tensor."""
 
 Visit = Callable[[int, nn.Module, SecondMoments], None]
 """Does something to a block, given its index and what enters its linear layers."""
-
-
-def visit_blocks(
-    problem: PruningProblem, prunable: PrunableModel, *visits: Visit, changes: bool = True
-) -> None:
-    """Visits every block of a model, first to last, with what enters its linear layers of the
-    calibration text (`visit_with`).
-
-    Args:
-        prunable: the dense model of the problem, or a copy that the visits change.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
-    windows = calibration_tokens(problem)
-    visit_with(windows, prunable, *visits, progress=problem.job.count("scoring"), changes=changes)
 
 
 @torch.no_grad()

@@ -1,8 +1,5 @@
 """The calibration sequences, on which all methods of one seed agree."""
 
-from jaxtyping import Int
-from torch import Tensor
-
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.tokens import Corpus
 from disp_llm.data.windows import Windows
@@ -12,12 +9,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def calibration_windows(problem: PruningProblem) -> Windows:
-    """The same windows for every method of one seed. Those that look at activations alone read the
-    tokens, prompts too (`calibration_tokens`).
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
+    """The same windows for every method of one seed."""
     count, length = problem.scores.calibration_sequences, problem.scores.calibration_length
     return windows_of(problem.corpus, problem.dense, count, length, problem.seed)
 
@@ -25,16 +17,8 @@ def calibration_windows(problem: PruningProblem) -> Windows:
 def windows_of(
     corpus: Corpus, target: PrunableModel, count: int, length: int, seed: int
 ) -> Windows:
-    """Windows of a text, as many and as long as the settings of a calibration say.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
+    """Windows of a text, as many and as long as the settings of a calibration say; refuses what is
+    longer than the text or than the model can read."""
     require_positions(target.model, length, "calibration_length")
     corpus.require_length(length, "calibration_length")
     return corpus.draw(count, length, random_stream("calibration", seed))
-
-
-def calibration_tokens(problem: PruningProblem) -> Int[Tensor, "B T"]:
-    """The tokens of the same windows, for what looks at activations alone."""
-    return calibration_windows(problem).tokens

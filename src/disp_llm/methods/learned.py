@@ -1,8 +1,7 @@
 """DISP-LLM (arXiv 2410.11988), and our default: logits that are trained through the masked model.
 
-They start at the Fisher scores, or at random, as in the paper.
-The recipe says which estimator, parametrisation and penalty are used, and whether every kept entry
-learns a scale as well.
+They start at the Fisher scores, or at random, as in the paper. The recipe says which estimator,
+parametrisation and penalty are used, and whether every kept entry learns a scale as well.
 
 N entries of all sites.
 """
@@ -11,13 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from disp_llm.config.names import BRANCHES, HEADS
+from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import OWN, Method
 from disp_llm.methods.fisher import fisher_scores
-from disp_llm.methods.scores import start_logits
 from disp_llm.training.learning import learn
 from disp_llm.training.pace import planned_steps
 from disp_llm.training.problem import PruningProblem
+
+CLAMP = 8.0
+"""Largest |logit| at the start: beyond it a sigmoid has no slope."""
+
+WHOLE_BONUS = 1.0
+"""Added to the scores of KV heads and whole branches: learning wins back less of what these did
+than of what channels did (docs/experiment-log.md)."""
 
 
 def learned(problem: PruningProblem) -> Selection:
@@ -36,6 +43,13 @@ def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:
         return torch.zeros(problem.budget.layout.entries, device=problem.dense.device)
     middle = (min(problem.keeps) + max(problem.keeps)) / 2
     return start_logits(fisher_scores(problem, rounds=1), problem.budget, middle)
+
+
+def start_logits(scores: Float[Tensor, " N"], budget: Budget, keep: float) -> Float[Tensor, " N"]:
+    """`2·(score − threshold)/std`, clamped: the logits whose threshold at `keep` is near 0."""
+    scores = scores + WHOLE_BONUS * budget.layout.entries_of(HEADS, *BRANCHES).to(scores)
+    spread = scores - project(scores, budget, keep).threshold
+    return (2 * spread / scores.std()).clamp(-CLAMP, CLAMP)
 
 
 METHOD = Method(

@@ -55,7 +55,7 @@ class Provenance(TypedDict):
 
 
 @dataclass(frozen=True)
-class OwnWords:
+class SyntheticText:
     """What a model writes to learn from."""
 
     sequences: Size | None
@@ -63,10 +63,6 @@ class OwnWords:
     held_out: Count
     """Tokens at the end that are only measured on."""
     length: Size
-    temperature: Positive
-    random_start: Amount
-    chat: Amount
-    greedy: Count
     seed: int
     revision: str
     """Of the model that writes."""
@@ -119,7 +115,7 @@ class RunFigures:
     """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
-    own_words: OwnWords | None = None
+    synthetic: SyntheticText | None = None
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None
