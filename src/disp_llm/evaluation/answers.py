@@ -105,8 +105,7 @@ def written_answers(
     Raises:
         InputError: a prompt and its answer are longer than what the model was made for.
     """
-    longest = max(len(one.tokens) - len(one.prompt) for one in stream.examples)
-    most_tokens = longest + (longest + 3) // 4
+    most_tokens = _most_tokens(stream)
     _require_room(target, stream, most_tokens)
     answers: dict[int, str] = {}
     for batch in _batches(stream):
@@ -115,6 +114,12 @@ def written_answers(
             answers[place] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
         on_answer(len(answers), len(stream.examples))
     return [answers[place] for place in range(len(stream.examples))]
+
+
+def _most_tokens(stream: ExampleStream) -> int:
+    """Of an answer: a quarter more than the longest of the examples has."""
+    longest = max(len(one.tokens) - len(one.prompt) for one in stream.examples)
+    return longest + (longest + 3) // 4
 
 
 def _require_room(target: PrunableModel, stream: ExampleStream, most_tokens: int) -> None:
