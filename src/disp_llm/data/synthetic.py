@@ -268,7 +268,7 @@ class Writer:
             Interrupted: the task was asked to stop; finished batches are kept.
         """
         run, records = self.job.run, self.job.process.is_main
-        if records:
+        if records and run.figures is None:
             self.begin()
         plan = self._plan(share)
         if records:
