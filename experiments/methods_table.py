@@ -3,7 +3,7 @@ docs/commands.md."""
 
 import re
 
-from disp_lab.baselines import baseline_named
+from disp_lab.baselines import ALL
 from disp_lab.names import BASELINES, compared_methods
 from disp_lab.variants import VARIANTS
 from disp_llm.methods import method_named
@@ -18,7 +18,7 @@ def methods_table() -> list[str]:
             lines.append(f"| `{name}` | {told.rstrip('.')} | | |")
             continue
         masks = name not in BASELINES
-        method = method_named(name) if masks else baseline_named(name)
+        method = method_named(name) if masks else ALL[name]
         paper, link = _paper(method.reference)
         lines.append(f"| `{name}` | {method.title}{paper} | {link} | {'yes' if masks else ''} |")
     return lines

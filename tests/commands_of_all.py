@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from disp_llm.cli.parsing import all_settings
+from disp_llm.config.settings import settings_of
 
 LEAST = {
     "prune": ["prune", "m"],
@@ -34,6 +35,11 @@ def least(command: str, setting: str = "") -> list[str]:
     flag = f"--{IN_PLACE.get(setting, setting).replace('_', '-')}"
     place = words.index(flag) if flag in words else len(words)
     return [*words[:place], *words[place + 2 :]]
+
+
+def setting_paths(config: Any) -> dict[str, tuple[str, ...]]:
+    """Where each setting of a configuration lies."""
+    return {name: setting.path for name, setting in settings_of(type(config)).items()}
 
 
 def declared() -> Iterator[tuple[str, str, Any]]:

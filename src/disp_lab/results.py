@@ -144,11 +144,7 @@ class ComparisonFigures:
 
 def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFigures:
     """What `compare.json` holds, with the times of one machine: that of most rows. A row of another
-    machine is left without its own, and its note says so, since a table sets them side by side.
-
-    Raises:
-        InputError: a value is missing, or is of another type; `file` says where.
-    """
+    machine is left without its own, and its note says so, since a table sets them side by side."""
     found = from_json(ComparisonFigures, result, file, ROWS_AGAIN)
     machines = [_machine(row, found) for row in found.rows]
     if len(set(machines)) < 2:

@@ -14,7 +14,7 @@ import disp_lab
 import disp_llm
 from disp_lab import settings as compare
 from disp_llm.config import bench, doctor, evaluate, export, prune, recover
-from disp_llm.config.recipes import setting_paths
+from disp_llm.config.settings import settings_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 place = Path(sys.argv[1])
@@ -46,7 +46,7 @@ for name, kind in kinds.items():
     needed = {"against": "nowhere"} if name == "bench" else {}
     config = kind("nowhere", **needed)
     usual = {"output_dir": place / "out"} if hasattr(config, "output_dir") else {}
-    for setting in (*setting_paths(config), *more):
+    for setting in (*settings_of(kind), *more):
         for value in values:
             named = () if setting in ("model", "folder", "run") else ("nowhere",)
             attempt(name, *named, **(usual | needed | {setting: value}))

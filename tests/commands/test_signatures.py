@@ -3,10 +3,10 @@
 import inspect
 
 import pytest
+from commands_of_all import setting_paths
 
 import disp_llm
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import setting_paths
 from disp_llm.config.recover import RecoverConfig
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands_of_all import declared, least
+from commands_of_all import declared, least, setting_paths
 from conftest import problem_of, run_command
 
 from disp_llm.cli.parsing import all_settings, parse
@@ -14,7 +14,7 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import OWN, method_names, reads_of
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import setting_paths, with_value
+from disp_llm.config.recipes import with_value
 from disp_llm.methods import Method, Reads, all_methods, method_named, register
 from disp_llm.training.problem import PruningProblem
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import problem_of, with_config
 
-from disp_lab.baselines import all_baselines
+from disp_lab.baselines import ALL
 from disp_lab.names import BASELINES, MASKS, VARIANTS, compared_methods, mask_methods
 from disp_lab.settings import CompareConfig
 from disp_lab.variants import VARIANTS as MADE
@@ -33,7 +33,7 @@ def test_everything_that_is_named_is_there_in_the_order_of_the_table():
 
 
 def test_a_file_holds_what_it_is_named_after():
-    for name, found in (all_methods() | all_baselines()).items():
+    for name, found in (all_methods() | ALL).items():
         assert found.name == name
         assert found.title
         assert re.search(r"arXiv \d{4}\.\d{5}|this project|none", found.reference), name

@@ -7,10 +7,7 @@ import torch
 from configurations import DENSE_KINDS, cases
 from conftest import moments_of, problem_of
 
-from disp_lab.baselines.dass_2_4 import dass_2_4
-from disp_lab.baselines.magnitude_2_4 import magnitude_2_4
-from disp_lab.baselines.sparsegpt_2_4 import reconstructed, sparsegpt_2_4
-from disp_lab.baselines.wanda_2_4 import wanda_2_4
+from disp_lab.baselines.two_of_four import dass, magnitude, reconstructed, sparsegpt, wanda
 from disp_lab.parts.baseline import Maker, stored_numbers
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config.errors import InputError
@@ -18,7 +15,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.compensating import COLUMNS, DAMPING
 from disp_llm.training.problem import PruningProblem
 
-METHODS = [magnitude_2_4, wanda_2_4, dass_2_4, sparsegpt_2_4]
+METHODS = [magnitude, wanda, dass, sparsegpt]
 
 
 @pytest.fixture
@@ -76,13 +73,13 @@ def test_two_of_four_in_every_family(problem_for, model_type, method):
     before = {key: weight.clone() for key, weight in matrices(problem.dense).items()}
     made = half(problem, method(problem))
     mlp = problem.dense.family.mlp
-    across = method is dass_2_4 and len(mlp.reads) * mlp.fused == 2
+    across = method is dass and len(mlp.reads) * mlp.fused == 2
     for (index, path), weight in matrices(made).items():
         lines = weight.T if across and path in mlp.reads else weight
         assert ((lines.unflatten(-1, (-1, 4)) != 0).sum(-1) == 2).all(), (index, path)
         dense = before[index, path]
         assert torch.equal(matrices(problem.dense)[index, path], dense)
-        if method is not sparsegpt_2_4:
+        if method is not sparsegpt:
             assert torch.equal(weight[weight != 0], dense[weight != 0])
     assert torch.isfinite(made.model(torch.arange(4, 20)[None]).logits).all()
 
@@ -90,7 +87,7 @@ def test_two_of_four_in_every_family(problem_for, model_type, method):
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.53125), (torch.bfloat16, 0.5625)])
 def test_stored_counts_two_bits_a_kept_weight(problem, dtype, share):
     problem.dense.model.to(dtype)
-    make = magnitude_2_4(problem)
+    make = magnitude(problem)
     made = make(0.5)
     dense = stored_numbers(problem.dense)
     assert made.stored == share * dense
@@ -112,21 +109,21 @@ def test_a_width_without_groups_of_four_is_refused(problem_for):
 
 def test_magnitude_keeps_the_two_largest(problem_for):
     problem = problem_for("qwen2")
-    made = matrices(half(problem, magnitude_2_4(problem)))
+    made = matrices(half(problem, magnitude(problem)))
     for key, dense in matrices(problem.dense).items():
         assert are_best(made[key] != 0, dense.abs()), key
 
 
 def test_wanda_scores_with_inputs_behind_pruned_blocks(problem):
     """Block i's mask follows from a model of which only the blocks before i are pruned."""
-    pruned = half(problem, wanda_2_4(problem))
+    pruned = half(problem, wanda(problem))
     got, dense = matrices(pruned), matrices(problem.dense)
     last = len(problem.dense.model.model.layers) - 1
     for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         got[last, path].copy_(dense[last, path])
     moments = moments_of(problem, pruned)[last]
     stale = moments_of(problem, problem.dense)[last]
-    again = matrices(half(problem, wanda_2_4(problem)))
+    again = matrices(half(problem, wanda(problem)))
     for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         kept, weight = again[last, path] != 0, dense[last, path].abs()
         assert are_best(kept, weight * norms(moments[path])), path
@@ -148,7 +145,7 @@ def are_best(kept: torch.Tensor, scores: torch.Tensor) -> bool:
 @pytest.mark.parametrize("model_type", ["llama", "phi3"])
 def test_dass_weighs_gate_and_up_by_the_channel_they_feed(problem_for, model_type):
     problem = problem_for(model_type)
-    made = matrices(half(problem, dass_2_4(problem)))
+    made = matrices(half(problem, dass(problem)))
     dense = matrices(problem.dense)
     mlp = problem.dense.family.mlp
     moments = moments_of(problem, problem.dense)[0]
@@ -168,7 +165,7 @@ def test_dass_weighs_gate_and_up_by_the_channel_they_feed(problem_for, model_typ
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "falcon"])
 def test_dass_is_wanda_without_a_gate(problem_for, model_type):
     problem = problem_for(model_type)
-    one, other = (half(problem, method(problem)) for method in (dass_2_4, wanda_2_4))
+    one, other = (half(problem, method(problem)) for method in (dass, wanda))
     for key, weight in matrices(one).items():
         assert torch.equal(weight, matrices(other)[key])
 
@@ -245,7 +242,7 @@ def test_sparsegpt_stays_nearer_than_wanda_and_wanda_than_magnitude(problem):
     dense = matrices(problem.dense)
     for path in problem.dense.linear_paths(problem.dense.blocks[0]):
         errors = []
-        for method in (sparsegpt_2_4, wanda_2_4, magnitude_2_4):
+        for method in (sparsegpt, wanda, magnitude):
             pruned = matrices(half(problem, method(problem)))[0, path]
             errors.append(float(error_of(dense[0, path] - pruned, moments[path]).sum()))
         assert errors == sorted(errors), (path, errors)

@@ -1,20 +1,22 @@
-"""Baselines, which do more than drop dimensions: what a comparison sets beside masks.
+"""Baselines, which do more than drop dimensions: what a comparison sets beside masks."""
 
-Others use `baseline_named` and `all_baselines`. One file each: `BASELINE` with its name, title,
-reference and function.
-"""
-
-import importlib
-
-from disp_lab.names import BASELINES
+from disp_lab.baselines import depth, greedy, joint_rank_k, mpo, slicegpt, svd_llm, two_of_four, tyr
 from disp_lab.parts.baseline import Baseline
 
-
-def baseline_named(name: str) -> Baseline:
-    """The baseline of that name, one of `BASELINES`."""
-    return importlib.import_module(f"{__name__}.{name}").BASELINE
-
-
-def all_baselines() -> dict[str, Baseline]:
-    """All baselines by name."""
-    return {name: baseline_named(name) for name in BASELINES}
+ALL: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        greedy.BASELINE,
+        tyr.BASELINE,
+        slicegpt.BASELINE,
+        depth.BASELINE,
+        svd_llm.BASELINE,
+        joint_rank_k.BASELINE,
+        mpo.BASELINE,
+        two_of_four.MAGNITUDE,
+        two_of_four.WANDA,
+        two_of_four.SPARSEGPT,
+        two_of_four.DASS,
+    )
+}
+"""By name, in the order of tables."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from disp_lab.parts.activations import read_calibration
 from disp_lab.parts.baseline import Baseline, BaselineModel, Maker, as_stored, copied
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -56,13 +56,8 @@ def depth(problem: PruningProblem) -> Maker:
 
 @torch.no_grad()
 def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
-    """How much each block changes what enters it, in float64.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
-    windows, dense = calibration_windows(problem).tokens, problem.dense
-    progress = problem.job.count("scoring")
+    """How much each block changes what enters it, in float64."""
+    dense = problem.dense
     influence = torch.zeros(len(dense.blocks), dtype=torch.float64)
 
     def compare(index: int) -> Any:
@@ -78,9 +73,7 @@ def block_influence(problem: PruningProblem) -> Float[Tensor, " L"]:
         block.register_forward_hook(compare(i), with_kwargs=True)
         for i, block in enumerate(dense.blocks)
     ):
-        for done, window in enumerate(windows.to(dense.device), start=1):
-            dense.base(input_ids=window[None], use_cache=False)
-            progress(done, len(windows))
+        windows = read_calibration(problem)
     return influence / len(windows)
 
 

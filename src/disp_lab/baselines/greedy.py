@@ -33,12 +33,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def greedy(problem: PruningProblem) -> Maker:
-    """Compact models of any share; for each size the calibration text runs through the model.
-
-    Raises:
-        InputError: the text is shorter than a window, the family cannot lose KV heads, or a share
-        leaves no channel.
-    """
+    """Compact models of any share; for each size the calibration text runs through the model."""
     return models_of(problem, solve_blocks)
 
 

@@ -46,12 +46,7 @@ class SharedFactor(nn.Linear):
 
 
 def joint_rank_k(problem: PruningProblem) -> Maker:
-    """Query with key and gate with up; a share of 1 leaves them as they are. Needs no text.
-
-    Raises:
-        InputError: a share is less than what has no joint factor, or leaves a pair no rank, or
-        blocks are of several kinds.
-    """
+    """Query with key and gate with up; a share of 1 leaves them as they are. Needs no text."""
     require_one_kind(problem)
     dense = problem.dense
     groups = groups_of(dense.family)

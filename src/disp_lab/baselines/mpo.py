@@ -94,11 +94,7 @@ class Chain:
 
 
 def mpo(problem: PruningProblem) -> Maker:
-    """Every linear layer; a share of 1 leaves all of them as they are. Needs no text.
-
-    Raises:
-        InputError: a share is less than that of bonds of 1, or blocks are of several kinds.
-    """
+    """Every linear layer; a share of 1 leaves all of them as they are. Needs no text."""
     dense = problem.dense
     require_one_kind(problem)
     count, first = len(dense.blocks), dense.blocks[0]

@@ -49,12 +49,7 @@ ALIKE = 0.05
 
 def slicegpt(problem: PruningProblem) -> Maker:
     """Models with the first principal components of the stream; for each size the calibration text
-    runs through the model.
-
-    Raises:
-        InputError: blocks are not `h = x + attention(norm(x))`, `h + mlp(norm(h))` with RMSNorm; or
-        a share leaves no dimension.
-    """
+    runs through the model."""
     stream = projected_stream(problem)
 
     def make(share: float) -> BaselineModel:

@@ -28,11 +28,7 @@ DAMPING = 1e-6
 
 
 def svd_llm(problem: PruningProblem) -> Maker:
-    """Every linear layer by itself; a share of 1 leaves all of them as they are.
-
-    Raises:
-        InputError: the text is shorter than a window, or a share leaves a layer no rank.
-    """
+    """Every linear layer by itself; a share of 1 leaves all of them as they are."""
     bases: list[dict[str, Tensor]] = []
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:

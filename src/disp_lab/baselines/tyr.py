@@ -82,12 +82,7 @@ class Level:
 
 
 def tyr(problem: PruningProblem) -> Maker:
-    """Compact models of any share; each is searched for anew.
-
-    Raises:
-        InputError: the text is shorter than a window, the family cannot lose KV heads, blocks are
-            not all alike, or a share leaves a block without channels.
-    """
+    """Compact models of any share; each is searched for anew."""
     return models_of(problem, solve)
 
 

@@ -52,10 +52,6 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         asked: the model to compare methods on, or all settings at once.
         options: settings by the names of their flags, with texts and examples by their files;
             `progress`, `stop_requested` and `command`, as `prune` takes them.
-
-    Raises:
-        InputError: the output folder belongs to another comparison, or a text lies in memory.
-        Interrupted: the task was asked to stop; the same settings go on.
     """
     require_gradients()
     _require_files(options)

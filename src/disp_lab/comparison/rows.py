@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from disp_lab.baselines import all_baselines
+from disp_lab.baselines import ALL
 from disp_lab.comparison.places import Place
 from disp_lab.comparison.quantised import quantised
 from disp_lab.comparison.reference import Reference, shared_settings, with_steps
@@ -86,7 +86,7 @@ def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     for name, variant in VARIANTS.items():
         config = with_steps(variant.change(common), comparison.config)
         makers[name] = partial(pruned_rows, settings=config, one_size=variant.one_size)
-    for name, baseline in all_baselines().items():
+    for name, baseline in ALL.items():
         makers[name] = partial(baseline_rows, baseline=baseline)
     return makers
 

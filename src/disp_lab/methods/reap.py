@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from disp_lab.parts.activations import read_calibration
 from disp_llm.compact.experts_disp_llm import run_experts
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.hooks import hooks
 from disp_llm.training.problem import PruningProblem
 
@@ -85,12 +85,8 @@ def reap(problem: PruningProblem) -> Selection:
         for block, row, one in zip(dense.blocks, rows, added, strict=True)
         if row is not None
     ]
-    windows = calibration_windows(problem).tokens.to(dense.device)
-    progress = problem.job.count("scoring")
     with hooks(module.register_forward_pre_hook(one.hook) for module, one in mixtures):
-        for number, window in enumerate(windows):
-            dense.base(window[None], use_cache=False)
-            progress(number + 1, len(windows))
+        read_calibration(problem)
     importance = torch.zeros(layout.entries, device=dense.device)
     parts = zip(layout.names, layout.split(importance), strict=True)
     of_experts = (part for name, part in parts if name.endswith(f".{EXPERTS}"))

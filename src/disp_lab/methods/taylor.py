@@ -20,11 +20,7 @@ ENDS = 0.1
 
 
 def taylor(problem: PruningProblem) -> Selection:
-    """Ranks of KV heads and intermediate channels within their block, for one size.
-
-    Raises:
-        InputError: nothing would be left of the blocks between the ends.
-    """
+    """Ranks of KV heads and intermediate channels within their block, for one size."""
     layout, dense = problem.budget.layout, problem.dense
     sizes = _sizes(problem)
     windows, progress = calibration_windows(problem), problem.job.count("scoring")

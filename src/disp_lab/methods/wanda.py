@@ -24,11 +24,7 @@ from disp_llm.training.problem import PruningProblem
 
 
 def wanda(problem: PruningProblem) -> Selection:
-    """Ranks of KV heads and intermediate channels within their block, for one size.
-
-    Raises:
-        InputError: no channel would be left.
-    """
+    """Ranks of KV heads and intermediate channels within their block, for one size."""
     layout, dense = problem.budget.layout, problem.dense
     channels = [torch.ones(shape.intermediate, device=dense.device) for shape in layout.blocks]
     heads = [torch.ones(shape.heads, device=dense.device) for shape in layout.blocks]

@@ -1,4 +1,4 @@
-"""What enters the layers that write to the residual stream: its moments over calibration text.
+"""What layers read of the calibration text: by hooks, as moments, and block by block.
 
 B windows, T tokens of a window, K inputs of a layer.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
@@ -33,15 +33,21 @@ class Moments:
 
 
 @torch.no_grad()
-def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
-    """For every block, moments of what enters the layer by which attention writes, and of what
-    enters that of the MLP.
-
-    Raises:
-        InputError: a window is longer than the text or than the model can read.
-    """
+def read_calibration(problem: PruningProblem) -> Int[Tensor, "B T"]:
+    """Runs the original over the calibration text, for hooks to see; the windows that it read."""
     windows, dense = calibration_windows(problem).tokens, problem.dense
     progress = problem.job.count("scoring")
+    for done, window in enumerate(windows.to(dense.device), start=1):
+        dense.base(input_ids=window[None], use_cache=False)
+        progress(done, len(windows))
+    return windows
+
+
+@torch.no_grad()
+def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
+    """For every block, moments of what enters the layer by which attention writes, and of what
+    enters that of the MLP."""
+    dense = problem.dense
     layers = [
         linear_at(block, branch.writes)
         for block in dense.blocks
@@ -58,9 +64,7 @@ def input_moments(problem: PruningProblem) -> list[tuple[Moments, Moments]]:
         return hook
 
     with hooks(layer.register_forward_pre_hook(add_to(i)) for i, layer in enumerate(layers)):
-        for done, window in enumerate(windows, start=1):
-            dense.base(input_ids=window[None].to(dense.device), use_cache=False)
-            progress(done, len(windows))
+        windows = read_calibration(problem)
     moments = [Moments(*(total / windows.numel())) for total in sums]
     return list(zip(moments[::2], moments[1::2], strict=True))
 

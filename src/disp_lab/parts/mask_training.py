@@ -47,10 +47,6 @@ def train_masks(
         batch_loss: is given the noise of the step, which is all that it may draw from.
         prepare: is called with the number of every step before its gradient is taken.
         distill: share of the loss that is the divergence from the dense model.
-
-    Raises:
-        InputError: a checkpoint is damaged, or a loss is not finite.
-        Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
     dense, process = problem.dense, problem.job.process
     compiled = compiles(config, steps, dense)

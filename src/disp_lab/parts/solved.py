@@ -23,11 +23,7 @@ share of block parameters that is kept -> 1 for each entry that is kept, on the 
 
 
 def models_of(problem: PruningProblem, solve: Solve) -> Maker:
-    """Compact models of any share, each solved by itself.
-
-    Raises:
-        InputError: the family cannot lose KV heads.
-    """
+    """Compact models of any share, each solved by itself."""
 
     def make(share: float) -> BaselineModel:
         pruned = copied(problem)

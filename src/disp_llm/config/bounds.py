@@ -4,17 +4,17 @@ of them: `steps: Steps = 150`.
 A bound is what torch, the files and a machine can take at most, far above what makes sense.
 """
 
-import dataclasses
 import errno
-import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.schema import to_path
+from disp_llm.config.settings import settings_of
 
 Some = Meta(min_length=1)
 """Of a list that must hold something."""
@@ -23,9 +23,6 @@ Steps = Annotated[int, Meta(ge=0, le=10**9)]
 Tokens = Annotated[int, Meta(ge=1, le=10**12)]
 AnyTokens = Annotated[int, Meta(ge=0, le=10**12)]
 """0 = as many as are needed."""
-
-Interval = Annotated[int, Meta(ge=1, le=10**9)]
-"""Steps from one thing to the next."""
 
 Window = Annotated[int, Meta(ge=2, le=2**24)]
 """Tokens of a window that is learned from or scored: its first one is not predicted."""
@@ -70,10 +67,6 @@ Shift = Annotated[float, Meta(ge=-80, le=80)]
 """Added to logits, whose sigmoid is 0 or 1 in float32 beyond that."""
 
 Minutes = Annotated[float, Meta(ge=0, le=1e6)]
-"""Minutes, up to a week: what waits counts its milliseconds in 32 bits."""
-
-Seconds = Annotated[float, Meta(ge=0, le=3600)]
-
 Word = Annotated[str, Meta(min_length=1, description="name one")]
 License = Annotated[
     str, Meta(pattern=r"\A[\w.+-]*\Z", description="give the hub's name for one, such as mit")
@@ -81,67 +74,32 @@ License = Annotated[
 
 
 def require_declared(config: Any) -> None:
-    """Refuses numbers, words and lists that the types of a configuration's fields, and of those
-    that it holds, do not allow, and names that no file can have.
+    """Refuses numbers, words and lists that the types of a configuration's fields do not allow, and
+    names that no file can have.
 
     Raises:
         InputError: naming the setting, and what it can be.
     """
-    hints = get_type_hints(type(config), include_extras=True)
-    for name in (entry.name for entry in dataclasses.fields(config)):
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            require_declared(value)
-        else:
-            _require(name, value, hints[name])
+    for setting in settings_of(type(config)).values():
+        value = setting.of(config)
+        for named in value if isinstance(value, tuple) else (value,):
+            if isinstance(named, str | Path):
+                _require_name(setting.name, named)
+        try:
+            msgspec.convert(value, setting.declared, dec_hook=to_path)
+        except msgspec.ValidationError as error:
+            what = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+            hint = setting.advice or f"give {_allowed(error)}"
+            raise InputError(what or "none is given", field=setting.name, hint=hint) from error
 
 
-def _require(field: str, value: Any, kind: Any) -> None:
-    """Refuses one value, and what it holds, where its type does."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if value is None:
-        return
-    if origin is Annotated:
-        _require(field, value, inner[0])
-        base = get_origin(inner[0]) or inner[0]
-        for bound in (part for part in inner[1:] if isinstance(part, Meta)):
-            try:
-                msgspec.convert(value, Annotated[base, bound])
-            except msgspec.ValidationError as error:
-                hint = bound.description or _range_said(bound, base)
-                raise InputError(_wrong(value, bound), field=field, hint=hint) from error
-    elif isinstance(value, tuple):
-        for one in value:
-            _require(field, one, inner[0])
-    elif isinstance(value, str | Path):
-        _require_name(field, value)
-    else:
-        for one in inner if origin is not Literal else ():  # one of several types
-            _require(field, value, one)
+WORDS = {"`int`": "a whole number", "`float`": "a number", "`str`": "a word", "`array`": "a list"}
 
 
-def _wrong(value: Any, bound: Meta) -> str:
-    """What is wrong with a value that a bound excludes."""
-    if isinstance(value, tuple):
-        return f"{len(value)} are given" if value else "none is given"
-    if isinstance(value, str):
-        return f"'{value}'"
-    if math.isnan(value):
-        return "nan is no number"
-    least = bound.ge if bound.gt is None else bound.gt
-    too_small = least is not None and value <= least and value != bound.ge
-    return f"{value} is too {'small' if too_small else 'large'}"
-
-
-def _range_said(bound: Meta, kind: type) -> str:
-    """`give a whole number from 2 to 16,777,216`."""
-    if kind is tuple:
-        return "give one or more"
-    low = f"from {bound.ge:,.15g}" if bound.gt is None else f"above {bound.gt:,.15g}"
-    high = f"to {bound.le:,.15g}" if bound.lt is None else f"below {bound.lt:,.15g}"
-    comma = "" if bound.gt is None and bound.lt is None else ","
-    up = "up " if bound.gt is not None and bound.lt is None else ""
-    return f"give a {'whole ' if kind is int else ''}number {low}{comma} {up}{high}"
+def _allowed(error: msgspec.ValidationError) -> str:
+    """`a whole number >= 2`."""
+    kind, _, bound = str(error).partition(" - at ")[0].removeprefix("Expected ").partition(" ")
+    return f"{WORDS.get(kind, kind)} {bound}".rstrip()
 
 
 def _require_name(field: str, named: str | Path) -> None:

@@ -6,18 +6,12 @@ Given is what differs from the default, and from what a shipped recipe says.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass
-from functools import reduce
+from dataclasses import dataclass
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.recipes import (
-    apply_recipe,
-    load_recipe,
-    recipe_names,
-    setting_paths,
-    with_value,
-)
+from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names, with_value
+from disp_llm.config.settings import Setting, settings_of
 
 
 @dataclass(frozen=True)
@@ -40,15 +34,15 @@ def require_used(config: Any) -> None:
     Raises:
         InputError: naming the setting, and what would read it.
     """
-    for use, part, path, _ in _unused(config):
+    for use, part, setting, _ in _unused(config):
         hint = "leave it out" + (f", or {use.instead}" if use.instead else "")
-        raise InputError(use.what.format(part), field=path[-1], hint=hint)
+        raise InputError(use.what.format(part), field=setting.name, hint=hint)
 
 
 def with_used(config: Any) -> Any:
     """A copy of a configuration in which what nothing reads has the value that nobody asked for."""
-    for _, _, path, value in list(_unused(config)):
-        config = with_value(config, path, value)
+    for _, _, setting, value in list(_unused(config)):
+        config = with_value(config, setting.path, value)
     return config
 
 
@@ -58,35 +52,24 @@ def unread(config: Any) -> set[str]:
     return {name for use in unmet for name in use.settings.split()}
 
 
-def defaults(config: Any) -> Any:
-    """A configuration of the same kind for which nothing was asked but what has no default."""
-    needed = {
-        entry.name: getattr(config, entry.name)
-        for entry in dataclasses.fields(config)
-        if entry.default is entry.default_factory is MISSING
-    }
-    return type(config)(**needed)
-
-
 def usual_settings(config: Any) -> Any:
-    """The settings that nobody asked for: defaults, under those of the recipe where it is one of
-    ours."""
-    usual, recipe = defaults(config), getattr(config, "recipe", "")
+    """The settings that nobody asked for: defaults, under those of the recipe."""
+    settings = settings_of(type(config)).values()
+    usual = type(config)(**{one.name: one.of(config) for one in settings if one.is_required})
+    recipe = getattr(config, "recipe", "")
     return apply_recipe(usual, load_recipe(recipe)) if recipe in recipe_names() else usual
 
 
-def _unused(config: Any) -> Iterator[tuple[Use, Any, tuple[str, ...], Any]]:
-    """Settings that were given and are not read: what would read them, what they are part of, where
-    they lie, and the value that nobody asked for."""
-    paths = setting_paths(config)
-    plain, usual = defaults(config), usual_settings(config)
+def _unused(config: Any) -> Iterator[tuple[Use, Any, Setting, Any]]:
+    """Settings that were given and are not read: what would read them, what they are part of, and
+    the value that nobody asked for."""
+    settings, usual = settings_of(type(config)), usual_settings(config)
     for use, part in _uses(config):
         if use.when(part):
             continue
-        for path in map(paths.__getitem__, use.settings.split()):
-            now, default, value = (reduce(getattr, path, of) for of in (config, plain, usual))
-            if now not in (default, value):
-                yield use, part, path, value
+        for setting in map(settings.__getitem__, use.settings.split()):
+            if setting.of(config) not in (setting.default, setting.of(usual)):
+                yield use, part, setting, setting.of(usual)
 
 
 def _uses(config: Any) -> Iterator[tuple[Use, Any]]:

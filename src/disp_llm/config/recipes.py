@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from disp_llm.config.checks import require_alternatives
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.places import require_file
-from disp_llm.config.schema import as_type
+from disp_llm.config.schema import as_type, read_toml
+from disp_llm.config.settings import settings_of
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -61,23 +61,6 @@ def load_settings(path: Path) -> dict[str, Any]:
     """
     tables = read_toml(path, "config", "correct the file")
     return _on_its_base({key: said for key, said in tables.items() if key not in OF_ONE_RUN})
-
-
-def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Args:
-        field: what messages name: the setting that named the file, or the file.
-
-    Raises:
-        InputError: it cannot be read, or is not TOML; `hint` says what to do.
-    """
-    try:
-        require_file(path)
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also of wrong bytes and huge nesting
-        said = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path} ({said})", field=field, hint=hint) from error
 
 
 def _on_its_base(tables: dict[str, Any]) -> dict[str, Any]:
@@ -140,15 +123,14 @@ def with_settings(config: Any, settings: dict[str, Any]) -> Any:
         InputError: a setting that no field has, a value of the wrong type, or two settings of which
             one takes the other's place.
     """
-    config, paths = typed(config), setting_paths(config)
+    config, known = typed(config), settings_of(type(config))
     require_alternatives(config, settings)
     for name, value in settings.items():
-        path = paths.get(name)
-        if path is None:
+        if name not in known:
             raise InputError(
-                f"no such setting{nearest(name, list(paths))}", field=name, hint="see docs/api.md"
+                f"no such setting{nearest(name, list(known))}", field=name, hint="see docs/api.md"
             )
-        config = with_value(config, path, value)
+        config = with_value(config, known[name].path, value)
     return config
 
 
@@ -169,13 +151,9 @@ def typed(config: Any) -> Any:
     Raises:
         InputError: a value of another type, naming its field.
     """
-    changes: dict[str, Any] = {}
-    hints = get_type_hints(type(config))
-    for name in (entry.name for entry in dataclasses.fields(config)):
-        value = getattr(config, name)
-        inner = dataclasses.is_dataclass(value)
-        changes[name] = typed(value) if inner else _given(value, hints[name], name)
-    return dataclasses.replace(config, **changes)
+    for setting in settings_of(type(config)).values():
+        config = with_value(config, setting.path, setting.of(config))
+    return config
 
 
 def _given(value: Any, kind: Any, field: str) -> Any:
@@ -185,16 +163,3 @@ def _given(value: Any, kind: Any, field: str) -> Any:
     if get_origin(kind) is tuple:
         value = list(value) if isinstance(value, list | tuple) else [value]
     return _as_declared(value, kind, field)
-
-
-def setting_paths(config: Any) -> dict[str, tuple[str, ...]]:
-    """Where each setting of a configuration lies, by its own name."""
-    paths: dict[str, tuple[str, ...]] = {}
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            inner = setting_paths(value)
-            paths |= {name: (entry.name, *path) for name, path in inner.items()}
-        else:
-            paths[entry.name] = (entry.name,)
-    return paths

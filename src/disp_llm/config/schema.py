@@ -1,26 +1,33 @@
 """Plain values, as JSON and TOML files hold them -> values of a declared type, or one line that
 says what is wrong."""
 
+import dataclasses
+import errno
+import os
+import stat
+import string
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from disp_llm.config.errors import InputError
+from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import named_path
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
-"""A whole number that is not negative."""
-
 Size = Annotated[int, msgspec.Meta(ge=1)]
-"""A whole number above zero."""
+Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 Amount = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 """A number that is finite and not negative; JSON files of Python may hold NaN and Infinity."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 """A finite number above zero."""
+
+Entry = TypeVar("Entry")
 
 
 def as_type(value: Any, kind: Any, *, field: str, hint: str, place: str = "") -> Any:
@@ -51,7 +58,110 @@ def said_of(error: msgspec.ValidationError, place: str = "") -> str:
 
 
 def to_path(kind: type, value: Any) -> Any:
-    """The path that a string names; what msgspec cannot convert itself."""
+    """The path that a string names; msgspec asks for what it cannot convert itself."""
     if kind is Path and isinstance(value, str | Path):
         return named_path(value) if isinstance(value, str) else value
     raise TypeError(f"expected a path, got {type(value).__name__}")
+
+
+def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        field: what messages name: the setting that named the file, or the file.
+
+    Raises:
+        InputError: it cannot be read, or is not TOML; `hint` says what to do.
+    """
+    try:
+        require_file(path)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also of wrong bytes and huge nesting
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path} ({said})", field=field, hint=hint) from error
+
+
+def as_known(tables: dict[str, Any], kind: type[Entry], file: str) -> Entry:
+    """The tables of a TOML file as a dataclass with a field `file`, which says where they are from.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value is of another type.
+    """
+    for place, key, known in _unknown(tables, kind, ""):
+        what = f"unknown key '{place}{key}'" + nearest(key, known)
+        raise InputError(what, field=file, hint=f"use keys of {', '.join(known)}")
+    return as_type(tables | {"file": file}, kind, field=file, hint="correct it")
+
+
+def _unknown(tables: dict[str, Any], kind: type, place: str) -> Iterator[tuple[str, str, list]]:
+    """Keys that no field has: where they lie, and which ones are known there."""
+    hints = get_type_hints(kind)
+    known = [name for name in hints if name != "file"]
+    for key, value in tables.items():
+        if key not in known:
+            yield place, key, known
+        elif get_origin(hints[key]) is dict and isinstance(value, dict):
+            of = get_args(hints[key])[1]
+            for name, entry in value.items():
+                if isinstance(entry, dict):
+                    yield from _unknown(entry, of, f"{place}{key}.{name}.")
+
+
+def with_files(entries: dict[str, Entry], group: str, file: str) -> dict[str, Entry]:
+    """Entries of a TOML file, with the paths of the files that they name.
+
+    Raises:
+        InputError: a variable is not set, or there is no such file.
+    """
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(entry):  # pyrefly: ignore
+            value, place = getattr(entry, field.name), f"{group}.{name}.{field.name}"
+            if isinstance(value, Path):
+                changes[field.name] = _found(value, file, place)
+            elif isinstance(value, tuple):
+                changes[field.name] = tuple(_found(path, file, place) for path in value)
+        found[name] = dataclasses.replace(entry, **changes)  # pyrefly: ignore
+    return found
+
+
+def _found(named: Path, file: str, place: str) -> Path:
+    """Where a file lies that a TOML file names: environment variables are put in, which no message
+    says, and relative ones lie beside the TOML file."""
+    try:
+        written = string.Template(str(named)).substitute(os.environ)
+    except KeyError as error:
+        raise InputError(
+            f"{place}: the environment variable {error.args[0]} is not set",
+            field=file,
+            hint="set it to a folder",
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{place}: {named} has a $ before no name", field=file, hint="write $$ for a $"
+        ) from error
+    path = Path(file).parent / written
+    if not os.path.exists(path):
+        raise InputError(
+            f"{place}: there is no {named}", field=file, hint="name a file that is there"
+        )
+    return path
+
+
+NO_FILES = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+"""What a path may name that has no end, or can be read only once."""
+
+
+def require_file(path: Path) -> None:
+    """Refuses what reading could wait for without end, before it is opened.
+
+    Raises:
+        OSError: it is no file, or there is none.
+    """
+    what = NO_FILES.get(stat.S_IFMT(path.stat().st_mode))
+    if what:
+        raise OSError(errno.EINVAL, f"{what}, which cannot be read again: write it to a file")

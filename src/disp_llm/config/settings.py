@@ -9,10 +9,13 @@ import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from msgspec import Meta
 
 POSITIONAL = "positional"
 """Annotates a field that is given without a flag: `model: Annotated[Word, POSITIONAL]`."""
@@ -34,6 +37,8 @@ class Setting:
     path: tuple[str, ...]
     """Names of the groups that hold it, then its own."""
     kind: Any
+    declared: Any
+    """Its type with what it may be."""
     default: Any
     sentence: str
     is_positional: bool
@@ -41,6 +46,10 @@ class Setting:
     @property
     def name(self) -> str:
         return self.path[-1]
+
+    def of(self, config: Any) -> Any:
+        """Its value in a configuration."""
+        return reduce(getattr, self.path, config)
 
     @property
     def flag(self) -> str:
@@ -51,6 +60,11 @@ class Setting:
     @property
     def takes_several(self) -> bool:
         return get_origin(self.kind) is tuple
+
+    @property
+    def advice(self) -> str:
+        """What its type says to do where a value does not fit; "" = nothing."""
+        return next((note.description for note in _notes(self.declared) if _is_advice(note)), "")
 
     @property
     def is_required(self) -> bool:
@@ -106,9 +120,21 @@ def _settings(kind: type, defaults: Any, above: tuple[str, ...]) -> Iterator[Set
             continue
         is_own = isinstance(defaults, type)
         default = field.default if is_own else getattr(defaults, field.name)
-        notes = declared.__metadata__ if get_origin(declared) is Annotated else ()
         sentence = told.get(field.name, "")
-        yield Setting(place, plain[field.name], default, sentence, POSITIONAL in notes)
+        yield Setting(
+            place, plain[field.name], declared, default, sentence, POSITIONAL in _notes(declared)
+        )
+
+
+def _is_advice(note: Any) -> bool:
+    return isinstance(note, Meta) and note.description is not None
+
+
+def _notes(kind: Any) -> tuple[Any, ...]:
+    """What is declared of a type, and of those that it is made of."""
+    own = kind.__metadata__ if get_origin(kind) is Annotated else ()
+    of = get_args(kind)[:1] if own else get_args(kind)
+    return (*own, *(note for inner in of for note in _notes(inner)))
 
 
 def _sentences(config: type) -> dict[str, str]:

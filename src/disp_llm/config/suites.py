@@ -13,15 +13,7 @@ from disp_llm.config.bounds import AnyTokens, Number, ShareBelowOne, Window
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import Template
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.config.places import (
-    Name,
-    found_file,
-    found_files,
-    require_known,
-    require_known_entries,
-)
-from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import as_type
+from disp_llm.config.schema import Name, as_known, read_toml, with_files
 
 
 @dataclass(frozen=True)
@@ -150,26 +142,16 @@ def load_suite(name: str) -> Suite:
 
 
 def _checked(tables: dict[str, Any], file: str) -> Suite:
-    require_known(tables, [f.name for f in dataclasses.fields(Suite) if f.name != "file"], file)
-    groups = (("texts", SuiteText), ("tasks", SuiteTask), ("examples", SuiteExamples))
-    for group, kind in groups:
-        require_known_entries(tables, group, kind, file)
-    suite: Suite = as_type(tables | {"file": file}, Suite, field=file, hint="correct it")
+    suite = as_known(tables, Suite, file)
     if not suite.texts and not suite.all_tasks:
         raise InputError("names no texts and no tasks", field=file, hint="add some")
     for name in suite.tasks.keys() & suite.examples.keys():
         raise InputError(
             f"names {name} as a task and as examples", field=file, hint="rename one of them"
         )
-    texts, tasks, examples = dict(suite.texts), dict(suite.tasks), dict(suite.examples)
-    for name, text in texts.items():
-        files = found_files(text.files, suite.file, f"texts.{name}.files")
-        texts[name] = dataclasses.replace(text, files=files)
-    for name, task in tasks.items():
-        if task.data is not None:
-            path = found_file(task.data, suite.file, f"tasks.{name}.data")
-            tasks[name] = dataclasses.replace(task, data=path)
-    for name, of_task in examples.items():
-        files = found_files(of_task.files, suite.file, f"examples.{name}.files")
-        examples[name] = dataclasses.replace(of_task, files=files)
-    return dataclasses.replace(suite, texts=texts, tasks=tasks, examples=examples)
+    return dataclasses.replace(
+        suite,
+        texts=with_files(suite.texts, "texts", file),
+        tasks=with_files(suite.tasks, "tasks", file),
+        examples=with_files(suite.examples, "examples", file),
+    )

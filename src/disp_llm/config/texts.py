@@ -11,9 +11,7 @@ from typing import Any
 from disp_llm.config.bounds import AnyTokens, Weight
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import GENERAL
-from disp_llm.config.places import Name, found_files, require_known, require_known_entries
-from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import as_type
+from disp_llm.config.schema import Name, as_known, read_toml, with_files
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,7 @@ def load_mixture(path: Path) -> MixtureFile:
 
 
 def _checked(tables: dict[str, Any], file: str) -> MixtureFile:
-    require_known(tables, ["title", "texts"], file)
-    require_known_entries(tables, "texts", MixedText, file)
-    found: MixtureFile = as_type(
-        tables | {"file": file}, MixtureFile, field=file, hint="correct it"
-    )
+    found = as_known(tables, MixtureFile, file)
     if not found.texts:
         raise InputError("names no texts", field=file, hint="add some")
-    texts = {
-        name: dataclasses.replace(
-            text,
-            files=found_files(text.files, file, f"texts.{name}.files"),
-        )
-        for name, text in found.texts.items()
-    }
-    return dataclasses.replace(found, texts=texts)
+    return dataclasses.replace(found, texts=with_files(found.texts, "texts", file))

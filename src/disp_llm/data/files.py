@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import said_by
-from disp_llm.config.places import require_file
+from disp_llm.config.schema import require_file
 from disp_llm.data.formats import Take, documents_in, rows_in
 from disp_llm.data.rows import Unusable
 

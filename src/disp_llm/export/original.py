@@ -5,7 +5,7 @@ A card names a local original by its last part only; where that lies is known to
 
 from pathlib import Path
 
-from disp_llm.config.recipes import read_toml
+from disp_llm.config.schema import read_toml
 from disp_llm.export.facts import read_facts
 from disp_llm.models import embedded
 from disp_llm.runs.folder import Run

@@ -13,9 +13,6 @@ def draw_bench(result: dict[str, Any], path: Path) -> None:
 
     Args:
         result: what `disp-llm bench --json` prints.
-
-    Raises:
-        InputError: the file cannot be written.
     """
     found = bench_figures(result, "the benchmark")
     compared = found.comparisons

@@ -45,14 +45,6 @@ def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[
     return figure, axes
 
 
-def mark_dense(axes: Any, perplexity: float, highest: float) -> None:
-    """A line at the original's perplexity, on a logarithmic axis that reaches the highest,
-    below the line where pruned models have learned the text."""
-    label = f"original, {perplexity:.1f}"
-    axes.axhline(perplexity, color=DENSE, linewidth=1, linestyle="--", label=label)
-    logarithmic(axes, *sorted((perplexity, highest)))
-
-
 def logarithmic(axes: Any, low: float, high: float) -> None:
     """A logarithmic axis of perplexities with round numbers on it."""
     from matplotlib.ticker import NullLocator, ScalarFormatter
@@ -76,11 +68,7 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes the figure, whole or not at all, in the format of the file's suffix.
-
-    Raises:
-        InputError: the file cannot be written, or lies there and is not ours.
-    """
+    """Writes the figure, whole or not at all, in the format of the file's suffix."""
     kind = path.suffix[1:]
     signed = {"Creator" if kind == "svg" else "Software": "disp-llm"}
     with atomic(path, PICTURES[path.suffix]) as temporary:

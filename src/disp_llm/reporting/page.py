@@ -26,20 +26,12 @@ from disp_llm.runs.results import perplexity_said
 
 
 def write_run_page(run: Run) -> Path:
-    """Writes the page of one run into its folder, and returns its path.
-
-    Raises:
-        InputError: the folder is no run, or its files are damaged or not what they were.
-    """
+    """Writes the page of one run into its folder, and returns its path."""
     return Path(write_page(ReportConfig((run.folder,), anyway=run.anyway))["file"])
 
 
 def write_page(config: ReportConfig) -> dict[str, Any]:
-    """Writes the page; returns where it lies and how large it is.
-
-    Raises:
-        InputError: a folder is no run, or its files are damaged or not what they were.
-    """
+    """Writes the page; returns where it lies and how large it is."""
     config.validate()
     names = _told_apart([folder.resolve() for folder in config.runs])
     runs = [

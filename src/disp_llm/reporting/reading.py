@@ -47,9 +47,5 @@ class BenchFigures:
 
 
 def bench_figures(result: Any, file: str) -> BenchFigures:
-    """What `disp-llm bench --json` prints.
-
-    Raises:
-        InputError: a value is missing, or is of another type; `file` says where.
-    """
+    """What `disp-llm bench --json` prints."""
     return from_json(BenchFigures, result, file, BENCH_AGAIN)

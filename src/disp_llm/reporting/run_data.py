@@ -94,11 +94,7 @@ class RunData:
 
 
 def read_run(run: Run) -> RunData:
-    """What the page shows of one run.
-
-    Raises:
-        InputError: the folder is no run, or a file is damaged or not what it was.
-    """
+    """What the page shows of one run."""
     settings, found = _settings(run), run.figures
     run.require_whole()
     recovers = isinstance(settings, RecoverConfig)

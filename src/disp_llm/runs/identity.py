@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.places import require_file
-from disp_llm.config.schema import Count
+from disp_llm.config.schema import Count, require_file
 from disp_llm.runs.sums import sha256_of
 
 

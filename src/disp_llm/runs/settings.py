@@ -10,8 +10,9 @@ import tomli_w
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, read_toml, resolved
+from disp_llm.config.recipes import apply_recipe, resolved
 from disp_llm.config.recover import RecoverConfig
+from disp_llm.config.schema import read_toml
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import is_unused, kind_of, require_ours
