@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError
 from disp_llm.config.quantise import QuantiseConfig, begun_dir
-from disp_llm.data.named import read_sources
+from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 from disp_llm.export.compressing import Rounded, best_scales, quantise
 from disp_llm.export.quantising import GROUP
