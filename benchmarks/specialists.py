@@ -26,8 +26,8 @@ from ner import SCORERS, save, tagger_in
 from plain_tagger import score_plain, train_plain
 
 from disp_lab.baselines.depth import keep_blocks
-from disp_llm.config.quantise import QuantiseConfig
-from disp_llm.export.compressing import quantise
+from disp_llm.commands.convert import convert
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.export.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
@@ -144,7 +144,7 @@ def made(name: str, runs: Path, arguments: argparse.Namespace) -> Path:
 def in_int8(source: Path, folder: Path) -> dict:
     """A tagger whose model is quantised."""
     began = time.perf_counter()
-    quantise(QuantiseConfig(source, "int8", folder))
+    convert(ConvertConfig(source, "int8", folder))
     for name in SCORERS:
         shutil.copyfile(source / name, folder / name)
     return {"seconds": time.perf_counter() - began}

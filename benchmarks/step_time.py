@@ -37,7 +37,7 @@ from disp_llm.models.loading import load
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.provenance import hardware
-from disp_llm.training.blocks import compiled_blocks
+from disp_llm.training.blocks import training_blocks
 from disp_llm.training.learning import learn
 from disp_llm.training.problem import PruningProblem
 
@@ -81,7 +81,7 @@ def measured(
         began = time.perf_counter()
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(compiled_blocks(plain, training.compile == "yes"))
+        stack.enter_context(training_blocks(plain, training, training.compile == "yes"))
         run = Run(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         job = Job(config, run, start_process(config.machine), in_turn)
         problem = PruningProblem(dense, Corpus((stream,)), budget, keeps, ALIGN, job)

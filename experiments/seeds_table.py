@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from comparison_tables import WHOLE, rows_of
 
-from disp_lab.comparison.pairing import paired_ratio
+from disp_lab.comparison.paired_statistics import paired_ratio
 from disp_llm.evaluation.suites import Estimate, geometric_mean
 
 

@@ -17,10 +17,8 @@ LEAST = {
     "eval": ["eval", "m"],
     "doctor": ["doctor", "m"],
     "bench": ["bench", "m", "--against", "m"],
-    "save": ["save", "f", "--to", "new"],
+    "convert": ["convert", "f", "--to", "int4", "--output-dir", "new"],
     "push": ["push", "f", "a/b"],
-    "quantise": ["quantise", "f", "--to", "int4", "--output-dir", "new"],
-    "gguf": ["gguf", "f", "--original", "o", "--to", "new"],
     "verify": ["verify", "f"],
 }
 

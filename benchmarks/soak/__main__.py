@@ -46,15 +46,15 @@ KILLED = [
     ["recover", "run/keep-0.5", "--teacher", "model"],
     ["recover", "run/keep-0.5", "--teacher", "model", "--how", "lora"],
     ["compare", "model"],
-    ["save", "run/keep-0.5", "--to", "new"],
-    ["quantise", "run/keep-0.5", "--to", "int8", "--output-dir", "new"],
+    ["convert", "run/keep-0.5", "--to", "folder", "--output-dir", "new"],
+    ["convert", "run/keep-0.5", "--to", "int8", "--output-dir", "new"],
 ]
 """Lines that are killed and must then give what they give undisturbed."""
 
 READERS = [
     *(["verify", "{made}"], ["report", "{made}", "--output", "new.html"]),
     *(["verify", "{made}/{model}"], ["eval", "{made}/{model}", "--text", "text.txt"]),
-    *(["save", "{made}/{model}", "--to", "new"], ["again"]),
+    *(["convert", "{made}/{model}", "--to", "folder", "--output-dir", "new"], ["again"]),
 ]
 """Lines that read what was damaged."""
 
@@ -179,7 +179,7 @@ class Soak:
                 self.find(f"silent: verify says whole: {told}", line, done.err)
             listed = name.startswith(("model/", "keep-0.5/")) and how not in ("same", "put there")
             reads = name.endswith(("model.safetensors", "config.json", "tokenizer.json"))
-            taken = line[0] == "save" or (line[0] == "eval" and reads)
+            taken = line[0] == "convert" or (line[0] == "eval" and reads)
             if taken and listed and done.code == 0 and "README" not in name and not mended:
                 self.find(f"silent: takes a damaged folder: {told}", line, done.err)
             mended = mended or reader == ["again"]  # which may have made the file again

@@ -40,10 +40,8 @@ SMALL: dict[str, str] = {
     "doctor": "--device cpu",
     "bench": "--against model --lengths 8 --batches 1 --rounds 2 --context 8 --dtype float32 "
     "--device cpu",
-    "save": "--to new",
+    "convert": "--to int8 --output-dir new --device cpu",
     "push": "",
-    "quantise": "--to int8 --output-dir new --device cpu",
-    "gguf": "--original nope.gguf --to new.gguf",
     "verify": "",
 }
 """Flags with which a command takes a second."""
@@ -57,10 +55,8 @@ POSITIONAL: dict[str, tuple[str, ...]] = {
     "eval": ("run/keep-0.5", "model", "recovered/model"),
     "doctor": ("model", "run/keep-0.5"),
     "bench": ("run/keep-0.5",),
-    "save": ("run/keep-0.5", "recovered/model", "run"),
+    "convert": ("run/keep-0.5", "recovered/model", "model"),
     "push": ("run/keep-0.5 x/y", "docs x/y"),
-    "quantise": ("run/keep-0.5", "recovered/model", "model"),
-    "gguf": ("run/keep-0.5",),
     "verify": ("run", "run/keep-0.5", "recovered", "recovered/model", "comparison"),
 }
 
@@ -147,10 +143,10 @@ def random_line(random: Random) -> list[str]:
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
     settings = list(settings_of(all_settings()[command]))
-    outputs = [name for name, _ in settings if name in ("output_dir", "output", "to", "plot")]
+    outputs = [name for name, _ in settings if name in ("output_dir", "output", "plot")]
     for name in outputs:
         flag = f"--{name.replace('_', '-')}"
-        if flag in flags and command != "quantise" and random.random() < 0.5:
+        if flag in flags and random.random() < 0.5:
             flags[flag] = [random.choice(PLACES)]
     for _ in range(random.choice((0, 0, 1, 1, 2, 3)) if settings else 0):
         name, kind = random.choice(settings)

@@ -1,8 +1,8 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
 The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `bench`,
-`doctor`, `export_sizes` and `verify` (docs/api.md). Each is imported when it is first
-asked for.
+`doctor`, `export_sizes`, `convert`, `push` and `verify` (docs/api.md). Each is imported when it is
+first asked for.
 
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
 before or after, they also know the folders that this package writes.
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from disp_llm.commands.bench import bench as bench
+    from disp_llm.commands.convert import convert as convert
+    from disp_llm.commands.convert import push as push
     from disp_llm.commands.doctor import doctor as doctor
     from disp_llm.commands.evaluate import evaluate as evaluate
     from disp_llm.commands.export_sizes import export_sizes as export_sizes
@@ -33,6 +35,8 @@ _LAZY = {
     "recover": "commands.recover",
     "evaluate": "commands.evaluate",
     "bench": "commands.bench",
+    "convert": "commands.convert",
+    "push": "commands.convert",
     "doctor": "commands.doctor",
     "export_sizes": "commands.export_sizes",
     "verify": "commands.verify",
@@ -58,11 +62,10 @@ _AUTO = "transformers.models.auto.configuration_auto"
 
 
 class _RegisterOnImport(MetaPathFinder):
-    """Calls `compact.register` right after transformers' auto configuration has been imported.
+    """Calls `compact.register` right after transformers' auto configuration has been imported."""
 
-    Importing transformers here instead would cost every `disp-llm --help` half a second.
-    """
-
+    # transformers has no entry points, and importing it here would bring torch, and seconds, into
+    # every `disp-llm --help`.
     def find_spec(self, fullname, path=None, target=None):
         if fullname != _AUTO:
             return None

@@ -15,7 +15,8 @@ from fresh import start_command
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from disp_llm.cli.main import LineFormatter, main
+from disp_llm.cli.environment import LineFormatter
+from disp_llm.cli.main import main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.prune import PruneConfig
@@ -112,11 +113,10 @@ BAD = "bad\udcff.txt"  # b"bad\xff.txt", as Python has it
     [
         ["eval", BAD], ["eval", "m", "--text", BAD], ["prune", "m", "--text", "a", BAD],
         ["prune", "m", "--output-dir", BAD], ["prune", "m", "--dataset", BAD], ["report", BAD],
-        ["export", BAD, "--keep", "0.5"], ["verify", BAD], ["save", "f", "--to", BAD],
-        ["bench", "m", "--against", BAD], ["push", "f", "a/b", "--message", BAD],
+        ["export", BAD, "--keep", "0.5"], ["verify", BAD], ["doctor", BAD],
+        ["bench", "m", "--against", BAD], ["push", BAD, "a/b"],
         ["compare", "m", "--output-dir", BAD], ["recover", "f", "--teacher", BAD],
-        ["quantise", "f", "--to", "int8", "--output-dir", BAD], ["doctor", BAD],
-        ["gguf", "f", "--original", BAD, "--to", "new"],
+        ["convert", "f", "--to", "int8", "--output-dir", BAD],
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_utf_8_is_one_line(arguments):

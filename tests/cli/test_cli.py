@@ -16,21 +16,22 @@ from conftest import environment, run_command
 
 import disp_llm
 from disp_llm.cli.errors import flags_of, print_error, with_flags
-from disp_llm.cli.flags import usual_settings_of
+from disp_llm.cli.flags import extras_of, usual_settings_of
 from disp_llm.cli.main import _how_to_resume
 from disp_llm.cli.parsing import all_settings, parse
 from disp_llm.cli.signals import stop_signals
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names, resolved
+from disp_llm.config.settings import settings_of
 from disp_llm.reporting.terminal import progress_bar
 
 SOURCE = Path(disp_llm.__file__).parent
 COMMANDS = [
-    "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "save", "push",
-    "gguf", "verify", "quantise",
+    "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "convert", "push",
+    "verify",
 ]  # fmt: skip
-USUAL, ALL = 20, 85
+USUAL, ALL = 24, 96
 """Most settings that a short help lists, and that all commands have together."""
 
 
@@ -111,8 +112,8 @@ def test_unknown_command_is_one_line():
             "--template: is for examples, and there are none; leave it out, or name --examples",
         ),
         (
-            ["quantise", "x", "--to", "int4", "--output-dir", "y", "--calibration-length", "64"],
-            "--calibration-length: is of a calibration, and there is no text for one; leave it out",
+            ["convert", "x", "--to", "int4", "--output-dir", "y", "--text-field", "body"],
+            "--text-field: is of --text; leave it out",
         ),
         (["eval", "x", "--task-data", "piqa=f.jsonl"], "--task-data: is for tasks; leave it"),
         (
@@ -162,13 +163,6 @@ def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
     said = _how_to_resume(arguments).removeprefix("; go on with: disp-llm ")
     assert shlex.split(said) == [*arguments, *again]
     assert parse(shlex.split(said)).resume
-
-
-def test_a_calibration_that_was_stopped_goes_on_by_the_same_command(tmp_path):
-    arguments = ["quantise", "m", "--to", "int4", "--output-dir", str(tmp_path / "small")]
-    assert _how_to_resume(arguments) == ""
-    (tmp_path / "small.begun").mkdir()
-    assert _how_to_resume(arguments) == "; the same command goes on"
 
 
 def test_settings_become_flags_and_everything_else_stays():
@@ -285,9 +279,22 @@ def test_what_is_nearer_the_end_of_the_line_wins(tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_short_help_lists_few_settings(command):
     done = run_command(command, "--help")
-    shown = [line for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert len(usual_settings_of(all_settings()[command])) <= USUAL
-    assert len(shown) <= USUAL + 8  # what every command has
+    shown = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert len(shown) <= USUAL
+    kind = all_settings()[command]
+    every = run_command(command, "--help-all").stdout if usual_settings_of(kind) else done.stdout
+    flags = {one.flag for one in settings_of(kind).values() if not one.is_positional}
+    listed = {line.split()[0] for line in every.splitlines() if line.startswith("  --")}
+    assert listed == flags | {f"--{name}" for name in extras_of(kind)}
+    assert set(shown) <= listed
+
+
+def test_all_commands_have_few_settings_and_each_says_what_it_does():
+    kinds = all_settings().values()
+    assert len({name for kind in kinds for name in settings_of(kind)}) <= ALL
+    assert not [
+        one.path for kind in kinds for one in settings_of(kind).values() if not one.sentence
+    ]
 
 
 def test_a_command_imports_the_settings_of_no_other():
@@ -400,7 +407,7 @@ def test_exported_files_stand_alone():
     ("word", "said"),
     [
         ("prun", "disp-llm: prun: is no command (nearest: prune)"),
-        ("quantize", "disp-llm: quantize: is no command (nearest: quantise)"),
+        ("convertt", "disp-llm: convertt: is no command (nearest: convert)"),
         ("xyzzy", "disp-llm: xyzzy: is no command; see disp-llm --help"),
     ],
 )

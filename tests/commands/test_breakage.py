@@ -14,9 +14,9 @@ from conftest import SMALL, run_command
 from safetensors.torch import load_file, save_file
 
 import disp_llm
+from disp_llm.commands.convert import convert
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.share import SaveConfig
-from disp_llm.export.sharing import save
 from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.lock import created
@@ -104,7 +104,11 @@ def test_sums_that_lost_a_line_and_files_beside_them(run):
     lines = [line for line in whole.splitlines() if "model.safetensors" not in line]
     sums.write_text("\n".join(lines) + "\n")
     flip(folder / "model.safetensors")
-    for command in (("verify",), ("save", "--to", run / "s"), ("eval", "--windows", 2)):
+    for command in (
+        ("verify",),
+        ("convert", "--to", "folder", "--output-dir", run / "s"),
+        ("eval", "--windows", 2),
+    ):
         assert "SHA256SUMS: is damaged" in refused(command[0], folder, *command[1:])
 
 
@@ -118,9 +122,9 @@ def test_nothing_is_shared_without_sums(how, run, text_file, tmp_path):
     made = tmp_path / "made"
     for command in (
         ("verify", folder),
-        ("save", folder, "--to", made),
+        ("convert", folder, "--to", "folder", "--output-dir", made),
         ("push", folder, "me/it"),
-        ("quantise", folder, "--to", "int8", "--output-dir", made),
+        ("convert", folder, "--to", "int8", "--output-dir", made),
     ):
         assert "SHA256SUMS: is missing or empty" in refused(*command)
     assert not made.exists()
@@ -131,7 +135,7 @@ def test_nothing_is_shared_without_sums(how, run, text_file, tmp_path):
 def test_a_copy_has_what_the_sums_name_and_nothing_else(run, tmp_path):
     for name in ("secret.model", "LICENSE.key", "model-00001-of-00002.safetensors"):
         (run / "keep-0.5" / name).write_text("SECRET")
-    found = save(SaveConfig(run / "keep-0.5", tmp_path / "copy"))
+    found = convert(ConvertConfig(run / "keep-0.5", "folder", tmp_path / "copy"))
     assert set(found["left_out"]) == {
         "secret.model",
         "LICENSE.key",
@@ -193,7 +197,7 @@ def test_a_log_that_is_damaged_after_learning(run, llama_folder):
 def test_a_refused_command_leaves_no_folder(text_file, tmp_path):
     deep = tmp_path / "a" / "b" / "c"
     refused("prune", tmp_path / "nope", "--text", text_file, "--output-dir", deep)
-    refused("save", tmp_path / "nope", "--to", deep)
+    refused("convert", tmp_path / "nope", "--to", "folder", "--output-dir", deep)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +214,8 @@ def test_two_processes_at_one_new_place(run, tmp_path):
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(60)
-    assert "is in use by process" in refused("save", run / "keep-0.5", "--to", tmp_path / "new")
+    command = ("convert", run / "keep-0.5", "--to", "folder", "--output-dir", tmp_path / "new")
+    assert "is in use by process" in refused(*command)
     go_on.set()
     thread.join()
     assert (tmp_path / "new").read_text() == "first"
@@ -224,7 +229,7 @@ def test_what_a_killed_copy_left_is_swept_by_the_next(run, tmp_path, monkeypatch
             raise InputError("killed", field="f", hint="h")
     (foreign := tmp_path / ".disp-llm-mine").mkdir()
     assert len(list(tmp_path.glob(".disp-llm-*"))) == 2
-    save(SaveConfig(run / "keep-0.5", tmp_path / "new"))
+    convert(ConvertConfig(run / "keep-0.5", "folder", tmp_path / "new"))
     assert list(tmp_path.glob(".disp-llm-*")) == [foreign]
 
 

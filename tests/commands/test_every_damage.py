@@ -65,8 +65,8 @@ def world(request, whole, llama_folder, text_file, tmp_path) -> World:
     }
     of_model: dict[str, Callable[[Path], list[Any]]] = {
         "eval": lambda at: ["eval", at, *text, *FEW],
-        "save": lambda at: ["save", at, "--to", made],
-        "quantise": lambda at: ["quantise", at, "--to", "int8", "--output-dir", made],
+        "copy": lambda at: ["convert", at, "--to", "folder", "--output-dir", made],
+        "int8": lambda at: ["convert", at, "--to", "int8", "--output-dir", made],
         "recover": lambda at: [
             *("recover", at, *text, "--teacher", llama_folder, "--output-dir", made, *TRAINED),
         ],
@@ -86,8 +86,8 @@ READERS = [
     *(("run", "report", 2), ("run", "resume", 3), ("run", "export", 17)),
     *(("recovered", "resume", 3), ("comparison", "compare", 9)),
     *((kind, "eval", 2 + i) for i, kind in enumerate(MODELS)),
-    *((kind, "save", 1 + 2 * i) for i, kind in enumerate(MODELS)),
-    *((kind, "quantise", 5 + 4 * i) for i, kind in enumerate(MODELS)),
+    *((kind, "copy", 1 + 2 * i) for i, kind in enumerate(MODELS)),
+    *((kind, "int8", 5 + 4 * i) for i, kind in enumerate(MODELS)),
     *((kind, "recover", 11 + 2 * i) for i, kind in enumerate(MODELS)),
 ]
 """What is read by what, and one of how many cases is tried, so that it takes seconds."""
@@ -126,11 +126,11 @@ def put(content: bytes) -> Callable[[Path], None]:
 def test_a_stray_file_is_named_and_goes_nowhere(world, name):
     path = world.folder / name
     assert not world.unnamed(path, "put there", put(STRAY[name]))
-    for command in ("eval", "save", "quantise"):
+    for command in ("eval", "copy", "int8"):
         assert not world.wrong(command, path, "put there", put(STRAY[name]))
     world.fresh()
     put(STRAY[name])(path)
-    done = run_command(*world.commands["save"](world.folder))
+    done = run_command(*world.commands["copy"](world.folder))
     assert done.returncode == 2 or name.split("/")[0] in done.stderr
 
 
@@ -166,7 +166,7 @@ def test_nothing_is_whole_by_a_manifest_that_does_not_tell(world, how, flipped):
         if flipped:
             ways(weights)["flipped"](weights)
 
-    for command in ("save", "quantise"):
+    for command in ("copy", "int8"):
         world.fresh()
         change(world.folder / SUMS)
         found, said = world.read(command)

@@ -29,9 +29,7 @@ OUTPUTS = {
     ("export", "run"): "folder",
     ("report", "runs"): "folder",
     ("report", "output"): "page",
-    ("save", "to"): "folder",
-    ("quantise", "output_dir"): "folder",
-    ("gguf", "to"): "gguf",
+    ("convert", "output_dir"): "folder",
     ("bench", "plot"): "picture",
 }
 """Every setting that names what a command writes, and what it is."""
@@ -94,10 +92,9 @@ class Made:
             "export": ["export", *to, "--no-measure", *keep],
             "report": ["report", *to],
             "page": ["report", self.run, *named("--output")],
-            "save": ["save", student, *named("--to")],
-            "quantise": ["quantise", student, "--to", "int8", *named("--output-dir")],
-            "int4": ["quantise", student, "--to", "int4", *text, *named("--output-dir"), *READ],
-            "gguf": ["gguf", student, "--original", "nope.gguf", *named("--to")],
+            "copy": ["convert", student, "--to", "folder", *named("--output-dir")],
+            "int8": ["convert", student, "--to", "int8", *named("--output-dir")],
+            "int4": ["convert", student, "--to", "int4", *text, *named("--output-dir")],
             "bench": ["bench", student, "--against", self.model, *named("--plot"), *TIMED],
         }[command]
 
@@ -125,7 +122,7 @@ def require_untouched(place: Path, before: dict, new: str = "") -> None:
     assert not [line for line in found if not (new and line.startswith(new) and "is new" in line)]
 
 
-FOLDERS = ("prune", "recover", "compare", "export", "report", "save", "quantise", "int4")
+FOLDERS = ("prune", "recover", "compare", "export", "report", "copy", "int8", "int4")
 REFUSED = {
     "prune": ("", "bad size", "no model", "no text"),
     "recover": ("", "bad size", "no model"),
@@ -158,7 +155,7 @@ def test_so_does_one_that_bears_the_name_of_a_default(tree, command, made, tmp_p
     assert done.returncode == 2
 
 
-MAKERS = ("prune", "recover", "compare", "save", "quantise", "int4", "page", "gguf", "bench")
+MAKERS = ("prune", "recover", "compare", "copy", "int8", "int4", "page", "bench")
 """Commands that make what is not there."""
 
 
@@ -180,8 +177,8 @@ def test_what_is_refused_makes_nothing(command, where, made, tmp_path):
     require_rule(done)
 
 
-@pytest.mark.parametrize("command", ["prune", "recover", "compare", "save", "quantise", "page"])
-@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "keep-0.6/new/est"])
+@pytest.mark.parametrize("command", ["prune", "recover", "compare", "copy", "int8", "page"])
+@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "model-0.6/new/est"])
 def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     place = grown("everything", tmp_path / "place" / "tree")
     before = snapshot(place.parent)
@@ -191,7 +188,7 @@ def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     assert (place / where).exists()
 
 
-@pytest.mark.parametrize("command", ["page", "gguf", "bench"])
+@pytest.mark.parametrize("command", ["page", "bench"])
 def test_no_file_of_somebody_else_is_replaced(command, made, tmp_path):
     """Whatever it is called, and whatever leads to it."""
     place = grown("everything", tmp_path / "place" / "tree")
@@ -251,7 +248,7 @@ def test_the_page_of_several_runs_replaces_only_one_of_ours(made, tmp_path, monk
     require_untouched(place, before)
 
 
-@pytest.mark.parametrize("command", ["prune", "recover", "compare", "save", "quantise"])
+@pytest.mark.parametrize("command", ["prune", "recover", "compare", "copy", "int8"])
 @pytest.mark.parametrize("kind", ["run", "model"])
 def test_what_is_ours_and_of_another_kind_stays_too(command, kind, made, tmp_path):
     place = tmp_path / "place"
@@ -319,13 +316,13 @@ def test_only_temporary_folders_of_the_run_itself_are_swept(made, tmp_path):
     require_untouched(strange, before)
 
 
-@pytest.mark.parametrize("command", ["quantise", "save"])
+@pytest.mark.parametrize("command", ["int4", "copy"])
 def test_a_folder_beside_the_output_is_not_what_was_begun(command, made, tmp_path):
     place = tmp_path / "place"
-    for name in ("new.begun", ".new.tmp", ".new.x.tmp", "new.before"):
+    for name in (".new.tmp", ".new.x.tmp", "new.before"):
         grown("everything", place / name)
     before = snapshot(place)
-    done = run_command(*made.command("int4" if command == "quantise" else command, place / "new"))
+    done = run_command(*made.command(command, place / "new"))
     require_rule(done)
     require_untouched(place, before, "new")
-    assert command == "quantise" or done.returncode == 0
+    assert command == "int4" or done.returncode == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from fresh import PROMPT
-from mixture_runs import export_from_file_to_file
+from mixture_runs import export_another_size
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -90,7 +90,7 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     found = [fresh.load_and_generate(run / "keep-0.5", without) for without in (False, True)]
     assert found[0]["tokens"] == found[1]["tokens"]
     assert {one["class"] for one in found} == {"DispGptOssForCausalLM"}
-    export_from_file_to_file(run)
+    export_another_size(run)
 
 
 def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_path):
@@ -100,7 +100,9 @@ def test_uniform_gives_a_model_of_the_original_class(published, text_file, tmp_p
         "prune", published[0], "--text", text_file, "--output-dir", run, *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain", "--json")
+    done = run_command(
+        "convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json"
+    )
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "GptOssForCausalLM"

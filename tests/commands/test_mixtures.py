@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from fresh import PROMPT
-from mixture_runs import export_from_file_to_file
 from transformers import AutoModelForCausalLM
 
 
@@ -46,13 +45,6 @@ def test_methods_prune_mixtures_and_their_experts(mixture, text_file, tmp_path, 
     assert again["class"] == "DispQwen3MoeForCausalLM"
 
 
-def test_another_size_is_made_from_file_to_file(mixture, text_file, tmp_path):
-    """The files of the original have each expert by itself."""
-    run = tmp_path / "run"
-    pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.5)
-    export_from_file_to_file(run)
-
-
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):
     found = pruned(mixture, text_file, tmp_path / "run", "--method", "reap", "--keep", 0.75)
     widths = json.loads((tmp_path / "run" / "keep-0.75" / "config.json").read_text())["disp_llm"]
@@ -69,7 +61,9 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     experts, middle = (config["widths"][site][::2] for site in ("experts", "mlp_mid"))
     assert len(set(experts)) == len(set(middle)) == 1
     assert middle[0] % 8 == 0
-    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain", "--json")
+    done = run_command(
+        "convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain, "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert not list(plain.glob("*.py"))
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)

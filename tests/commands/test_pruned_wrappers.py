@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command
-from mixture_runs import export_from_file_to_file, pruned
+from mixture_runs import export_another_size, pruned
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedTokenizerFast
@@ -108,7 +108,9 @@ def test_what_is_pruned_is_the_language_model(wrapped):
 
 def test_the_processor_travels(wrapped, tmp_path):
     model_type, model, run = wrapped
-    done = run_command("save", run / "keep-0.6", "--to", tmp_path / "saved")
+    done = run_command(
+        "convert", run / "keep-0.6", "--to", "folder", "--output-dir", tmp_path / "saved"
+    )
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stderr
     files = [path.name for path in model.glob("*processor_config.json")]
@@ -211,7 +213,9 @@ def test_plain_wrappers_load_anywhere(tmp_path, text_file):
         "--align", 24, "--output-dir", tmp_path / "run", *SMALL, *FIXED,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run_command("save", tmp_path / "run/keep-0.75", "--to", tmp_path / "plain", "--plain")
+    done = run_command(
+        "convert", tmp_path / "run/keep-0.75", "--to", "plain", "--output-dir", tmp_path / "plain"
+    )
     assert done.returncode == 0, done.stderr
     plain, prompt = loaded(tmp_path / "plain"), picture("gemma3")
     assert type(plain).__name__ == "Gemma3ForConditionalGeneration"
@@ -235,7 +239,7 @@ def test_experts_inside_a_wrapper(mixture, text_file, tmp_path):
     sites = ("attn_in", "attn_out", "mlp_in", "mlp_mid", "mlp_out", "experts")
     widths = pruned(mixture, text_file, run, "--keep", 0.5, "--rounds", 1, "--sites", *sites)
     assert min(widths["experts"]) < 6
-    export_from_file_to_file(run)
+    export_another_size(run)
     assert beside(run / "keep-0.7").keys() == beside(mixture).keys()
 
 
@@ -252,7 +256,7 @@ def test_reap_drops_experts_of_a_wrapper(mixture, text_file, tmp_path):
 def test_uniform_experts_give_a_plain_wrapper(mixture, text_file, tmp_path):
     run, plain = tmp_path / "run", tmp_path / "plain"
     widths = pruned(mixture, text_file, run, "--keep", 0.6, "--uniform", *FIXED)
-    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain")
+    done = run_command("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForMultimodalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Qwen3_5MoeForConditionalGeneration"

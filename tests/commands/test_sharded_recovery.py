@@ -96,6 +96,9 @@ def test_adapters_on_a_divided_model(small_run, text_file, tmp_path):
         assert two[key]["general_ratio"] == pytest.approx(one[key]["general_ratio"], rel=1e-4)
 
 
+SAVING = "import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1\n"
+"""Saves weights at every fourth step; all processes have to."""
+
 STOPPING = """
 import os, signal
 from disp_llm.runs.metrics import MetricsLog
@@ -105,7 +108,6 @@ def stopping(log, figures):
     if figures["step"] == 5:
         os.kill(os.getpid(), signal.{signal})
 MetricsLog.append = stopping
-import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1  # of weights 4
 import disp_llm.cli.main; disp_llm.cli.main.PAUSE = 0
 """
 """Lines by which the first process stops, or is killed, at its fifth step."""
@@ -122,7 +124,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     command = ("recover", small_run[0] / "keep-0.5", "--text", text_file, *FEW)
     flags = ("--shard", "full") if before > 1 else ()
     command = (*command, "--batch", 4 // before, *flags, "--output-dir", folder)
-    lines = (STOPPING.format(signal=sent),)
+    lines = (SAVING + STOPPING.format(signal=sent), SAVING)[:before]
     children = together.start(together.COMMAND, *command, count=before, before=lines)
     done = together.ended(children)
     assert done[0].returncode == (130 if sent == "SIGTERM" else -signal.SIGKILL), done[0].stderr
@@ -183,8 +185,8 @@ def test_a_model_in_memory_stays_whole(field, llama_folder, text_file, tokenizer
 def test_muon_steps_matrices_that_are_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Process, "count", 2)
     job = job_of(tmp_path)
-    training = dataclasses.replace(job.config.training, weight_optimizer="muon")
-    config = dataclasses.replace(job.config, training=training, shard="full")
+    training = dataclasses.replace(job.config.training, weight_optimizer="muon", shard="full")
+    config = dataclasses.replace(job.config, training=training)
     with pytest.raises(InputError, match="muon steps matrices that lie in every process"):
         sharding_of(dataclasses.replace(job, config=config), (Inputs(), Inputs()))
 
@@ -194,7 +196,8 @@ def test_own_losses_beside_text_need_a_whole_model(tmp_path, monkeypatch):
     example = disp_llm.TaskExample((1, 2), lambda states: states.sum(), 1)
     given = read_input_examples([example], "auto")
     job = job_of(tmp_path)
-    config = dataclasses.replace(job.config, shard="full")
+    training = dataclasses.replace(job.config.training, shard="full")
+    config = dataclasses.replace(job.config, training=training)
     text = dataclasses.replace(config.text, text=(Path("a.txt"),))
     job = dataclasses.replace(job, config=dataclasses.replace(config, text=text))
     inputs = (Inputs(texts=InMemory(examples=given)), Inputs())

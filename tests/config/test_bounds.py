@@ -88,8 +88,8 @@ def test_no_target_is_out_of_bounds(budget, said):
 @pytest.mark.parametrize(
     ("command", "setting", "value"),
     [
-        ("save", "license", "../x"),
-        ("save", "license", "\x01"),
+        ("convert", "license", "../x"),
+        ("convert", "license", "\x01"),
         ("push", "license", "a\nb"),
     ],
 )

@@ -9,8 +9,8 @@ from damage import BYTES, NESTED, outcome
 
 from disp_llm.config.bounds import require_declared
 from disp_llm.config.checks import require_sizes
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.gguf import GgufConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import (
     apply_recipe,
@@ -127,7 +127,7 @@ def test_settings_of_a_program_become_what_their_fields_declare():
     [
         (lambda path: PruneConfig("m", output_dir=path), "output_dir"),
         (lambda path: with_settings(PruneConfig("m"), {"eval_text": path}), "eval_text"),
-        (lambda path: GgufConfig(Path("f"), Path("o"), path), "to"),
+        (lambda path: ConvertConfig(Path("f"), "gguf", path), "output_dir"),
         (lambda path: ReportConfig((Path("run"), path)), "runs"),
         (lambda path: ReportConfig((Path("run"),), output=path), "output"),
     ],

@@ -121,8 +121,8 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("eval m --text-field body", "text_field"),
         ("eval m --suite general --windows 3", "windows"),
         ("eval m --dense auto", "dense"),
-        ("quantise f --to int8 --output-dir new --text a.txt", "text"),
-        ("quantise f --to int4 --output-dir new --calibration-length 64", "calibration_length"),
+        ("convert f --to int8 --output-dir new --text a.txt", "text"),
+        ("convert f --to int4 --output-dir new --text-field body", "text_field"),
         ("export run --keep 0.5 --workload-length 64", "workload_length"),
     ],
 )

@@ -1,10 +1,14 @@
-"""Sentences of the card that say what a size is and how it was checked."""
+"""What the card of a folder says of a size and how it was made."""
+
+from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from disp_llm.config.names import SITES
-from disp_llm.export.card import _budget, _cache, _checked, _header, _scores, _task, _weights
-from disp_llm.runs.results import SizeResult, served_by_vllm
+from disp_llm.export.card import _filled
+from disp_llm.export.facts import facts_of
+from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, served_by_vllm
 from disp_llm.runs.scores import Scores, TaskScore
 
 
@@ -19,6 +23,25 @@ def size(**changes) -> SizeResult:
     return SizeResult(**plain | changes)
 
 
+MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
+RESULT = {
+    "dense": as_json(DenseResult(MEASURED, "", "", 100, 90, 480)),
+    "source": {"model": "a/b", "revision": "0", "text": "text.txt", "eval_text": "more.txt"},
+    "versions": {"disp-llm": "1.0"}, "tokens_seen": 5000, "command": "disp-llm prune a/b",
+    "hardware": {"cpu": "CPU", "threads": 1, "system": "s"},
+}  # fmt: skip
+RECOVERED = {
+    "how": "lora", "distill": 1.0, "tokens_seen": 640, "text": "text.txt", "before": 25.0,
+    "eval_text": "more.txt", "eval_text_sha256": "0", "command": "disp-llm recover model",
+}  # fmt: skip
+
+
+def card(form: str = "folder", told: dict[str, Any] | None = None, **changes: Any) -> str:
+    """The text of a card, its lines joined."""
+    facts = facts_of(size(**changes), RESULT | (told or {}))
+    return " ".join(_filled(facts, "card.json", form).split())
+
+
 WHOLE = "The KV cache has the original's size."
 HALF = "The KV cache has 50.0% of the original's size"
 
@@ -26,20 +49,35 @@ HALF = "The KV cache has 50.0% of the original's size"
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, WHOLE),
-        ({"dropped": {"attention": 0, "mlp": 1}}, f"Blocks have lost 1 MLP.\n{WHOLE}"),
-        (
-            {"kv_cache": 0.5, "heads_pruned": True},
-            f"{HALF}: KV heads are pruned.",
-        ),
+        ({}, f"Widths are multiples of 1. {WHOLE}"),
+        ({"dropped": {"attention": 0, "mlp": 1}}, f"Blocks have lost 1 MLP. {WHOLE}"),
+        ({"kv_cache": 0.5, "heads_pruned": True}, f"{HALF}: KV heads are pruned."),
         (
             {"kv_cache": 0.5, "dropped": {"attention": 2, "mlp": 0}},
-            f"Blocks have lost 2 attentions.\n{HALF}. vLLM serves no block without an attention.",
+            f"lost 2 attentions. {HALF}. vLLM serves no block without an attention.",
+        ),
+        ({"logit_errors": {}}, "exported without running it"),
+        (
+            {"logit_errors": {"max_logit_error": 2e-6}, "perplexity_masked": 30.0},
+            "Logits differ from the masked original's by at most 2.0e-06 of the largest one in "
+            "float32.",
+        ),
+        (
+            {"logit_errors": {"max_logit_error_bfloat16": 3e-3}, "perplexity_masked": 30.0},
+            "3.0e-03 of the largest one in the dtype of the run.",
+        ),
+        ({"budget": "bytes"}, "| bytes, counted | | | 50.00% |"),
+        ({"budget": "bytes", "asked": "6GB"}, "| bytes, counted, for 6GB at most | | |"),
+        ({}, "The kept weights are the original's. | |"),
+        ({"other_parameters": {"vision_tower": 5}}, "pipeline_tag: image-text-to-text"),
+        (
+            {"other_parameters": {"vision_tower": 5, "audio_tower": 5}},
+            "pipeline_tag: audio-text-to-text",
         ),
     ],
 )
-def test_what_is_left_of_the_cache(changes, said):
-    assert _cache(size(**changes)) == said
+def test_what_a_size_is(changes, said):
+    assert said in card(**changes)
 
 
 @pytest.mark.parametrize(
@@ -54,55 +92,43 @@ def test_what_is_left_of_the_cache(changes, said):
 )
 def test_vllm_is_offered_only_where_it_serves(changes, served):
     assert served_by_vllm(size(**changes)) == served
+    assert ("vllm serve FOLDER" in card(**changes)) == served
 
 
 def test_how_the_kept_weights_differ():
-    assert _weights(size()) == "The kept weights\nare the original's."
-    told = _weights(size(adapter_rank=4, scaled=True, biased=True))
-    assert told.index("(rank 4)") < told.index("a factor") < told.index("biases")
-    trained = _weights(size(learned_weights=True, scaled=True))
-    assert "original's" not in trained
+    told = card(adapter_rank=4, scaled=True, biased=True)
+    assert told.index("(rank 4)") < told.index("a factor") < told.index("Biases stand")
+    trained = card(learned_weights=True, scaled=True)
+    assert "The kept weights are the original's" not in trained
     assert trained.index("were trained with the masks") < trained.index("a factor")
 
 
-def test_how_far_it_was_held_against_the_masked_model():
-    """In float32, where that was measured."""
-    in_bfloat16 = {"max_logit_error_bfloat16": 3e-3}
-    both = {**in_bfloat16, "max_logit_error_float32": 2e-6, "max_logit_error": 2e-6}
-    assert _checked(both, False) == (
-        "Against the masked original, logits\ndiffer by at most 2.0e-06 of the largest one in "
-        "float32."
-    )
-    told = _checked(in_bfloat16, True)
-    assert told.startswith("As exported, before that training and against the masked original")
-    assert told.endswith("3.0e-03 of the largest one in the dtype of the run.")
-    assert "without running it" in _checked({}, False)
+def test_what_was_done_after_pruning():
+    quantised = {"how": "4 bits", "layers": 20, "left": 1}
+    told = card(told={"recovered": RECOVERED, "quantised": quantised}, measured=MEASURED)
+    assert "through merged LoRA adapters on 640 tokens of text.txt. The divergence" in told
+    assert "was 100% of the loss. Perplexity before that was 25.00 (`disp-llm recover" in told
+    assert "20 of 21 linear layers of the blocks were then rounded to 4 bits." in told
+    assert "| perplexity | not measured | 20.00 ± 0.50 | |" in told  # on another text
 
 
-@pytest.mark.parametrize(
-    ("parts", "task"),
-    [
-        ({}, "text-generation"),
-        ({"vision_tower": 5}, "image-text-to-text"),
-        ({"vision_tower": 5, "audio_tower": 5}, "audio-text-to-text"),
-    ],
-)
-def test_what_the_hub_calls_it(parts, task):
-    assert _task(size(other_parameters=parts)) == task
+def test_how_it_is_loaded_follows_the_format():
+    ours, plain, gguf = map(card, ("folder", "plain", "gguf"))
+    assert 'from_pretrained("FOLDER", trust_remote_code=True)' in ours
+    assert "pretrained=FOLDER,trust_remote_code=True --tasks" in ours
+    assert 'from_pretrained("FOLDER")' in plain
+    assert "trust" not in plain
+    assert "llama-cli -m FOLDER/model.gguf" in gguf
+    assert "from_pretrained" not in gguf
 
 
 def test_the_head_names_base_and_licence_where_they_are_known():
-    head = _header(size(), {"source": {"base_model": "a/b", "license": "mit"}}).splitlines()
-    assert "license: mit" in head
-    assert "base_model: a/b" in head
-    nothing = _header(size(), {"source": {}})
-    assert "license" not in nothing
-    assert "base_model" not in nothing
-
-
-def test_a_budget_other_than_block_parameters_has_its_row():
-    assert _budget(size()) == ""
-    assert _budget(size(budget="bytes")) == "| bytes, counted | | | 50.00% |\n"
+    source = RESULT["source"] | {"base_model": "a/b", "license": "mit"}
+    facts = facts_of(size(), RESULT | {"source": source})
+    data = ModelCard(_filled(facts, "card.json", "folder")).data
+    assert (data.license, data.base_model) == ("mit", "a/b")
+    data = ModelCard(_filled(facts_of(size(), RESULT), "card.json", "folder")).data
+    assert (data.license, data.base_model) == (None, None)
 
 
 def test_tasks_that_are_kept_say_how_many_solved_questions_stood_in_front():
@@ -112,4 +138,4 @@ def test_tasks_that_are_kept_say_how_many_solved_questions_stood_in_front():
         )
 
     scores = Scores("s", tasks={"one": task(0), "two": task(5)}, kept=0.5, kept_stderr=0.1)
-    assert "mean over one, two (5-shot) |" in _scores(size(scores=scores))
+    assert "mean over one, two (5-shot) |" in card(scores=scores)

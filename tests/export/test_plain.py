@@ -9,14 +9,15 @@ import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_prunable
 from transformers import AutoModelForCausalLM
 
+from disp_llm.commands.convert import convert
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
-from disp_llm.config.share import SaveConfig
 from disp_llm.export.folders import export_folder
-from disp_llm.export.sharing import save
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
+from disp_llm.runs.progress import silent
 
 PROMPT = torch.tensor([[5, 60, 7, 33, 100, 12]])
 
@@ -53,7 +54,7 @@ def uniform_folder(
 )
 def test_heads_of_one_number_are_the_original_class(model_type, tmp_path):
     folder = uniform_folder(model_type, tmp_path / "ours")
-    save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
+    convert(ConvertConfig(folder, "plain", tmp_path / "plain"), progress=silent)
     model, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", output_loading_info=True
     )
@@ -67,7 +68,7 @@ def test_heads_of_one_number_are_the_original_class(model_type, tmp_path):
 def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):
     folder = uniform_folder("mixtral", tmp_path / "ours", "40KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
+    convert(ConvertConfig(folder, "plain", tmp_path / "plain"), progress=silent)
     assert [path.name for path in (tmp_path / "plain").glob("model*")] == ["model.safetensors"]
 
 
@@ -76,13 +77,13 @@ def test_weights_that_are_unpacked_take_the_place_of_the_packed_ones(tmp_path):
     [
         ("helium", (), "ties another width"),
         ("qwen3_5_text", (), "a hybrid's blocks have several kinds"),
-        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with `uniform`"),
+        ("llama", (1,), r"heads differs between blocks \(1, 2\); prune with --uniform"),
     ],
 )
 def test_heads_that_the_original_class_cannot_have_are_refused(model_type, whole, says, tmp_path):
     folder = uniform_folder(model_type, tmp_path / "ours", whole=whole)
     with pytest.raises(InputError, match=says):
-        save(SaveConfig(folder, to=tmp_path / "plain", plain=True))
+        convert(ConvertConfig(folder, "plain", tmp_path / "plain"), progress=silent)
     assert not (tmp_path / "plain").exists()
 
 
@@ -93,7 +94,7 @@ def test_pruned_uniformly_it_loads_without_our_code(llama_folder, text_file, tmp
         "prune", llama_folder, "--text", text_file, "--output-dir", run, *SMALL, *flags
     )
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "keep-0.5", "--to", plain, "--plain")
+    done = run_command("convert", run / "keep-0.5", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     config = json.loads((plain / "config.json").read_text())
     assert config["model_type"] == "llama"

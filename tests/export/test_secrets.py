@@ -11,7 +11,7 @@ from conftest import byte_tokenizer, masks_of, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from disp_llm.export.belongings import SETTINGS
+from disp_llm.export.exported import SETTINGS
 from disp_llm.export.folders import export_folder
 from disp_llm.export.stripping import is_private, strip_foreign
 from disp_llm.masks.prunable import PrunableModel

@@ -15,7 +15,7 @@ import transformers
 from conftest import environment, run_command
 from huggingface_hub import ModelCard
 
-from disp_llm.export.belongings import TEMPLATES
+from disp_llm.export.exported import TEMPLATES
 from disp_llm.runs.sums import write_sums
 
 
@@ -220,7 +220,9 @@ def test_what_cannot_be_pushed_is_one_line(small_run, hub, tmp_path, trouble):
 
 def test_save_copies_and_names_the_place(small_run, tmp_path):
     folder, place = small_run[0] / "keep-0.5", tmp_path / "mine" / "smaller"
-    done = run_command("save", folder, "--to", place, "--license", "mit")
+    done = run_command(
+        "convert", folder, "--to", "folder", "--output-dir", place, "--license", "mit"
+    )
     assert done.returncode == 0, done.stderr
     card = ModelCard((place / "README.md").read_text())
     assert card.data.license == "mit"
@@ -228,9 +230,9 @@ def test_save_copies_and_names_the_place(small_run, tmp_path):
     assert str(tmp_path) not in card.text
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (place / name).read_bytes() == (folder / name).read_bytes()
-    again = run_command("save", folder, "--to", place)
+    again = run_command("convert", folder, "--to", "folder", "--output-dir", place)
     assert again.returncode == 2
-    assert "--to" in again.stderr
+    assert "--output-dir" in again.stderr
 
 
 def test_card_states_what_was_measured(small_run):

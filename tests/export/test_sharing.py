@@ -59,21 +59,21 @@ PLACES = {
 
 
 @pytest.mark.parametrize(
-    ("command", "place", "why"),
+    ("to", "place", "why"),
     [
-        *(("save", place, why) for place, why in (INSIDE | PLACES).items()),
+        *(("folder", place, why) for place, why in (INSIDE | PLACES).items()),
         *(("gguf", place, why) for place, why in PLACES.items()),
     ],
 )
 def test_a_place_that_cannot_be_is_one_line_and_nothing_is_written(
-    command, place, why, folder, tmp_path
+    to, place, why, folder, tmp_path
 ):
     (tmp_path / "taken").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     before = tree(tmp_path)
-    flags = ("--original", "none.gguf") if command == "gguf" else ()
-    line = refused(run_command(command, folder, *flags, "--to", tmp_path / place))
-    assert line.startswith("disp-llm: --to: ")
+    asked = ("convert", folder, "--to", to, "--output-dir", tmp_path / place)
+    line = refused(run_command(*asked))
+    assert line.startswith("disp-llm: --output-dir: ")
     assert why in line
     assert tree(tmp_path) == before
 
@@ -85,7 +85,9 @@ def test_a_link_in_the_place_of_a_file_is_refused(name, to, folder, tmp_path):
     secret.write_text("SECRET")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret)
-    assert f"{name}: is a link" in refused(run_command("save", folder, "--to", tmp_path / "new"))
+    assert f"{name}: is a link" in refused(
+        run_command("convert", folder, "--to", "folder", "--output-dir", tmp_path / "new")
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -97,13 +99,17 @@ def test_a_link_in_the_place_of_the_folder_of_templates_is_refused(folder, tmp_p
     write_sums(folder)
     shutil.rmtree(templates)
     templates.symlink_to(tmp_path / "secret")
-    assert "is a link" in refused(run_command("save", folder, "--to", tmp_path / "new"))
+    assert "is a link" in refused(
+        run_command("convert", folder, "--to", "folder", "--output-dir", tmp_path / "new")
+    )
 
 
 def test_what_is_left_out_is_named_and_stays(folder, tmp_path, caplog):
     (folder / ".env").write_text("SECRET")
     (folder / "notes\n.md").write_text("SECRET")
-    done = run_command("save", folder, "--to", tmp_path / "new", "--json")
+    done = run_command(
+        "convert", folder, "--to", "folder", "--output-dir", tmp_path / "new", "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert caplog.messages == [r"left out, as no part of a model folder: .env, 'notes\n.md'"]
     assert json.loads(done.stdout)["left_out"] == [".env", "notes\n.md"]
@@ -132,7 +138,9 @@ def test_code_of_others_is_refused(name, why, folder, tmp_path):
     else:
         edit(folder / name, auto_map={"AutoTokenizer": ["tokens.T", None]})
     write_sums(folder)
-    line = refused(run_command("save", folder, "--to", tmp_path / "new"))
+    line = refused(
+        run_command("convert", folder, "--to", "folder", "--output-dir", tmp_path / "new")
+    )
     assert f"{name}: {why}" in line
     assert not (tmp_path / "new").exists()
 
@@ -141,7 +149,7 @@ def test_sums_are_those_of_the_copy(folder, tmp_path):
     write_sums(folder)
     card, copy = folder / "README.md", tmp_path / "copy"
     card.write_text(card.read_text() + "\nMore about it.\n")  # cards are edited by hand
-    done = run_command("save", folder, "--to", copy)
+    done = run_command("convert", folder, "--to", "folder", "--output-dir", copy)
     assert done.returncode == 0, done.stderr
     assert not folder_problems(copy)
     assert (copy / SUMS).read_text().count("\n") == len(list(copy.iterdir()))
@@ -155,7 +163,9 @@ def test_a_damaged_folder_is_not_shared(damaged, folder, tmp_path):
         (folder / damaged).write_text("---\nlicense: [\n---\n# A model\n")
     else:
         edit(folder / damaged, bos_token_id=7)
-    assert damaged in refused(run_command("save", folder, "--to", tmp_path / "new"))
+    assert damaged in refused(
+        run_command("convert", folder, "--to", "folder", "--output-dir", tmp_path / "new")
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -267,7 +277,10 @@ def test_the_teacher_is_found_through_the_run(secret_places, tmp_path):
     assert Path(original_of(run / "keep-0.5")).name == "llama"
     assert original_of(recovered / "model") == original_of(run / "keep-0.5")
     alone = tmp_path / "alone"
-    assert run_command("save", run / "keep-0.5", "--to", alone).returncode == 0
+    assert (
+        run_command("convert", run / "keep-0.5", "--to", "folder", "--output-dir", alone).returncode
+        == 0
+    )
     assert original_of(alone) == ""
     flags = ("--dtype", "float32", "--output-dir", tmp_path / "run")
     done = run_command("recover", alone, "--text", "speeches", "--tokens", 128, *flags)

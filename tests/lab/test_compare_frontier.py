@@ -10,7 +10,7 @@ from conftest import run_command, tiny_model
 from small import instead
 
 from disp_lab.comparison import rows as comparison_rows
-from disp_lab.comparison.places import Place, missing, places_of
+from disp_lab.comparison.table_rows import RowKey, missing, rows_asked
 from disp_lab.settings import CompareConfig
 from disp_llm.evaluation import timing
 from disp_llm.masks.prunable import PrunableModel
@@ -125,7 +125,7 @@ def test_ours_by_time_is_as_fast_as_was_asked_for(command):
         (["--methods", "latency"], "--methods: latency has no sizes; give --target"),
         (["--frontier", "--rounds", "0"], "--frontier: has no times without rounds"),
         (["--quantise", "depth"], "--quantise: 'depth' writes no model folder"),
-        (["--align", "0"], "--align: 0 is too small"),
+        (["--align", "0"], "--align: 0; give"),
     ],
 )
 def test_what_no_comparison_can_use_is_refused(flags, said, tmp_path):
@@ -140,13 +140,13 @@ def test_what_no_comparison_can_use_is_refused(flags, said, tmp_path):
 
 def test_rows_that_are_wanted_and_not_there():
     config = CompareConfig("m", ("flap", "latency"), (0.8, 0.5), True, (0.7,), ("flap",))
-    assert places_of(config, "wanda") == []
-    assert places_of(config, "dense") == [Place(1.0, weights=w) for w in ("", "int8", "int4")]
-    assert places_of(config, "latency") == [Place(target=0.7)]
-    flap = places_of(config, "flap")
+    assert rows_asked(config, "wanda") == []
+    assert rows_asked(config, "dense") == [RowKey(1.0, weights=w) for w in ("", "int8", "int4")]
+    assert rows_asked(config, "latency") == [RowKey(target=0.7)]
+    flap = rows_asked(config, "flap")
     assert len(flap) == 6
 
-    def row(place: Place, error: str | None = None) -> dict:
+    def row(place: RowKey, error: str | None = None) -> dict:
         return {"method": "flap", "error": error} | place.fields
 
     assert missing(config, "flap", []) == flap

@@ -10,6 +10,7 @@ from disp_llm.config.names import HEADS
 from disp_llm.masks.budget import project
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.runs.tensors import read_tensors
+from disp_llm.training import loop
 from disp_llm.training.checkpoints import checkpoints
 from disp_llm.training.problem import PruningProblem
 
@@ -49,7 +50,8 @@ def test_learning_begins_in_the_order_of_the_scores(problem):
     assert (selection.compensation.scales == 1).all()
 
 
-def test_masks_are_learned_first_and_then_scales_of_what_they_keep(problem):
+def test_masks_are_learned_first_and_then_scales_of_what_they_keep(problem, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 8)
     selection = grasprune.grasprune(problem)
     first, last = (
         read_tensors(path, "").tensors for path in checkpoints(problem.job.run.checkpoint_folder)
@@ -59,7 +61,7 @@ def test_masks_are_learned_first_and_then_scales_of_what_they_keep(problem):
     assert torch.equal(first[masks], last[masks])
     assert (first[scales] == 0).all()
     assert torch.equal(last[masks], selection.importance)
-    assert float(last["optimizer.1.step"]) == 2  # of ten, the second stage's own
+    assert float(last["optimizer.0.1.step"]) == 2  # of ten, the second stage's own
     kept = project(selection.importance, problem.budget, 0.6).kept
     moved = selection.compensation.scales != 1
     assert moved.any()

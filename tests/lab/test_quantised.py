@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import masks_of, tiny_model, tiny_prunable
 
-from disp_lab.comparison.memory import cache_bytes, stored_bytes
+from disp_lab.comparison.baseline_context import cache_bytes, stored_bytes
 from disp_lab.comparison.quantised import quantised
 from disp_llm.config.errors import InputError
 from disp_llm.export.cutting import compact_model

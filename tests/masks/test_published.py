@@ -7,7 +7,7 @@ import transformers
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import FAMILIES
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model
 
 SIZES = {
     "LLaMA-2-7B": {},

@@ -22,8 +22,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.export.cutting import compact_config
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import FAMILIES, family_of
-from disp_llm.models.loading import load_config
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, load_config
 from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.training.losses import token_losses

@@ -375,7 +375,7 @@ def test_row_names_every_linear_of_a_block(model_type):
     for branch in target.branches_of(block):
         if branch.experts is not None:
             names = ["gate_up_proj", "down_proj"]
-            names += [f"{name}_bias" for name in names if branch.experts.biased]
+            names += [f"{name}_bias" for name in names if "biased" in branch.experts.quirks]
             packed = (f"{branch.experts.module}.{name}" for name in names)
             named |= {branch.experts.rows, *packed, *branch.experts.counted}
     matrices = {

@@ -200,7 +200,7 @@ def test_a_run_from_beginning_to_end(run):
         assert made["keep"] <= made["keep_asked"]
     done = run_command("verify", folder / "run", "--json")
     assert json.loads(done.stdout)["ok"], done.stdout
-    made = AutoModelForCausalLM.from_pretrained(folder / "run" / "keep-0.6")
+    made = AutoModelForCausalLM.from_pretrained(folder / "run" / "keep-0.5")
     prompt = tokens_of(1)
     cached = made.generate(prompt, use_cache=True, **OPTIONS)
     assert torch.equal(cached, made.generate(prompt, use_cache=False, **OPTIONS))
@@ -237,7 +237,9 @@ def test_a_plain_model_has_heads_of_two_widths(text_file, tmp_path, wide):
         "--align", 8, "--uniform", "--output-dir", tmp_path / "run", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = run_command("save", tmp_path / "run/model", "--to", tmp_path / "plain", "--plain")
+    done = run_command(
+        "convert", tmp_path / "run/keep-0.75", "--to", "plain", "--output-dir", tmp_path / "plain"
+    )
     assert done.returncode == 0, done.stderr
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert type(plain).__name__ == "Gemma4ForCausalLM"

@@ -16,7 +16,7 @@ from conftest import (
     without_branches,
 )
 from fresh import PROMPT
-from mixture_runs import export_from_file_to_file, pruned
+from mixture_runs import export_another_size, pruned
 from transformers import AutoModelForCausalLM
 from wrapping import picture, prunable_wrapper
 
@@ -134,15 +134,15 @@ def test_methods_prune_everything(mixture, text_file, tmp_path, method):
     flags = ("--method", method, "--keep", 0.5, "--sites", *SITES, EXPERTS, *BRANCHES)
     widths = pruned(mixture, text_file, run, *flags)
     assert all(2 <= number <= 6 for number in widths[EXPERTS] if number)
-    found = fresh.load_and_generate(run / "model", without=True)
+    found = fresh.load_and_generate(run / "keep-0.5", without=True)
     assert found["class"] == "DispGemma4ForCausalLM"
-    model, prompt = AutoModelForCausalLM.from_pretrained(run / "model"), torch.tensor([PROMPT])
+    model, prompt = AutoModelForCausalLM.from_pretrained(run / "keep-0.5"), torch.tensor([PROMPT])
     logits = model(prompt).logits[0]
     torch.testing.assert_close(torch.tensor(found["logits"]), logits, rtol=0, atol=1e-5)
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(prompt, use_cache=True, **options)
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **options))
-    export_from_file_to_file(run)
+    export_another_size(run)
 
 
 def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path):
@@ -161,7 +161,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
     """The dense MLP stays as wide as it is."""
     run, plain = tmp_path / "run", tmp_path / "plain"
     widths = pruned(mixture, text_file, run, "--method", "fisher", "--keep", 0.8, "--uniform")
-    done = run_command("save", run / "model", "--to", plain, "--plain")
+    done = run_command("convert", run / "keep-0.8", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True)
     assert type(model).__name__ == "Gemma4ForCausalLM"
@@ -172,7 +172,7 @@ def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_pat
         set(widths["mlp_mid"]),
     )
     assert config.intermediate_size == 48
-    wanted = AutoModelForCausalLM.from_pretrained(run / "model")(tokens).logits
+    wanted = AutoModelForCausalLM.from_pretrained(run / "keep-0.8")(tokens).logits
     torch.testing.assert_close(model(tokens).logits, wanted)
 
 
@@ -184,7 +184,7 @@ def test_what_mixtures_cannot_have_is_refused(mixture, text_file, tmp_path):
     assert "the method flap does not know mixtures of experts" in done.stderr
     pruned(mixture, text_file, run, "--method", "magnitude", "--keep", 0.8)
     done = run_command(
-        "quantise", run / "model", "--to", "int8", "--output-dir", tmp_path / "small"
+        "convert", run / "keep-0.8", "--to", "int8", "--output-dir", tmp_path / "small"
     )
     assert done.returncode == 2
     assert "is a mixture of experts" in done.stderr

@@ -94,12 +94,12 @@ def adapters(model):
 
 
 BY_HAND = {
-    one_layer_twice: "has one module as model.layers.0 and as model.layers.2; give each block",
-    one_mlp_twice: "has one module as model.layers.0.mlp and as model.layers.2.mlp; give each",
-    one_weight_twice: "has one parameter as model.layers.0.mlp.up_proj.weight and as model.layers.",
+    one_layer_twice: "has model.layers.2 in common with model.layers.0, and of its",
+    one_mlp_twice: "has model.layers.2.mlp in common with model.layers.0.mlp, and of",
+    one_weight_twice: "has model.layers.2.mlp.up_proj.weight in common with model.layers.0",
     added_bias: "has model.layers.1.mlp.up_proj.bias, which its config does not describe",
-    tied: "has one parameter as model.embed_tokens.weight and as lm_head.weight, two by its config",
-    untied: "has a lm_head.weight of its own, which its config ties to model.embed_tokens.weight",
+    tied: "has lm_head.weight in common with model.embed_tokens.weight, and of",
+    untied: "has lm_head.weight of its own, and in common with model.embed_tokens.weight by its",
     cut: "has no model.layers.2, which its config describes; say so in its config",
     longer: "has model.layers.3, which its config does not describe",
     narrower: "has a model.layers.1.mlp.gate_proj.weight that is 40×32, and 48×32 by its",

@@ -64,7 +64,7 @@ def test_a_stray_file_changes_nothing(folder, content, text_file):
         ("dense", "prune"),
         ("shards", "prune"),
         ("exported", "recover"),
-        ("exported", "quantise"),
+        ("exported", "convert"),
     ],
     indirect=["folder"],
 )
@@ -73,7 +73,7 @@ def test_nothing_that_is_made_of_the_model_has_it(folder, command, text_file, tm
     flags = {
         "prune": (*SMALL, *text, "--method", "magnitude", "--keep", 0.5),
         "recover": (*text, "--tokens", 64, "--length", 32, "--distill", 0),
-        "quantise": ("--to", "int8"),
+        "convert": ("--to", "int8"),
     }[command]
     made = []
     for name in ("whole", "stray"):

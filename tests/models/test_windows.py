@@ -139,7 +139,7 @@ def test_export_goes_on_from_it(run, tmp_path):
 def test_recover_and_eval_read_as_much(run, folder, text_file, tmp_path):
     place, result, _ = run
     trained, said = succeeded(
-        "recover", place / "model", "--text", text_file, "--output-dir", tmp_path / "recovered",
+        "recover", place / "keep-0.5", "--text", text_file, "--output-dir", tmp_path / "recovered",
         "--tokens", 1024, *FLAGS,
     )  # fmt: skip
     assert len(said) == 1

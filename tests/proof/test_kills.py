@@ -166,7 +166,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(commands, small_run, small_di
         commands["recover"](place / "better"),
         commands["compare"](place / "table"),
         ["report", folder],
-        ["save", folder / "keep-0.5", "--to", place / "copy"],
+        ["convert", folder / "keep-0.5", "--to", "folder", "--output-dir", place / "copy"],
     ):
         done = run_command(*command)
         assert done.returncode == 2, (command, done.stderr)

@@ -31,11 +31,11 @@ from conftest import (
 )
 from environments import CACHE, make_environment
 
+from disp_llm.commands.convert import convert
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
-from disp_llm.config.quantise import QuantiseConfig
 from disp_llm.data.tokens import load_tokens
-from disp_llm.export.compressing import quantise
 from disp_llm.export.folders import export_folder
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
@@ -163,7 +163,7 @@ def test_server_runs_what_was_quantised(kind, package, expected, tmp_path, reque
     """
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
     folder = tmp_path / "model"
-    quantise(QuantiseConfig(expected[0], kind, folder))
+    convert(ConvertConfig(expected[0], kind, folder))
     prompts = expected[1][:10]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     wanted = greedy(model, prompts, NEW_TOKENS)
@@ -394,7 +394,7 @@ def test_a_uniform_mixture_is_served_as_the_original(
     flags = ("--method", "fisher", "--keep", 0.6, "--uniform")
     done = run_command("prune", dense, "--text", text_file, "--output-dir", run, *SMALL, *flags)
     assert done.returncode == 0, done.stderr
-    done = run_command("save", run / "keep-0.6", "--to", plain, "--plain")
+    done = run_command("convert", run / "keep-0.6", "--to", "plain", "--output-dir", plain)
     assert done.returncode == 0, done.stderr
     config = json.loads((plain / "config.json").read_text())
     assert config["architectures"] == model.config.architectures

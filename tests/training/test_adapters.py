@@ -25,7 +25,7 @@ WAYS = {"low rank": (3, False), "weights": (0, True), "both": (3, True)}
 
 def with_random_changes(target, rank: int, weights: bool) -> Adapters:
     adapters = Adapters.begun(target, rank, generator_of(1), weights)
-    for matrix in [*adapters.up, *adapters.whole]:
+    for matrix in [*adapters.up, *adapters.delta]:
         matrix.data.normal_(std=0.1, generator=generator_of(len(matrix)))
     return adapters.requires_grad_(False)
 
@@ -82,10 +82,10 @@ def test_what_is_learned_survives_a_kill_and_the_masks_file(rate, optimizer, tex
     for mine, again in zip(adapters, read, strict=True):
         assert torch.equal(mine.down, again.down)
         assert torch.equal(mine.up, again.up)
-        assert (mine.whole is None) == (rate == 0) == (again.whole is None)
-        if mine.whole is not None:
-            assert mine.whole.any()
-            assert torch.equal(mine.whole, again.whole)
+        assert (mine.delta is None) == (rate == 0) == (again.delta is None)
+        if mine.delta is not None:
+            assert mine.delta.any()
+            assert torch.equal(mine.delta, again.delta)
 
 
 def test_adapters_and_weights_learn_to_undo_what_pruning_does(text_file, tmp_path):
@@ -141,7 +141,7 @@ def test_compiled_blocks_learn_the_same_weights(text_file, tmp_path):
         for compiled in ("no", "yes")
     ]
     for mine, other in zip(*(one.compensation.adapters for one in found), strict=True):
-        assert (mine.whole - other.whole).abs().max() < 0.1 * mine.whole.abs().max()
+        assert (mine.delta - other.delta).abs().max() < 0.1 * mine.delta.abs().max()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 

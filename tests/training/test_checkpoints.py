@@ -31,7 +31,7 @@ def trained(steps: int, folder=None) -> tuple[State, torch.optim.Optimizer]:
         optimizer.step()
         optimizer.zero_grad()
         if folder is not None:
-            save(folder, {"step": str(step)}, whole_tensors(state, optimizer))
+            save(folder, {"step": str(step)}, whole_tensors(state, [optimizer]))
     return state, optimizer
 
 
@@ -47,28 +47,28 @@ def folder(tmp_path):
 
 CHANGES = {
     "a parameter is missing": {"trained__logits": None},
-    "a moment is missing": {"optimizer__0__exp_avg": None},
+    "a moment is missing": {"optimizer__0__0__exp_avg": None},
     "another parameter": {"trained__other": torch.zeros(5)},
-    "a moment of nothing": {"optimizer__7__exp_avg": torch.zeros(5)},
-    "another kind of moment": {"optimizer__0__momentum": torch.zeros(5)},
+    "a moment of nothing": {"optimizer__0__7__exp_avg": torch.zeros(5)},
+    "another kind of moment": {"optimizer__0__0__momentum": torch.zeros(5)},
     "of another shape": {"trained__logits": torch.zeros(6)},
     "of another dtype": {"trained__logits": torch.zeros(5, dtype=torch.float64)},
     "not finite": {"trained__logits": torch.full((5,), torch.nan)},
-    "a moment of another shape": {"optimizer__0__exp_avg_sq": torch.zeros(5, 1)},
-    "a moment that is not finite": {"optimizer__0__exp_avg": torch.full((5,), torch.inf)},
-    "a count of another shape": {"optimizer__0__step": torch.zeros(2)},
+    "a moment of another shape": {"optimizer__0__0__exp_avg_sq": torch.zeros(5, 1)},
+    "a moment that is not finite": {"optimizer__0__0__exp_avg": torch.full((5,), torch.inf)},
+    "a count of another shape": {"optimizer__0__0__step": torch.zeros(2)},
 }
 
 
 def assert_refused_and_unread(folder, path):
     """One line; the state is as it was; after what the hint says, the one before it serves."""
     state, optimizer = trained(0)
-    found = outcome(lambda: restore(folder, state, optimizer))
+    found = outcome(lambda: restore(folder, state, [optimizer]))
     assert names(found, path)
     assert not state.logits.any()
     assert not optimizer.state_dict()["state"]
     path.unlink()
-    assert restore(folder, state, optimizer)["step"] == "2"
+    assert restore(folder, state, [optimizer])["step"] == "2"
     assert torch.equal(state.logits, trained(2)[0].logits)
 
 
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_the_one_of_the_name(folder, metadata):
 def test_a_whole_checkpoint_gives_everything_back(folder):
     state, optimizer = trained(0)
     whole, moments = trained(3)
-    assert restore(folder, state, optimizer)["step"] == "3"
+    assert restore(folder, state, [optimizer])["step"] == "3"
     assert torch.equal(state.logits, whole.logits)
     assert state.baseline.isnan()  # as it is before its first use
     found, wanted = (copy.deepcopy(o.state_dict()["state"]) for o in (optimizer, moments))

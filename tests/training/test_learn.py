@@ -223,7 +223,8 @@ def test_settings_reach_the_optimiser_and_the_estimator(problem, monkeypatch):
     training = TrainingConfig(learning_rate=0.1, betas=(0.5, 0.6), weight_decay=0.7)
     problem = with_config(problem, learn=learn_config, training=training)
     state = learning._initial_state(problem, start_of(problem))
-    groups = learning._optimizer(problem, state).param_groups
+    (optimizer,) = learning._optimizers(problem, state)
+    groups = optimizer.param_groups
     assert [group["lr"] for group in groups] == [0.1, 0.2, 0.3, 0.4]
     assert [group["weight_decay"] for group in groups] == [0.7, 0, 0, 0]
     assert {group["betas"] for group in groups} == {(0.5, 0.6)}

@@ -76,7 +76,7 @@ def test_the_gradient_is_as_long_as_the_clip_allows(problem, clip):
 
     config = TrainingConfig(schedule="constant", warmup=0.0)
     optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
-    train(trained, optimizer, backward, Schedule(config, 1, "training", clip=clip), problem.job)
+    train(trained, [optimizer], backward, Schedule(config, 1, "training", clip=clip), problem.job)
     wanted = before * min(1.0, clip / 5.0 if clip else 1.0)
     torch.testing.assert_close(trained.values.detach(), -wanted, rtol=1e-4, atol=1e-6)
 
@@ -85,7 +85,7 @@ def learner_of(problem: PruningProblem, monkeypatch, config: LearnConfig) -> lea
     """The learner of a run, caught where its first step would begin."""
     caught = []
 
-    def catch(trained, optimizer, backward, schedule, job) -> None:
+    def catch(trained, optimizers, backward, schedule, job) -> None:
         caught.append(backward.__self__)
 
     training = TrainingConfig(length=24, distill=0.0)

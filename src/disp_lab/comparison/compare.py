@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from disp_lab.comparison.pairing import paired
-from disp_lab.comparison.places import Place, missing, places_of
-from disp_lab.comparison.reference import Reference
+from disp_lab.comparison.baseline_context import BaselineContext
+from disp_lab.comparison.paired_statistics import paired
 from disp_lab.comparison.rows import Comparison, row_makers
+from disp_lab.comparison.table_rows import RowKey, missing, rows_asked
 from disp_lab.names import DENSE, compared_methods
 from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
@@ -67,8 +67,8 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         board = scoreboard_of(config.suite, dense.scores if dense else None)
         with caller.watching() as progress:
             caller = replace(caller, progress=progress)
-            reference = Reference(config, caller, board)
-            _add_rows(Comparison(config, reference, caller), result)
+            context = BaselineContext(config, caller, board)
+            _add_rows(Comparison(config, context, caller), result)
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
         if config.frontier:
@@ -92,7 +92,7 @@ def _require_files(options: dict[str, Any]) -> None:
 
 def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
     """Makes the rows that are not there yet, and writes each down as it comes."""
-    config, reference = comparison.config, comparison.reference
+    config, context = comparison.config, comparison.context
     makers = row_makers(comparison)
     made_by = partial(provenance, config.machine.seed, comparison.caller.command)
     for name, make_rows in makers.items():
@@ -100,11 +100,11 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
         if not wanted:
             continue
         if "source" in result and not config.anyway:
-            require_same_source(result["source"], reference.sources, config.output_dir)
+            require_same_source(result["source"], context.sources, config.output_dir)
         if "dense" not in result:
-            original = reference.original(comparison.progress("original"))
+            original = context.original(comparison.progress("original"))
             dense = as_json(original) | {"provenance": made_by()}
-            result |= {"dense": dense, "source": reference.sources, "inputs": reference.files}
+            result |= {"dense": dense, "source": context.sources, "inputs": context.files}
             _write(config.output_dir, result)
         comparison = replace(comparison, original=comparison_figures(result).dense)
         for row in make_rows(comparison, name, wanted):
@@ -116,16 +116,16 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
 def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
     """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
     made = as_json(row) | ({"speedup": row.speedup} if row.speedup else {})
-    mine, order = (row.method, Place.of(made)), [DENSE, *compared_methods()]
+    mine, order = (row.method, RowKey.of(made)), [DENSE, *compared_methods()]
 
     def rank(row: dict[str, Any]) -> tuple[int, int]:
-        method, places = row["method"], places_of(config, row["method"])
+        method, keys = row["method"], rows_asked(config, row["method"])
         return (
             order.index(method) if method in order else len(order),  # of a package that is not here
-            places.index(Place.of(row)) if Place.of(row) in places else len(places),
+            keys.index(RowKey.of(row)) if RowKey.of(row) in keys else len(keys),
         )
 
-    rows = [old for old in result["rows"] if (old["method"], Place.of(old)) != mine]
+    rows = [old for old in result["rows"] if (old["method"], RowKey.of(old)) != mine]
     result["rows"] = paired(sorted([*rows, made], key=rank))
 
 

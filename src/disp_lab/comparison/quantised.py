@@ -9,13 +9,14 @@ multiples of 32.
 import copy
 from typing import Any
 
+from torch import nn
+
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
-from disp_llm.export.quantising import GROUP, fits
 from disp_llm.masks.prunable import PrunableModel
 
-ROWS = 16
-"""Outputs that the kernel of int4 takes together."""
+GROUP, ROWS = 32, 16
+"""Inputs that share a scale of int4, and outputs that its kernel takes together."""
 
 
 def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, int]:
@@ -32,7 +33,7 @@ def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, i
         ) from error
     made = PrunableModel(copy.deepcopy(target.model), target.family, target.sites)
     layers = list(made.linears())
-    fitting = {id(layer) for layer in layers if fits(layer, kind, ROWS)}
+    fitting = {id(layer) for layer in layers if _fits(layer, kind)}
     if not fitting:
         raise InputError(
             f"no layer of {target.model.config.model_type} can be stored so",
@@ -41,6 +42,12 @@ def quantised(target: PrunableModel, kind: WeightKind) -> tuple[PrunableModel, i
         )
     quantize_(made.model, _settings(kind), lambda module, name: id(module) in fitting)
     return made, len(layers) - len(fitting)
+
+
+def _fits(layer: Any, kind: WeightKind) -> bool:
+    if not isinstance(layer, nn.Linear):
+        return False
+    return kind == "int8" or not (layer.in_features % GROUP or layer.out_features % ROWS)
 
 
 def _settings(kind: WeightKind) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_lab.baselines import ALL
-from disp_lab.comparison.places import Place
+from disp_lab.comparison.baseline_context import BaselineContext, shared_settings, with_steps
 from disp_lab.comparison.quantised import quantised
-from disp_lab.comparison.reference import Reference, shared_settings, with_steps
+from disp_lab.comparison.table_rows import RowKey
 from disp_lab.names import DENSE, mask_methods
 from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
@@ -50,7 +50,7 @@ class Comparison:
     """What all rows of one comparison share."""
 
     config: CompareConfig
-    reference: Reference
+    context: BaselineContext
     caller: Caller
     original: OriginalResult | None = None
     """What was measured of the original, once it was."""
@@ -67,13 +67,13 @@ class Comparison:
     def scores(self, model: PreTrainedModel, method: str) -> Scores | None:
         """What a model scores on the suite, against the original; None without a suite. Runs of
         `prune` are not asked to measure it: they would each measure the original too."""
-        target = PrunableModel(model, self.reference.dense.family)
-        measuring = self.reference.measuring(self.progress(method))
+        target = PrunableModel(model, self.context.dense.family)
+        measuring = self.context.measuring(self.progress(method))
         return measuring.scores(target, "suite", self.original.scores if self.original else None)
 
 
-RowMaker = Callable[[Comparison, str, list[Place]], Iterator[ComparisonRow]]
-"""Makes the rows of a method at some places, one after the other."""
+RowMaker = Callable[[Comparison, str, list[RowKey]], Iterator[ComparisonRow]]
+"""Makes these rows of a method, one after the other."""
 
 
 def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
@@ -91,15 +91,15 @@ def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     return makers
 
 
-def failed(name: str, place: Place, error: Exception) -> ComparisonRow:
+def failed(name: str, key: RowKey, error: Exception) -> ComparisonRow:
     """A row that says in one line why it has no figures."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ComparisonRow(name, **place.fields, error=said)
+    return ComparisonRow(name, **key.fields, error=said)
 
 
-def dense_rows(comparison: Comparison, name: str, missing: list[Place]) -> Iterator[ComparisonRow]:
+def dense_rows(comparison: Comparison, name: str, missing: list[RowKey]) -> Iterator[ComparisonRow]:
     """The original as it runs, timed against itself, and quantised."""
-    original, dense = comparison.original, comparison.reference.dense
+    original, dense = comparison.original, comparison.context.dense
     assert original is not None
     scores = original.scores and against(original.scores, original.scores, "suite")
     whole = ComparisonRow(
@@ -113,13 +113,11 @@ def dense_rows(comparison: Comparison, name: str, missing: list[Place]) -> Itera
         tokens_seen=0,
         scores=scores,
     )
-    for place in missing:
-        if place.weights:
-            yield _quantised(comparison, dense, whole, place)
+    for key in missing:
+        if key.weights:
+            yield _quantised(comparison, dense, whole, key)
         else:
-            yield replace(
-                whole, **comparison.reference.costs(dense.model, comparison.progress(name))
-            )
+            yield replace(whole, **comparison.context.costs(dense.model, comparison.progress(name)))
 
 
 def _perplexity(measured: Perplexity) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def _perplexity(measured: Perplexity) -> dict[str, Any]:
 def pruned_rows(
     comparison: Comparison,
     name: str,
-    missing: list[Place],
+    missing: list[RowKey],
     settings: PruneConfig,
     one_size: bool,
 ) -> Iterator[ComparisonRow]:
@@ -144,20 +142,20 @@ def pruned_rows(
     asked = comparison.config
     caller = replace(comparison.caller, progress=comparison.progress(name))
     assert comparison.original is not None
-    words, measured = comparison.reference.words, comparison.original.measured
+    words, measured = comparison.context.words, comparison.original.measured
     inputs = Inputs(texts=InMemory(words=words), measured=measured)
     in_time = settings.budget.budget == "latency"
     shares = asked.target if in_time else asked.keep
     for group in [(share,) for share in shares] if one_size else [shares]:
-        places = [place for place in missing if place.share in group]
-        if not places:
+        keys = [key for key in missing if key.share in group]
+        if not keys:
             continue
         folder = asked.output_dir / name
         folder = folder / f"keep-{group[0]:g}" if one_size else folder
         resume = (folder / "config.toml").exists()
         config = replace(settings, output_dir=folder, resume=resume, anyway=asked.anyway)
         if in_time:
-            tokens = comparison.reference.timed_tokens
+            tokens = comparison.context.timed_tokens
             budget = replace(config.budget, target=group, workload_length=tokens)
             config = replace(config, budget=budget)
         else:
@@ -165,12 +163,12 @@ def pruned_rows(
         try:
             result = prune_with(caller, with_used(config), inputs)
         except FAILURES as error:
-            yield from (failed(name, place, error) for place in places)
+            yield from (failed(name, key, error) for key in keys)
             continue
         for size in result.sizes:
             if size.measured is None:  # exported since then, by hand
                 continue
-            of_size = [place for place in places if place.share == size.share_asked]
+            of_size = [key for key in keys if key.share == size.share_asked]
             yield from _of_size(comparison, name, size, result, of_size)
 
 
@@ -179,12 +177,12 @@ def _of_size(
     name: str,
     size: SizeResult,
     result: PruneResult,
-    places: list[Place],
+    keys: list[RowKey],
 ) -> Iterator[ComparisonRow]:
     """The rows of one exported model: as it is, and quantised."""
-    if not places:
+    if not keys:
         return
-    dense = comparison.reference.dense
+    dense = comparison.context.dense
     assert size.measured is not None
     figures = result.figures
     folder = Run(result.folder).size_folder(size.size)
@@ -192,8 +190,8 @@ def _of_size(
     target = PrunableModel(compact, dense.family)
     row = ComparisonRow(
         method=name,
-        keep_asked=places[0].keep,
-        target=places[0].target,
+        keep_asked=keys[0].keep,
+        target=keys[0].target,
         **_perplexity(size.measured),
         keep=size.keep,
         block_parameters=size.block_parameters,
@@ -202,38 +200,38 @@ def _of_size(
         tokens_seen=figures["tokens_seen"],
         seconds=figures.get("choosing_s"),
     )
-    for place in places:
-        if place.weights:
-            yield _quantised(comparison, target, row, place)
+    for key in keys:
+        if key.weights:
+            yield _quantised(comparison, target, row, key)
         else:
-            costs = comparison.reference.costs(compact, comparison.progress(name))
+            costs = comparison.context.costs(compact, comparison.progress(name))
             yield replace(row, **costs, scores=comparison.scores(compact, name))
 
 
 def _quantised(
-    comparison: Comparison, target: PrunableModel, row: ComparisonRow, place: Place
+    comparison: Comparison, target: PrunableModel, row: ComparisonRow, key: RowKey
 ) -> ComparisonRow:
     """The row of the same model with quantised weights, or one that says why there is none."""
-    kind: WeightKind = place.weights
-    name, reference = f"{row.method}, {kind}", comparison.reference
+    kind: WeightKind = key.weights
+    name, context = f"{row.method}, {kind}", comparison.context
     progress = comparison.progress(name)
     try:
         made, left_out = quantised(target, kind)
-        measured = reference.measuring(progress).perplexity(made, "perplexity")
+        measured = context.measuring(progress).perplexity(made, "perplexity")
         return replace(
             row,
             weights=kind,
             **_perplexity(measured),
             note=f"{left_out} layers stay as they are" if left_out else "",
             scores=comparison.scores(made.model, name),
-            **reference.costs(made.model, progress),
+            **context.costs(made.model, progress),
         )
     except FAILURES as error:
-        return failed(row.method, place, error)
+        return failed(row.method, key, error)
 
 
 def baseline_rows(
-    comparison: Comparison, name: str, missing: list[Place], baseline: Baseline
+    comparison: Comparison, name: str, missing: list[RowKey], baseline: Baseline
 ) -> Iterator[ComparisonRow]:
     """One row a size from a baseline; `seconds` is its preparation and that size."""
     problem = _problem(comparison, name)
@@ -245,29 +243,29 @@ def baseline_rows(
             )
         make = baseline.prepare(problem)
     except FAILURES as error:
-        yield from (failed(name, place, error) for place in missing)
+        yield from (failed(name, key, error) for key in missing)
         return
     preparing = time.perf_counter() - began
-    for place in missing:
+    for key in missing:
         began = time.perf_counter()
         try:
-            made = make(place.share)
+            made = make(key.share)
             seconds = preparing + time.perf_counter() - began
-            row = _measured(comparison, baseline, place.share, made, seconds)
+            row = _measured(comparison, baseline, key.share, made, seconds)
         except FAILURES as error:
-            row = failed(name, place, error)
+            row = failed(name, key, error)
         yield row
 
 
 def _problem(comparison: Comparison, name: str) -> PruningProblem:
     """The problem that a baseline is given; its folder is not created."""
-    reference, settings = comparison.reference, shared_settings(comparison.config)
-    process = start_process(replace(settings.machine, device=str(reference.dense.device)))
+    context, settings = comparison.context, shared_settings(comparison.config)
+    process = start_process(replace(settings.machine, device=str(context.dense.device)))
     run = Run(comparison.config.output_dir / name)
     job = Job(settings, run, process, comparison.progress(name), command=comparison.caller.command)
-    budget = Budget(reference.dense.layout)
+    budget = Budget(context.dense.layout)
     keeps = comparison.config.keep
-    return PruningProblem(reference.dense, reference.texts.corpus, budget, keeps, 1, job)
+    return PruningProblem(context.dense, context.texts.corpus, budget, keeps, 1, job)
 
 
 def _measured(
@@ -275,13 +273,13 @@ def _measured(
 ) -> ComparisonRow:
     """The figures of a baseline's model, which took so many seconds to make; what takes the time
     and memory of the original is not timed."""
-    name, reference = baseline.name, comparison.reference
+    name, context = baseline.name, comparison.context
     progress = comparison.progress(name)
-    target = PrunableModel(made.model, reference.dense.family)
-    measured = reference.measuring(progress).perplexity(target, "perplexity")
-    dense = reference.dense.block_parameters
+    target = PrunableModel(made.model, context.dense.family)
+    measured = context.measuring(progress).perplexity(target, "perplexity")
+    dense = context.dense.block_parameters
     outside = target.parameters - stored_numbers(target)
-    costs = {} if baseline.not_smaller else reference.costs(made.model, progress)
+    costs = {} if baseline.not_smaller else context.costs(made.model, progress)
     return ComparisonRow(
         method=name,
         keep_asked=keep,

@@ -79,11 +79,11 @@ def _mixture(block: nn.Module, mlp: Branch) -> Squares:
     shared = [_squares(linear_at(block, path)) for path in mlp.reads]
     shared_down = [_squares(linear_at(block, mlp.writes))] if mlp.writes else []
     assert mlp.experts is not None
-    rows = gate_up.sum(2).unflatten(1, (-1, 2) if mlp.experts.interleaved else (2, -1))
-    rows = rows.sum(2 if mlp.experts.interleaved else 1)
+    rows = gate_up.sum(2).unflatten(1, (-1, 2) if "interleaved" in mlp.experts.quirks else (2, -1))
+    rows = rows.sum(2 if "interleaved" in mlp.experts.quirks else 1)
     middle = rows + down.sum(1)  # (E, F)
     read = [gate_up.sum((0, 1)), *(part.sum(0) for part in shared)]
-    read += [] if mlp.experts.router_reads_all else [router.sum(0)]
+    read += [] if "router_reads_all" in mlp.experts.quirks else [router.sum(0)]
     return Squares(
         torch.stack(read).sum(0),
         middle.flatten(),

@@ -70,7 +70,7 @@ def reap(problem: PruningProblem) -> Selection:
             hint="leave `sites` out, or use another method",
         )
     rows = [dense.branches_of(block)[1].experts for block in dense.blocks]
-    if any(row is not None and row.scores_inputs for row in rows):
+    if any(row is not None and "scores_inputs" in row.quirks for row in rows):
         raise InputError(
             "reap does not know experts whose scores multiply what they read",
             field="method",

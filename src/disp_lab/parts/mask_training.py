@@ -66,7 +66,7 @@ def train_masks(
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None
         state = nn.ModuleDict({"of_method": trained})
-        train(state, optimizer, backward, Schedule(config, steps, "learning masks"), problem.job)
+        train(state, [optimizer], backward, Schedule(config, steps, "learning masks"), problem.job)
 
 
 def travelling(rate: float, published_steps: int, steps: int, most: float) -> float:

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 
-from disp_llm.cli.flags import layers_of
+from disp_llm.cli.flags import extras_of
 from disp_llm.cli.parsing import command_of
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.settings import settings_of
@@ -35,8 +35,8 @@ def flags_of(command: str) -> dict[str, str]:
         kind = command_of(command).config
     except InputError:
         return {}
-    layers = {name: f"--{name}" for name in layers_of(kind)}
-    return {name: setting.flag for name, setting in settings_of(kind).items()} | layers
+    extras = {name: f"--{name}" for name in extras_of(kind)}
+    return extras | {name: setting.flag for name, setting in settings_of(kind).items()}
 
 
 def with_flags(text: str, flags: dict[str, str]) -> str:

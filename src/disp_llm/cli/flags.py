@@ -2,7 +2,6 @@
 same declaration."""
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -10,64 +9,66 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.settings import Setting, settings_of
 
-SWITCHES = {
-    "json": "Print one JSON object on standard output.",
-    "quiet": "Print results and errors alone.",
-    "verbose": "Also print what libraries log, and where an error came from.",
-    "help": "List the usual settings.",
-    "help-all": "List all settings.",
+EXTRAS = {
+    "revision": ("NAME", "Commit, tag or branch of a hub MODEL; MODEL@NAME says the same."),
+    "set": ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3."),
+    "config": ("FILE", "Read settings from a TOML file, or from the config.toml of a run."),
+    "json": ("", "Print one JSON object on standard output."),
+    "dry-run": ("", "Print what would be done, and do nothing."),
+    "quiet": ("", "Print results and errors alone."),
+    "verbose": ("", "Also print what libraries log, and where an error came from."),
+    "help": ("", "List the usual settings."),
+    "help-all": ("", "List all settings."),
 }
-"""Of every command."""
+"""Flags that are no settings: what stands beside them, and what they do."""
 
-DRY_RUN = "Print what would be done, and do nothing."
-"""Of commands that train."""
+USUAL_EXTRAS = ("config", "json", "dry-run", "help-all")
+"""Those that a short help lists."""
 
 SHORT_CHOICE = 3
 """How many choices stand beside a flag; more stand in its sentence."""
 
 
-def command_parser(command: str, kind: type, shown: Iterable[str] = ()) -> argparse.ArgumentParser:
+def command_parser(command: str, kind: type, short: bool = False) -> argparse.ArgumentParser:
     """The parser of a command. Every flag collects what is said of it, as often as it is.
 
     Args:
-        shown: the settings that it has, in this order; () = all.
+        short: whether it has the usual settings alone, for help.
     """
-    settings = settings_of(kind)
-    named = " ".join(one.flag for one in settings.values() if one.is_positional)
+    settings, extras = settings_of(kind), extras_of(kind)
+    named = [one for one in settings.values() if one.is_positional]
     parser = argparse.ArgumentParser(
         prog=f"disp-llm {command}",
-        usage=f"disp-llm {command} {named} [--flag VALUE ...]",
+        usage=f"disp-llm {command} {' '.join(one.flag for one in named)} [--flag VALUE ...]",
         description=" ".join((kind.__doc__ or "").split()),
+        epilog="\n".join(f"{one.flag}: {one.sentence}" for one in named),
         add_help=False,
         allow_abbrev=False,
         exit_on_error=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24),
     )
-    for name in shown or settings:
+    for name in usual_settings_of(kind) if short else settings:
         if not settings[name].is_positional:
-            _add(parser, settings[name], whole=not shown)
-    for name, (metavar, said) in layers_of(kind).items():
-        parser.add_argument(f"--{name}", action="append", metavar=metavar, help=said)
-    for name, sentence in SWITCHES.items():
-        parser.add_argument(f"--{name}", action="append_const", const=True, help=sentence)
-    if "resume" in settings:
-        parser.add_argument("--dry-run", action="append_const", const=True, help=DRY_RUN)
+            _add(parser, settings[name], whole=not short)
+    for name in (one for one in extras if not short or one in USUAL_EXTRAS):
+        metavar, said = EXTRAS[name]
+        how: dict[str, Any] = {"metavar": metavar} if metavar else {"const": True}
+        action = "append" if metavar else "append_const"
+        parser.add_argument(f"--{name}", action=action, help=said, **how)
     return parser
 
 
-def layers_of(kind: type) -> dict[str, tuple[str, str]]:
-    """Flags of a command that are no settings of their own: what help shows for their value, and
-    what they do."""
-    layers = {}
-    if "model" in settings_of(kind):
-        said = "Commit, tag or branch of a hub MODEL, which can also be written MODEL@REVISION."
-        layers["revision"] = ("NAME", said)
-    if usual_settings_of(kind):
-        layers["set"] = ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3.")
-        said = "Read settings from a TOML file, or from the config.toml of a run."
-        layers["config"] = ("FILE", said)
-    return layers
+def extras_of(kind: type) -> list[str]:
+    """The flags of a command that are no settings."""
+    settings, missing = settings_of(kind), set()
+    if "model" not in settings:
+        missing.add("revision")
+    if "resume" not in settings:
+        missing.add("dry-run")
+    if not usual_settings_of(kind):
+        missing |= {"set", "config", "help-all"}
+    return [name for name in EXTRAS if name not in missing]
 
 
 def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None:
@@ -111,10 +112,8 @@ def usual_settings_of(kind: type) -> tuple[str, ...]:
 
 def help_of(command: str, kind: type, complete: bool) -> str:
     """What `--help` prints, or `--help-all`."""
-    usual = () if complete else usual_settings_of(kind)
-    lines = command_parser(command, kind, usual).format_help().rstrip()
-    named = [one for one in settings_of(kind).values() if one.is_positional]
-    return lines + "".join(f"\n\n{one.flag}: {one.sentence}" for one in named)
+    short = bool(usual_settings_of(kind)) and not complete
+    return command_parser(command, kind, short).format_help().rstrip()
 
 
 def completion(kinds: dict[str, type], shell: str) -> str:

@@ -40,10 +40,8 @@ COMMANDS = {
     "eval": "evaluate:EvalConfig",
     "doctor": "doctor:DoctorConfig",
     "bench": "bench:BenchConfig",
-    "save": "share:SaveConfig",
-    "push": "share:PushConfig",
-    "quantise": "quantise:QuantiseConfig",
-    "gguf": "gguf:GgufConfig",
+    "convert": "convert:ConvertConfig",
+    "push": "convert:PushConfig",
     "verify": "verify:VerifyConfig",
 }
 """Our commands: the module in both `disp_llm.config` and `disp_llm.cli`, and the settings."""

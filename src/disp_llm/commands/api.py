@@ -30,8 +30,7 @@ from disp_llm.models.in_memory import (
     require_loaded,
 )
 from disp_llm.models.loading import Loaded, family_of_any, load, require_unquantised
-from disp_llm.models.processor import processor_files
-from disp_llm.models.source import fingerprint_of
+from disp_llm.models.source import fingerprint_of, processor_files
 from disp_llm.models.wholeness import require_finite
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import Perplexity

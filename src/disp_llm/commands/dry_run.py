@@ -6,17 +6,15 @@ from typing import Any
 
 from disp_llm.commands.doctor import learning_operations, operations_per_second
 from disp_llm.commands.memory_plans import ROOM, memory_plans
-from disp_llm.commands.planning import own_needs, reads_calibration, require_possible
+from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.effect import usual_settings
-from disp_llm.config.methods import reads_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.synthetic import held_out
 from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
-from disp_llm.models.loading import family_of_any, load_config, load_shapes
-from disp_llm.models.skeleton import empty_model
+from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.settings import available
 from disp_llm.training.memory import recovery_memory
@@ -47,13 +45,13 @@ def _pruning(asked: PruneConfig) -> dict[str, Any]:
     config = within_positions(asked, usual_settings(asked), empty.model.config)
     device = resolve_device(config.machine.device)
     dtype = resolve_dtype(config.machine.dtype, device)
-    reads, training, learn = reads_of(config.method), config.training, config.learn
+    reads, training, learn = config.reads, config.training, config.learn
     measured = config.evaluation.tokens
     stages = {"measure the original": measured}
     if config.text.may_be_written:
         needs = own_needs(config, 1)
         stages = {"write the model's own text": needs.learning + needs.held_out} | stages
-    if reads_calibration(config):
+    if config.reads_calibration:
         stages["score"] = config.scores.tokens
     if reads.steps:
         stages["learn"] = 0 if learn.minutes else learn.steps * training.tokens_per_step
@@ -61,8 +59,7 @@ def _pruning(asked: PruneConfig) -> dict[str, Any]:
         stages[f"export and measure {config.budget.size_name(size)}"] = measured
     plans = memory_plans(empty, config, 1, dtype.itemsize)
     free = free_memory(device)
-    choice = training.gradient_checkpointing
-    open_plans = [one for one in plans if choice in ("auto", "yes" if one.recomputes else "no")]
+    open_plans = [one for one in plans if one.agrees(training)] or plans
     plan = next((one for one in open_plans if one.fits(free)), open_plans[-1])
     seconds = {}
     if reads.learning and not learn.minutes:

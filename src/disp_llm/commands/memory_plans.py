@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory
@@ -17,35 +18,41 @@ ROOM = 0.9
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Whether processes divide the weights, and whether blocks run again in the backward pass."""
+    """Two settings, and what learning takes with them."""
 
     processes: int
     """Processes that divide the weights; 1 = each has all of them."""
-    recomputes: bool
+    gradient_checkpointing: Literal["no", "yes"]
     memory: Memory
     """In each process."""
 
     @property
     def shard(self) -> Literal["no", "full"]:
-        """The setting that asks for it."""
+        """The other setting."""
         return "full" if self.processes > 1 else "no"
 
     @property
     def name(self) -> str:
         """The flags that ask for it."""
-        given = ["--shard full"] if self.processes > 1 else []
-        given += ["--gradient-checkpointing yes"] if self.recomputes else []
-        return " ".join(given) or "as it is"
+        given = {"--shard": self.shard, "--gradient-checkpointing": self.gradient_checkpointing}
+        asked = (f"{flag} {value}" for flag, value in given.items() if value != "no")
+        return " ".join(asked) or "as it is"
 
     @property
     def operations(self) -> float:
         """Operations of a step, as a multiple of a forward pass: that, the gradient of activations
-        and, if asked for, the forward pass again."""
-        return 3.0 if self.recomputes else 2.0
+        and, with checkpointing, the forward pass again."""
+        return 3.0 if self.gradient_checkpointing == "yes" else 2.0
 
     def fits(self, free: float) -> bool:
         """Whether it fits into so many bytes."""
         return self.memory.total <= ROOM * free
+
+    def agrees(self, training: TrainingConfig) -> bool:
+        """Whether the settings allow it."""
+        return training.shard in ("auto", self.shard) and (
+            training.gradient_checkpointing in ("auto", self.gradient_checkpointing)
+        )
 
 
 def memory_plans(
@@ -63,35 +70,17 @@ def memory_plans(
         for choice in ("no", "yes"):
             training = replace(config.training, gradient_checkpointing=choice)
             memory = learning_memory(target, replace(config, training=training), count, itemsize)
-            found.append(MemoryPlan(count, choice == "yes", memory))
+            found.append(MemoryPlan(count, choice, memory))
     return found
 
 
 def first_plan(
-    config: PruneConfig,
-    target: PrunableModel,
-    process: Process,
-    itemsize: int,
-    stays_whole: bool,
+    config: PruneConfig, target: PrunableModel, process: Process, itemsize: int
 ) -> tuple[MemoryPlan, MemoryPlan]:
-    """Of the plans that the settings leave open, the first that fits (the last where none fits),
-    and the fastest.
-
-    Args:
-        target: the model, which may be empty.
-        stays_whole: whether all weights have to lie in each process.
-    """
-    training = config.training
-    known = memory_plans(target, config, process.count, itemsize)
-    shards = {"auto": ("no",) if stays_whole else ("no", "full")}.get(
-        training.shard, (training.shard,)
-    )
-    found = [
-        plan
-        for plan in known
-        if plan.shard in shards
-        and training.gradient_checkpointing in ("auto", "yes" if plan.recomputes else "no")
-    ]
+    """Of the plans that the settings allow, the first that fits (the last where none fits), and the
+    fastest."""
+    plans = memory_plans(target, config, process.count, itemsize)
+    found = [plan for plan in plans if plan.agrees(config.training)]
     free = process.least(free_share(process))
     if not next(target.model.parameters()).is_meta:  # then they lie there already
         free += found[0].memory.weights
@@ -102,5 +91,4 @@ def free_share(process: Process) -> float:
     """Bytes of memory that this process can take: of a machine's, which the processes on it share,
     its part."""
     in_node = int(os.environ.get("LOCAL_WORLD_SIZE", process.count))
-    sharing = in_node if process.device.type == "cpu" else 1
-    return free_memory(process.device) / sharing
+    return free_memory(process.device) / (in_node if process.device.type == "cpu" else 1)

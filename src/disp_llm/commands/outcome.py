@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from disp_llm.commands.convert import convert
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.share import SaveConfig
 from disp_llm.config.targets import Target
-from disp_llm.export.sharing import save
 from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
@@ -90,8 +90,9 @@ class PruneResult:
         Raises:
             InputError: the run has no such size, or the place is taken or cannot be written.
         """
-        found = save(SaveConfig(self._model_folder(share), Path(folder)))
-        return Path(found["folder"])
+        place = Path(folder)
+        convert(ConvertConfig(self._model_folder(share), "folder", place))
+        return place
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""

@@ -129,10 +129,15 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     config = within_positions(config, usual_settings(config), target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
     stays_whole = inputs.model is not None or reads or config.learn.learns_weights
-    plan, fastest = first_plan(config, target, job.process, dtype.itemsize, stays_whole)
+    if stays_whole and training.shard == "auto":
+        config = replace(config, training=replace(config.training, shard="no"))
+    plan, fastest = first_plan(config, target, job.process, dtype.itemsize)
     if plan != fastest and job.process.is_main:
         needed, takes = (one.memory.total / 2**30 for one in (fastest, plan))
         logger.warning("learning would take %.1f GiB; with %s it is %.1f", needed, plan.name, takes)
-    choice = "yes" if plan.recomputes else "no"
-    training = replace(config.training, shard=plan.shard, gradient_checkpointing=choice)
+    training = replace(
+        config.training,
+        shard=plan.shard,
+        gradient_checkpointing=plan.gradient_checkpointing,
+    )
     return replace(config, training=training)

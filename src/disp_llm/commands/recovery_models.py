@@ -26,9 +26,15 @@ from disp_llm.export.facts import read_facts
 from disp_llm.export.original import named_by_run, original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_dtype
-from disp_llm.models.loading import Loaded, family_of_any, load, load_config, require_unquantised
+from disp_llm.models.loading import (
+    Loaded,
+    empty_model,
+    family_of_any,
+    load,
+    load_config,
+    require_unquantised,
+)
 from disp_llm.models.sharding import Sharding
-from disp_llm.models.skeleton import empty_model
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.job import Job
@@ -148,7 +154,7 @@ def load_student(
             return inputs.load(config.folder, machine)
         if config.how == "lora":  # adapters are whole in every process
             return sharding.load(config.folder, machine)
-        return sharding.load_trained(config.folder, machine, prepare)
+        return sharding.load(config.folder, machine, prepare=prepare)
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:

@@ -19,12 +19,12 @@ from torch import nn
 def matrices_of(experts: Any, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """The packed weights of all experts, (E, 2F, D) and (E, D, F), however they are stored."""
     read, write = experts.gate_up_proj, experts.down_proj
-    return (read.mT, write.mT) if row.get("transposed") else (read, write)
+    return (read.mT, write.mT) if "transposed" in row.get("quirks", ()) else (read, write)
 
 
 def biases_of(experts: Any, row: dict) -> tuple[Any, Any]:
     """The biases of all experts, (E, 2F) and (E, D); None of each expert where they have none."""
-    if row.get("biased"):
+    if "biased" in row.get("quirks", ()):
         return experts.gate_up_proj_bias, experts.down_proj_bias
     none = [None] * len(experts.gate_up_proj)
     return none, none
@@ -169,16 +169,16 @@ def cut_experts(
     left = read.data[:count, : 2 * middle, : kept[0]], write.data[:count, : kept[1], :middle]
     of_read, of_write = biases_of(experts, row)
     for name, part in zip(("gate_up_proj", "down_proj"), left, strict=True):
-        part = part.mT if row.get("transposed") else part
+        part = part.mT if "transposed" in row.get("quirks", ()) else part
         setattr(experts, name, nn.Parameter(part.clone(memory_format=torch.contiguous_format)))
-    if row.get("biased"):
+    if "biased" in row.get("quirks", ()):
         experts.gate_up_proj_bias = nn.Parameter(of_read.data[:count, : 2 * middle].clone())
         experts.down_proj_bias = nn.Parameter(of_write.data[:count, : kept[1]].clone())
     resize(experts, count, kept[0], middle)
-    if row.get("scores_inputs"):
+    if "scores_inputs" in row.get("quirks", ()):
         if kept[0] != kept[1]:
             experts.forward = partial(run_scored_experts, experts, row)
     elif kept[0] != kept[1] or any(width % ALIGNED for width in (*kept, middle)):
         experts.forward = partial(run_experts, experts, row)
-    routed = full[1] if row.get("router_reads_all") else kept[0]
+    routed = full[1] if "router_reads_all" in row.get("quirks", ()) else kept[0]
     keep_experts(block, row, torch.arange(count, device=read.device), routed)

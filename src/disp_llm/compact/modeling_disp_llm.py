@@ -228,7 +228,7 @@ def _drop(block: nn.Module, branch: dict, gives_pair: bool) -> None:
     for path in branch.get("beside", ()):
         block.set_submodule(path, DroppedBranch(1))
     experts = branch.get("experts", {})
-    if experts.get("router_reads_all"):  # it is in no module that has gone
+    if "router_reads_all" in experts.get("quirks", ()):  # it is in no module that has gone
         block.set_submodule(experts["router"], DroppedBranch(3))
     block.set_submodule(branch["scatter"], DroppedBranch(2 if gives_pair else 1))
 

@@ -28,11 +28,9 @@ class TrainingConfig:
     """One training loop, whatever it trains."""
 
     length: Window = 512
-    """Tokens of a training window. Short windows adapt the model to the vocabulary of the learning
-    text, or to having little context, at the cost of all other text (docs/experiment-log.md)."""
+    """Tokens of a training window. Short windows cost quality on all other text."""
     batch: Batch = 2
-    """Windows of one batch, in each process. Of several texts, a batch holds windows of as many as
-    it can: the gradient of a step is then not that of one kind of text."""
+    """Windows of a batch, in each process."""
     accumulate: Batch = 1
     """Batches whose gradients are averaged in one step."""
     learning_rate: Rate = 0.05
@@ -40,29 +38,26 @@ class TrainingConfig:
     betas: TwoShares = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     weight_optimizer: Literal["adamw", "muon"] = "adamw"
-    """What steps the weights of the blocks' linear layers, packed experts apart, where they learn:
-    AdamW, or Muon, whose steps move every direction of a matrix alike and are as long as AdamW's
-    (torch.optim.Muon; arXiv 2502.16982). It takes a third more time on a CPU."""
+    """What steps the linear layers of the blocks where they learn: adamw, or muon (arXiv
+    2502.16982), a third slower on a CPU."""
     weight_decay: AnyRate = 0.0
-    """AdamW's decoupled weight decay (the paper: 0.05)."""
+    """AdamW's decoupled weight decay."""
     schedule: LearningRateSchedule = "cosine"
-    """How the step size goes on from its peak: cosine falls to a tenth at the last step, linear
-    evenly to nothing after it (arXiv 2502.15938)."""
+    """How the step size falls from its peak: cosine to a tenth, linear to zero (arXiv
+    2502.15938)."""
     warmup: Share = 0.0
     """Share of the steps in which the step size grows to its peak."""
     distill: Share = 0.5
-    """Share of the loss that is the divergence from the original model instead of cross-entropy. It
-    takes a third more time. Of one kind of text 0 learns its vocabulary, at the cost of all other
-    text; of a mix half of each was best (docs/experiment-log.md)."""
+    """Share of the loss that is divergence from the original, in place of cross-entropy. 0 takes a
+    third less time and learns the vocabulary of one text."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Run the blocks (in `recover` what follows them) through torch.compile; auto does where there
-    is a C++ compiler and enough steps to win its time back."""
+    """Run the blocks through torch.compile; auto does where that wins time."""
     shard: Shard = "auto"
-    """How several processes hold the weights: each all of them (no), or each a part (full); auto
-    divides them where they would not fit."""
+    """How processes hold the weights: each all of them (no), or each a part (full). auto divides
+    them where they would not fit."""
     gradient_checkpointing: Literal["auto", "yes", "no"] = "auto"
-    """Run each block again in the backward pass: less memory, a third more time; auto does where
-    `prune` would not fit otherwise, by what `disp-llm doctor` counts."""
+    """Run each block again in the backward pass: less memory, a third more time. auto does where
+    learning would not fit."""
 
     @property
     def recomputes(self) -> bool:
@@ -103,13 +98,12 @@ class LearnConfig:
     steps: Steps = 150
     """Optimiser steps."""
     minutes: Minutes = 0.0
-    """Time for the whole command, in place of --steps: learning takes as many steps as scoring and
-    measuring leave time for. The pace of the first steps fixes their number, which then belongs to
-    the run."""
+    """Time of the whole command in place of --steps. The first steps' pace fixes how many there
+    are."""
     start: Literal["scores", "random"] = "scores"
     """Where the logits begin: at the Fisher scores, or at what the parametrisation draws."""
     parametrisation: Parametrisation = "logits"
-    """What is trained: the logits themselves, or the paper's hypernetwork, which adds to them."""
+    """What is trained: the logits, or the paper's hypernetwork, which adds to them."""
     estimator: Estimator = "projected"
     """How logits become masks with a gradient."""
     shift: Shift = 0.0
@@ -119,18 +113,16 @@ class LearnConfig:
     penalty: Factor = 0.0
     """The weight λ of |log(T(s)/(keep·T))|; 0 where the projection holds the budget."""
     scale_rate: AnyRate = 0.01
-    """Step size of the scale that every kept entry learns beside its mask, which is folded into the
-    weights at export and compensates for what was pruned. 0 = none: the kept weights remain the
-    original's. Not used by policy_gradient."""
+    """Step size of the scale that every kept entry learns; 0 = none. Export folds it into the
+    weights."""
     adapter_rank: AnyRank = 16
-    """Rank of the low-rank adapters (LoRA) that every linear layer of the blocks learns beside the
-    masks, which are added to its weight at export. 0 = none. Not used by policy_gradient."""
+    """Rank of the adapters (LoRA) that learn beside the masks; 0 = none. Export adds them to the
+    weights."""
     adapter_rate: Rate = 0.002
     """Step size of these adapters."""
     weight_rate: AnyRate = 0.0
-    """Step size of all weights of the blocks' linear layers, which then learn beside the masks, one
-    set of them for every size: pruning and recovery in one run. 24 bytes of memory a weight, a
-    quarter more time; 0 = the weights stay frozen. Not used by policy_gradient."""
+    """Step size of all linear layers of the blocks; 0 = frozen. One set of weights for every size,
+    24 bytes of memory a weight, a quarter more time."""
 
     @property
     def learns_adapters(self) -> bool:

@@ -64,38 +64,32 @@ class TextConfig:
     )
 
     text: tuple[Path, ...] = ()
-    """Text to learn from: .txt, .raw, .md, .jsonl, .json, .csv or .parquet files, also compressed
-    (.gz, .bz2, .xz, .zst), or folders of them; any other file is read as plain text. `self` is
-    what the model itself writes, `speeches` the embedded ones, `general` a mixture of hub data
-    sets, and a .toml file a mixture of your own; a file called self is ./self. Default: self."""
+    """Text to learn from: files, folders, or a name. `self` is text that the model writes,
+    `speeches` the embedded English, `general` a mixture of hub data sets, FILE.toml a mixture of
+    yours. Default: self."""
     text_field: Word = "text"
-    """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
-    text."""
+    """Key or column that holds the text in .jsonl, .json, .csv and .parquet files."""
     weights: tuple[Weight, ...] = ()
-    """How often a window is drawn from each text of --text, relative to the others. Default: each
-    counts by its length."""
+    """How often each text is drawn from, relative to the others. Default: by length."""
     dataset: str = ""
-    """A hub data set in place of --text, as NAME:CONFIG or NAME:CONFIG:SPLIT, such as
-    wikitext:wikitext-2-raw-v1 (default split: train)."""
+    """Hub data set in place of --text: NAME:CONFIG or NAME:CONFIG:SPLIT. The default split is
+    train."""
     self_tokens: AnyTokens = 0
-    """Number of tokens that the model writes; 0 = as many as the steps, the calibration and the
-    evaluation read."""
+    """Tokens that the model writes; 0 = as many as are read."""
     eval_text: tuple[Path, ...] = ()
-    """Text to measure perplexity on. Default: the last tenth of the learning text (of several in
-    turn), which is then never learned from."""
+    """Text to measure on. Default: the last tenth of the learning text, which is then not learned
+    from."""
     eval_dataset: str = ""
-    """A hub data set in place of --eval-text, as NAME:CONFIG or NAME:CONFIG:SPLIT (default split:
-    test)."""
+    """Hub data set in place of --eval-text. The default split is test."""
     examples: tuple[Path, ...] = ()
-    """Examples of a task to learn from in place of text, or beside what --text names: .jsonl or
-    .json files of prompt and answer, of instruction, input and output, or of messages. The loss is
-    that of the answers; --weights has one number more for them."""
+    """Examples of a task to learn from, alone or beside --text: .jsonl or .json files of prompts
+    and answers. Only answers count; --weights takes one number more for them."""
     eval_examples: tuple[Path, ...] = ()
-    """Examples to measure the perplexity of answers on. Default: the last tenth of --examples,
-    which is then never learned from."""
+    """Examples to measure answers on. Default: the last tenth of --examples, which is then not
+    learned from."""
     template: Template = "auto"
-    """How an example is written: by the chat template of the tokenizer, or the prompt and then the
-    answer; auto takes the template where there is one."""
+    """How an example is written: by the tokenizer's chat template, or as prompt and answer. auto
+    takes the template where there is one."""
 
     @property
     def learns_from_text(self) -> bool:
@@ -177,11 +171,11 @@ class PerplexityConfig:
     """How perplexity is measured."""
 
     context: Window = 1024
-    """Tokens of an evaluation window; the first token of a window is not predicted."""
+    """Tokens of an evaluation window; its first token is not predicted."""
     stride: Stride = 0
     """Tokens from one window to the next; 0 = context, without overlap. A token is scored once."""
     windows: Number = 16
-    """Number of windows from the start of the text; 0 = all of them."""
+    """Evaluation windows from the start of the text; 0 = all."""
 
     @property
     def tokens(self) -> int:
@@ -204,7 +198,7 @@ class ScoreConfig:
     """The calibration pass that scores every entry of every site."""
 
     calibration_sequences: Sequences = 24
-    """Number of calibration sequences, each with a backward pass of its own."""
+    """Sequences that the scores are taken from, each with a backward pass of its own."""
     calibration_length: Window = 512
     """Tokens of a calibration sequence."""
 
@@ -234,24 +228,20 @@ class BudgetConfig:
     )
 
     budget: BudgetKind = "params"
-    """What --keep (params) or --target (the others) is a share of: block parameters, all
-    parameters, embeddings, norms and head included, as the paper counts (total), FLOPs of the
-    linear layers for one token, bytes of all weights (bytes), the same with the KV cache of
-    --workload-batch sequences of --workload-length tokens (memory), the time of --workload,
-    measured on this machine (latency), or, of mixtures of experts, the block parameters that a
-    token uses (active)."""
+    """What the size limits: params are those of the blocks, which --keep is a share of. All others
+    take --target: total counts embeddings and head too, flops a token of the linear layers, bytes
+    all weights, memory these and the KV cache, latency the time of --workload here, active the
+    block parameters that a token uses."""
     target: tuple[float | str, ...] = ()
-    """In place of --keep: share of all of the dense model's parameters, of its FLOPs, bytes,
-    memory, time or active parameters that is kept, in (0, 1]; or what is to be left of them at
-    most: 700M or 1.2B for --budget total, 512MB, 6GB or 5.5GiB for bytes and memory, 80ms or 0.4s
-    for latency."""
+    """Size in place of --keep: a share of the original in (0, 1], or an amount such as 700M, 6GB or
+    80ms."""
     workload: Annotated[tuple[Literal["prefill", "decode"], ...], Some] = ("prefill",)
-    """What --budget latency times: a prompt, one token after as many cached ones, or both."""
+    """What latency times: a prompt (prefill), one token after it (decode), or both."""
     workload_weights: tuple[Weight, ...] = ()
     """Where it times both, how the original's time divides between them: 1 3 for a server that
     spends three quarters of it on decoding. Default: evenly."""
     workload_length: Length = 512
-    """Tokens of that prompt or cache."""
+    """Tokens of that prompt, and in the KV cache."""
     workload_batch: Batch = 1
     """Sequences that are read or written together."""
 
@@ -322,9 +312,8 @@ class OutputConfig:
     """How the smaller model is written."""
 
     align: AnyMultiple = 0
-    """Widths are multiples of this number. 0 = for `prune`, what `disp-llm doctor --measure` found
-    best for the model on this machine or, where it was not run, 64 on a GPU and on a CPU 32, or 1
-    where the residual stream is narrower than 512; for `export` and --resume, what the run has."""
+    """Make widths multiples of this number. 0 = what `disp-llm doctor --measure` found best here,
+    else 64 on a GPU, 32 on a CPU, 1 for a stream below 512."""
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -335,9 +324,8 @@ class MachineConfig:
     """Where the work is done."""
 
     device: str = "auto"
-    """Device to run on: cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    """Device to run on: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
     dtype: Dtype = "auto"
-    """Data type of the frozen weights; auto is bfloat16 where the hardware computes in it, else
-    float32."""
+    """Data type of the weights; auto takes bfloat16 where the hardware computes in it."""
     seed: Seed = 0
     """Seed of every random draw."""

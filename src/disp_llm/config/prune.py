@@ -12,11 +12,10 @@ from disp_llm.config.bounds import (
     Word,
     require_declared,
 )
-from disp_llm.config.effect import require_used
+from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.methods import method_names
-from disp_llm.config.methods_read import READS
+from disp_llm.config.methods import Reads, method_names, reads_of
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
     BudgetConfig,
@@ -34,7 +33,44 @@ from disp_llm.config.targets import Target
 class PruneConfig:
     """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
 
-    USES: ClassVar = READS
+    USES: ClassVar = (
+        Use(
+            "steps minutes batch accumulate compile",
+            when=lambda config: config.reads.steps,
+            what="is of learning, and the method {0.method} takes no steps",
+            instead="use a `method` that does, such as learned",
+        ),
+        Use(
+            "length",
+            when=lambda config: config.reads.steps or config.text.may_be_written,
+            what="is of learning and of text that the model writes, and there is none",
+            instead="use a `method` that learns",
+        ),
+        Use(
+            "gradient_checkpointing",
+            when=lambda config: config.reads.gradients,
+            what="is of a backward pass, and the method {0.method} takes none",
+        ),
+        Use(
+            "learning_rate betas weight_decay weight_optimizer schedule warmup distill "
+            "start parametrisation estimator shift temperature "
+            "penalty scale_rate adapter_rank adapter_rate weight_rate",
+            when=lambda config: config.reads.learning,
+            what="is of the method learned, and the method {0.method} does not read it",
+            instead="leave `method` out",
+        ),
+        Use(
+            "calibration_sequences calibration_length",
+            when=lambda config: config.reads_calibration,
+            what="is of a calibration, and nothing is scored on one",
+        ),
+        Use(
+            "weight_optimizer",
+            when=lambda config: config.learn.learns_weights,
+            what="steps weights, and none learn",
+            instead="add `weight_rate`",
+        ),
+    )
     ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
     """Settings, each with the one that takes its place."""
     USUAL: ClassVar = (
@@ -44,50 +80,38 @@ class PruneConfig:
     """Settings that a short help lists."""
 
     model: Annotated[Word, POSITIONAL]
-    """Hub id, local folder, GGUF file, or smollm2-135m (the embedded default)."""
+    """Hub id, folder, GGUF file, or smollm2-135m, the embedded default."""
     keep: tuple[Size, ...] = (0.5,)
-    """Share of block parameters that is kept, in (0, 1]; several give several models of one run."""
+    """Share of block parameters to keep, in (0, 1]. Several give several models."""
     output_dir: Path = Path("run")
     """The run folder."""
     recipe: Word = "default"
-    """Name of a shipped recipe; `config` and flags override it."""
+    """Shipped recipe: named settings under --config and flags."""
     method: str = "learned"
-    """Method that chooses masks: learned, fisher, or one that an installed package adds."""
+    """Method that chooses masks: learned, fisher, or one that a package adds."""
     sites: tuple[Site, ...] = ()
-    """Where dimensions may be pruned; all other sites keep all of theirs. Default: where the method
-    prunes them, which for ours are the five sites of DISP-LLM. mlp_mid and heads alone give a model
-    that GGUF can hold.
-    `heads`, added to the others, also prunes KV heads with their queries: the KV cache shrinks.
-    `experts` also prunes whole experts of a mixture, with their rows of the router.
-    `attention` and `mlp` also prune those of a block as wholes, with their norms; vLLM cannot serve
-    a block without an attention. --budget latency and memory add all three by default."""
+    """Where the method prunes. Default: the sites of the method. mlp_mid and heads alone leave the
+    residual stream whole, as GGUF needs. heads shrinks the KV cache, experts drops experts,
+    attention and mlp drop whole branches."""
     uniform: bool = False
-    """Keep as many intermediate dimensions, and as many experts, in every block, so that the result
-    is a model of the original's own class, which everything serves that serves the original. Prunes
-    mlp_mid and, in mixtures of experts, experts; with --sites mlp_mid heads also as many KV heads.
-    """
+    """Give every block the same widths, so that the result has the original's own class. Prunes
+    mlp_mid and experts; --sites mlp_mid heads adds heads."""
     least_cut: ShareBelowOne = 0.1
-    """Share of a site of the residual stream: where a size would prune fewer of its dimensions, it
-    prunes none there and more elsewhere, for a site that is cut takes a selection at every token,
-    whatever its width. 0 = cut them all. --budget latency measures what a selection takes instead.
-    """
+    """Skip a gather or scatter that would drop less than this share of the stream. 0 = skip
+    none."""
     chunk: AnyMultiple = 0
-    """Neighbouring dimensions of the residual stream that a block keeps or prunes together: what it
-    selects are then whole cache lines, which takes less time than single numbers. 1 = every
-    dimension by itself, as in the paper. 0 = 32 where adapters learn beside the masks (as many as
-    divide --align), else 1: without adapters chunks cost quality."""
+    """Neighbouring dimensions of the stream that stay or go together. 0 = 32 where weights or
+    adapters learn beside the masks, else 1."""
     suite: str = ""
-    """A suite of texts and tasks, on which the original and every exported model are measured
-    besides: general, commonsense, or a .toml file."""
+    """Texts and tasks to measure every model on: general, commonsense, or a .toml file."""
     rounds: Rounds = 5
-    """Number of times that each exported model is timed, in turn with the original; 0 = not timed.
-    """
+    """Times that each model is timed in turn with the original; 0 = not timed."""
     resume: Resume = False
-    """Continue the run in --output-dir; `auto` begins one where there is none."""
+    """Continue the run in --output-dir; auto starts one where there is none."""
     anyway: bool = False
-    """Go on although the model, a text or a file of the run is not what it was."""
+    """Go on although the model or a file has changed."""
     track: Tracker = "none"
-    """Also log every step to a tracker, which must be installed."""
+    """Tracker that also logs every step; it must be installed."""
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)
@@ -96,6 +120,17 @@ class PruneConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
+
+    @property
+    def reads(self) -> Reads:
+        """What its method reads."""
+        return reads_of(self.method)
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether scores are taken: by the method, or where learning begins."""
+        draws = self.method == "learned" and self.learn.start == "random"
+        return self.reads.calibration and not draws
 
     @property
     def sizes(self) -> tuple[Target, ...]:
@@ -143,16 +178,10 @@ class PruneConfig:
                 field="uniform",
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
-        _require_method(self.method, "method")
-
-
-def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:
-    """Refuses what is neither a method nor one of the other values of a setting."""
-    known = list(dict.fromkeys([*besides, *method_names()]))
-    if name in known:
-        return
-    raise InputError(
-        f"no method '{name}'{nearest(name, known)}",
-        field=field,
-        hint=f"use one of {', '.join(known)}",
-    )
+        known = list(method_names())
+        if self.method not in known:
+            raise InputError(
+                f"no method '{self.method}'{nearest(self.method, known)}",
+                field="method",
+                hint=f"use one of {', '.join(known)}",
+            )

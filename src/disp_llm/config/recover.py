@@ -52,29 +52,29 @@ class RecoverConfig:
     """Settings that a short help lists."""
 
     folder: Annotated[Word, POSITIONAL]
-    """An exported folder, such as run/keep-0.5; or any model."""
+    """Exported folder, such as run/keep-0.5, or any model."""
     output_dir: Path = Path("recovered")
-    """The new run folder; the model is its model/."""
+    """The new run folder; the model is in its model/."""
     how: Literal["full", "lora"] = "full"
-    """Train all weights of the blocks, or low-rank adapters that are merged at the end."""
+    """Train all weights of the blocks, or adapters that are merged at the end."""
     rank: Rank = 32
     """Rank of the LoRA adapters."""
     teacher: str = ""
-    """Hub id, folder or smollm2-135m. Default: the original that the folder's card names."""
+    """Hub id, folder or smollm2-135m. Default: the original that the card names."""
     weights_from: str = ""
-    """A larger size of the same run, recovered already: its folder, such as recovered/model.
-    Training begins with its weights, wherever this size keeps them."""
+    """Larger size, recovered already, whose weights training begins with, such as
+    recovered/model."""
     tokens: Tokens = 1_000_000
-    """Number of tokens to train on."""
+    """Tokens to train on."""
     suite: str = ""
-    """A suite of texts and tasks, on which the model is measured before and after, against the
-    original: general, commonsense, or a .toml file."""
+    """Texts and tasks to measure the model on before and after: general, commonsense, or a .toml
+    file."""
     resume: Resume = False
-    """Continue the run in --output-dir; `auto` begins one where there is none."""
+    """Continue the run in --output-dir; auto starts one where there is none."""
     anyway: bool = False
-    """Go on although the model, a text or a file of the run is not what it was."""
+    """Go on although the model or a file has changed."""
     track: Tracker = "none"
-    """Also log every step to a tracker, which must be installed."""
+    """Tracker that also logs every step; it must be installed."""
     training: TrainingConfig = field(default_factory=_weights_defaults)
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from disp_llm.config.names import WeightKind
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.runs.figures import Hardware, Source
-from disp_llm.runs.files import read_json, write_json
+from disp_llm.runs.files import read_json
 from disp_llm.runs.naming import name_of, named, names_in, without_paths
 from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, from_json
@@ -23,27 +22,18 @@ UNTOLD = ("folder", "sample", "prompt", "system")
 """What it leaves out of these and of the figures: where things lie, what the text says, and the
 operating system."""
 
+EXPORT_AGAIN = "export the folder again"
+
 BEHIND = ("window_losses", "window_tokens")
 """What it leaves out too: the losses behind a perplexity, without which this can be read."""
 
 
-def write_facts(folder: Path, size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
-    """Writes the figures behind a card, and returns what they tell of the run.
+def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
+    """What others may know of a size and its run: no path, and nothing of the text that it read.
 
     Args:
-        size: the figures of the exported model.
         result: what the run's `result.json` holds.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
-    told = _told(result)
-    write_json(folder / FACTS, {"figures": _without(as_json(size)), "result": told})
-    return told
-
-
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    """What others may know of a run: no path, and nothing of the text that it read."""
     told = {key: result[key] for key in TOLD if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
     told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
@@ -55,7 +45,7 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
         said = {name: names_in(did[name]) for name in ("text", "eval_text")}
         said["command"] = without_paths(did["command"])
         told["recovered"] = did | said
-    return told
+    return {"figures": _without(as_json(size)), "result": told}
 
 
 def _without(figures: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +110,7 @@ class Recovered:
 class Quantised:
     """How the linear layers of the blocks are stored."""
 
-    weights: WeightKind
+    how: str
     layers: Count
     """How many of them are stored so."""
     left: Count
@@ -144,6 +134,11 @@ class Told:
         if "disp-llm" not in self.versions:
             raise ValueError("has no version of disp-llm")
 
+    @property
+    def eval_text(self) -> str:
+        """What the figures of the model are measured on."""
+        return self.recovered.eval_text if self.recovered else self.source["eval_text"]
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -159,14 +154,22 @@ def facts_in(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    hint = "export the folder again"
-    values = read_json(path, hint)
+    values = read_json(path, EXPORT_AGAIN)
+    typed_facts(values, str(path))
+    return values
+
+
+def typed_facts(values: dict[str, Any], path: str) -> Facts:
+    """The same as an object, with blanks for the figures that a card leaves out.
+
+    Raises:
+        InputError: they are damaged.
+    """
     result = values.get("result")
     if isinstance(result, dict):
         result = result | {key: filled(result.get(key)) for key in ("dense", "hardware")}
     whole = {"figures": filled(values.get("figures")), "result": result}
-    from_json(Facts, whole, str(path), hint)
-    return values
+    return from_json(Facts, whole, path, EXPORT_AGAIN)
 
 
 def filled(figures: Any) -> Any:

@@ -183,14 +183,14 @@ def _of_experts(
         if scale.experts is not None:
             of_write = (*of_write, scale.experts[:, None, None])
             of_bias = (*of_bias, scale.experts[:, None])
-    rows, across = (2, 1) if row.transposed else (1, 2)
-    if row.transposed:
+    rows, across = (2, 1) if "transposed" in row.quirks else (1, 2)
+    if "transposed" in row.quirks:
         of_read, of_write = (tuple(f.mT for f in factors) for factors in (of_read, of_write))
     read = [*of_experts, (rows, gate_up), (across, incoming)]
     write = [*of_experts, (rows, outgoing), (across, inside)]
     packed = f"{prefix}{row.module}"
     router = Weight(f"{prefix}{row.rows}.weight", outputs=experts)
-    if not row.router_reads_all:
+    if "router_reads_all" not in row.quirks:
         router = replace(router, columns=columns, inputs=incoming)
     biases = [
         Picked(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
@@ -199,7 +199,7 @@ def _of_experts(
     return [
         Picked(f"{packed}.gate_up_proj", tuple(read), of_read),
         Picked(f"{packed}.down_proj", tuple(write), of_write),
-        *(biases if row.biased else ()),
+        *(biases if "biased" in row.quirks else ()),
         router,
         *(
             Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
@@ -210,7 +210,7 @@ def _of_experts(
 
 def _gate_and_up(inside: Int[Tensor, "E K"], width: int, row: Experts) -> Int[Tensor, "E 2*K"]:
     """Rows of what reads that make these intermediate dimensions of F = `width`."""
-    if row.interleaved:
+    if "interleaved" in row.quirks:
         return torch.stack([2 * inside, 2 * inside + 1], 2).flatten(1)
     return torch.cat([inside, inside + width], 1)
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from disp_llm.export.belongings import SETTINGS, is_foreign
+from disp_llm.export.exported import SETTINGS, is_foreign
 
 logger = logging.getLogger(__name__)
 

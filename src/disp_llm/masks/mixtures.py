@@ -43,7 +43,7 @@ class MaskedMixture:
     def of(cls, block: nn.Module, row: Experts) -> "MaskedMixture":
         """The mixture of a block; from now on it runs masked."""
         made = cls(block.get_submodule(row.module), block.get_submodule(row.router), asdict(row))
-        run = _masked_scored_experts if row.scores_inputs else _masked_experts
+        run = _masked_scored_experts if "scores_inputs" in row.quirks else _masked_experts
         made.experts.__dict__["forward"] = partial(run, made.experts, made.row)
         return made
 
@@ -108,7 +108,7 @@ def route(router: Any, args: tuple, output: tuple) -> tuple:
     among = router.__dict__.get("disp_among")
     if among is None:
         return output
-    if among.row["scores_inputs"]:
+    if "scores_inputs" in among.row.get("quirks", ()):
         return (among.scores(router, *args, output[0]), *output[1:])
     way = 1 if output[0].is_floating_point() else -1
     *others, factors, chosen = output[::way]

@@ -18,22 +18,22 @@ from disp_llm.masks.layout import Layout, common_chunk
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to the weight of a linear layer: `up @ down`, the B·A of LoRA, and `whole`
+    """What is added to the weight of a linear layer: `up @ down`, the B·A of LoRA, and `delta`,
     where the weight itself was learned."""
 
     down: Float[Tensor, "R I"]
     up: Float[Tensor, "O R"]
-    whole: Float[Tensor, "O I"] | None = None
+    delta: Float[Tensor, "O I"] | None = None
 
     def added(self) -> Float[Tensor, "O I"]:
         """The sum of both, in float32."""
         product = self.up.float() @ self.down.float()
-        return product if self.whole is None else product + self.whole.float()
+        return product if self.delta is None else product + self.delta.float()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Adapter":
         """With every matrix changed alike."""
-        whole = None if self.whole is None else change(self.whole)
-        return Adapter(change(self.down), change(self.up), whole)
+        delta = None if self.delta is None else change(self.delta)
+        return Adapter(change(self.down), change(self.up), delta)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Compensation:
     @property
     def learned_weights(self) -> bool:
         """Whether all weights of the blocks' linear layers were learned."""
-        return any(adapter.whole is not None for adapter in self.adapters)
+        return any(adapter.delta is not None for adapter in self.adapters)
 
     def __bool__(self) -> bool:
         return self.scales is not None or self.mean_inputs is not None or bool(self.adapters)

@@ -3,7 +3,7 @@
     logits.layers.3.attn_in         importance of every entry of a site
     scales.layers.3.attn_in         the same of scales, where there are any
     means                           mean inputs, where biases stand for what is pruned
-    adapters.17.{down,up,whole}     of the linear layer 17
+    adapters.17.{down,up,delta}     of the linear layer 17
     kept.0.8.layers.3.attn_in       kept indices of the size 0.8, int64, sorted
 
 The file is the one hand-over between choosing and exporting.
@@ -51,8 +51,8 @@ def save_selection(
     for number, adapter in enumerate(compensation.adapters):
         tensors[f"adapters.{number}.down"] = adapter.down.float()
         tensors[f"adapters.{number}.up"] = adapter.up.float()
-        if adapter.whole is not None:
-            tensors[f"adapters.{number}.whole"] = adapter.whole.float()
+        if adapter.delta is not None:
+            tensors[f"adapters.{number}.delta"] = adapter.delta.float()
     for size, masks in sizes.items():
         tensors |= _named(masks, size)
     write_tensors(path, tensors)
@@ -156,8 +156,8 @@ def _adapters(file: TensorFile) -> tuple[Adapter, ...]:
         paired = down.dim() == up.dim() == 2 and len(down) == up.shape[1]
         file.require(paired, f"{name} is no pair of matrices")
         shapes = {"down": tuple(down.shape), "up": tuple(up.shape)}
-        if f"{name}.whole" in file.tensors:
-            shapes["whole"] = (len(up), down.shape[1])
+        if f"{name}.delta" in file.tensors:
+            shapes["delta"] = (len(up), down.shape[1])
         found.append(Adapter(*(file.like(f"{name}.{part}", own) for part, own in shapes.items())))
     return tuple(found)
 

@@ -233,9 +233,9 @@ def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, 
         "chosen": chosen,
         "least_experts": max(chosen, 2 if mlp.experts.groups else 1),  # two are a group's score
         "router": 1,
-        "router_reads": hidden if mlp.experts.router_reads_all else 0,
+        "router_reads": hidden if "router_reads_all" in mlp.experts.quirks else 0,
         "shared_read": sum(widths_of(linear)[1] for linear in reads),
         "shared_write": 0 if writes is None else widths_of(writes)[0],
-        "of_experts": (2, experts) if mlp.experts.biased else (0, 0),
+        "of_experts": (2, experts) if "biased" in mlp.experts.quirks else (0, 0),
     }
     return found, 0, of_out

@@ -14,7 +14,6 @@ from typing import Any
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.plugins import added, added_names
 from disp_llm.models.family import Branch, Experts, Family, bare_branch, branch, mixture
-from disp_llm.models.unsupported import WHY_NOT
 from disp_llm.models.wrappers import ROW_OF, WRAPPERS, Wrapper
 
 OWN_ATTENTION = "its attention does not go through transformers' attention interface"
@@ -89,7 +88,7 @@ _GEMMA4_MIXTURE = replace(
         rows="router.proj",
         counted=("router.per_expert_scale",),
         chosen="top_k_experts",
-        router_reads_all=True,
+        quirks=("router_reads_all",),
     ),
     gathers=("experts", "mlp"),
     scatters=("experts", "mlp"),
@@ -139,6 +138,7 @@ _DEEPSEEK = Family(
     cached=("self_attn.kv_a_proj_with_mqa",),
     refused=(("q_lora_rank", None, "its queries come from one projection, not from two"),),
 )
+_LOCAL = {"count": "num_local_experts", "width": "intermediate_size"}
 # Llama with mixtures in the place of some MLPs, or of all.
 _MIXED = replace(_LLAMA, mixture=mixture("post_attention_layernorm"))
 
@@ -159,15 +159,12 @@ _SHARED_AND_WEIGHED = mixture(
     "post_attention_layernorm", shared="shared_expert", shared_gate="shared_expert_gate"
 )
 
+_BLOCK_SPARSE = mixture(
+    "post_attention_layernorm", module="block_sparse_moe", router="router", **_LOCAL
+)
 # A shared expert beside the mixture.
 _GRANITE_MIXTURE = replace(
-    mixture(
-        "post_attention_layernorm",
-        module="block_sparse_moe",
-        router="router",
-        count="num_local_experts",
-        width="intermediate_size",
-    ),
+    _BLOCK_SPARSE,
     reads=("shared_mlp.input_linear",),
     writes="shared_mlp.output_linear",
     beside=("shared_mlp",),
@@ -202,20 +199,14 @@ _QWEN3_5 = replace(
 # A state space: a norm inside spans all of its heads, so none can go.
 _STATES = branch("mamba", "in_proj", "out_proj", norms="input_layernorm")
 
+_LIKE_LLAMA = (
+    "llama mistral ministral ministral3 qwen2 qwen3 smollm3 cwm ernie4_5 helium "
+    "hunyuan_v1_dense olmo seed_oss"
+)
+
 FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "ministral": _LLAMA,
-    "ministral3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "smollm3": _LLAMA,
-    "cwm": _LLAMA,
-    "ernie4_5": _LLAMA,
-    "helium": _LLAMA,
-    "hunyuan_v1_dense": _LLAMA,
-    "olmo": _LLAMA,
-    "seed_oss": _LLAMA,
+    **dict.fromkeys(_LIKE_LLAMA.split(), _LLAMA),
+    **dict.fromkeys(("arcee", "jais2", "nemotron"), _UNGATED_LLAMA),
     "diffllama": replace(_LLAMA_WITH_ALL_HEADS, unserved=OWN_ATTENTION),
     # From the values a linear layer makes a mask.
     "doge": replace(
@@ -252,9 +243,6 @@ FAMILIES: dict[str, Family] = {
     "cohere_compass_text": replace(_COHERE, supports_head_pruning=True),
     "apertus": _APERTUS,
     "apertus1p5_text": _APERTUS,
-    "arcee": _UNGATED_LLAMA,
-    "jais2": _UNGATED_LLAMA,
-    "nemotron": _UNGATED_LLAMA,
     "nanochat": replace(
         _LLAMA,
         mlp=branch("mlp", "fc1", "fc2", norms="post_attention_layernorm"),
@@ -347,27 +335,15 @@ FAMILIES: dict[str, Family] = {
     "mellum": _MIXED,
     "mixtral": replace(
         _LLAMA,
-        mlp=mixture(
-            "post_attention_layernorm", count="num_local_experts", width="intermediate_size"
-        ),
+        mlp=mixture("post_attention_layernorm", **_LOCAL),
     ),
     "minimax_m2": replace(
         _LLAMA_WITH_ALL_HEADS,
-        mlp=mixture(
-            "post_attention_layernorm",
-            counted="e_score_correction_bias",
-            count="num_local_experts",
-            width="intermediate_size",
-        ),
+        mlp=mixture("post_attention_layernorm", counted="e_score_correction_bias", **_LOCAL),
     ),
     "phimoe": replace(
         _LLAMA,
-        mlp=mixture(
-            "post_attention_layernorm",
-            router="router",
-            count="num_local_experts",
-            width="intermediate_size",
-        ),
+        mlp=mixture("post_attention_layernorm", router="router", **_LOCAL),
     ),
     "olmoe": replace(
         _LLAMA_WITH_ALL_HEADS, mlp=mixture("post_attention_layernorm", width="intermediate_size")
@@ -377,13 +353,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "granitemoe": replace(
         _LLAMA,
-        mlp=mixture(
-            "post_attention_layernorm",
-            module="block_sparse_moe",
-            router="router",
-            count="num_local_experts",
-            width="intermediate_size",
-        ),
+        mlp=_BLOCK_SPARSE,
         logits_divisor="logits_scaling",
     ),
     "granitemoeshared": _GRANITE_SHARED,
@@ -410,11 +380,8 @@ FAMILIES: dict[str, Family] = {
             counted="router.bias",
             router="router",
             gives_pair=True,
-            count="num_local_experts",
-            width="intermediate_size",
-            transposed=True,
-            interleaved=True,
-            biased=True,
+            **_LOCAL,
+            quirks=("transposed", "interleaved", "biased"),
         ),
     ),
     "llama4_text": replace(
@@ -431,10 +398,8 @@ FAMILIES: dict[str, Family] = {
             module="feed_forward",
             router="router",
             gives_pair=True,
-            count="num_local_experts",
-            width="intermediate_size",
-            transposed=True,
-            scores_inputs=True,
+            **_LOCAL,
+            quirks=("transposed", "scores_inputs"),
         ),
     ),
     "dots1": replace(_LLAMA, mixture=_SHARED),
@@ -484,6 +449,10 @@ FAMILIES: dict[str, Family] = {
 PRUNED_PREFIX = "disp_"
 """What `model_type` begins with in a folder that this package has written."""
 
+ARCHITECTURES = "disp_llm.architectures"
+"""The group of entry points through which another package adds rows: the name of each is a
+`model_type`, its object a `Family`."""
+
 on_registration: list[Callable[[str], None]] = []
 """Functions that are called with every `model_type` that is registered from now on."""
 
@@ -495,7 +464,8 @@ def register_architecture(model_type: str, family: Family) -> None:
         model_type: that of the configuration of an architecture that transformers has.
     """
     FAMILIES[model_type] = family
-    _tell(model_type)
+    for function in on_registration:
+        function(model_type)
 
 
 def register_wrapper(model_type: str, wrapper: Wrapper) -> None:
@@ -506,17 +476,8 @@ def register_wrapper(model_type: str, wrapper: Wrapper) -> None:
             know. Its language model needs a row of its own.
     """
     WRAPPERS[model_type] = wrapper
-    _tell(model_type)
-
-
-def _tell(model_type: str) -> None:
     for function in on_registration:
         function(model_type)
-
-
-ARCHITECTURES = "disp_llm.architectures"
-"""The group of entry points through which another package adds rows: the name of each is a
-`model_type`, its object a `Family`."""
 
 
 def model_types() -> tuple[str, ...]:
@@ -525,52 +486,29 @@ def model_types() -> tuple[str, ...]:
 
 
 def row_of(model_type: str) -> Family | None:
-    """The row of an architecture; None where there is none. A row of ours comes before another
-    package's.
-
-    Raises:
-        InputError: the row of another package cannot be loaded.
-    """
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    return added(ARCHITECTURES, model_type, Family, "model")
+    """The row of an architecture, ours before another package's; None where there is none."""
+    return FAMILIES.get(model_type) or added(ARCHITECTURES, model_type, Family, "model")
 
 
 def row_for(config: Any) -> Family | None:
     """The row of a dense or a pruned model's configuration, of a wrapper that of its language
-    model, without a mixture where the configuration has no experts; None where there is none."""
-    wrapper = WRAPPERS.get(config.model_type.removeprefix(PRUNED_PREFIX))
-    if wrapper is None:
-        row = row_of(config.model_type.removeprefix(PRUNED_PREFIX))
-        return None if row is None else _without_experts(row, config)
-    text = config.get_text_config()
-    row = row_of(ROW_OF.get(text.model_type, text.model_type))
-    return None if row is None else wrapper.row(_without_experts(row, text))
+    model; None where there is none.
 
-
-def _without_experts(row: Family, config: Any) -> Family:
-    """The row of a model that has none, where some models of its architecture have some: what is
-    refused or slower for mixtures need not be for it."""
+    It is without a mixture where the configuration has no experts: what is refused or slower for
+    mixtures need not be for it.
+    """
+    model_type = config.model_type.removeprefix(PRUNED_PREFIX)
+    wrapper = WRAPPERS.get(model_type)
+    if wrapper is not None:
+        config = config.get_text_config()
+        model_type = ROW_OF.get(config.model_type, config.model_type)
+    row = row_of(model_type)
+    if row is None:
+        return None
     experts = row.mixture.experts if row.mixture else None
-    if experts is None or getattr(config, experts.count, 1):
-        return row
-    return replace(row, mixture=None)
-
-
-def _without_row(model_type: str) -> InputError:
-    known = (*model_types(), *WRAPPERS)
-    near, why = nearest(model_type, list(known)), WHY_NOT.get(model_type)
-    if why:
-        return InputError(
-            f"architecture '{model_type}' is not supported: {why}{near}",
-            field="model",
-            hint="docs/architectures.md lists those that are",
-        )
-    return InputError(
-        f"architecture '{model_type}' is not known{near}",
-        field="model",
-        hint=f"use one of {', '.join(sorted(known))}, or add a row as docs/extend.md explains",
-    )
+    if experts is not None and not getattr(config, experts.count, 1):
+        row = replace(row, mixture=None)
+    return row if wrapper is None else wrapper.row(row)
 
 
 def family_of(config: Any) -> Family:
@@ -587,24 +525,42 @@ def family_of(config: Any) -> Family:
             field="model",
             hint="prune the original, or make another size of its run with `disp-llm export`",
         )
-    family, whole = row_for(config), config
+    family, described = row_for(config), config
     if model_type in WRAPPERS:
-        config = config.get_text_config()
-        model_type = config.model_type
+        described = config.get_text_config()
+        model_type = described.model_type
     if family is None:
         raise _without_row(model_type)
-    if not type(whole).__module__.startswith("transformers."):
+    kind = type(config)
+    if not kind.__module__.startswith("transformers."):
         raise InputError(
-            f"{type(whole).__name__} is no class of transformers, whose own a pruned model extends",
+            f"{kind.__name__} is no class of transformers, whose own a pruned model extends",
             field="model",
             hint="use an architecture that transformers has (docs/extend.md)",
         )
     for key, value, reason in family.refused:
-        found = getattr(config, key, None)
-        if found == value:
+        if getattr(described, key, None) == value:
             raise InputError(
-                f"{model_type} with {key}={found} is not supported: {reason}",
+                f"{model_type} with {key}={value} is not supported: {reason}",
                 field="model",
                 hint=f"use a {model_type} model without that setting",
             )
     return family
+
+
+def _without_row(model_type: str) -> InputError:
+    from disp_llm.models.unsupported import WHY_NOT
+
+    known = (*model_types(), *WRAPPERS)
+    near, why = nearest(model_type, list(known)), WHY_NOT.get(model_type)
+    if why:
+        return InputError(
+            f"architecture '{model_type}' is not supported: {why}{near}",
+            field="model",
+            hint="docs/architectures.md lists those that are",
+        )
+    return InputError(
+        f"architecture '{model_type}' is not known{near}",
+        field="model",
+        hint=f"use one of {', '.join(sorted(known))}, or add a row as docs/extend.md explains",
+    )

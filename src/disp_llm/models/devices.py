@@ -25,11 +25,7 @@ PATIENCE = timedelta(minutes=30)
 
 
 def start_process(machine: MachineConfig) -> Process:
-    """This process, alone or one of several under `accelerate launch`, and the device it works on.
-
-    Raises:
-        InputError: no such device here.
-    """
+    """This process, alone or one of several under `accelerate launch`, and its device."""
     _connect_again(machine)
     accelerator = Accelerator(
         cpu=machine.device == "cpu" or not torch.cuda.is_available(),
@@ -62,11 +58,7 @@ def _connect_again(machine: MachineConfig) -> None:
 
 
 def require_tracker(tracker: Tracker) -> None:
-    """Refuses a tracker that is not installed, before anything else is done.
-
-    Raises:
-        InputError: naming it.
-    """
+    """Refuses a tracker that is not installed, before anything else is done."""
     if tracker != "none" and tracker not in {str(found) for found in get_available_trackers()}:
         raise InputError(
             f"{tracker} is not installed", field="track", hint=f"run `pip install {tracker}`"

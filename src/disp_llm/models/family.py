@@ -1,11 +1,18 @@
-"""What a row of the table of architectures says: where a block reads and writes the residual
-stream.
+"""A row of the table of architectures: where a block reads and writes the residual stream.
 
-`docs/extend.md` explains the columns with an example.
+`docs/extend.md` explains the columns with an example. In each class the columns that most rows fill
+in come first; below the comment are those of a few.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Quirk = Literal["transposed", "interleaved", "biased", "scores_inputs", "router_reads_all"]
+"""transposed: weights are stored as (E, D, 2F) and (E, F, D). interleaved: gate and up alternate
+row by row. biased: there are `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D).
+scores_inputs: every expert reads all tokens, times what the router gives first, (N, E) scores, most
+of them 0. router_reads_all: the router lies outside of `gather`, reads the whole residual stream,
+and gives three things."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,10 @@ class Experts:
     chosen: str = "num_experts_per_tok"
     """Configuration key of how many experts a token has."""
     groups: str = ""
-    """Configuration key of how many groups of equal size the router divides them into; "" = it does
-    not."""
-    transposed: bool = False
-    """Whether they are stored as (E, D, 2F) and (E, F, D)."""
-    interleaved: bool = False
-    """Whether gate and up alternate row by row; else all of the gate's rows come first."""
-    biased: bool = False
-    """Whether there are `gate_up_proj_bias`, (E, 2F), and `down_proj_bias`, (E, D)."""
-    scores_inputs: bool = False
-    """Whether every expert reads all tokens, times what the router gives first: (N, E) scores, most
-    of them 0."""
-    router_reads_all: bool = False
-    """Whether the router lies outside of `gather` and reads the whole residual stream, whatever
-    mlp_in keeps; it then gives three things."""
+    """Configuration key of how many groups of equal size the router divides them into."""
+    # Of few architectures.
+    quirks: tuple[Quirk, ...] = ()
+    """What is otherwise than above."""
 
     @property
     def modules(self) -> tuple[str, str]:
@@ -66,14 +63,14 @@ class Branch:
     fused: int = 1
     """How many projections of equal width each of `reads` stacks (2 for a fused gate and up)."""
     norms: tuple[str, ...] = ()
-    """Norms that serve this branch alone, where a block has them: they go when it is pruned as a
-    whole."""
-    inside: tuple[str, ...] = ()
-    """Linear modules of attention that neither read nor write the residual stream (the second
-    halves of low-rank projections): no site cuts them, and they go with the whole branch."""
+    """Norms that serve this branch alone: they go when it is pruned as a whole."""
     experts: Experts | None = None
     """Of a mixture: mlp_mid is what lies inside of these. `reads` and `writes` are then those of
     the shared expert, of which nothing inside is cut; () and "" where there is none."""
+    # Of few architectures.
+    inside: tuple[str, ...] = ()
+    """Linear modules of attention that neither read nor write the residual stream (the second
+    halves of low-rank projections): no site cuts them, and they go with the whole branch."""
     gathers: tuple[str, ...] = ()
     """Modules inside of `gather` that are to select for themselves; () = `gather` does for all. The
     forward of a mixture takes for granted that what it is given is as wide as what it gives."""
@@ -104,6 +101,15 @@ class Branch:
         router = (self.experts.router,) if self.experts else ()
         return (self.gather, self.scatter, *self.beside, *router, *self.norms)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON, without what few branches have where this has none of it."""
+        found = asdict(self)
+        return {key: value for key, value in found.items() if value or key not in OF_FEW}
+
+
+OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "heads", "stacked", "gives_pair")
+"""Columns that are left out of the JSON of a branch that has nothing there."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -131,33 +137,32 @@ class Family:
     supports_head_pruning: bool = False
     """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
     this order, and the block reshapes them by the width of a head alone."""
-    cached: tuple[str, ...] = ()
-    """The reads of attention whose outputs the KV cache holds, as far as a block has them, one that
-    it holds twice named twice; () = everything but the queries."""
-    logits_multiplier: str = ""
-    """Configuration key of a number that multiplies the logits of the head (Cohere); "" = none."""
-    logits_divisor: str = ""
-    """Configuration key of a number that divides the logits of the head (Granite); "" = none."""
-    logits_softcap: str = ""
-    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2); "" =
-    none."""
     requires_bos: bool = False
     """Whether the model needs a BOS before its text (Gemma): every window then has one in place of
     its first token, which is never predicted."""
+    unserved: str = ""
+    """Why vLLM's Transformers backend does not run what is exported; "" = it does, where blocks are
+    usual ones."""
+    refused: tuple[tuple[str, object, str], ...] = ()
+    """Variants that this row does not describe, each as (configuration key, value, reason)."""
+    # Of few architectures.
+    logits_multiplier: str = ""
+    """Configuration key of a number that multiplies the logits of the head (Cohere)."""
+    logits_divisor: str = ""
+    """Configuration key of a number that divides the logits of the head (Granite)."""
+    logits_softcap: str = ""
+    """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2)."""
+    cached: tuple[str, ...] = ()
+    """The reads of attention whose outputs the KV cache holds, as far as a block has them, one that
+    it holds twice named twice; () = everything but the queries."""
     masks_by_place: bool = True
     """Whether a model that is told the places of tokens masks attention where they begin anew, so
     that examples in one window do not see each other."""
-    unserved: str = ""
-    """Why vLLM's Transformers backend does not run what is exported, or not rightly; "" = it does,
-    where blocks are usual ones."""
-    refused: tuple[tuple[str, object, str], ...] = ()
-    """Variants that this row does not describe, each as (configuration key, value, reason)."""
     base: str = ""
-    """Path inside what transformers calls the base model of what gives hidden states; "" = it does.
-    Where a class names a base model that it has not, transformers takes the whole model for it."""
+    """Path, inside what transformers calls the base model, of what gives hidden states: where a
+    class names a base model that it has not, transformers takes the whole model for it."""
     tower: str = ""
-    """Path of the language model inside the base model; "" = it is the base model. No row says so:
-    `wrappers` does."""
+    """Path of the language model inside the base model. No row says so: `wrappers` does."""
 
     @property
     def can_lose_heads(self) -> bool:
@@ -202,29 +207,18 @@ class Family:
             mlp = mixture if mixture.experts.module in present else mlp
         return (*whole, *there, self.attention)[0], mlp
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """The branches and the path, as plain JSON: what an exported folder carries."""
-        others = [_said(branch) for branch in self.alternatives]
-        mixture = {"mixture": _said(self.mixture)} if self.mixture else {}
-        return (
-            {
-                "blocks": f"{self.tower}.{self.blocks}" if self.tower else self.blocks,
-                "attention": _said(self.attention),
-                "mlp": _said(self.mlp),
-            }
-            | mixture
-            | ({"alternatives": others} if others else {})
-        )
-
-
-def _said(branch: Branch) -> dict:
-    """A branch as plain JSON, without what few branches have where it has none of it."""
-    found = asdict(branch)
-    return {key: value for key, value in found.items() if value or key not in OF_FEW}
-
-
-OF_FEW = ("experts", "gathers", "scatters", "beside", "per_head", "heads", "stacked", "gives_pair")
-"""Columns that are left out of the JSON of a branch that has nothing there."""
+        found: dict[str, Any] = {
+            "blocks": f"{self.tower}.{self.blocks}" if self.tower else self.blocks,
+            "attention": self.attention.as_dict(),
+            "mlp": self.mlp.as_dict(),
+        }
+        if self.mixture:
+            found["mixture"] = self.mixture.as_dict()
+        if self.alternatives:
+            found["alternatives"] = [branch.as_dict() for branch in self.alternatives]
+        return found
 
 
 def branch(
@@ -249,9 +243,10 @@ def branch(
     )
 
 
-def _paths(module: str, names: str) -> tuple[str, ...]:
-    """`mlp`, `gate_proj up_proj` -> `mlp.gate_proj`, `mlp.up_proj`."""
-    return tuple(f"{module}.{name}" for name in names.split())
+def bare_branch(first: str, second: str, norms: str) -> Branch:
+    """An MLP of two linear layers that is no module, or whose module adds the residual stream
+    itself: the selections act at the edges of the two layers."""
+    return Branch((first,), second, gather=first, scatter=second, norms=(norms,))
 
 
 def mixture(
@@ -261,7 +256,6 @@ def mixture(
     counted: str = "",
     module: str = "mlp",
     router: str = "gate",
-    rows: str = "",
     gives_pair: bool = False,
     **columns: Any,
 ) -> Branch:
@@ -271,8 +265,6 @@ def mixture(
     Args:
         shared: name of that MLP.
         shared_gate: name of the linear layer that weighs its output.
-        counted: other tensors with a number for each expert.
-        rows: the router's linear layer, where it is not the router itself.
         columns: others of `Experts`.
     """
     reads = f"{shared}.gate_proj {shared}.up_proj {shared_gate}" if shared else ""
@@ -285,7 +277,7 @@ def mixture(
         experts=Experts(
             module=f"{module}.experts",
             router=f"{module}.{router}",
-            rows=f"{module}.{rows or router}",
+            rows=f"{module}.{router}",
             counted=_paths(module, counted),
             **columns,
         ),
@@ -295,7 +287,6 @@ def mixture(
     )
 
 
-def bare_branch(first: str, second: str, norms: str) -> Branch:
-    """An MLP of two linear layers that is no module, or whose module adds the residual stream
-    itself: the selections act at the edges of the two layers."""
-    return Branch((first,), second, gather=first, scatter=second, norms=(norms,))
+def _paths(module: str, names: str) -> tuple[str, ...]:
+    """`mlp`, `gate_proj up_proj` -> `mlp.gate_proj`, `mlp.up_proj`."""
+    return tuple(f"{module}.{name}" for name in names.split())

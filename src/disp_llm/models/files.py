@@ -36,11 +36,6 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Kinds of files that can hold weights, and run whatever code lies in them when they are opened."""
 
-CONVERT = (
-    "where you trust it, convert it by `AutoModelForCausalLM.from_pretrained(MODEL)"
-    ".save_pretrained(FOLDER)`, which writes safetensors, and name that folder"
-)
-
 
 @dataclass(frozen=True)
 class Index:
@@ -61,11 +56,7 @@ def files_of(path: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a model folder that its weights are read from, sorted: as transformers chooses
-    them, whatever else lies there. None where there is no such folder.
-
-    Raises:
-        InputError: the index is damaged.
-    """
+    them, whatever else lies there. None where there is no such folder."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     path = folder / INDEX
@@ -87,16 +78,12 @@ def fingerprint(path: Path) -> str:
         logger.warning("%s has no SHA256SUMS: nothing tells whether its files are whole", path)
     digests = {file.name: digest for file, digest in sha256_of(files_of(path)).items()}
     for name, written in sums.items():
-        if _is_read(name) and digests.get(name) != written:
+        weights = name.endswith(".safetensors") and "/" not in name
+        if (weights or name in (*READ, INDEX)) and digests.get(name) != written:
             what = "is not the file that was written" if name in digests else "is missing"
             raise InputError(what, field=str(path / name), hint=CHANGED_FOLDER)
     lines = [f"{digest} {name}\n" for name, digest in digests.items()]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}" if digests else ""
-
-
-def _is_read(name: str) -> bool:
-    """Whether a file of that name is part of what `files_of` finds."""
-    return name in (*READ, INDEX) or (name.endswith(".safetensors") and "/" not in name)
 
 
 def require_readable(path: Path) -> None:
@@ -123,7 +110,6 @@ def require_readable(path: Path) -> None:
     for file in (path / name for name in READ if name.endswith(".json")):
         if file.is_file():
             _object(file)
-    there = [file for file in there if file.suffix == ".safetensors"]
     absent = [str(file.relative_to(path)) for file in weights if file not in there]
     if absent:
         raise InputError(f"lacks {first_of(absent)}", field=str(path), hint=AGAIN)
@@ -137,7 +123,8 @@ def pickled_weights(name: str, which: str = "") -> InputError:
     return InputError(
         f"'{name}' has pickled weights{which}, which can run any code when they are opened",
         field="model",
-        hint=CONVERT,
+        hint="where you trust it, convert it by `AutoModelForCausalLM.from_pretrained(MODEL)"
+        ".save_pretrained(FOLDER)`, which writes safetensors, and name that folder",
     )
 
 

@@ -12,10 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.models.skeleton import empty_model
-from disp_llm.models.wholeness import shape_said
-
-AGAIN = "then save and load it"
+from disp_llm.models.loading import empty_model
+from disp_llm.models.wholeness import format_shape
 
 _at_work: set[nn.Module] = set()
 """The modules of models that tasks work with."""
@@ -110,8 +108,11 @@ def require_as_configured(model: PreTrainedModel) -> None:
     for path in chain(made, found):
         difference = _difference(path, found.get(path), made.get(path))
         if difference:
-            what, hint = difference
-            raise InputError(what, field="model", hint=hint)
+            raise InputError(
+                f"has {difference}",
+                field="model",
+                hint="say so in its config, or undo it; then save and load it",
+            )
 
 
 Part = tuple[type, str, str]
@@ -124,30 +125,26 @@ def _parts(model: nn.Module) -> dict[str, Part]:
     found: dict[str, Part] = {}
     modules = model.named_modules(remove_duplicate=False)
     for path, part in chain(modules, model.named_parameters(remove_duplicate=False)):
-        shape = shape_said(part.shape) if isinstance(part, torch.Tensor) else ""
+        shape = format_shape(part.shape) if isinstance(part, torch.Tensor) else ""
         found[path] = (type(part), shape, first.setdefault(id(part), path))
     return found
 
 
-def _difference(path: str, found: Part | None, made: Part | None) -> tuple[str, str] | None:
-    """What a model has at a path in place of what its configuration makes there, and what to do;
-    None where they agree."""
-    described = f"say so in its config, {AGAIN}"
+def _difference(path: str, found: Part | None, made: Part | None) -> str:
+    """What a model has at a path in place of what its configuration makes there; "" where they
+    agree."""
     if found is None:
-        return f"has no {path}, which its config describes", described
+        return f"no {path}, which its config describes"
     if made is None:
-        return f"has {path}, which its config does not describe", described
+        return f"{path}, which its config does not describe"
     (kind, shape, first), (usual, usual_shape, usual_first) = found, made
     if first != usual_first:
-        if not shape:
-            copies = "give each block modules of its own (`copy.deepcopy`)"
-            return f"has one module as {first} and as {path}", copies
-        tied = f"set tie_word_embeddings in its config to what it is, {AGAIN}"
-        if first == path:
-            return f"has a {path} of its own, which its config ties to {usual_first}", tied
-        return f"has one parameter as {first} and as {path}, two by its config", tied
+        owners = [
+            "of its own" if owner == path else f"in common with {owner}"
+            for owner in (first, usual_first)
+        ]
+        return f"{path} {owners[0]}, and {owners[1]} by its config"
     if not issubclass(kind, usual) or shape != usual_shape:
         is_now, should = (shape, usual_shape) if shape else (kind.__name__, usual.__name__)
-        what = f"has a {path or 'whole'} that is {is_now}, and {should} by its config"
-        return what, "give it as transformers makes it of its config"
-    return None
+        return f"a {path or 'whole'} that is {is_now}, and {should} by its config"
+    return ""

@@ -21,15 +21,13 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
+from disp_llm.models.config_checks import require_possible_size, require_widths
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.files import hub_place, pickled_weights, require_readable, weight_files
-from disp_llm.models.limits import require_possible_size
-from disp_llm.models.processor import processor_files
-from disp_llm.models.pruned import require_widths
-from disp_llm.models.skeleton import auto_class, empty_model
-from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, source_of
+from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
 from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
 from disp_llm.models.windows import required_bos
+from disp_llm.models.wrappers import WRAPPERS
 
 if TYPE_CHECKING:
     from disp_llm.models.sharding import Sharding
@@ -47,8 +45,7 @@ COMPRESSED = "compressed-tensors"
 """The way to quantise in which `quantise` writes folders, and the package that reads it."""
 
 SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
-"""Exceptions whose message says what is wrong without their name, as that of a KeyError does not.
-"""
+"""Exceptions whose message says what is wrong without their name, unlike that of a KeyError."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
     """The configuration of a model, without its weights.
 
     Raises:
-        InputError: there is no such model, it is not readable, or its sizes are none.
+        InputError: there is no such model, or it cannot be read.
     """
     require_readable(_path(name))
     with _one_line(name):
@@ -119,22 +116,17 @@ def load(
         dense_only: whether a pruned or quantised model is refused.
         empty: whether the model stays on the meta device, with the shapes and data types of its
             weights and without their numbers.
-
-    Raises:
-        InputError: no such model, an unknown architecture, or damaged files.
     """
     config = load_config(name)
-    place = _of_one_commit(name)
+    place = _arguments(name, of_one_commit=True)
     family = family_of(config) if dense_only else family_of_any(config)
     if dense_only:
         require_unquantised(name, config)
     device = resolve_device(machine.device)
     with _one_line(name, "the tokenizer of "):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
-    processor: tuple[Path, ...] = ()
-    if family.tower:
-        with _one_line(name, "the processor of "):
-            processor = processor_files(_path(name), place["revision"])
+    with _one_line(name, "the processor of "):
+        processor = processor_files(_path(name), place["revision"]) if family.tower else ()
     dtype = resolve_dtype(machine.dtype, device)
     stored = getattr(config, "dtype", None)
     if machine.dtype == "auto" and stored not in (None, dtype):
@@ -168,13 +160,9 @@ def _quantised(config: transformers.PreTrainedConfig) -> str | None:
 
 
 def load_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model alone, frozen and without dropout.
-
-    Raises:
-        InputError: it cannot be loaded, or is not whole.
-    """
+    """The model alone, frozen and without dropout."""
     config = load_config(name)
-    return _whole_model(name, config, _of_one_commit(name), device, dtype)
+    return _whole_model(name, config, _arguments(name, of_one_commit=True), device, dtype)
 
 
 def _whole_model(
@@ -186,16 +174,16 @@ def _whole_model(
 ) -> PreTrainedModel:
     """A model whose configuration has been checked: all of its weights, each a finite number; on
     the meta device all of their shapes."""
-    packed = is_packed(name)
-    placed = {"device_map": "meta"} if device.type == "meta" else {}
-    way = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
-    way = UNPACKED.get(_quantised(config) or "", way)
-    unpack = {"quantization_config": way()} if way else {}
+    packed, empty = is_packed(name), device.type == "meta"
+    unpacking = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
+    unpacking = UNPACKED.get(_quantised(config) or "", unpacking)
+    if unpacking:
+        place = place | {"quantization_config": unpacking()}
+    if empty:
+        place = place | {"device_map": "meta"}
     with _one_line(name):
         model, report = auto_class(config).from_pretrained(
             **place,
-            **unpack,
-            **placed,
             dtype=dtype,
             use_safetensors=None if packed else True,
             output_loading_info=True,
@@ -210,23 +198,22 @@ def _whole_model(
     require_whole(name, report)
     if not getattr(config, "quantization_config", None):
         require_stored_types(name, model, weight_files(_path(name)))
-    if not placed:
+    if not empty:
         require_finite(name, model)
-    if packed or way:  # unpacked, so no longer quantised
+    if packed or unpacking:  # so it is no longer quantised
         model.config.__dict__.pop("quantization_config", None)
-    for parameter in model.parameters() if way else ():
+    for parameter in model.parameters() if unpacking else ():
         if parameter.dtype == torch.bfloat16:  # as older transformers unpack, whatever is asked for
             parameter.data = parameter.data.to(dtype)
-    if _quantised(config) == COMPRESSED and not placed:
+    if _quantised(config) == COMPRESSED and not empty:
         _unpack(model)
     model.eval().requires_grad_(False)
     return model.to(device)
 
 
 def _unpack(model: Any) -> None:
-    """Unpacks the weights of quantised layers, for which the library waits until the whole model
-    runs, and drops their scales, which are no parameters of it; what layers read is rounded as the
-    configuration says."""
+    """Unpacks the weights of quantised layers, for which the library would wait until the model
+    runs, and drops their scales; what layers read is rounded as the configuration says."""
     from compressed_tensors.quantization import QuantizationMetadata
 
     model.hf_quantizer.compressor.decompress_model(model)
@@ -235,20 +222,26 @@ def _unpack(model: Any) -> None:
 
 
 def family_of_any(config: transformers.PreTrainedConfig) -> Family:
-    """The row of a dense or of a pruned model's configuration.
-
-    Raises:
-        InputError: the architecture is not in the table.
-    """
+    """The row of a dense or of a pruned model's configuration."""
     return row_for(config) or family_of(config)
 
 
-def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
-    """A dense model on the meta device, made from its configuration alone, and its row.
+def auto_class(config: transformers.PreTrainedConfig) -> Any:
+    """What makes the whole model of a configuration: of some wrappers the class for causal models
+    would make the language model alone."""
+    if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
+        return transformers.AutoModelForMultimodalLM
+    return transformers.AutoModelForCausalLM
 
-    Raises:
-        InputError: there is no such model, it is quantised, or its architecture is unknown.
-    """
+
+def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: it has shapes and no weights."""
+    with torch.device("meta"):
+        return auto_class(config).from_config(config, trust_remote_code=False)
+
+
+def load_shapes(name: str) -> tuple[PreTrainedModel, Family]:
+    """A dense model on the meta device, made from its configuration alone, and its row."""
     config = load_config(name)
     family = family_of(config)  # before what transformers says of a model that it cannot make
     require_unquantised(name, config)
@@ -266,34 +259,27 @@ def _path(name: str) -> Path:
     return embedded.model_file() if name == embedded.MODEL else Path(name)
 
 
-def _arguments(name: str) -> dict[str, Any]:
-    """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder."""
+def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
+    """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder.
+
+    Args:
+        of_one_commit: whether it is the commit that the configuration was just read from: weights
+            of another one, or of a conversion that somebody has proposed, are another model.
+    """
     repository, revision = hub_place(name)
     path = _path(repository)
-    where = {"pretrained_model_name_or_path": repository, "revision": revision}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": repository, "revision": revision}
     if path.suffix == ".gguf":
         where |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if of_one_commit:
+        where |= {"revision": commit_of(_path(name))}
     return {**where, "trust_remote_code": False}
-
-
-def _of_one_commit(name: str) -> dict[str, Any]:
-    """The same, of the commit that the configuration was just read from: weights and tokenizer of
-    another one, or of a conversion that somebody has proposed, are another model. A local model has
-    none."""
-    return _arguments(name) | {"revision": commit_of(_path(name))}
 
 
 @contextlib.contextmanager
 def _one_line(name: str, part: str = "") -> Iterator[None]:
-    """Turns whatever transformers raises while it reads a model into one line.
-
-    It computes with what the files say before anything checks it, so that nearly every kind of
-    exception comes out of a damaged one: a list of kinds would be a list of the damages that were
-    tried. What a user has to know of any of them is the same.
-
-    Raises:
-        InputError: something was raised.
-    """
+    """Turns whatever transformers raises while it reads a model into one line: nearly every kind of
+    exception comes out of a damaged file, with which it computes before anything checks it."""
     try:
         yield
     except InputError:
@@ -318,12 +304,12 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
         )
     if "use_safetensors" in said:
         return pickled_weights(name)
-    lines = [line for line in said.splitlines() if line.strip()]
-    why = lines[0].strip(" .:") if lines else ""
+    why = next((line.strip(" .:") for line in said.splitlines() if line.strip()), "")
     if not isinstance(error, SELF_EXPLAINING):
         why = f"{type(error).__name__}: {why}"
-    near = "" if _path(name).exists() else nearest(name, [embedded.MODEL])
-    hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
     if _path(name).exists():
-        hint = f"name another model, or {AGAIN} if its files are damaged"
+        near, hint = "", f"name another model, or {AGAIN} if its files are damaged"
+    else:
+        near = nearest(name, [embedded.MODEL])
+        hint = f"name a hub id that can be reached, a model folder, or {embedded.MODEL}"
     return InputError(f"cannot load {part}'{name}'{near} ({why})", field="model", hint=hint)

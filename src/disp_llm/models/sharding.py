@@ -11,8 +11,9 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+import accelerate
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -24,13 +25,10 @@ from transformers import PreTrainedModel
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.checkpoint import checkpoint_of
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Loaded, load
-from disp_llm.models.skeleton import computed_buffers
+from disp_llm.models.loading import Loaded, auto_class, load
 from disp_llm.runs.job import Process
 
 Result = TypeVar("Result")
-Told = tuple[Literal["run", "load", "drop", "end", "failed"], Any]
-"""What the first process does next, and with which model."""
 
 
 def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
@@ -46,10 +44,6 @@ def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
         if keeps:
             whole[name] = tensor.detach().cpu().contiguous()
     return whole
-
-
-def frozen(loaded: Loaded) -> None:
-    """Prepares a model of which nothing is trained: it was loaded frozen."""
 
 
 class Ended(RuntimeError):
@@ -72,36 +66,23 @@ class Sharding:
         assert process.group is not None, "one process has nobody to share with"
         return cls(process, DeviceMesh.from_group(process.group, process.device.type))
 
-    def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
-        """Loads a frozen model of which every process reads only its part. All do so alike, the
-        others when the first is leading.
-
-        Raises:
-            InputError: no such model, an unknown architecture, or damaged files.
-        """
-        self._tell("load", (name, machine, dense_only))
-        return self._load(name, machine, dense_only, frozen)
-
-    def load_trained(
-        self, name: str, machine: MachineConfig, prepare: Callable[[Loaded], Any]
+    def load(
+        self,
+        name: str,
+        machine: MachineConfig,
+        dense_only: bool = False,
+        prepare: Callable[[Loaded], Any] | None = None,
     ) -> Loaded:
-        """Loads a model likewise whose blocks are trained: parts of gradients are averaged over all
-        processes, and blocks compute in the data type that the model was loaded in. All do so
-        alike.
+        """Loads a model of which every process holds only its part. All do so alike, the others
+        when the first is leading.
 
         Args:
             prepare: says, on the model without its weights, which of them are trained and in which
-                data type.
-
-        Raises:
-            InputError: no such model, an unknown architecture, or damaged files.
+                data type; None = none. Parts of gradients are then averaged over all processes, and
+                blocks compute in the data type that the model was loaded in.
         """
-        assert not self.leading, "the others do not know what is trained"
-        return self._load(name, machine, False, prepare)
-
-    def _load(
-        self, name: str, machine: MachineConfig, dense_only: bool, prepare: Callable[[Loaded], Any]
-    ) -> Loaded:
+        assert prepare is None or not self.leading, "the others do not know what is trained"
+        self._tell("load", (name, machine, dense_only))
         loaded = self._filled(name, machine, dense_only, prepare)
         index = len(self.models)
         self.models.append(loaded.model)
@@ -145,12 +126,12 @@ class Sharding:
 
     def _tell(self, what: str, argument: Any) -> None:
         if self.leading:
-            torch.distributed.broadcast_object_list([what, argument], device=self._messenger)
+            self._broadcast([what, argument])
 
-    @property
-    def _messenger(self) -> torch.device | None:
-        """Where messages lie: on the GPU, if processes talk through it."""
-        return self.process.device if self.process.device.type == "cuda" else None
+    def _broadcast(self, message: list[Any]) -> None:
+        """Messages lie on the GPU, if processes talk through it."""
+        device = self.process.device if self.process.device.type == "cuda" else None
+        torch.distributed.broadcast_object_list(message, device=device)
 
     @torch.no_grad()
     def _run(self, index: int) -> None:
@@ -162,7 +143,7 @@ class Sharding:
         """Takes part in what the first process does until it has done."""
         told: Any = [None, None]
         while True:
-            torch.distributed.broadcast_object_list(told, device=self._messenger)
+            self._broadcast(told)
             match told:
                 case ["run", index]:
                     self._run(index)
@@ -176,14 +157,19 @@ class Sharding:
                     raise Ended("the first process has ended")
 
     def _filled(
-        self, name: str, machine: MachineConfig, dense_only: bool, prepare: Callable[[Loaded], Any]
+        self,
+        name: str,
+        machine: MachineConfig,
+        dense_only: bool,
+        prepare: Callable[[Loaded], Any] | None,
     ) -> Loaded:
         """The first process reads tensor by tensor, and gives each process its part."""
         empty = load(name, machine, dense_only, empty=True)
         model: Any = empty.model
         buffers = computed_buffers(model)
         read = self._reader(name, machine, empty) if self.process.is_main else None
-        prepare(empty)
+        if prepare is not None:
+            prepare(empty)
         self._divide(empty)
         model.to_empty(device=self.process.device)
         model.tie_weights()
@@ -227,3 +213,14 @@ class Sharding:
         for block in blocks:
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
         fully_shard(base, mesh=self.mesh, ignored_params=set(base.parameters()) - inside)
+
+
+def computed_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The numbers of a model that no file holds and that it computes itself, such as rotary
+    frequencies: by name, those of its configuration."""
+    with accelerate.init_empty_weights(include_buffers=False):
+        skeleton = auto_class(model.config).from_config(
+            model.config, dtype=model.dtype, trust_remote_code=False
+        )
+    stored = model.state_dict().keys()
+    return {name: buffer for name, buffer in skeleton.named_buffers() if name not in stored}

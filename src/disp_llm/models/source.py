@@ -1,18 +1,23 @@
-"""Where a model comes from: revision, base model, licence."""
+"""Where a model comes from: revision, processor, base model, licence."""
 
+import contextlib
 from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from yaml import YAMLError
 
 from disp_llm.models import embedded
-from disp_llm.models.files import fingerprint, hub_place
+from disp_llm.models.files import PROCESSOR, fingerprint, hub_place
 from disp_llm.runs.files import tensors_sha256
+
+IN_MEMORY = "sha256:tensors:"
+"""How the revision of a model begins that lay in memory, wherever it came from."""
 
 HUB_ERRORS = (
     *(OSError, ValueError, KeyError, ImportError, RuntimeError),
@@ -53,8 +58,18 @@ def fingerprint_of(model: PreTrainedModel) -> str:
     return f"{IN_MEMORY}{tensors_sha256(tensors, torch.bfloat16)}"
 
 
-IN_MEMORY = "sha256:tensors:"
-"""How the revision of a model begins that lay in memory, wherever it came from."""
+def processor_files(model: Path, commit: str | None) -> tuple[Path, ...]:
+    """The files of a wrapper's processor, which travel with an exported folder as they are: in the
+    model's folder or, of one of the hub, fetched into the cache."""
+    if model.exists():
+        return tuple(model / name for name in PROCESSOR if (model / name).is_file())
+    found: list[Path] = []
+    for name in PROCESSOR:
+        with contextlib.suppress(EntryNotFoundError):  # most models lack some
+            repository, _ = hub_place(model.as_posix())
+            fetched = huggingface_hub.hf_hub_download(repository, name, revision=commit)
+            found.append(Path(fetched))
+    return tuple(found)
 
 
 def base_and_license(name: str) -> tuple[str, str]:
@@ -64,13 +79,11 @@ def base_and_license(name: str) -> tuple[str, str]:
     """
     if name == embedded.MODEL:
         return embedded.HUB_NAME, embedded.LICENSE
-    from huggingface_hub import ModelCard
-
     local, name = Path(name).exists(), hub_place(name)[0]
     if local and not (Path(name) / "README.md").is_file():
         return "", ""
     try:
-        card = ModelCard.load(str(Path(name) / "README.md") if local else name)
+        card = huggingface_hub.ModelCard.load(str(Path(name) / "README.md") if local else name)
     except HUB_ERRORS:
         return ("" if local else name), ""
     stated = card.data.to_dict()

@@ -6,16 +6,13 @@ Of wrappers those whose language model has one, and those that are causal models
 _TYPES_OF = {
     "mixture of experts": (
         "afmoe aria_text axk1 axk2 beam cohere2_moe dbrx deepseek_v2 deepseek_v32 deepseek_v4 "
-        "dots3_note_text flint glm_moe_dsa hunyuan_v1_moe "
-        "hy_v3 hy_v4 "
-        "inkling2_loop_text inkling2_text inkling_text kolibri1 laguna lara_mini "
-        "longcat_flash mimo_v2_flash minimax_m3_vl_text "
-        "sarvam_mla sarvam_moe zaya"
+        "dots3_note_text flint glm_moe_dsa hunyuan_v1_moe hy_v3 hy_v4 inkling2_loop_text "
+        "inkling2_text inkling_text kolibri1 laguna lara_mini longcat_flash mimo_v2_flash "
+        "minimax_m3_vl_text sarvam_mla sarvam_moe zaya"
     ),
     "hybrid with experts, or with blocks of other branches than a mixer and an MLP": (
-        "bailing_hybrid falcon_h1 jamba kimi_linear lfm2_moe lfm3 "
-        "minimax nemotron_h qwen4_exp_text "
-        "recurrent_gemma zamba zamba2"
+        "bailing_hybrid falcon_h1 jamba kimi_linear lfm2_moe lfm3 minimax nemotron_h "
+        "qwen4_exp_text recurrent_gemma zamba zamba2"
     ),
     "state space or recurrent: its blocks have no attention": (
         "falcon_mamba mamba mamba2 rwkv xlstm"
@@ -24,27 +21,15 @@ _TYPES_OF = {
         "llama4"
     ),
     "its attention is a mixture of experts as well": "jetmoe",
-    "wrapper: its language model has no row, or nobody has tried it": (
-        "dots3_note emu3 gemma3n git mllama "
-        "moshi musicgen musicgen_melody phi4_multimodal "
-        "qwen4_exp"
-    ),
-    "wrapper with a tower of timm's, not tried: save its language model alone": (
-        "fast_vlm perception_lm"
-    ),
-    "wrapper with adapters for what it hears, not tried: save its language model alone": (
-        "granite_speech granite_speech_plus"
+    "wrapper that nobody has tried: save its language model alone": (
+        "apertus1p5 audioflamingo3 dots3_note emu3 fast_vlm gemma3n git glmga granite_speech "
+        "granite_speech_plus janus mllama moshi musicflamingo musicgen musicgen_melody "
+        "perception_lm phi4_multimodal pp_chart2table qwen4_exp shieldgemma2 vibevoice "
+        "vibevoice_asr"
     ),
     "wrapper of a whole causal model, head included: save that alone": (
         "blip-2 instructblip instructblipvideo"
     ),
-    "AutoModelForMultimodalLM does not load the wrapper: save its language model alone": (
-        "audioflamingo3 musicflamingo vibevoice"
-    ),
-    "another wrapper's classes under a configuration of its own": (
-        "glmga pp_chart2table shieldgemma2"
-    ),
-    "wrapper, not tried: save its language model alone": ("apertus1p5 janus vibevoice_asr"),
     "encoder-decoder: its decoder has a third branch, which reads the encoder": (
         "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart "
         "prophetnet trocr whisper"

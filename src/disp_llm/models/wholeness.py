@@ -23,7 +23,7 @@ CONSTANTS = re.compile(r"(inv_freq|masked_bias|position_ids)$")
 """
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""What safetensors calls the types that weights which are not quantised have."""
+"""What safetensors calls the types of weights that are not quantised."""
 
 STORED = {torch.int64: ("I64",), torch.bool: ("BOOL",)}
 """The same of what a model does not compute with, but selects by."""
@@ -45,7 +45,7 @@ def require_whole(name: str, report: dict[str, Any]) -> None:
         InputError: naming weights that are missing, of another shape, or too many.
     """
     mismatched = [
-        f"{key} ({shape_said(found)}, not {shape_said(wanted)})"
+        f"{key} ({format_shape(found)}, not {format_shape(wanted)})"
         for key, found, wanted in report["mismatched_keys"]
     ]
     unexpected = [key for key in report["unexpected_keys"] if not CONSTANTS.search(key)]
@@ -63,15 +63,8 @@ def require_whole(name: str, report: dict[str, Any]) -> None:
 
 
 def require_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuses a model with a weight or a buffer that is not a finite number throughout.
-
-    Nothing is copied: the smallest and the largest number of each tensor are NaN where any is.
-
-    Raises:
-        InputError: naming the tensors.
-    """
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    require_finite_tensors(name, tensors)
+    """Refuses a model with a weight or a buffer that is not a finite number throughout."""
+    require_finite_tensors(name, chain(model.named_parameters(), model.named_buffers()))
 
 
 def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -90,16 +83,15 @@ def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> 
 
 
 def require_stored_types(name: str, model: PreTrainedModel, files: list[Path]) -> None:
-    """Refuses weights that are stored as whole numbers, and indices that are not.
-
-    transformers casts both to what the model computes in, without a word.
+    """Refuses weights that are stored as whole numbers, and indices that are not: transformers
+    casts both to what the model computes in, without a word.
 
     Args:
         model: one that is not quantised.
         files: those that its weights were read from.
 
     Raises:
-        InputError: naming the tensors, or a file that cannot be read.
+        InputError: naming the tensors.
     """
     state, damaged = model.state_dict(), []
     for path in files:
@@ -125,7 +117,7 @@ def first_of(names: Iterable[str]) -> str:
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def shape_said(size: Iterable[int]) -> str:
+def format_shape(size: Iterable[int]) -> str:
     """`32×48`."""
     return "×".join(map(str, size))
 
@@ -137,4 +129,5 @@ def _is_finite(tensor: Tensor) -> bool:
         return True
     if tensor.itemsize == 1:  # torch compares no float8
         tensor = tensor.float()
+    # Nothing is copied: the smallest and the largest number are NaN where any is.
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())

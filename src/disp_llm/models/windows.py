@@ -18,18 +18,17 @@ Config = TypeVar("Config")
 WINDOWS = {"context", "length", "calibration_length"}
 """Settings that give the length of a window in tokens."""
 
-
-def required_bos(model: PreTrainedModel, family: Family) -> int | None:
-    """The BOS token of a model that needs one before its text (Gemma), else None."""
-    return model.config.get_text_config().bos_token_id if family.requires_bos else None
-
-
 POSITIONS = ("max_position_embeddings", "max_seq_len")
 """What configurations call it; MPT's, which has no rows of positions to run out of, makes its
 biases for so many tokens and no more."""
 
 STRETCHED = ("linear", "dynamic")
 """Kinds of rotary positions that reach `factor` times as far as the model was first trained."""
+
+
+def required_bos(model: PreTrainedModel, family: Family) -> int | None:
+    """The BOS token of a model that needs one before its text (Gemma), else None."""
+    return model.config.get_text_config().bos_token_id if family.requires_bos else None
 
 
 def positions_of(described: PreTrainedConfig) -> int | None:
@@ -79,22 +78,20 @@ def within_positions(config: Config, usual: Config, *models: PreTrainedConfig) -
     if most is None:
         return config
     shortened: dict[str, int] = {}
-    made = _shortened(config, usual, most, WINDOWS - unread(config), shortened)
+    names = WINDOWS - unread(config)
+
+    def fit(part: Any, default: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for name in (entry.name for entry in fields(part)):
+            value = getattr(part, name)
+            if is_dataclass(value):
+                changes[name] = fit(value, getattr(default, name))
+            elif name in names and value == getattr(default, name) and value > most:
+                changes[name], shortened[name] = most, value
+        return replace(part, **changes)
+
+    made = fit(config, usual)
     if shortened:
         were = ", ".join(f"`{name}` {tokens}" for name, tokens in shortened.items())
         logger.warning("the model has %d positions, to which were shortened: %s", most, were)
     return made
-
-
-def _shortened(
-    config: Any, usual: Any, most: int, names: set[str], shortened: dict[str, int]
-) -> Any:
-    """A configuration with all its parts; what was shortened is added to `shortened`."""
-    changes: dict[str, Any] = {}
-    for entry in fields(config):
-        value, default = getattr(config, entry.name), getattr(usual, entry.name)
-        if is_dataclass(value):
-            changes[entry.name] = _shortened(value, default, most, names, shortened)
-        elif entry.name in names and value == default and value > most:
-            changes[entry.name], shortened[entry.name] = most, value
-    return replace(config, **changes)

@@ -28,61 +28,26 @@ class Wrapper:
         return replace(family, tower=self.tower, **without)
 
 
-_LANGUAGE_MODEL, _TEXT_MODEL = Wrapper("language_model"), Wrapper("text_model")
+_LANGUAGE_MODEL = (
+    "aya_vision cohere2_vision cosmos3_omni deepseek_vl deepseek_vl_hybrid exaone4_5 fun_asr_nano "
+    "fuyu gemma3 glm46v glm4v glm4v_moe glm_ocr glmasr got_ocr2 internvl kimi_k25 lfm2_vl "
+    "lighton_ocr llava llava_next llava_next_video llava_onevision minicpm_ocr minicpmv4_6 "
+    "minicpmv4_7 mistral3 moss_transcribe_diarize omniasr ovis2 paddleocr_vl qianfan_ocr "
+    "qwen2_5_vl qwen2_audio qwen2_vl qwen3_5 qwen3_5_moe qwen3_asr qwen3_vl qwen3_vl_moe "
+    "video_llama_3 video_llava vipllava voxtral"
+)
+_SCALED = {
+    "cohere_compass": "logits_multiplier",
+    "gemma4": "logits_softcap",
+    "gemma4_unified": "logits_softcap",
+    "hyperclovax_vision_v2": "logits_multiplier",
+    "paligemma": "logits_softcap",
+}
 
 WRAPPERS: dict[str, Wrapper] = {
-    "aya_vision": _LANGUAGE_MODEL,
-    "cohere2_vision": _LANGUAGE_MODEL,
-    "cohere_compass": Wrapper("language_model", head=("logits_multiplier",)),
-    "cosmos3_omni": _LANGUAGE_MODEL,
-    "deepseek_vl": _LANGUAGE_MODEL,
-    "deepseek_vl_hybrid": _LANGUAGE_MODEL,
-    "exaone4_5": _LANGUAGE_MODEL,
-    "fun_asr_nano": _LANGUAGE_MODEL,
-    "fuyu": _LANGUAGE_MODEL,
-    "gemma3": _LANGUAGE_MODEL,
-    "gemma4": Wrapper("language_model", head=("logits_softcap",)),
-    "gemma4_unified": Wrapper("language_model", head=("logits_softcap",)),
-    "glm46v": _LANGUAGE_MODEL,
-    "glm4v": _LANGUAGE_MODEL,
-    "glm4v_moe": _LANGUAGE_MODEL,
-    "glm_ocr": _LANGUAGE_MODEL,
-    "glmasr": _LANGUAGE_MODEL,
-    "got_ocr2": _LANGUAGE_MODEL,
-    "hyperclovax_vision_v2": Wrapper("language_model", head=("logits_multiplier",)),
-    "idefics2": _TEXT_MODEL,
-    "idefics3": _TEXT_MODEL,
-    "internvl": _LANGUAGE_MODEL,
-    "kimi_k25": _LANGUAGE_MODEL,
-    "lfm2_vl": _LANGUAGE_MODEL,
-    "lighton_ocr": _LANGUAGE_MODEL,
-    "llava": _LANGUAGE_MODEL,
-    "llava_next": _LANGUAGE_MODEL,
-    "llava_next_video": _LANGUAGE_MODEL,
-    "llava_onevision": _LANGUAGE_MODEL,
-    "minicpm_ocr": _LANGUAGE_MODEL,
-    "minicpmv4_6": _LANGUAGE_MODEL,
-    "minicpmv4_7": _LANGUAGE_MODEL,
-    "mistral3": _LANGUAGE_MODEL,
-    "moss_transcribe_diarize": _LANGUAGE_MODEL,
-    "omniasr": _LANGUAGE_MODEL,
-    "ovis2": _LANGUAGE_MODEL,
-    "paddleocr_vl": _LANGUAGE_MODEL,
-    "paligemma": Wrapper("language_model", head=("logits_softcap",)),
-    "qianfan_ocr": _LANGUAGE_MODEL,
-    "qwen2_5_vl": _LANGUAGE_MODEL,
-    "qwen2_audio": _LANGUAGE_MODEL,
-    "qwen2_vl": _LANGUAGE_MODEL,
-    "qwen3_5": _LANGUAGE_MODEL,
-    "qwen3_5_moe": _LANGUAGE_MODEL,
-    "qwen3_asr": _LANGUAGE_MODEL,
-    "qwen3_vl": _LANGUAGE_MODEL,
-    "qwen3_vl_moe": _LANGUAGE_MODEL,
-    "smolvlm": _TEXT_MODEL,
-    "video_llama_3": _LANGUAGE_MODEL,
-    "video_llava": _LANGUAGE_MODEL,
-    "vipllava": _LANGUAGE_MODEL,
-    "voxtral": _LANGUAGE_MODEL,
+    **{name: Wrapper("language_model") for name in _LANGUAGE_MODEL.split()},
+    **{name: Wrapper("language_model", (column,)) for name, column in _SCALED.items()},
+    **{name: Wrapper("text_model") for name in ("idefics2", "idefics3", "smolvlm")},
 }
 """By the `model_type` of the wrapper; which language model it has, its configuration says."""
 

@@ -1,10 +1,9 @@
 """What learns beside the masks on every linear layer of the blocks: low-rank adapters (LoRA, arXiv
-2106.09685) and, where that is asked for, the weight itself.
+2106.09685) and, where weights learn, a full-rank delta.
 
-A linear layer W with an adapter computes `W·x + B·(A·x)` on its masked and scaled input, so that at
-export `W + B·A` takes the place of W; where weights learn, it computes with `W + C` for W, and C is
-added at export too. One A, B and C serve every size: what is pruned at a size is cut from the sum
-as it is from W.
+A linear layer W computes `(W + Δ)·x + B·(A·x)` on its masked and scaled input, so that at export
+`W + Δ + B·A` takes the place of W. One A, B and Δ serve every size: what is pruned at a size is cut
+from the sum as it is from W.
 
 R rank, I inputs and O outputs of a linear layer.
 """
@@ -25,7 +24,7 @@ from disp_llm.models.hooks import hooks
 
 
 class Adapters(nn.Module):
-    """A, B and, where weights learn, C of every linear layer of the blocks, in the order of
+    """A, B and, where weights learn, Δ of every linear layer, in the order of
     `PrunableModel.linears`."""
 
     def __init__(self, pairs: Iterable[Adapter]):
@@ -33,7 +32,7 @@ class Adapters(nn.Module):
         pairs = list(pairs)
         self.down = nn.ParameterList(pair.down for pair in pairs)  # A, (R, I)
         self.up = nn.ParameterList(pair.up for pair in pairs)  # B, (O, R)
-        self.whole = nn.ParameterList(pair.whole for pair in pairs if pair.whole is not None)  # C
+        self.delta = nn.ParameterList(pair.delta for pair in pairs if pair.delta is not None)
         for matrix in self.parameters():
             matrix.requires_grad_(matrix.numel() > 0)  # of rank 0 there is nothing to learn
 
@@ -41,11 +40,11 @@ class Adapters(nn.Module):
     def begun(
         cls, target: PrunableModel, rank: int, noise: torch.Generator, weights: bool = False
     ) -> "Adapters":
-        """A at random, with rows of length 1 on average, B and C at zero: training begins with the
+        """A at random, with rows of length 1 on average, B and Δ at zero: training begins with the
         model as it is.
 
         Args:
-            weights: whether there is a C.
+            weights: whether there is a Δ.
         """
         return cls(
             Adapter(
@@ -56,15 +55,14 @@ class Adapters(nn.Module):
             for i, o in (widths_of(linear) for linear in target.linears())
         )
 
-    @property
-    def wholes(self) -> "list[Tensor | None]":
-        """C of every layer, or None for each."""
-        return list(self.whole) if len(self.whole) else [None] * len(self.down)
+    def layers(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """A, B and Δ of every layer."""
+        deltas = list(self.delta) if len(self.delta) else [None] * len(self.down)
+        return zip(self.down, self.up, deltas, strict=True)
 
     def learned(self) -> tuple[Adapter, ...]:
         """What has been learned, apart from any gradient."""
-        layers = zip(self.down, self.up, self.wholes, strict=True)
-        return tuple(Adapter(*layer).each(lambda t: t.detach().clone()) for layer in layers)
+        return tuple(Adapter(*layer).each(lambda t: t.detach().clone()) for layer in self.layers())
 
 
 DOWN, UP, WEIGHT = "disp_adapter_down", "disp_adapter_up", "weight"
@@ -76,22 +74,19 @@ class Adapting:
 
     def __init__(self, adapters: Adapters, linears: list[nn.Module], dtype: torch.dtype):
         self._adapters, self._linears, self._dtype = adapters, linears, dtype
-        self.names = (DOWN, UP, WEIGHT) if len(adapters.whole) else (DOWN, UP)
+        self.names = (DOWN, UP, WEIGHT) if len(adapters.delta) else (DOWN, UP)
         """Attributes that are laid on every layer; masks lay a weight of their own."""
 
     def set(self) -> None:
         """Takes the adapters as they are now, in the data type of the model."""
-        own = self._adapters
-        for linear, down, up, whole in zip(
-            self._linears, own.down, own.up, own.wholes, strict=True
-        ):
+        for linear, (down, up, delta) in zip(self._linears, self._adapters.layers(), strict=True):
             laid: dict[str, Any] = dict.fromkeys((DOWN, UP))
             if len(down):
                 laid = {DOWN: down.to(self._dtype), UP: up.to(self._dtype)}
-            if whole is not None:
+            if delta is not None:
                 weight, turned = linear._parameters["weight"], is_conv1d(linear)
                 assert weight is not None
-                changed = weight.float() + (whole.T if turned else whole)
+                changed = weight.float() + (delta.T if turned else delta)
                 laid[WEIGHT] = changed.to(self._dtype)
             # Past `nn.Module`, which would take them for parameters of its own.
             linear.__dict__.update(laid)
@@ -112,14 +107,13 @@ class Adapting:
 
 @contextlib.contextmanager
 def adapted(target: PrunableModel, adapters: Adapters) -> Iterator[Adapting]:
-    """While the context lasts, every linear layer of the blocks adds its adapter's output and, of
-    weights that learn, has what was learned in place of its own.
+    """While the context lasts, every linear layer of the blocks runs with what it has learned.
 
     Raises:
         InputError: weights learn that do not lie here as a whole.
     """
     linears = list(target.linears())
-    if len(adapters.whole) and not target.is_whole:
+    if len(adapters.delta) and not target.is_whole:
         raise InputError(
             "cannot learn weights that are divided, quantised or read as they are needed",
             field="weight_rate",

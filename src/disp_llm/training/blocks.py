@@ -21,21 +21,15 @@ WORTH_COMPILING = 60
 def training_blocks(
     target: PrunableModel, config: TrainingConfig, compiled: bool
 ) -> Iterator[None]:
-    """While the context lasts, the blocks run as training is to run them."""
-    with compiled_blocks(target, compiled), checkpointed_blocks(target, config.recomputes):
-        yield
-
-
-@contextmanager
-def compiled_blocks(target: PrunableModel, active: bool) -> Iterator[None]:
-    """While the context lasts, blocks run through torch.compile; blocks of one shape share the
-    result. What cannot be compiled runs as it is."""
-    blocks = list(target.blocks) if active else []
+    """While the context lasts, the blocks run as training is to run them. Compiled blocks of one
+    shape share the result; what cannot be compiled runs as it is."""
+    blocks = list(target.blocks) if compiled else []
     settings = {"suppress_errors": True, "cache_size_limit": 8 + 2 * len(blocks)}
     with torch._dynamo.config.patch(settings), _forward_of(blocks):
         for block in blocks:
             block.forward = torch.compile(block.forward)
-        yield
+        with checkpointed_blocks(target, config.recomputes):
+            yield
 
 
 @contextmanager
@@ -66,19 +60,14 @@ def _forward_of(blocks: list[nn.Module]) -> Iterator[None]:
 
 
 def compiles(config: TrainingConfig, steps: int, target: PrunableModel) -> bool:
-    """Whether blocks run through torch.compile: as asked, or where it is worth it. What tokens run
-    through in a mixture of experts changes from step to step, so that it is not there."""
+    """Whether blocks run through torch.compile: as asked, or where it is worth it."""
     if config.compile == "auto":
         return steps >= WORTH_COMPILING and can_be_worth_compiling(target)
     return config.compile == "yes"
 
 
 def can_be_worth_compiling(target: PrunableModel) -> bool:
-    """Whether enough steps win back what compiling takes."""
-    return target.family.experts is None and can_compile(target.device)
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether the tool is there that torch.compile needs."""
-    tool = "gcc" if device.type == "cuda" else os.environ.get("CXX", "g++")
-    return shutil.which(tool) is not None
+    """Whether enough steps win back what compiling takes. Not for a mixture of experts: what tokens
+    run through changes from step to step."""
+    tool = "gcc" if target.device.type == "cuda" else os.environ.get("CXX", "g++")
+    return target.family.experts is None and shutil.which(tool) is not None

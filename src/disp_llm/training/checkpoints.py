@@ -1,31 +1,31 @@
-"""Checkpoints of what is trained and of its optimiser, whole or not there.
+"""Checkpoints of what is trained and of its optimisers, whole or not there.
 
-A file holds whole tensors, also of weights that are divided among processes: it can be gone on from
-with any number of them.
+A file holds whole tensors, also of weights that are divided among processes: any number of
+processes can go on from it.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from disp_llm.models.sharding import gathered
 from disp_llm.runs.files import tensors_sha256, write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
-from disp_llm.training.optimizers import Optimizer
 
 KEPT_CHECKPOINTS = 2
 
 TRAINED = "trained."
-"""How the names of tensors begin that are not the optimiser's."""
+"""How the names of tensors begin that are not an optimiser's."""
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 """What AdamW and Muon keep of every parameter."""
 
 
 def whole_tensors(
-    trained: nn.Module, optimizer: Optimizer, keeps: bool = True
+    trained: nn.Module, optimizers: Sequence[Optimizer], keeps: bool = True
 ) -> dict[str, Tensor]:
     """What a checkpoint holds, in the machine's memory. Processes that hold parts call it alike.
 
@@ -33,8 +33,9 @@ def whole_tensors(
         keeps: whether this process wants it; the others give their parts, and get nothing.
     """
     parts = {TRAINED + name: value for name, value in _state(trained).items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        parts |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            parts |= {f"optimizer.{number}.{index}.{name}": value for name, value in state.items()}
     return gathered(parts, keeps)
 
 
@@ -43,7 +44,6 @@ def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> Non
 
     Args:
         facts: the `step`, and what else has to be the same when it is restored.
-        tensors: what it holds.
     """
     path = _path(folder, int(facts["step"]))
     write_tensors(path, tensors, facts | {"sha256": tensors_sha256(tensors)})
@@ -51,21 +51,9 @@ def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> Non
         old.unlink()
 
 
-def _state(trained: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds: all but frozen parameters, which are read where they came from."""
-    named = trained.named_parameters(remove_duplicate=False)  # a tied head has two names
-    frozen = {name for name, p in named if not p.requires_grad}
-    return {name: value for name, value in trained.state_dict().items() if name not in frozen}
-
-
-def restore(folder: Path, trained: nn.Module, optimizer: Optimizer) -> dict[str, str]:
-    """Loads the newest checkpoint, if there is one, and returns its facts.
-
-    Nothing is changed before the whole file has been checked.
-
-    Raises:
-        InputError: it is damaged or belongs to another configuration.
-    """
+def restore(folder: Path, trained: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, str]:
+    """Loads the newest checkpoint, if there is one, and returns its facts. Nothing is changed
+    before the whole file has been checked."""
     found = checkpoints(folder)
     if not found:
         return {}
@@ -75,16 +63,27 @@ def restore(folder: Path, trained: nn.Module, optimizer: Optimizer) -> dict[str,
     file.require(named, "its step is not the one that its name says")
     written = file.metadata.get("sha256") == tensors_sha256(file.tensors)
     file.require(written, "its numbers are not those that were written")
-    own, moments = _trained_of(file, trained), _moments_of(file, optimizer)
-    now = _state(trained)
-    parts = {name: _divided_like(whole, now[name]) for name, whole in own.items()}
-    trained.load_state_dict(parts, strict=False)
-    parameters = _optimised(optimizer)
-    for index, kept in moments.items():
-        for name in kept.keys() - {"step"}:
-            kept[name] = _divided_like(kept[name], parameters[index])
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    own, states = _trained_of(file, trained), _states_of(file, optimizers)
+    trained.load_state_dict(own, strict=False)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return file.metadata
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}.safetensors"
+
+
+def _state(trained: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds: all but frozen parameters, which are read where they came from."""
+    named = trained.named_parameters(remove_duplicate=False)  # a tied head has two names
+    frozen = {name for name, p in named if not p.requires_grad}
+    return {name: value for name, value in trained.state_dict().items() if name not in frozen}
 
 
 def _trained_of(file: TensorFile, trained: nn.Module) -> dict[str, Tensor]:
@@ -93,15 +92,13 @@ def _trained_of(file: TensorFile, trained: nn.Module) -> dict[str, Tensor]:
     names = {name for name in file.tensors if name.startswith(TRAINED)}
     same = names == {TRAINED + name for name in now}
     file.require(same, "other tensors than those that are trained")
-    return {
-        name: file.like(TRAINED + name, tuple(value.shape), value.dtype, finite=_is_finite(value))
-        for name, value in now.items()
-    }
-
-
-def _is_finite(value: Tensor) -> bool:
-    """Whether what is there now is finite; what is divided are weights, which are."""
-    return isinstance(value, DTensor) or bool(value.isfinite().all())
+    found = {}
+    for name, value in now.items():
+        # What is divided are weights, which are finite; a baseline is NaN before its first use.
+        finite = isinstance(value, DTensor) or bool(value.isfinite().all())
+        whole = file.like(TRAINED + name, tuple(value.shape), value.dtype, finite=finite)
+        found[name] = _divided_like(whole, value)
+    return found
 
 
 def _divided_like(whole: Tensor, like: Tensor) -> Tensor:
@@ -112,32 +109,31 @@ def _divided_like(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _moments_of(file: TensorFile, optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
-    """The optimiser's state: moments are of the shape of their parameter; `step` is one number."""
-    parameters = _optimised(optimizer)
-    found: dict[int, dict[str, Tensor]] = {}
-    for name in file.tensors.keys() - {name for name in file.tensors if name.startswith(TRAINED)}:
-        prefix, index, key = (*name.split("."), "", "")[:3]
-        known = prefix == "optimizer" and index.isdecimal() and int(index) < len(parameters)
-        named = any(key in kept for kept in MOMENTS)
-        file.require(known and named, f"{name} belongs to nothing")
-        parameter = parameters[int(index)]
-        like = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
-        found.setdefault(int(index), {})[key] = file.like(name, *like)
-    complete = all(state.keys() in MOMENTS for state in found.values())
-    file.require(complete, "the optimiser's state is not complete")
-    return found
+def _states_of(
+    file: TensorFile, optimizers: Sequence[Optimizer]
+) -> list[dict[int, dict[str, Tensor]]]:
+    """The state of every optimiser; a parameter that never had a gradient has none."""
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    known = {name for name in file.tensors if name.startswith(TRAINED)}
+    for number, index, parameter in _parameters(optimizers):
+        prefix = f"optimizer.{number}.{index}."
+        keys = {name.removeprefix(prefix) for name in file.tensors if name.startswith(prefix)}
+        file.require(not keys or keys in MOMENTS, "the optimiser's state is not complete")
+        for key in keys:
+            shape = () if key == "step" else tuple(parameter.shape)
+            moment = file.like(prefix + key, shape, parameter.dtype)
+            if key != "step":
+                moment = _divided_like(moment, parameter)
+            states[number].setdefault(index, {})[key] = moment
+        known |= {prefix + key for key in keys}
+    for name in file.tensors.keys() - known:
+        file.require(False, f"{name} belongs to nothing")
+    return states
 
 
-def _optimised(optimizer: Optimizer) -> list[Tensor]:
-    """Parameters in the order in which the optimiser's state counts them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
-
-
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:07d}.safetensors"
+def _parameters(optimizers: Sequence[Optimizer]) -> Iterator[tuple[int, int, Tensor]]:
+    """Every parameter, with the number of its optimiser and its own in there."""
+    for number, optimizer in enumerate(optimizers):
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        for index, parameter in enumerate(parameters):
+            yield number, index, parameter

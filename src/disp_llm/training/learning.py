@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from disp_llm.data.randomness import random_stream, shared_stream
 from disp_llm.data.windows import Windows
@@ -27,9 +28,8 @@ from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
-from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.loop import Schedule, accumulate, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
-from disp_llm.training.optimizers import Optimizer, optimizer_of
 from disp_llm.training.problem import PruningProblem
 
 WEIGHTS_GROW = 0.1
@@ -91,7 +91,7 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
         learner = MaskLearner(problem, state, masking, adapting, losses_of)
         train(
             state,
-            _optimizer(problem, state),
+            _optimizers(problem, state),
             learner.backward,
             Schedule(config, steps, "learning masks"),
             problem.job,
@@ -121,7 +121,7 @@ def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> Learn
     return LearningState(logits, scales, adapters).to(device)
 
 
-def _optimizer(problem: PruningProblem, state: LearningState) -> Optimizer:
+def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer]:
     """Of logits and, where they are learned, scales, adapters and weights."""
     learn, exact = problem.learn, {"weight_decay": 0.0}
     groups: list[dict[str, Any]] = [{"params": list(state.logits.parameters())}]
@@ -131,9 +131,9 @@ def _optimizer(problem: PruningProblem, state: LearningState) -> Optimizer:
     if state.adapters is not None:
         low = [*state.adapters.down, *state.adapters.up]
         groups.append(exact | {"params": low, "lr": learn.adapter_rate})
-        weights = list(state.adapters.whole)
+        weights = list(state.adapters.delta)
     whole = exact | {"params": weights, "lr": learn.weight_rate, "growing": WEIGHTS_GROW}
-    return optimizer_of(problem.training, groups, whole, foreach=True)
+    return optimizers_of(problem.training, groups, whole, foreach=True)
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,25 @@ stop; of weights that are divided among them FSDP2 exchanges the gradients.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.runs.job import Interrupted, Job, Process
 from disp_llm.runs.metrics import MetricsLog
 from disp_llm.training.checkpoints import restore, save, whole_tensors
-from disp_llm.training.optimizers import Optimizer
 
 CHECKPOINT_EVERY = 25
 """Steps between checkpoints; one is also written on SIGINT and SIGTERM."""
+
+Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,25 @@ class Schedule:
         return done % (self.rarer * CHECKPOINT_EVERY) == 0 or done == self.steps
 
 
-Figures = dict[str, Any]
+def optimizers_of(
+    config: TrainingConfig,
+    groups: list[dict[str, Any]],
+    weights: dict[str, Any],
+    foreach: bool | None = None,
+) -> list[Optimizer]:
+    """AdamW of some groups and, of a group of matrices that may be empty, what the settings say."""
+    muon = config.weight_optimizer == "muon" and bool(weights["params"])
+    adamw = torch.optim.AdamW(
+        groups if muon else [*groups, weights],
+        lr=config.learning_rate,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        foreach=foreach,
+    )
+    if not muon:
+        return [adamw]
+    weights = {"lr": config.learning_rate, "weight_decay": config.weight_decay} | weights
+    return [adamw, torch.optim.Muon([weights], adjust_lr_fn="match_rms_adamw")]
 
 
 def accumulate(
@@ -86,7 +106,7 @@ def accumulate(
 
 def train(
     trained: nn.Module,
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     backward: Callable[[int], Figures],
     schedule: Schedule,
     job: Job,
@@ -95,34 +115,36 @@ def train(
 
     Args:
         trained: its parameters that require a gradient are trained and saved.
-        optimizer: the step size of each of its groups is the peak.
+        optimizers: the step size of each of their groups is the peak.
         backward: accumulates the gradient of a step and returns its figures, `loss` among them.
 
     Raises:
-        InputError: a checkpoint is damaged, or a loss is not finite.
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    facts = restore(job.run.checkpoint_folder, trained, optimizer)
+    peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    facts = restore(job.run.checkpoint_folder, trained, optimizers)
+    # Restored optimisers have groups of their own.
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     first = _first_step(facts, job)
     with MetricsLog(job.run.metrics_file) as log:
         if job.process.is_main:
             log.go_on_from(first, facts.get("metrics"))
         reporter = StepReporter(schedule, job, log, first, time.perf_counter())
         for step in range(first, schedule.steps):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = peak * schedule.rate_of(group, step)
             figures = backward(step)
             stopping = _exchange(trained, figures, job.stop_requested(), job.process)
             _require_finite(figures["loss"], step)
             if schedule.clip:
                 figures["gradient_norm"] = _clip(_trained(trained), schedule.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             if job.process.is_main:
-                reporter.report(figures, optimizer.param_groups[0]["lr"], step + 1)
+                reporter.report(figures, groups[0]["lr"], step + 1)
             if stopping or (schedule.saves(step + 1) and not job.is_trial):
-                tensors = whole_tensors(trained, optimizer, job.process.is_main)
+                tensors = whole_tensors(trained, optimizers, job.process.is_main)
                 if job.process.is_main:
                     facts = {"step": str(step + 1), "metrics": log.settle()}
                     facts["run"] = job.run.identity
@@ -132,11 +154,7 @@ def train(
 
 
 def _first_step(facts: dict[str, str], job: Job) -> int:
-    """The step to go on with after a checkpoint of these facts; none is the beginning.
-
-    Raises:
-        InputError: it is of another run.
-    """
+    """The step to go on with after a checkpoint of these facts; none is the beginning."""
     if facts and facts.get("run") != job.run.identity and not job.run.anyway:
         raise InputError(
             "is of other settings, another model or other text",

@@ -23,24 +23,22 @@ PROBES = 3
 FEWEST = 5
 """Steps that are taken however little time is left."""
 
+MEASUREMENTS_A_SIZE = 6
+"""The masked and the exported model, writing, loading, checking and timing the latter, and its
+sample."""
 
 Take = Callable[[PruningProblem, int], Any]
 """Runs that many steps of a problem."""
 
 
 def planned_steps(problem: PruningProblem, take: Take) -> int:
-    """The number of steps: as asked, as an earlier attempt fixed it, or what the time allows.
-
-    Args:
-        take: runs that many steps of a problem, to be timed.
-    """
-    minutes, run = problem.learn.minutes, problem.job.run
-    if not minutes:
+    """The number of steps: as asked, as an earlier attempt fixed it, or what the time allows."""
+    run, process = problem.job.run, problem.job.process
+    if not problem.learn.minutes:
         return problem.learn.steps
     found = run.result().get("steps")
     if found:
         return found
-    process = problem.job.process
     steps = _steps_in(problem, take)
     if process.is_main:
         run.update(steps=steps)
@@ -49,38 +47,28 @@ def planned_steps(problem: PruningProblem, take: Take) -> int:
 
 
 def _steps_in(problem: PruningProblem, take: Take) -> int:
+    def steps_of(seconds: float) -> int:
+        """As many as the slowest process has time for: all decide alike."""
+        return int(problem.job.process.least(_seconds_left(problem) / seconds))
+
     eager = _seconds_per_step(problem, take, "no")
-    steps = _steps_of(problem, eager)
+    steps = steps_of(eager)
     auto = problem.training.compile == "auto" and can_be_worth_compiling(problem.dense)
     if problem.training.compile == "yes" or (auto and steps >= WORTH_COMPILING):
-        compiled = _seconds_per_step(problem, take, "yes")
-        steps = _steps_of(problem, compiled)
+        steps = steps_of(_seconds_per_step(problem, take, "yes"))
         if auto and steps < WORTH_COMPILING:  # compiling took the time of those that it was for
-            steps = min(_steps_of(problem, eager), WORTH_COMPILING - 1)
+            steps = min(steps_of(eager), WORTH_COMPILING - 1)
     return max(steps, FEWEST)
-
-
-def _steps_of(problem: PruningProblem, seconds: float) -> int:
-    """How many steps of so many seconds the time allows, in the slowest of all processes: they
-    decide alike."""
-    return int(problem.job.process.least(_seconds_left(problem) / seconds))
 
 
 def _seconds_left(problem: PruningProblem) -> float:
     """What the time that was asked for leaves to learning: less what has passed, and what exporting
-    and measuring every size will take, which is counted in measurements of the dense model: of its
-    perplexity and, once a size, of its scores on the suite."""
+    and measuring every size will take, by the time that measuring the original took."""
     result, config = problem.job.run.result(), problem.job.config
     passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
-    measured = result.get("measuring_dense_s", 0.0)
-    measurements = MEASUREMENTS_A_SIZE * len(config.sizes)
-    scoring = result.get("scoring_dense_s", 0.0) * len(config.sizes)
-    return 60 * problem.learn.minutes - passed - measured * measurements - scoring
-
-
-MEASUREMENTS_A_SIZE = 6
-"""The masked and the exported model, writing, loading, checking and timing the latter, and its
-sample."""
+    of_size = MEASUREMENTS_A_SIZE * result.get("measuring_dense_s", 0.0)
+    of_size += result.get("scoring_dense_s", 0.0)  # on the suite
+    return 60 * problem.learn.minutes - passed - of_size * len(config.sizes)
 
 
 def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:

@@ -18,9 +18,8 @@ from disp_llm.data.tokens import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
-from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.loop import Schedule, accumulate, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
-from disp_llm.training.optimizers import optimizer_of
 
 RARER = 4
 """Checkpoints are so many times rarer than those of masks: they hold all weights and moments."""
@@ -51,7 +50,7 @@ def train_weights(
     others = [one for one in trained if id(one) not in linears]
     # One operation on many tensors takes no list in which some are divided.
     foreach = False if any(isinstance(one, DTensor) for one in trained) else None
-    optimizer = optimizer_of(config, [{"params": others}], {"params": matrices}, foreach)
+    optimizers = optimizers_of(config, [{"params": others}], {"params": matrices}, foreach)
     steps, seed = job.config.steps(process.count), job.config.machine.seed
     drawn = tokens_before // (config.tokens_per_step * process.count)
     compiled = compiles(config, steps, student)
@@ -73,7 +72,7 @@ def train_weights(
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
         schedule = Schedule(config, steps, "training", RARER, CLIP)
-        train(state, optimizer, backward, schedule, job)
+        train(state, optimizers, backward, schedule, job)
     return steps
 
 

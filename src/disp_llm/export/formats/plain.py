@@ -1,32 +1,40 @@
-"""What other formats can hold: folders in which nothing of the residual stream is cut, but
-intermediate widths, KV heads and perhaps whole branches."""
+"""The original's own class: possible where its configuration can state what is left.
 
+Nothing of the residual stream is cut, and all blocks have one intermediate width, one number of KV
+heads and, in mixtures, one of experts.
+"""
+
+import json
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
-from disp_llm.config.schema import Count, Size, as_type
+from disp_llm.config.schema import Size, as_type
+from disp_llm.export.card import shared_card
 from disp_llm.export.cutting import head_counts
+from disp_llm.export.exported import CODE, EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.export.formats import Contents, Job
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
-from disp_llm.models.loading import family_of_any, load_config
-from disp_llm.models.skeleton import empty_model
-from disp_llm.runs.files import read_json
+from disp_llm.models.files import weight_files
+from disp_llm.models.loading import empty_model, family_of_any, load_config
+from disp_llm.models.wholeness import AGAIN
+from disp_llm.runs.files import write_json
+from disp_llm.runs.tensors import read_tensors
 
 INTERMEDIATE = ("ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
 """What configurations call the width inside an MLP."""
 
-EXPORT_AGAIN = "delete the folder and export it again"
-"""What to do about a damaged configuration."""
+STREAM = ("hidden_size", "n_embd")
+"""What configurations call the width of the residual stream."""
 
 OURS = ("disp_llm", "auto_map")
 """What only the configurations of our own architecture have."""
@@ -34,78 +42,38 @@ OURS = ("disp_llm", "auto_map")
 OF_HEADS = ("per_layer_config", "allow_global_per_layer_attribute_access")
 """What they have of heads that are cut, and some originals of other widths."""
 
-STREAM = ("hidden_size", "n_embd")
-"""What configurations call the width of the residual stream."""
 
-
-@dataclass(frozen=True)
-class Cut:
-    """What `disp_llm` of an exported folder's configuration says of its blocks."""
-
-    widths: dict[str, Annotated[list[Count], Meta(min_length=1)]]
-    """Of every site, block by block."""
-    biases: bool = False
-
-    def __post_init__(self) -> None:
-        if not set(SITES) <= self.widths.keys():
-            raise ValueError("has not the widths of all sites")
-        if len({len(blocks) for blocks in self.widths.values()}) > 1:
-            raise ValueError("has not a width of every site for every block")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What is read of an exported folder's `config.json`."""
-
-    model_type: str
-    architectures: list[str]
-    disp_llm: Cut
-
-
-def require_exported(folder: Path, card: bool = True) -> None:
-    """Refuses what is not an exported folder.
-
-    Args:
-        card: whether it must have its card, which is lost where a model is trained by others.
+def check(folder: Path) -> None:
+    """Refuses widths that the original's configuration cannot state.
 
     Raises:
-        InputError: it is not, or its configuration is damaged.
+        InputError: naming what is cut, or ties another width to the one that is cut.
     """
-    stated = folder / "config.json"
-    config = read_json(stated, EXPORT_AGAIN) if stated.is_file() else {}
-    if "disp_llm" not in config or (card and not has_card(folder)):
-        raise InputError(
-            f"{folder} is not an exported folder",
-            field="folder",
-            hint="name a model folder of a run, such as run/keep-0.5",
-        )
-    as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
+    native_model(folder, plain_config(folder))
 
 
-def has_card(folder: Path) -> bool:
-    """Whether a folder has a model card."""
-    return (folder / "README.md").is_file()
+def write(job: Job) -> Contents:
+    """The same files without our code; experts are unpacked, as the original has them."""
+    plain = plain_config(job.folder)
+    contents: Contents = {name: file for name, file in job.files.items() if name not in CODE}
+    if has_experts(exported_config(job.folder)):
+        contents = {n: file for n, file in contents.items() if not n.startswith("model")}
+        contents |= {path.name: path for path in _native_weights(job, plain)}
+    contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
+    return contents | shared_card(job, "plain")
 
 
-def is_mixture(folder: Path) -> bool:
-    """Whether an exported folder has mixtures of experts."""
-    said = read_json(folder / "config.json", EXPORT_AGAIN)["disp_llm"]
-    mlp = said.get("mlp")
-    return "mixture" in said or (isinstance(mlp, dict) and "experts" in mlp)
-
-
-def whole_stream(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def whole_stream(folder: Path, hint: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Configuration and widths of a folder in which nothing is cut but intermediate widths, KV
     heads, whose numbers are among the widths if some are cut, and whole branches.
 
     Args:
-        field: the setting that asks for such a folder.
+        hint: how to prune so.
 
     Raises:
         InputError: it is not an exported folder, or something else is cut.
     """
-    require_exported(folder)
-    config = read_json(folder / "config.json", EXPORT_AGAIN)
+    config = exported_config(folder)
     widths = config["disp_llm"]["widths"]
     full = _number_of(STREAM, language_model_in(config), folder)[1]
     there = {name: widths.get(name, [1] * len(widths["mlp_mid"])) for name in BRANCHES}
@@ -117,27 +85,13 @@ def whole_stream(folder: Path, field: str) -> tuple[dict[str, Any], dict[str, li
         if kept and width < full
     ]
     inside = {site: numbers for site, numbers in widths.items() if site == HEADS}
-    cut = list(dict.fromkeys(cut))
-    if is_mixture(folder) and field != "plain":
-        raise InputError(
-            "is a mixture of experts, which only our own architecture or the original's can hold",
-            field=field,
-            hint="use the folder as it is",
-        )
-    if config.get("quantization_config") and field != "plain":
-        raise InputError(
-            "is quantised, and its weights are no numbers by themselves",
-            field=field,
-            hint="name the folder that it was made from",
-        )
     if cut or config["disp_llm"].get("biases"):
         biases = "layers have gained biases (as the method flap adds them)"
-        what = f"{', '.join(cut)} are cut" if cut else biases
-        way = "`uniform`" if field == "plain" else "`sites` mlp_mid heads"
+        what = f"{', '.join(dict.fromkeys(cut))} are cut" if cut else biases
         raise InputError(
             f"{what}, which only our own architecture can hold",
-            field=field,
-            hint=f"prune with {way}, and with another method if it was flap",
+            field="to",
+            hint=f"prune with {hint}, and with another method if it was flap",
         )
     return config, {"mlp_mid": widths["mlp_mid"], **inside, **there}
 
@@ -159,18 +113,17 @@ def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> 
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with the original's architecture, one intermediate width, one
-    number of KV heads and, of a mixture, one of experts.
+    """The folder's configuration with the original's architecture and one number for all blocks.
 
     Raises:
         InputError: the original's architecture cannot hold the folder.
     """
-    config, cut = whole_stream(folder, "plain")
+    config, cut = whole_stream(folder, "--uniform")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
             "whole branches are pruned, which only our own architecture can hold",
-            field="plain",
-            hint="prune with `uniform`",
+            field="to",
+            hint="prune with --uniform",
         )
     native = {
         "model_type": config["model_type"].removeprefix(PRUNED_PREFIX),
@@ -191,19 +144,14 @@ def _without(ours: tuple[str, ...], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
-    """What the original's configuration says of so many KV heads in every block: of the queries
-    that go with them, and of the width of a head, which no longer follows from their number.
-
-    Raises:
-        InputError: their number differs between blocks, or blocks have something else in the place
-            of attention.
-    """
+    """What the original's configuration says of so many KV heads in every block: of their queries,
+    and of the width of a head, which no longer follows from their number."""
     stated = load_config(str(folder))
     if "heads" in stated.disp_llm:
         raise InputError(
             "heads are cut, of which a hybrid's blocks have several kinds",
-            field="plain",
-            hint="prune with `sites` mlp_mid",
+            field="to",
+            hint="prune with --sites mlp_mid",
         )
     text = stated.get_text_config()
     numbers = head_counts(text)
@@ -213,13 +161,9 @@ def _heads(folder: Path, kept: list[int]) -> dict[str, int]:
 
 
 def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> dict[str, int]:
-    """What the original's configuration says of the widths, by its keys: one number for all dense
-    MLPs, and for all mixtures one width and one number of experts.
-
-    Raises:
-        InputError: they differ between blocks.
-    """
-    if not is_mixture(folder):
+    """What the original's configuration says of the widths, by its keys: one number for all MLPs,
+    and for all mixtures one width and one number of experts."""
+    if not has_experts(config):
         name, number = _number_of(INTERMEDIATE, language_model_in(config), folder)
         widths = cut["mlp_mid"]
         if len(set(widths)) > 1:  # some blocks of the original may be several times as wide
@@ -242,7 +186,7 @@ def _sizes(folder: Path, config: dict[str, Any], cut: dict[str, list[int]]) -> d
 
 
 def _original_widths(config: dict[str, Any]) -> list[int]:
-    """The width inside the dense MLP of every block of the original."""
+    """The width inside the MLP of every block of the original."""
     values = _without((*OURS, *OF_HEADS, "model_type"), config)
     native = AutoConfig.for_model(config["model_type"].removeprefix(PRUNED_PREFIX), **values)
     target = PrunableModel(empty_model(native), family_of(native))
@@ -251,16 +195,46 @@ def _original_widths(config: dict[str, Any]) -> list[int]:
 
 
 def _one(name: str, numbers: Iterable[int]) -> int:
-    """The number that all blocks have.
-
-    Raises:
-        InputError: they differ.
-    """
+    """The number that all blocks have."""
     several = sorted(set(numbers))
     if len(several) > 1:
         raise InputError(
             f"{name} differs between blocks ({', '.join(map(str, several))})",
-            field="plain",
-            hint="prune with `uniform`",
+            field="to",
+            hint="prune with --uniform",
         )
     return several[0]
+
+
+def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
+    """The original's model of a plain configuration, without weights.
+
+    Raises:
+        InputError: another width follows from one that is cut, such as a shared expert's from the
+            others', or a head's from the number of heads.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        write_json(Path(temporary) / "config.json", plain)
+        native = empty_model(load_config(temporary))
+    stated = empty_model(load_config(str(folder))).state_dict()
+    shapes = {name: tensor.shape for name, tensor in native.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in stated.items()}:
+        raise InputError(
+            "the original's architecture ties another width to the one that is cut",
+            field="to",
+            hint="prune with other --sites: experts alone, or mlp_mid without heads",
+        )
+    return native
+
+
+def _native_weights(job: Job, plain: dict[str, Any]) -> list[Path]:
+    """Files of the weights under the names that the original's files have: transformers packs all
+    experts into one tensor when it loads a model, and unpacks them when it saves one."""
+    native: Any = native_model(job.folder, plain)
+    state = {}
+    for path in weight_files(job.folder):
+        state |= read_tensors(path, AGAIN).tensors
+    native.load_state_dict(state, strict=False, assign=True)
+    native.tie_weights()
+    native.save_pretrained(job.aside)
+    return [path for path in job.aside.iterdir() if path.name.startswith("model")]

@@ -9,10 +9,11 @@ import transformers
 from conftest import byte_tokenizer, run_command
 from safetensors.torch import load_file
 
-from disp_llm.commands.quantise import quantise_folder, rounded_to
+from disp_llm.commands.convert import convert
+from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.quantise import QuantiseConfig
-from disp_llm.export.compressing import best_scales
+from disp_llm.export.formats import int4
+from disp_llm.export.formats.int4 import best_scales, rounded_to
 from disp_llm.methods.compensating import COLUMNS, DAMPING, damped
 from disp_llm.runs.progress import silent
 
@@ -48,12 +49,12 @@ def test_columns_follow_exact_solves_one_by_one():
         if j + 1 < channels:
             rest = hessian[j + 1 :, j + 1 :]
             wanted[:, j + 1 :] += lost[:, None] * torch.linalg.solve(rest, hessian[j + 1 :, j])
-    stored = rounded_to(weight, moment, torch.float32)
-    got = stored.whole()
+    got, stored = rounded_to(weight, moment, torch.float32)
     different = (got[:, order].double() - wanted).abs() > 1e-3
     assert different.float().mean() < 0.01  # numbers that lie between two
-    assert stored.numbers.dtype == torch.int8
-    assert (int(stored.numbers.min()), int(stored.numbers.max())) == (-8, 7)
+    numbers = got / stored.repeat_interleave(32, 1)
+    torch.testing.assert_close(numbers, numbers.round(), rtol=0, atol=1e-4)
+    assert (int(numbers.round().min()), int(numbers.round().max())) == (-8, 7)
 
 
 def test_scales_are_best_for_the_numbers_that_large_inputs_meet():
@@ -78,19 +79,15 @@ def test_outputs_lose_less_than_by_rounding_to_the_nearest():
         difference = weight - made
         return float(((difference @ moment) * difference).sum())
 
-    assert lost(rounded_to(weight, moment, torch.float32).whole()) < 0.6 * lost(nearest(weight))
+    assert lost(rounded_to(weight, moment, torch.float32)[0]) < 0.6 * lost(nearest(weight))
 
 
 @pytest.fixture
-def folder(wide_folder):
+def folder(wide_folder, monkeypatch):
     pytest.importorskip("compressed_tensors", reason="quantising needs it, an extra")
+    monkeypatch.setattr(int4, "SEQUENCES", 32)
+    monkeypatch.setattr(int4, "LENGTH", 32)
     return wide_folder
-
-
-def asked(folder, place, text, **settings):
-    """What a calibration of few windows is asked for."""
-    few = {"calibration_sequences": 8, "calibration_length": 32} | settings
-    return QuantiseConfig(folder, "int4", place, text=text, **few)
 
 
 def logits_of(folder, windows):
@@ -101,10 +98,9 @@ def logits_of(folder, windows):
 
 def test_a_calibrated_folder_is_nearer_to_what_it_was_made_of(folder, tmp_path, text_file):
     said = []
-    config = asked(folder, tmp_path / "made", (text_file,), calibration_sequences=32)
-    result = quantise_folder(config, lambda *report: said.append(report))
-    quantise_folder(QuantiseConfig(folder, "int4", tmp_path / "nearest"), silent)
-    assert result["layers"] == 21
+    config = ConvertConfig(folder, "int4", tmp_path / "made", (text_file,))
+    convert(config, progress=lambda *report: said.append(report))
+    convert(ConvertConfig(folder, "int4", tmp_path / "nearest"), progress=silent)
     assert [report[:3] for report in said] == [("rounding blocks", n, 3) for n in (1, 2, 3)]
     assert run_command("verify", tmp_path / "made").returncode == 0
     ids = byte_tokenizer()(text_file.read_text()[:4096])["input_ids"]
@@ -126,76 +122,23 @@ def test_a_calibrated_folder_is_nearer_to_what_it_was_made_of(folder, tmp_path, 
 @pytest.mark.usefixtures("folder")
 def test_layers_that_cannot_be_stored_are_not_rounded(odd_folder, tmp_path, text_file):
     odd = odd_folder
-    result = quantise_folder(asked(odd, tmp_path / "made", (text_file,)), silent)
+    convert(ConvertConfig(odd, "int4", tmp_path / "made", (text_file,)), progress=silent)
     left = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
-    assert result["left"] == left
     before, after = (load_file(one / "model.safetensors") for one in (odd, tmp_path / "made"))
     for name in left:
         assert torch.equal(before[f"{name}.weight"], after[f"{name}.weight"])
-
-
-def interrupted(config, done=2):
-    """A calibration that ends once so many blocks are rounded; where they lie."""
-
-    def progress(stage, blocks, *_):
-        if blocks == done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quantise_folder(config, progress)
-    return config.output_dir.with_name(f"{config.output_dir.name}.begun")
-
-
-def test_after_a_kill_the_same_command_rounds_what_is_left(
-    folder, tmp_path, text_file, monkeypatch
-):
-    quantise_folder(asked(folder, tmp_path / "at_once", (text_file,)), silent)
-    config = asked(folder, tmp_path / "made", (text_file,))
-    begun = interrupted(config)
-    assert sorted(file.name for file in begun.glob("*.safetensors")) == [
-        "block-0.safetensors",
-        "block-1.safetensors",
-    ]
-    assert not config.output_dir.exists()
-    rounded = []
-
-    def watched(weight, *others):
-        rounded.append(weight.shape)
-        return rounded_to(weight, *others)
-
-    monkeypatch.setattr("disp_llm.commands.quantise.rounded_to", watched)
-    quantise_folder(config, silent)
-    assert len(rounded) == 7  # layers of the third block
-    assert not begun.exists()
-    made, at_once = (tmp_path / name / "model.safetensors" for name in ("made", "at_once"))
-    assert made.read_bytes() == at_once.read_bytes()
-
-
-def test_blocks_that_were_rounded_otherwise_are_not_taken(folder, tmp_path, text_file):
-    config = asked(folder, tmp_path / "made", (text_file,))
-    begun = interrupted(config)
-    with pytest.raises(InputError, match=r"made\.begun: holds blocks of another model, or rounded"):
-        quantise_folder(replace(config, calibration_sequences=9), silent)
-    (begun / "block-1.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"block-1.safetensors: cannot be read .*delete .*begun"):
-        quantise_folder(config, silent)
-    (begun / "block-1.safetensors").unlink()
-    assert quantise_folder(config, silent)["layers"] == 21
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"to": "int8"}, "text: calibrates int4"),
-        ({"dataset": "name"}, "dataset: given together with `text`"),
-        ({"text": (Path("self"),)}, "text: cannot be text that the model writes here"),
-        ({"calibration_length": 10**6}, "calibration_length: "),
-        ({"calibration_sequences": 0}, "calibration_sequences: "),
+        ({"text": (Path("self"),)}, "text: cannot be the model's own text here"),
         ({"text": (Path("missing.txt"),)}, "text: .*missing.txt"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(changes, complaint, folder, tmp_path, text_file):
-    config = replace(asked(folder, tmp_path / "made", (text_file,)), **changes)
+    config = replace(ConvertConfig(folder, "int4", tmp_path / "made", (text_file,)), **changes)
     with pytest.raises(InputError, match=complaint):
-        quantise_folder(config, silent)
+        convert(config, progress=silent)
     assert not (tmp_path / "made").exists()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from disp_lab.comparison.places import Place
+from disp_lab.comparison.table_rows import RowKey
 from disp_lab.names import OURS
 
 RESAMPLES = 2000
@@ -37,7 +37,7 @@ def paired(rows: list[Row]) -> list[Row]:
     for row in rows:
         alone = {key: value for key, value in row.items() if key not in RATIO}
         others = [
-            other for other in rows if Place.of(other) == Place.of(row) and _pairs(row, other)
+            other for other in rows if RowKey.of(other) == RowKey.of(row) and _pairs(row, other)
         ]
         found.append(alone | (_ratio(row, _reference(others)) if len(others) > 1 else {}))
     return found

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from disp_lab.comparison.pairing import paired, paired_ratio
+from disp_lab.comparison.paired_statistics import paired, paired_ratio
 from disp_llm.evaluation.perplexity import WindowLosses
 from disp_llm.evaluation.suites import loss_ratio
 

@@ -8,7 +8,7 @@ from disp_lab.settings import CompareConfig
 
 
 @dataclass(frozen=True)
-class Place:
+class RowKey:
     """One row of a method: a size, by block parameters or by time, and a kind of weights."""
 
     keep: float | None = None
@@ -17,7 +17,7 @@ class Place:
     """Empty for the dtype of the run."""
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "Place":
+    def of(cls, row: dict[str, Any]) -> "RowKey":
         """Where a row of `compare.json` stands."""
         return cls(row["keep_asked"], row.get("target"), row.get("weights", ""))
 
@@ -34,7 +34,7 @@ class Place:
         return {"keep_asked": self.keep, "target": self.target, "weights": self.weights}
 
 
-def places_of(config: CompareConfig, method: str) -> list[Place]:
+def rows_asked(config: CompareConfig, method: str) -> list[RowKey]:
     """The rows of a method that were asked for, in their order."""
     if method not in (DENSE, *config.methods) and "all" not in config.methods:
         return []
@@ -44,10 +44,10 @@ def places_of(config: CompareConfig, method: str) -> list[Place]:
     elif method == IN_TIME:
         sizes = [{"target": target} for target in config.target]
     kinds = WEIGHT_KINDS if method in (DENSE, *config.quantise) else ()
-    return [Place(**size, weights=kind) for size in sizes for kind in ("", *kinds)]
+    return [RowKey(**size, weights=kind) for size in sizes for kind in ("", *kinds)]
 
 
-def missing(config: CompareConfig, method: str, rows: list[dict[str, Any]]) -> list[Place]:
+def missing(config: CompareConfig, method: str, rows: list[dict[str, Any]]) -> list[RowKey]:
     """Those that are not there yet.
 
     A size that failed where another one did not is one that the method cannot have; what failed
@@ -58,8 +58,8 @@ def missing(config: CompareConfig, method: str, rows: list[dict[str, Any]]) -> l
     """
     works = any(row.get("error") is None for row in rows)
     there = {
-        Place.of(row)
+        RowKey.of(row)
         for row in rows
         if row.get("error") is None or (works and not row.get("weights"))
     }
-    return [place for place in places_of(config, method) if place not in there]
+    return [key for key in rows_asked(config, method) if key not in there]

@@ -1,4 +1,4 @@
-"""What the configuration of an exported folder says of its widths, checked before it is used."""
+"""What a configuration says of a model's sizes, checked before anything is counted or made."""
 
 from dataclasses import dataclass, field, fields
 from typing import Annotated
@@ -10,6 +10,20 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF
 from disp_llm.config.schema import Count, as_type
 from disp_llm.models.architectures import Branch
+
+LARGEST = {
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 2**12),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 2**14),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size"), 2**18),
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**16,
+    "vocab_size": 2**25,
+}
+"""What is far beyond any model would be counted for hours. Llama 3.1 405B has 126 layers, hidden
+16,384, intermediate 53,248."""
+
+MOST_WIDE = 2**25
+"""Dimensions of all layers together, twice those of that model."""
 
 Whether = Annotated[int, msgspec.Meta(ge=0, le=1)]
 Neighbours = Annotated[int, msgspec.Meta(ge=1)]
@@ -56,6 +70,34 @@ class PrunedConfig:
     disp_llm: Pruned
 
 
+def require_possible_size(name: str, config: PreTrainedConfig) -> None:
+    """Refuses a configuration that says absurd numbers.
+
+    Raises:
+        InputError: naming the number.
+    """
+    parts = (getattr(config, part, None) for part in config.sub_configs)
+    for part in (config, *filter(None, parts)):
+        written = part.to_dict()  # as attributes some are none, where layers differ
+        found = {key: _largest(written.get(part.attribute_map.get(key, key))) for key in LARGEST}
+        widths = 4 * found["hidden_size"] + found["intermediate_size"]
+        found["num_hidden_layers × widths"] = found["num_hidden_layers"] * widths
+        for key, value in found.items():
+            most = LARGEST.get(key, MOST_WIDE)
+            if value > most:
+                raise InputError(
+                    f"'{name}' says {key} = {value:,}, and at most {most:,} is read",
+                    field="model",
+                    hint="correct its config.json",
+                )
+
+
+def _largest(stated: object) -> int:
+    """A number, or the largest of several; what is none is for who reads it."""
+    numbers = stated if isinstance(stated, list | tuple) else [stated]
+    return max((number for number in numbers if isinstance(number, int)), default=0)
+
+
 def require_widths(config: PreTrainedConfig, file: str, hint: str) -> None:
     """Refuses an entry `disp_llm` that no model of that configuration has.
 
@@ -72,10 +114,8 @@ def require_widths(config: PreTrainedConfig, file: str, hint: str) -> None:
     stated = getattr(config, "disp_llm", None)
     as_type({"disp_llm": stated}, PrunedConfig, field=file, hint=hint)
     assert stated is not None
-    known, count = (
-        [site.name for site in fields(Widths)],
-        config.get_text_config().num_hidden_layers,
-    )
+    known = [site.name for site in fields(Widths)]
+    count = config.get_text_config().num_hidden_layers
     for site, widths in stated["widths"].items():
         wrong = ""
         if site not in known:

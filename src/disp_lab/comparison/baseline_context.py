@@ -1,14 +1,17 @@
 """What every row of a comparison is measured with: the original model, the texts, the suite, the
 clock."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from disp_lab.comparison.memory import cache_bytes, stored_bytes
 from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
@@ -27,6 +30,7 @@ from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_process
+from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.folder import Run
 from disp_llm.runs.identity import stamped
@@ -63,7 +67,7 @@ def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
 
 
 @dataclass(frozen=True)
-class Reference:
+class BaselineContext:
     """Original model and texts, loaded or written when first needed."""
 
     config: CompareConfig
@@ -163,3 +167,30 @@ class Reference:
             progress(f"timing {phase}", done, rounds, {})
 
         return speed_against(self.loaded.model, model, rounds, on_round)
+
+
+def stored_bytes(model: PreTrainedModel) -> int:
+    """Bytes of weights and of what else is saved with them, what is shared once; of a quantised
+    weight its integers and scales."""
+    parts = (part for tensor in model.state_dict().values() for part in _parts(tensor))
+    return sum({part.data_ptr(): part.numel() * part.element_size() for part in parts}.values())
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor consists of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _parts(getattr(tensor, name))
+
+
+@torch.inference_mode()
+def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the KV cache after a prompt of T tokens, or of the state in its place."""
+    cache = empty_cache(model)
+    prompt = torch.ones(1, tokens, dtype=torch.long, device=model.device)
+    model(prompt, logits_to_keep=1, **with_cache(model, cache))
+    held = (value for layer in cache.layers for value in vars(layer).values())
+    return sum(part.numel() * part.element_size() for part in held if isinstance(part, Tensor))

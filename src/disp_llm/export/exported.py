@@ -1,0 +1,162 @@
+"""An exported folder: whether it is one, which files belong in it, and whose code they are."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import SITES
+from disp_llm.config.schema import Count, as_type
+from disp_llm.models.files import PROCESSOR, files_of
+from disp_llm.runs.files import read_json
+from disp_llm.runs.ownership import FACTS
+from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, folder_problems, require_sums
+
+logger = logging.getLogger(__name__)
+
+EXPORT_AGAIN = "delete the folder and export it again"
+"""What to do about a damaged configuration."""
+
+CARD = "README.md"
+
+CODE = (
+    "configuration_disp_llm.py",
+    "experts_disp_llm.py",
+    "heads_disp_llm.py",
+    "modeling_disp_llm.py",
+)
+"""The code that travels with a folder: files of `disp_llm.compact`."""
+
+TEMPLATES = "additional_chat_templates"
+"""The one folder that may lie in it, of .jinja files."""
+
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSOR)
+"""Files that transformers writes from what it has loaded, or that are copied."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What `disp_llm` of an exported folder's configuration says of its blocks."""
+
+    widths: dict[str, Annotated[list[Count], Meta(min_length=1)]]
+    """Of every site, block by block."""
+    biases: bool = False
+
+    def __post_init__(self) -> None:
+        if not set(SITES) <= self.widths.keys():
+            raise ValueError("has not the widths of all sites")
+        if len({len(blocks) for blocks in self.widths.values()}) > 1:
+            raise ValueError("has not a width of every site for every block")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is read of an exported folder's `config.json`."""
+
+    model_type: str
+    architectures: list[str]
+    disp_llm: Cut
+
+
+def exported_config(folder: Path) -> dict[str, Any]:
+    """The configuration of an exported folder.
+
+    Raises:
+        InputError: it is no exported folder, or its configuration is damaged.
+    """
+    stated = folder / "config.json"
+    config = read_json(stated, EXPORT_AGAIN) if stated.is_file() else {}
+    if "disp_llm" not in config:
+        raise InputError(
+            f"{folder} is not an exported folder",
+            field="folder",
+            hint="name a model folder of a run, such as run/keep-0.5",
+        )
+    as_type(config, Exported, field=str(stated), hint=EXPORT_AGAIN)
+    return config
+
+
+def has_experts(config: dict[str, Any]) -> bool:
+    """Whether an exported folder of this configuration has mixtures of experts."""
+    said = config["disp_llm"]
+    mlp = said.get("mlp")
+    return "mixture" in said or (isinstance(mlp, dict) and "experts" in mlp)
+
+
+def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder that belong to its model, by name, and the names of the others, of
+    which a line warns.
+
+    Raises:
+        InputError: a file is damaged, missing, a link, or code of others.
+    """
+    files, left_out = _belonging(folder)
+    for problem in folder_problems(folder, but=(CARD,)) if SUMS in files else ():
+        raise problem.error  # but of cards, which are edited by hand
+    if left_out:
+        names = ", ".join(name if name.isprintable() else ascii(name) for name in left_out)
+        logger.warning("left out, as no part of a model folder: %s", names)
+    return files, left_out
+
+
+def _belonging(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """By its sums or, where others have saved what we exported, by what is read of a model."""
+    if (folder / FACTS).is_file() or (folder / SUMS).exists():
+        names = {*require_sums(folder), SUMS}
+    else:
+        templates = folder.glob(f"{TEMPLATES}/[!.]*.jinja")
+        found = (*files_of(folder), *templates, *(folder / name for name in CODE), folder / CARD)
+        names = {path.relative_to(folder).as_posix() for path in found if path.is_file()}
+    files = {name: folder / name for name in sorted(names)}
+    for path in files.values():
+        if path.is_symlink() or (path.parent != folder and path.parent.is_symlink()):
+            raise InputError(
+                "is a link, and what it points to may be no part of the model",
+                field=str(path),
+                hint="put the file itself in its place, or delete it",
+            )
+        if not path.is_file():
+            raise InputError("is missing", field=str(path), hint=CHANGED_FOLDER)
+    _require_own_code(files)
+    hidden = [f"{path.name}/" if path.is_dir() else path.name for path in folder.glob(".*")]
+    return files, sorted({*extra_files(folder), *hidden} - names)
+
+
+def _require_own_code(files: dict[str, Path]) -> None:
+    """Refuses code other than what this package ships, and settings that ask for other code."""
+    for name in CODE:
+        shipped = resources.files("disp_llm.compact") / name
+        if name in files and files[name].read_bytes() != shipped.read_bytes():
+            raise InputError(
+                "is not the code that this version of disp-llm writes into folders",
+                field=str(files[name]),
+                hint="export the folder again",
+            )
+    for path in (files[name] for name in SETTINGS if name in files):
+        for name, classes in _code_of(read_json(path, "export the folder again")):
+            if is_foreign(classes):
+                raise InputError(
+                    f"names code that is not ours ({name}: {classes})",
+                    field=str(path),
+                    hint="take that out of its auto_map, or export the folder again",
+                )
+
+
+def _code_of(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What settings, or a part of them, ask to be run."""
+    stated = settings.get("auto_map", {})
+    yield from stated.items() if isinstance(stated, dict) else [("auto_map", stated)]
+    for key, part in settings.items():
+        if isinstance(part, dict) and key != "auto_map":
+            yield from _code_of(part)
+
+
+def is_foreign(stated: Any) -> bool:
+    """Whether what an `auto_map` names is something else than a class of our code."""
+    module = stated.partition(".")[0] if isinstance(stated, str) else ""
+    return f"{module}.py" not in CODE

@@ -1,0 +1,242 @@
+"""A GGUF file for llama.cpp, from a Llama whose blocks differ in width or heads, or lack a branch.
+
+No graph of llama.cpp selects dimensions of the residual stream, so `prune --sites mlp_mid heads`,
+or `mlp_mid heads attention mlp`, must have left these alone. What llama.cpp knows is Llama's graph
+with an intermediate width and numbers of heads for each block, 0 for a block without attention,
+under the architecture name `deci`; where nothing differs it is plain `llama`. Of a block without an
+MLP it would leave out the attention too, so that an MLP of zeros takes its place, the narrowest
+that it can store. How wide a head is, the file has to say, for the first block may have lost heads.
+(Of a first block without any llama.cpp would not read it; but the first attention is never pruned.)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import ATTENTION, HEADS, MLP
+from disp_llm.export.card import shared_card
+from disp_llm.export.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.export.formats import Contents, Job
+from disp_llm.export.formats.plain import whole_stream
+from disp_llm.models.architectures import PRUNED_PREFIX
+from disp_llm.models.files import weight_files
+from disp_llm.models.loading import load_config
+from disp_llm.runs.files import read_json
+from disp_llm.runs.tensors import read_tensors
+
+FILE = "model.gguf"
+
+NATIVE, VARIABLE = "llama", "deci"
+"""The architecture of equal blocks, and that of blocks that differ."""
+
+NARROWEST = 32
+"""Width of the MLP of zeros that stands for none: rows of 32 numbers can also be quantised."""
+
+ROTATED = ("attn_q", "attn_k")
+"""Weights whose rows llama.cpp wants in its own order: rotary pairs side by side."""
+
+BY_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Llama 3 splits text."""
+
+WORDS, BYTES = {"type": "ByteLevel", "use_regex": True}, {"type": "ByteLevel", "use_regex": False}
+
+SPLITTERS = {
+    "gpt-2": [WORDS],
+    "smollm": [{"type": "Digits", "individual_digits": True}, WORDS],
+    "llama-bpe": [{"type": "Split", "pattern": {"Regex": BY_WORDS}}, BYTES],
+}
+"""llama.cpp's name -> how a tokenizer of bytes splits text before it merges."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one block of the file has."""
+
+    heads: int
+    """Of queries; 0 where its attention is gone."""
+    kv_heads: int
+    mlp: bool
+    intermediate: int
+    """Width inside its MLP; `NARROWEST` in place of none."""
+
+
+def check(folder: Path) -> None:
+    """Refuses other architectures than Llama, a cut residual stream, and unknown tokenizers.
+
+    Raises:
+        InputError: naming what the format cannot hold.
+    """
+    stated, wrong = exported_config(folder), ""
+    kind = stated["model_type"].removeprefix(PRUNED_PREFIX)
+    rope = load_config(str(folder)).get_text_config().rope_parameters["rope_type"]
+    if has_experts(stated):
+        wrong = "is a mixture of experts"
+    elif stated.get("quantization_config"):
+        wrong = "is quantised, and its weights are no numbers by themselves"
+    elif kind != NATIVE:
+        wrong = f"{kind} models have no such layout in llama.cpp"
+    elif rope not in ("default", "linear", "llama3"):
+        wrong = f"has rotary embeddings of the type {rope}"
+    if wrong:
+        raise InputError(wrong, field="folder", hint="serve it with vLLM or transformers")
+    whole_stream(folder, "--sites mlp_mid heads")
+    splitter_of(read_json(folder / "tokenizer.json", EXPORT_AGAIN))
+
+
+def write(job: Job) -> Contents:
+    """The file, and the card."""
+    _, widths = whole_stream(job.folder, "--sites mlp_mid heads")
+    config: Any = load_config(str(job.folder))
+    blocks = _blocks(widths, config)
+    path = job.aside / FILE
+    writer = gguf.GGUFWriter(path, NATIVE if len(set(blocks)) == 1 else VARIABLE)
+    _write_sizes(writer, config, blocks)
+    _write_vocabulary(writer, job.folder, config.vocab_size)
+    writer.add_name(job.place)
+    for name, tensor in _tensors(job.folder, config, blocks).items():
+        half = gguf.GGMLQuantizationType.BF16
+        if tensor.dtype != torch.bfloat16:
+            half = gguf.GGMLQuantizationType.F16
+        kind = half if tensor.dim() > 1 else gguf.GGMLQuantizationType.F32
+        values = np.ascontiguousarray(tensor.float().numpy())
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {FILE: path, **shared_card(job, "gguf", path.stat().st_size)}
+
+
+def _blocks(widths: dict[str, list[int]], config: Any) -> list[Block]:
+    kv_heads = config.num_key_value_heads
+    kept = widths.get(HEADS, [kv_heads] * len(widths["mlp_mid"]))
+    sites = zip(widths[ATTENTION], kept, widths[MLP], widths["mlp_mid"], strict=True)
+    return [
+        Block(
+            heads=bool(attention) * kv * (config.num_attention_heads // kv_heads),
+            kv_heads=bool(attention) * kv,
+            mlp=bool(mlp),
+            intermediate=width or NARROWEST,
+        )
+        for attention, kv, mlp, width in sites
+    ]
+
+
+def _write_sizes(writer: gguf.GGUFWriter, config: Any, blocks: list[Block]) -> None:
+    """What llama.cpp builds the graph of: a list, one number a block, where blocks differ."""
+    by_block = (
+        (writer.add_feed_forward_length, [block.intermediate for block in blocks]),
+        (writer.add_head_count, [block.heads for block in blocks]),
+        (writer.add_head_count_kv, [block.kv_heads for block in blocks]),
+    )
+    for add, numbers in by_block:
+        add(numbers if writer.arch == VARIABLE else numbers[0])
+    writer.add_block_count(len(blocks))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+
+
+def _tensors(folder: Path, config: Any, blocks: list[Block]) -> dict[str, Tensor]:
+    """The folder's tensors under llama.cpp's names and with rows in its order."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(blocks))
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        for own, tensor in read_tensors(path, EXPORT_AGAIN).tensors.items():
+            name = names.get_name(own, try_suffixes=(".weight", ".bias"))
+            assert name is not None, f"{own} is no tensor of a Llama"
+            part = name.split(".")[-2]
+            if part in ROTATED:
+                halves = tensor.view(-1, 2, config.head_dim // 2, *tensor.shape[1:])
+                tensor = halves.transpose(1, 2).reshape(tensor.shape)
+            found[name] = tensor
+    for index, block in enumerate(blocks):
+        if not block.mlp:
+            found |= _empty_mlp(f"blk.{index}", found["token_embd.weight"], config.mlp_bias)
+    if config.rope_parameters["rope_type"] == "llama3":
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        powers = torch.arange(0, config.head_dim, 2) / config.head_dim
+        usual = config.rope_parameters["rope_theta"] ** -powers
+        found["rope_freqs.weight"] = usual / scaled  # what llama.cpp divides them by
+    return found
+
+
+def _empty_mlp(block: str, embedding: Tensor, biased: bool) -> dict[str, Tensor]:
+    """An MLP of zeros, with its norm."""
+    width = embedding.shape[1]
+    shapes = {"ffn_gate": (NARROWEST, width), "ffn_up": (NARROWEST, width)}
+    shapes |= {"ffn_down": (width, NARROWEST)}
+    made = {f"{block}.ffn_norm.weight": embedding.new_ones(width)}
+    for part, shape in shapes.items():
+        made[f"{block}.{part}.weight"] = embedding.new_zeros(shape)
+        if biased:
+            made[f"{block}.{part}.bias"] = embedding.new_zeros(shape[0])
+    return made
+
+
+def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
+    """Tokens, merges, special tokens and chat template, as the folder's tokenizer has them."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    stated = read_json(folder / "tokenizer.json", EXPORT_AGAIN)
+    splitter = splitter_of(stated)
+    words = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    kinds, tokens = gguf.TokenType, []
+    for number in range(size):
+        kind = kinds.NORMAL if number in words else kinds.UNUSED
+        if number in added:
+            kind = kinds.CONTROL if added[number].special else kinds.USER_DEFINED
+        elif splitter == "" and words.get(number, "").startswith("<0x"):
+            kind = kinds.BYTE
+        tokens.append((words.get(number, f"[PAD{number}]"), kind))
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_tokenizer_model("gpt2" if splitter else "llama")
+    writer.add_tokenizer_pre(splitter or "default")
+    if not splitter:
+        writer.add_token_scores([-float(number) for number in range(size)])
+    gguf.SpecialVocab(folder, load_merges=bool(splitter), n_vocab=size).add_to_gguf(writer, True)
+
+
+def splitter_of(tokenizer: dict[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer of bytes splits text; empty for one that falls back to
+    bytes, as Llama 2's.
+
+    Raises:
+        InputError: llama.cpp is not known to split so.
+    """
+    model, before = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
+    if model.get("type") == "BPE" and model.get("byte_fallback"):
+        return ""
+    steps = before.get("pretokenizers", [before])
+    if model.get("type") == "BPE" and not any(step.get("add_prefix_space") for step in steps):
+        for name, known in SPLITTERS.items():
+            shown = [
+                {key: step.get(key) for key in of} for step, of in zip(steps, known, strict=False)
+            ]
+            if len(steps) == len(known) and shown == known:
+                return name
+    raise InputError(
+        "has a tokenizer whose name in llama.cpp is not known",
+        field="folder",
+        hint="serve it with vLLM or transformers",
+    )

@@ -1,0 +1,164 @@
+"""The linear layers of the blocks in 4 bits, a scale for 32 inputs, stored as `int8` stores them.
+
+Without text each number is rounded to the nearest, under the one of ten scales that loses least of
+its group. With text, weights that are still to come make up for what those before them have lost
+(GPTQ, arXiv 2210.17323), block after block, as the text runs through the rounded model.
+
+B windows, T tokens of a window, R outputs, C inputs of a layer, K of its groups of 32 inputs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.config.parts import MachineConfig
+from disp_llm.data.randomness import random_stream
+from disp_llm.data.sources import read_sources
+from disp_llm.data.tokens import load_tokens
+from disp_llm.export.formats import Contents, Job
+from disp_llm.export.formats.int8 import (
+    Layers,
+    Rounded,
+    compressed_tensors,
+    layers_of,
+    quantised,
+)
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.methods.block_by_block import SecondMoments, visit_with
+from disp_llm.methods.compensating import compensated, inverse_factor
+from disp_llm.models.loading import load, load_config
+from disp_llm.models.windows import fitting
+
+GROUP = 32
+"""Inputs that share a scale."""
+
+ROWS = 32
+"""Outputs that vLLM's kernels of int4 for CPUs take together."""
+
+SEQUENCES, LENGTH = 64, 512
+"""Windows of a calibration, and tokens of each."""
+
+STEPS = torch.linspace(6.5, 11, 10)
+"""How many times its scale the largest number of a group may be, of which -8 can be said: where it
+is more, that one is cut off, and the others are said more exactly."""
+
+
+def check(folder: Path) -> None:
+    """Refuses mixtures, what is quantised already, and a model of which no layer fits.
+
+    Raises:
+        InputError: saying so, or that compressed-tensors is not installed.
+    """
+    _scheme()
+    layers_of(folder, fits)
+
+
+def write(job: Job) -> Contents:
+    """The folder with its weights rounded, on its text if the job has one."""
+    layers, how = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs"
+    if not job.text.learns_from_text:
+        return quantised(job, layers, _scheme(), _nearest, how)
+    rounded, on = _calibrated(job, layers)
+    how += f", calibrated on {on} (GPTQ)"
+
+    def calibrated(name: str, weight: Tensor) -> Rounded:
+        made, scales = rounded[name]
+        return made.float().cpu(), scales.cpu()
+
+    return quantised(job, layers, _scheme(), calibrated, how)
+
+
+def fits(layer: nn.Linear) -> bool:
+    """Whether a layer consists of whole groups, and of rows as kernels take them."""
+    return not (layer.in_features % GROUP or layer.out_features % ROWS)
+
+
+def _scheme() -> Any:
+    library = compressed_tensors("int4")
+    weights = library.QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
+    return library.QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
+
+
+def _nearest(name: str, weight: Tensor) -> Rounded:
+    groups = weight.float().unflatten(-1, (-1, GROUP))
+    return weight.float(), best_scales(groups, weight.dtype)
+
+
+def best_scales(
+    groups: Float[Tensor, "R K 32"],
+    dtype: torch.dtype,
+    sizes: Float[Tensor, "K 32"] | float = 1.0,
+) -> Float[Tensor, "R K"]:
+    """Of ten scales those by which the groups lose least if they are rounded.
+
+    They have the other sign than the largest number of the group, which can then be -8 of them: of
+    16 steps there are 8 below zero and 7 above it (as in GGUF's Q4_0).
+
+    Args:
+        dtype: what they are stored in.
+        sizes: mean square of the input that a number is multiplied by, up to a factor.
+    """
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    tried = torch.stack([largest / -steps for steps in STEPS]).to(dtype).float()
+    tried = torch.where(tried == 0, 1, tried)  # of nothing but zeros
+    missed = ((groups / one).round().clamp(-8, 7) * one - groups for one in tried)
+    lost = [(miss.square() * sizes).sum(-1) for miss in missed]
+    best = torch.stack(lost).argmin(0, keepdim=True)
+    return tried.squeeze(-1).gather(0, best)[0].to(dtype)
+
+
+@torch.no_grad()
+def _calibrated(job: Job, layers: Layers) -> tuple[dict[str, Rounded], str]:
+    """The rounded layers by their names, and what they were calibrated on."""
+    sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
+    loaded = load(str(job.folder), MachineConfig(job.device))
+    target = PrunableModel.of(loaded)
+    corpus = load_tokens(job.text, loaded.tokenizer, loaded.bos_token_id, sources).corpus
+    length = fitting(target.model, LENGTH)
+    corpus.require_length(length, "text")
+    windows = corpus.draw(SEQUENCES, length, random_stream("calibration", 0)).tokens
+    stated = load_config(str(job.folder)).dtype
+    dtype = stated if isinstance(stated, torch.dtype) else loaded.dtype
+    name_of = {module: name for name, module in target.model.named_modules()}
+    stored, found = set(layers.stored), dict[str, Rounded]()
+
+    def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
+        for path, moment in moments.items():
+            linear = linear_at(block, path)
+            if (name := name_of[linear]) in stored:
+                weight, scales = rounded_to(linear.weight.float(), moment, dtype)
+                linear.weight.copy_(weight)
+                found[name] = linear.weight, scales
+
+    visit_with(windows, target, visit, progress=job.progress)
+    text = ", ".join(source.text.name for source in sources.learning if source.text)
+    return found, f"{SEQUENCES} windows of {length} tokens of {text}"
+
+
+def rounded_to(
+    weight: Float[Tensor, "R C"], moment: Float[Tensor, "C C"], dtype: torch.dtype
+) -> Rounded:
+    """A weight on the grid of int4, column after column. Columns of large inputs come first (GPTQ's
+    `act_order`); scales are chosen beforehand, so that groups are of neighbours all the same.
+
+    Args:
+        moment: `Σ x·xᵀ` of the inputs.
+        dtype: what scales are stored in.
+    """
+    sizes = moment.diagonal()
+    order = sizes.argsort(descending=True, stable=True)
+    groups = weight.unflatten(-1, (-1, GROUP))
+    scales = best_scales(groups, dtype, sizes.unflatten(-1, (-1, GROUP)))
+    scale_of = scales.float().repeat_interleave(GROUP, 1).T[order]  # (C, R)
+
+    def exchange(column: int, columns: Tensor) -> Tensor:
+        number = (columns[column] / scale_of[column]).round().clamp(-8, 7)
+        return number * scale_of[column]
+
+    factor = inverse_factor(moment[order][:, order]).to(weight.dtype)
+    made = compensated(weight[:, order], factor, exchange)
+    return made[:, order.argsort()].contiguous(), scales

@@ -1,0 +1,209 @@
+"""The linear layers of the blocks in 8 bits, in the format compressed-tensors, which transformers
+and vLLM read: a scale for each row, and what a layer reads is rounded to 8 bits as it runs.
+
+Every number is rounded to the nearest. No model is loaded: files of weights are rewritten one after
+the other. Embedding, head, norms and the indices of gather and scatter stay as they are.
+
+R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from disp_llm.compact.modeling_disp_llm import linear_at
+from disp_llm.config.errors import InputError, model_is
+from disp_llm.export.card import shared_card
+from disp_llm.export.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.export.formats import Contents, Job
+from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.files import INDEX
+from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
+from disp_llm.models.wholeness import first_of
+from disp_llm.runs.files import read_json, write_tensors
+from disp_llm.runs.tensors import read_tensors
+
+logger = logging.getLogger(__name__)
+
+Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
+"""Weights on the grid of their scales, in float32, and the scales in the data type of the model."""
+
+Round = Callable[[str, Tensor], Rounded]
+"""Rounds the weight of the layer of that name."""
+
+Fits = Callable[[nn.Linear], bool]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The linear layers of a model, by their names."""
+
+    stored: list[str]
+    """Those of the blocks that are quantised."""
+    left: list[str]
+    """Those of the blocks that are not, because of their widths."""
+    others: list[str]
+    """All that are not, also outside of the blocks."""
+
+
+def check(folder: Path) -> None:
+    """Refuses mixtures and what is quantised already.
+
+    Raises:
+        InputError: saying so, or that compressed-tensors is not installed.
+    """
+    scheme()
+    layers_of(folder, lambda linear: True)
+
+
+def write(job: Job) -> Contents:
+    """The folder with its weights rounded to the nearest."""
+    how = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
+    return quantised(job, layers_of(job.folder, lambda linear: True), scheme(), _nearest, how)
+
+
+def scheme() -> Any:
+    """How layers are stored, and how their inputs are rounded."""
+    library = compressed_tensors("int8")
+    # vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
+    return library.QuantizationScheme(
+        targets=["Linear"],
+        weights=library.QuantizationArgs(num_bits=8, strategy="channel"),
+        input_activations=library.QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
+        format="int-quantized",
+    )
+
+
+def _nearest(name: str, weight: Tensor) -> Rounded:
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    most = weight.float().abs().amax(-1, keepdim=True)
+    scale = calculate_qparams(-most, most, scheme().weights)[0].to(weight.dtype)
+    return weight.float(), scale
+
+
+def compressed_tensors(kind: str) -> Any:
+    """The part of compressed-tensors that describes a format.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import compressed_tensors.quantization as library
+    except ImportError as error:
+        raise InputError(
+            "needs compressed-tensors, which is not installed",
+            field=kind,
+            hint="`pip install compressed-tensors`",
+        ) from error
+    return library
+
+
+def layers_of(folder: Path, fits: Fits) -> Layers:
+    """Which layers are quantised. What one branch reads with is quantised together or not at all,
+    since engines join it into one layer.
+
+    Raises:
+        InputError: none is, or the folder cannot be quantised as a whole.
+    """
+    config = exported_config(folder)
+    with model_is("folder"):
+        stated = load_config(str(folder))
+        require_unquantised(str(folder), stated)
+    if has_experts(config):
+        raise InputError(
+            "is a mixture of experts, whose weights lie in no linear layers",
+            field="folder",
+            hint="use it as it is",
+        )
+    target = PrunableModel(empty_model(stated), family_of_any(stated))
+    names = {module: name for name, module in target.model.named_modules()}
+    stored, left = [], []
+    for block, branch in target.present:
+        for paths in (branch.reads, (branch.writes,) if branch.writes else ()):
+            together = [linear_at(block, path) for path in paths]
+            fit = all(isinstance(one, nn.Linear) and fits(one) for one in together)
+            (stored if fit else left).extend(names[linear] for linear in together)
+    if not stored:
+        raise InputError(
+            f"no layer can be stored so ({first_of(left)})",
+            field="to",
+            hint="prune or export with an --align of 32 for int4, or take int8",
+        )
+    linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
+    return Layers(stored, left, sorted(linears - set(stored)))
+
+
+def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> Contents:
+    """The folder with its quantised layers.
+
+    Args:
+        how: they are stored.
+        told: the same for the card.
+    """
+    contents: Contents = {**job.files}
+    places, total = dict[str, str](), 0
+    for name, path in job.files.items():
+        if path.suffix == ".safetensors":
+            tensors = _stored(read_tensors(path, EXPORT_AGAIN).tensors, layers, how, round_to)
+            contents[name] = job.aside / name
+            write_tensors(job.aside / name, tensors, {"format": "pt"})
+            places |= dict.fromkeys(tensors, name)
+            total += sum(tensor.nbytes for tensor in tensors.values())
+    if INDEX in job.files:
+        index = read_json(job.files[INDEX], EXPORT_AGAIN)
+        contents[INDEX] = _json(index | {"weight_map": places, "metadata": {"total_size": total}})
+    stated = read_json(job.files["config.json"], EXPORT_AGAIN)
+    contents["config.json"] = _json(stated | {"quantization_config": _described(how, layers)})
+    if layers.left:
+        logger.warning(
+            "%d of %d layers stay as they are, of widths that are no multiples of 32 (see --align):"
+            " %s", len(layers.left), len(layers.stored) + len(layers.left), first_of(layers.left),
+        )  # fmt: skip
+    size = sum((job.aside / name).stat().st_size for name in set(places.values()))
+    counts = {"layers": len(layers.stored), "left": len(layers.left)}
+    return contents | shared_card(job, "quantised", size, {"how": told, **counts})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _stored(
+    tensors: dict[str, Tensor], layers: Layers, how: Any, round_to: Round
+) -> dict[str, Tensor]:
+    """The tensors of a file, with those that store each quantised layer in the place of its
+    weight."""
+    from compressed_tensors.compressors import BaseCompressor
+
+    compressor: Any = BaseCompressor.get_value_from_registry(how.format)
+    stored, found = set(layers.stored), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        layer, _, kind = name.rpartition(".")
+        if layer not in stored or kind != "weight":
+            found[name] = tensor
+            continue
+        weight, scale = round_to(layer, tensor)
+        parts = compressor.compress({"weight": weight, "weight_scale": scale.float()}, how)
+        parts |= {"weight_scale": scale}
+        found |= {f"{layer}.{part}": number.contiguous() for part, number in parts.items()}
+    return found
+
+
+def _described(how: Any, layers: Layers) -> dict[str, Any]:
+    """What `config.json` says of it."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    described = QuantizationConfig(
+        config_groups={"blocks": how},
+        format=how.format,
+        quantization_status="compressed",
+        ignore=sorted({"lm_head", *layers.others}),
+    )
+    return json.loads(described.model_dump_json())
