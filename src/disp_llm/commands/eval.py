@@ -18,9 +18,8 @@ from disp_llm.config.schema import as_type
 from disp_llm.config.suites import load_suite
 from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
-from disp_llm.data.named import Given
-from disp_llm.data.reading import characters_for, read_given
-from disp_llm.data.sources import read_input
+from disp_llm.data.given import read_input
+from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity

@@ -29,8 +29,8 @@ from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.named import Sources, read_sources
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.masks.selection import Masks, Selection

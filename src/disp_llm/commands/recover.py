@@ -31,7 +31,7 @@ from disp_llm.commands.recovery_models import (
 )
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.named import Sources, read_sources
+from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Needs, Writer, held_out
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.export.card import write_recovered_card

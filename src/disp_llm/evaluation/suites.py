@@ -28,8 +28,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import GivenExamples, required_examples
-from disp_llm.data.reading import characters_for, dataset_name, read_dataset, read_given
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.answers import exact_match, written_answers
 from disp_llm.evaluation.perplexity import window_losses
@@ -156,8 +156,7 @@ class Scoreboard:
 
 def _read(text: SuiteText, tokens: int) -> GivenText:
     if text.rows:
-        documents = read_dataset(text.dataset, text.field, "test", most=text.rows)
-        return GivenText(documents, field="dataset", named=dataset_name(text.dataset))
+        return read_dataset(text.dataset, text.field, "test", streams=True, rows=text.rows)
     characters = characters_for(tokens)
     given = read_given(text.files, text.dataset, text.field, "test", characters=characters)
     assert given is not None  # one of the two is named
