@@ -65,10 +65,10 @@ def export(config: Any) -> Figures:
 
 def eval(config: Any) -> Figures:
     """Measures a model."""
-    from disp_llm.commands.evaluate import evaluate
+    from disp_llm.commands.eval import eval
 
     with progress_bar(plain_lines=True) as progress:
-        result = evaluate(config.model, config=config, progress=progress)
+        result = eval(config.model, config=config, progress=progress)
     show_evaluation(result)
     return result
 
