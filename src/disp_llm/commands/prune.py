@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
-from disp_llm.commands.exporting import measured_export
+from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
@@ -29,11 +29,10 @@ from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.named import Sources, read_sources
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
@@ -50,6 +49,9 @@ from disp_llm.training.problem import PruningProblem
 
 if TYPE_CHECKING:
     from disp_llm.models.sharding import Sharding
+
+if TYPE_CHECKING:
+    from disp_llm.evaluation.suites import Scoreboard
 
 
 @takes_settings(PruneConfig)
@@ -203,11 +205,11 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, sharding)
-    SizeWriter(problem, export).write(selection, config.sizes)
+    exporter = Exporter(problem, measuring.tokenizer, measuring, sharding)
+    SizeWriter(problem, exporter).write(selection, config.sizes)
 
 
-def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
+def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     """The suite of a run, if it has one.
 
     Raises:
