@@ -15,7 +15,8 @@ from fresh import start_command
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from disp_llm.cli.main import LineFormatter, main
+from disp_llm.cli.environment import LineFormatter
+from disp_llm.cli.main import main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.prune import PruneConfig

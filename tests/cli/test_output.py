@@ -12,7 +12,8 @@ from contextlib import redirect_stdout
 import pytest
 from conftest import environment, run_command
 
-from disp_llm.cli.main import ALLOCATOR_VARIABLES, Once, keep_freed_memory, main
+from disp_llm.cli.environment import ALLOCATOR_VARIABLES, Once, keep_freed_memory
+from disp_llm.cli.main import main
 from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError
 from disp_llm.reporting import terminal
@@ -168,7 +169,7 @@ def taken() -> int:
     bytearray(b"1") * (1 << 27)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-from disp_llm.cli.main import keep_freed_memory
+from disp_llm.cli.environment import keep_freed_memory
 
 keep_freed_memory()
 taken()

@@ -115,7 +115,7 @@ def test_several_runs_are_compared(small_run, tmp_path):
 def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
     """Also where another has nothing to draw in one of them."""
     run = read_run(Run(small_run[0]))
-    bare = replace(run, name="bare", sizes=[], curve=[])
+    bare = replace(run, name="bare", sizes=[])
     for first, second, place in ((bare, run, 1), (run, bare, 0)):
         runs = [replace(first, name="a"), replace(second, name="b")]
         assert quality_chart(runs).lines == {"ab"[place]: place}

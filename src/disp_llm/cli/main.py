@@ -1,21 +1,23 @@
 """The entry point `disp-llm`: one subcommand a file; exit codes. Results go to standard output: as
 tables, or with `--json` as one object. Progress and messages go to standard error."""
 
-import ctypes
-import io
 import json
-import logging
 import os
-import platform
-import re
 import shlex
 import sys
 import time
 import traceback
-import warnings
 from typing import NoReturn
 
-from disp_llm.cli.errors import flags_of, print_error, tell, with_flags
+from disp_llm.cli.environment import (
+    direct_output,
+    number_of,
+    prepare_libraries,
+    prepare_output,
+    rank,
+    require_place,
+)
+from disp_llm.cli.errors import print_error, tell
 from disp_llm.cli.parsing import (
     RESUMABLE,
     given_settings,
@@ -24,16 +26,11 @@ from disp_llm.cli.parsing import (
     program,
     runner,
 )
-from disp_llm.cli.signals import end_tidily, has_been_asked_to_end
-from disp_llm.config.errors import InputError, printable
+from disp_llm.cli.signals import has_been_asked_to_end
+from disp_llm.config.errors import InputError
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
-"""Of glibc's `mallopt`."""
-ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-"""By which a user sets the same."""
 
 
 def main() -> None:
@@ -124,7 +121,7 @@ def _refuse(error: InputError, command: str, as_json: bool) -> NoReturn:
 def _end(code: int) -> NoReturn:
     """Ends the process. One of several is kept from it by the group that the others may have left,
     unless it leaves at once."""
-    if _number("WORLD_SIZE", 1) > 1:
+    if number_of("WORLD_SIZE", 1) > 1:
         if sys.stderr is not None:
             sys.stderr.flush()
         os._exit(code)
@@ -136,72 +133,23 @@ PAUSE = 5.0
 them ends it before, if the first has."""
 
 
-def rank() -> int:
-    """Number of this process among those that were started together, from 0."""
-    return _number("RANK", 0)
-
-
-def _number(variable: str, default: int) -> int:
-    """What a variable of the environment says, if it is a number."""
-    said = os.environ.get(variable, "")
-    return int(said) if PLACE.fullmatch(said) else default
-
-
-PLACE = re.compile(r"[0-9]{1,9}")
-"""What `torchrun` says to a process of its place among others."""
-
-
-def require_place() -> None:
-    """Refuses variables that tell the place of this process among others and that are no numbers.
-
-    Raises:
-        InputError: naming the variable.
-    """
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        said = os.environ.get(variable, "0")
-        if not PLACE.fullmatch(said):
-            raise InputError(
-                f"'{said}' is no number", field=variable, hint="unset it, or start by torchrun"
-            )
-
-
 def _drop_output() -> None:
     """What standard output still holds goes nowhere, so that nothing fails when it is closed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def direct_output(as_json: bool, quiet: bool) -> None:
-    """With `--json` tables go to standard error; a quiet command shows no progress."""
-    from disp_llm.reporting.terminal import messages, results
-
-    messages.quiet, results.quiet = quiet, quiet and as_json
-    results.stderr = as_json
-
-
 def _explained(error: RuntimeError, arguments: list[str]) -> InputError | None:
-    """What a user can do about an error that a library raised; None where it is ours."""
+    """What a user can do about an error of a library; None where it is ours."""
+    kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
     field = program(arguments)
-    if _has_lost_another(error):
+    if "DistError" in kinds or "/gloo/" in said or "by peer" in said:
         hint = "start all again with `resume` auto, which goes on from the last checkpoint"
         return InputError("another process has ended or hangs", field=field, hint=hint)
-    if _is_out_of_memory(error):
+    full = ("not enough memory", "can't allocate memory")  # a GPU's error has its own class
+    if "OutOfMemoryError" in kinds or any(words in said for words in full):
         hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
         return InputError("out of memory", field=field, hint=hint)
     return None
-
-
-def _has_lost_another(error: RuntimeError) -> bool:
-    """Whether it is the word of what connects processes for one that does not answer."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    said = str(error)
-    return "DistError" in kinds or "/gloo/" in said or "by peer" in said
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is a GPU's, which has a class of its own (torch is loaded by then), or the
-    machine's."""
-    said = ("not enough memory", "can't allocate memory")
-    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said)
 
 
 def _how_to_resume(arguments: list[str]) -> str:
@@ -216,83 +164,3 @@ def _how_to_resume(arguments: list[str]) -> str:
         return ""
     again = shlex.join(arguments) + ("" if "resume" in given else " --resume")
     return f"; go on with: disp-llm {again}"
-
-
-class LineFormatter(logging.Formatter):
-    """Warnings in the words of the command line."""
-
-    def __init__(self, command: str = "") -> None:
-        super().__init__()
-        self.command = command
-
-    def format(self, record: logging.LogRecord) -> str:
-        """`disp-llm: ...`, with flags in place of settings."""
-        return f"disp-llm: {printable(with_flags(super().format(record), flags_of(self.command)))}"
-
-
-class Once(logging.Filter):
-    """Lets each message through once: what holds for every row of a table is said for the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether nobody has said it yet."""
-        said = record.getMessage()
-        is_new = said not in self.said
-        self.said.add(said)
-        return is_new
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep what was freed for the next tensor.
-
-    By default it gives large blocks back, and each of their pages is faulted in and cleared anew,
-    which takes an eighth of the time of learning on a CPU and a quarter of that of reading windows
-    of 2,048 tokens (docs/experiment-log.md, "Idle threads"). Whoever has set the allocator by its
-    own variables keeps that.
-    """
-    set_already = any(name in os.environ for name in ALLOCATOR_VARIABLES)
-    if platform.libc_ver()[0] == "glibc" and not set_already:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, INT_MAX)
-        mallopt(M_TRIM_THRESHOLD, INT_MAX)
-
-
-def prepare_output(arguments: list[str]) -> None:
-    """Makes what is said UTF-8 wherever it goes, and of warnings lines; what has no UTF-8, as bytes
-    in the name of a file, is escaped, in JSON by JSON's own rule."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where the shell has closed it
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("".join(arguments[:1])))
-    handler.addFilter(Once())
-    level = logging.INFO if "--verbose" in arguments else logging.WARNING
-    if rank() > 0 or "--quiet" in arguments:  # the first of several processes warns for all
-        level = logging.ERROR
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(True)
-    warnings.formatwarning = lambda message, *place, **line: str(message)
-
-
-def prepare_libraries(verbose: bool = False) -> None:
-    """Makes idle threads sleep, since spinning ones slow down what shares the machine and win
-    nothing here, and silences other libraries' bars and advice, which would tear our own progress
-    apart."""
-    keep_freed_memory()
-    end_tidily()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `bench` tells when it starts
-    if verbose:
-        return
-    warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
-    import huggingface_hub
-    import transformers
-
-    huggingface_hub.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

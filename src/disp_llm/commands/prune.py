@@ -10,7 +10,7 @@ from typing import Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
-from disp_llm.commands.exporting import measured_export
+from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
@@ -201,8 +201,8 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, sharding)
-    SizeWriter(problem, export).write(selection, config.sizes)
+    exporter = Exporter(problem, measuring.tokenizer, measuring, sharding)
+    SizeWriter(problem, exporter).write(selection, config.sizes)
 
 
 def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:

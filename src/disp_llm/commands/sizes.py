@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.exporting import (
-    MeasuredExport,
-    PlainExport,
-    ShardedExport,
-)
+from disp_llm.commands.exporting import Exporter
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
@@ -65,7 +61,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    export: MeasuredExport | ShardedExport | PlainExport
+    exporter: Exporter
     suffix: str = ""
     """Added to the names of sizes that differ from the run's own in more than their share."""
 
@@ -84,7 +80,7 @@ class SizeWriter:
             if name in found and run.has(run.selection_file) and run.has(folder):
                 there = from_json(SizeResult, found[name], str(run.result_file))
                 self._require_same_share(size, there)
-                if there.measured or not self.export.measures:
+                if there.measured or self.exporter.measuring is None:
                     continue
             self._require_free(name, folder)
             run.forget(folder)
@@ -167,7 +163,7 @@ class SizeWriter:
         budget, size_name = job.config.budget.budget, f"{size.name}{self.suffix}"
         name = f"keep {size_name}" if budget == "params" else f"{budget} {size_name}"
         with atomic(job.run.size_folder(self.name(size))) as written:
-            exported = self.export.write(masks, name, written)
+            exported = self.exporter.write(masks, name, written)
             self._require_counted(exported.model, masks)
             of_files = {"bytes": weight_bytes(written), "latency": timing}
             result = self._result(exported.model, masks, size, **of_files, **exported.figures)

@@ -64,9 +64,9 @@ def sizes_table(original: DenseResult, models: list[SizeResult], title: str = ""
         lambda m: "" if m.perplexity_masked is None else f"{m.perplexity_masked:.2f}",
     )
     row("block parameters", f"{original.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
-    row("of the original's", "", lambda m: f"{m.keep:.4%}")
+    row("of the original's", "", lambda m: f"{m.keep:.2%}")
     row("all parameters", f"{original.parameters:,}", lambda m: f"{m.parameters:,}")
-    row("of the original's", "", lambda m: f"{m.keep_total:.4%}")
+    row("of the original's", "", lambda m: f"{m.keep_total:.2%}")
     row("whole branches pruned", "", dropped_said)
     row("weights on disk", megabytes(original.bytes), lambda m: megabytes(m.bytes))
     row("KV cache, of the original's", "", lambda m: f"{m.kv_cache:.0%}")

@@ -83,7 +83,8 @@ def _bars() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=messages) as drawn:
+    # In a notebook nothing stays below the results.
+    with Progress(*columns, console=messages, transient=messages.is_jupyter) as drawn:
 
         def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             if stage not in bars:
