@@ -114,7 +114,6 @@ def test_help_on_a_full_disk_is_one_line():
         ["push", LONG, "a/b"],
         ["report", "run", "--output", LONG],
         ["convert", "f", "--to", "gguf", "--output-dir", LONG],
-        ["bench", "m", "--against", "m", "--plot", f"{LONG}.png"],
         ["eval", "m", "--text", LONG],
     ],
 )

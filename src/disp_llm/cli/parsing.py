@@ -37,7 +37,7 @@ COMMANDS = {
     "export": "export:ExportConfig",
     "recover": "recover:RecoverConfig",
     "report": "report:ReportConfig",
-    "eval": "evaluate:EvalConfig",
+    "eval": "eval:EvalConfig",
     "doctor": "doctor:DoctorConfig",
     "bench": "bench:BenchConfig",
     "convert": "convert:ConvertConfig",

@@ -7,7 +7,7 @@ exported.
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
@@ -30,11 +30,10 @@ from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.named import Sources, read_sources
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
@@ -50,6 +49,9 @@ from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.evaluation.suites import Scoreboard
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +226,7 @@ def export_all(
     SizeWriter(problem, exporter).write(selection, config.sizes)
 
 
-def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
+def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     """The suite of a run, if it has one.
 
     Raises:

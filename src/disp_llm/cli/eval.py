@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from disp_llm.commands.evaluate import evaluate
-from disp_llm.config.evaluate import EvalConfig
+from disp_llm.commands.eval import eval
+from disp_llm.config.eval import EvalConfig
 from disp_llm.reporting.tables import show_evaluation
 from disp_llm.reporting.terminal import progress_bar
 
@@ -11,6 +11,6 @@ from disp_llm.reporting.terminal import progress_bar
 def run(config: EvalConfig) -> dict[str, Any]:
     """Measures a model and shows what was found."""
     with progress_bar(plain_lines=True) as progress:
-        result = evaluate(config.model, config=config, progress=progress)
+        result = eval(config.model, config=config, progress=progress)
     show_evaluation(result)
     return result
