@@ -422,6 +422,6 @@ def test_an_error_that_a_signal_became_is_an_interruption(monkeypatch):
         except KeyboardInterrupt as error:
             raise ValueError("of a library") from error
 
-    monkeypatch.setattr("disp_llm.cli.verify.run", swallowed)
+    monkeypatch.setattr("disp_llm.cli.commands.verify", swallowed)
     done = run_command("verify", "nowhere")
     assert (done.returncode, done.stderr) == (130, "disp-llm: interrupted\n")
