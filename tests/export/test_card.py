@@ -11,7 +11,6 @@ from disp_llm.export.facts import facts_of
 from disp_llm.runs.results import OriginalResult, Perplexity, SizeResult, as_json, served_by_vllm
 from disp_llm.runs.scores import Scores, TaskScore
 
-
 MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
 
 
