@@ -24,7 +24,7 @@ from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
-from disp_llm.export.original import original_of
+from disp_llm.export.facts import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
