@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.measuring import Measuring
-from disp_llm.commands.scoring import measured_apart
+from disp_llm.commands.measuring import Measuring, measured_apart
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.evaluation.suites import comparable

@@ -5,8 +5,9 @@ original, scores, mask learning, and for every size masks, export, and the measu
 exported.
 """
 
+import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
@@ -32,8 +33,7 @@ from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
-from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.evaluation.suites import Scoreboard
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
@@ -47,7 +47,13 @@ from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
+from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.evaluation.suites import Scoreboard
+
+logger = logging.getLogger(__name__)
 
 
 @takes_settings(PruneConfig)
@@ -114,7 +120,22 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
     first_alone(job, loaded, export_all, problem, measuring, selection, loaded.sharding)
+    if job.process.is_main:
+        _say_if_late(job)
     job.process.accelerator.end_training()
+
+
+def _say_if_late(job: Job[PruneConfig]) -> None:
+    """Says where a run has taken longer than it was asked to."""
+    minutes, late = job.config.learn.minutes, seconds_late(job)
+    if minutes and late > 0:
+        job.run.update(late_s=round(late, 1))
+        logger.warning(
+            "took %.1f minutes, and --minutes is %g; fewer sizes, --rounds 0 or a shorter "
+            "--eval-text take less",
+            minutes + late / 60,
+            minutes,
+        )
 
 
 def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
@@ -157,7 +178,8 @@ def with_texts(
     writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
-        return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
+        names = config.text, loaded.tokenizer, loaded.bos_token_id
+        return load_tokens(*names, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     refuse_short_text(problem, texts)
@@ -205,7 +227,7 @@ def export_all(
     SizeWriter(problem, exporter).write(selection, config.sizes)
 
 
-def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
+def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     """The suite of a run, if it has one.
 
     Raises:

@@ -97,6 +97,11 @@ class GivenExamples:
         """Whether they have losses of their own in place of answers."""
         return any(isinstance(example, TaskExample) for example in self.examples)
 
+    @property
+    def measured_name(self) -> str:
+        """What results call them where answers or choices alone are measured."""
+        return f"{'choices' if self.have_own_losses else 'answers'} in {self.name}"
+
     def first(self, count: int) -> "GivenExamples":
         """So many from the start; 0 = all."""
         return replace(self, examples=self.examples[:count]) if count else self

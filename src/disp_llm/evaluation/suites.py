@@ -31,11 +31,9 @@ from disp_llm.data.examples import GivenExamples, read_examples
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
-from disp_llm.evaluation.answers import written_answers
-from disp_llm.evaluation.harness import require_tasks
-from disp_llm.evaluation.metrics import metric_named, rights
+from disp_llm.evaluation.answers import exact_match, written_answers
 from disp_llm.evaluation.perplexity import window_losses
-from disp_llm.evaluation.tasks import answers, require_answers
+from disp_llm.evaluation.tasks import answers, require_answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
@@ -67,8 +65,7 @@ class Scoreboard:
         """
         if suite.tasks:
             with suite.naming("tasks"):
-                data = [name for name, task in suite.tasks.items() if task.data is not None]
-                require_tasks(suite.tasks, data)
+                require_tasks(suite.tasks)
         for name, task in suite.tasks.items():
             with suite.naming(f"tasks.{name}"):
                 require_answers(name, task)
@@ -79,7 +76,6 @@ class Scoreboard:
         examples = {}
         for name, task in suite.examples.items():
             with suite.naming(f"examples.{name}"):
-                metric_named(task.metric)
                 given = read_examples(task.files, task.template)
                 assert given is not None  # every task names files
                 examples[name] = given
@@ -146,8 +142,8 @@ class Scoreboard:
         with self.suite.naming(f"examples.{name}"):
             given = self.examples[name].first(task.limit)
             stream = stream_of_examples(given, tokenizer, target.bos_token_id)
-            answers = written_answers(target, tokenizer, stream, task.answer_tokens, on_answer)
-            right = rights(task.metric, answers, [one.answer for one in stream.examples])
+            written = written_answers(target, tokenizer, stream, on_answer)
+            right = exact_match(written, [one.answer for one in stream.examples])
         share, n = statistics.fmean(right), len(right)
         return TaskScore(
             acc=share,
