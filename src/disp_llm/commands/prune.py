@@ -5,6 +5,7 @@ original, scores, mask learning, and for every size masks, export, and the measu
 exported.
 """
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,6 @@ from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
@@ -46,10 +46,16 @@ from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
+from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
 
 if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
+
+if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
+
+logger = logging.getLogger(__name__)
 
 
 @takes_settings(PruneConfig)
@@ -116,7 +122,22 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
     first_alone(job, loaded, export_all, problem, measuring, selection, loaded.sharding)
+    if job.process.is_main:
+        _say_if_late(job)
     job.process.accelerator.end_training()
+
+
+def _say_if_late(job: Job[PruneConfig]) -> None:
+    """Says where a run has taken longer than it was asked to."""
+    minutes, late = job.config.learn.minutes, seconds_late(job)
+    if minutes and late > 0:
+        job.run.update(late_s=round(late, 1))
+        logger.warning(
+            "took %.1f minutes, and --minutes is %g; fewer sizes, --rounds 0 or a shorter "
+            "--eval-text take less",
+            minutes + late / 60,
+            minutes,
+        )
 
 
 def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
@@ -195,7 +216,7 @@ def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
