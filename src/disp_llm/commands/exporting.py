@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -21,13 +21,14 @@ from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load_model
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -51,7 +52,7 @@ class Exporter:
     tokenizer: Any
     measuring: Measuring | None = None
     """None = nothing is run."""
-    sharding: Sharding | None = None
+    sharding: "Sharding | None" = None
     """What holds models that do not all lie here; None = they do."""
 
     def write(self, masks: Masks, name: str, folder: Path) -> Exported:
@@ -87,6 +88,8 @@ class Exporter:
         read = original.model.state_dict().__getitem__
         if not original.is_whole:
             machine = replace(self._machine, device="cpu")
+            from disp_llm.models.checkpoint import load_unread
+
             loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
             original = PrunableModel.of(loaded, original.sites)
             read = checkpoint.read if checkpoint else original.model.state_dict().__getitem__

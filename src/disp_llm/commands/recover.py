@@ -40,7 +40,6 @@ from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import gathered
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -50,6 +49,7 @@ from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
+from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 

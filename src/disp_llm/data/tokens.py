@@ -253,8 +253,7 @@ def eval_windows(
 ) -> Int[Tensor, "B T"]:
     """Windows in order from the start; a stream shorter than one window gives what it has."""
     context = config.longest_window(len(stream))
-    stride = min(config.stride or context, context)
-    windows = stream.unfold(0, context, stride)
+    windows = stream.unfold(0, context, context)
     if config.windows and len(windows) < config.windows:
         warnings.warn(
             f"the text fills {len(windows)} of {config.windows} windows of {context} tokens",
