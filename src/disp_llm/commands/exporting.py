@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.tokens import first_tokens
+from disp_llm.data.tokens import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
 from disp_llm.export.cutting import fold_into_weights
@@ -111,7 +111,7 @@ def _checked(
 ) -> dict[str, float]:
     """Errors of the logits of a compact model beside the dense one's, which runs masked; a warning
     where rounding does not explain them."""
-    start = first_tokens(measuring.stream, CHECK_TOKENS)
+    start = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
     tokens = start[: fitting(dense.model, CHECK_TOKENS)]
     errors = logit_errors(dense.model, model, tokens)
     warn_of_error(errors, folder)
