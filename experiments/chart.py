@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison_tables import Row, domain_rows, mix_rows, original_perplexity
+from comparison_rows import Row, domain_rows, mix_rows, original_perplexity
 
 from disp_llm.reporting.canvas import panels
 

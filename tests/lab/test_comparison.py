@@ -91,7 +91,7 @@ def test_panels(suite, timed, tmp_path, monkeypatch):
     values = [list(line.get_ydata()) for line in axes[0].lines]
     assert [2.0, 1.25] in values if suite else [40.0, 25.0] in values  # learned, by keep
     names = [text.get_text() for text in axes[-1].get_legend().get_texts()]
-    assert names == ["learned", "flap", "original"]
+    assert names == ["learned", "flap", "as the original"]
 
 
 def test_a_size_that_is_too_bad_to_be_drawn_is_named(tmp_path, monkeypatch):
