@@ -27,9 +27,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.parts import MachineConfig
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import write_folder
+from disp_llm.export.folders import stream_folder, write_folder, write_weights
 from disp_llm.export.folding import fold_into_weights
-from disp_llm.export.streaming import stream_folder, write_weights
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
@@ -140,7 +139,7 @@ def _streaming(source: Path, folder: Path, shard: str) -> None:
     empty, checkpoint = load_unread(str(source), MACHINE)
     assert checkpoint is not None
     dense = PrunableModel.of(empty)
-    stream_folder(dense, _masks(dense), checkpoint, empty.tokenizer, folder, shard)
+    stream_folder(dense, _masks(dense), checkpoint.read, empty.tokenizer, folder, shard)
 
 
 def _nothing(source: Path, folder: Path, shard: str) -> None:

@@ -63,7 +63,7 @@ def measured(path: Path, tokens: int) -> dict[str, float]:
     from transformers import PreTrainedTokenizerFast
 
     from disp_llm.config.parts import TextConfig
-    from disp_llm.data.named import read_sources
+    from disp_llm.data.sources import read_sources
     from disp_llm.data.tokens import load_tokens
     from disp_llm.models.embedded import model_file
 

@@ -31,9 +31,7 @@ def main(
         train_dataset=windows,
     )
     trainer.train()
-    tuned = disp_llm.evaluate(
-        small, tokenizer, text=[test], context=result.sizes[0].measured.window
-    )
+    tuned = disp_llm.eval(small, tokenizer, text=[test], context=result.sizes[0].measured.window)
     return {
         "original": result.figures["dense"]["perplexity"],
         "pruned": result.size(0.6).measured.perplexity,

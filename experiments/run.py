@@ -2,7 +2,8 @@
 
 An experiment is a small TOML file of differences: `common` flags, for every `[[variant]]` a name
 and the flags that are its own; `texts`, files by name, on which the exported folders are also to
-be measured (a variant may have its own), and `tasks`, which they are to be run on zero-shot.
+be measured (a variant may have its own), and `tasks`, which they are to be run on zero-shot (or
+a suite of tasks).
 `command` names another command than `prune`: `recover`, or `compare`, whose result is what
 `compare.json` holds. A variant that has finished is not run again unless its flags have changed;
 one that was interrupted goes on. Only the results are committed, the run folders are not. Each
@@ -181,8 +182,11 @@ def measure(model: str, texts: dict[str, str], tasks: str) -> dict:
             key: found[key] for key in figures if key in found
         }
     if tasks:
-        found = evaluate(model, f"--tasks {tasks}")
-        measured["tasks"] = found["tasks"] | {"average": found["average"]}
+        kind = "suite" if tasks.endswith(".toml") else "tasks"
+        found = evaluate(model, f"--{kind} {tasks}")
+        measured["tasks"] = found["tasks"]
+        if "average" in found:
+            measured["tasks"] |= {"average": found["average"]}
     return measured
 
 

@@ -236,7 +236,7 @@ def test_the_loss_that_prunes_is_the_loss_that_trains():
     examples = [found.example(one) for one in some]
     assert found.loss(some).requires_grad
     for one, example in zip(some, examples, strict=True):
-        mean = disp_llm.evaluate(found.model, found.tokenizer, examples=[example], context=32)[
+        mean = disp_llm.eval(found.model, found.tokenizer, examples=[example], context=32)[
             "perplexity"
         ]
         assert math.log(mean) == pytest.approx(float(found.loss([one]).detach()), rel=1e-4)

@@ -64,7 +64,7 @@ WEIGHTS = {"prune": 6, "recover": 4, "compare": 2, "export": 3, "bench": 0.15, "
 """How often a command comes, relative to the others."""
 
 SLOW = {
-    *("tasks", "task_data", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
+    *("tasks", "shots", "compile", "measure", "minutes", "seconds", "track", "json"),
     *("self_tokens", "force"),
 }
 """Settings that take minutes, the network or what is not installed."""
@@ -143,7 +143,7 @@ def random_line(random: Random) -> list[str]:
     command = random.choices(names, [WEIGHTS.get(name, 1) for name in names])[0]
     front, flags = base(command, random)
     settings = list(settings_of(all_settings()[command]))
-    outputs = [name for name, _ in settings if name in ("output_dir", "output", "plot")]
+    outputs = [name for name, _ in settings if name in ("output_dir", "output")]
     for name in outputs:
         flag = f"--{name.replace('_', '-')}"
         if flag in flags and random.random() < 0.5:

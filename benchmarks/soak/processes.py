@@ -5,6 +5,7 @@ Where there is no fork, each is a new interpreter.
 
 import importlib
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -59,10 +60,11 @@ def import_all() -> None:
     )
 
     assert transformers
-    from disp_llm.cli.parsing import COMMANDS
+    import disp_llm.cli.commands
+    import disp_llm.commands
 
-    for place in COMMANDS.values():  # those of other packages import what they need when they run
-        importlib.import_module(f"disp_llm.cli.{place.partition(':')[0]}")
+    for module in pkgutil.iter_modules(disp_llm.commands.__path__, "disp_llm.commands."):
+        importlib.import_module(module.name)
 
 
 def run(

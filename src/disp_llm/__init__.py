@@ -1,6 +1,6 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
-The tasks of the command line are functions here: `prune`, `recover`, `evaluate`, `bench`,
+The tasks of the command line are functions here: `prune`, `recover`, `eval`, `bench`,
 `doctor`, `export_sizes`, `convert`, `push` and `verify` (docs/api.md). Each is imported when it is
 first asked for.
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from disp_llm.commands.convert import convert as convert
     from disp_llm.commands.convert import push as push
     from disp_llm.commands.doctor import doctor as doctor
-    from disp_llm.commands.evaluate import evaluate as evaluate
+    from disp_llm.commands.eval import eval as eval
     from disp_llm.commands.export_sizes import export_sizes as export_sizes
     from disp_llm.commands.prune import prune as prune
     from disp_llm.commands.recover import recover as recover
@@ -33,7 +33,7 @@ __version__ = version("disp-llm")
 _LAZY = {
     "prune": "commands.prune",
     "recover": "commands.recover",
-    "evaluate": "commands.evaluate",
+    "eval": "commands.eval",
     "bench": "commands.bench",
     "convert": "commands.convert",
     "push": "commands.convert",

@@ -137,7 +137,7 @@ def test_json_is_utf_8_whatever_the_locale(encoding, monkeypatch):
     """Names that are not UTF-8 come out by JSON's own rule."""
     result = {"text": FINE, "left_out": [BAD, *EVIL.values()]}
     monkeypatch.setattr(terminal.results, "stderr", False)  # and so again after the test
-    monkeypatch.setattr("disp_llm.cli.report.run", lambda config: result)
+    monkeypatch.setattr("disp_llm.cli.commands.report", lambda config: result)
     monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda **how: None)
     monkeypatch.setattr(sys, "argv", ["disp-llm", "report", "run", "--json"])
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))

@@ -89,7 +89,6 @@ def test_unknown_command_is_one_line():
         (["prune", "x", "--output-dir", ""], "--output-dir: an empty word; leave it out"),
         (["prune", "x", "--text", ""], "--text: an empty word; leave it out"),
         (["prune"], "MODEL: is missing; see disp-llm prune --help"),
-        (["bench", "x"], "--against: is missing; see disp-llm bench --help"),
         (
             ["prune", "x", "--workload-length", "8192", "--budget", "bytes", "--target", "6GB"],
             "--workload-length: is of a --budget of latency or memory, and bytes does not use it; "
@@ -115,13 +114,7 @@ def test_unknown_command_is_one_line():
             ["convert", "x", "--to", "int4", "--output-dir", "y", "--text-field", "body"],
             "--text-field: is of --text; leave it out",
         ),
-        (["eval", "x", "--task-data", "piqa=f.jsonl"], "--task-data: is for tasks; leave it"),
-        (
-            ["eval", "x", "--tasks", "piqa", "--task-data", "piqa"],
-            "--task-data: piqa; give NAME=FILE",
-        ),
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; leave"),
-        (["eval", "x", "--answer-tokens", "9"], "--answer-tokens: is of scored answers; leave"),
         (["eval", "x", "--template", "plain"], "--template: is for examples, and there are none"),
         (
             ["prune", "x", "--budget", "memory", "--target", "80ms"],
@@ -429,6 +422,6 @@ def test_an_error_that_a_signal_became_is_an_interruption(monkeypatch):
         except KeyboardInterrupt as error:
             raise ValueError("of a library") from error
 
-    monkeypatch.setattr("disp_llm.cli.verify.run", swallowed)
+    monkeypatch.setattr("disp_llm.cli.commands.verify", swallowed)
     done = run_command("verify", "nowhere")
     assert (done.returncode, done.stderr) == (130, "disp-llm: interrupted\n")

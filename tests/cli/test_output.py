@@ -29,7 +29,7 @@ def run_into(monkeypatch, capsys):
     """`disp-llm ...` whose standard output is what is given; its exit code and what it said."""
 
     def run(arguments, output) -> tuple[object, list[str]]:
-        monkeypatch.setattr("disp_llm.cli.report.run", lambda config: {"text": "t" * 10_000})
+        monkeypatch.setattr("disp_llm.cli.commands.report", lambda config: {"text": "t" * 10_000})
         monkeypatch.setattr("disp_llm.cli.main.prepare_libraries", lambda **how: None)
         monkeypatch.setattr(terminal.results, "stderr", False)  # and so again after it
         monkeypatch.setattr(sys, "argv", ["disp-llm", *arguments])
@@ -114,7 +114,6 @@ def test_help_on_a_full_disk_is_one_line():
         ["push", LONG, "a/b"],
         ["report", "run", "--output", LONG],
         ["convert", "f", "--to", "gguf", "--output-dir", LONG],
-        ["bench", "m", "--against", "m", "--plot", f"{LONG}.png"],
         ["eval", "m", "--text", LONG],
     ],
 )
@@ -138,7 +137,7 @@ def test_a_file_out_of_reach_is_one_line(monkeypatch):
     def denied(config):
         raise PermissionError(13, "Permission denied", "secret.json")
 
-    monkeypatch.setattr("disp_llm.cli.report.run", denied)
+    monkeypatch.setattr("disp_llm.cli.commands.report", denied)
     done = run_command("report", "run", "--json")
     assert done.returncode == 2
     assert done.stderr.startswith("disp-llm: secret.json: Permission denied; ")

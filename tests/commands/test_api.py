@@ -15,11 +15,11 @@ from small import settings_of
 import disp_lab
 import disp_llm
 from disp_llm.commands.outcome import RecoverResult
-from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.eval import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.given import GivenText, read_input
 from disp_llm.models.source import fingerprint_of
 
 
@@ -95,12 +95,12 @@ def test_recover_and_evaluate_in_memory(in_memory, text_file):
     tokenizer, text = byte_tokenizer(), text_file.read_text()
     small = result.model(0.5)
     measured = {"context": 32, "windows": 8, "progress": silent}
-    before = disp_llm.evaluate(small, tokenizer, text=[text[-4000:]], **measured)
+    before = disp_llm.eval(small, tokenizer, text=[text[-4000:]], **measured)
     better = disp_llm.recover(
         small, tokenizer, text=[text[:-4000]], eval_text=[text[-4000:]], teacher=model,
         tokens=1920, length=32, learning_rate=3e-3, **measured,
     )  # fmt: skip
-    after = disp_llm.evaluate(better, tokenizer, text=[text[-4000:]], dtype="float32", **measured)
+    after = disp_llm.eval(better, tokenizer, text=[text[-4000:]], dtype="float32", **measured)
     assert after["perplexity"] < before["perplexity"]
     assert better.figures["before"]["perplexity"] == pytest.approx(before["perplexity"])
     assert isinstance(better.model, transformers.PreTrainedModel)
@@ -116,7 +116,7 @@ def test_every_kind_of_text_gives_the_same_tokens(text_file):
         (row for row in [text]),
     ]  # fmt: skip
     figures = [
-        disp_llm.evaluate(
+        disp_llm.eval(
             tiny_model("llama"), tokenizer, text=kind, context=32, windows=4, progress=silent
         )
         for kind in kinds
@@ -132,7 +132,7 @@ def test_rows_in_memory_hold_their_text_in_the_column_that_is_named(text_file):
     rows = datasets.Dataset.from_dict({"body": texts})
     model, flags = tiny_model("llama"), {"context": 32, "windows": 4, "progress": silent}
     found = [
-        disp_llm.evaluate(model, byte_tokenizer(), text=text, **named, **flags)
+        disp_llm.eval(model, byte_tokenizer(), text=text, **named, **flags)
         for text, named in ((texts, {}), (rows, {"text_field": "body"}))
     ]
     assert found[0] == found[1]
@@ -142,7 +142,7 @@ def test_rows_in_memory_hold_their_text_in_the_column_that_is_named(text_file):
     )  # fmt: skip
     assert run.figures["source"]["eval_text_sha256"] == found[0]["text_sha256"]
     with pytest.raises(disp_llm.InputError, match="no column 'title' in row 1, but 'body'"):
-        disp_llm.evaluate(model, byte_tokenizer(), text=rows, text_field="title", **flags)
+        disp_llm.eval(model, byte_tokenizer(), text=rows, text_field="title", **flags)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_rows_in_memory_hold_their_text_in_the_column_that_is_named(text_file):
 )
 def test_what_is_no_text_is_refused(text, said):
     with pytest.raises(disp_llm.InputError, match=said):
-        disp_llm.evaluate(tiny_model("llama"), byte_tokenizer(), text=text, progress=silent)
+        disp_llm.eval(tiny_model("llama"), byte_tokenizer(), text=text, progress=silent)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_model_that_is_not_there_is_named_by_its_setting(small_run, text_file,
         "folder": lambda: disp_llm.recover("nowhere", **recovering),
         "teacher": lambda: disp_llm.recover(folder, teacher="nowhere", **recovering),
         "against": lambda: disp_llm.bench(folder, against="nowhere"),
-        "model": lambda: disp_llm.evaluate("nowhere", text=text_file),
+        "model": lambda: disp_llm.eval("nowhere", text=text_file),
     }.items():
         with pytest.raises(disp_llm.InputError, match=f"^{field}: cannot load 'nowhere'"):
             call()
@@ -320,7 +320,7 @@ def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
     """Those of one model serve the next."""
     config = EvalConfig(str(llama_folder), text=(text_file,))
     folder = str(small_run[0] / "keep-0.5")
-    found = [disp_llm.evaluate(name, config=config, progress=silent) for name in (folder, folder)]
+    found = [disp_llm.eval(name, config=config, progress=silent) for name in (folder, folder)]
     assert {one["model"] for one in found} == {folder}
     assert found[0]["parameters"] == small_run[1]["models"][0]["parameters"]
 
@@ -329,7 +329,7 @@ def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file):
     """Its figures say where it lay when it was made, from the folder of that time."""
     told = {"model": {"folder": "elsewhere/model"}, "dtype": "float32"}
     made = RecoverResult(small_run[0], told)
-    found = disp_llm.evaluate(made, text=text_file, windows=2, progress=silent)
+    found = disp_llm.eval(made, text=text_file, windows=2, progress=silent)
     assert found["parameters"] == small_run[1]["models"][0]["parameters"]
     assert found["dtype"] == "float32"
 
@@ -345,8 +345,8 @@ for task in (
     disp_llm.doctor,
     disp_lab.compare,
     disp_llm.bench,
-    lambda model: disp_llm.evaluate(torch.compile(model)),
-    lambda model: disp_llm.evaluate(model, "smollm2-135m"),
+    lambda model: disp_llm.eval(torch.compile(model)),
+    lambda model: disp_llm.eval(model, "smollm2-135m"),
 ):
     try:
         task(llama)

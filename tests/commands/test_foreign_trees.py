@@ -20,7 +20,6 @@ COMPARED = [
     *("--methods", "magnitude", "--keep", 0.5, "--rounds", 0),
     *FEW,
 ]
-TIMED = [*"--lengths 8 --batches 1 --rounds 2 --context 8 --device cpu --dtype float32".split()]
 
 OUTPUTS = {
     ("prune", "output_dir"): "folder",
@@ -30,7 +29,6 @@ OUTPUTS = {
     ("report", "runs"): "folder",
     ("report", "output"): "page",
     ("convert", "output_dir"): "folder",
-    ("bench", "plot"): "picture",
 }
 """Every setting that names what a command writes, and what it is."""
 
@@ -95,7 +93,6 @@ class Made:
             "copy": ["convert", student, "--to", "folder", *named("--output-dir")],
             "int8": ["convert", student, "--to", "int8", *named("--output-dir")],
             "int4": ["convert", student, "--to", "int4", *text, *named("--output-dir")],
-            "bench": ["bench", student, "--against", self.model, *named("--plot"), *TIMED],
         }[command]
 
 
@@ -155,7 +152,7 @@ def test_so_does_one_that_bears_the_name_of_a_default(tree, command, made, tmp_p
     assert done.returncode == 2
 
 
-MAKERS = ("prune", "recover", "compare", "copy", "int8", "int4", "page", "bench")
+MAKERS = ("prune", "recover", "compare", "copy", "int8", "int4", "page")
 """Commands that make what is not there."""
 
 
@@ -167,7 +164,7 @@ def test_what_is_refused_makes_nothing(command, where, made, tmp_path):
     (tmp_path / "place" / "outside").mkdir()
     (place / "link").symlink_to(place.parent / "outside")
     before = snapshot(place.parent)
-    suffix = {"bench": ".png", "page": ".html"}.get(command, "")
+    suffix = ".html" if command == "page" else ""
     line = made.command(command, place / f"{where}{suffix}", "no model")
     if command == "page":
         line[1] = "nope"
@@ -188,8 +185,7 @@ def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     assert (place / where).exists()
 
 
-@pytest.mark.parametrize("command", ["page", "bench"])
-def test_no_file_of_somebody_else_is_replaced(command, made, tmp_path):
+def test_no_file_of_somebody_else_is_replaced(made, tmp_path):
     """Whatever it is called, and whatever leads to it."""
     place = grown("everything", tmp_path / "place" / "tree")
     TREES["links"](grown("plain", place / "linked"))
@@ -198,10 +194,9 @@ def test_no_file_of_somebody_else_is_replaced(command, made, tmp_path):
     before, failed = snapshot(place.parent), []
     for name in before:
         path = place.parent / name
-        suffixes = (".png", ".svg") if command == "bench" else (path.suffix,)
         dangling = path.is_symlink() and not path.exists()
-        if path.suffix in suffixes and (path.is_file() or path.is_dir() or dangling):
-            done = run_command(*made.command(command, path))
+        if path.is_file() or path.is_dir() or dangling:
+            done = run_command(*made.command("page", path))
             found = changes(before, snapshot(place.parent))
             if done.returncode != 2 or found:
                 failed.append(f"{name}: {done.returncode} {done.stderr[-200:]} {found}")

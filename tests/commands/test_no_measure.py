@@ -63,14 +63,14 @@ def test_what_is_not_known_is_said_in_words(own_run, text_file, tmp_path):
     done = run_command("export", own_run, "--keep", 0.65, "--no-measure")
     assert done.returncode == 0, done.stderr
     assert "not measured" in done.stdout
-    card = (own_run / "model-0.65" / "README.md").read_text()
+    card = (own_run / "keep-0.65" / "README.md").read_text()
     assert "| not measured | |" in card
     assert "exported\nwithout running it" in card
     assert "model-index" not in card
     assert "<td>not measured</td>" in (own_run / "report.html").read_text()
     assert run_command("report", own_run).returncode == 0
     saved = run_command(
-        "convert", own_run / "model-0.65", "--to", "folder", "--output-dir", tmp_path / "saved"
+        "convert", own_run / "keep-0.65", "--to", "folder", "--output-dir", tmp_path / "saved"
     )
     assert saved.returncode == 0, saved.stderr
     done = run_command(
@@ -96,7 +96,7 @@ def test_it_is_measured_later(own_run):
 
 
 def test_no_text_is_needed(own_run, text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("disp_llm.data.named.read_sources", lambda *given: pytest.fail("read"))
+    monkeypatch.setattr("disp_llm.data.sources.read_sources", lambda *given: pytest.fail("read"))
     config = ExportConfig(own_run, keep=(0.65,), no_measure=True, device="cpu")
     result = disp_llm.export_sizes(config, progress=lambda *given: None)
     assert result.size(0.65).measured is None

@@ -109,7 +109,7 @@ def test_what_is_pruned_is_the_language_model(wrapped):
 def test_the_processor_travels(wrapped, tmp_path):
     model_type, model, run = wrapped
     done = run_command(
-        "convert", run / "model-0.6", "--to", "folder", "--output-dir", tmp_path / "saved"
+        "convert", run / "keep-0.6", "--to", "folder", "--output-dir", tmp_path / "saved"
     )
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import disp_lab
 import disp_llm
 from disp_lab import settings as compare
-from disp_llm.config import bench, doctor, evaluate, export, prune, recover
+from disp_llm.config import bench, doctor, eval, export, prune, recover
 from disp_llm.config.settings import settings_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,7 +23,7 @@ values = [
     {"a": 1}, {1: 2}, range(3), 1j, Path("x"),
 ]
 kinds = {
-    "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "evaluate": evaluate.EvalConfig,
+    "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "eval": eval.EvalConfig,
     "compare": compare.CompareConfig, "bench": bench.BenchConfig, "doctor": doctor.DoctorConfig,
     "export_sizes": export.ExportConfig,
 }
@@ -52,14 +52,14 @@ for name, kind in kinds.items():
             attempt(name, *named, **(usual | needed | {setting: value}))
 for name in (*kinds, "verify"):
     attempt(name)
-    attempt(name, kinds["evaluate"]("nowhere"), **({"against": "x"} if name == "bench" else {}))
+    attempt(name, kinds["eval"]("nowhere"), **({"against": "x"} if name == "bench" else {}))
     for value in values:
         attempt(name, value, **({"against": "nowhere"} if name == "bench" else {}))
 
 llama = LlamaForCausalLM(
     LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2)
 )
-for name in ("prune", "recover", "evaluate"):
+for name in ("prune", "recover", "eval"):
     for value in values:
         attempt(name, llama, value)
     for other, kind in kinds.items():

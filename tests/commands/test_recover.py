@@ -207,7 +207,15 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
     result = json.loads(done.stdout)
     for name, model in (("before", student), ("model", folder / "model")):
         alone = run_command(
-            "eval", model, "--suite", suite, "--dense", llama_folder, "--dtype", "float32", "--json"
+            "eval",
+            model,
+            "--suite",
+            suite,
+            "--against",
+            llama_folder,
+            "--dtype",
+            "float32",
+            "--json",
         )
         found = json.loads(alone.stdout)
         for key in ("general_ratio", "general_ratio_stderr", "texts"):

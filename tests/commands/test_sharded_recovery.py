@@ -19,7 +19,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.examples import read_input_examples
-from disp_llm.data.named import InMemory
+from disp_llm.data.sources import InMemory
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.training.checkpoints import checkpoints

@@ -15,12 +15,10 @@ from disp_llm.commands.planning import tokens_wanted
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import load_recipe
-from disp_llm.data import formats, reading
+from disp_llm.data import reading, sources
 from disp_llm.data.examples import required_examples
-from disp_llm.data.named import read_sources
-from disp_llm.data.reading import characters_for, read_documents, read_given
-from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.given import GivenText, read_input
+from disp_llm.data.sources import characters_for, read_documents, read_given, read_sources
 from disp_llm.data.tokens import load_tokens
 
 from test_reading import COMPRESSED, TABLES  # isort: skip
@@ -31,9 +29,9 @@ MEGABYTE = 2**20
 @pytest.fixture
 def small(monkeypatch):
     """Limits that a test reaches in no time."""
-    monkeypatch.setattr(formats, "LONGEST", 2 * MEGABYTE)
-    monkeypatch.setattr(formats, "PIECE", 2**12)
-    monkeypatch.setattr(reading, "LEAST", MEGABYTE)
+    monkeypatch.setattr(reading, "LONGEST", 2 * MEGABYTE)
+    monkeypatch.setattr(reading, "PIECE", 2**12)
+    monkeypatch.setattr(sources, "LEAST", MEGABYTE)
 
 
 def refused(path: Path, **options) -> str:
@@ -58,15 +56,14 @@ def special_files(folder: Path) -> dict[str, Path]:
 def test_what_has_no_end_is_refused_before_it_is_opened(tmp_path, what):
     path = special_files(tmp_path)[what]
     assert f"a {what}, which cannot be read again: write it to a file" in refused(path)
-    for read in (lambda: required_examples([path], "auto"), lambda: load_recipe(str(path))):
-        with pytest.raises(InputError, match=f"a {what}, which cannot be read again"):
-            read()
+    with pytest.raises(InputError, match=f"a {what}, which cannot be read again"):
+        required_examples([path], "auto")
 
 
 def test_a_command_does_not_wait_for_a_pipe(llama_folder, tmp_path):
     path = special_files(tmp_path)["pipe"]
     (tmp_path / "link.txt").symlink_to(path)
-    for flags in (["--text", path], ["--eval-text", tmp_path / "link.txt"], ["--recipe", path]):
+    for flags in (["--text", path], ["--eval-text", tmp_path / "link.txt"], ["--config", path]):
         done = run_command("prune", llama_folder, *flags, "--output-dir", tmp_path / "run")
         assert done.returncode == 2
         assert "write it to a file" in done.stderr
@@ -161,10 +158,10 @@ def test_sources_are_read_as_far_as_a_run_needs(tmp_path, small, apart, tokens, 
     path.write_text("one line of text" * (3 * MEGABYTE // 16))
     config = TextConfig(text=(path,), eval_text=(path,) if apart else ())
     with pytest.warns(UserWarning, match="shuffle"):
-        sources = read_sources(config, tokens=tokens, measured=measured)
-    texts = [source.text for source in sources.learning] + [sources.evaluation] * apart
-    found = [text.documents for text in texts if isinstance(text, GivenText)]
-    assert [sum(map(len, documents or [])) / MEGABYTE for documents in found] == read
+        found = read_sources(config, tokens=tokens, measured=measured)
+    texts = [source.text for source in found.learning] + [found.evaluation] * apart
+    read_of = [text.documents for text in texts if isinstance(text, GivenText)]
+    assert [sum(map(len, documents or [])) / MEGABYTE for documents in read_of] == read
 
 
 def test_all_methods_of_a_comparison_read_the_same():
@@ -176,16 +173,16 @@ def test_all_methods_of_a_comparison_read_the_same():
 
 
 def test_a_text_that_is_read_in_part_is_known_by_that_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LEAST", 50_000)
+    monkeypatch.setattr(sources, "LEAST", 50_000)
     text = "some words, again and again\n" * 3000
     (tmp_path / "long.txt").write_text(text)
     (tmp_path / "short.txt").write_text(text[:50_000])
     configs = [TextConfig(text=(tmp_path / name,)) for name in ("long.txt", "short.txt")]
     with pytest.warns(UserWarning, match="shuffle documents"):
-        sources = [read_sources(config, measured=1) for config in configs]
+        found = [read_sources(config, measured=1) for config in configs]
     part, same = (
         load_tokens(config, byte_tokenizer(), sources=read)
-        for config, read in zip(configs, sources, strict=True)
+        for config, read in zip(configs, found, strict=True)
     )
     assert part.names["text_sha256"] == same.names["text_sha256"]
     assert torch.equal(part.corpus.streams[0], same.corpus.streams[0])

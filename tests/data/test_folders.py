@@ -9,7 +9,7 @@ import pytest
 from conftest import run_command
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.reading import read_documents, read_given
+from disp_llm.data.sources import read_documents, read_given
 
 
 def lines_of(values) -> bytes:

@@ -10,9 +10,8 @@ from conftest import SMALL, byte_tokenizer, run_command
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.texts import load_mixture
-from disp_llm.data import reading
-from disp_llm.data.named import read_sources
-from disp_llm.data.reading import read_mixture
+from disp_llm.data import sources
+from disp_llm.data.sources import read_mixture, read_sources
 from disp_llm.data.tokens import load_tokens
 
 MIXTURE = """
@@ -52,7 +51,7 @@ def test_a_mixture_has_a_source_for_every_text_drawn_by_its_weight(mixture):
 
 
 def test_a_data_set_is_read_as_far_as_the_steps_need(mixture, monkeypatch):
-    monkeypatch.setattr(reading, "LEAST_CHARACTERS", 120)
+    monkeypatch.setattr(sources, "LEAST_OF_MIXTURE", 120)
     read = [
         sum(map(len, texts[0][0].documents))
         for texts in (read_mixture(load_mixture(mixture), tokens) for tokens in (0, 200, 100_000))
@@ -76,7 +75,7 @@ def test_revision_and_split_are_asked_of_the_hub(monkeypatch, tmp_path):
         "[texts.a]\ndataset = 'o/n:c:s'\nrevision = 'v1'\nfield = 'body'\ncharacters = 9\n"
         "[texts.b]\ndataset = 'o/m'\nfield = 'body'"
     )
-    monkeypatch.setattr(reading, "LEAST_CHARACTERS", 4)
+    monkeypatch.setattr(sources, "LEAST_OF_MIXTURE", 4)
     (a, _), (b, _) = read_mixture(load_mixture(path), 0)
     assert (len(a.documents or ()), len(b.documents or ())) == (3, 1)
     assert asked == [
@@ -108,7 +107,7 @@ def test_a_run_learns_from_a_mixture(mixture, llama_folder, tmp_path):
 def test_what_is_measured_after_recovery_was_not_learned_from_before(
     mixture, llama_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(reading, "LEAST_CHARACTERS", 120)
+    monkeypatch.setattr(sources, "LEAST_OF_MIXTURE", 120)
     flags = ("--text", mixture, "--length", 32, "--context", 32, "--windows", 1, "--batch", 1)
     flags = (*flags, "--dtype", "float32", "--device", "cpu", "--json")
     pruned = run_command(

@@ -13,7 +13,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
 from disp_llm.data.examples import GivenExamples, read_examples, read_input_examples
-from disp_llm.data.named import read_sources
+from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 from disp_llm.data.windows import ids_of
 

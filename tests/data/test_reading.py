@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.reading import read_dataset, read_documents
+from disp_llm.data.sources import read_dataset, read_documents
 
 DOCUMENTS = ['one\ntwo, "quoted"', "größe \u2028 🙂", "", "three\r\nfour" * 30_000]
 """Line ends, quotes, other scripts, nothing at all, and more than Python's limit of a cell."""
@@ -141,7 +141,7 @@ FAULTS = {
     "empty texts": ("a.parquet", as_parquet(["", ""]), "is empty"),
     "empty column": ("a.csv", b"id,text\n1,\n", "is empty"),
     "no key": ("a.jsonl", b'\n{"body": "x", "id": 1}\n', "'text' in line 2, but 'body', 'id'"),
-    "string line": ("a.jsonl", b'"just a string"\n', "a string in line 1"),
+    "number line": ("a.jsonl", b"17\n", "a number in line 1"),
     "cut line": ("a.jsonl", b'{"text": "a"}\n{"text": "b', "no JSON object in line 2"),
     "long number": ("a.jsonl", b'{"n": ' + b"1" * 5000 + b"}", "no JSON object in line 1"),
     "deep": ("a.jsonl", b"[" * 100_000, "no JSON object in line 1"),

@@ -15,8 +15,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data import synthetic
+from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import random_stream
-from disp_llm.data.sources import GivenText
 from disp_llm.data.synthetic import (
     CHANCES,
     SEPARATOR,

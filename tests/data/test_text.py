@@ -11,8 +11,8 @@ from conftest import byte_tokenizer
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.data.examples import HELD_OUT
-from disp_llm.data.named import InMemory, embedded_text, read_sources
-from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data.given import GivenText, read_input
+from disp_llm.data.sources import InMemory, embedded_text, read_sources
 from disp_llm.data.tokens import eval_windows, load_tokens, stream_of, tokenize
 from disp_llm.data.windows import random_windows
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from importlib.metadata import EntryPoint
 
 import pytest
 import torch
@@ -13,13 +12,13 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import read_input_examples
-from disp_llm.evaluation import metrics
-from disp_llm.evaluation.answers import written_answers
-from disp_llm.evaluation.likeliest import likeliest
-from disp_llm.evaluation.metrics import rights, scored
+from disp_llm.evaluation.answers import exact_match, f1, likeliest, scored, written_answers
 from disp_llm.evaluation.perplexity import answer_losses, perplexity
 
 ROWS = [{"prompt": "x" * n + "=", "answer": "abc"[: 1 + n % 3]} for n in (3, 11, 6, 1, 8, 2)]
+
+MOST = 5
+"""Tokens of an answer: a quarter beyond the longest, `abc` and EOS."""
 
 
 def stream(rows: list = ROWS):
@@ -54,77 +53,54 @@ def test_as_many_examples_are_measured_as_the_windows_have_tokens(target):
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3_5_text"])
 def test_answers_do_not_depend_on_what_is_answered_beside(model_type):
     target, tokenizer = tiny_prunable(model_type), byte_tokenizer()
-    together = written_answers(target, tokenizer, stream(), 6)
+    together = written_answers(target, tokenizer, stream())
     for place, row in enumerate(ROWS):
         prompt = torch.tensor(tokenizer(row["prompt"])["input_ids"])[None]
-        made = target.model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        made = target.model.generate(prompt, max_new_tokens=MOST, do_sample=False, pad_token_id=0)
         written = tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         assert together[place] == written
     assert len(set(together)) > 1
 
 
 def test_answers_follow_no_penalties_and_beams_that_a_model_comes_with(target):
-    tokenizer, wanted = byte_tokenizer(), written_answers(target, byte_tokenizer(), stream(), 6)
+    tokenizer, wanted = byte_tokenizer(), written_answers(target, byte_tokenizer(), stream())
     settings = target.model.generation_config
     settings.repetition_penalty, settings.no_repeat_ngram_size, settings.num_beams = 1.5, 1, 3
-    made = target.model.generate(torch.tensor([[5, 6]]), max_new_tokens=6, pad_token_id=0)
+    made = target.model.generate(torch.tensor([[5, 6]]), max_new_tokens=MOST, pad_token_id=0)
     with likeliest(target.model) as generate:
-        plain = generate(torch.tensor([[5, 6]]), max_new_tokens=6, pad_token_id=0)
+        plain = generate(torch.tensor([[5, 6]]), max_new_tokens=MOST, pad_token_id=0)
     assert made.tolist() != plain.tolist()
-    assert written_answers(target, tokenizer, stream(), 6) == wanted
+    assert written_answers(target, tokenizer, stream()) == wanted
     assert target.model.generation_config is settings
 
 
 def test_an_answer_ends_where_the_model_ends_text(target):
     tokenizer, rows = byte_tokenizer(), ROWS[1:2]
     prompt = torch.tensor(tokenizer(rows[0]["prompt"])["input_ids"])[None]
-    made = target.model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    made = target.model.generate(prompt, max_new_tokens=MOST, do_sample=False, pad_token_id=0)
     free = made[0, prompt.shape[1] :].tolist()
     end = next(token for token in free if token != free[0])
     target.model.generation_config.eos_token_id = [end]
     wanted = tokenizer.decode(free[: free.index(end)], skip_special_tokens=True).strip()
-    assert written_answers(target, tokenizer, stream(rows), 6) == [wanted]
+    assert written_answers(target, tokenizer, stream(rows)) == [wanted]
 
 
 def test_a_prompt_without_room_for_its_answer_is_named():
-    rows = [*ROWS, {"prompt": "y" * 121, "answer": "z"}]
+    rows = [*ROWS, {"prompt": "y" * 124, "answer": "z"}]
     short = tiny_prunable("llama", max_position_embeddings=128)
-    with pytest.raises(InputError, match="row 7, has 121 tokens before the answer"):
-        written_answers(short, byte_tokenizer(), stream(rows), 20)
+    with pytest.raises(InputError, match="row 7, has 124 tokens before the answer"):
+        written_answers(short, byte_tokenizer(), stream(rows))
 
 
-def test_metrics():
-    assert scored("exact_match", ["a b ", "c"], ["a b", "d"]).score == 0.5
-    found = scored("f1", ["The cat, sat", "x", ""], ["cat sat down", "y", "z"])
-    assert found.score == pytest.approx((2 * 2 / 6) / 3)
-    assert found.score_stderr == pytest.approx(2 / 9, rel=1e-6)
-    assert found.answers == 3
-    assert rights("exact_match", ["a", "b"], ["a", "c"]) == [1.0, 0.0]
-    with pytest.raises(InputError, match="f1 does not say of every answer whether it is right"):
-        rights("f1", ["a b"], ["a c"])
-
-
-def test_a_package_can_add_a_metric(monkeypatch):
-    entry = EntryPoint("longest", f"{__name__}:longest", metrics.PLUGINS)
-    broken = EntryPoint("broken", "nowhere:nothing", metrics.PLUGINS)
-    short = EntryPoint("short", f"{__name__}:short", metrics.PLUGINS)
-    monkeypatch.setattr(metrics, "entry_points", lambda group: [entry, broken, short])
-    found = scored("longest", ["a", "bbb"], ["a", "b"])
-    assert (found.score, found.score_stderr) == (3.0, None)
-    with pytest.raises(InputError, match="cannot be loaded"):
-        scored("broken", ["a"], ["a"])
-    with pytest.raises(InputError, match="short gave 1 numbers for 2 answers"):
-        scored("short", ["a", "b"], ["a", "b"])
-    with pytest.raises(InputError, match=r"no metric 'longst'.*longest"):
-        scored("longst", ["a"], ["a"])
-
-
-def longest(answers, references) -> float:
-    return float(max(map(len, answers)))
-
-
-def short(answers, references) -> list[float]:
-    return [1.0]
+def test_short_answers_are_right_or_wrong_and_long_ones_share_words():
+    assert exact_match(["a b ", "c"], ["a b", "d"]) == [1, 0]
+    assert f1(["The cat, sat", "x", ""], ["cat sat down", "y", "z"]) == [4 / 6, 0, 0]
+    short = scored(["a b ", "c"], ["a b", "d"])
+    assert (short.metric, short.score, short.answers) == ("exact_match", 0.5, 2)
+    long = scored(["The cat, sat", "x", ""], ["cat sat down", "y", "one two three four five six"])
+    assert (long.metric, long.score) == ("f1", pytest.approx(4 / 18))
+    assert long.score_stderr == pytest.approx(2 / 9, rel=1e-6)
+    assert scored(["a"], ["a"]).score_stderr is None
 
 
 @pytest.fixture
@@ -144,7 +120,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     assert pruned["dense"]["prompt"] == ROWS[3]["prompt"]
     folder, again = tmp_path / "run" / "keep-0.6", tmp_path / "again"
     flags = ["--examples", examples, "--context", 32, "--windows", 0, "--dtype", "float32"]
-    done = run_command("eval", folder, *flags, "--metric", "f1", "--limit", 5, "--json")
+    done = run_command("eval", folder, *flags, "--limit", 5, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["answers"]["answers"] == 5
@@ -160,10 +136,8 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--metric", "f1"], "--metric: is for examples"),
         (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with a text"),
         (["--examples", "missing.jsonl"], "--examples: missing.jsonl: No such file"),
-        (["--suite", "general", "--metric", "f1"], "--metric: "),
     ],
 )
 def test_what_eval_refuses(llama_folder, flags, words):
@@ -174,7 +148,7 @@ def test_what_eval_refuses(llama_folder, flags, words):
 
 def test_from_python():
     model, tokenizer = tiny_model("llama"), byte_tokenizer()
-    found = disp_llm.evaluate(model, tokenizer, examples=ROWS, metric="exact_match", context=32)
+    found = disp_llm.eval(model, tokenizer, examples=ROWS, context=32)
     assert found["answers"]["answers"] == len(ROWS)
     result = disp_llm.prune(model, tokenizer, examples=ROWS * 4, keep=0.6, **SETTINGS)
     assert result.figures["source"]["text"].startswith("24 examples in memory")

@@ -11,9 +11,8 @@ import pytest
 from conftest import run_command
 
 from disp_llm.config.suites import load_suite
-from disp_llm.evaluation.harness import load_tasks
 from disp_llm.evaluation.suites import comparable, kept_above_chance
-from disp_llm.evaluation.tasks import ACCURACIES, metric_of
+from disp_llm.evaluation.tasks import ACCURACIES, load_task, metric_of
 from disp_llm.runs.scores import Scores, TaskScore
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
@@ -165,7 +164,7 @@ def test_tables_name_the_shots(llama_folder, folder):
 
 def test_shots_of_a_local_file_are_not_the_question(folder):
     """They come from the same file, for want of another."""
-    task = load_tasks(["sums"], {"sums": folder / "products.jsonl"}, 3)["sums"]
+    task = load_task("sums", 3, folder / "products.jsonl")
     task.set_config("num_fewshot", 3)
     task.set_fewshot_seed(1)
     task.build_all_requests()
@@ -180,17 +179,17 @@ def test_shots_of_a_local_file_are_not_the_question(folder):
 
 def test_answers_are_paired_only_where_shots_agree(llama_folder, other_folder, folder):
     suite, stored = in_suite(folder, sums="chance = 0.1\nshots = 3"), folder / "dense.json"
-    found = evaluated(llama_folder, "--suite", suite, "--dense", other_folder)
+    found = evaluated(llama_folder, "--suite", suite, "--against", other_folder)
     scored = found["tasks"]["sums"]
     plain = evaluated(llama_folder, "--tasks", "sums", "--shots", 3)["tasks"]["sums"]
     assert (scored["shots"], scored["acc"]) == (3, plain["acc"])
     assert found["kept"] == pytest.approx((scored["acc"] - 0.1) / (scored["original"] - 0.1))
     dense = evaluated(other_folder, "--suite", suite)
     stored.write_text(json.dumps(dense))
-    assert evaluated(llama_folder, "--suite", suite, "--dense", stored) == found
+    assert evaluated(llama_folder, "--suite", suite, "--against", stored) == found
     for content, number in (("shots = 2", 2), ("", 0)):
         in_suite(folder, sums=f"chance = 0.1\n{content}")
-        done = run_command("eval", llama_folder, "--suite", suite, "--dense", stored)
+        done = run_command("eval", llama_folder, "--suite", suite, "--against", stored)
         assert done.returncode == 2
         assert f"has 3 shots of tasks.sums, not {number}" in done.stderr.splitlines()[-1]
         # What the suite states is found to differ before anything is measured.
@@ -199,7 +198,7 @@ def test_answers_are_paired_only_where_shots_agree(llama_folder, other_folder, f
     write(folder / "train.jsonl", questions_of("other", 6))
     in_suite(folder, sums="chance = 0.1\nshots = 3")
     assert "has answered other questions of tasks.sums" in refused(
-        llama_folder, "--suite", suite, "--dense", stored
+        llama_folder, "--suite", suite, "--against", stored
     )
 
 
@@ -243,7 +242,7 @@ def test_a_limit_is_that_of_each_task_of_a_group(llama_folder, folder):
 
 def test_kept_of_a_group_is_over_all_its_questions(llama_folder, other_folder, folder):
     suite = in_suite(folder, by_size="chance = 0.1")
-    found = evaluated(llama_folder, "--suite", suite, "--dense", other_folder)
+    found = evaluated(llama_folder, "--suite", suite, "--against", other_folder)
     group = found["tasks"]["by_size"]
     parts = in_suite(folder, **dict.fromkeys(SIZES, "chance = 0"))
     pruned, dense = (
@@ -304,7 +303,6 @@ def test_an_accuracy_counts_before_exact_match():
         (["--tasks", "listed"], "listed is a group of tasks without a figure of its own; name"),
         (["--tasks", "scored"], "scored has no acc_norm or acc or exact_match, but bleu; name"),
         (["--tasks", "by_sise"], "no task 'by_sise' (nearest: by_size)"),
-        (["--tasks", "by_size", "--task-data", "by_size=x"], "--task-data: by_size is a group of"),
         (["--tasks", "by_size,sums"], "Duplicate task 'sums'"),
     ],
 )
@@ -323,7 +321,10 @@ def test_mistakes_are_one_line(llama_folder, folder, flags, said):
         ("[tasks.listed]", "tasks.listed: listed is a group of tasks without a figure"),
         ("[tasks.sums]", "tasks.sums: sums has no acc_norm, but acc; choose another metric"),
         ("[tasks.written]", "tasks.written: written has no acc_norm, but exact_match"),
-        ("[tasks.by_size]\ndata = 'sums.jsonl'", "tasks: by_size is a group of tasks, and a file"),
+        (
+            "[tasks.by_size]\ndata = 'sums.jsonl'",
+            "tasks.by_size: by_size is a group of tasks, and a",
+        ),
     ],
 )
 def test_mistakes_in_a_suite_are_one_line(llama_folder, folder, task, said):
@@ -370,8 +371,8 @@ def test_commonsense_is_seven_tasks(llama_folder, tmp_path, monkeypatch, text_fi
         content += f"data = '{name}.jsonl'\n"
     suite.write_text(content)
     found = evaluated(llama_folder, "--suite", suite)["tasks"]
-    loaded = load_tasks(found, {name: tmp_path / f"{name}.jsonl" for name in found}, None)
-    for name, task in loaded.items():
+    for name in found:
+        task = load_task(name, None, tmp_path / f"{name}.jsonl")
         answers = task.doc_to_choice(next(iter(task.test_docs())))
         assert found[name]["chance"] == 1 / len(answers)
         assert (found[name]["n"], found[name]["shots"]) == (2, 0)

@@ -16,14 +16,11 @@ pytestmark = pytest.mark.usefixtures("index_of_some_tasks")
 def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_some_tasks):
     from lm_eval.models.huggingface import HFLM
 
-    done = run_command(
-        "eval", llama_folder, "--tasks", "arc_easy", "--task-data", f"arc_easy={questions}",
-        "--dtype", "float32", "--json",
-    )  # fmt: skip
+    suite = questions.with_name("arc.toml")
+    suite.write_text(f"[tasks.arc_easy]\nchance = 0.25\ndata = '{questions}'")
+    done = run_command("eval", llama_folder, "--suite", suite, "--dtype", "float32", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert "perplexity" not in found
-    figures = found["tasks"]["arc_easy"]
+    figures = json.loads(done.stdout)["tasks"]["arc_easy"]
     assert figures["n"] == 12
     assert figures["metric"] == "acc_norm"
     direct = lm_eval.simple_evaluate(
@@ -65,8 +62,6 @@ metric_list:
     ("arguments", "said"),
     [
         (["--tasks", "arc_esy"], "nearest: arc_easy"),
-        (["--tasks", "arc_easy", "--task-data", "arc_easy=gone.jsonl"], "gone.jsonl"),
-        (["--tasks", "arc_easy", "--task-data", "piqa=x"], "not among --tasks"),
         (["--tasks", "ai2_arc"], "ai2_arc is a group of tasks without a figure of its own; name"),
         (["--tasks", "written"], "written has no acc_norm or acc or exact_match, but bleu"),
     ],

@@ -338,7 +338,7 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
         assert row["kept"] == pytest.approx(lost)
     model = folder / "magnitude" / "keep-0.5"
     alone = run_command(
-        "eval", model, "--suite", suite, "--dense", llama_folder, "--dtype", "float32", "--json"
+        "eval", model, "--suite", suite, "--against", llama_folder, "--dtype", "float32", "--json"
     )
     assert alone.returncode == 0, alone.stderr
     assert json.loads(alone.stdout)["general_ratio"] == rows[1]["general_ratio"]

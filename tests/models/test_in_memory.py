@@ -37,7 +37,7 @@ def prune(model, text_file, **changes):
 
 def evaluate(model, text_file, **changes):
     call = {"text": text_file, "context": 32, "windows": 2, "progress": silent}
-    return disp_llm.evaluate(model, byte_tokenizer(), **call | changes)
+    return disp_llm.eval(model, byte_tokenizer(), **call | changes)
 
 
 @pytest.mark.parametrize("name", cases([*ARCHITECTURES, *WRAPPERS]))

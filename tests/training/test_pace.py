@@ -42,6 +42,21 @@ def test_the_steps_belong_to_the_run(timed):
     assert tomllib.loads((folder / "config.toml").read_text())["learn"]["minutes"] == 0.03
 
 
+@pytest.mark.parametrize(("minutes", "late"), [(0.001, True), (5, False)])
+def test_time_that_was_not_met_is_said(
+    minutes, late, llama_folder, text_file, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(pace, "_steps_in", lambda problem, take: pace.FEWEST)
+    run_command(
+        "prune", llama_folder, "--text", text_file, "--output-dir", tmp_path / "run", *TIMED,
+        "--minutes", minutes,
+    )  # fmt: skip
+    assert caplog.text.count(f"--minutes is {minutes:g}") == late
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result.get("late_s", 0.0) <= result["seconds"]
+    assert ("late_s" in result) == late
+
+
 @pytest.mark.parametrize(
     ("left", "steps"),
     [

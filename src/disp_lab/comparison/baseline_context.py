@@ -22,8 +22,8 @@ from disp_llm.commands.planning import own_needs
 from disp_llm.config.names import SELF
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.named import read_sources
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import read_sources
 from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
 from disp_llm.evaluation.suites import Scoreboard

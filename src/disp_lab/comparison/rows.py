@@ -26,7 +26,7 @@ from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.named import InMemory
+from disp_llm.data.sources import InMemory
 from disp_llm.evaluation.suites import against
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel

@@ -37,14 +37,14 @@ COMMANDS = {
     "export": "export:ExportConfig",
     "recover": "recover:RecoverConfig",
     "report": "report:ReportConfig",
-    "eval": "evaluate:EvalConfig",
+    "eval": "eval:EvalConfig",
     "doctor": "doctor:DoctorConfig",
     "bench": "bench:BenchConfig",
     "convert": "convert:ConvertConfig",
     "push": "convert:PushConfig",
     "verify": "verify:VerifyConfig",
 }
-"""Our commands: the module in both `disp_llm.config` and `disp_llm.cli`, and the settings."""
+"""Our commands: the module in `disp_llm.config`, and the class of their settings."""
 
 RESUMABLE = ("prune", "recover")
 
@@ -69,7 +69,7 @@ def command_of(name: str) -> Command:
     if name in COMMANDS:
         module, _, kind = COMMANDS[name].partition(":")
         config = getattr(importlib.import_module(f"disp_llm.config.{module}"), kind)
-        return Command(config, partial(_run, module))
+        return Command(config, partial(_run, name))
     command = added(ADDED, name, Command, name)
     if command is None:
         what = f"is no command{nearest(name, command_names())}"
@@ -77,8 +77,8 @@ def command_of(name: str) -> Command:
     return command
 
 
-def _run(module: str, config: Any) -> dict[str, Any]:
-    return importlib.import_module(f"disp_llm.cli.{module}").run(config)
+def _run(name: str, config: Any) -> dict[str, Any]:
+    return getattr(importlib.import_module("disp_llm.cli.commands"), name)(config)
 
 
 def runner(command: str, dry: bool) -> Callable[[Any], dict[str, Any]]:

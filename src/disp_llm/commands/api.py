@@ -19,8 +19,8 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.examples import read_input_examples
-from disp_llm.data.named import InMemory
-from disp_llm.data.sources import read_input
+from disp_llm.data.given import read_input
+from disp_llm.data.sources import InMemory
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.in_memory import (

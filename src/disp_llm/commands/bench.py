@@ -20,6 +20,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.export.folders import weight_bytes
+from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype
 from disp_llm.models.loading import (
@@ -29,8 +30,6 @@ from disp_llm.models.loading import (
     load_model,
     require_unquantised,
 )
-from disp_llm.reporting.bench_plots import draw_bench
-from disp_llm.runs.ownership import PICTURES, require_replaceable
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
 from disp_llm.runs.results import as_json
 from disp_llm.runs.rows import BenchComparison
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Measures `config.folder` against `config.against`.
+    """Measures a folder against its original, or against the model that is named.
 
     Args:
         asked: the folder to measure, or all settings at once.
@@ -50,9 +49,7 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
     """
     caller, config = Caller.asking(BenchConfig, asked, options)
     config.validate()
-    if config.plot is not None:  # before anything is measured
-        require_replaceable(config.plot, PICTURES[config.plot.suffix])
-    fields, names = ("against", "folder"), [config.against, config.folder]
+    fields, names = ("against", "folder"), [_against(config), config.folder]
     longest = max(config.lengths)
     alone = []
     for field, name in zip(fields, names, strict=True):  # before either is loaded, which takes long
@@ -71,9 +68,9 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
         rows, comparisons = side_by_side(targets, names, workloads, config.rounds, on_round)
     peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
     rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
-    result = {
+    return {
         "model": config.folder,
-        "against": config.against,
+        "against": names[0],
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
         "rounds": config.rounds,
@@ -85,9 +82,16 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
         "hardware": hardware(),
         "versions": versions(),
     }
-    if config.plot is not None:
-        draw_bench(result, config.plot)
-    return result
+
+
+def _against(config: BenchConfig) -> str:
+    """What the folder is compared with."""
+    folder = Path(config.folder)
+    found = config.against or (original_of(folder) if folder.is_dir() else "")
+    if not found:
+        what = f"nothing says what {config.folder} was made from"
+        raise InputError(what, field="against", hint="name the original")
+    return found
 
 
 def _target(name: str, config: BenchConfig) -> PrunableModel:

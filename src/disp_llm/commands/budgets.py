@@ -2,7 +2,7 @@
 
 import torch
 
-from disp_llm.commands.sizes import timed_mix
+from disp_llm.commands.sizes import timed_workloads
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
@@ -81,7 +81,7 @@ def _timed_costs(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk:
     decoded = "decode" in settings.workload  # one token more than are cached
     require_positions(dense.model, settings.workload_length + decoded, "workload_length")
     progress = job.count("timing compact models")
-    return latency_costs(dense, timed_mix(settings), align, chunk, progress)
+    return latency_costs(dense, timed_workloads(settings), align, chunk, progress)
 
 
 def _require_room_for_blocks(budget: Budget, outside: float, sizes: tuple[Target, ...]) -> None:

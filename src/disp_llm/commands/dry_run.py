@@ -6,9 +6,8 @@ from typing import Any
 
 from disp_llm.commands.doctor import learning_operations, operations_per_second
 from disp_llm.commands.memory_plans import ROOM, memory_plans
-from disp_llm.commands.planning import own_needs, reads_calibration, require_possible
+from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.effect import usual_settings
-from disp_llm.config.methods import reads_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.synthetic import held_out
@@ -46,13 +45,13 @@ def _pruning(asked: PruneConfig) -> dict[str, Any]:
     config = within_positions(asked, usual_settings(asked), empty.model.config)
     device = resolve_device(config.machine.device)
     dtype = resolve_dtype(config.machine.dtype, device)
-    reads, training, learn = reads_of(config.method), config.training, config.learn
+    reads, training, learn = config.reads, config.training, config.learn
     measured = config.evaluation.tokens
     stages = {"measure the original": measured}
     if config.text.may_be_written:
         needs = own_needs(config, 1)
         stages = {"write the model's own text": needs.learning + needs.held_out} | stages
-    if reads_calibration(config):
+    if config.reads_calibration:
         stages["score"] = config.scores.tokens
     if reads.steps:
         stages["learn"] = 0 if learn.minutes else learn.steps * training.tokens_per_step

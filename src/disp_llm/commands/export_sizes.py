@@ -7,12 +7,7 @@ from typing import Any
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.caller import Caller
-from disp_llm.commands.exporting import (
-    MeasuredExport,
-    PlainExport,
-    ShardedExport,
-    measured_export,
-)
+from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import load_original
@@ -67,11 +62,11 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
-        export = _plain(job) if config.no_measure else _measured(job, stored)
-        problem = export.problem
+        exporter = _unmeasured(job) if config.no_measure else _measured(job, stored)
+        problem = exporter.problem
         selection = load_selection(run.selection_file, problem.budget.layout)
         suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        writer = SizeWriter(problem, export, suffix)
+        writer = SizeWriter(problem, exporter, suffix)
         writer.write(selection, config.sizes)
         result = run.result()
         names = list(map(writer.name, config.sizes))
@@ -84,7 +79,7 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     return PruneResult(run.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | ShardedExport:
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> Exporter:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
     sources = read_texts(job, Inputs())
@@ -92,24 +87,23 @@ def _measured(job: Job[PruneConfig], stored: PruneConfig) -> MeasuredExport | Sh
     problem, texts = with_texts(open_problem(job, loaded), loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
-    return measured_export(problem, measuring, loaded.sharding)
+    return Exporter(problem, loaded.tokenizer, measuring, loaded.sharding)
 
 
-def _plain(job: Job[PruneConfig]) -> PlainExport:
-    """An export from file to file or, where the files of the model do not hold its tensors one by
-    one, with the model in memory."""
+def _unmeasured(job: Job[PruneConfig]) -> Exporter:
+    """An export from file to file, without running anything."""
     config = job.config
     machine = replace(config.machine, device=str(job.process.device))
     progress = job.count("loading model")
     progress(0, 1)
-    source, checkpoint = job.run.result()["source"], None
+    source = job.run.result()["source"]
     if source["revision"].startswith(IN_MEMORY):  # it is known by the numbers of all its tensors
         loaded = load(config.model, machine, dense_only=True).as_recorded(source)
     else:
-        loaded, checkpoint = load_unread(config.model, machine)
+        loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    return PlainExport(problem_of(job, loaded), loaded.tokenizer, checkpoint)
+    return Exporter(problem_of(job, loaded), loaded.tokenizer)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

@@ -1,15 +1,13 @@
 """Masks -> the folder of a compact model: run and measured, or only written.
 
-What is measured is the folder, loaded again: its logits are held against the masked model's. What
-is only written needs no forward pass, and goes from file to file where those of the original can be
-read tensor by tensor.
+What is measured is the folder, loaded again: its logits are held against the masked model's.
 """
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
@@ -18,20 +16,19 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.data.tokens import first_tokens
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
-from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import write_folder
+from disp_llm.export.folders import stream_folder
 from disp_llm.export.folding import fold_into_weights
-from disp_llm.export.streaming import stream_folder
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load_model
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -48,81 +45,15 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class MeasuredExport:
-    """Writes a model in memory, and measures what lies in the folder."""
-
-    problem: PruningProblem
-    measuring: Measuring
-
-    measures = True
-
-    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
-        """Writes the folder.
-
-        Args:
-            name: what progress calls the model.
-        """
-        job, dense, measuring = self.problem.job, self.problem.dense, self.measuring
-        with as_masked(dense, masks):
-            of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
-            job.progress(f"{name}: export", 0, 1, {})
-            cut = compact_model(dense, masks)
-            write_folder(cut, measuring.tokenizer, folder, dense.processor)
-            del cut  # the model that is measured is the one that lies in the folder
-            job.progress(f"{name}: export", 1, 1, {})
-            model = load_model(str(folder), dense.device, dense.dtype)
-            errors = _checked(dense, model, measuring, folder)
-        compact = PrunableModel(model, dense.family)
-        figures = _measured(compact, name, self.problem, measuring, job.config.rounds)
-        figures |= {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
-        return Exported(compact, figures)
-
-
-@dataclass(frozen=True)
-class PlainExport:
-    """Writes a model and runs nothing."""
+class Exporter:
+    """Writes models tensor by tensor, and measures what lies in the folder."""
 
     problem: PruningProblem
     tokenizer: Any
-    checkpoint: Checkpoint | None
-    """The files of the dense model, which is then empty; None = it is in memory."""
-
-    measures = False
-
-    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
-        """Writes the folder.
-
-        Args:
-            name: what progress calls the model.
-
-        Raises:
-            InputError: a file of the original cannot be read, or is damaged.
-        """
-        job, dense = self.problem.job, self.problem.dense
-        export = job.count(f"{name}: export")
-        if self.checkpoint is not None:
-            compact = stream_folder(
-                dense, masks, self.checkpoint, self.tokenizer, folder, on_tensor=export
-            )
-            return Exported(compact, {})
-        export(0, 1)
-        with fold_into_weights(dense, masks):
-            model = compact_model(dense, masks)
-        write_folder(model, self.tokenizer, folder, dense.processor)
-        export(1, 1)
-        return Exported(PrunableModel(model, dense.family), {})
-
-
-@dataclass(frozen=True)
-class ShardedExport:
-    """Writes from the files of a model whose weights do not all lie here, and measures what lies in
-    the folder, held likewise; where processes hold them together, the first leads."""
-
-    problem: PruningProblem
-    measuring: Measuring
-    sharding: Sharding
-
-    measures = True
+    measuring: Measuring | None = None
+    """None = nothing is run."""
+    sharding: "Sharding | None" = None
+    """What holds models that do not all lie here; None = they do."""
 
     def write(self, masks: Masks, name: str, folder: Path) -> Exported:
         """Writes the folder.
@@ -134,17 +65,41 @@ class ShardedExport:
             InputError: a file of the original cannot be read, or is damaged.
         """
         dense, measuring = self.problem.dense, self.measuring
+        if measuring is None:
+            return Exported(self._written(masks, name, folder), {})
         with as_masked(dense, masks):
             of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
-        exported = self._plain.write(masks, name, folder)
-        loaded = self.sharding.load(str(folder), self._machine)
+        written = self._written(masks, name, folder)
+        model = self._load(folder)
         with as_masked(dense, masks):
-            errors = _checked(dense, loaded.model, measuring, folder)
-        compact = PrunableModel(loaded.model, dense.family)
-        figures = _measured(compact, name, self.problem, measuring, rounds=0)
+            errors = _checked(dense, model, measuring, folder)
+        compact = PrunableModel(model, dense.family)
+        rounds = self.problem.job.config.rounds if self.sharding is None else 0
+        figures = _measured(compact, name, self.problem, measuring, rounds)
         figures |= {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
-        self.sharding.drop(loaded.model)
-        return Exported(exported.model, figures)
+        if self.sharding is not None:
+            self.sharding.drop(model)
+        return Exported(written, figures)
+
+    def _written(self, masks: Masks, name: str, folder: Path) -> PrunableModel:
+        """Writes the folder and returns its model, empty. What does not all lie in memory is read
+        from the original's files."""
+        original, count = self.problem.dense, self.problem.job.count(f"{name}: export")
+        read = original.model.state_dict().__getitem__
+        if not original.is_whole:
+            machine = replace(self._machine, device="cpu")
+            from disp_llm.models.checkpoint import load_unread
+
+            loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
+            original = PrunableModel.of(loaded, original.sites)
+            read = checkpoint.read if checkpoint else original.model.state_dict().__getitem__
+        return stream_folder(original, masks, read, self.tokenizer, folder, on_tensor=count)
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        dense = self.problem.dense
+        if self.sharding is None:
+            return load_model(str(folder), dense.device, dense.dtype)
+        return self.sharding.load(str(folder), self._machine).model
 
     @property
     def _machine(self) -> MachineConfig:
@@ -152,15 +107,6 @@ class ShardedExport:
         dense, machine = self.problem.dense, self.problem.job.config.machine
         dtype: Any = dtype_name(dense.dtype)
         return replace(machine, device=str(dense.device), dtype=dtype)
-
-    @property
-    def _plain(self) -> PlainExport:
-        """What writes from the files of the original."""
-        dense = self.problem.dense
-        machine = replace(self._machine, device="cpu")
-        loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
-        original = replace(self.problem, dense=PrunableModel.of(loaded, dense.sites))
-        return PlainExport(original, self.measuring.tokenizer, checkpoint)
 
 
 def _checked(
@@ -197,15 +143,6 @@ def _measured(
         "scores": measuring.scores(compact, name, original.scores),
         "sample": measuring.sample(compact.model),
     }
-
-
-def measured_export(
-    problem: PruningProblem, measuring: Measuring, sharding: Sharding | None
-) -> MeasuredExport | ShardedExport:
-    """An export of a model that is whole here, or that something holds."""
-    if sharding is None:
-        return MeasuredExport(problem, measuring)
-    return ShardedExport(problem, measuring, sharding)
 
 
 @contextlib.contextmanager

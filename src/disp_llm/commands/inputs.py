@@ -8,8 +8,7 @@ from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
-from disp_llm.data.files import files_under
-from disp_llm.data.reading import naming
+from disp_llm.data.reading import files_under, naming
 from disp_llm.models import embedded
 from disp_llm.models.files import files_of
 from disp_llm.runs.folder import Run

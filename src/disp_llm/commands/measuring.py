@@ -1,18 +1,19 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
+import gc
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
+from disp_llm.commands.api import Inputs
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.parts import MachineConfig, PerplexityConfig
 from disp_llm.config.suites import load_suite
 from disp_llm.data.tokens import Stream, Texts, opening
-from disp_llm.evaluation.likeliest import likeliest
+from disp_llm.evaluation.answers import likeliest
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.evaluation.suites import Scoreboard, against, require_suite
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded
@@ -21,6 +22,12 @@ from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import Perplexity
 from disp_llm.runs.scores import Scores
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
+
+if TYPE_CHECKING:
+    from disp_llm.evaluation.suites import Scoreboard
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Tokens of the prompt, and of the text that shows what a model writes after it."""
@@ -37,7 +44,7 @@ def facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
     }
 
 
-def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
+def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
     """The suite that a task measures its models on, its texts read; None where it names none.
 
     Args:
@@ -48,6 +55,8 @@ def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
     """
     if not suite:
         return None
+    from disp_llm.evaluation.suites import Scoreboard, require_suite
+
     board = Scoreboard.of(load_suite(suite))
     if dense is not None:
         try:
@@ -61,6 +70,41 @@ def scoreboard_of(suite: str, dense: Scores | None) -> Scoreboard | None:
     return board
 
 
+def measured_apart(
+    board: "Scoreboard",
+    inputs: "Inputs | Sharding",
+    name: str,
+    machine: MachineConfig,
+    recorded: dict[str, str] | None = None,
+) -> tuple[dict[str, Any], Scores]:
+    """Facts about a model, and its scores; its memory is free afterwards.
+
+    Args:
+        inputs: what of it lies in memory, or what is to hold it.
+        recorded: what a record says of where it came from, by which its revision is told.
+    """
+    measured = _loaded_and_measured(board, inputs, name, machine, recorded or {})
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return measured
+
+
+def _loaded_and_measured(
+    board: "Scoreboard",
+    inputs: "Inputs | Sharding",
+    name: str,
+    machine: MachineConfig,
+    recorded: dict[str, str],
+) -> tuple[dict[str, Any], Scores]:
+    loaded = inputs.load(name, machine).as_recorded(recorded)
+    target = PrunableModel.of(loaded)
+    measured = facts_of(loaded, target), board.measure(target, loaded.tokenizer)
+    if loaded.sharding is not None:
+        loaded.sharding.drop(loaded.model)
+    return measured
+
+
 @dataclass(frozen=True)
 class Measuring:
     """One evaluation text, and how it is read."""
@@ -69,11 +113,11 @@ class Measuring:
     config: PerplexityConfig
     tokenizer: Any
     progress: ProgressCallback
-    board: Scoreboard | None = None
+    board: "Scoreboard | None" = None
     """The suite that models are measured on besides, if any."""
 
     @classmethod
-    def of(cls, job: Job, texts: Texts, tokenizer: Any, board: Scoreboard | None) -> "Measuring":
+    def of(cls, job: Job, texts: Texts, tokenizer: Any, board: "Scoreboard | None") -> "Measuring":
         """What a job measures its models on."""
         return cls(texts.evaluation, job.config.evaluation, tokenizer, job.progress, board)
 
@@ -93,7 +137,11 @@ class Measuring:
             self.progress(f"{name}: {stage}", done, total, figures)
 
         found = replace(self.board, progress=progress).measure(target, self.tokenizer)
-        return found if dense is None else against(found, dense, "suite")
+        if dense is None:
+            return found
+        from disp_llm.evaluation.suites import against
+
+        return against(found, dense, "suite")
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""

@@ -8,8 +8,6 @@ import torch
 from disp_llm.commands.budgets import budget_of, shares_of
 from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
-from disp_llm.config.methods import reads_of
-from disp_llm.config.methods_read import scores_read
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
@@ -125,16 +123,16 @@ def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
 def windows_of(config: PruneConfig) -> dict[str, int]:
     """Tokens of the windows that the method reads, by the setting that says so."""
     read: dict[str, int] = {}
-    if reads_of(config.method).steps:
+    if config.reads.steps:
         read["length"] = config.training.length
-    if reads_calibration(config):
+    if config.reads_calibration:
         read["calibration_length"] = config.scores.calibration_length
     return read
 
 
 def own_needs(config: PruneConfig, processes: int) -> Needs:
     """How many of its own tokens a run reads, if the model is to write them."""
-    timed = reads_of(config.method).steps and config.learn.minutes > 0
+    timed = config.reads.steps and config.learn.minutes > 0
     steps = 0 if timed else config.learn.steps
     learning = max(tokens_seen(config, steps, processes), *windows_of(config).values(), 0)
     seconds = WRITING * 60 * config.learn.minutes if timed else 0.0
@@ -185,15 +183,10 @@ def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
         )
 
 
-def reads_calibration(config: PruneConfig) -> bool:
-    """Whether the method reads calibration sequences."""
-    return scores_read(config).calibration
-
-
 def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:
     """Tokens that were read to choose the masks: those of the scores, and every process's own."""
-    calibration = config.scores.tokens if reads_calibration(config) else 0
-    learns = reads_of(config.method).steps
+    calibration = config.scores.tokens if config.reads_calibration else 0
+    learns = config.reads.steps
     learning = steps * config.training.tokens_per_step * processes if learns else 0
     return calibration + learning
 

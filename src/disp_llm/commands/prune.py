@@ -5,12 +5,13 @@ original, scores, mask learning, and for every size masks, export, and the measu
 exported.
 """
 
+import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
-from disp_llm.commands.exporting import measured_export
+from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.outcome import PruneResult
@@ -29,17 +30,15 @@ from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.named import Sources, read_sources
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
@@ -47,7 +46,16 @@ from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
+from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
+
+if TYPE_CHECKING:
+    from disp_llm.evaluation.suites import Scoreboard
+
+logger = logging.getLogger(__name__)
 
 
 @takes_settings(PruneConfig)
@@ -114,7 +122,22 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
     first_alone(job, loaded, export_all, problem, measuring, selection, loaded.sharding)
+    if job.process.is_main:
+        _say_if_late(job)
     job.process.accelerator.end_training()
+
+
+def _say_if_late(job: Job[PruneConfig]) -> None:
+    """Says where a run has taken longer than it was asked to."""
+    minutes, late = job.config.learn.minutes, seconds_late(job)
+    if minutes and late > 0:
+        job.run.update(late_s=round(late, 1))
+        logger.warning(
+            "took %.1f minutes, and --minutes is %g; fewer sizes, --rounds 0 or a shorter "
+            "--eval-text take less",
+            minutes + late / 60,
+            minutes,
+        )
 
 
 def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
@@ -193,7 +216,7 @@ def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -201,11 +224,11 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    export = measured_export(problem, measuring, sharding)
-    SizeWriter(problem, export).write(selection, config.sizes)
+    exporter = Exporter(problem, measuring.tokenizer, measuring, sharding)
+    SizeWriter(problem, exporter).write(selection, config.sizes)
 
 
-def scoreboard_of_run(config: PruneConfig, run: Run) -> Scoreboard | None:
+def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     """The suite of a run, if it has one.
 
     Raises:

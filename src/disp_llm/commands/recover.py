@@ -31,17 +31,15 @@ from disp_llm.commands.recovery_models import (
 )
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.named import Sources, read_sources
+from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Needs, Writer, held_out
 from disp_llm.data.tokens import Texts, texts_for
-from disp_llm.evaluation.suites import against
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import gathered
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -51,6 +49,7 @@ from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
+from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 
@@ -195,6 +194,8 @@ def measure_before(
         scores, known = measuring.scores(student, "before"), {}
         if scores is not None:
             original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
+            from disp_llm.evaluation.suites import against
+
             scores, known = against(scores, original, "suite"), {"original": original.as_json()}
         job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
     if teacher is not None and "teacher" not in found:

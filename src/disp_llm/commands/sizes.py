@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.exporting import (
-    MeasuredExport,
-    PlainExport,
-    ShardedExport,
-)
+from disp_llm.commands.exporting import Exporter
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
-from disp_llm.evaluation.timing import Mix, Workload
+from disp_llm.evaluation.timing import Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import size_of
@@ -42,14 +38,10 @@ AS_TIMED = 0.1
 machines are not equally fast at all times."""
 
 
-def timed_mix(settings: BudgetConfig) -> Mix:
+def timed_workloads(settings: BudgetConfig) -> list[Workload]:
     """What a latency budget times."""
     length, batch = settings.workload_length, settings.workload_batch
-    weights = settings.workload_weights or (1.0,) * len(settings.workload)
-    return Mix(
-        tuple(Workload(phase, length, batch) for phase in settings.workload),
-        tuple(weight / sum(weights) for weight in weights),
-    )
+    return [Workload(phase, length, batch) for phase in settings.workload]
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
@@ -65,7 +57,7 @@ class SizeWriter:
     """Writes the models of one selection into the folder of its run."""
 
     problem: PruningProblem
-    export: MeasuredExport | ShardedExport | PlainExport
+    exporter: Exporter
     suffix: str = ""
     """Added to the names of sizes that differ from the run's own in more than their share."""
 
@@ -84,7 +76,7 @@ class SizeWriter:
             if name in found and run.has(run.selection_file) and run.has(folder):
                 there = from_json(SizeResult, found[name], str(run.result_file))
                 self._require_same_share(size, there)
-                if there.measured or not self.export.measures:
+                if there.measured or self.exporter.measuring is None:
                     continue
             self._require_free(name, folder)
             run.forget(folder)
@@ -134,13 +126,13 @@ class SizeWriter:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         job, dense = self.problem.job, self.problem.dense
         target = self.problem.budget.share_of(size)
-        mix, stage = timed_mix(job.config.budget), f"latency {size.name}: measuring"
+        workloads, stage = timed_workloads(job.config.budget), f"latency {size.name}: measuring"
         seconds: dict[float, float] = {}
 
         def measure(share: float) -> float:
             job.progress(stage, 0, 1, {})
             compact = compact_model(dense, masks_of(self.problem, selection, share))
-            found, seconds[share] = measured_time(dense.model, compact, mix)
+            found, seconds[share] = measured_time(dense.model, compact, workloads)
             return found
 
         share, attempts = corrected(target, measure)
@@ -157,7 +149,8 @@ class SizeWriter:
                 "that share takes %s: to have them timed anew, delete %s",
                 size, 100 * target, size.like(seconds[share]), cache_folder(),
             )  # fmt: skip
-        figures: dict[str, Any] = {"work": mix.name, "measured_share": measured}
+        work = " and ".join(workload.name for workload in workloads)
+        figures: dict[str, Any] = {"work": work, "measured_share": measured}
         figures |= {"measured_ms": 1e3 * seconds[share], "attempts": attempts}
         return masks_of(self.problem, selection, share), figures
 
@@ -167,7 +160,7 @@ class SizeWriter:
         budget, size_name = job.config.budget.budget, f"{size.name}{self.suffix}"
         name = f"keep {size_name}" if budget == "params" else f"{budget} {size_name}"
         with atomic(job.run.size_folder(self.name(size))) as written:
-            exported = self.export.write(masks, name, written)
+            exported = self.exporter.write(masks, name, written)
             self._require_counted(exported.model, masks)
             of_files = {"bytes": weight_bytes(written), "latency": timing}
             result = self._result(exported.model, masks, size, **of_files, **exported.figures)

@@ -214,7 +214,7 @@ class BudgetConfig:
 
     USES: ClassVar = (
         Use(
-            "workload workload_weights",
+            "workload",
             when=lambda config: config.budget == "latency",
             what="is of a `budget` of latency, and {0.budget} does not use it",
             instead="name such a `budget`",
@@ -237,9 +237,6 @@ class BudgetConfig:
     80ms."""
     workload: Annotated[tuple[Literal["prefill", "decode"], ...], Some] = ("prefill",)
     """What latency times: a prompt (prefill), one token after it (decode), or both."""
-    workload_weights: tuple[Weight, ...] = ()
-    """Where it times both, how the original's time divides between them: 1 3 for a server that
-    spends three quarters of it on decoding. Default: evenly."""
     workload_length: Length = 512
     """Tokens of that prompt, and in the KV cache."""
     workload_batch: Batch = 1
@@ -260,8 +257,6 @@ class BudgetConfig:
             self._validate_targets()
         if len(set(self.workload)) < len(self.workload):
             raise InputError("repeated", field="workload", hint="name each once")
-        weights = self.workload_weights
-        require_weights(len(self.workload), "of `workload`", workload_weights=weights)
 
     def _validate_targets(self) -> None:
         sizes = self.sizes(())
@@ -292,14 +287,8 @@ class BudgetConfig:
         run is called in results and file names."""
         if self.budget == "params":
             return size.name
-        of = {"latency": f"{self._phases}-{self._tokens}-", "memory": f"{self._tokens}-"}
+        of = {"latency": f"{'+'.join(self.workload)}-{self._tokens}-", "memory": f"{self._tokens}-"}
         return f"{self.budget}-{of.get(self.budget, '')}{size.name}"
-
-    @property
-    def _phases(self) -> str:
-        weights = self.workload_weights or ("",) * len(self.workload)
-        numbers = (f"{weight:g}" if weight else "" for weight in weights)
-        return "+".join(map("".join, zip(self.workload, numbers, strict=True)))
 
     @property
     def _tokens(self) -> str:

@@ -12,11 +12,10 @@ from disp_llm.config.bounds import (
     Word,
     require_declared,
 )
-from disp_llm.config.effect import require_used
+from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.methods import method_names
-from disp_llm.config.methods_read import READS
+from disp_llm.config.methods import Reads, method_names, reads_of
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
     BudgetConfig,
@@ -34,7 +33,44 @@ from disp_llm.config.targets import Target
 class PruneConfig:
     """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
 
-    USES: ClassVar = READS
+    USES: ClassVar = (
+        Use(
+            "steps minutes batch accumulate compile",
+            when=lambda config: config.reads.steps,
+            what="is of learning, and the method {0.method} takes no steps",
+            instead="use a `method` that does, such as learned",
+        ),
+        Use(
+            "length",
+            when=lambda config: config.reads.steps or config.text.may_be_written,
+            what="is of learning and of text that the model writes, and there is none",
+            instead="use a `method` that learns",
+        ),
+        Use(
+            "gradient_checkpointing",
+            when=lambda config: config.reads.gradients,
+            what="is of a backward pass, and the method {0.method} takes none",
+        ),
+        Use(
+            "learning_rate betas weight_decay weight_optimizer schedule warmup distill "
+            "start parametrisation estimator shift temperature "
+            "penalty scale_rate adapter_rank adapter_rate weight_rate",
+            when=lambda config: config.reads.learning,
+            what="is of the method learned, and the method {0.method} does not read it",
+            instead="leave `method` out",
+        ),
+        Use(
+            "calibration_sequences calibration_length",
+            when=lambda config: config.reads_calibration,
+            what="is of a calibration, and nothing is scored on one",
+        ),
+        Use(
+            "weight_optimizer",
+            when=lambda config: config.learn.learns_weights,
+            what="steps weights, and none learn",
+            instead="add `weight_rate`",
+        ),
+    )
     ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
     """Settings, each with the one that takes its place."""
     USUAL: ClassVar = (
@@ -86,6 +122,17 @@ class PruneConfig:
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     @property
+    def reads(self) -> Reads:
+        """What its method reads."""
+        return reads_of(self.method)
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether scores are taken: by the method, or where learning begins."""
+        draws = self.method == "learned" and self.learn.start == "random"
+        return self.reads.calibration and not draws
+
+    @property
     def sizes(self) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""
         return self.budget.sizes(self.keep)
@@ -131,16 +178,10 @@ class PruneConfig:
                 field="uniform",
                 hint="leave `sites` out, or give some of mlp_mid, heads, experts",
             )
-        _require_method(self.method, "method")
-
-
-def _require_method(name: str, field: str, besides: tuple[str, ...] = ()) -> None:
-    """Refuses what is neither a method nor one of the other values of a setting."""
-    known = list(dict.fromkeys([*besides, *method_names()]))
-    if name in known:
-        return
-    raise InputError(
-        f"no method '{name}'{nearest(name, known)}",
-        field=field,
-        hint=f"use one of {', '.join(known)}",
-    )
+        known = list(method_names())
+        if self.method not in known:
+            raise InputError(
+                f"no method '{self.method}'{nearest(self.method, known)}",
+                field="method",
+                hint=f"use one of {', '.join(known)}",
+            )

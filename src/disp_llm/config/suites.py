@@ -53,18 +53,14 @@ class SuiteTask:
 
 @dataclass(frozen=True)
 class SuiteExamples:
-    """A task of one's own: examples that a model answers rightly or wrongly."""
+    """A task of one's own: examples whose answers are right or wrong as a whole."""
 
     files: tuple[Path, ...]
     """Files or folders of examples, as `--examples` reads them."""
     chance: ShareBelowOne = 0.0
     """Share of right answers of who guesses."""
-    metric: Name = "exact_match"
-    """What says of an answer whether it is right (1) or wrong (0)."""
     template: Template = "auto"
     """How an example is written, as `--template`."""
-    answer_tokens: AnyTokens = 0
-    """Most tokens of an answer, as `--answer-tokens`."""
     limit: AnyTokens = 0
     """Number of examples; 0 = all."""
 
@@ -106,7 +102,7 @@ class Suite:
         try:
             yield
         except InputError as error:
-            hint = error.hint.replace("`task_data` NAME=FILE", "data").replace("`shots`", "shots")
+            hint = error.hint.replace(" of the task in a suite", "").replace("`shots`", "shots")
             raise InputError(f"{place}: {error.what}", field=self.file, hint=hint) from error
 
 

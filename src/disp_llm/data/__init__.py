@@ -1,5 +1,6 @@
-"""Text: files, hub data sets, what a program hands over or the model writes itself -> streams of
-tokens -> windows.
+"""Text -> streams of tokens -> windows.
 
-Others use `load_tokens`, `Corpus`, and named random streams.
+The way from a flag to windows: `sources` (what settings name), `reading` (files), `tokens` (streams
+and what is held out), `windows`. Beside it: `given` (text in memory), `examples` and their tokens,
+`synthetic` (text that the model writes), named random streams.
 """

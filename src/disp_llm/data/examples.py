@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.files import files_under, rows_of
-from disp_llm.data.reading import base_name, naming
+from disp_llm.data.reading import base_name, files_under, naming, rows_of
 from disp_llm.data.rows import Unusable, kind_of, require_whole_characters
 
 HELD_OUT = 0.1
@@ -171,12 +170,11 @@ def required_examples(
         with naming(path, field):
             files = files_under(path)
         for file in files:
-
-            def take(row: Any, unit: str, number: int, file: Path = file) -> Example:
-                return example_of(row, f"in {unit} {number}", f"{file.name}, {unit} {number}")
-
             with naming(file, field):
-                found += rows_of(file, take)
+                found += [
+                    example_of(row, f"in {place}", f"{file.name}, {place}")
+                    for place, row in rows_of(file)
+                ]
     named = ", ".join(base_name(path) for path in paths)
     return GivenExamples(tuple(found), field, named, template)
 

@@ -1,79 +1,47 @@
-"""Files, folders and hub data sets -> documents."""
+"""Files and folders -> documents, one after the other, by the kind that a file's suffix names.
 
+    .jsonl      one object a line
+    .json       an array of objects or of strings; one object; or one object a line
+    .csv        comma-separated, the columns named in the first line
+    .parquet    rows
+    any other   plain text: one document
+
+Each may be compressed. No more of a file is in memory than who reads its documents has taken, and
+one line, cell or value. What is no text is refused by its place, not learned as a word.
+"""
+
+import bz2
 import contextlib
+import csv
+import gzip
+import io
+import json
+import lzma
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError, said_by
-from disp_llm.config.names import SELF, SPEECHES, is_mixture
-from disp_llm.config.texts import MixedText, MixtureFile
-from disp_llm.data.files import documents_of, files_under
-from disp_llm.data.rows import Unusable, first_documents, no_column, text_of
-from disp_llm.data.sources import GivenText
+from disp_llm.config.schema import require_file
+from disp_llm.data.rows import Unusable, no_column, text_of
 
-DATASET = {"text": "dataset", "eval_text": "eval_dataset"}
-"""The setting of a hub data set beside that of files."""
+KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
+"""What a folder may hold. A file that is named itself may have any suffix."""
 
+LONGEST = 2**26
+"""Characters of a line, a cell or a JSON value, which are read at once; Python's own limit of a
+cell is 131,072."""
 
-LEAST, EVERYTHING = 2**24, 2**30
-"""Characters that are read of a source, where it has as many: however few tokens are wanted, and
-where all of it is."""
+PIECE = 2**20
+"""Characters of plain text that are looked at together."""
 
-A_TOKEN = 8
-"""Characters that are read for each token that is wanted: few texts have more than 6, and a tenth
-may be held out."""
+NUMBERS = 1000
+"""Cells of a .csv file, numbers without any text, after which its column is taken for numbers."""
 
-
-def characters_for(tokens: int) -> int:
-    """How much is read of a source of which so many tokens are wanted; 0 = all of it is.
-
-    In doublings, so that runs that want about as much read the same.
-    """
-    characters = LEAST if tokens else EVERYTHING
-    while characters < A_TOKEN * tokens:
-        characters *= 2
-    return characters
-
-
-def read_documents(
-    paths: Sequence[Path], column: str, field: str = "text", characters: int = EVERYTHING
-) -> list[str]:
-    """The documents of text files, and of those in folders, in order.
-
-    Args:
-        column: of a table (.jsonl, .json, .csv, .parquet) that holds the text.
-        field: the setting that the files were named in, for messages.
-        characters: after which reading ends, with a warning; plain text is cut there.
-
-    Raises:
-        InputError: a file is missing, damaged, empty, not text, or lacks the column; a folder
-            holds something else.
-    """
-
-    def found() -> Iterator[str]:
-        for path in paths:
-            with naming(path, field):
-                files = files_under(path)
-            for file in files:
-                with naming(file, field):
-                    yield from documents_of(file, column, characters)
-
-    return _beginning(found(), characters, field, ", ".join(map(base_name, paths)))
-
-
-def _beginning(documents: Iterable[str], characters: int, field: str, name: str) -> list[str]:
-    """Documents of a source that hold so many characters; says if there are more."""
-    found, are_all = first_documents(documents, characters)
-    if not are_all:
-        warnings.warn(
-            f"{field}: the first {sum(map(len, found)):,} characters of {name} are read, enough "
-            "for what is asked of them, and no more: shuffle documents that are sorted",
-            stacklevel=3,
-        )
-    return found
+BATCH, BUFFER = 32, 2**20
+"""Rows of a .parquet file that are unpacked together, and bytes of it that are read at once."""
 
 
 @contextlib.contextmanager
@@ -81,161 +49,58 @@ def naming(path: Path, field: str) -> Iterator[None]:
     """Says of which file of which setting an error is."""
     try:
         yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}", field=field, hint="name a readable file"
-        ) from error
+    except Unusable as error:
+        raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text", field=field, hint="name a text file, or convert it"
         ) from error
-    except Unusable as error:
-        raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
-
-
-def read_dataset(
-    name: str,
-    column: str,
-    default_split: str,
-    field: str = "dataset",
-    most: int = 0,
-    characters: int = 0,
-    revision: str = "",
-    enough: int = EVERYTHING,
-) -> list[str]:
-    """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
-
-    Args:
-        most: that many rows from the start, without fetching the others; 0 = all.
-        characters: as many rows from the start as hold so many, without fetching the others; 0 =
-            all.
-        revision: commit, tag or branch; "" = the newest.
-        enough: characters after which reading ends, with a warning.
-
-    Raises:
-        InputError: not found, not reachable, without the column, or with something else than text
-            in it.
-    """
-    import datasets
-
-    repository, _, rest = name.partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        rows: Any = datasets.load_dataset(
-            repository,
-            config or None,
-            split=split or default_split,
-            revision=revision or None,
-            streaming=most + characters > 0,
-        )
-        if most:
-            rows = datasets.Dataset.from_list(list(rows.take(most)))
-        if characters:
-            texts = (text_of(row, column, "row", i) for i, row in enumerate(rows, start=1))
-            return first_documents(texts, characters)[0]
-        if column not in rows.column_names:
-            raise Unusable(*no_column(column, rows.column_names))
-        batches = rows.select_columns([column]).iter(1000)
-        values = (value for batch in batches for value in batch[column])
-        texts = (text_of({column: v}, column, "row", i) for i, v in enumerate(values, start=1))
-        return _beginning(texts, enough, field, dataset_name(name))
-    except Unusable as error:
-        raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
-    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
+    except OSError as error:
         raise InputError(
-            f"cannot load {name} ({said_by(e.__cause__ or e)})",
-            field=field,
-            hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
-            "or name files",
-        ) from e
+            f"{path}: {error.strerror or error}", field=field, hint="name a readable file"
+        ) from error
 
 
-def read_given(
-    paths: Sequence[Path],
-    dataset: str,
-    column: str,
-    split: str,
-    field: str = "text",
-    characters: int = EVERYTHING,
-) -> GivenText | None:
-    """The text of a hub data set or of files; None where neither is named.
+def files_under(path: Path) -> list[Path]:
+    """The file itself, or the files of a folder and the folders in it, in order of their names.
 
-    Args:
-        split: of a data set that names none.
-        field: the setting of the files.
-        characters: after which reading ends, with a warning.
+    Hidden files are left out.
 
     Raises:
-        InputError: a file or the data set is unusable.
+        Unusable: a folder without a file, or with one of a kind that is not known.
     """
-    if dataset:
-        documents = read_dataset(dataset, column, split, DATASET[field], enough=characters)
-        return GivenText(documents, field=DATASET[field], named=dataset_name(dataset))
-    if paths:
-        for path in filter(is_mixture, paths):
-            raise InputError(
-                f"{path} is a mixture, which is only learned from",
-                field=field,
-                hint="name files or folders of text",
+    if not path.is_dir():
+        return [path]
+    files = _files_in(path, (path.resolve(),))
+    if not files:
+        raise Unusable("holds no files", "name a folder of text files")
+    for file in files:
+        if kind_of_file(file) not in KINDS or not file.is_file():
+            raise Unusable(
+                f"holds {file.relative_to(path)}, which is none of {' '.join(KINDS)}",
+                "move it elsewhere, or name the files that are meant",
             )
-        for path in paths:
-            if str(path) in (SELF, SPEECHES) and not path.exists():
-                usual = field == "text" and str(path) == SPEECHES
-                raise InputError(
-                    f"{path} is only learned from",
-                    field=field,
-                    hint=f"{'leave it out, for their last tenth, or ' if usual else ''}"
-                    "name files or folders of text",
-                )
-        named = ", ".join(base_name(path) for path in paths)
-        documents = read_documents(paths, column, field, characters)
-        return GivenText(documents, field=field, named=named)
-    return None
+    return files
 
 
-CHARACTERS_A_TOKEN = 5
-"""More than most texts have, so that there are enough."""
-
-LEAST_CHARACTERS = 1_000_000
-"""Of a data set of a mixture, however few tokens are learned from: windows are to differ."""
-
-
-def read_mixture(mixture: MixtureFile, tokens: int) -> list[tuple[GivenText, float]]:
-    """The texts of a mixture, each with its share.
-
-    Args:
-        tokens: how many are learned from, all texts together.
-
-    Raises:
-        InputError: a file or data set is unusable.
-    """
-    total = sum(text.weight for text in mixture.texts.values())
-    found: list[tuple[GivenText, float]] = []
-    for name, text in mixture.texts.items():
-        share = text.weight / total
-        enough = max(LEAST_CHARACTERS, round(CHARACTERS_A_TOKEN * tokens * share))
-        try:
-            found.append((_mixed_text(text, enough, max(1, round(tokens * share))), share))
-        except InputError as error:
-            what = f"texts.{name}: {error.what}"
-            raise InputError(what, field=mixture.file, hint=error.hint) from error
-    return found
+def _files_in(folder: Path, above: tuple[Path, ...]) -> list[Path]:
+    files: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() in above:
+                raise Unusable(f"holds {path.name}, a link to a folder above it", "remove the link")
+            files += _files_in(path, (*above, path.resolve()))
+        else:
+            files.append(path)
+    return files
 
 
-def _mixed_text(text: MixedText, enough: int, tokens: int) -> GivenText:
-    """One text of a mixture; of a data set, so many characters unless it says how many itself."""
-    if text.files:
-        given = read_given(text.files, "", text.field, "train", characters=characters_for(tokens))
-        assert given is not None
-        return given
-    documents = read_dataset(
-        text.dataset,
-        text.field,
-        "train",
-        characters=text.characters or enough,
-        revision=text.revision,
-    )
-    return GivenText(documents, named=dataset_name(text.dataset))
+def kind_of_file(path: Path) -> str:
+    """The suffix that says what a file holds, without that of a compression."""
+    suffix = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
 def base_name(path: Path) -> str:
@@ -244,8 +109,210 @@ def base_name(path: Path) -> str:
     return f"{name}/" if path.is_dir() else name
 
 
-def dataset_name(name: str) -> str:
-    """What results call a data set."""
-    repository, colon, rest = name.partition(":")
-    local = Path(repository)
-    return f"{base_name(local)}{colon}{rest}" if local.exists() else name
+def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
+    """The documents of a file.
+
+    Args:
+        column: of a table that holds the text.
+        characters: of a document of plain text; what is longer goes on in others.
+
+    Raises:
+        Unusable: damaged, binary, empty, or something else than text in a row.
+    """
+    empty = True
+    for document in _documents(path, column, characters):
+        empty = empty and (not document or document.isspace())
+        yield document
+    if empty:
+        raise _empty()
+
+
+def _documents(path: Path, column: str, characters: int) -> Iterator[str]:
+    kind = kind_of_file(path)
+    if kind == ".parquet":
+        with _opened(path) as file:
+            yield from _parquet(file, column)
+    elif kind == ".csv":
+        with _opened_text(path, newline="") as text:
+            yield from _csv(_lines(text), column)
+    elif kind in (".json", ".jsonl"):
+        for place, row in rows_of(path):
+            yield text_of(row, column, place)
+    else:
+        with _opened_text(path, "utf-8") as text:
+            yield from _plain(text, characters)
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON file, each with its place, such as "line 3": of any kind but .json one a
+    line.
+
+    Raises:
+        Unusable: damaged, binary or empty.
+    """
+    empty = True
+    with _opened_text(path) as text:
+        for found in _json(text) if kind_of_file(path) == ".json" else _json_lines(text):
+            empty = False
+            yield found
+    if empty:
+        raise _empty()
+
+
+def _open_zstd(path: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd,
+}  # fmt: skip
+"""Suffixes behind that of the kind, as in notes.txt.gz, and what opens such a file."""
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file as bytes, decompressed."""
+    require_file(path)
+    if path.is_file() and not path.stat().st_size:
+        raise _empty()
+    opener = COMPRESSIONS.get(path.suffix.lower())
+    try:
+        with opener(path) if opener else path.open("rb") as file:
+            yield file
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the system, not of a decompressor
+            raise
+        raise Unusable(f"is damaged ({said_by(error)})", "make or fetch it again") from error
+
+
+def _empty() -> Unusable:
+    return Unusable("is empty", "leave it out, or make it again")
+
+
+@contextlib.contextmanager
+def _opened_text(
+    path: Path, encoding: str = "utf-8-sig", newline: str | None = None
+) -> Iterator[io.TextIOWrapper]:
+    """A file as text; a table may begin with a byte order mark."""
+    with (
+        _opened(path) as file,
+        io.TextIOWrapper(file, encoding=encoding, newline=newline) as text,
+    ):
+        yield text
+
+
+def _plain(file: io.TextIOBase, characters: int) -> Iterator[str]:
+    while document := "".join(_pieces(file, characters)):
+        yield document
+        characters = PIECE  # who has so many takes no more, and sees that there is more
+
+
+def _pieces(file: io.TextIOBase, characters: int) -> Iterator[str]:
+    """The next characters, so many or as many as there are."""
+    while characters > 0 and (piece := file.read(min(PIECE, characters))):
+        characters -= len(piece)
+        yield _as_text(piece)
+
+
+def _lines(file: io.TextIOBase) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), start=1):
+        if len(_as_text(line)) > LONGEST:
+            what = f"has more than {LONGEST:,} characters in line {number}"
+            raise Unusable(what, "put line ends into it")
+        yield line
+
+
+def _as_text(content: str) -> str:
+    if "\0" in content:
+        raise Unusable("is binary, not text", "name a text file")
+    return content
+
+
+def _json(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
+    content = "".join(_pieces(text, LONGEST + 1))
+    if len(content) > LONGEST:
+        what = f"has more than {LONGEST:,} characters, which are read at once"
+        raise Unusable(what, "make a .jsonl file of it, an object a line")
+    try:
+        found = json.loads(content) if content.strip() else []
+    except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith("["):
+            raise Unusable(f"is no whole JSON array ({said_by(error)})", "mend it") from error
+        return _json_lines(io.StringIO(content))
+    rows = found if isinstance(found, list) else [found]
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _json_lines(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_lines(text), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise Unusable(
+                    f"has no JSON object in line {number}", "mend or delete that line"
+                ) from error
+            yield f"line {number}", row
+
+
+def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
+    csv.field_size_limit(LONGEST)
+    rows = csv.reader(lines, strict=True)
+    line, numbers, has_text = 1, 0, False
+    try:
+        header = next(rows, [])
+        if header.count(column) != 1:
+            raise no_column(column, header)
+        place, line = header.index(column), rows.line_num + 1
+        for row in rows:
+            if row and len(row) != len(header):
+                raise Unusable(
+                    f"has {len(row)} cells in line {line} and {len(header)} columns",
+                    "mend that line, or put texts with commas in quotes",
+                )
+            if row:
+                has_text = has_text or not _is_number(row[place])
+                numbers += bool(row[place])
+                if numbers > NUMBERS and not has_text:
+                    break
+                yield row[place]
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise Unusable(f"has no whole row in line {line} ({said_by(error)})", "mend it") from error
+    if numbers and not has_text:
+        raise Unusable(f"has no text but numbers as '{column}'", "name the right `text_field`")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell.lower() in ("", "true", "false")
+    return True
+
+
+def _parquet(file: Any, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    if not isinstance(file, io.BufferedReader):  # compressed once more
+        content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
+            raise Unusable(f"unpacks to more than {LONGEST:,} bytes", "unpack it first")
+        file = io.BytesIO(content)
+    try:
+        table = pyarrow.parquet.ParquetFile(
+            file, page_checksum_verification=True, buffer_size=BUFFER
+        )
+        columns = table.schema_arrow.names
+        if columns.count(column) != 1:
+            raise no_column(column, columns)
+        batches = table.iter_batches(BATCH, columns=[column])
+        values = (value for batch in batches for value in batch.column(0).to_pylist())
+        for number, value in enumerate(values, start=1):
+            yield text_of({column: value}, column, f"row {number}")
+    except pa.ArrowException as error:
+        what = f"is no whole Parquet file ({said_by(error)})"
+        raise Unusable(what, "make or fetch it again") from error

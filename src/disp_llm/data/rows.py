@@ -15,56 +15,40 @@ class Unusable(Exception):
         self.what, self.hint = what, hint
 
 
-def text_of(row: Any, column: str, unit: str, number: int, strings: bool = False) -> str:
-    """The text in a column of a row.
+def text_of(row: Any, column: str, place: str) -> str:
+    """The text of a row: itself, or in a column.
 
     Args:
-        unit: what `number` counts, such as "line".
-        strings: whether a row may be a text itself.
+        place: of the row, such as "line 3".
 
     Raises:
         Unusable: there is no such column, or something else than text in it.
     """
-    if strings and isinstance(row, str):
-        value = row
-    elif not isinstance(row, Mapping):
+    if not isinstance(row, Mapping | str):
         raise Unusable(
-            f"has no text but {kind_of(row)} in {unit} {number}",
-            f"give {'strings or ' if strings else ''}rows with a column '{column}'",
+            f"has no text but {kind_of(row)} in {place}",
+            f"give strings or rows with a column '{column}'",
         )
-    elif column not in row:
-        raise Unusable(*no_column(column, list(row), f" in {unit} {number}"))
-    else:
-        value = row[column]
+    if isinstance(row, Mapping) and column not in row:
+        raise no_column(column, list(row), f" in {place}")
+    value = row if isinstance(row, str) else row[column]
     if not isinstance(value, str):
         raise Unusable(
-            f"has no text but {kind_of(value)} as '{column}' in {unit} {number}",
+            f"has no text but {kind_of(value)} as '{column}' in {place}",
             "leave such rows out, or name the right `text_field`",
         )
-    if not value.isascii():
-        require_whole_characters(value, f"in {unit} {number}")
+    require_whole_characters(value, place)
     return value
 
 
-def first_documents(documents: Iterable[str], characters: int) -> tuple[list[str], bool]:
-    """Documents from the start, until they hold so many characters; and whether these are all."""
-    found, read = [], 0
-    for document in documents:
-        if read >= characters:
-            return found, False
-        found.append(document)
-        read += len(document)
-    return found, True
-
-
-def no_column(column: str, columns: list[Any], place: str = "") -> tuple[str, str]:
-    """What is wrong with a table that does not have the column once, and what to do."""
+def no_column(column: str, columns: list[Any], place: str = "") -> Unusable:
+    """What is wrong with a table that does not have the column once."""
     if count := columns.count(column):
-        return f"has {count} columns '{column}'", "rename all but one of them"
+        return Unusable(f"has {count} columns '{column}'", "rename all but one of them")
     listed = ", ".join(f"'{name}'" for name in columns[:LISTED])
     more = ", …" if len(columns) > LISTED else ""
     has = f", but {listed}{more}" if columns else ""
-    return f"has no column '{column}'{place}{has}", "name the right `text_field`"
+    return Unusable(f"has no column '{column}'{place}{has}", "name the right `text_field`")
 
 
 def kind_of(value: Any) -> str:
@@ -79,8 +63,20 @@ def kind_of(value: Any) -> str:
 def require_whole_characters(text: str, place: str) -> None:
     """Refuses halves of surrogate pairs, which JSON can escape and no tokenizer reads."""
     try:
-        text.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError as error:
         raise Unusable(
-            f"has half a character (a lone surrogate) {place}", "mend or leave out that text"
+            f"has half a character (a lone surrogate) in {place}", "mend or leave out that text"
         ) from error
+
+
+def first_documents(documents: Iterable[str], characters: int) -> tuple[list[str], bool]:
+    """Documents from the start, until they hold so many characters; and whether these are all."""
+    found: list[str] = []
+    read = 0
+    for document in documents:
+        if read >= characters:
+            return found, False
+        found.append(document)
+        read += len(document)
+    return found, True

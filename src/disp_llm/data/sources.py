@@ -1,204 +1,325 @@
-"""What a program may hand over as text -> documents or token ids, known by their content."""
+"""What settings name, or a program hands over, as text -> documents and examples, before there are
+tokens: files, folders, hub data sets, mixtures of them, the embedded speeches."""
 
-import hashlib
-import io
+import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+from disp_llm.config.errors import InputError, said_by
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
+from disp_llm.config.parts import PerplexityConfig, TextConfig
+from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
+from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
+from disp_llm.data.given import GivenText
+from disp_llm.data.reading import base_name, documents_of, files_under, naming
+from disp_llm.data.rows import Unusable, first_documents, no_column, text_of
+from disp_llm.models.embedded import speech_files
 
-from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, named_path
-from disp_llm.data.files import KINDS, kind_of_file
-from disp_llm.data.rows import Unusable, first_documents, text_of
+DATASET = {"text": "dataset", "eval_text": "eval_dataset"}
+"""The setting of a hub data set beside that of files."""
 
-CHARACTERS = 50_000_000
-"""Most that is read of an iterable without a length, which may have no end."""
+LEAST, EVERYTHING = 2**24, 2**30
+"""Characters that are read of a source, where it has as many: however few tokens are wanted, and
+where all of it is."""
+
+A_TOKEN = 8
+"""Characters that are read for each token that is wanted: few texts have more than 6, and a tenth
+may be held out."""
+
+OF_MIXTURE, LEAST_OF_MIXTURE = 5, 1_000_000
+"""Characters that are read of a data set of a mixture: for each token, and at least, since windows
+are to differ."""
+
+Given = GivenText | GivenExamples
+"""What is learned from or measured on."""
 
 
 @dataclass(frozen=True)
-class GivenText:
-    """Text that was read, or handed over in memory: documents, or ids of a tokenizer.
+class InMemory:
+    """What a program handed over, in place of what the settings name."""
 
-    Raises:
-        InputError: it is empty.
-    """
+    text: GivenText | None = None
+    eval_text: GivenText | None = None
+    examples: GivenExamples | None = None
+    eval_examples: GivenExamples | None = None
+    words: GivenText | None = None
+    """What the model has written already, where `text` is self."""
 
-    documents: list[str] | None = None
-    tokens: Int[Tensor, " N"] | None = None
-    field: str = "text"
-    """The setting that it was given in."""
-    named: str = ""
-    """What the files or the data set are called; "" = it lay in memory."""
-    held_out: int | None = None
-    """Tokens at its end that are for evaluation, where there is no other text for it; None = the
-    usual share."""
 
-    def __post_init__(self) -> None:
-        documents = self.documents or ()
-        if self.tokens is None and all(not text or text.isspace() for text in documents):
-            raise InputError("is empty", field=self.field, hint="give some text")
-        if self.tokens is not None and not len(self.tokens):
-            raise InputError("is empty", field=self.field, hint="give some token ids")
+@dataclass(frozen=True)
+class Source:
+    """One text, or examples, to learn from."""
+
+    text: Given | None
+    """None is what the model has still to write."""
+    group: int = 0
+    """Which of the texts that the settings name it is part of."""
+    share: float = 1.0
+    """How much of that one it is."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Text as it was found, before there are tokens."""
+
+    learning: tuple[Source, ...]
+    evaluation: Given | None
+    """None = the end of the learning text."""
 
     @property
-    def name(self) -> str:
-        """What results call it."""
-        tokens, documents = self.tokens, self.documents or ()
-        found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
-        return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash of the documents, each with its length in front (8 bytes, little-endian), or of
-        the ids (8 bytes each)."""
-        digest = hashlib.sha256()
-        for document in self.documents or ():
-            content = document.encode()
-            digest.update(len(content).to_bytes(8, "little"))
-            digest.update(content)
-        if self.tokens is not None:
-            digest.update(self.tokens.numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
+    def writes(self) -> bool:
+        """Whether the model writes some of it."""
+        return any(source.text is None for source in self.learning)
 
 
-def joint_sha256(texts: Sequence[Any]) -> str:
-    """The hash of several sources in their order; of a single one, its own."""
-    if len(texts) == 1:
-        return texts[0].sha256
-    return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
-
-
-def read_input(
-    text: Any, field: str = "text", column: str = "text"
-) -> tuple[Path, ...] | GivenText:
-    """Files and folders, or text in memory.
+def read_sources(
+    config: TextConfig,
+    in_memory: InMemory = InMemory(),
+    tokens: int = 0,
+    measured: int = PerplexityConfig().tokens,
+) -> Sources:
+    """Reads the texts that the settings name, or takes those in memory.
 
     Args:
-        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
-            `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
-            list or a tensor.
-        field: the setting that it was given as.
-        column: of rows, the one that holds the text.
+        tokens: how many are learned from, so that large texts are read no further.
+        measured: how many are measured on; 0 = all of a text that is for it alone.
+    """
+    names = config.eval_text, config.eval_dataset
+    examples = in_memory.examples or read_examples(config.examples, config.template)
+    evaluation = (
+        in_memory.eval_text
+        or in_memory.eval_examples
+        or read_given(*names, config.text_field, "test", "eval_text", characters_for(measured))
+        or read_examples(config.eval_examples, config.template, "eval_examples")
+    )
+    if evaluation is None and examples is not None:
+        examples, evaluation = examples.parted()
+    texts: list[Source] = []
+    if in_memory.text is not None:
+        texts = [Source(in_memory.text)]
+    elif config.learns_from_text or examples is None:
+        held_out = 0 if evaluation else round(measured / HELD_OUT)
+        texts = _learning_sources(config, tokens, characters_for(max(1, tokens, held_out)))
+    if examples is not None:
+        texts.append(Source(examples, 1 + max((source.group for source in texts), default=-1)))
+    return Sources(tuple(texts), evaluation)
+
+
+def characters_for(tokens: int) -> int:
+    """How much is read of a source of which so many tokens are wanted; 0 = all of it is.
+
+    In doublings, so that runs that want about as much read the same.
+    """
+    characters = LEAST if tokens else EVERYTHING
+    while characters < A_TOKEN * tokens:
+        characters *= 2
+    return characters
+
+
+def _learning_sources(config: TextConfig, tokens: int, characters: int) -> list[Source]:
+    """The texts of every name; of those that are not mixtures, so many characters."""
+    found: list[Source] = []
+    for group, paths in enumerate(_groups(config)):
+        if len(paths) == 1 and is_mixture(paths[0]):
+            texts = read_mixture(load_mixture(paths[0]), tokens)
+            found += [Source(text, group, share) for text, share in texts]
+        elif paths == (Path(SELF),):
+            found.append(Source(None, group))
+        elif paths == (Path(SPEECHES),):
+            found.append(Source(embedded_text(), group))
+        else:
+            names = paths, config.dataset, config.text_field
+            found.append(Source(read_given(*names, "train", characters=characters), group))
+    return found
+
+
+def _groups(config: TextConfig) -> list[tuple[Path, ...]]:
+    """The names that belong to each source: with weights each to its own, else all files to one."""
+    names = config.learns_from
+    if config.weights and names:
+        return [(name,) for name in names]
+    apart = [name for name in names if str(name) in NAMED_TEXTS or is_mixture(name)]
+    files = tuple(name for name in names if name not in apart)
+    others: list[tuple[Path, ...]] = [(name,) for name in apart]
+    return [files, *others] if files or not others else others
+
+
+def embedded_text() -> GivenText:
+    """The embedded speeches."""
+    files, name = speech_files()
+    return GivenText(read_documents(files, "text"), named=name)
+
+
+def read_given(
+    paths: Sequence[Path],
+    dataset: str,
+    column: str,
+    split: str,
+    field: str = "text",
+    characters: int = EVERYTHING,
+) -> GivenText | None:
+    """The text of a hub data set or of files; None where neither is named.
+
+    Args:
+        split: of a data set that names none.
+        field: the setting of the files.
+        characters: after which reading ends, with a warning.
 
     Raises:
-        InputError: it is none of these, or a string that is neither a file nor a text.
+        InputError: a name of a text that is only learned from.
     """
-    if isinstance(text, Path):
-        return (_named_file(text),)
-    if isinstance(text, str):
-        return _files_among([text], field) or GivenText(_documents([text], field), field=field)
-    if isinstance(text, Tensor):
-        if text.ndim > 2:
+    if dataset:
+        return read_dataset(dataset, column, split, DATASET[field], characters)
+    if not paths:
+        return None
+    for path in paths:
+        only_learned = str(path) in (SELF, SPEECHES) and not path.exists()
+        if only_learned or is_mixture(path):
+            usual = field == "text" and str(path) == SPEECHES
             raise InputError(
-                f"is a tensor of {text.ndim} dimensions",
+                f"{path} is only learned from",
                 field=field,
-                hint="give the token ids of one text (N), or of rows that follow each other (B, T)",
+                hint=f"{'leave it out, for their last tenth, or ' if usual else ''}"
+                "name files or folders of text",
             )
-        return GivenText(tokens=_whole_numbers(text, field), field=field)
-    if isinstance(text, _NO_TEXT) or type(text).__name__ == "DataFrame":
-        raise _unreadable(text, field)
-    if isinstance(text, Sequence) and text and all(isinstance(part, str | Path) for part in text):
-        return _files_among(text, field) or GivenText(_documents(text, field), field=field)
-    if isinstance(text, Sequence) and text and isinstance(text[0], int | list | tuple):
-        return GivenText(tokens=_tokens(text, field), field=field)
-    if isinstance(text, Iterable):
-        return GivenText(_documents(text, field, column), field=field)
-    raise _unreadable(text, field)
+    named = ", ".join(map(base_name, paths))
+    return GivenText(read_documents(paths, column, field, characters), field=field, named=named)
 
 
-_NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
-"""What can be iterated over, but gives names of columns or splits, numbers, or parts of texts."""
+def read_documents(
+    paths: Sequence[Path], column: str, field: str = "text", characters: int = EVERYTHING
+) -> list[str]:
+    """The documents of text files, and of those in folders, in order.
 
-
-def _unreadable(text: Any, field: str) -> InputError:
-    return InputError(
-        f"cannot be read from {type(text).__name__}",
-        field=field,
-        hint="give paths, strings, a datasets.Dataset or token ids",
-    )
-
-
-def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
-    """All of them as paths where they name files or folders; none where they are texts.
+    Args:
+        column: of a table (.jsonl, .json, .csv, .parquet) that holds the text.
+        field: the setting that the files were named in, for messages.
+        characters: after which reading ends, with a warning; plain text is cut there.
 
     Raises:
-        InputError: one is missing.
+        InputError: a file is missing, damaged, empty, not text, or lacks the column; a folder
+            holds something else.
     """
-    texts = NAMED_TEXTS if field == "text" else ()
-    named = [isinstance(part, Path) or part in texts or _exists(part) for part in parts]
-    if all(named):
-        return tuple(
-            _named_file(part) if isinstance(part, Path) else named_path(part) for part in parts
-        )
-    must = any(isinstance(part, Path) for part in parts)
-    for part, is_named in zip(map(str, parts), named, strict=True):
-        known = kind_of_file(Path(part))[0] in KINDS
-        word = len(part.split()) == 1
-        beside = any(named) and (must or known or word)
-        if not is_named and (beside or (word and (known or len(parts) == 1))):
-            raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
-    return ()
+
+    def found() -> Iterator[str]:
+        for path in paths:
+            with naming(path, field):
+                files = files_under(path)
+            for file in files:
+                with naming(file, field):
+                    yield from documents_of(file, column, characters)
+
+    return _beginning(found(), characters, field, ", ".join(map(base_name, paths)))
 
 
-def _named_file(path: Path) -> Path:
-    """A path as it is, or from the root where it would be taken for the name of a text."""
-    return path.absolute() if str(path) in NAMED_TEXTS else path
-
-
-def _exists(text: str) -> bool:
-    try:
-        return bool(text) and Path(text).exists()
-    except (OSError, ValueError):  # longer than a name may be, or with a null character
-        return False
-
-
-def _tokens(ids: Sequence[Any], field: str) -> Int[Tensor, " N"]:
-    rows = ids if isinstance(ids[0], Sequence) else [ids]
-    tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
-    if any(type(token) is not int for token in tokens):
-        raise _no_ids(field)
-    try:
-        return _whole_numbers(torch.tensor(tokens, dtype=torch.long), field)
-    except (OverflowError, RuntimeError, ValueError) as error:  # more than 64 bits
-        raise _no_ids(field) from error
-
-
-def _whole_numbers(ids: Tensor, field: str) -> Int[Tensor, " N"]:
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise _no_ids(field)
-    whole = ids.detach().cpu().flatten().long()
-    if (whole < 0).any():
-        raise _no_ids(field)
-    return whole
-
-
-def _no_ids(field: str) -> InputError:
-    return InputError(
-        "holds something else than token ids", field=field, hint="give whole numbers from 0 on"
-    )
-
-
-def _documents(rows: Iterable[Any], field: str, column: str = "text") -> list[str]:
-    numbered = enumerate(rows, start=1)
-    texts = (text_of(row, column, "row", number, strings=True) for number, row in numbered)
-    try:
-        if isinstance(rows, Sized):
-            return list(texts)
-        documents, are_all = first_documents(texts, CHARACTERS)
-    except Unusable as error:
-        hint = f"give whole texts: strings, or rows with a column '{column}' (`text_field`)"
-        raise InputError(error.what, field=field, hint=hint) from error
+def _beginning(documents: Iterable[str], characters: int, field: str, name: str) -> list[str]:
+    """Documents of a source that hold so many characters; says if there are more."""
+    found, are_all = first_documents(documents, characters)
     if not are_all:
         warnings.warn(
-            f"{field}: {len(documents):,} rows of {CHARACTERS:,} characters were read; the rest "
-            "is left out, since what is given has no length",
-            stacklevel=2,
+            f"{field}: the first {sum(map(len, found)):,} characters of {name} are read, enough "
+            "for what is asked of them, and no more: shuffle documents that are sorted",
+            stacklevel=3,
         )
-    return documents
+    return found
+
+
+def read_dataset(
+    name: str,
+    column: str,
+    default_split: str,
+    field: str = "dataset",
+    characters: int = EVERYTHING,
+    *,
+    revision: str = "",
+    streams: bool = False,
+    rows: int = 0,
+) -> GivenText:
+    """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
+
+    Args:
+        characters: after which reading ends, with a warning unless it streams.
+        revision: commit, tag or branch; "" = the newest.
+        streams: fetches rows from the start, as many as are read, and keeps none.
+        rows: most that are read; 0 = all.
+
+    Raises:
+        InputError: not found, not reachable, without the column, or with something else than text
+            in it.
+    """
+    import datasets
+
+    repository, _, rest = name.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        found: Any = datasets.load_dataset(
+            repository,
+            config or None,
+            split=split or default_split,
+            revision=revision or None,
+            streaming=streams,
+        )
+        if not streams:
+            if column not in found.column_names:
+                raise no_column(column, found.column_names)
+            batches = found.select_columns([column]).iter(1000)
+            found = ({column: value} for batch in batches for value in batch[column])
+        numbered = enumerate(itertools.islice(found, rows or None), start=1)
+        texts = (text_of(row, column, f"row {number}") for number, row in numbered)
+        if streams:
+            documents, _ = first_documents(texts, characters)
+        else:
+            documents = _beginning(texts, characters, field, dataset_name(name))
+    except Unusable as error:
+        raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
+        raise InputError(
+            f"cannot load {name} ({said_by(e.__cause__ or e)})",
+            field=field,
+            hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
+            "or name files",
+        ) from e
+    return GivenText(documents, field=field, named=dataset_name(name))
+
+
+def dataset_name(name: str) -> str:
+    """What results call a data set."""
+    repository, colon, rest = name.partition(":")
+    local = Path(repository)
+    return f"{base_name(local)}{colon}{rest}" if local.exists() else name
+
+
+def read_mixture(mixture: MixtureFile, tokens: int) -> list[tuple[GivenText, float]]:
+    """The texts of a mixture, each with its share.
+
+    Args:
+        tokens: how many are learned from, all texts together.
+
+    Raises:
+        InputError: a file or data set is unusable.
+    """
+    total = sum(text.weight for text in mixture.texts.values())
+    found: list[tuple[GivenText, float]] = []
+    for name, text in mixture.texts.items():
+        share = text.weight / total
+        try:
+            found.append((_mixed_text(text, tokens * share), share))
+        except InputError as error:
+            what = f"texts.{name}: {error.what}"
+            raise InputError(what, field=mixture.file, hint=error.hint) from error
+    return found
+
+
+def _mixed_text(text: MixedText, tokens: float) -> GivenText:
+    """One text of a mixture; of a data set, so many characters unless it says how many itself."""
+    if text.files:
+        characters = characters_for(max(1, round(tokens)))
+        named = ", ".join(map(base_name, text.files))
+        return GivenText(read_documents(text.files, text.field, "text", characters), named=named)
+    characters = text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens))
+    return read_dataset(
+        text.dataset, text.field, "train", "text", characters, revision=text.revision, streams=True
+    )

@@ -27,8 +27,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.data.examples import HELD_OUT
+from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import Stream, random_stream
-from disp_llm.data.sources import GivenText
 from disp_llm.data.windows import usual_bos
 from disp_llm.models.devices import free_memory
 from disp_llm.models.kv_cache import empty_cache, with_cache
@@ -268,7 +268,7 @@ class Writer:
             Interrupted: the task was asked to stop; finished batches are kept.
         """
         run, records = self.job.run, self.job.process.is_main
-        if records:
+        if records and run.figures is None:
             self.begin()
         plan = self._plan(share)
         if records:

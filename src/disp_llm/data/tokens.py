@@ -21,8 +21,8 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
 from disp_llm.data.examples import HELD_OUT, GivenExamples
-from disp_llm.data.named import Given, Sources, read_sources
-from disp_llm.data.sources import GivenText, joint_sha256
+from disp_llm.data.given import GivenText, joint_sha256
+from disp_llm.data.sources import Given, Sources, read_sources
 from disp_llm.data.tokenizing import tokenize
 from disp_llm.data.windows import Windows, joined, random_windows, with_bos
 from disp_llm.models.loading import Loaded

@@ -28,14 +28,12 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import GivenExamples, required_examples
-from disp_llm.data.reading import characters_for, dataset_name, read_dataset, read_given
-from disp_llm.data.sources import GivenText
+from disp_llm.data.given import GivenText
+from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
-from disp_llm.evaluation.answers import written_answers
-from disp_llm.evaluation.harness import require_tasks
-from disp_llm.evaluation.metrics import metric_named, rights
+from disp_llm.evaluation.answers import exact_match, written_answers
 from disp_llm.evaluation.perplexity import window_losses
-from disp_llm.evaluation.tasks import answers, require_answers
+from disp_llm.evaluation.tasks import answers, require_answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
@@ -67,8 +65,7 @@ class Scoreboard:
         """
         if suite.tasks:
             with suite.naming("tasks"):
-                data = [name for name, task in suite.tasks.items() if task.data is not None]
-                require_tasks(suite.tasks, data)
+                require_tasks(suite.tasks)
         for name, task in suite.tasks.items():
             with suite.naming(f"tasks.{name}"):
                 require_answers(name, task)
@@ -79,7 +76,6 @@ class Scoreboard:
         examples = {}
         for name, task in suite.examples.items():
             with suite.naming(f"examples.{name}"):
-                metric_named(task.metric)
                 examples[name] = required_examples(task.files, task.template)
         return cls(suite, texts, examples, progress)
 
@@ -144,8 +140,8 @@ class Scoreboard:
         with self.suite.naming(f"examples.{name}"):
             given = self.examples[name].first(task.limit)
             stream = stream_of_examples(given, tokenizer, target.bos_token_id)
-            answers = written_answers(target, tokenizer, stream, task.answer_tokens, on_answer)
-            right = rights(task.metric, answers, [one.answer for one in stream.examples])
+            written = written_answers(target, tokenizer, stream, on_answer)
+            right = exact_match(written, [one.answer for one in stream.examples])
         share, n = statistics.fmean(right), len(right)
         return TaskScore(
             acc=share,
@@ -160,8 +156,7 @@ class Scoreboard:
 
 def _read(text: SuiteText, tokens: int) -> GivenText:
     if text.rows:
-        documents = read_dataset(text.dataset, text.field, "test", most=text.rows)
-        return GivenText(documents, field="dataset", named=dataset_name(text.dataset))
+        return read_dataset(text.dataset, text.field, "test", streams=True, rows=text.rows)
     characters = characters_for(tokens)
     given = read_given(text.files, text.dataset, text.field, "test", characters=characters)
     assert given is not None  # one of the two is named

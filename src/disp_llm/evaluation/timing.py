@@ -38,24 +38,6 @@ class Workload:
         return workload_said(self.phase, self.length, self.batch)
 
 
-@dataclass(frozen=True)
-class Mix:
-    """Workloads that are timed together."""
-
-    workloads: tuple[Workload, ...]
-    weights: tuple[float, ...]
-    """How the original's time divides between them; they add up to 1."""
-
-    @property
-    def name(self) -> str:
-        """What people read, such as `prefill, 512 tokens (25 %) and decode after 512 tokens,
-        batch 1 (75 %)`."""
-        if len(self.workloads) == 1:
-            return self.workloads[0].name
-        pairs = zip(self.workloads, self.weights, strict=True)
-        return " and ".join(f"{workload.name} ({weight:.0%})" for workload, weight in pairs)
-
-
 USUAL = (Workload("prefill", 512, 1), Workload("decode", 512, 1))
 """What a model is timed on where nothing else is asked for, as far as it can read."""
 

@@ -191,9 +191,6 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     or expert, or a head of every block of a uniform model, that there is no room for is passed
     over. What is kept inside of a pruned one counts nothing, but stays in the masks: it is what it
     would come back with.
-
-    Raises:
-        TooSmall: even the best group of every site is more than the budget.
     """
     layout, device = budget.layout, scores.device
     scores = layout.by_chunks(scores.detach(), budget.chunk)

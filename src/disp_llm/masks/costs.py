@@ -30,28 +30,28 @@ class CostModel:
 
     layout: Layout
     constant_cost: float
-    """Cost of everything that widths do not change."""
+    """Of everything that widths do not change."""
     per_entry: Float[Tensor, "L K"]
-    """Cost of one entry of each of the K sites of a block, whatever else is kept."""
+    """Of one entry of each of the K sites of a block, whatever else is kept."""
     attention: Float[Tensor, "L 2"]
-    """Cost of one entry of attn_in and of attn_out, with all heads kept."""
+    """Of one entry of attn_in and of attn_out, with all heads kept."""
     mlp_read: Float[Tensor, " L"]
-    """Cost of one pair of an mlp_in and an mlp_mid entry."""
+    """Of one pair of an mlp_in and an mlp_mid entry."""
     mlp_write: Float[Tensor, " L"]
-    """Cost of one pair of an mlp_mid and an mlp_out entry."""
+    """Of one pair of an mlp_mid and an mlp_out entry."""
     router: Float[Tensor, " L"]
-    """Cost of one mlp_in entry in the router, with all experts kept; 0 of one that reads the whole
+    """Of one mlp_in entry in the router, with all experts kept; 0 of a router that reads the whole
     stream, whose rows are costs of whole experts."""
     in_experts: Float[Tensor, "L 2"]
-    """Cost of one entry of mlp_mid and of mlp_out in the experts, with all of them kept."""
+    """Of one entry of mlp_mid and of mlp_out in the experts, with all of them kept."""
     counts_chosen: bool = False
     """Whether experts count as far as a token runs through them."""
     per_cut: float = 0.0
-    """Cost of the selection that a cut site of the residual stream takes, whatever its width."""
+    """Of the selection that a cut site of the residual stream takes, whatever its width."""
     per_selected: float = 0.0
-    """Cost of one entry that is kept there."""
+    """Of one entry that is kept there."""
     dense_cost: float = 0.0
-    """Cost of the dense model; a budget is a share of it."""
+    """Of the dense model; a budget is a share of it."""
 
     def cost(self, counts: Tensor) -> Tensor:
         """From the ones of each of the S sites; exact in float64 and differentiable."""
@@ -84,8 +84,7 @@ class CostModel:
         return counts.double().view(len(self.layout.blocks), -1)
 
     def _stays(self, widths: Float[Tensor, "L K"]) -> Float[Tensor, "L K"]:
-        """Whether the branch that each site lies in is there; 1 for the branches themselves, and
-        where these are no sites."""
+        """Whether the branch that each site lies in is there; 1 where branches are no sites."""
         sites = self.layout.sites
         stays = torch.ones_like(widths)
         for name in set(BRANCHES) & set(sites):
@@ -100,14 +99,11 @@ class CostModel:
         per_entry, attention, mlp_read, mlp_write, router, own = (
             t.to(counts.device) for t in (self.per_entry, self.attention, *numbers)
         )
-        stays = self._stays(widths)
-        in_attention = attention * widths[:, :2] * stays[:, :2]
-        if HEADS in self.layout.sites:
-            heads = torch.tensor([block.heads for block in self.layout.blocks])
-            kept = widths[:, self.layout.sites.index(HEADS)] / heads.to(counts.device)
-            in_attention = in_attention * kept[:, None]
+        stays, blocks = self._stays(widths), self.layout.blocks
+        heads = self._share_of(HEADS, [block.heads for block in blocks], widths)
+        experts = self._share_of(EXPERTS, [block.experts for block in blocks], widths)
+        in_attention = attention * widths[:, :2] * stays[:, :2] * heads[:, None]
         s3, s4, s5 = widths[:, 2:5].unbind(-1)
-        experts = self._share_of_experts(widths)
         in_experts = mlp_read * s3 * s4 + mlp_write * s4 * s5
         in_experts = in_experts if self.counts_chosen else in_experts * experts
         by_expert = router * s3 + (own * widths[:, 3:5]).sum(1)
@@ -115,12 +111,13 @@ class CostModel:
         inside = per_entry * widths * stays
         return self.constant_cost + inside.sum() + in_attention.sum() + in_mlp.sum()
 
-    def _share_of_experts(self, widths: Float[Tensor, "L K"]) -> Float[Tensor, " L"]:
-        """The share of its experts that each block keeps; 1 where these are no site."""
-        if EXPERTS not in self.layout.sites:
+    def _share_of(
+        self, site: Site, lengths: list[int], widths: Float[Tensor, "L K"]
+    ) -> Float[Tensor, " L"]:
+        """The share that each block keeps of its heads or experts; 1 where these are no site."""
+        if site not in self.layout.sites:
             return torch.ones_like(widths[:, 0])
-        experts = torch.tensor([block.experts for block in self.layout.blocks])
-        return widths[:, self.layout.sites.index(EXPERTS)] / experts.to(widths.device)
+        return widths[:, self.layout.sites.index(site)] / torch.tensor(lengths).to(widths.device)
 
 
 def of_blocks(numbers: Sequence) -> Tensor:
@@ -134,26 +131,22 @@ def parameter_costs(layout: Layout, counts_chosen: bool = False) -> CostModel:
     Args:
         counts_chosen: whether of the experts of a mixture those count that a token runs through.
     """
-    per_entry = torch.zeros(len(layout.blocks), len(layout.sites), dtype=torch.float64)
-    for site in ("mlp_in", "mlp_out"):
-        shared = [b.shared_read if site == "mlp_in" else b.shared_write for b in layout.blocks]
-        per_entry[:, layout.sites.index(site)] += of_blocks(shared)
-    share = of_blocks(
-        [block.chosen / block.experts if counts_chosen else 1.0 for block in layout.blocks]
-    )
-    inside = of_blocks([block.inside for block in layout.blocks])
+    blocks, sites = layout.blocks, layout.sites
+    per_entry = torch.zeros(len(blocks), len(sites), dtype=torch.float64)
+    per_entry[:, sites.index("mlp_in")] += of_blocks([block.shared_read for block in blocks])
+    per_entry[:, sites.index("mlp_out")] += of_blocks([block.shared_write for block in blocks])
+    share = of_blocks([block.chosen / block.experts if counts_chosen else 1.0 for block in blocks])
+    constant = _add_to(ATTENTION, per_entry, layout, of_blocks([block.inside for block in blocks]))
+    routers = [0 if block.router_reads else block.router * block.experts for block in blocks]
     costs = CostModel(
         layout,
-        constant_cost=_add_to(ATTENTION, per_entry, layout, inside)
-        + _add_routers(per_entry, layout),
+        constant_cost=constant + _add_routers(per_entry, layout),
         per_entry=per_entry,
-        attention=of_blocks([(block.qkv, block.q) for block in layout.blocks]),
-        mlp_read=share * of_blocks([block.num_input_projections for block in layout.blocks]),
+        attention=of_blocks([(block.qkv, block.q) for block in blocks]),
+        mlp_read=share * of_blocks([block.num_input_projections for block in blocks]),
         mlp_write=share,
-        router=of_blocks(
-            [0 if block.router_reads else block.router * block.experts for block in layout.blocks]
-        ),
-        in_experts=of_blocks([(0, 0) for _ in layout.blocks]),
+        router=of_blocks(routers),
+        in_experts=of_blocks([(0, 0) for _ in blocks]),
         counts_chosen=counts_chosen,
     )
     return replace(costs, dense_cost=float(costs.cost(torch.tensor(layout.lengths))))

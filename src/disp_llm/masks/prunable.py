@@ -51,11 +51,7 @@ class PrunableModel:
     @cached_property
     def layout(self) -> Layout:
         """The sites of every block, measured on the model; of a pruned one only the inside of
-        attention is right.
-
-        Raises:
-            InputError: KV heads are to be a site, and the family's attention cannot lose any.
-        """
+        attention is right."""
         return layout_of(self.blocks, self.model.config, self.family, self.sites)
 
     @property

@@ -59,11 +59,7 @@ def save_selection(
 
 
 def add_masks(path: Path, masks: Masks, size: str) -> None:
-    """Writes the masks of one more size, or of one that has others, into the file of its selection.
-
-    Raises:
-        InputError: the file is missing, damaged, or cannot be written.
-    """
+    """Writes the masks of a size, new or in place of others, into the file of its selection."""
     write_tensors(path, read_tensors(path, MADE_AGAIN).tensors | _named(masks, size))
 
 
@@ -72,20 +68,12 @@ def _named(masks: Masks, size: str) -> dict[str, Tensor]:
 
 
 def load_selection(path: Path, layout: Layout) -> Selection:
-    """What a method chose.
-
-    Raises:
-        InputError: the file is missing, damaged, or made for another model.
-    """
+    """What a method chose."""
     return _selection(read_tensors(path, MADE_AGAIN), layout)
 
 
 def load_masks(path: Path, layout: Layout, size: str) -> Masks:
-    """The masks of a size.
-
-    Raises:
-        InputError: the file is missing, damaged, made for another model, or has no such size.
-    """
+    """The masks of a size."""
     file = read_tensors(path, MADE_AGAIN)
     kept = _kept(file, size, dict(zip(layout.names, layout.lengths, strict=True)))
     masks = [
@@ -99,11 +87,7 @@ def load_masks(path: Path, layout: Layout, size: str) -> Masks:
 
 
 def has_masks(path: Path, masks: Masks, size: str) -> bool:
-    """Whether the file holds just these masks under the name of a size.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
+    """Whether the file holds just these masks under the name of a size."""
     tensors = read_tensors(path, MADE_AGAIN).tensors
     return all(
         name in tensors and torch.equal(tensors[name], part)
@@ -116,9 +100,6 @@ def kept_by_site(path: Path, size: str, widths: dict[str, int]) -> dict[str, lis
 
     Args:
         widths: of every site of the first block.
-
-    Raises:
-        InputError: the file is missing or damaged.
     """
     file = read_tensors(path, MADE_AGAIN)
     blocks = range(sum(name.startswith("logits.layers.") for name in file.tensors) // len(widths))

@@ -20,22 +20,14 @@ __all__ = ["OWN", "Method", "Reads", "all_methods", "method_named", "register"]
 
 
 def method_named(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        InputError: there is none, or what an installed package adds is no method of that name.
-    """
+    """The method of that name."""
     if name in OWN:
         return importlib.import_module(f"{__name__}.{name}").METHOD
     return other_method(name)
 
 
 def all_methods() -> dict[str, Method]:
-    """All methods by name.
-
-    Raises:
-        InputError: what an installed package adds is no method.
-    """
+    """All methods by name."""
     return {name: method_named(name) for name in method_names()}
 
 

@@ -10,7 +10,7 @@ import rich.box
 import rich.table
 
 from disp_llm.config.schema import as_type
-from disp_llm.evaluation.metrics import AnswerScore
+from disp_llm.evaluation.answers import AnswerScore
 from disp_llm.reporting.reading import bench_figures
 from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.markdown import table_row

@@ -129,6 +129,8 @@ class RunFigures:
     scoring_dense_s: Amount | None = None
     """Of its scores, where the run has a suite."""
     seconds: Amount | None = None
+    late_s: Amount | None = None
+    """By which a run has taken longer than its `minutes`."""
     peak_memory_bytes: Count | None = None
 
     def __post_init__(self) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 FILES = (
     *("output_dir", "text", "eval_text", "examples", "eval_examples"),
-    *("recipe", "runs", "run", "output", "plot"),
-    *("task_data", "to", "original", "suite"),
+    *("recipe", "runs", "run", "output"),
+    *("to", "original", "suite"),
 )
 """Settings that name files and folders, and nothing on the hub."""
 
-SEVERAL = ("text", "eval_text", "examples", "eval_examples", "task_data")
+SEVERAL = ("text", "eval_text", "examples", "eval_examples")
 """Those of them whose flag takes several values."""
 
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w./-]+)?(:[\w.-]+)*")

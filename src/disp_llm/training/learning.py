@@ -61,10 +61,6 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
     """Trains logits from `start`, a scale for every entry from 1, and adapters from nothing.
 
     It goes on from a checkpoint of the problem's run.
-
-    Raises:
-        InputError: the text is shorter than a window, or a checkpoint is damaged.
-        Interrupted: the job was asked to stop; the checkpoint holds the last step.
     """
     config, device = problem.training, start.device
     problem.corpus.require_length(config.length, "length")

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from disp_llm.config.prune import PruneConfig
 from disp_llm.runs.folder import Run
+from disp_llm.runs.job import Job
 from disp_llm.training.blocks import WORTH_COMPILING, can_be_worth_compiling
 from disp_llm.training.problem import PruningProblem
 
@@ -65,10 +67,16 @@ def _seconds_left(problem: PruningProblem) -> float:
     """What the time that was asked for leaves to learning: less what has passed, and what exporting
     and measuring every size will take, by the time that measuring the original took."""
     result, config = problem.job.run.result(), problem.job.config
-    passed = result.get("seconds", 0.0) + time.perf_counter() - problem.job.began
     of_size = MEASUREMENTS_A_SIZE * result.get("measuring_dense_s", 0.0)
     of_size += result.get("scoring_dense_s", 0.0)  # on the suite
-    return 60 * problem.learn.minutes - passed - of_size * len(config.sizes)
+    return -seconds_late(problem.job) - of_size * len(config.sizes)
+
+
+def seconds_late(job: Job[PruneConfig]) -> float:
+    """How much longer than `minutes` a run has taken, earlier attempts included; below 0 where time
+    is left."""
+    passed = job.run.result().get("seconds", 0.0) + time.perf_counter() - job.began
+    return passed - 60 * job.config.learn.minutes
 
 
 def _seconds_per_step(problem: PruningProblem, take: Take, compiled: Literal["yes", "no"]) -> float:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.named import read_sources
 from disp_llm.data.randomness import random_stream
+from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 from disp_llm.export.formats import Contents, Job
 from disp_llm.export.formats.int8 import (

@@ -1,38 +1,44 @@
 """Perplexity, tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
-from disp_llm.commands.caller import Caller, of_kind
-from disp_llm.commands.measuring import facts_of
+from disp_llm.commands.caller import Caller, of_kind, takes_settings
+from disp_llm.commands.measuring import facts_of, measured_apart
 from disp_llm.commands.outcome import RecoverResult
-from disp_llm.commands.scoring import score
-from disp_llm.config.errors import InputError
-from disp_llm.config.evaluate import EvalConfig
+from disp_llm.config.errors import InputError, model_is
+from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.recipes import with_settings
+from disp_llm.config.schema import as_type
+from disp_llm.config.suites import load_suite
 from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
-from disp_llm.data.named import Given
-from disp_llm.data.reading import characters_for, read_given
-from disp_llm.data.sources import read_input
+from disp_llm.data.given import read_input
+from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
-from disp_llm.evaluation.answers import written_answers
-from disp_llm.evaluation.metrics import AnswerScore, scored
+from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.evaluation.tasks import average, run_tasks
+from disp_llm.evaluation.suites import Scoreboard, against, require_suite
+from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.loading import Loaded
+from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
+from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
+from disp_llm.runs.scores import Scores
+
+MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the original"
+"""What to do about a damaged file of scores."""
 
 
-def evaluate(
+@takes_settings(EvalConfig)
+def eval(
     model: Model | RecoverResult | None = None,
     tokenizer: Any = None,
     *,
@@ -81,7 +87,7 @@ def evaluate(
     settings.validate()
     with caller.watching() as progress, inputs.frozen():
         if settings.suite:
-            return score(settings, inputs, progress)
+            return _on_suite(settings, inputs, progress)
         return _evaluated(settings, inputs, given, progress)
 
 
@@ -97,53 +103,39 @@ def _evaluated(
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = facts_of(loaded, target)
-    named = config.text or config.dataset or config.examples
-    if given or named or not config.tasks:
-        stream, names = evaluation_stream(config, loaded, given)
+    if config.reads_text:
+        stream, names = _evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
         result |= names | as_json(measured)
-        if config.metric:
-            assert isinstance(stream, ExampleStream)
-            result["answers"] = asdict(_answered(config, loaded, stream, on_request))
+        if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
+            result["answers"] = _answered(config, target, loaded.tokenizer, stream, on_request)
     if config.tasks:
-        pairs = (pair.partition("=") for pair in config.task_data)
-        files = {name: Path(file) for name, _, file in pairs}
-        result["tasks"] = run_tasks(
-            loaded, config.tasks, files, config.limit, config.shots, on_request
-        )
+        from disp_llm.evaluation.tasks import average, run_tasks
+
+        result["tasks"] = run_tasks(loaded, config.tasks, config.limit, config.shots, on_request)
         result["average"] = average(result["tasks"])
     return result
 
 
 def _answered(
     config: EvalConfig,
-    loaded: Loaded,
+    target: PrunableModel,
+    tokenizer: Any,
     stream: ExampleStream,
     on_answer: Callable[[int, int], None],
-) -> AnswerScore:
-    """What the model's own answers to the examples score.
-
-    Raises:
-        InputError: an example has a loss of its own and no answer.
-    """
-    asked = stream.first(config.limit) if config.limit else stream
-    if any(one.loss is not None for one in asked.examples):
-        what = "compares answers, and an example with a loss of its own has none"
-        raise InputError(what, field="metric", hint="leave it out")
-    target = PrunableModel.of(loaded)
-    answers = written_answers(target, loaded.tokenizer, asked, config.answer_tokens, on_answer)
-    return scored(config.metric, answers, [one.answer for one in asked.examples])
+) -> dict[str, Any]:
+    """What the model's own answers score, to the examples that perplexity is measured on."""
+    asked = stream.within(config.evaluation.tokens)
+    asked = asked.first(config.limit) if config.limit else asked
+    answers = written_answers(target, tokenizer, asked, on_answer)
+    return asdict(scored(answers, [one.answer for one in asked.examples]))
 
 
-def evaluation_stream(
-    config: EvalConfig, loaded: Loaded, given: Given | None = None
+def _evaluation_stream(
+    config: EvalConfig, loaded: Loaded, given: Given | None
 ) -> tuple[Stream, dict[str, str]]:
-    """The tokens that are measured on, and where they come from: `text` and `text_sha256`.
-
-    Raises:
-        InputError: the text or an example is unusable, empty, or too short to predict anything.
-    """
+    """The tokens that are measured on, and where they come from: `text` and `text_sha256`."""
     characters = characters_for(config.evaluation.tokens)
     text = (
         given
@@ -158,3 +150,47 @@ def evaluation_stream(
     if not isinstance(stream, ExampleStream):
         require_length(stream, 2, text.field, text.name)
     return stream, {"text": name_of_measured(text), "text_sha256": text.sha256}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What results say of an original whose scores were read from a file."""
+
+    model: str
+    revision: str
+    dtype: str
+
+
+def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
+    """What a model scores on its suite.
+
+    What can be wrong with the suite and with the original is found before the model is measured;
+    the two models are never in memory together.
+    """
+    board = Scoreboard.of(load_suite(config.suite), progress)
+    folder = Path(config.model)
+    known = original_of(folder) if inputs.model is None and folder.is_dir() else ""
+    original = config.against or known
+    stored = _read_scores(Path(original)) if original.endswith(".json") else None
+    if stored is not None:
+        require_suite(board, stored[1], original)
+    elif original:
+        with model_is("against"):
+            load_config(original)
+    facts, scores = measured_apart(board, inputs, config.model, config.machine)
+    if original:
+        with model_is("against"):
+            measured = stored or measured_apart(board, Inputs(), original, config.machine)
+        scores = against(scores, measured[1], original)
+        facts["original"] = {entry.name: measured[0][entry.name] for entry in fields(Known)}
+    return facts | scores.as_json()
+
+
+def _read_scores(path: Path) -> tuple[dict[str, Any], Scores]:
+    """What `eval --suite --json` has printed: facts about the model, and its scores."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}", field="against", hint=MEASURE_AGAIN)
+    found = read_json(path, MEASURE_AGAIN)
+    known: Known = as_type(found, Known, field=str(path), hint=MEASURE_AGAIN)
+    scores: Scores = as_type(found, Scores, field=str(path), hint=MEASURE_AGAIN)
+    return asdict(known), scores

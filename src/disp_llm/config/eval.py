@@ -18,38 +18,29 @@ class EvalConfig:
 
     USES: ClassVar = (
         Use(
-            "text text_field dataset examples template metric answer_tokens tasks "
-            "task_data shots limit context stride windows",
+            "text text_field dataset examples template tasks shots limit context stride windows",
             when=lambda config: not config.suite,
             what="given together with `suite`",
             instead="write it into the suite's file",
         ),
         Use(
-            "dense", when=lambda config: config.suite, what="is for a suite", instead="give `suite`"
+            "against",
+            when=lambda config: config.suite,
+            what="is for a suite",
+            instead="give `suite`",
         ),
+        Use("shots", when=lambda config: config.tasks, what="is for tasks", instead="give `tasks`"),
         Use(
-            "task_data shots",
-            when=lambda config: config.tasks,
-            what="is for tasks",
-            instead="give `tasks`",
-        ),
-        Use(
-            "metric template",
+            "template",
             when=lambda config: config.examples,
             what="is for examples, and there are none",
             instead="give `examples`",
         ),
         Use(
-            "answer_tokens",
-            when=lambda config: config.metric,
-            what="is of scored answers",
-            instead="give `metric`",
-        ),
-        Use(
             "limit",
-            when=lambda config: config.tasks or config.metric,
+            when=lambda config: config.tasks or config.examples,
             what="counts questions, and none is asked",
-            instead="give `tasks` or `metric`",
+            instead="give `tasks` or `examples`",
         ),
         Use(
             "text_field",
@@ -59,7 +50,7 @@ class EvalConfig:
         ),
         Use(
             "context stride windows",
-            when=lambda config: config._reads_text,
+            when=lambda config: config.reads_text,
             what="is of perplexity, and tasks alone are asked for",
             instead="name a text",
         ),
@@ -76,21 +67,14 @@ class EvalConfig:
     dataset: str = ""
     """A hub data set in place of --text, as NAME:CONFIG:SPLIT (default split: test)."""
     examples: tuple[Path, ...] = ()
-    """Examples to measure the perplexity of answers on, in place of --text: files as `prune` reads
-    them."""
+    """Examples in place of --text, in files as `prune` reads them: perplexity of the answers, and
+    what the model's own answers score."""
     template: Template = "auto"
     """How an example is written: by the chat template of the tokenizer, or the prompt and then the
     answer; auto takes the template where there is one."""
-    metric: str = ""
-    """Let the model answer the --examples, and score what it writes: exact_match, f1 (of words), or
-    a metric of an installed package (entry points `disp_llm.metrics`)."""
-    answer_tokens: AnyTokens = 0
-    """Most tokens of such an answer; 0 = a quarter more than the longest of the examples has."""
     tasks: tuple[Word, ...] = ()
     """Tasks of lm-evaluation-harness, such as arc_easy piqa, and groups of them, such as mmlu;
     `paper` is the paper's five. Without --text or --dataset, perplexity is then not measured."""
-    task_data: tuple[Word, ...] = ()
-    """NAME=FILE: read a local JSON-lines file in place of that task's hub data set."""
     shots: Number | None = None
     """Solved questions that stand in front of every question of the --tasks. Default: as many as
     the task says itself, mostly none."""
@@ -100,24 +84,19 @@ class EvalConfig:
     suite: str = ""
     """A suite of texts and tasks in place of all these: general, commonsense, or a .toml
     file."""
-    dense: str = ""
-    """With --suite, what to compare with: the original model, the .json file that this command
-    printed of it, or auto: what an exported folder was made from."""
+    against: str = ""
+    """With --suite, what to compare with: the original model, or the .json file that this command
+    printed of it. Default: the original that an exported folder names."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
     @property
-    def _reads_text(self) -> bool:
+    def reads_text(self) -> bool:
         """Whether perplexity is measured."""
-        named = self.text or self.dataset or self.examples
-        return bool(named or not self.tasks)
+        return bool(self.text or self.dataset or self.examples or not self.tasks)
 
     def validate(self) -> None:
-        """Refuses windows that skip tokens, text that is named twice, and what nothing reads.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses windows that skip tokens, text that is named twice, and what nothing reads."""
         require_declared(self)
         require_used(self)
         self.evaluation.validate()
@@ -127,6 +106,3 @@ class EvalConfig:
             )
         if self.examples and (self.text or self.dataset):
             raise InputError("given together with a text", field="examples", hint="choose one")
-        for entry in self.task_data:
-            if not all(entry.partition("=")):
-                raise InputError(f"{entry}", field="task_data", hint="give NAME=FILE")

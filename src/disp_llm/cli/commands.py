@@ -1,0 +1,149 @@
+"""The commands: each does its task, prints tables of what came out, and returns what `--json`
+prints. The task and its libraries are imported when it is called."""
+
+from pathlib import Path
+from typing import Any
+
+from disp_llm.cli.errors import flags_of, with_flags
+from disp_llm.cli.parsing import command_line
+from disp_llm.cli.signals import stop_signals
+from disp_llm.reporting.run_tables import show_models, show_recovery
+from disp_llm.reporting.tables import show_bench, show_evaluation, show_examination, show_page
+from disp_llm.reporting.terminal import progress_bar, say
+from disp_llm.runs.folder import Run
+
+Figures = dict[str, Any]
+
+
+def prune(config: Any) -> Figures:
+    """Makes smaller models of a model."""
+    from disp_llm.commands.prune import prune
+
+    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
+        result = prune(
+            config.model,
+            config=config,
+            progress=stop.watching(progress),
+            stop_requested=stop,
+            command=command_line(),
+        )
+    if result.figures:  # of several processes, the first has them
+        made = Run(result.folder)
+        show_models(result.figures, made.result_file)
+        show_page(made.page_file)
+    return result.figures
+
+
+def recover(config: Any) -> Figures:
+    """Trains a pruned model."""
+    from disp_llm.commands.recover import recover
+
+    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
+        result = recover(
+            config.folder,
+            config=config,
+            progress=stop.watching(progress),
+            stop_requested=stop,
+            command=command_line(),
+        )
+    if result.figures:
+        show_recovery(result.figures, Run(result.folder).result_file)
+    return result.figures
+
+
+def export(config: Any) -> Figures:
+    """Writes other sizes of a run."""
+    from disp_llm.commands.export_sizes import export_sizes
+
+    with progress_bar(plain_lines=True) as progress:
+        result = export_sizes(config, progress=progress, command=command_line())
+    made = Run(result.folder)
+    show_models(result.figures, made.result_file)
+    show_page(made.page_file)
+    return result.figures
+
+
+def eval(config: Any) -> Figures:
+    """Measures a model."""
+    from disp_llm.commands.eval import eval
+
+    with progress_bar(plain_lines=True) as progress:
+        result = eval(config.model, config=config, progress=progress)
+    show_evaluation(result)
+    return result
+
+
+def bench(config: Any) -> Figures:
+    """Times two models in turn."""
+    from disp_llm.commands.bench import bench
+
+    with progress_bar(plain_lines=True) as progress:
+        result = bench(config, progress=progress)
+    show_bench(result)
+    return result
+
+
+def doctor(config: Any) -> Figures:
+    """Says what pruning a model would mean."""
+    from disp_llm.commands.doctor import doctor
+
+    with progress_bar(plain_lines=True) as progress:
+        result = doctor(config, progress=progress)
+    show_examination(result)
+    return result
+
+
+def convert(config: Any) -> Figures:
+    """Writes an exported folder in another format."""
+    from disp_llm.commands.convert import convert
+
+    with progress_bar(plain_lines=True) as progress:
+        result = convert(config, progress=progress)
+    say(f"{result['folder']}: {result['to']}, {result['bytes'] / 1e6:,.1f} MB")
+    return result
+
+
+def push(config: Any) -> Figures:
+    """Uploads an exported folder."""
+    from disp_llm.commands.convert import push
+
+    result = push(config)
+    say(f"{result['url']} ({result['commit']})")
+    return result
+
+
+def report(config: Any) -> Figures:
+    """Writes the page of one or several runs."""
+    from disp_llm.reporting.page import write_page
+
+    result = write_page(config)
+    show_page(Path(result["file"]))
+    return result
+
+
+def verify(config: Any) -> Figures:
+    """Checks the files of a folder."""
+    from disp_llm.commands.verify import verify
+
+    result, flags = verify(config), flags_of("verify")
+    for problem in result["problems"]:
+        say(f"{problem['file']}: {problem['what']}; {with_flags(problem['hint'], flags)}")
+    if result["ok"]:
+        say(f"{config.folder}: whole, {result['files']} files ({result['kind']})")
+    return result
+
+
+def dry_run(config: Any) -> Figures:
+    """Says what `prune` or `recover` would do."""
+    from disp_llm.commands.dry_run import dry_run
+
+    result = dry_run(config)
+    for stage, tokens in result["stages"].items():
+        say(f"{stage}: {f'{tokens:,} tokens' if tokens else 'as many tokens as there is time for'}")
+    memory, free = (result[key] / 2**30 for key in ("memory_bytes", "memory_free_bytes"))
+    fits = "fits" if result["fits"] else "does not fit"
+    say(f"memory: {memory:.2f} GiB of {free:.2f} on {result['device']}, {fits}")
+    if "learning_s" in result:
+        say(f"time of learning: at least {result['learning_s']:,.0f} s")
+    say(f"nothing was done; {result['output_dir']} would be the run folder")
+    return result

@@ -1,0 +1,196 @@
+"""What a program may hand over as text -> documents or token ids, known by their content."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from disp_llm.config.errors import InputError
+from disp_llm.config.names import NAMED_TEXTS, named_path
+from disp_llm.data.reading import KINDS, kind_of_file
+from disp_llm.data.rows import Unusable, first_documents, text_of
+
+CHARACTERS = 50_000_000
+"""Most that is read of an iterable without a length, which may have no end."""
+
+
+@dataclass(frozen=True)
+class GivenText:
+    """Text that was read, or handed over in memory: documents, or ids of a tokenizer.
+
+    Raises:
+        InputError: it is empty.
+    """
+
+    documents: list[str] | None = None
+    tokens: Int[Tensor, " N"] | None = None
+    field: str = "text"
+    """The setting that it was given in."""
+    named: str = ""
+    """What the files or the data set are called; "" = it lay in memory."""
+    held_out: int | None = None
+    """Tokens at its end that are for evaluation, where there is no other text for it; None = the
+    usual share."""
+
+    def __post_init__(self) -> None:
+        documents = self.documents or ()
+        if self.tokens is None and all(not text or text.isspace() for text in documents):
+            raise InputError("is empty", field=self.field, hint="give some text")
+        if self.tokens is not None and not len(self.tokens):
+            raise InputError("is empty", field=self.field, hint="give some token ids")
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        tokens, documents = self.tokens, self.documents or ()
+        found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
+        return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the documents, each with its length in front (8 bytes, little-endian), or of
+        the ids (8 bytes each)."""
+        digest = hashlib.sha256()
+        for document in self.documents or ():
+            content = document.encode()
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        if self.tokens is not None:
+            digest.update(self.tokens.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def joint_sha256(texts: Sequence[Any]) -> str:
+    """The hash of several sources in their order; of a single one, its own."""
+    if len(texts) == 1:
+        return texts[0].sha256
+    return hashlib.sha256(b"".join(bytes.fromhex(text.sha256) for text in texts)).hexdigest()
+
+
+def read_input(
+    text: Any, field: str = "text", column: str = "text"
+) -> tuple[Path, ...] | GivenText:
+    """Files and folders, or text in memory.
+
+    Args:
+        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
+            `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
+            list or a tensor.
+        field: the setting that it was given as.
+        column: of rows, the one that holds the text.
+
+    Raises:
+        InputError: it is none of these, or a string that is neither a file nor a text.
+    """
+    if isinstance(text, str | Path):
+        text = [text]
+    known = isinstance(text, Iterable) and type(text).__name__ != "DataFrame"
+    if not known or isinstance(text, _NO_TEXT):
+        raise InputError(
+            f"cannot be read from {type(text).__name__}",
+            field=field,
+            hint="give paths, strings, a datasets.Dataset or token ids",
+        )
+    if isinstance(text, Tensor):
+        if text.ndim > 2:
+            raise InputError(
+                f"is a tensor of {text.ndim} dimensions",
+                field=field,
+                hint="give the token ids of one text (N), or of rows that follow each other (B, T)",
+            )
+        return GivenText(tokens=_whole_numbers(text, field), field=field)
+    if isinstance(text, Sequence) and text and all(isinstance(part, str | Path) for part in text):
+        return _files_among(text, field) or GivenText(_documents(text, field), field=field)
+    if isinstance(text, Sequence) and text and isinstance(text[0], int | list | tuple):
+        return GivenText(tokens=_tokens(text, field), field=field)
+    return GivenText(_documents(text, field, column), field=field)
+
+
+_NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
+"""What can be iterated over, but gives names of columns or splits, numbers, or parts of texts."""
+
+
+def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
+    """All of them as paths where they name files or folders; none where they are texts.
+
+    Raises:
+        InputError: one is missing.
+    """
+    texts = NAMED_TEXTS if field == "text" else ()
+    named = [isinstance(part, Path) or part in texts or _exists(part) for part in parts]
+    if all(named):
+        return tuple(
+            _named_file(part) if isinstance(part, Path) else named_path(part) for part in parts
+        )
+    must = any(isinstance(part, Path) for part in parts)
+    for part, is_named in zip(map(str, parts), named, strict=True):
+        known = kind_of_file(Path(part)) in KINDS
+        word = len(part.split()) == 1
+        beside = any(named) and (must or known or word)
+        if not is_named and (beside or (word and (known or len(parts) == 1))):
+            raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
+    return ()
+
+
+def _named_file(path: Path) -> Path:
+    """A path as it is, or from the root where it would be taken for the name of a text."""
+    return path.absolute() if str(path) in NAMED_TEXTS else path
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # longer than a name may be, or with a null character
+        return False
+
+
+def _tokens(ids: Sequence[Any], field: str) -> Int[Tensor, " N"]:
+    rows = ids if isinstance(ids[0], Sequence) else [ids]
+    tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
+    if any(type(token) is not int for token in tokens):
+        raise _no_ids(field)
+    try:
+        return _whole_numbers(torch.tensor(tokens, dtype=torch.long), field)
+    except (OverflowError, RuntimeError, ValueError) as error:  # more than 64 bits
+        raise _no_ids(field) from error
+
+
+def _whole_numbers(ids: Tensor, field: str) -> Int[Tensor, " N"]:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise _no_ids(field)
+    whole = ids.detach().cpu().flatten().long()
+    if (whole < 0).any():
+        raise _no_ids(field)
+    return whole
+
+
+def _no_ids(field: str) -> InputError:
+    return InputError(
+        "holds something else than token ids", field=field, hint="give whole numbers from 0 on"
+    )
+
+
+def _documents(rows: Iterable[Any], field: str, column: str = "text") -> list[str]:
+    texts = (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
+    try:
+        if isinstance(rows, Sized):
+            return list(texts)
+        documents, are_all = first_documents(texts, CHARACTERS)
+    except Unusable as error:
+        hint = f"give whole texts: strings, or rows with a column '{column}' (`text_field`)"
+        raise InputError(error.what, field=field, hint=hint) from error
+    if not are_all:
+        warnings.warn(
+            f"{field}: {len(documents):,} rows of {CHARACTERS:,} characters were read; the rest "
+            "is left out, since what is given has no length",
+            stacklevel=2,
+        )
+    return documents
