@@ -15,7 +15,7 @@ from chart import apart
 from comparison_rows import HERE
 from markdown_table import table
 
-from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, panels
+from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, panels
 
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TIMES = RESULTS.with_name("tagger_time.json")
