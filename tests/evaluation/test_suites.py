@@ -143,7 +143,7 @@ def test_texts_against_the_original(llama_folder, other_folder, suite, text_file
     assert found["original"]["model"] == str(other_folder)
     stream = tokenize([text_file.read_text()], byte_tokenizer())
     values = [
-        perplexity(tiny_prunable("llama", seed=seed), stream, PerplexityConfig(32, 0, 4))
+        perplexity(tiny_prunable("llama", seed=seed), stream, PerplexityConfig(32, 4))
         for seed in (0, 1)
     ]
     text = found["texts"]["A"]
@@ -356,5 +356,5 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     assert str(tmp_path) not in page
     (suite.parent / "b.txt").write_text("Something else.")
     done = run_command("export", run, "--keep", 0.6)
-    assert "--suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
+    assert "suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
     assert "as texts.B" in done.stderr.splitlines()[-1]

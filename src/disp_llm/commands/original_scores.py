@@ -10,8 +10,7 @@ from disp_llm.commands.measuring import Measuring, measured_apart
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.evaluation.suites import comparable
-from disp_llm.export.facts import FACTS, filled, read_facts
-from disp_llm.export.original import original_of
+from disp_llm.export.facts import FACTS, filled, original_of, read_facts
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import DenseResult, from_json
 from disp_llm.runs.scores import Scores

@@ -33,7 +33,7 @@ from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
-from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
@@ -180,7 +180,8 @@ def with_texts(
     writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
-        return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
+        names = config.text, loaded.tokenizer, loaded.bos_token_id
+        return load_tokens(*names, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     refuse_short_text(problem, texts)
