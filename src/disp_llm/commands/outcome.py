@@ -61,20 +61,13 @@ class PruneResult:
         return found[0]
 
     def model(self, share: float | str | None = None) -> PreTrainedModel:
-        """The smaller model of that size, with weights that can be trained.
-
-        Raises:
-            InputError: the run has no such size.
-        """
+        """The smaller model of that size, with weights that can be trained."""
         stored = self.figures["dtype"]
         return trainable(str(self._model_folder(share)), self.device, stored)
 
     def masks(self, share: float | str | None = None) -> dict[str, Tensor]:
         """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
         int64.
-
-        Raises:
-            InputError: the run has no such size.
         """
         size = self.size(share)
         kept = kept_by_site(Run(self.folder).selection_file, size.size, size.widths_full)
@@ -85,11 +78,7 @@ class PruneResult:
         return Run(self.folder).size_folder(self.size(share).size)
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
-        """Copies the model folder of that size, with a card that names its new place.
-
-        Raises:
-            InputError: the run has no such size, or the place is taken or cannot be written.
-        """
+        """Copies the model folder of that size, with a card that names its new place."""
         place = Path(folder)
         convert(ConvertConfig(self._model_folder(share), "folder", place))
         return place
