@@ -270,7 +270,7 @@ def change(scores, place, value):
     [
         (["texts", "A", "text_sha256"], "0", "was measured on another text as texts.A"),
         (["texts", "A", "windows_sha256"], "0", "has read texts.A as other tokens"),
-        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 of 32"),
+        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 windows"),
         (["texts", "A", "losses"], ["x"], "texts[...].losses[0]: expected float, got str"),
         (["texts"], {}, "has no texts.A"),
         (["tasks"], {"x": {}}, "missing required field"),
@@ -356,5 +356,5 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     assert str(tmp_path) not in page
     (suite.parent / "b.txt").write_text("Something else.")
     done = run_command("export", run, "--keep", 0.6)
-    assert "--suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
+    assert "suite: is not what the original was measured on" in done.stderr.splitlines()[-1]
     assert "as texts.B" in done.stderr.splitlines()[-1]
