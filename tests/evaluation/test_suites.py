@@ -143,7 +143,7 @@ def test_texts_against_the_original(llama_folder, other_folder, suite, text_file
     assert found["original"]["model"] == str(other_folder)
     stream = tokenize([text_file.read_text()], byte_tokenizer())
     values = [
-        perplexity(tiny_prunable("llama", seed=seed), stream, PerplexityConfig(32, 0, 4))
+        perplexity(tiny_prunable("llama", seed=seed), stream, PerplexityConfig(32, 4))
         for seed in (0, 1)
     ]
     text = found["texts"]["A"]

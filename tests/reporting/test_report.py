@@ -13,8 +13,7 @@ import pytest
 import tomli_w
 from conftest import run_command
 
-from disp_llm.reporting.canvas import round_numbers
-from disp_llm.reporting.charts import learning_chart, quality_chart
+from disp_llm.reporting.charts import learning_chart, quality_chart, round_numbers
 from disp_llm.reporting.run_data import read_run
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json

@@ -33,13 +33,12 @@ from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
-from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
@@ -49,6 +48,9 @@ from disp_llm.runs.results import DenseResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
@@ -178,7 +180,8 @@ def with_texts(
     writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
-        return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
+        names = config.text, loaded.tokenizer, loaded.bos_token_id
+        return load_tokens(*names, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     refuse_short_text(problem, texts)
@@ -214,7 +217,7 @@ def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run

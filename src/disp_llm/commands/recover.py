@@ -33,14 +33,13 @@ from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Needs, Writer, held_out
-from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import gathered
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -50,6 +49,7 @@ from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
+from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 
@@ -143,7 +143,8 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
     writer = Writer(job, author, needs, begin, "the original's", stream=stream, skipped=skipped)
 
     def tokens() -> Texts:
-        return texts_for(student, config.text, sources, writer.write, config.evaluation.context)
+        names = config.text, student.tokenizer, student.bos_token_id
+        return load_tokens(*names, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, student, tokens) or tokens()
     texts.corpus.require_length(length, "length")

@@ -18,7 +18,7 @@ class EvalConfig:
 
     USES: ClassVar = (
         Use(
-            "text text_field dataset examples template tasks shots limit context stride windows",
+            "text text_field dataset examples template tasks shots limit context windows",
             when=lambda config: not config.suite,
             what="given together with `suite`",
             instead="write it into the suite's file",
@@ -49,7 +49,7 @@ class EvalConfig:
             instead="name one",
         ),
         Use(
-            "context stride windows",
+            "context windows",
             when=lambda config: config.reads_text,
             what="is of perplexity, and tasks alone are asked for",
             instead="name a text",
@@ -99,7 +99,6 @@ class EvalConfig:
         """Refuses windows that skip tokens, text that is named twice, and what nothing reads."""
         require_declared(self)
         require_used(self)
-        self.evaluation.validate()
         if self.text and self.dataset:
             raise InputError(
                 "given together with `text`", field="dataset", hint="choose one of them"

@@ -18,7 +18,6 @@ from disp_llm.config.bounds import (
     Seed,
     Sequences,
     Some,
-    Stride,
     Weight,
     Window,
     Word,
@@ -172,25 +171,17 @@ class PerplexityConfig:
 
     context: Window = 1024
     """Tokens of an evaluation window; its first token is not predicted."""
-    stride: Stride = 0
-    """Tokens from one window to the next; 0 = context, without overlap. A token is scored once."""
     windows: Number = 16
     """Evaluation windows from the start of the text; 0 = all."""
 
     @property
     def tokens(self) -> int:
-        """Tokens from the start of the first window to the end of the last; 0 = all there are."""
-        step = self.stride or self.context
-        return self.context + (self.windows - 1) * step if self.windows else 0
+        """Tokens of all windows; 0 = all there are."""
+        return self.windows * self.context
 
     def longest_window(self, tokens: int) -> int:
         """Tokens of a window of a text of so many, which may be shorter than one."""
         return min(self.context, tokens)
-
-    def validate(self) -> None:
-        """Refuses windows that skip tokens."""
-        if self.stride > self.context:
-            raise InputError(f"{self.stride}", field="stride", hint="give 0 to `context` tokens")
 
 
 @dataclass(frozen=True)

@@ -97,4 +97,3 @@ class RecoverConfig:
         require_declared(self)
         require_used(self)
         self.text.validate()
-        self.evaluation.validate()

@@ -27,7 +27,7 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
 from disp_llm.data.example_tokens import stream_of_examples
-from disp_llm.data.examples import GivenExamples, required_examples
+from disp_llm.data.examples import GivenExamples, read_examples
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
@@ -71,7 +71,9 @@ class Scoreboard:
                 texts[name] = _read(text, suite.evaluation.tokens)
         for name, own in suite.examples.items():
             with suite.naming(f"examples.{name}"):
-                examples[name] = required_examples(own.files, own.template)
+                given = read_examples(own.files, own.template)
+                assert given is not None  # every task names files
+                examples[name] = given
         return cls(suite, texts, examples, progress)
 
     def measure(self, target: PrunableModel, tokenizer: Any) -> Scores:

@@ -36,9 +36,6 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     Args:
         size: the figures of the exported model.
         result: what the run's `result.json` holds.
-
-    Raises:
-        InputError: the original's figures are incomplete, or the folder cannot be written.
     """
     facts = facts_of(size, result)
     write_json(folder / FACTS, facts)
