@@ -6,12 +6,15 @@ from typing import Any
 
 from disp_lab.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
-from disp_llm.runs.figures import Hardware, Provenance, Source, machine_name
+from disp_llm.runs.figures import Source
 from disp_llm.runs.identity import Stamps
 from disp_llm.runs.results import (
     SPEEDS,
+    Hardware,
     Perplexity,
+    Provenance,
     from_json,
+    machine_name,
     require_losses,
     require_speeds,
     speedups,

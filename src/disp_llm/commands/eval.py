@@ -183,7 +183,7 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
             measured = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, measured[1], original)
         facts["original"] = {entry.name: measured[0][entry.name] for entry in fields(Known)}
-    return facts | scores.as_json()
+    return facts | as_json(scores)
 
 
 def _read_scores(path: Path) -> tuple[dict[str, Any], Scores]:
