@@ -111,7 +111,6 @@ class CompareConfig:
         require_sizes(keep=self.keep)
         self._validate_frontier()
         self.text.validate()
-        self.evaluation.validate()
 
     def _validate_frontier(self) -> None:
         """Refuses a method without its sizes, and models that no folder holds."""

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.tokens import first_tokens
+from disp_llm.data.tokens import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
+from disp_llm.export.cutting import fold_into_weights
 from disp_llm.export.folders import stream_folder
-from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
@@ -60,9 +60,6 @@ class Exporter:
 
         Args:
             name: what progress calls the model.
-
-        Raises:
-            InputError: a file of the original cannot be read, or is damaged.
         """
         dense, measuring = self.problem.dense, self.measuring
         if measuring is None:
@@ -114,7 +111,7 @@ def _checked(
 ) -> dict[str, float]:
     """Errors of the logits of a compact model beside the dense one's, which runs masked; a warning
     where rounding does not explain them."""
-    start = first_tokens(measuring.stream, CHECK_TOKENS)
+    start = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
     tokens = start[: fitting(dense.model, CHECK_TOKENS)]
     errors = logit_errors(dense.model, model, tokens)
     warn_of_error(errors, folder)
@@ -131,7 +128,7 @@ def _measured(
         rounds: in which it is timed in turn with the original; 0 = it is not.
     """
     job = problem.job
-    original = job.run.dense
+    original = job.run.original
     assert original is not None, "a size is measured against it"
 
     def on_round(phase: str, done: int) -> None:

@@ -93,8 +93,8 @@ class Suite:
 
     @property
     def evaluation(self) -> PerplexityConfig:
-        """How the texts are read: without overlap."""
-        return PerplexityConfig(self.context, 0, self.windows)
+        """How the texts are read."""
+        return PerplexityConfig(self.context, self.windows)
 
     @contextlib.contextmanager
     def naming(self, place: str) -> Iterator[None]:

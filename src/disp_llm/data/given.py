@@ -54,6 +54,11 @@ class GivenText:
         found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
         return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
 
+    @property
+    def measured_name(self) -> str:
+        """What results call it where it is measured on."""
+        return self.name
+
     @cached_property
     def sha256(self) -> str:
         """The hash of the documents, each with its length in front (8 bytes, little-endian), or of

@@ -43,11 +43,7 @@ class Plan:
 
 
 def plan_of(target: PrunableModel, masks: Masks) -> Plan:
-    """The plan of a dense model, which may be empty.
-
-    Raises:
-        InputError: the adapters are not of this model's shape.
-    """
+    """The plan of a dense model, which may be empty."""
     draft = Draft.of(target)
     cut: list[Cut] = []
     adapters, means = _adapters(target, masks), mean_inputs_of(masks)
@@ -96,11 +92,7 @@ def cuts_of(target: PrunableModel, masks: Masks) -> Plan:
 
 
 def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
-    """The adapter of every linear layer in turn; None where there are none.
-
-    Raises:
-        InputError: they are not of this model's shape.
-    """
+    """The adapter of every linear layer in turn; None where there are none."""
     linears, adapters = list(target.linears()), masks.compensation.adapters
     shapes = [(len(one.up), one.down.shape[1]) for one in adapters]
     if adapters and shapes != [widths_of(linear)[::-1] for linear in linears]:
