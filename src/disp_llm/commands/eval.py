@@ -24,7 +24,7 @@ from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
-from disp_llm.export.original import original_of
+from disp_llm.export.facts import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
@@ -183,7 +183,7 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
             measured = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, measured[1], original)
         facts["original"] = {entry.name: measured[0][entry.name] for entry in fields(Known)}
-    return facts | scores.as_json()
+    return facts | as_json(scores)
 
 
 def _read_scores(path: Path) -> tuple[dict[str, Any], Scores]:

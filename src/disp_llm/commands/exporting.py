@@ -16,8 +16,8 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.data.tokens import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
+from disp_llm.export.cutting import fold_into_weights
 from disp_llm.export.folders import stream_folder
-from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
@@ -60,9 +60,6 @@ class Exporter:
 
         Args:
             name: what progress calls the model.
-
-        Raises:
-            InputError: a file of the original cannot be read, or is damaged.
         """
         dense, measuring = self.problem.dense, self.measuring
         if measuring is None:
@@ -131,7 +128,7 @@ def _measured(
         rounds: in which it is timed in turn with the original; 0 = it is not.
     """
     job = problem.job
-    original = job.run.dense
+    original = job.run.original
     assert original is not None, "a size is measured against it"
 
     def on_round(phase: str, done: int) -> None:

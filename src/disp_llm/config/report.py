@@ -20,9 +20,5 @@ class ReportConfig:
     """Show files of a run that are not what they were."""
 
     def validate(self) -> None:
-        """Refuses a page about nothing.
-
-        Raises:
-            InputError: no run is named.
-        """
+        """Refuses a page about nothing."""
         require_declared(self)

@@ -19,7 +19,7 @@ from typing import Any
 from disp_llm.config.errors import InputError
 from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.files import read_checked_json, write_checked_json
-from disp_llm.runs.results import DenseResult
+from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
@@ -124,14 +124,14 @@ class Run:
         return run_figures(values, str(self.result_file)) if values else None
 
     @property
-    def dense(self) -> DenseResult | None:
+    def original(self) -> OriginalResult | None:
         """The figures of the model as it came, once they are measured.
 
         Raises:
             InputError: `result.json` is damaged or was changed.
         """
         found = self.figures
-        return found.dense if found else None
+        return found.original if found else None
 
     def update(self, *written: Path, **values: Any) -> dict[str, Any]:
         """Adds values to `result.json`, and with them the hashes of files that were written.

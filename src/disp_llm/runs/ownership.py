@@ -27,7 +27,7 @@ FACTS = "card.json"
 PAGE = b'<meta name="generator" content="disp-llm">'
 """What a page of ours has among its first bytes."""
 
-PICTURES = {".png": b"Software\0disp-llm", ".svg": b"<dc:title>disp-llm</dc:title>"}
+PICTURE = b"Software\0disp-llm"
 """The same of pictures, by suffix."""
 
 HEAD = 4096
