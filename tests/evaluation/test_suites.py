@@ -270,7 +270,7 @@ def change(scores, place, value):
     [
         (["texts", "A", "text_sha256"], "0", "was measured on another text as texts.A"),
         (["texts", "A", "windows_sha256"], "0", "has read texts.A as other tokens"),
-        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 of 32"),
+        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 windows"),
         (["texts", "A", "losses"], ["x"], "texts[...].losses[0]: expected float, got str"),
         (["texts"], {}, "has no texts.A"),
         (["tasks"], {"x": {}}, "missing required field"),

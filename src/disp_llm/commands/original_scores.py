@@ -35,9 +35,6 @@ def scores_of_original(
     Args:
         student: what the pruned model scores before it is trained.
         sharding: what holds models; None = each process has all of them.
-
-    Raises:
-        InputError: nobody knows where the original lies, or it cannot be loaded.
     """
     folder = Path(job.config.folder)
     told = read_facts(folder)

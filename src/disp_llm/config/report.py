@@ -17,12 +17,8 @@ class ReportConfig:
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
     anyway: bool = False
-    """Show files of a run that are not what they were."""
+    """Show files that have changed."""
 
     def validate(self) -> None:
-        """Refuses a page about nothing.
-
-        Raises:
-            InputError: no run is named.
-        """
+        """Refuses a page about nothing."""
         require_declared(self)
