@@ -17,7 +17,7 @@ from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.alignment import uneven_scores
 from disp_llm.evaluation.latency import latency_costs, measured_time
-from disp_llm.evaluation.timing import Mix, Workload
+from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout, usual_chunk
@@ -53,15 +53,14 @@ def main() -> None:
     loaded = load(arguments.model, MachineConfig())
     dense = PrunableModel.of(loaded, (*SITES, *further_sites(loaded.family)))
     workload = Workload(arguments.workload, arguments.length, 1)
-    mix = Mix((workload,), (1.0,))
     costs = latency_costs(
-        dense, mix, arguments.align, usual_chunk(dense.layout, arguments.align),
+        dense, [workload], arguments.align, usual_chunk(dense.layout, arguments.align),
         lambda done, total: say(f"timing compact models {done}/{total}"),
     )  # fmt: skip
     rows = []
     for seed in range(arguments.shapes):
         masks = random_masks(dense.layout, arguments.align, seed)
-        measured, _ = measured_time(dense.model, compact_model(dense, masks), mix)
+        measured, _ = measured_time(dense.model, compact_model(dense, masks), [workload])
         predicted = float(costs.cost(masks.counts) / costs.dense_cost)
         rows.append(
             {

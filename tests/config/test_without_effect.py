@@ -19,7 +19,7 @@ from disp_llm.methods import Method, Reads, all_methods, method_named, register
 from disp_llm.training.problem import PruningProblem
 
 OTHER = {
-    "steps": 3, "minutes": 1.0, "length": 24, "batch": 3, "accumulate": 2,
+    "steps": 3, "minutes": 1.0, "length": 24, "batch": 3,
     "compile": "yes", "gradient_checkpointing": "yes", "learning_rate": 0.5, "betas": (0.5, 0.5),
     "weight_decay": 0.5, "weight_optimizer": "muon", "schedule": "constant",
     "warmup": 0.5, "distill": 0.1, "start": "random",

@@ -16,7 +16,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data import reading, sources
-from disp_llm.data.examples import required_examples
+from disp_llm.data.examples import read_examples
 from disp_llm.data.given import GivenText, read_input
 from disp_llm.data.sources import characters_for, read_documents, read_given, read_sources
 from disp_llm.data.tokens import load_tokens
@@ -57,7 +57,7 @@ def test_what_has_no_end_is_refused_before_it_is_opened(tmp_path, what):
     path = special_files(tmp_path)[what]
     assert f"a {what}, which cannot be read again: write it to a file" in refused(path)
     with pytest.raises(InputError, match=f"a {what}, which cannot be read again"):
-        required_examples([path], "auto")
+        read_examples([path], "auto")
 
 
 def test_a_command_does_not_wait_for_a_pipe(llama_folder, tmp_path):

@@ -11,11 +11,10 @@ from tokenizers import normalizers
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
-from disp_llm.data.example_tokens import ExampleStream, stream_of_examples
+from disp_llm.data.example_tokens import ExampleStream, ids_of, stream_of_examples
 from disp_llm.data.examples import GivenExamples, read_examples, read_input_examples
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
-from disp_llm.data.windows import ids_of
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"

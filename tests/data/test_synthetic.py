@@ -401,7 +401,6 @@ def test_other_processes_read_and_record_nothing(whole, counted, tmp_path):
     ("text", "evaluation", "expected"),
     [
         (TextConfig(), PerplexityConfig(context=32, windows=4), 128),
-        (TextConfig(), PerplexityConfig(context=32, stride=8, windows=4), 56),
         (TextConfig(), PerplexityConfig(windows=0), 100),
         (TextConfig(eval_text=(Path("x"),)), PerplexityConfig(), 0),
         (TextConfig(eval_dataset="x:y"), PerplexityConfig(), 0),

@@ -33,7 +33,7 @@ def test_no_bos_where_the_tokenizer_uses_none():
 
 def test_windows_open_as_the_model_needs_it():
     stream = torch.arange(10, 40)
-    assert eval_windows(stream, PerplexityConfig(4, 2, 3), 1)[:, 0].tolist() == [1, 1, 1]
+    assert eval_windows(stream, PerplexityConfig(4, 3), 1)[:, 0].tolist() == [1, 1, 1]
     drawn = random_windows(stream, 5, 4, torch.Generator().manual_seed(0), 1)
     plain = random_windows(stream, 5, 4, torch.Generator().manual_seed(0))
     assert drawn[:, 0].tolist() == [1] * 5
@@ -73,17 +73,16 @@ def test_random_windows_reach_both_ends():
 
 
 @pytest.mark.parametrize(
-    ("context", "stride", "count", "starts"),
-    [(4, 0, 0, [0, 4, 8]), (4, 0, 2, [0, 4]), (6, 3, 0, [0, 3, 6]), (99, 0, 1, [0])],
+    ("context", "count", "starts"), [(4, 0, [0, 4, 8]), (4, 2, [0, 4]), (99, 1, [0])]
 )
-def test_eval_windows_are_in_order(context, stride, count, starts):
-    windows = eval_windows(torch.arange(13), PerplexityConfig(context, stride, count))
+def test_eval_windows_are_in_order(context, count, starts):
+    windows = eval_windows(torch.arange(13), PerplexityConfig(context, count))
     assert windows[:, 0].tolist() == starts
 
 
 def test_fewer_windows_than_asked_for_is_said():
     with pytest.warns(UserWarning, match="3 of 16 windows"):
-        eval_windows(torch.arange(13), PerplexityConfig(4, 0, 16))
+        eval_windows(torch.arange(13), PerplexityConfig(4, 16))
 
 
 def test_embedded_text_is_read_without_importing_its_package():

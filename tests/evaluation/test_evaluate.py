@@ -21,7 +21,7 @@ def stream(text_file):
 def test_without_overlap(stream):
     target = tiny_prunable("llama")
     model = target.model
-    measured = perplexity(target, stream, PerplexityConfig(32, 0, 5))
+    measured = perplexity(target, stream, PerplexityConfig(32, 5))
     losses = [
         float(model(stream[i : i + 32][None], labels=stream[i : i + 32][None]).loss)
         for i in range(0, 160, 32)
@@ -33,30 +33,17 @@ def test_without_overlap(stream):
     assert measured.perplexity_stderr == pytest.approx(math.exp(mean) * float(spread), rel=1e-3)
 
 
-def test_overlap_scores_every_token_once_with_its_longest_context(stream):
-    target = tiny_prunable("llama")
-    model, stream = target.model, stream[:80]
-    measured = perplexity(target, stream, PerplexityConfig(32, 8, 0))
-    assert measured.tokens == 79  # all but the first
-    total = 0.0
-    for position in range(1, 80):
-        start = 0 if position < 32 else -(-(position - 31) // 8) * 8
-        logits = model(stream[start:position][None]).logits[0, -1]
-        total -= float(logits.log_softmax(-1)[stream[position]])
-    assert measured.perplexity == pytest.approx(math.exp(total / 79), rel=1e-4)
-
-
 def test_a_window_weighs_on_the_error_as_its_tokens_do():
     alike = [100 * (2 + 0.01 * i) for i in range(20)]
-    plain = WindowLosses(alike, [100] * 20, 100, 100).perplexity()
+    plain = WindowLosses(alike, [100] * 20, 100).perplexity()
     spread = statistics.stdev(loss / 100 for loss in alike) / math.sqrt(20)
     assert plain.perplexity_stderr == pytest.approx(plain.perplexity * spread)
-    odd = WindowLosses([*alike, 9.0], [*[100] * 20, 1], 100, 100).perplexity()
+    odd = WindowLosses([*alike, 9.0], [*[100] * 20, 1], 100).perplexity()
     assert odd.perplexity_stderr == pytest.approx(plain.perplexity_stderr, rel=0.2)
 
 
 def test_one_window_has_no_standard_error(stream):
-    measured = perplexity(tiny_prunable("llama"), stream, PerplexityConfig(32, 0, 1))
+    measured = perplexity(tiny_prunable("llama"), stream, PerplexityConfig(32, 1))
     assert measured.perplexity_stderr is None
 
 
@@ -67,4 +54,4 @@ def test_a_loss_without_a_perplexity_is_refused(stream, weight):
     with torch.no_grad():
         target.model.get_output_embeddings().weight.mul_(weight)
     with pytest.raises(InputError, match="its loss on the text is"):
-        perplexity(target, stream, PerplexityConfig(32, 0, 2))
+        perplexity(target, stream, PerplexityConfig(32, 2))

@@ -15,7 +15,7 @@ from disp_llm.evaluation.alignment import best_alignment, chosen_alignment, meas
 from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.latency import SHAPES, corrected, masks_of_shape
 from disp_llm.evaluation.latency_fit import features, fit, for_sites, non_negative
-from disp_llm.evaluation.timing import Mix, Pair, Workload
+from disp_llm.evaluation.timing import Pair, Workload
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import parameter_costs
 
@@ -30,10 +30,6 @@ def times(heads: float = 0.0) -> torch.Tensor:
     attention = [3e-3, heads, 1e-5, 2e-5]
     mlp = [4e-3, 1e-4, 4e-5, 8e-5]
     return torch.tensor([0.2, *attention, *mlp, 3e-4, 2e-3], dtype=torch.float64)
-
-
-def only(workload: Workload) -> Mix:
-    return Mix((workload,), (1.0,))
 
 
 def counts_of(layout) -> torch.Tensor:
@@ -157,11 +153,11 @@ def test_table_is_measured_once_and_kept(llama, monkeypatch, tmp_path):
 
     monkeypatch.setattr(latency, "paired", fake)
     workload = Workload("decode", 16, 1)
-    first = latency.latency_costs(llama, only(workload), align=1)
-    again = latency.latency_costs(llama, only(workload), align=1)
+    first = latency.latency_costs(llama, [workload], align=1)
+    again = latency.latency_costs(llama, [workload], align=1)
     assert len(measured) == len(SHAPES)
     torch.testing.assert_close(first.mlp_read, again.mlp_read)
-    latency.latency_costs(llama, only(Workload("prefill", 16, 1)), align=1)
+    latency.latency_costs(llama, [Workload("prefill", 16, 1)], align=1)
     assert len(measured) == 2 * len(SHAPES)
 
 
@@ -170,7 +166,7 @@ def test_costs_are_seconds_of_the_original(llama, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(latency, "paired", in_milliseconds())
     lengths = torch.tensor(llama.layout.lengths)
-    first, again = (latency.latency_costs(llama, only(WORK), align=1) for _ in range(2))
+    first, again = (latency.latency_costs(llama, [WORK], align=1) for _ in range(2))
     for costs in (first, again):
         assert costs.dense_cost == pytest.approx(0.2)
         assert float(costs.cost(lengths)) == pytest.approx(0.2, rel=0.1)  # as the fit has it
@@ -191,8 +187,8 @@ def in_milliseconds():
     return timed
 
 
-def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
-    """By weight, in forecasts and in measurements; the tables of the parts are those of each."""
+def test_two_workloads_cost_the_mean_of_both(llama, monkeypatch, tmp_path):
+    """In forecasts and in measurements; the tables are those of each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shares = {"prefill": 0.3, "decode": 0.1}
 
@@ -201,13 +197,13 @@ def test_a_mix_costs_what_its_parts_cost(llama, monkeypatch, tmp_path):
 
     monkeypatch.setattr(latency, "paired", fake)
     parts = (Workload("prefill", 16, 1), Workload("decode", 16, 1))
-    mixed = latency.latency_costs(llama, Mix(parts, (0.25, 0.75)), align=1)
-    alone = [latency.latency_costs(llama, only(part), align=1) for part in parts]
+    mixed = latency.latency_costs(llama, parts, align=1)
+    alone = [latency.latency_costs(llama, [part], align=1) for part in parts]
     counts = torch.tensor(llama.layout.lengths) // 2
     wanted = [float(costs.cost(counts)) for costs in alone]
-    assert float(mixed.cost(counts)) == pytest.approx(0.25 * wanted[0] + 0.75 * wanted[1])
-    share, seconds = latency.measured_time(llama.model, llama.model, Mix(parts, (0.25, 0.75)))
-    assert share == seconds == pytest.approx(0.25 * 0.3 + 0.75 * 0.1 + 0.5)
+    assert float(mixed.cost(counts)) == pytest.approx(sum(wanted) / 2)
+    share, seconds = latency.measured_time(llama.model, llama.model, parts)
+    assert share == seconds == pytest.approx((0.3 + 0.1) / 2 + 0.5)
 
 
 @pytest.fixture
@@ -235,7 +231,7 @@ def by_entries(dense, masks, workload, rounds) -> Pair:
 
 
 def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog):
-    wanted = latency.latency_costs(llama, only(WORK), align=1)
+    wanted = latency.latency_costs(llama, [WORK], align=1)
     (path,) = cache.glob("*.json")
     stored = path.read_bytes()
     damaged = [damage(stored) for damage in BYTES.values()]
@@ -248,7 +244,7 @@ def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog
     for content in damaged:
         caplog.clear()
         path.write_bytes(content)
-        found = latency.latency_costs(llama, only(WORK), align=1)
+        found = latency.latency_costs(llama, [WORK], align=1)
         torch.testing.assert_close(found.mlp_read, wanted.mlp_read)
         assert [str(path) in record.getMessage() for record in caplog.records] == [True], content
         assert path.read_bytes() == stored  # the next run has it
@@ -292,7 +288,7 @@ def test_a_table_is_found_whatever_the_order_of_a_configuration():
 def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, monkeypatch):
     (cache.parents[1] / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1] / "file"))  # below which nothing lies
-    assert latency.latency_costs(llama, only(WORK), align=1) is not None
+    assert latency.latency_costs(llama, [WORK], align=1) is not None
     assert len(measured_alignments(llama, (WORK,))) == 2
     assert len(caplog.records) == 2
     assert all("what was measured is not kept" in r.getMessage() for r in caplog.records)
@@ -321,7 +317,7 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     monkeypatch.setattr(latency, "paired", lambda *asked: taking(by_parameters(*asked[:2])))
     done = run_command(
         "prune", llama_folder, "--budget", "latency", "--target", 0.6, 0.8,
-        "--workload", "prefill", "decode", "--workload-weights", 1, 3, "--workload-length", 100,
+        "--workload", "prefill", "decode", "--workload-length", 100,
         "--text", text_file, "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -329,8 +325,8 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)
     for target, model in zip((0.6, 0.8), result["models"], strict=True):
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])
-        assert model["target"] == target
-        assert model["size"] == f"latency-prefill1+decode3-100-{target}"
+        assert model["share_asked"] == target
+        assert model["size"] == f"latency-prefill+decode-100-{target}"
         assert model["latency"]["measured_share"] == by_parameters(dense, compact)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)
 

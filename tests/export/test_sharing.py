@@ -11,8 +11,8 @@ from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_model
 from huggingface_hub import ModelCard
 
 from disp_lab.reporting import plots as comparison_plots
+from disp_llm.export.facts import original_of
 from disp_llm.export.folders import export_folder
-from disp_llm.export.original import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
@@ -212,7 +212,7 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
     recipe.write_text("[learn]\nsteps = 6\n")
     texts = ("--text", text, more, "--eval-text", text)
     commands = {
-        "run": ("prune", model, "--recipe", recipe, "--keep", 0.5, 0.8, *SMALL),
+        "run": ("prune", model, "--config", recipe, "--keep", 0.5, 0.8, *SMALL),
         "recovered": (
             *("recover", places["runs"] / "run" / "keep-0.5", "--tokens", 128, "--length", 32),
             *("--context", 32, "--windows", 4, "--dtype", "float32"),
@@ -258,7 +258,7 @@ def test_what_is_shared_still_says_what_it_is(secret_places):
     card = ModelCard((run / "keep-0.5" / "README.md").read_text())
     assert "# llama at keep" in card.text
     assert "Masks were chosen on text.txt, more.txt" in card.text
-    assert "disp-llm prune llama --recipe own.toml --keep 0.5 0.8" in card.text
+    assert "disp-llm prune llama --config own.toml --keep 0.5 0.8" in card.text
     assert card.data.license == "mit"
     assert card.data.base_model is None
     facts = json.loads((recovered / "model" / "card.json").read_text())["result"]
@@ -311,7 +311,7 @@ def test_original_of(name, revision, settings, found, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     if name is not None:
         facts = {"source": {"model": name, "revision": revision}}
-        monkeypatch.setattr("disp_llm.export.original.read_facts", lambda folder: facts)
+        monkeypatch.setattr("disp_llm.export.facts.read_facts", lambda folder: facts)
     if settings is not None:
         placed = {key: value.replace("PLACE", str(tmp_path)) for key, value in settings.items()}
         (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(placed))

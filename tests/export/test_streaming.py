@@ -14,8 +14,8 @@ from wrapping import tiny_wrapper
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
+from disp_llm.export.cutting import fold_into_weights
 from disp_llm.export.folders import export_folder, stream_folder
-from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.models.checkpoint import Checkpoint, load_unread

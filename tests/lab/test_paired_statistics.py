@@ -40,8 +40,8 @@ def test_two_errors_hold_the_truth_as_often_as_they_should():
 
 
 def test_windows_count_by_their_tokens():
-    one = WindowLosses([12.0, 90.0, 5.0], [4, 30, 2], 40, 40)
-    other = WindowLosses([10.0, 84.0, 5.0], [4, 30, 2], 40, 40)
+    one = WindowLosses([12.0, 90.0, 5.0], [4, 30, 2], 40)
+    other = WindowLosses([10.0, 84.0, 5.0], [4, 30, 2], 40)
     measured = [found.perplexity() for found in (one, other)]
     assert measured[0].window_tokens == [4, 30, 2]
     ratio, error = paired_ratio(
@@ -49,7 +49,7 @@ def test_windows_count_by_their_tokens():
     )
     assert ratio == pytest.approx(measured[0].perplexity / measured[1].perplexity, rel=1e-5)
     assert error > 0
-    same = WindowLosses([12.0, 9.0], [4, 4], 5, 5).perplexity()
+    same = WindowLosses([12.0, 9.0], [4, 4], 5).perplexity()
     assert same.window_tokens == []
     assert same.window_losses == [3.0, 2.25]
 

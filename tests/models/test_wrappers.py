@@ -12,9 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
 
 from disp_llm.config.errors import InputError
-from disp_llm.export.cutting import compact_model
+from disp_llm.export.cutting import compact_model, fold_into_weights
 from disp_llm.export.folders import export_folder
-from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

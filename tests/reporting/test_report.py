@@ -13,8 +13,7 @@ import pytest
 import tomli_w
 from conftest import run_command
 
-from disp_llm.reporting.canvas import round_numbers
-from disp_llm.reporting.charts import learning_chart, quality_chart
+from disp_llm.reporting.charts import learning_chart, quality_chart, round_numbers
 from disp_llm.reporting.run_data import read_run
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json
@@ -78,8 +77,9 @@ def test_a_finished_run(small_run, tmp_path):
     assert (folder / "report.html").exists()  # prune has made it
     assert page_of(folder)["file"] == str(folder / "report.html")
     reader, words = read(folder / "report.html")
-    for model in (result["dense"], *result["models"]):
-        assert f"{model['perplexity']:.2f} ± {model['perplexity_stderr']:.2f}" in words
+    for model in (result["original"], *result["models"]):
+        measured = model["measured"]
+        assert f"{measured['perplexity']:.2f} ± {measured['perplexity_stderr']:.2f}" in words
         assert f"{model['block_parameters']:,}" in words
     pictures = [link for link in reader.fetched if link.startswith("data:image/png;base64,")]
     assert len(pictures) == 8  # four sites of the stream at two sizes
@@ -148,7 +148,7 @@ def test_whatever_text_says_is_shown_as_text(small_run, tmp_path):
     for place in (folder, other):
         shutil.copytree(small_run[0], place)
     result = json.loads((folder / "result.json").read_text())
-    for written in (result["dense"], *result["models"]):
+    for written in (result["original"], *result["models"]):
         written |= {"sample": markup, "prompt": markup}
     result["source"] |= {"text": markup, "eval_text": markup, markup: markup}
     result |= {"command": markup, "files": {}}

@@ -21,7 +21,7 @@ from disp_llm.training import learning, loop
 from disp_llm.training.checkpoints import checkpoints
 from disp_llm.training.estimators import ESTIMATORS
 from disp_llm.training.learning import learn
-from disp_llm.training.loop import Interrupted, accumulate
+from disp_llm.training.loop import Interrupted
 from disp_llm.training.losses import CHUNK, Teacher, token_losses
 from disp_llm.training.problem import PruningProblem
 
@@ -194,25 +194,6 @@ def test_gradient_checkpointing_changes_nothing_but_memory(problem, tmp_path):
     assert torch.equal(plain.importance, again.importance)
     assert len(runs) - once == once + STEPS  # the original, which teaches, has no backward pass
     assert "forward" not in vars(problem.dense.blocks[0])
-
-
-def test_gradients_and_figures_are_means_over_batches():
-    weight = torch.nn.Parameter(torch.zeros(2))
-    batches = iter(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
-
-    def loss():
-        one = next(batches)
-        return (weight * one).sum(), {"loss": one.sum()}
-
-    assert accumulate(2, loss) == {"loss": 6.0}
-    assert weight.grad.tolist() == [2.0, 4.0]
-
-
-def test_accumulated_batches_are_counted(problem, tmp_path):
-    seen = []
-    training = dataclasses.replace(TRAINING, accumulate=3, batch=2)
-    learned(problem, tmp_path, training=training, steps=2, on_step=seen.append)
-    assert seen[-1]["tokens"] == 2 * 3 * 2 * 24
 
 
 def test_settings_reach_the_optimiser_and_the_estimator(problem, monkeypatch):

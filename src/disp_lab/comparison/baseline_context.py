@@ -25,7 +25,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import read_sources
 from disp_llm.data.synthetic import Writer
-from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
@@ -94,7 +94,9 @@ class BaselineContext:
         measured = self.config.evaluation.tokens
         sources = read_sources(text, tokens=needs.learning, measured=measured)
         context = self.config.evaluation.context
-        return texts_for(loaded, text, sources, self._writer.write, context)
+        return load_tokens(
+            text, loaded.tokenizer, loaded.bos_token_id, sources, self._writer.write, context
+        )
 
     @cached_property
     def words(self) -> GivenText | None:

@@ -14,7 +14,7 @@ from disp_llm.config.learning import TrainingConfig
 from disp_llm.data.randomness import shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
-from disp_llm.training.loop import Schedule, accumulate, train
+from disp_llm.training.loop import Schedule, differentiate, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
@@ -61,7 +61,7 @@ def train_masks(
             losses = mean_losses(dense, windows.to(dense.device), teacher, compiled)
             return losses.mean()
 
-        return accumulate(config.accumulate, lambda: batch_loss(step, noise, loss_under))
+        return differentiate(*batch_loss(step, noise, loss_under))
 
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None

@@ -31,10 +31,6 @@ def convert(asked: ConvertConfig | str | Path | None = None, **options: Any) -> 
 
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
-
-    Raises:
-        InputError: not an exported folder, or one with damaged files, links or code of others; the
-            format cannot hold it; or the place is taken, lies inside of it, or cannot be written.
     """
     caller, config = Caller.asking(ConvertConfig, asked, options)
     config.validate()

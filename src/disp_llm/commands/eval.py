@@ -8,7 +8,7 @@ from typing import Any
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.measuring import facts_of, measured_apart
-from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.results import RecoverResult
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
@@ -20,11 +20,11 @@ from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
 from disp_llm.data.given import read_input
 from disp_llm.data.sources import Given, characters_for, read_given
-from disp_llm.data.tokens import Stream, load_tokens, name_of_measured, require_length, stream_of
+from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against, require_suite
-from disp_llm.export.original import original_of
+from disp_llm.export.facts import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
@@ -149,7 +149,7 @@ def _evaluation_stream(
     stream = stream_of(text, loaded.tokenizer, loaded.bos_token_id)
     if not isinstance(stream, ExampleStream):
         require_length(stream, 2, text.field, text.name)
-    return stream, {"text": name_of_measured(text), "text_sha256": text.sha256}
+    return stream, {"text": text.measured_name, "text_sha256": text.sha256}
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
             measured = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, measured[1], original)
         facts["original"] = {entry.name: measured[0][entry.name] for entry in fields(Known)}
-    return facts | scores.as_json()
+    return facts | as_json(scores)
 
 
 def _read_scores(path: Path) -> tuple[dict[str, Any], Scores]:

@@ -7,27 +7,28 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.tokens import first_tokens
+from disp_llm.data.tokens import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
+from disp_llm.export.cutting import fold_into_weights
 from disp_llm.export.folders import stream_folder
-from disp_llm.export.folding import fold_into_weights
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
-from disp_llm.models.checkpoint import load_unread
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import load_model
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.training.adapters import Adapters, adapted
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 CHECK_TOKENS = 256
 """Length of the window on which the exported logits are held against the masked model's."""
@@ -51,7 +52,7 @@ class Exporter:
     tokenizer: Any
     measuring: Measuring | None = None
     """None = nothing is run."""
-    sharding: Sharding | None = None
+    sharding: "Sharding | None" = None
     """What holds models that do not all lie here; None = they do."""
 
     def write(self, masks: Masks, name: str, folder: Path) -> Exported:
@@ -59,9 +60,6 @@ class Exporter:
 
         Args:
             name: what progress calls the model.
-
-        Raises:
-            InputError: a file of the original cannot be read, or is damaged.
         """
         dense, measuring = self.problem.dense, self.measuring
         if measuring is None:
@@ -87,6 +85,8 @@ class Exporter:
         read = original.model.state_dict().__getitem__
         if not original.is_whole:
             machine = replace(self._machine, device="cpu")
+            from disp_llm.models.checkpoint import load_unread
+
             loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
             original = PrunableModel.of(loaded, original.sites)
             read = checkpoint.read if checkpoint else original.model.state_dict().__getitem__
@@ -111,7 +111,7 @@ def _checked(
 ) -> dict[str, float]:
     """Errors of the logits of a compact model beside the dense one's, which runs masked; a warning
     where rounding does not explain them."""
-    start = first_tokens(measuring.stream, CHECK_TOKENS)
+    start = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
     tokens = start[: fitting(dense.model, CHECK_TOKENS)]
     errors = logit_errors(dense.model, model, tokens)
     warn_of_error(errors, folder)
@@ -128,7 +128,7 @@ def _measured(
         rounds: in which it is timed in turn with the original; 0 = it is not.
     """
     job = problem.job
-    original = job.run.dense
+    original = job.run.original
     assert original is not None, "a size is measured against it"
 
     def on_round(phase: str, done: int) -> None:

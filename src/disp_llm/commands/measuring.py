@@ -17,12 +17,14 @@ from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import fitting
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import Perplexity
 from disp_llm.runs.scores import Scores
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
@@ -70,7 +72,7 @@ def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
 
 def measured_apart(
     board: "Scoreboard",
-    inputs: Inputs | Sharding,
+    inputs: "Inputs | Sharding",
     name: str,
     machine: MachineConfig,
     recorded: dict[str, str] | None = None,
@@ -90,7 +92,7 @@ def measured_apart(
 
 def _loaded_and_measured(
     board: "Scoreboard",
-    inputs: Inputs | Sharding,
+    inputs: "Inputs | Sharding",
     name: str,
     machine: MachineConfig,
     recorded: dict[str, str],

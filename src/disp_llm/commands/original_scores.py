@@ -3,19 +3,21 @@ measured for that alone."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.measuring import Measuring, measured_apart
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.evaluation.suites import comparable
-from disp_llm.export.facts import FACTS, filled, read_facts
-from disp_llm.export.original import original_of
-from disp_llm.models.sharding import Sharding
+from disp_llm.export.facts import FACTS, original_of, read_facts
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import DenseResult, from_json
+from disp_llm.runs.results import OriginalResult, from_json
 from disp_llm.runs.scores import Scores
 from disp_llm.training.losses import Teacher
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 
 def scores_of_original(
@@ -23,7 +25,7 @@ def scores_of_original(
     measuring: Measuring,
     student: Scores,
     teacher: Teacher | None,
-    sharding: Sharding | None,
+    sharding: "Sharding | None",
 ) -> Scores:
     """The scores that a trained model is held against: those in the card of its folder, if they are
     of this suite; else those of the teacher, where that is the original; else the original is
@@ -33,14 +35,11 @@ def scores_of_original(
     Args:
         student: what the pruned model scores before it is trained.
         sharding: what holds models; None = each process has all of them.
-
-    Raises:
-        InputError: nobody knows where the original lies, or it cannot be loaded.
     """
     folder = Path(job.config.folder)
     told = read_facts(folder)
     if told:
-        dense: DenseResult = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
+        dense = from_json(OriginalResult, told["original"], str(folder / FACTS))
         if dense.scores is not None and comparable(student, dense.scores):
             return dense.scores
     if teacher is not None:
@@ -54,7 +53,10 @@ def scores_of_original(
 
 
 def _measured(
-    job: Job[RecoverConfig], measuring: Measuring, source: dict[str, str], sharding: Sharding | None
+    job: Job[RecoverConfig],
+    measuring: Measuring,
+    source: dict[str, str],
+    sharding: "Sharding | None",
 ) -> Scores:
     """What the original scores that the card of a folder tells of by its `source`."""
     hint = "name the original as the `teacher`"

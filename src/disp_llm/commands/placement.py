@@ -20,7 +20,6 @@ from disp_llm.methods import method_named
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_dtype
 from disp_llm.models.loading import Loaded, load_shapes
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.job import Job, Process
 
@@ -60,6 +59,8 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
     if config.training.shard == "full":
+        from disp_llm.models.sharding import Sharding
+
         refuse_own_losses(config.text, inputs)
         if config.rounds and process.is_main:
             logger.warning("models are not timed where processes divide the weights")

@@ -14,7 +14,6 @@ from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
@@ -25,6 +24,7 @@ from disp_llm.commands.planning import (
     tokens_seen,
     tokens_wanted,
 )
+from disp_llm.commands.results import PruneResult
 from disp_llm.commands.session import TemporaryFolder, run_in_folder, with_folder
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
@@ -33,22 +33,24 @@ from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Writer
-from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import Sharding
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import DenseResult, Perplexity, as_json
+from disp_llm.runs.results import OriginalResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
+
+if TYPE_CHECKING:
+    from disp_llm.models.sharding import Sharding
 
 if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
@@ -178,7 +180,8 @@ def with_texts(
     writer = Writer(job, loaded, needs, begin, ready=words)
 
     def tokens() -> Texts:
-        return texts_for(loaded, config.text, sources, writer.write, config.evaluation.context)
+        names = config.text, loaded.tokenizer, loaded.bos_token_id
+        return load_tokens(*names, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     refuse_short_text(problem, texts)
@@ -214,7 +217,7 @@ def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
 
 
 def export_all(
-    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: Sharding | None
+    problem: PruningProblem, measuring: Measuring, selection: Selection, sharding: "Sharding | None"
 ) -> None:
     """Writes and measures everything that follows from a selection."""
     config, run = problem.job.config, problem.job.run
@@ -232,7 +235,7 @@ def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     Raises:
         InputError: it is unusable, or not what the original was measured on.
     """
-    found = run.dense
+    found = run.original
     return scoreboard_of(config.suite, found.scores if found else None)
 
 
@@ -245,14 +248,14 @@ def measure_original(
         measured: its perplexity, where it is known already.
     """
     run, dense = problem.job.run, problem.dense
-    if "dense" in run.result():
+    if "original" in run.result():
         return
     if measured is None:
-        with clock(run, "measuring_dense_s"):
+        with clock(run, "measuring_original_s"):
             measured = measuring.perplexity(dense, "perplexity of the original")
-    with clock(run, "scoring_dense_s", measuring.board is not None):
+    with clock(run, "scoring_original_s", measuring.board is not None):
         scores = measuring.scores(dense, "original")
-    result = DenseResult(
+    result = OriginalResult(
         measured=measured,
         prompt=measuring.prompt,
         sample=measuring.sample(dense.model),
@@ -261,7 +264,7 @@ def measure_original(
         bytes=dense.parameters * next(dense.model.parameters()).element_size(),
         scores=scores,
     )
-    run.update(dense=as_json(result))
+    run.update(original=as_json(result))
 
 
 def choose(problem: PruningProblem) -> Selection:

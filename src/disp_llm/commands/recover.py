@@ -16,7 +16,6 @@ from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
-from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Models,
@@ -29,18 +28,18 @@ from disp_llm.commands.recovery_models import (
     with_dtypes,
     with_windows,
 )
+from disp_llm.commands.results import RecoverResult
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.synthetic import Needs, Writer, held_out
-from disp_llm.data.tokens import Texts, texts_for
+from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
-from disp_llm.models.sharding import gathered
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
@@ -50,6 +49,7 @@ from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
 from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
+from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import add_adapters, train_weights
 
@@ -143,7 +143,8 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
     writer = Writer(job, author, needs, begin, "the original's", stream=stream, skipped=skipped)
 
     def tokens() -> Texts:
-        return texts_for(student, config.text, sources, writer.write, config.evaluation.context)
+        names = config.text, student.tokenizer, student.bos_token_id
+        return load_tokens(*names, sources, writer.write, config.evaluation.context)
 
     texts = first_alone(job, student, tokens) or tokens()
     texts.corpus.require_length(length, "length")
@@ -180,7 +181,7 @@ def _open_folder(job: Job[RecoverConfig], student: Loaded) -> None:
 def _original_scores(run: Run) -> Scores | None:
     """What the original scores on the suite, once that is known."""
     found = run.figures
-    return found.original if found else None
+    return found.original_scores if found else None
 
 
 def measure_before(
@@ -196,7 +197,8 @@ def measure_before(
             original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
             from disp_llm.evaluation.suites import against
 
-            scores, known = against(scores, original, "suite"), {"original": original.as_json()}
+            scores = against(scores, original, "suite")
+            known = {"original_scores": as_json(original)}
         job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
     if teacher is not None and "teacher" not in found:
         of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
@@ -248,7 +250,7 @@ def export(
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))
-            sizes = _sizes(model, written, read_facts(config.folder).get("dense", {}))
+            sizes = _sizes(model, written, read_facts(config.folder).get("original", {}))
         figures = as_json(MeasuredResult(measured, scores)) | sizes
         write_recovered_card(
             Path(config.folder), written, figures, _training(config, run.result(), tokens)
@@ -274,7 +276,8 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
     """What the card tells of the training."""
     on_suite, source = ("general_ratio", "kept"), result["source"]
     larger = config.weights_from
-    before = {f"before_{key}": result["before"].get(key) for key in on_suite}
+    scores = result["before"].get("scores", {})
+    before = {f"before_{key}": scores.get(key) for key in on_suite}
     pruned_from = read_facts(config.folder).get("source", {}).get("revision")
     if "teacher" in result and source["teacher_revision"] == pruned_from:
         teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
@@ -288,7 +291,7 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         "text": source["text"],
         "eval_text": source["eval_text"],
         "eval_text_sha256": source["eval_text_sha256"],
-        "before": result["before"]["perplexity"],
+        "before": result["before"]["measured"]["perplexity"],
         "command": result["command"],
     }
 

@@ -4,7 +4,7 @@ Parameters are counted on the model that was exported, and held against what the
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
-from disp_llm.evaluation.timing import Mix, Workload
+from disp_llm.evaluation.timing import Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
 from disp_llm.export.facts import size_of
@@ -23,10 +23,9 @@ from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
-from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, as_json, from_json, speedups
+from disp_llm.runs.results import Provenance, SizeResult, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -38,14 +37,10 @@ AS_TIMED = 0.1
 machines are not equally fast at all times."""
 
 
-def timed_mix(settings: BudgetConfig) -> Mix:
+def timed_workloads(settings: BudgetConfig) -> list[Workload]:
     """What a latency budget times."""
     length, batch = settings.workload_length, settings.workload_batch
-    weights = settings.workload_weights or (1.0,) * len(settings.workload)
-    return Mix(
-        tuple(Workload(phase, length, batch) for phase in settings.workload),
-        tuple(weight / sum(weights) for weight in weights),
-    )
+    return [Workload(phase, length, batch) for phase in settings.workload]
 
 
 def masks_of(problem: PruningProblem, selection: Selection, share: float) -> Masks:
@@ -68,9 +63,6 @@ class SizeWriter:
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
         yet if that is asked for.
-
-        Raises:
-            InputError: a file of an earlier size has changed, or a folder is in the way.
         """
         run, settings = self.problem.job.run, self.problem.job.config.budget
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
@@ -90,9 +82,7 @@ class SizeWriter:
                 share = self.problem.budget.share_of(size)
                 masks, timing = masks_of(self.problem, selection, share), {}
             written = self._write_one(masks, size, timing)
-            speedup = speedups(written.speed)
-            found[name] = as_json(written) | ({"speedup": speedup} if speedup else {})
-            found[name]["provenance"] = self._made_by()
+            found[name] = as_json(replace(written, provenance=self._made_by()))
             run.update(folder, models=list(found.values()))
 
     def _made_by(self) -> Provenance:
@@ -130,13 +120,13 @@ class SizeWriter:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         job, dense = self.problem.job, self.problem.dense
         target = self.problem.budget.share_of(size)
-        mix, stage = timed_mix(job.config.budget), f"latency {size.name}: measuring"
+        workloads, stage = timed_workloads(job.config.budget), f"latency {size.name}: measuring"
         seconds: dict[float, float] = {}
 
         def measure(share: float) -> float:
             job.progress(stage, 0, 1, {})
             compact = compact_model(dense, masks_of(self.problem, selection, share))
-            found, seconds[share] = measured_time(dense.model, compact, mix)
+            found, seconds[share] = measured_time(dense.model, compact, workloads)
             return found
 
         share, attempts = corrected(target, measure)
@@ -153,7 +143,8 @@ class SizeWriter:
                 "that share takes %s: to have them timed anew, delete %s",
                 size, 100 * target, size.like(seconds[share]), cache_folder(),
             )  # fmt: skip
-        figures: dict[str, Any] = {"work": mix.name, "measured_share": measured}
+        work = " and ".join(workload.name for workload in workloads)
+        figures: dict[str, Any] = {"work": work, "measured_share": measured}
         figures |= {"measured_ms": 1e3 * seconds[share], "attempts": attempts}
         return masks_of(self.problem, selection, share), figures
 
@@ -185,7 +176,7 @@ class SizeWriter:
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        name, original = self.name(size), self.problem.job.run.dense
+        name, original = self.name(size), self.problem.job.run.original
         assert original is not None, "shares are of it"
         return SizeResult(
             size=name,

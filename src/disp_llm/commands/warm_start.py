@@ -13,8 +13,7 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.carrying import Carrier
-from disp_llm.export.facts import size_of
-from disp_llm.export.original import original_of, run_of
+from disp_llm.export.facts import original_of, run_of, size_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.masks.selection_file import load_masks

@@ -27,7 +27,6 @@ AnyTokens = Annotated[int, Meta(ge=0, le=10**12)]
 Window = Annotated[int, Meta(ge=2, le=2**24)]
 """Tokens of a window that is learned from or scored: its first one is not predicted."""
 
-Stride = Annotated[int, Meta(ge=0, le=2**24)]
 Length = Annotated[int, Meta(ge=1, le=2**24)]
 """Tokens of a sequence that is read or written."""
 

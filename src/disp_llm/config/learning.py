@@ -31,8 +31,6 @@ class TrainingConfig:
     """Tokens of a training window. Short windows cost quality on all other text."""
     batch: Batch = 2
     """Windows of a batch, in each process."""
-    accumulate: Batch = 1
-    """Batches whose gradients are averaged in one step."""
     learning_rate: Rate = 0.05
     """Peak of AdamW's step size."""
     betas: TwoShares = (0.9, 0.95)
@@ -67,7 +65,7 @@ class TrainingConfig:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one step in each process."""
-        return self.length * self.batch * self.accumulate
+        return self.length * self.batch
 
 
 @dataclass(frozen=True)

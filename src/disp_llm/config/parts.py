@@ -18,12 +18,11 @@ from disp_llm.config.bounds import (
     Seed,
     Sequences,
     Some,
-    Stride,
     Weight,
     Window,
     Word,
 )
-from disp_llm.config.checks import require_sizes, require_weights
+from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, is_mixture
@@ -62,6 +61,14 @@ class TextConfig:
             instead="name `examples`",
         ),
     )
+
+    EXCLUSIVE: ClassVar = (
+        ("dataset", "text"),
+        ("eval_dataset", "eval_text"),
+        ("eval_examples", "eval_text"),
+        ("eval_examples", "eval_dataset"),
+    )
+    """Pairs of settings of which one can be given."""
 
     text: tuple[Path, ...] = ()
     """Text to learn from: files, folders, or a name. `self` is text that the model writes,
@@ -128,8 +135,8 @@ class TextConfig:
         return bool(self.eval_text or self.eval_dataset or self.eval_examples or self.examples)
 
     def validate(self) -> None:
-        """Refuses text that is named twice, and weights that do not fit the texts; warns of what is
-        both learned from and measured on."""
+        """Refuses text that is named twice, and weights that do not fit; warns of text that is both
+        learned from and measured on."""
         learned = {path.absolute() for path in self.text}
         for path in self.eval_text:
             if path.absolute() in learned:
@@ -144,26 +151,14 @@ class TextConfig:
                 hint="leave it out where `text` is self: text that is not learned from is "
                 "written too",
             )
-        self._validate_weights()
-        if self.eval_examples and (self.eval_text or self.eval_dataset):
-            raise InputError(
-                "given together with a text to measure on",
-                field="eval_examples",
-                hint="choose one of them",
-            )
-        if self.text and self.dataset:
-            raise InputError(
-                "given together with `text`", field="dataset", hint="choose one of them"
-            )
-        if self.eval_text and self.eval_dataset:
-            raise InputError(
-                "given together with `eval_text`", field="eval_dataset", hint="choose one of them"
-            )
-
-    def _validate_weights(self) -> None:
         wanted = self._sources if self.examples else len(self.text)
         of_examples = " and one for `examples`" if self.examples else ""
-        require_weights(wanted, f"text of `text`{of_examples}", weights=self.weights)
+        if self.weights and len(self.weights) != wanted:
+            raise InputError(
+                f"{len(self.weights)} for {wanted}",
+                field="weights",
+                hint=f"give one number above 0 for each text of `text`{of_examples}",
+            )
 
 
 @dataclass(frozen=True)
@@ -172,25 +167,17 @@ class PerplexityConfig:
 
     context: Window = 1024
     """Tokens of an evaluation window; its first token is not predicted."""
-    stride: Stride = 0
-    """Tokens from one window to the next; 0 = context, without overlap. A token is scored once."""
     windows: Number = 16
     """Evaluation windows from the start of the text; 0 = all."""
 
     @property
     def tokens(self) -> int:
-        """Tokens from the start of the first window to the end of the last; 0 = all there are."""
-        step = self.stride or self.context
-        return self.context + (self.windows - 1) * step if self.windows else 0
+        """Tokens of all windows; 0 = all there are."""
+        return self.windows * self.context
 
     def longest_window(self, tokens: int) -> int:
         """Tokens of a window of a text of so many, which may be shorter than one."""
         return min(self.context, tokens)
-
-    def validate(self) -> None:
-        """Refuses windows that skip tokens."""
-        if self.stride > self.context:
-            raise InputError(f"{self.stride}", field="stride", hint="give 0 to `context` tokens")
 
 
 @dataclass(frozen=True)
@@ -214,7 +201,7 @@ class BudgetConfig:
 
     USES: ClassVar = (
         Use(
-            "workload workload_weights",
+            "workload",
             when=lambda config: config.budget == "latency",
             what="is of a `budget` of latency, and {0.budget} does not use it",
             instead="name such a `budget`",
@@ -237,9 +224,6 @@ class BudgetConfig:
     80ms."""
     workload: Annotated[tuple[Literal["prefill", "decode"], ...], Some] = ("prefill",)
     """What latency times: a prompt (prefill), one token after it (decode), or both."""
-    workload_weights: tuple[Weight, ...] = ()
-    """Where it times both, how the original's time divides between them: 1 3 for a server that
-    spends three quarters of it on decoding. Default: evenly."""
     workload_length: Length = 512
     """Tokens of that prompt, and in the KV cache."""
     workload_batch: Batch = 1
@@ -260,8 +244,6 @@ class BudgetConfig:
             self._validate_targets()
         if len(set(self.workload)) < len(self.workload):
             raise InputError("repeated", field="workload", hint="name each once")
-        weights = self.workload_weights
-        require_weights(len(self.workload), "of `workload`", workload_weights=weights)
 
     def _validate_targets(self) -> None:
         sizes = self.sizes(())
@@ -280,11 +262,7 @@ class BudgetConfig:
             raise InputError("a size is repeated", field="target", hint="give each size once")
 
     def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
-        """The sizes that are to be written, of what the budget limits.
-
-        Raises:
-            InputError: a target is neither a share nor a number with a unit.
-        """
+        """The sizes that are to be written, of what the budget limits."""
         return tuple(map(Target.of, keep if self.budget == "params" else self.target))
 
     def size_name(self, size: Target) -> str:
@@ -292,14 +270,8 @@ class BudgetConfig:
         run is called in results and file names."""
         if self.budget == "params":
             return size.name
-        of = {"latency": f"{self._phases}-{self._tokens}-", "memory": f"{self._tokens}-"}
+        of = {"latency": f"{'+'.join(self.workload)}-{self._tokens}-", "memory": f"{self._tokens}-"}
         return f"{self.budget}-{of.get(self.budget, '')}{size.name}"
-
-    @property
-    def _phases(self) -> str:
-        weights = self.workload_weights or ("",) * len(self.workload)
-        numbers = (f"{weight:g}" if weight else "" for weight in weights)
-        return "+".join(map("".join, zip(self.workload, numbers, strict=True)))
 
     @property
     def _tokens(self) -> str:

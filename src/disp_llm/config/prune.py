@@ -35,7 +35,7 @@ class PruneConfig:
 
     USES: ClassVar = (
         Use(
-            "steps minutes batch accumulate compile",
+            "steps minutes batch compile",
             when=lambda config: config.reads.steps,
             what="is of learning, and the method {0.method} takes no steps",
             instead="use a `method` that does, such as learned",
@@ -138,17 +138,12 @@ class PruneConfig:
         return self.budget.sizes(self.keep)
 
     def validate(self) -> None:
-        """Refuses values that no run can use, before anything is loaded.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses values that no run can use, before anything is loaded."""
         require_declared(self)
         self._validate_names()
         require_used(self)
         self.budget.validate(self.keep)
-        for part in (self.text, self.evaluation):
-            part.validate()
+        self.text.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"
         if sampled and not self.learn.penalty:
             raise InputError(

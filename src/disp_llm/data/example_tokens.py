@@ -28,9 +28,8 @@ from disp_llm.data.windows import (
     StatesLoss,
     TaskPart,
     Windows,
-    ids_of,
     joined,
-    opening_of,
+    usual_bos,
 )
 
 
@@ -74,8 +73,8 @@ class ExampleStream:
         return sum(len(example.tokens) for example in self.examples)
 
     def first(self, count: int) -> "ExampleStream":
-        """So many from the start."""
-        return ExampleStream(self.examples[:count], self.field)
+        """So many from the start; 0 = all."""
+        return ExampleStream(self.examples[: count or None], self.field)
 
     @cached_property
     def longest(self) -> Tokenized:
@@ -130,23 +129,17 @@ class ExampleStream:
 
     def within(self, most_tokens: int) -> "ExampleStream":
         """As many from the start as have no more tokens than these, but one at least; 0 = all."""
-        ends = torch.tensor([len(example.tokens) for example in self.examples]).cumsum(0)
-        return self.first(max(int((ends <= most_tokens).sum()), 1)) if most_tokens else self
+        ends = itertools.accumulate(len(example.tokens) for example in self.examples)
+        return self.first(max(sum(end <= most_tokens for end in ends), 1)) if most_tokens else self
 
 
 def stream_of_examples(
-    given: GivenExamples,
-    tokenizer: Any,
-    bos_token_id: int | None = None,
+    given: GivenExamples, tokenizer: Any, bos_token_id: int | None = None
 ) -> ExampleStream:
     """The tokens of examples.
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
-
-    Raises:
-        InputError: a conversation for a tokenizer without a chat template, or one whose template
-            changes what was said before.
     """
     writer = _Writer(given, tokenizer, bos_token_id)
     return ExampleStream(tuple(map(writer.tokenized, given.examples)), given.field)
@@ -163,20 +156,26 @@ class _Writer:
     def tokenized(self, example: Example | TaskExample) -> Tokenized:
         if isinstance(example, TaskExample):
             return self._of_task(example)
-        chat = self._is_chat(example)
-        tokens = opening_of(self.tokenizer, self.bos_token_id, chat)
-        counted = [False] * len(tokens)
-        before, answer = "", example.answer
-        for text, is_answer in self._in_template(example) if chat else self._plain(example):
-            ids = ids_of(self.tokenizer, text, is_answer and not chat, before)
+        chat, tokenizer = self._is_chat(example), self.tokenizer
+        asked, said = (
+            message["content"] for message in (example.messages[0], example.messages[-1])
+        )
+        plain = (asked + example.between, False), (said, True)
+        bos = self.bos_token_id
+        if bos is None and not chat:
+            bos = usual_bos(tokenizer)
+        tokens = [] if bos is None else [bos]
+        counted, before = [False] * len(tokens), ""
+        for text, is_answer in self._in_template(example) if chat else plain:
+            ids = ids_of(tokenizer, text, is_answer and not chat, before)
             if chat and tokens and ids[:1] == tokens:
                 ids = ids[1:]  # the template writes BOS too
             tokens += ids
             counted += [is_answer] * len(ids)
             before += text
             if chat and is_answer:  # a template may put words of its own into it
-                answer = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, answer)
+                said = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return Tokenized(torch.tensor(tokens), torch.tensor(counted), example.place, said)
 
     def _of_task(self, example: TaskExample) -> Tokenized:
         tokens = torch.tensor(example.tokens, dtype=torch.long)
@@ -186,16 +185,14 @@ class _Writer:
                 field=self.given.field,
                 hint="give ids of the tokenizer of this model",
             )
-        none = torch.zeros_like(tokens, dtype=torch.bool)
-        own = {"loss": example.loss, "choices": example.choices}
-        return Tokenized(tokens, none, example.place, **own)
+        counted = torch.zeros_like(tokens, dtype=torch.bool)
+        return Tokenized(tokens, counted, example.place, "", example.loss, example.choices)
 
     def _is_chat(self, example: Example) -> bool:
         can = bool(getattr(self.tokenizer, "chat_template", None))
-        if self.given.template == "plain" and not example.is_chat:
+        plain = self.given.template == "plain" or (self.given.template == "auto" and not can)
+        if plain and not example.is_chat:
             return False
-        if self.given.template == "auto" and not example.is_chat:
-            return can
         if not can:
             raise InputError(
                 f"{example.place}, needs a chat template, and the tokenizer has none",
@@ -204,20 +201,14 @@ class _Writer:
             )
         return True
 
-    def _plain(self, example: Example) -> Iterator[tuple[str, bool]]:
-        prompt, answer = (turn.content for turn in example.turns)
-        yield prompt + example.between, False
-        yield answer, True
-
     def _in_template(self, example: Example) -> Iterator[tuple[str, bool]]:
         """The text of a conversation in parts, and which of them are answers."""
-        messages = [turn.as_message() for turn in example.turns]
         written = ""
-        for number, turn in enumerate(example.turns):
-            if turn.role != ASSISTANT:
+        for number, message in enumerate(example.messages):
+            if message["role"] != ASSISTANT:
                 continue
-            before = self._applied(messages[:number], example, add_generation_prompt=True)
-            after = self._applied(messages[: number + 1], example)
+            before = self._applied(example, number, add_generation_prompt=True)
+            after = self._applied(example, number + 1)
             if not before.startswith(written) or not after.startswith(before):
                 raise InputError(
                     f"{example.place}, is written otherwise by the chat template once more is said",
@@ -229,7 +220,8 @@ class _Writer:
             yield after[len(before) : end], True
             written = after[:end]
 
-    def _applied(self, messages: list[dict[str, str]], example: Example, **options: Any) -> str:
+    def _applied(self, example: Example, count: int, **options: Any) -> str:
+        messages = list(example.messages[:count])
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # a template raises what it likes
@@ -238,3 +230,21 @@ class _Writer:
                 field=self.given.field,
                 hint="correct that example",
             ) from error
+
+
+def ids_of(tokenizer: Any, text: str, ends: bool, before: str = "") -> list[int]:
+    """The tokens of a part of an example, and EOS if it ends there and the tokenizer has one.
+
+    Args:
+        before: what stands in front of it. Some tokenizers put a space before whatever they read,
+            and the part must not get one of its own; where a token would belong to both, it is
+            read by itself.
+    """
+
+    def read(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    first, both = read(before) if before else [], read(before + text)
+    ids = both[len(first) :] if both[: len(first)] == first else read(text)
+    eos = tokenizer.eos_token_id
+    return [*ids, eos] if ends and eos is not None else ids

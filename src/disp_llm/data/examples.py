@@ -35,22 +35,11 @@ FORMS = (
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What one side of a conversation says."""
-
-    role: str
-    content: str
-
-    def as_message(self) -> dict[str, str]:
-        """As chat templates take it."""
-        return {"role": self.role, "content": self.content}
-
-
-@dataclass(frozen=True)
 class Example:
     """A conversation; what the assistant says is what is learned and measured."""
 
-    turns: tuple[Turn, ...]
+    messages: tuple[dict[str, str], ...]
+    """As chat templates take them: role and content."""
     place: str
     """Where it stands, such as "train.jsonl, line 3"."""
     is_chat: bool = False
@@ -59,14 +48,9 @@ class Example:
     """What stands between prompt and answer where no template puts anything there."""
 
     @property
-    def answer(self) -> str:
-        """What is said last."""
-        return self.turns[-1].content
-
-    @property
-    def content(self) -> bytes:
+    def content(self) -> Any:
         """What its hash is made of."""
-        return _line([turn.as_message() for turn in self.turns])
+        return self.messages
 
 
 @dataclass(frozen=True)
@@ -85,13 +69,9 @@ class TaskExample:
     """Where it was read, for messages."""
 
     @property
-    def content(self) -> bytes:
+    def content(self) -> Any:
         """What its hash is made of."""
-        return _line(list(self.tokens))
-
-
-def _line(said: Any) -> bytes:
-    return json.dumps(said, sort_keys=True).encode() + b"\n"
+        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -116,6 +96,11 @@ class GivenExamples:
     def have_own_losses(self) -> bool:
         """Whether they have losses of their own in place of answers."""
         return any(isinstance(example, TaskExample) for example in self.examples)
+
+    @property
+    def measured_name(self) -> str:
+        """What results call them where answers or choices alone are measured."""
+        return f"{'choices' if self.have_own_losses else 'answers'} in {self.name}"
 
     def first(self, count: int) -> "GivenExamples":
         """So many from the start; 0 = all."""
@@ -143,27 +128,17 @@ class GivenExamples:
         """The hash of the turns, or of the token ids, as JSON, a line an example."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(example.content)
+            digest.update(json.dumps(example.content, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
 
 def read_examples(
     paths: Sequence[Path], template: str, field: str = "examples"
 ) -> GivenExamples | None:
-    """`required_examples`; None where no file is named."""
-    return required_examples(paths, template, field) if paths else None
-
-
-def required_examples(
-    paths: Sequence[Path], template: str, field: str = "examples"
-) -> GivenExamples:
-    """The examples of .jsonl and .json files, and of those in folders.
+    """The examples of .jsonl and .json files, and of those in folders; None where none is named.
 
     Args:
         field: the setting that the files were named in, for messages.
-
-    Raises:
-        InputError: a file is missing, damaged or empty, or a row is no example; it names the line.
     """
     found: list[Example] = []
     for path in paths:
@@ -171,12 +146,9 @@ def required_examples(
             files = files_under(path)
         for file in files:
             with naming(file, field):
-                found += [
-                    example_of(row, f"in {place}", f"{file.name}, {place}")
-                    for place, row in rows_of(file)
-                ]
-    named = ", ".join(base_name(path) for path in paths)
-    return GivenExamples(tuple(found), field, named, template)
+                found += [example_of(row, place, file.name) for place, row in rows_of(file)]
+    named = ", ".join(map(base_name, paths))
+    return GivenExamples(tuple(found), field, named, template) if paths else None
 
 
 def read_input_examples(
@@ -191,20 +163,15 @@ def read_input_examples(
     Raises:
         InputError: it is none of these, or a row is no example.
     """
-    if isinstance(given, str | Path):
-        return (Path(given),)
-    if isinstance(given, Sequence) and given and all(isinstance(x, str | Path) for x in given):
-        return tuple(map(Path, given))
-    return _in_memory(given, template, field)
-
-
-def _in_memory(rows: Any, template: str, field: str) -> GivenExamples:
-    if isinstance(rows, bytes | Mapping) or not isinstance(rows, Iterable):
-        raise InputError(f"cannot be read from {type(rows).__name__}", field=field, hint=FORMS)
+    parts = [given] if isinstance(given, str | Path) else given
+    if isinstance(parts, Sequence) and parts and all(isinstance(x, str | Path) for x in parts):
+        return tuple(map(Path, parts))
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"cannot be read from {type(given).__name__}", field=field, hint=FORMS)
     try:
         found = [
-            row if isinstance(row, TaskExample) else example_of(row, f"in row {i}", f"row {i}")
-            for i, row in enumerate(rows, start=1)
+            row if isinstance(row, TaskExample) else example_of(row, f"row {number}")
+            for number, row in enumerate(given, start=1)
         ]
     except Unusable as error:
         raise InputError(error.what, field=field, hint=error.hint) from error
@@ -219,56 +186,57 @@ def _in_memory(rows: Any, template: str, field: str) -> GivenExamples:
     return GivenExamples(tuple(found), field, template=template)
 
 
-def example_of(row: Any, where: str, place: str) -> Example:
+def example_of(row: Any, place: str, file: str = "") -> Example:
     """The example of a row.
 
     Args:
-        where: of the row, for messages, such as "in line 3".
-        place: what the example is told by later.
+        place: of the row in its file, such as "line 3".
 
     Raises:
         Unusable: it is none.
     """
     if not isinstance(row, Mapping):
-        raise Unusable(f"has no example but {kind_of(row)} {where}", FORMS)
-    between = ""
+        raise Unusable(f"has no example but {kind_of(row)} in {place}", FORMS)
+    known = f"{file}, {place}" if file else place
     if "messages" in row:
-        return Example(_turns(row["messages"], where), place, is_chat=True)
+        return Example(_messages(row["messages"], place), known, is_chat=True)
+    between = ""
     if "prompt" in row:
-        prompt = _text(row, "prompt", where)
+        prompt = _text(row, "prompt", place)
         key = next((key for key in ANSWERS if key in row), ANSWERS[0])
     elif "instruction" in row:
-        more = _text(row, "input", where, may_be_empty=True) if row.get("input") else ""
-        prompt = "\n\n".join(part for part in (_text(row, "instruction", where), more) if part)
+        more = _text(row, "input", place, may_be_empty=True) if row.get("input") else ""
+        prompt = "\n\n".join(part for part in (_text(row, "instruction", place), more) if part)
         key, between = "output", "\n\n"
     else:
-        raise Unusable(f"has no prompt {where}", FORMS)
-    answer = _text(row, key, where)
-    return Example((Turn("user", prompt), Turn(ASSISTANT, answer)), place, between=between)
+        raise Unusable(f"has no prompt in {place}", FORMS)
+    asked = {"role": "user", "content": prompt}
+    answer = {"role": ASSISTANT, "content": _text(row, key, place)}
+    return Example((asked, answer), known, between=between)
 
 
-def _turns(messages: Any, where: str) -> tuple[Turn, ...]:
+def _messages(messages: Any, place: str) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise Unusable(f"has no list of messages but {kind_of(messages)} {where}", FORMS)
-    turns = []
+        raise Unusable(f"has no list of messages but {kind_of(messages)} in {place}", FORMS)
+    found = []
     for message in messages:
         if not isinstance(message, Mapping):
-            raise Unusable(f"has no message but {kind_of(message)} {where}", FORMS)
-        role = _text(message, "role", where)
-        spoken = role == ASSISTANT
-        turns.append(Turn(role, _text(message, "content", where, may_be_empty=not spoken)))
-    if turns[-1].role != ASSISTANT:
-        raise Unusable(f"has no answer {where}: its last message is by '{turns[-1].role}'", FORMS)
-    return tuple(turns)
+            raise Unusable(f"has no message but {kind_of(message)} in {place}", FORMS)
+        role = _text(message, "role", place)
+        content = _text(message, "content", place, may_be_empty=role != ASSISTANT)
+        found.append({"role": role, "content": content})
+    if (role := found[-1]["role"]) != ASSISTANT:
+        raise Unusable(f"has no answer in {place}: its last message is by '{role}'", FORMS)
+    return tuple(found)
 
 
-def _text(row: Mapping, key: str, where: str, may_be_empty: bool = False) -> str:
+def _text(row: Mapping, key: str, place: str, may_be_empty: bool = False) -> str:
     if key not in row:
-        raise Unusable(f"has no {key} {where}", FORMS)
+        raise Unusable(f"has no {key} in {place}", FORMS)
     value = row[key]
     if not isinstance(value, str):
-        raise Unusable(f"has no text but {kind_of(value)} as '{key}' {where}", FORMS)
+        raise Unusable(f"has no text but {kind_of(value)} as '{key}' in {place}", FORMS)
     if not value.strip() and not may_be_empty:
-        raise Unusable(f"has an empty {key} {where}", "fill it in, or leave that example out")
-    require_whole_characters(value, where)
+        raise Unusable(f"has an empty {key} in {place}", "fill it in, or leave that example out")
+    require_whole_characters(value, place)
     return value

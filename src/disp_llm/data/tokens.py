@@ -25,7 +25,6 @@ from disp_llm.data.given import GivenText, joint_sha256
 from disp_llm.data.sources import Given, Sources, read_sources
 from disp_llm.data.tokenizing import tokenize
 from disp_llm.data.windows import Windows, joined, random_windows, with_bos
-from disp_llm.models.loading import Loaded
 from disp_llm.runs.job import Process
 
 Stream = Tensor | ExampleStream
@@ -96,11 +95,7 @@ class Texts:
     and of the ids where they are given or held out."""
 
     def longest_window(self, config: PerplexityConfig) -> int:
-        """Tokens of the longest window that is measured on.
-
-        Raises:
-            InputError: an example is longer than `context`.
-        """
+        """Tokens of the longest window that is measured on."""
         if isinstance(self.evaluation, ExampleStream):
             self.evaluation.require_length(config.context, "context")
             return len(self.evaluation.longest.tokens)
@@ -122,19 +117,16 @@ def load_tokens(
         sources: what was read of them already, or lies in memory.
         write: lets the model write that share of what is learned from.
         context: tokens of a window that is measured on.
-
-    Raises:
-        InputError: a file or data set is unusable.
     """
     sources = sources or read_sources(config)
     texts: list[Given] = []
     for source in sources.learning:
-        text = source.text
-        if text is None:
+        share = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
+        if source.text is not None:
+            texts.append(source.text)
+        else:
             assert write is not None, "nobody writes text"
-            given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
-            text = write(given)
-        texts.append(text)
+            texts.append(write(share))
     streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:
@@ -144,7 +136,6 @@ def load_tokens(
     evaluation = stream_of(held_out, tokenizer, bos_token_id)
     if not isinstance(evaluation, ExampleStream):
         require_length(evaluation, 2, held_out.field, held_out.name)
-    measured = name_of_measured(held_out)
     corpus = Corpus(
         streams=tuple(streams),
         weights=_weights(config, sources, [len(stream) for stream in streams]),
@@ -153,18 +144,7 @@ def load_tokens(
         names=tuple(text.name for text in texts),
     )
     hashes = {"text_sha256": joint_sha256(texts), "eval_text_sha256": held_out.sha256}
-    return Texts(corpus, evaluation, {"text": name, "eval_text": measured} | hashes)
-
-
-def texts_for(
-    loaded: Loaded,
-    config: TextConfig,
-    sources: Sources,
-    write: Callable[[float], GivenText],
-    context: int,
-) -> Texts:
-    """`load_tokens` for a model: with its tokenizer, and the BOS token that it needs."""
-    return load_tokens(config, loaded.tokenizer, loaded.bos_token_id, sources, write, context)
+    return Texts(corpus, evaluation, {"text": name, "eval_text": held_out.measured_name} | hashes)
 
 
 def _held_out(
@@ -174,15 +154,15 @@ def _held_out(
     that all of these are."""
     left: list[Stream] = []
     ends: list[Tensor] = []
-    usual = True
     for text, stream in zip(texts, streams, strict=True):
         assert isinstance(text, GivenText)  # beside examples, some of these are held out
         assert isinstance(stream, Tensor)
-        cut = _cut(text, stream)
-        left.append(stream[:cut])
-        ends.append(stream[cut:])
-        usual = usual and text.held_out is None
-    share = HELD_OUT if usual else sum(map(len, ends)) / sum(map(len, streams))
+        usual = len(stream) - int(len(stream) * (1 - HELD_OUT))
+        end = len(stream) - (usual if text.held_out is None else text.held_out)
+        left.append(stream[:end])
+        ends.append(stream[end:])
+    said = any(isinstance(text, GivenText) and text.held_out is not None for text in texts)
+    share = sum(map(len, ends)) / sum(map(len, streams)) if said else HELD_OUT
     return left, ends, share
 
 
@@ -199,12 +179,6 @@ def _in_turn(ends: list[Tensor], weights: tuple[float, ...], context: int) -> Te
     return torch.cat(found)
 
 
-def _cut(text: GivenText, stream: Tensor) -> int:
-    """Where the part of a text begins that is only measured on."""
-    usual = int(len(stream) * (1 - HELD_OUT))
-    return usual if text.held_out is None else len(stream) - text.held_out
-
-
 def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[float, ...]:
     """How often each source is drawn: as asked or, where nothing is, by the length of what it is
     part of."""
@@ -218,26 +192,11 @@ def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[
     return tuple(whole[one.group] * one.share / total for one in sources.learning)
 
 
-def name_of_measured(given: Given) -> str:
-    """What results call a text, or the examples whose answers or choices alone are measured."""
-    if not isinstance(given, GivenExamples):
-        return given.name
-    own = given.have_own_losses
-    return f"{'choices' if own else 'answers'} in {given.name}"
-
-
-def stream_of(
-    given: Given,
-    tokenizer: Any,
-    bos_token_id: int | None = None,
-) -> Stream:
+def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
     """The tokens of a text or of examples.
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
-
-    Raises:
-        InputError: ids that the tokenizer does not have, or conversations that it cannot write.
     """
     if isinstance(given, GivenExamples):
         return stream_of_examples(given, tokenizer, bos_token_id)
@@ -261,13 +220,6 @@ def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
             hint="give ids of the tokenizer of this model",
         )
     return given.tokens
-
-
-def first_tokens(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
-    """So many tokens from the start, or all there are; those of examples one after the other."""
-    if isinstance(stream, ExampleStream):
-        return torch.cat([one.tokens for one in stream.examples[:tokens]])[:tokens]
-    return stream[:tokens]
 
 
 def opening(stream: Stream, tokens: int) -> Int[Tensor, " N"]:
@@ -294,8 +246,7 @@ def eval_windows(
 ) -> Int[Tensor, "B T"]:
     """Windows in order from the start; a stream shorter than one window gives what it has."""
     context = config.longest_window(len(stream))
-    stride = min(config.stride or context, context)
-    windows = stream.unfold(0, context, stride)
+    windows = stream.unfold(0, context, context)
     if config.windows and len(windows) < config.windows:
         warnings.warn(
             f"the text fills {len(windows)} of {config.windows} windows of {context} tokens",

@@ -155,31 +155,6 @@ def usual_bos(tokenizer: Any) -> int | None:
     return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
 
 
-def opening_of(tokenizer: Any, bos_token_id: int | None, chat: bool) -> list[int]:
-    """What an example begins with: BOS, where the model needs one; of one that no chat template
-    writes, also where the tokenizer has one."""
-    bos = usual_bos(tokenizer) if bos_token_id is None and not chat else bos_token_id
-    return [] if bos is None else [bos]
-
-
-def ids_of(tokenizer: Any, text: str, ends: bool, before: str = "") -> list[int]:
-    """The tokens of a part of an example, and EOS if it ends there and the tokenizer has one.
-
-    Args:
-        before: what stands in front of it. Some tokenizers put a space before whatever they read,
-            and the part must not get one of its own; where a token would belong to both, it is
-            read by itself.
-    """
-
-    def read(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    first, both = read(before) if before else [], read(before + text)
-    ids = both[len(first) :] if both[: len(first)] == first else read(text)
-    eos = tokenizer.eos_token_id
-    return [*ids, eos] if ends and eos is not None else ids
-
-
 def with_bos(windows: Int[Tensor, "B T"], bos_token_id: int | None) -> Int[Tensor, "B T"]:
     """Windows with that token in place of their first; as they are without one."""
     if bos_token_id is None:

@@ -13,8 +13,9 @@ import hashlib
 import json
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -26,7 +27,7 @@ from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Positive
 from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep
 from disp_llm.evaluation.latency_fit import fit, for_sites
-from disp_llm.evaluation.timing import Mix, Workload, paired
+from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.costs import CostModel, weighted
@@ -93,30 +94,30 @@ class LatencyTable:
 
 def latency_costs(
     target: PrunableModel,
-    mix: Mix,
+    workloads: Sequence[Workload],
     align: int,
     chunk: int = 1,
     on_shape: Callable[[int, int], None] = lambda done, total: None,
 ) -> CostModel:
-    """Costs in seconds of a workload, from the cache or measured now; of a mix of several, by their
-    weights, as shares of the dense model's time for each.
+    """Costs in seconds of a workload, from the cache or measured now; of several, the mean of their
+    shares of the dense model's time.
 
     Args:
         align: widths are multiples of it.
         chunk: neighbours in the residual stream that stay together.
         on_shape: called with (done, total) after every compact model that is timed.
     """
-    found = []
-    for number, workload in enumerate(mix.workloads):
-        before, total = number * len(SHAPES), len(mix.workloads) * len(SHAPES)
-
-        def tick(done: int, before: int = before, total: int = total) -> None:
-            on_shape(before + done, total)
-
+    total, found = len(workloads) * len(SHAPES), []
+    for number, workload in enumerate(workloads):
+        tick = partial(_tick, on_shape, number * len(SHAPES), total)
         found.append(_costs_of(target, workload, align, chunk, tick))
     if len(found) == 1:
         return weighted(*found)
-    return weighted(*zip(mix.weights, [shares for _, shares in found], strict=True))
+    return weighted(*((1 / len(found), shares) for _, shares in found))
+
+
+def _tick(on_shape: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_shape(before + done, total)
 
 
 def _costs_of(
@@ -202,16 +203,13 @@ def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: 
 
 
 def measured_time(
-    dense: PreTrainedModel, compact: PreTrainedModel, mix: Mix
+    dense: PreTrainedModel, compact: PreTrainedModel, workloads: Sequence[Workload]
 ) -> tuple[float, float]:
-    """The compact model's time for a mix of workloads: as a share of the dense one's, and in
-    seconds, both by the weights of the mix."""
-    share = seconds = 0.0
-    for weight, workload in zip(mix.weights, mix.workloads, strict=True):
-        pair = paired(dense, compact, workload, ROUNDS)
-        share += weight * pair.share
-        seconds += weight * statistics.median(pair.second)
-    return share, seconds
+    """The compact model's time as a share of the dense one's, and in seconds: means over the
+    workloads."""
+    pairs = [paired(dense, compact, workload, ROUNDS) for workload in workloads]
+    seconds = (statistics.median(pair.second) for pair in pairs)
+    return statistics.fmean(pair.share for pair in pairs), statistics.fmean(seconds)
 
 
 def corrected(target: float, measure: Callable[[float], float]) -> tuple[float, list[Any]]:
@@ -219,9 +217,6 @@ def corrected(target: float, measure: Callable[[float], float]) -> tuple[float, 
 
     Args:
         measure: makes and times the model of a share of the costs' budget.
-
-    Raises:
-        InputError: no model is as small as the target.
     """
     share, attempts = target, []
     for _ in range(CORRECTIONS):

@@ -99,16 +99,8 @@ def for_sites(costs: CostModel, layout: Layout) -> CostModel:
 
 
 def non_negative(table: Float[Tensor, "M K"]) -> Float[Tensor, " K"]:
-    """The least-squares solution ≥ 0 of `table @ x = 1`: of all subsets of the few columns, the
-    best whose solution is not negative."""
-    columns = table.shape[1]
-    best, error = torch.zeros(columns, dtype=table.dtype), float("inf")
-    ones = torch.ones(len(table), dtype=table.dtype)
-    for subset in range(1, 2**columns):
-        used = [k for k in range(columns) if subset >> k & 1]
-        solution = torch.linalg.lstsq(table[:, used], ones).solution
-        residual = float((table[:, used] @ solution - ones).square().sum())
-        if (solution >= 0).all() and residual < error:
-            best, error = torch.zeros_like(best), residual
-            best[used] = solution
-    return best
+    """The least-squares solution ≥ 0 of `table @ x = 1`."""
+    from scipy.optimize import nnls
+
+    solution, _ = nnls(table.numpy(), [1.0] * len(table))
+    return torch.from_numpy(solution)

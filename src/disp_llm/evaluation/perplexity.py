@@ -38,7 +38,6 @@ class WindowLosses:
     """Number of these tokens."""
     window: int
     """T."""
-    stride: int
 
     @property
     def means(self) -> list[float]:
@@ -64,7 +63,7 @@ class WindowLosses:
         losses = [round(loss, 6) for loss in self.means]
         counts = self.counts if len(set(self.counts)) > 1 else []
         tokens = sum(self.counts)
-        return Perplexity(value, error, tokens, self.window, self.stride, losses, counts)
+        return Perplexity(value, error, tokens, self.window, self.window, losses, counts)
 
 
 def perplexity(
@@ -78,47 +77,33 @@ def perplexity(
 
     Args:
         on_window: called with (done, total) after every window.
-
-    Raises:
-        InputError: a window is longer than what the model was made for, or the loss is no number
-            of which there is a perplexity.
     """
     if isinstance(stream, ExampleStream):
         return answer_losses(target, stream, config, on_window).perplexity()
     windows = eval_windows(stream, config, target.bos_token_id)
-    return window_losses(target, windows, config.stride, on_window).perplexity()
+    return window_losses(target, windows, on_window).perplexity()
 
 
 @torch.no_grad()
 def window_losses(
     target: PrunableModel,
     windows: Int[Tensor, "B T"],
-    stride: int = 0,
     on_window: Callable[[int, int], None] = lambda done, total: None,
 ) -> WindowLosses:
-    """What a model loses on each of some windows.
-
-    Without overlap (stride = T) the first token of each window is not predicted. With overlap only
-    the tokens that the window before did not score count.
+    """What a model loses on each of some windows, whose first tokens are not predicted.
 
     Args:
-        stride: tokens from one window to the next; 0 = T.
         on_window: called with (done, total) after every window.
-
-    Raises:
-        InputError: a window is longer than what the model was made for.
     """
     context = windows.shape[1]
     require_positions(target.model, context, "context")
-    stride = min(stride or context, context)
     sums, counts = [], []
     for done, window in enumerate(windows, start=1):
         losses = token_losses(target, window[None].to(target.device)).squeeze(0)
-        fresh = losses if done == 1 or stride == context else losses[-stride:]
-        sums.append(float(fresh.double().sum()))
-        counts.append(len(fresh))
+        sums.append(float(losses.double().sum()))
+        counts.append(len(losses))
         on_window(done, len(windows))
-    return WindowLosses(sums, counts, context, stride)
+    return WindowLosses(sums, counts, context)
 
 
 @torch.no_grad()
@@ -132,9 +117,6 @@ def answer_losses(
 
     Args:
         on_example: called with (done, total) after every example.
-
-    Raises:
-        InputError: an example is longer than `context`, or than what the model was made for.
     """
     stream.require_length(config.context, "context")
     require_positions(target.model, len(stream.longest.tokens), "context")
@@ -146,4 +128,4 @@ def answer_losses(
         sums.append(float(loss.double()) * counts[-1])
         on_example(done, len(measured.examples))
     longest = len(measured.longest.tokens)
-    return WindowLosses(sums, counts, longest, longest)
+    return WindowLosses(sums, counts, longest)

@@ -38,24 +38,6 @@ class Workload:
         return workload_said(self.phase, self.length, self.batch)
 
 
-@dataclass(frozen=True)
-class Mix:
-    """Workloads that are timed together."""
-
-    workloads: tuple[Workload, ...]
-    weights: tuple[float, ...]
-    """How the original's time divides between them; they add up to 1."""
-
-    @property
-    def name(self) -> str:
-        """What people read, such as `prefill, 512 tokens (25 %) and decode after 512 tokens,
-        batch 1 (75 %)`."""
-        if len(self.workloads) == 1:
-            return self.workloads[0].name
-        pairs = zip(self.workloads, self.weights, strict=True)
-        return " and ".join(f"{workload.name} ({weight:.0%})" for workload, weight in pairs)
-
-
 USUAL = (Workload("prefill", 512, 1), Workload("decode", 512, 1))
 """What a model is timed on where nothing else is asked for, as far as it can read."""
 
@@ -133,9 +115,9 @@ def speed_against(
 ) -> dict[str, float]:
     """How fast a model is beside the original, timed in turn; empty where there are no rounds.
 
-    For prefill and for decode: `…_ms` and `…_dense_ms`, medians of milliseconds, and `…_speedup`,
-    the median over rounds of how many times as fast it is, with its quartiles `…_speedup_low` and
-    `…_speedup_high`.
+    For prefill and for decode: `…_ms` and `…_original_ms`, medians of milliseconds, and
+    `…_speedup`, the median over rounds of how many times as fast it is, with its quartiles
+    `…_speedup_low` and `…_speedup_high`.
     """
     figures: dict[str, float] = {}
     for usual in USUAL if rounds else ():
@@ -148,7 +130,7 @@ def speed_against(
         low, middle, high = pair.speedup
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(pair.second),
-            f"{phase}_dense_ms": 1e3 * statistics.median(pair.first),
+            f"{phase}_original_ms": 1e3 * statistics.median(pair.first),
             f"{phase}_speedup": middle,
             f"{phase}_speedup_low": low,
             f"{phase}_speedup_high": high,

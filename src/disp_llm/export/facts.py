@@ -4,16 +4,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Amount, Count, Positive
-from disp_llm.runs.figures import Hardware, Source
+from disp_llm.models import embedded
+from disp_llm.runs.figures import Source
 from disp_llm.runs.files import read_json
-from disp_llm.runs.naming import name_of, named, names_in, without_paths
+from disp_llm.runs.folder import Run
+from disp_llm.runs.naming import is_on_hub, name_of, named, names_in, without_paths
 from disp_llm.runs.ownership import FACTS
-from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, from_json
+from disp_llm.runs.results import (
+    Hardware,
+    OriginalResult,
+    Perplexity,
+    SizeResult,
+    as_json,
+    from_json,
+)
 from disp_llm.runs.scores import Finite
 
 TOLD = (
-    *("dense", "source", "versions", "tokens_seen", "command", "hardware"),
+    *("original", "source", "versions", "tokens_seen", "command", "hardware"),
     *("recovered", "quantised"),
 )
 """Parts of a run's result that the card tells; the folder carries no others."""
@@ -49,35 +59,27 @@ def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if key not in (*UNTOLD, *BEHIND)}
+    told = {key: value for key, value in figures.items() if key not in UNTOLD}
+    if "measured" in told:
+        measured = told["measured"].items()
+        told["measured"] = {key: value for key, value in measured if key not in BEHIND}
+    return told
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
-    """What the run knew that wrote the folder's card; empty where there is no such file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """What the run knew that wrote the folder's card; empty where there is no such file."""
     path = Path(folder) / FACTS
     return facts_in(path)["result"] if path.exists() else {}
 
 
 def figures_of(folder: Path) -> dict[str, Any] | None:
-    """The figures of the model that the card of an exported folder tells; None without a card.
-
-    Raises:
-        InputError: the figures behind the card are damaged.
-    """
+    """The figures of the model that the card of an exported folder tells; None without a card."""
     path = folder / FACTS
     return facts_in(path)["figures"] if path.exists() else None
 
 
 def size_of(folder: Path) -> str:
-    """Which size of its run an exported folder is, by its name there; empty without a card.
-
-    Raises:
-        InputError: the figures behind the card are damaged.
-    """
+    """Which size of its run an exported folder is, by its name there; empty without a card."""
     return (figures_of(folder) or {}).get("size", "")
 
 
@@ -121,7 +123,7 @@ class Quantised:
 class Told:
     """What the card tells of a run's result."""
 
-    dense: DenseResult
+    original: OriginalResult
     source: Source
     versions: dict[str, str]
     tokens_seen: Count
@@ -142,36 +144,64 @@ class Told:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that `card.json` holds, with blanks for the figures that the card leaves out."""
+    """All that `card.json` holds, but for what the card leaves out."""
 
     figures: SizeResult
     result: Told
 
 
 def facts_in(path: Path) -> dict[str, Any]:
-    """The values of such a file, checked.
-
-    Raises:
-        InputError: it is damaged.
-    """
+    """The values of such a file, checked."""
     values = read_json(path, EXPORT_AGAIN)
     typed_facts(values, str(path))
     return values
 
 
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
-    """The same as an object, with blanks for the figures that a card leaves out.
+    """The same as an object."""
+    return from_json(Facts, values, path, EXPORT_AGAIN)
 
-    Raises:
-        InputError: they are damaged.
+
+OF_FILES = "sha256:"
+"""How a revision begins that is a hash; the hub's are commits."""
+
+
+def original_of(folder: Path) -> str:
+    """Name or path of the original of an exported folder: the local model that its run was given,
+    or the name on the hub that its card gives; empty where nobody knows.
     """
-    result = values.get("result")
-    if isinstance(result, dict):
-        result = result | {key: filled(result.get(key)) for key in ("dense", "hardware")}
-    whole = {"figures": filled(values.get("figures")), "result": result}
-    return from_json(Facts, whole, path, EXPORT_AGAIN)
+    source = read_facts(folder).get("source", {})
+    name = source.get("model", "")
+    if not name:
+        return ""
+    local = named_by_run(folder)
+    if local and name_of(local) == name and Path(local).exists():
+        return local
+    of_hub = is_on_hub(name) or not source.get("revision", "").startswith(OF_FILES)
+    return name if of_hub or name == embedded.MODEL else ""
 
 
-def filled(figures: Any) -> Any:
-    """Figures of a card with blanks for those that it leaves out."""
-    return dict.fromkeys(UNTOLD, "") | figures if isinstance(figures, dict) else figures
+def named_by_run(folder: Path) -> str:
+    """What the run of `prune` was given as its model that an exported folder comes from; empty
+    where there is no such run.
+    """
+    found = run_of(folder)
+    return found[1] if found else ""
+
+
+def run_of(folder: Path) -> tuple[Run, str] | None:
+    """The run of `prune` that wrote an exported folder, or the one whose folder a run of `recover`
+    has trained, and what it was given as its model; None where there is no such run.
+    """
+    folder = folder.absolute().parent
+    seen: set[Path] = set()
+    while folder not in seen and Run(folder).config_file.is_file():
+        seen.add(folder)
+        path = Run(folder).config_file
+        settings = read_toml(path, str(path), "name the original as the `teacher`")
+        if "model" in settings:
+            return Run(folder), str(settings["model"])
+        if "folder" not in settings:
+            return None
+        folder = Path(str(settings["folder"])).absolute().parent
+    return None

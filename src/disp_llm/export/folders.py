@@ -51,10 +51,6 @@ def stream_folder(
 
     Args:
         read: gives a tensor of the original by its name.
-
-    Raises:
-        InputError: a file cannot be read, or holds a number that is not finite.
-        OSError: the folder cannot be written.
     """
     compact = empty_compact_model(target, masks)
     parts = plan_of(target, masks).parts
@@ -124,11 +120,7 @@ def export_folder(
     folder: Path,
     max_shard_size: str = MAX_SHARD,
 ) -> None:
-    """Writes the compact model of some masks, without a card; a folder of that name is replaced.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Writes the compact model of some masks, without a card; a folder of that name is replaced."""
     with atomic(folder) as temporary:
         compact = compact_model(target, masks)
         write_folder(compact, tokenizer, temporary, target.processor, max_shard_size)

@@ -147,8 +147,8 @@ def heads_of(block: nn.Module, family: Family, kv_heads: int) -> int:
     return getattr(block.get_submodule(own.gather), own.heads) if own.heads else 1
 
 
-def stretches_of(block: nn.Module, branch: Branch, path: str, width: int) -> tuple[int, ...]:
-    """Widths of the stretches, each of them head by head, that the outputs of a layer of attention
+def head_ranges(block: nn.Module, branch: Branch, path: str, width: int) -> tuple[int, ...]:
+    """Widths of the ranges, each of them head by head, that the outputs of a layer of attention
     or the numbers of its `per_head` consist of: one, or those of queries, keys and values.
 
     Args:

@@ -24,28 +24,28 @@ HEAD_OF_LATENT = (
 """Why vLLM cannot put its own attention there."""
 
 
-def _attention(norms: str, inside: str = "", per_head: str = "") -> Branch:
+def _attention(norms: str = "input_layernorm", inside: str = "", per_head: str = "") -> Branch:
     return branch("self_attn", "q_proj k_proj v_proj", "o_proj", 1, norms, inside, per_head)
 
 
-def _gated(norms: str) -> Branch:
+def _gated(norms: str = "post_attention_layernorm") -> Branch:
     return branch("mlp", "gate_proj up_proj", "down_proj", norms=norms)
 
 
-def _plain(norms: str) -> Branch:
+def _plain(norms: str = "post_attention_layernorm") -> Branch:
     return branch("mlp", "up_proj", "down_proj", norms=norms)
 
 
 # Llama's names, which most architectures have taken over: Mistral, Qwen, Gemma, Granite.
 _LLAMA = Family(
     "layers",
-    _attention("input_layernorm"),
-    _gated("post_attention_layernorm"),
+    _attention(),
+    _gated(),
     supports_head_pruning=True,
 )
 # The same, with an attention that does not reshape by the width of a head alone.
 _LLAMA_WITH_ALL_HEADS = replace(_LLAMA, supports_head_pruning=False)
-_UNGATED_LLAMA = replace(_LLAMA, mlp=_plain("post_attention_layernorm"))
+_UNGATED_LLAMA = replace(_LLAMA, mlp=_plain())
 _APERTUS = Family(
     "layers",
     _attention("attention_layernorm"),
@@ -134,19 +134,18 @@ _DEEPSEEK = Family(
         norms="input_layernorm",
         inside="q_b_proj kv_b_proj",
     ),
-    _gated("post_attention_layernorm"),
+    _gated(),
     cached=("self_attn.kv_a_proj_with_mqa",),
     refused=(("q_lora_rank", None, "its queries come from one projection, not from two"),),
 )
 _LOCAL = {"count": "num_local_experts", "width": "intermediate_size"}
 # Llama with mixtures in the place of some MLPs, or of all.
-_MIXED = replace(_LLAMA, mixture=mixture("post_attention_layernorm"))
+_MIXED = replace(_LLAMA, mixture=mixture())
 
 
 def _shared(count: str) -> Branch:
     """An expert that all tokens run through, and a router with a bias, in groups of experts."""
     return mixture(
-        "post_attention_layernorm",
         shared="shared_experts",
         counted="gate.e_score_correction_bias",
         groups="n_group",
@@ -155,13 +154,9 @@ def _shared(count: str) -> Branch:
 
 
 _SHARED = _shared("n_routed_experts")
-_SHARED_AND_WEIGHED = mixture(
-    "post_attention_layernorm", shared="shared_expert", shared_gate="shared_expert_gate"
-)
+_SHARED_AND_WEIGHED = mixture(shared="shared_expert", shared_gate="shared_expert_gate")
 
-_BLOCK_SPARSE = mixture(
-    "post_attention_layernorm", module="block_sparse_moe", router="router", **_LOCAL
-)
+_BLOCK_SPARSE = mixture(module="block_sparse_moe", router="router", **_LOCAL)
 # A shared expert beside the mixture.
 _GRANITE_MIXTURE = replace(
     _BLOCK_SPARSE,
@@ -223,14 +218,10 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _GEMMA,
     "gemma4_text": replace(_GEMMA4, mixture=_GEMMA4_MIXTURE),
     "gemma4_unified_text": _GEMMA4,
-    "vaultgemma": replace(
-        _GEMMA, attention=_attention("input_layernorm"), mlp=_gated("pre_feedforward_layernorm")
-    ),
+    "vaultgemma": replace(_GEMMA, attention=_attention(), mlp=_gated("pre_feedforward_layernorm")),
     "granite": replace(_LLAMA, logits_divisor="logits_scaling"),
     "granite_swa": replace(
-        _LLAMA,
-        attention=_attention("input_layernorm", per_head="sinks"),
-        logits_divisor="logits_scaling",
+        _LLAMA, attention=_attention(per_head="sinks"), logits_divisor="logits_scaling"
     ),
     "hyperclovax": replace(
         _LLAMA,
@@ -253,9 +244,9 @@ FAMILIES: dict[str, Family] = {
     ),
     # With parallel branches the first norm serves both and there is no second. Norms of q and k lie
     # in a list, one a head.
-    "stablelm": Family("layers", _attention(""), _gated("post_attention_layernorm")),
+    "stablelm": Family("layers", _attention(""), _gated()),
     "phi3": _PHI3,
-    "glm": replace(_PHI3, attention=_attention("input_layernorm"), supports_head_pruning=True),
+    "glm": replace(_PHI3, attention=_attention(), supports_head_pruning=True),
     "glm4": replace(
         _PHI3,
         attention=_attention("input_layernorm post_self_attn_layernorm"),
@@ -333,37 +324,21 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": replace(_LLAMA, mixture=_SHARED_AND_WEIGHED),
     "qwen3_moe": _MIXED,
     "mellum": _MIXED,
-    "mixtral": replace(
-        _LLAMA,
-        mlp=mixture("post_attention_layernorm", **_LOCAL),
-    ),
+    "mixtral": replace(_LLAMA, mlp=mixture(**_LOCAL)),
     "minimax_m2": replace(
-        _LLAMA_WITH_ALL_HEADS,
-        mlp=mixture("post_attention_layernorm", counted="e_score_correction_bias", **_LOCAL),
+        _LLAMA_WITH_ALL_HEADS, mlp=mixture(counted="e_score_correction_bias", **_LOCAL)
     ),
-    "phimoe": replace(
-        _LLAMA,
-        mlp=mixture("post_attention_layernorm", router="router", **_LOCAL),
-    ),
-    "olmoe": replace(
-        _LLAMA_WITH_ALL_HEADS, mlp=mixture("post_attention_layernorm", width="intermediate_size")
-    ),
+    "phimoe": replace(_LLAMA, mlp=mixture(router="router", **_LOCAL)),
+    "olmoe": replace(_LLAMA_WITH_ALL_HEADS, mlp=mixture(width="intermediate_size")),
     "flex_olmo": replace(
         _OLMO2, mlp=mixture("post_feedforward_layernorm", width="intermediate_size")
     ),
-    "granitemoe": replace(
-        _LLAMA,
-        mlp=_BLOCK_SPARSE,
-        logits_divisor="logits_scaling",
-    ),
+    "granitemoe": replace(_LLAMA, mlp=_BLOCK_SPARSE, logits_divisor="logits_scaling"),
     "granitemoeshared": _GRANITE_SHARED,
-    "granitemoe_swa": replace(
-        _GRANITE_SHARED, attention=_attention("input_layernorm", per_head="sinks")
-    ),
+    "granitemoe_swa": replace(_GRANITE_SHARED, attention=_attention(per_head="sinks")),
     "ernie4_5_moe": replace(
         _LLAMA,
         mixture=mixture(
-            "post_attention_layernorm",
             shared="shared_experts",
             counted="gate.moe_statics.e_score_correction_bias",
             count="moe_num_experts",
@@ -373,10 +348,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "gpt_oss": replace(
         _LLAMA,
-        attention=_attention("input_layernorm", per_head="sinks"),
+        attention=_attention(per_head="sinks"),
         masks_by_place=False,
         mlp=mixture(
-            "post_attention_layernorm",
             counted="router.bias",
             router="router",
             gives_pair=True,
@@ -393,7 +367,6 @@ FAMILIES: dict[str, Family] = {
             "feed_forward", "gate_proj up_proj", "down_proj", norms="post_attention_layernorm"
         ),
         mixture=mixture(
-            "post_attention_layernorm",
             shared="shared_expert",
             module="feed_forward",
             router="router",
@@ -429,7 +402,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "granitemoehybrid": Family(
         "layers",
-        _attention("input_layernorm"),
+        _attention(),
         branch("shared_mlp", "input_linear", "output_linear", 2, norms="post_attention_layernorm"),
         mixture=_GRANITE_MIXTURE,
         alternatives=(_STATES,),
@@ -438,7 +411,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "bamba": Family(
         "layers",
-        _attention("input_layernorm"),
+        _attention(),
         branch("feed_forward", "gate_proj up_proj", "down_proj", norms="pre_ff_layernorm"),
         alternatives=(_STATES,),
         supports_head_pruning=True,

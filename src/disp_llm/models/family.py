@@ -250,7 +250,7 @@ def bare_branch(first: str, second: str, norms: str) -> Branch:
 
 
 def mixture(
-    norms: str,
+    norms: str = "post_attention_layernorm",
     shared: str = "",
     shared_gate: str = "",
     counted: str = "",

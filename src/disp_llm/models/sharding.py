@@ -31,21 +31,6 @@ from disp_llm.runs.job import Process
 Result = TypeVar("Result")
 
 
-def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
-    """Tensors, some of them divided, whole and in the machine's memory. Processes that hold parts
-    call it alike.
-
-    Args:
-        keeps: whether this process wants them; the others give their parts, and get nothing.
-    """
-    whole: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        tensor = part.full_tensor() if isinstance(part, DTensor) else part
-        if keeps:
-            whole[name] = tensor.detach().cpu().contiguous()
-    return whole
-
-
 class Ended(RuntimeError):
     """Another process of this run has failed, and says why."""
 

@@ -21,11 +21,13 @@ _TYPES_OF = {
         "llama4"
     ),
     "its attention is a mixture of experts as well": "jetmoe",
+    "wrapper: its language model has no row, or nobody has tried it": (
+        "dots3_note emu3 gemma3n git mllama moshi musicgen musicgen_melody phi4_multimodal "
+        "qwen4_exp"
+    ),
     "wrapper that nobody has tried: save its language model alone": (
-        "apertus1p5 audioflamingo3 dots3_note emu3 fast_vlm gemma3n git glmga granite_speech "
-        "granite_speech_plus janus mllama moshi musicflamingo musicgen musicgen_melody "
-        "perception_lm phi4_multimodal pp_chart2table qwen4_exp shieldgemma2 vibevoice "
-        "vibevoice_asr"
+        "apertus1p5 audioflamingo3 fast_vlm glmga granite_speech granite_speech_plus janus "
+        "musicflamingo perception_lm pp_chart2table shieldgemma2 vibevoice vibevoice_asr"
     ),
     "wrapper of a whole causal model, head included: save that alone": (
         "blip-2 instructblip instructblipvideo"

@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from disp_llm.reporting.canvas import canvas, logarithmic
 from disp_llm.reporting.run_data import RunData
 
 SMOOTH = 0.9
@@ -136,3 +135,35 @@ def _svg(figure: Any) -> tuple[str, str]:
     found = re.search(r'<svg[^>]* viewBox="([^"]+)"[^>]*>(.*)</svg>', text, re.DOTALL)
     assert found
     return found[1], found[2]
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches, drawn without a window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def logarithmic(axes: Any, low: float, high: float) -> None:
+    """A logarithmic axis of perplexities with round numbers on it."""
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(round_numbers(low, high))
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers between two, of a logarithmic axis: the fewer the longer it is."""
+    from matplotlib.ticker import MaxNLocator
+
+    steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
+    every = (step * 10**power for power in range(6) for step in steps)
+    found = [number for number in every if low <= number <= high]
+    if len(found) > 1:
+        return found
+    return [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]

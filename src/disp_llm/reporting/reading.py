@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disp_llm.config.schema import Amount, Count
-from disp_llm.runs.figures import Hardware
-from disp_llm.runs.results import from_json
+from disp_llm.runs.results import Hardware, from_json
 from disp_llm.runs.rows import BenchComparison, BenchRow
 
 BENCH_AGAIN = "write it again by `disp-llm bench … --json`, or delete it"

@@ -23,7 +23,7 @@ from disp_llm.runs.figures import RunFigures, TrainedResult
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import kind_of
-from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult
+from disp_llm.runs.results import MeasuredResult, OriginalResult, Perplexity, SizeResult
 from disp_llm.runs.rows import BenchComparison, BenchRow
 from disp_llm.runs.settings import stored_settings
 
@@ -84,7 +84,7 @@ class RunData:
     status: str
     figures: RunFigures | None
     """What `result.json` holds; None before there is one."""
-    dense: DenseResult | None
+    dense: OriginalResult | None
     sizes: list[SizeData]
     recovery: Recovery | None
     metrics: list[Step]
@@ -104,7 +104,7 @@ def read_run(run: Run) -> RunData:
         command="recover" if recovers else "prune",
         status=found.status if found else "not begun",
         figures=found,
-        dense=found.dense if found else None,
+        dense=found.original if found else None,
         sizes=_sizes(run, found.models) if found else [],
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),

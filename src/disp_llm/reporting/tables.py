@@ -167,7 +167,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
         measured = from_json(Perplexity, result, result["model"])
         say(
             f"perplexity {measured}  ({measured.tokens:,} tokens of {result['text']}, "
-            f"window {measured.window}, stride {measured.stride})"
+            f"window {measured.window})"
         )
     if "answers" in result:
         found: AnswerScore = as_type(

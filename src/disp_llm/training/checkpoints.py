@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from disp_llm.models.sharding import gathered
 from disp_llm.runs.files import tensors_sha256, write_tensors
 from disp_llm.runs.tensors import TensorFile, read_tensors
 
@@ -37,6 +36,21 @@ def whole_tensors(
         for index, state in optimizer.state_dict()["state"].items():
             parts |= {f"optimizer.{number}.{index}.{name}": value for name, value in state.items()}
     return gathered(parts, keeps)
+
+
+def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
+    """Tensors, some of them divided, whole and in the machine's memory. Processes that hold parts
+    call it alike.
+
+    Args:
+        keeps: whether this process wants them; the others give their parts, and get nothing.
+    """
+    whole: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        tensor = part.full_tensor() if isinstance(part, DTensor) else part
+        if keeps:
+            whole[name] = tensor.detach().cpu().contiguous()
+    return whole
 
 
 def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> None:

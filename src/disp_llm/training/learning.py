@@ -28,7 +28,7 @@ from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
 from disp_llm.training.hypernetwork import build
-from disp_llm.training.loop import Schedule, accumulate, optimizers_of, train
+from disp_llm.training.loop import Schedule, differentiate, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
@@ -137,11 +137,7 @@ class MaskLearner:
         problem = self.problem
         keep = problem.keep_at(random_stream("sizes", problem.seed, step))
         noise = shared_stream("steps", problem.seed, step)
-
-        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            return self._batch_loss(keep, noise)
-
-        figures = accumulate(problem.training.accumulate, batch_loss)
+        figures = differentiate(*self._batch_loss(keep, noise))
         return figures | {"keep_asked": keep}
 
     def _batch_loss(self, keep: float, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

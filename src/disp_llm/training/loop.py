@@ -87,21 +87,10 @@ def optimizers_of(
     return [adamw, torch.optim.Muon([weights], adjust_lr_fn="match_rms_adamw")]
 
 
-def accumulate(
-    batches: int, batch_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]]
-) -> dict[str, float]:
-    """Gradients of the mean over batches of a loss, and the means of the figures beside it.
-
-    Args:
-        batch_loss: of one batch, what is differentiated and the figures to be averaged.
-    """
-    means: dict[str, float] = {}
-    for _ in range(batches):
-        total, figures = batch_loss()
-        (total / batches).backward()
-        for name, value in figures.items():
-            means[name] = means.get(name, 0.0) + float(value.detach()) / batches
-    return means
+def differentiate(loss: Tensor, figures: dict[str, Tensor]) -> dict[str, float]:
+    """Adds the gradient of a loss to the parameters; the figures beside it, as numbers."""
+    loss.backward()
+    return {name: float(value.detach()) for name, value in figures.items()}
 
 
 def train(

@@ -8,7 +8,7 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from disp_llm.config.errors import InputError
@@ -18,7 +18,7 @@ from disp_llm.data.tokens import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
-from disp_llm.training.loop import Schedule, accumulate, optimizers_of, train
+from disp_llm.training.loop import Schedule, differentiate, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
 
 RARER = 4
@@ -57,14 +57,11 @@ def train_weights(
 
     def backward(step: int) -> dict[str, Any]:
         noise = shared_stream("weights", seed, drawn + step)
-
-        def batch_loss() -> tuple[Tensor, dict[str, Tensor]]:
-            windows = corpus.draw_own(config.batch, config.length, noise, process)
-            with computing_in(dtype, device):
-                losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
-            return losses.mean(), {"loss": losses.mean()}
-
-        return accumulate(config.accumulate, batch_loss)
+        windows = corpus.draw_own(config.batch, config.length, noise, process)
+        with computing_in(dtype, device):
+            losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
+        loss = losses.mean()
+        return differentiate(loss, {"loss": loss})
 
     state = nn.ModuleDict({"model": student.model})
     with (

@@ -48,11 +48,7 @@ is more, that one is cut off, and the others are said more exactly."""
 
 
 def check(folder: Path) -> None:
-    """Refuses mixtures, what is quantised already, and a model of which no layer fits.
-
-    Raises:
-        InputError: saying so, or that compressed-tensors is not installed.
-    """
+    """Refuses mixtures, what is quantised already, and a model of which no layer fits."""
     _scheme()
     layers_of(folder, fits)
 

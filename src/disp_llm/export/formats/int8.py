@@ -53,11 +53,7 @@ class Layers:
 
 
 def check(folder: Path) -> None:
-    """Refuses mixtures and what is quantised already.
-
-    Raises:
-        InputError: saying so, or that compressed-tensors is not installed.
-    """
+    """Refuses mixtures and what is quantised already."""
     scheme()
     layers_of(folder, lambda linear: True)
 

@@ -44,11 +44,7 @@ OF_HEADS = ("per_layer_config", "allow_global_per_layer_attribute_access")
 
 
 def check(folder: Path) -> None:
-    """Refuses widths that the original's configuration cannot state.
-
-    Raises:
-        InputError: naming what is cut, or ties another width to the one that is cut.
-    """
+    """Refuses widths that the original's configuration cannot state."""
     native_model(folder, plain_config(folder))
 
 
