@@ -63,9 +63,6 @@ class SizeWriter:
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
         yet if that is asked for.
-
-        Raises:
-            InputError: a file of an earlier size has changed, or a folder is in the way.
         """
         run, settings = self.problem.job.run, self.problem.job.config.budget
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
