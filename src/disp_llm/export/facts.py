@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Amount, Count, Positive
@@ -87,7 +87,6 @@ def size_of(folder: Path) -> str:
 class Recovered:
     """What training after pruning did."""
 
-    how: Literal["full", "lora"]
     distill: Amount
     tokens_seen: Count
     text: str
