@@ -38,7 +38,7 @@ WORK = ROOT / "runs" / "mutation"
 ROOMS = ("masks", "training", "export", "evaluation")
 TESTS = {room: (f"tests/{room}/",) for room in ROOMS}
 TESTS["masks"] += ("tests/evaluation/test_latency.py::test_what_cuts_save",)
-TESTS["training"] += ("tests/commands/test_ways.py::test_memory_falls",)
+TESTS["training"] += ("tests/commands/test_memory_plans.py::test_memory_falls_with_what_is_saved",)
 """Where the tests of a room begin: those that mirror it, and of others what nothing there runs."""
 ALWAYS = ("phi3",)
 """Parameters that every test is run with that has them: layers that are fused."""

@@ -33,7 +33,7 @@ def main(
     trainer.train()
     tuned = disp_llm.eval(small, tokenizer, text=[test], context=result.sizes[0].measured.window)
     return {
-        "original": result.figures["dense"]["perplexity"],
+        "original": result.figures["original"]["measured"]["perplexity"],
         "pruned": result.size(0.6).measured.perplexity,
         "tuned": tuned["perplexity"],
     }

@@ -4,7 +4,7 @@ have none."""
 import ast
 from collections.abc import Iterable
 
-from comparison_tables import HERE
+from comparison_rows import HERE
 
 from disp_llm.models.architectures import FAMILIES
 from disp_llm.models.family import Family

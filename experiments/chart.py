@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison_tables import Row, domain_rows, mix_rows, original_perplexity
+from comparison_rows import Row, domain_rows, mix_rows, original_perplexity
 
-from disp_llm.reporting.canvas import panels
+from disp_lab.reporting.canvas import panels
 
 OURS, OTHERS = "#0b6e99", "#5a5a5a"
 MARKERS = "osD^vP"

@@ -8,12 +8,36 @@ HASHES = {"windows_sha256", "questions_sha256"}
 """A score of a text or a task has one of them; older ones call the original's figure `dense`."""
 
 
+GROUPS = ("measured", "scores", "logit_errors", "speed")
+"""Parts of a result that lie one level higher in committed files."""
+
+RENAMED = {"original": "dense", "original_scores": "original"}
+"""Keys of a run that have other names there."""
+
+
 def read_committed(path: Path) -> Any:
     """What a committed file of results holds."""
     return json.loads(path.read_text(), object_hook=_in_present_form)
 
 
+def as_committed(found: Any) -> Any:
+    """What a command prints in the form of committed files: on one level, with `dense`."""
+    if isinstance(found, list):
+        return [as_committed(part) for part in found]
+    if not isinstance(found, dict):
+        return found
+    told = {RENAMED.get(key, key): as_committed(part) for key, part in found.items()}
+    for group in GROUPS:
+        if isinstance(told.get(group), dict):
+            told |= told.pop(group)
+    if "share_asked" in told:
+        told["keep_asked" if told["budget"] == "params" else "target"] = told.pop("share_asked")
+    return told
+
+
 def _in_present_form(found: dict) -> dict:
     if HASHES & found.keys() and "dense" in found:
         found["original"] = found.pop("dense")
+    if found.get("name") == "dense":  # a variant of an experiment
+        found["name"] = "original"
     return found

@@ -7,8 +7,9 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 from dataclasses import dataclass
 
 from committed import read_committed
-from comparison_tables import HERE
+from comparison_rows import HERE
 from machines import machine, origin_of_rows
+from markdown_table import table
 
 from disp_lab.names import DENSE, OURS
 from disp_lab.reporting.frontier import COSTS, Cost, Frontier, Point
@@ -81,34 +82,33 @@ def choices() -> list[str]:
 
 def fronts(frontier: Frontier) -> list[str]:
     """A row a cost: what nothing dominates, the cheapest last; of times those that save some."""
-    lines = [
-        f"| if | the Pareto front: {frontier.value_name} at its cost, a speed as times the "
-        "original's, memory with the KV cache of 512 tokens |",
-        "|---|---|",
-    ]
+    title = (
+        f"the Pareto front: {frontier.value_name} at its cost, a speed as times the original's, "
+        "memory with the KV cache of 512 tokens"
+    )
+    rows = []
     for cost in COSTS:
         said = "; ".join(
             f"{point.row.name}: {point.value:,.2f} at {cost.said(point.cost)}"
             for point in reversed(frontier.front(cost))
-            if cost.name == "memory" or (point.cost < 1 and point.row.name != DENSE)
+            if cost.name == "memory" or (point.cost < 1 and point.row.name != "original")
         )
-        lines.append(f"| {WANTED[cost.name]} | {said} |")
-    return lines
+        rows.append((WANTED[cost.name], said))
+    return table(("if", title), rows, "ll")
 
 
 def beside(frontier: Frontier) -> list[str]:
     """A row a model of another method, with what to take in its place."""
-    lines = [
-        f"| method | {frontier.value_name} | prefill | in that time or less | decode "
-        "| in that time or less |",
-        "|---|---:|---:|---|---:|---|",
-    ]
-    prefill, decode = (ours_beside(frontier, cost) for cost in COSTS[:2])
-    for name, (other, own) in prefill.items():
-        cells = [name, f"{other.value:,.2f}", f"{other.cost:.2f}", _said(own, other)]
-        theirs, mine = decode[name]
-        lines.append(f"| {' | '.join([*cells, f'{theirs.cost:.2f}', _said(mine, theirs)])} |")
-    return lines
+    prefill, decode, _ = COSTS
+    at_decode = ours_beside(frontier, decode)
+    rows = []
+    for name, (other, own) in ours_beside(frontier, prefill).items():
+        cells = [name, f"{other.value:,.2f}", prefill.said(other.cost), _said(own, other)]
+        theirs, mine = at_decode[name]
+        rows.append([*cells, decode.said(theirs.cost), _said(mine, theirs)])
+    faster = "as fast or faster"
+    columns = ("method", frontier.value_name, "prefill", faster, "decode", faster)
+    return table(columns, rows, "lrrlrl")
 
 
 def tokens_read(frontier: Frontier) -> str:
@@ -142,20 +142,19 @@ def _said(own: Point | None, other: Point) -> str:
 def quantising() -> list[str]:
     """Models in three kinds of weights, from the benchmark."""
     found = read_committed(QUANTISED)
-    lines = [
-        "| model | weights | MB | times the original's | decode, eager | compiled | on the front |",
-        "|---|---|---:|---:|---:|---:|:-:|",
-    ]
+    rows = []
     front = [id(row) for row in front_of_bytes(found["rows"])]
     for row in found["rows"]:
         speeds = (f"×{row[mode]['speedup']:.2f}" if mode in row else "" for mode in MODES)
-        cells = [
+        cells = (
             row["model"],
             row["weights"],
             f"{row['bytes'] / 1e6:.0f}",
             f"×{row['general_ratio']:.3f}",
-        ]
-        lines.append(f"| {' | '.join([*cells, *speeds])} | {'yes' if id(row) in front else ''} |")
+            *speeds,
+            "yes" if id(row) in front else "",
+        )
+        rows.append(cells)
     note = (
         "Times the original's perplexity over five texts. The pruned models have been recovered; "
         "*trained alike* is the original after as much of that training as one recovery, so "
@@ -164,7 +163,11 @@ def quantising() -> list[str]:
         "torchao, nothing calibrated; decode over the original's in bfloat16. "
         f"{machine(found)}, `python benchmarks/quantise.py`."
     )
-    return [*lines, "", note]
+    columns = (
+        *("model", "weights", "MB", "times the original's"),
+        *("decode, eager", "compiled", "on the front"),
+    )
+    return [*table(columns, rows, "llrrrrc"), "", note]
 
 
 def front_of_bytes(rows: list[dict]) -> list[dict]:

@@ -14,7 +14,7 @@ def methods_table() -> list[str]:
     lines = ["| name | is | paper | `prune` |", "|---|---|---|---|"]
     for name in compared_methods():
         if name in VARIANTS:
-            told = " ".join((VARIANTS[name].change.__doc__ or "").split())
+            told = " ".join((VARIANTS[name].__doc__ or "").split())
             lines.append(f"| `{name}` | {told.rstrip('.')} | | |")
             continue
         masks = name not in BASELINES

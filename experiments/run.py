@@ -24,6 +24,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from committed import as_committed
+
 from disp_llm.runs.naming import without_paths_in_message
 
 HERE = Path(__file__).parent
@@ -58,9 +60,9 @@ def is_whole(result: dict, variant: dict, experiment: dict) -> bool:
         return False
     texts = set(texts_of(variant, experiment))
     if result.get("rows"):  # of a comparison, which leaves out rows that failed and can be had
-        made = [row for row in result["rows"] if row["error"] is None or row.get("weights")]
+        made = [row for row in result["rows"] if row.get("error") is None or row.get("weights")]
         return all(
-            row["error"] is None and texts <= set(row.get("other_texts", {})) for row in made
+            row.get("error") is None and texts <= set(row.get("other_texts", {})) for row in made
         )
     return all(
         texts <= set(model.get("texts", {})) and ("tasks" in model) >= ("tasks" in experiment)
@@ -93,7 +95,7 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
         sys.exit(130)
     if not done.stdout.strip():
         return {"name": variant["name"], "error": f"ended with code {done.returncode}"}
-    found = json.loads(done.stdout)
+    found = as_committed(json.loads(done.stdout))
     if "error" in found:
         return {"name": variant["name"], "error": found["error"]}
     if "rows" in found:
@@ -126,7 +128,7 @@ def of_comparison(found: dict, command: str) -> dict:
     asked = {key: found["asked"][key] for key in ("keep", "steps", "length", "batch", "align")}
     asked["model"] = _named(found["asked"]["model"])
     rows = [
-        row | {"error": row["error"] and without_paths_in_message(row["error"])}
+        row | {"error": (error := row.get("error")) and without_paths_in_message(error)}
         for row in found["rows"]
     ]
     for told in (dense := dict(found["dense"]), *rows):

@@ -3,7 +3,8 @@
 import statistics
 from collections.abc import Callable
 
-from comparison_tables import WHOLE, rows_of
+from comparison_rows import WHOLE, rows_of
+from markdown_table import table
 
 from disp_lab.comparison.paired_statistics import paired_ratio
 from disp_llm.evaluation.suites import Estimate, geometric_mean
@@ -21,7 +22,7 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
     of_a_suite = all(len(row["texts"]) > 1 for row in rows)
     figures, loss, pair = GENERAL if of_a_suite else DOMAIN
     columns = ["method", "keep", *figures, "times ours of that seed", "tokens"]
-    lines = [f"| {' | '.join(columns)} |", f"|---|---:|{'---|' * (len(columns) - 3)}---:|"]
+    lines = []
     by_place: dict[tuple[str, float], list[dict]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         by_place.setdefault((row["method"], row["keep_asked"]), []).append(row)
@@ -33,8 +34,8 @@ def seeds_table(results: list[dict], ours: str) -> list[str]:
             cells = [f"`{method}`", f"{keep:g}"]
             cells += [_by_seed(map(figure, found)) for figure in figures.values()]
             cells += [_by_seed(map(_times, pairs)), f"{found[0]['tokens_seen']:,}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            lines.append(cells)
+    return table(columns, lines, "lr" + "l" * (len(columns) - 3) + "r")
 
 
 def _mean(rows: list[dict], loss: Callable[[dict], float]) -> float:

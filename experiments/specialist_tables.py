@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from chart import apart
-from comparison_tables import HERE
+from comparison_rows import HERE
+from markdown_table import table
 
-from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, panels
+from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, panels
 
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TIMES = RESULTS.with_name("tagger_time.json")
@@ -109,18 +110,17 @@ def specialists_table() -> list[str]:
     found, again = taggers(), taggers(seed=1)
     if not found:
         return ["Not run yet: `python benchmarks/specialists.py WNUT17`."]
-    lines = [
-        "| model | MB | F1 | share of the original's | F1, second seed | share |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for name in [name for name in TITLES if name in found or name in again]:
         one = found.get(name) or again[name]
         size = "–" if name == "linear" else f"{one.megabytes:.0f}"
         cells = [TITLES[name], size, *scored(found, name), *scored(again, name)]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     hardware = found[basis_of(found)].row["hardware"]
     second = _of_both(found, again) if again else ""
-    lines += [
+    columns = ("model", "MB", "F1", "share of the original's", "F1, second seed", "share")
+    lines = [
+        *table(columns, rows),
         "",
         f"Exact spans with their labels; ± over bootstrap samples of the sentences.{second} MB are "
         f"weights as stored, embedding (57 MB) included. {hardware['cpu']}. "

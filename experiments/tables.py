@@ -15,17 +15,11 @@ from pathlib import Path
 
 from architectures_page import architectures_page
 from committed import read_committed
-from comparison_tables import (
-    HERE,
-    baselines_page,
-    figure,
-    general_table,
-    headline,
-    ratio,
-    results_tables,
-)
+from comparison_rows import HERE, figure, ratio
+from comparison_tables import baselines_page, general_table, headline, results_tables
 from frontier_tables import choices, comparison_section, frontier
 from machines import Times, origins
+from markdown_table import row as table_row
 from methods_table import methods_table
 from seeds_table import seeds_table
 from specialist_tables import draw_specialists, specialists_table, taggers
@@ -59,10 +53,6 @@ by `disp-llm compare`. Why each was run, and what came of it: [log](experiment-l
 |---|---|---|
 """
 Row = list[str]
-
-
-def table_row(cells: Row) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def table(results: list[dict]) -> list[str]:

@@ -13,7 +13,7 @@ def pruned(model: Path, text: Path, run: Path, *flags: object) -> dict[str, list
     )
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
-    assert made["max_logit_error"] < 1e-5
+    assert made["logit_errors"]["max_logit_error"] < 1e-5
     done = run_command("verify", run)
     assert done.returncode == 0, done.stderr
     return json.loads((Path(made["folder"]) / "config.json").read_text())["disp_llm"]["widths"]

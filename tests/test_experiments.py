@@ -28,7 +28,7 @@ def row(method: str, perplexity: float, time: float, error: str | None = None) -
         method, 0.5, perplexity, 0.5, 0.5, 80, 90, 0.5, 960, 1.5, error, speed,
         bytes=int(1e8 * time), kv_cache_bytes=10,
     )  # fmt: skip
-    return as_json(made)
+    return {"error": None} | as_json(made) | speed
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_what_was_not_recorded_is_said_to_be_unknown(experiments):
 
 def test_seconds_of_greedy_stand_in_no_column_of_another_processor(experiments):
     """The old file knows one processor; the words beside it know that greedy is of another."""
-    from comparison_tables import AS_USED, compared
+    from comparison_rows import AS_USED, compared
 
     seconds = {row["method"]: row["seconds"] for row in compared(AS_USED)["rows"]}
     assert seconds["greedy"] is None
@@ -192,19 +192,20 @@ def test_what_is_committed_of_a_run_says_where_each_size_comes_from(
 
 
 def test_a_row_of_several_seeds_has_their_mean_and_their_ends(experiments):
+    import comparison_rows as rows
     import comparison_tables as tables
 
-    results = json.loads((tables.HERE / "results" / "general.json").read_text())
+    results = json.loads((rows.HERE / "results" / "general.json").read_text())
     seeds = [result for result in results if result["name"].startswith("default: 150 steps")]
     told = {"name": "ours", "experiment": "general", "variant": [one["name"] for one in seeds]}
-    row = tables._row(told)
+    row = rows._row(told)
     halves = [m["general_ratio"] for one in seeds for m in one["models"] if m["keep_asked"] == 0.5]
     assert len(halves) > 1
     assert row.general["0.5"].ends == (min(halves), max(halves))
     assert row.general["0.5"].mean == pytest.approx(sum(halves) / len(halves))
     said = tables._ratio_said(row, "0.5")
     assert said == f"×{sum(halves) / len(halves):.2f} ({min(halves):.2f} to {max(halves):.2f})"
-    assert tables._ratio_said(tables._row(told | {"variant": seeds[0]["name"]}), "0.4") == "–"
+    assert tables._ratio_said(rows._row(told | {"variant": seeds[0]["name"]}), "0.4") == "–"
 
 
 def test_models_that_a_comparison_has_left_are_measured_on_other_texts(

@@ -6,12 +6,15 @@ from typing import Any
 
 from disp_lab.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
-from disp_llm.runs.figures import Hardware, Provenance, Source, machine_name
+from disp_llm.runs.figures import Source
 from disp_llm.runs.identity import Stamps
 from disp_llm.runs.results import (
     SPEEDS,
+    Hardware,
     Perplexity,
+    Provenance,
     from_json,
+    machine_name,
     require_losses,
     require_speeds,
     speedups,
@@ -90,10 +93,10 @@ class ComparisonRow:
 
     @property
     def name(self) -> str:
-        """`learned keep 0.8`, `latency 0.8 int8`, `dense int4`."""
-        size = f" keep {self.keep_asked:g}" if self.target is None else f" {self.target:g}"
-        size = "" if self.method == DENSE else size
-        return f"{self.method}{size}" + (f" {self.weights}" if self.weights else "")
+        """`learned keep 0.8`, `latency 0.8 int8`, `original int4`."""
+        size = f"keep {self.keep_asked:g}" if self.target is None else f"{self.target:g}"
+        model = "original" if self.method == DENSE else f"{self.method} {size}"
+        return f"{model} {self.weights}".rstrip()
 
     @property
     def speedup(self) -> dict[str, float]:

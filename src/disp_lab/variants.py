@@ -1,7 +1,7 @@
 """Other settings of the method `learned`, which a comparison shows as rows of their own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from disp_lab.names import COUPLED, IN_TIME
 from disp_llm.config.parts import BudgetConfig
@@ -53,21 +53,15 @@ def policy_gradient(config: PruneConfig) -> PruneConfig:
     return apply_recipe(config, {"learn": learn, "training": {"distill": 0.0}})
 
 
-@dataclass(frozen=True)
-class Variant:
-    """Settings of `learned` that are a row of their own."""
-
-    change: Callable[[PruneConfig], PruneConfig]
-    one_size: bool
-    """Whether it takes a run a size, as in its paper."""
-
-
-VARIANTS = {
-    "masks_only": Variant(masks_only, one_size=False),
-    "masks_and_scales": Variant(masks_and_scales, one_size=False),
-    "domain": Variant(domain, one_size=False),
-    "coupled": Variant(coupled, one_size=False),
-    IN_TIME: Variant(in_time, one_size=False),
-    "paper": Variant(paper, one_size=True),
-    "policy_gradient": Variant(policy_gradient, one_size=True),
+VARIANTS: dict[str, Callable[[PruneConfig], PruneConfig]] = {
+    "masks_only": masks_only,
+    "masks_and_scales": masks_and_scales,
+    "domain": domain,
+    "coupled": coupled,
+    IN_TIME: in_time,
+    "paper": paper,
+    "policy_gradient": policy_gradient,
 }
+
+ONE_SIZE = ("paper", "policy_gradient")
+"""Those that take a run a size, as in their papers."""

@@ -31,7 +31,7 @@ COMMANDS = [
     "prune", "export", "recover", "compare", "report", "eval", "doctor", "bench", "convert", "push",
     "verify",
 ]  # fmt: skip
-USUAL, ALL = 20, 86
+USUAL, ALL = 20, 85
 """Most settings that a short help lists, and that all commands have together."""
 
 

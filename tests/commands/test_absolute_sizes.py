@@ -6,11 +6,11 @@ import tomllib
 
 import pytest
 from conftest import SMALL, run_command
+from disp_lab.comparison.memory import cache_bytes
 from test_prune import assert_one_line
 from transformers import AutoModelForCausalLM
 
 import disp_llm
-from disp_lab.comparison.memory import cache_bytes
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation import latency
@@ -56,8 +56,8 @@ def test_memory_is_no_more_than_was_asked_for(fitted, asked, llama_folder):
     assert 0.9 * limit < taken(folder / made["size"]) <= limit
     assert made["size"] == f"memory-64x2-{float(asked[:-2]):g}MB"
     assert made["asked"] == made["size"].removeprefix("memory-64x2-")
-    assert made["target"] == pytest.approx(limit / taken(llama_folder), rel=1e-12)
-    assert made["share_of_budget"] <= made["target"]
+    assert made["share_asked"] == pytest.approx(limit / taken(llama_folder), rel=1e-12)
+    assert made["share_of_budget"] <= made["share_asked"]
     assert tomllib.loads((folder / "config.toml").read_text())["budget"]["target"] == [asked]
     assert f"for {made['asked']} at most" in (folder / made["size"] / "README.md").read_text()
     assert run_command("verify", folder).returncode == 0
@@ -86,10 +86,12 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["parameters"] <= 1e6 * float(parameters[:-1])
-    assert made["share_of_budget"] == made["keep_total"] <= made["target"]
+    assert made["share_of_budget"] == made["keep_total"] <= made["share_asked"]
     again = run_command("export", folder, "--budget", "total", "--target", parameters, "--json")
     assert json.loads(again.stdout)["models"] == [made]
-    share = run_command("export", folder, "--budget", "total", "--target", made["target"], "--json")
+    share = run_command(
+        "export", folder, "--budget", "total", "--target", made["share_asked"], "--json"
+    )
     (same,) = json.loads(share.stdout)["models"]
     assert (same["parameters"], same.get("asked")) == (made["parameters"], None)
     limit = f"{0.7e-6 * 4 * dense:.4f}MB"
@@ -152,7 +154,7 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
     assert made["size"] == "latency-prefill-100-160ms"
-    assert (made["asked"], made["target"]) == ("160ms", pytest.approx(0.8))
+    assert (made["asked"], made["share_asked"]) == ("160ms", pytest.approx(0.8))
     assert made["latency"]["measured_ms"] == pytest.approx(160, rel=latency.TOLERANCE)
     assert "asked for" not in done.stderr
     speed[0] = 300.0  # the machine has become slower since its costs were measured

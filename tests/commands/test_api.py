@@ -1,6 +1,7 @@
 """The library: what the commands do, from Python, with models and text that lie in memory."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from small import settings_of
 
 import disp_lab
 import disp_llm
-from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.results import PruneResult, RecoverResult
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
@@ -51,7 +52,10 @@ def test_a_run_by_function_and_by_command_give_equal_bytes(
                  "keep-0.8/model.safetensors", "keep-0.5/config.json"):  # fmt: skip
         assert (tmp_path / "run" / name).read_bytes() == (small_run[0] / name).read_bytes(), name
     assert [size.share_asked for size in result.sizes] == [0.5, 0.8]
-    assert result.figures["models"][0]["perplexity"] == small_run[1]["models"][0]["perplexity"]
+    assert (
+        result.figures["models"][0]["measured"]["perplexity"]
+        == small_run[1]["models"][0]["measured"]["perplexity"]
+    )
     configs = [(folder / "config.toml").read_text() for folder in (tmp_path / "run", small_run[0])]
     assert configs[0].replace(str(tmp_path / "run"), "X") == configs[1].replace(
         str(small_run[0]), "X"
@@ -69,7 +73,7 @@ def test_the_model_in_memory_is_left_as_it_was(in_memory):
 def test_it_learns_what_the_same_model_on_disk_learns(in_memory, small_run):
     """The tiny Llama on disk is the same model; sizes are asked in the other order."""
     _, _, result = in_memory
-    wanted = {entry["size"]: entry["perplexity"] for entry in small_run[1]["models"]}
+    wanted = {entry["size"]: entry["measured"]["perplexity"] for entry in small_run[1]["models"]}
     assert {s.size: s.measured.perplexity for s in result.sizes} == wanted
 
 
@@ -102,7 +106,7 @@ def test_recover_and_evaluate_in_memory(in_memory, text_file):
     )  # fmt: skip
     after = disp_llm.eval(better, tokenizer, text=[text[-4000:]], dtype="float32", **measured)
     assert after["perplexity"] < before["perplexity"]
-    assert better.figures["before"]["perplexity"] == pytest.approx(before["perplexity"])
+    assert better.figures["before"]["measured"]["perplexity"] == pytest.approx(before["perplexity"])
     assert isinstance(better.model, transformers.PreTrainedModel)
 
 
@@ -297,7 +301,7 @@ def test_a_model_in_memory_is_known_again_where_it_lies(llama_folder, text_file,
     (made,) = disp_llm.export_sizes(tmp_path / "run", **unmeasured).sizes
     assert (made.share_asked, made.measured) == (0.75, None)
     recovered = disp_llm.recover(
-        str(tmp_path / "run" / "keep-0.5"), text=text_file, tokens=128, length=32, batch=1,
+        str(tmp_path / "run" / "keep-0.8"), text=text_file, tokens=128, length=32, batch=1,
         context=32, windows=2, output_dir=tmp_path / "better", progress=silent,
     )  # fmt: skip
     assert recovered.figures["source"]["teacher_revision"] == fingerprint_of(model)
@@ -325,10 +329,34 @@ def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
     assert found[0]["parameters"] == small_run[1]["models"][0]["parameters"]
 
 
-def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file):
+def test_a_result_shows_itself(small_run):
+    """In a terminal, a notebook, a data frame and a plot."""
+    from matplotlib.figure import Figure
+
+    result = PruneResult(*small_run)
+    first = small_run[1]["models"][0]["measured"]["perplexity"]
+    assert repr(result).startswith(
+        f"PruneResult({str(small_run[0])!r}, 0.5: perplexity {first:.2f}"
+    )
+    assert "\n" not in repr(result)
+    html = result._repr_html_()
+    assert html.startswith("<table>")
+    assert html.count("<th>") == 4
+    assert f"{first:.2f} ± " in html
+    frame = pytest.importorskip("pandas") and result.to_frame()
+    assert frame["size"].tolist() == ["0.5", "0.8"]
+    assert frame["measured.perplexity"][0] == first
+    axes = result.plot(Figure().add_subplot())
+    assert axes.get_ylabel() == "perplexity"
+    assert len(axes.get_lines()) >= 2
+    assert PruneResult(small_run[0], {}).sizes == []
+
+
+def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file, tmp_path):
     """Its figures say where it lay when it was made, from the folder of that time."""
     told = {"model": {"folder": "elsewhere/model"}, "dtype": "float32"}
-    made = RecoverResult(small_run[0], told)
+    shutil.copytree(small_run[0] / "keep-0.5", tmp_path / "model")
+    made = RecoverResult(tmp_path, told)
     found = disp_llm.eval(made, text=text_file, windows=2, progress=silent)
     assert found["parameters"] == small_run[1]["models"][0]["parameters"]
     assert found["dtype"] == "float32"

@@ -89,7 +89,10 @@ def test_a_run_is_gone_on_with_from_any_folder(run, inputs, tmp_path, monkeypatc
     assert done.returncode == 0, done.stderr
     own, moved = Run(run).result(), tmp_path / "moved"
     again.rename(moved)
-    assert own["models"][0]["perplexity"] == Run(moved).result()["models"][0]["perplexity"]
+    assert (
+        own["models"][0]["measured"]["perplexity"]
+        == Run(moved).result()["models"][0]["measured"]["perplexity"]
+    )
     assert disp_llm.verify(moved)["ok"]
 
 

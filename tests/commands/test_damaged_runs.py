@@ -8,8 +8,8 @@ import pytest
 from conftest import run_command
 from damage import names, outcome
 
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune
+from disp_llm.commands.results import PruneResult
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.settings import stored_config
 
@@ -45,8 +45,8 @@ def test_a_selection_is_made_again_as_its_hint_says(run, llama_folder):
     assert run_command("prune", llama_folder, "--output-dir", run, "--resume").returncode == 0
     assert path.read_bytes() == whole
     again = json.loads((run / "result.json").read_text())
-    assert [m["perplexity"] for m in again["models"]] == [
-        m["perplexity"] for m in figures["models"]
+    assert [m["measured"]["perplexity"] for m in again["models"]] == [
+        m["measured"]["perplexity"] for m in figures["models"]
     ]
     assert run_command("report", run).returncode == 0
 

@@ -82,7 +82,7 @@ def test_it_is_pruned_at_all_of_its_sites(published, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     (size,) = json.loads(done.stdout)["models"]
     assert 0.47 < size["keep"] <= 0.5
-    assert size["max_logit_error"] < 1e-5
+    assert size["logit_errors"]["max_logit_error"] < 1e-5
     assert run_command("verify", run).returncode == 0
     config = json.loads((run / "keep-0.5" / "config.json").read_text())
     assert "quantization_config" not in config

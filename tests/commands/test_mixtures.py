@@ -37,7 +37,7 @@ def test_methods_prune_mixtures_and_their_experts(mixture, text_file, tmp_path, 
     )
     (size,) = found["models"]
     assert 0.47 < size["keep"] <= 0.5
-    assert size["max_logit_error"] < 1e-4
+    assert size["logit_errors"]["max_logit_error"] < 1e-4
     widths = json.loads((tmp_path / "run" / "keep-0.5" / "config.json").read_text())["disp_llm"]
     assert widths["widths"]["experts"][1] == 1  # the dense block
     assert all(2 <= number <= 6 for number in widths["widths"]["experts"][::2])
@@ -51,7 +51,7 @@ def test_reap_drops_as_many_experts_in_every_layer(mixture, text_file, tmp_path)
     numbers = widths["widths"]["experts"][::2]
     assert max(numbers) - min(numbers) <= 1  # the last one that there was room for
     assert max(numbers) < 6
-    assert found["models"][0]["max_logit_error"] < 1e-4
+    assert found["models"][0]["logit_errors"]["max_logit_error"] < 1e-4
 
 
 def test_uniform_gives_a_model_of_the_original_class(mixture, text_file, tmp_path):

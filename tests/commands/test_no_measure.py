@@ -16,7 +16,7 @@ from disp_llm.config.parts import BudgetConfig
 from disp_llm.models import checkpoint
 from disp_llm.runs.sums import read_sums
 
-RUN = ("perplexity", "perplexity_masked", "max_logit_error", "sample", "tokens", "window")
+RUN = ("measured", "perplexity_masked", "logit_errors", "sample")
 """Figures that a model must run for."""
 
 

@@ -62,31 +62,33 @@ def test_figures_are_those_of_the_folder(small_run, text_file):
     folder, result = small_run
     for entry, name in zip(result["models"], ("keep-0.5", "keep-0.8"), strict=True):
         assert entry["folder"] == str(folder / name)
-        assert entry["keep"] <= entry["keep_asked"]
-        largest = 3 * 32 / result["dense"]["block_parameters"]  # block parameters of one mlp_mid
-        assert entry["keep"] > entry["keep_asked"] - largest
-        assert entry["max_logit_error"] <= 1e-5
-        assert entry["perplexity"] == pytest.approx(entry["perplexity_masked"], rel=1e-5)
+        assert entry["keep"] <= entry["share_asked"]
+        largest = 3 * 32 / result["original"]["block_parameters"]  # block parameters of one mlp_mid
+        assert entry["keep"] > entry["share_asked"] - largest
+        assert entry["logit_errors"]["max_logit_error"] <= 1e-5
+        assert entry["measured"]["perplexity"] == pytest.approx(
+            entry["perplexity_masked"], rel=1e-5
+        )
         model = transformers.AutoModelForCausalLM.from_pretrained(folder / name)
         assert sum(p.numel() for p in model.parameters()) == entry["parameters"]
         size = sum(p.stat().st_size for p in (folder / name).glob("*.safetensors"))
         assert size == entry["bytes"]
     small, large = result["models"]
-    assert small["perplexity"] > large["perplexity"] * 0.9
+    assert small["measured"]["perplexity"] > large["measured"]["perplexity"] * 0.9
     assert "perplexity" in (folder / "keep-0.5" / "README.md").read_text()
 
 
 def test_the_model_that_lost_most_is_proposed_for_recovery(small_run, capsys):
     """Where training what is left is worth it, and there only."""
     figures, file = copy.deepcopy(small_run[1]), small_run[0] / "result.json"
-    dense = figures["dense"]["perplexity"]
+    dense = figures["original"]["measured"]["perplexity"]
     for model, lost in zip(figures["models"], (1.2, 1.5), strict=True):
-        model |= {"perplexity": lost * dense, "window_losses": [], "window_tokens": []}
+        model["measured"] |= {"perplexity": lost * dense, "window_losses": [], "window_tokens": []}
     show_models(figures, file)
     (proposed,) = [line for line in capsys.readouterr().out.splitlines() if "next " in line]
     assert f"disp-llm recover {figures['models'][1]['folder']}, with the same text" in proposed
     for model in figures["models"]:
-        model["perplexity"] = 1.05 * dense
+        model["measured"]["perplexity"] = 1.05 * dense
     show_models(figures, file)
     assert "recover" not in capsys.readouterr().out
 
@@ -128,7 +130,7 @@ def test_export_makes_another_size_without_learning(own_run, text_file):
     done = run_command("export", folder, "--keep", 0.65, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [entry["keep_asked"] for entry in result["models"]] == [0.65]
+    assert [entry["share_asked"] for entry in result["models"]] == [0.65]
     assert 0.6 < result["models"][0]["keep"] <= 0.65
     assert (folder / "keep-0.65" / "config.json").exists()
     assert len(json.loads((folder / "result.json").read_text())["models"]) == 3
@@ -157,7 +159,9 @@ def test_eval_agrees_with_prune(small_run, text_file, tmp_path):
         "--dtype", "float32", "--json",
     )  # fmt: skip
     figures = json.loads(done.stdout)
-    assert figures["perplexity"] == pytest.approx(result["models"][0]["perplexity"], rel=1e-5)
+    assert figures["perplexity"] == pytest.approx(
+        result["models"][0]["measured"]["perplexity"], rel=1e-5
+    )
     assert {"tokens", "window", "stride", "parameters", "block_parameters"} <= set(figures)
 
 
@@ -168,7 +172,7 @@ def test_keep_one_is_bitwise_the_original(llama_folder, text_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["models"]
-    assert entry["max_logit_error"] == 0
+    assert entry["logit_errors"]["max_logit_error"] == 0
     assert entry["keep"] == 1
     tokens = torch.randint(4, 200, (2, 16))
     exported, original = (
@@ -353,7 +357,7 @@ def test_scales_outlive_a_first_size_of_one(llama_folder, text_file, tmp_path):
         assert done.returncode == 0, done.stderr
         sizes[name] = json.loads(done.stdout)["models"][0]
         assert sizes[name]["scaled"]
-    of_first, of_last = (size["perplexity"] for size in sizes.values())
+    of_first, of_last = (size["measured"]["perplexity"] for size in sizes.values())
     assert of_first == of_last
 
 
@@ -563,7 +567,7 @@ def test_two_processes_learn_the_same_masks_everywhere(start, llama_folder, text
     results = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     (result,) = [found for found in results if found]
     assert result["tokens_seen"] == 2 * 6 * 32 + 4 * 32
-    assert result["models"][0]["max_logit_error"] <= 1e-5
+    assert result["models"][0]["logit_errors"]["max_logit_error"] <= 1e-5
     single = tmp_path / "single"
     run_command("prune", llama_folder, "--text", text_file, "--output-dir", single, *SMALL)
     both, alone = (
@@ -613,7 +617,7 @@ def test_heads_as_a_sixth_site(llama_folder, text_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
-    assert made["max_logit_error"] <= 1e-5
+    assert made["logit_errors"]["max_logit_error"] <= 1e-5
     masks = kept_in(run, "0.1")
     heads = [len(masks[f"layers.{i}.heads"]) for i in range(3)]
     assert made["kv_cache"] == pytest.approx(sum(heads) / 6)
@@ -635,7 +639,7 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     first = json.loads((run / "result.json").read_text())["models"][0]
     assert sum(first["dropped"].values()) > 0
-    assert first["max_logit_error"] <= 1e-5
+    assert first["logit_errors"]["max_logit_error"] <= 1e-5
     masks = kept_in(run, "0.3")
     for name in ("attention", "mlp"):
         there = [len(masks[f"layers.{i}.{name}"]) for i in range(3)]
@@ -646,7 +650,7 @@ def test_whole_branches_as_sites(llama_folder, text_file, tmp_path):
     assert first["kv_cache"] == pytest.approx(1 - first["dropped"]["attention"] / 3)
     assert not first["heads_pruned"]
     said = dropped_said(from_json(SizeResult, first, "result.json"))
-    assert said in done.stderr
+    assert said in done.stdout
     assert said in (run / "report.html").read_text()
     card = (run / "keep-0.3" / "README.md").read_text()
     assert f"Blocks have lost {said}" in card

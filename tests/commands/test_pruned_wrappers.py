@@ -186,15 +186,15 @@ def test_learned_masks_with_scales_and_adapters(wrapped, text_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (made,) = json.loads(done.stdout)["models"]
-    assert made["max_logit_error"] < 1e-5
-    assert made["prefill_ms"] > 0 < made["decode_ms"]
+    assert made["logit_errors"]["max_logit_error"] < 1e-5
+    assert made["speed"]["prefill_ms"] > 0 < made["speed"]["decode_ms"]
 
 
 def test_both_are_evaluated(wrapped, text_file):
     """The wrapper that transformers has, and the one that was made of it."""
     _, model, run = wrapped
     result = json.loads((run / "result.json").read_text())
-    for folder, stated in ((model, result["dense"]), (run / "keep-0.6", result["models"][1])):
+    for folder, stated in ((model, result["original"]), (run / "keep-0.6", result["models"][1])):
         done = run_command(
             "eval", folder, "--text", text_file, "--context", 32, "--windows", 4,
             "--device", "cpu", "--dtype", "float32", "--json",

@@ -47,7 +47,9 @@ def test_perplexity_falls_and_the_folder_has_it(recovered, text_file):
     assert result == Run(folder).result()
     assert result["status"] == "done"
     assert result["tokens_seen"] == 1920
-    assert result["model"]["perplexity"] < 0.9 * result["before"]["perplexity"]
+    assert (
+        result["model"]["measured"]["perplexity"] < 0.9 * result["before"]["measured"]["perplexity"]
+    )
     assert 0.45 < result["model"]["keep"] <= 0.5
     assert result["teacher"]["perplexity"] > 0
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -72,7 +74,7 @@ def test_the_card_says_what_was_done(recovered):
     card = (recovered[0] / "model" / "README.md").read_text()
     assert "multiplied by a factor that was learned" in card
     assert "The blocks were then trained whole on 1,920 tokens" in card
-    assert f"{recovered[1]['model']['perplexity']:.2f}" in card
+    assert f"{recovered[1]['model']['measured']['perplexity']:.2f}" in card
 
 
 def test_lora_is_merged_into_the_same_layers(small_run, text_file, tmp_path):
@@ -80,7 +82,7 @@ def test_lora_is_merged_into_the_same_layers(small_run, text_file, tmp_path):
     result = recover(
         small_run[0] / "keep-0.5", *flags, "--how", "lora", "--rank", 4, "--distill", 0
     )
-    assert result["model"]["perplexity"] < result["before"]["perplexity"]
+    assert result["model"]["measured"]["perplexity"] < result["before"]["measured"]["perplexity"]
     assert "teacher" not in result
     before = load_file(small_run[0] / "keep-0.5" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
@@ -92,7 +94,7 @@ def test_lora_is_merged_into_the_same_layers(small_run, text_file, tmp_path):
 def test_a_dense_model_takes_the_same_training(llama_folder, text_file, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--distill", 0)
     result = recover(llama_folder, *flags, "--learning-rate", 0.003)
-    assert result["model"]["perplexity"] < result["before"]["perplexity"]
+    assert result["model"]["measured"]["perplexity"] < result["before"]["measured"]["perplexity"]
     made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert type(made).__name__ == "LlamaForCausalLM"
     assert result["model"]["keep"] == 1
@@ -219,8 +221,8 @@ def test_scores_before_and_after(small_run, llama_folder, text_file, suite, tmp_
         )
         found = json.loads(alone.stdout)
         for key in ("general_ratio", "general_ratio_stderr", "texts"):
-            assert result[name][key] == found[key]
-    before, after = (result[name]["general_ratio"] for name in ("before", "model"))
+            assert result[name]["scores"][key] == found[key]
+    before, after = (result[name]["scores"]["general_ratio"] for name in ("before", "model"))
     assert after < before
     assert f"mine: perplexity of the texts ×{before:.3f} ± " in done.stderr
     card = (folder / "model" / "README.md").read_text()
@@ -254,7 +256,7 @@ def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_
     monkeypatch.setattr(Scoreboard, "measure", counted)
     result = recover(run / "keep-0.5", *flags, "--output-dir", tmp_path / "better")
     pruned = json.loads((run / "result.json").read_text())["models"][0]
-    assert result["before"]["general_ratio"] == pruned["general_ratio"]
+    assert result["before"]["scores"]["general_ratio"] == pruned["scores"]["general_ratio"]
     assert measured == [pruned["parameters"]] * 2
     suite.write_text(suite.read_text().replace("windows = 4", "windows = 3"))
     recover(run / "keep-0.5", *flags, "--output-dir", tmp_path / "other")
@@ -265,8 +267,8 @@ def test_the_original_is_not_measured_again(llama_folder, text_file, suite, tmp_
 def test_a_model_that_was_not_pruned_is_its_own_original(llama_folder, text_file, suite, tmp_path):
     flags = ("--text", text_file, "--output-dir", tmp_path / "run", "--suite", suite)
     result = recover(llama_folder, *flags, "--distill", 0, "--learning-rate", 0.003)
-    assert result["before"]["general_ratio"] == 1
-    assert result["model"]["general_ratio"] < 1
+    assert result["before"]["scores"]["general_ratio"] == 1
+    assert result["model"]["scores"]["general_ratio"] < 1
 
 
 def test_an_original_that_is_gone(small_run, text_file, suite, tmp_path):
@@ -290,7 +292,7 @@ def test_an_original_that_is_gone_is_named_though_it_teaches_nothing(
     named = ("--teacher", llama_folder)
     result = recover(student, *flags, *named, "--output-dir", tmp_path / "run")
     known = recover(small_run[0] / "keep-0.5", *flags, "--output-dir", tmp_path / "known")
-    assert result["original"] == known["original"]
+    assert result["original_scores"] == known["original_scores"]
     assert result["before"] == known["before"]
     assert "teacher" not in result
     done = run_command(
@@ -308,7 +310,8 @@ def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path
     done = run_command("report", small_run[0], folder, "--output", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    for figures in (result["before"], result["model"], result["teacher"]):
+    made = (result[name]["measured"] for name in ("before", "model"))
+    for figures in (*made, result["teacher"]):
         assert f"{figures['perplexity']:.2f} ± {figures['perplexity_stderr']:.2f}" in text
     assert "no finished" not in text
 
@@ -345,7 +348,7 @@ def test_the_card_measures_both_models_on_one_text(small_run, text_file, tmp_pat
         assert "name: other.txt" in card
         (row,) = re.findall(r"\| perplexity \| (.*?) \| (.*?) \|", card)
         assert row[0] == says or row[0].startswith(f"{result['teacher']['perplexity']:.2f} ")
-        assert row[1].startswith(f"{result['model']['perplexity']:.2f} ")
+        assert row[1].startswith(f"{result['model']['measured']['perplexity']:.2f} ")
 
 
 def test_the_teacher_is_measured_after_a_kill_before_it(recovered, text_file, tmp_path):

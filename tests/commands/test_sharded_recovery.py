@@ -58,7 +58,9 @@ def assert_same_model(one: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-5)
     found, wanted = (Run(folder).result() for folder in (one, other))
     for key in ("before", "model"):
-        assert found[key]["perplexity"] == pytest.approx(wanted[key]["perplexity"], rel=1e-4)
+        assert found[key]["measured"]["perplexity"] == pytest.approx(
+            wanted[key]["measured"]["perplexity"], rel=1e-4
+        )
     assert found["tokens_seen"] == wanted["tokens_seen"] == 1536
     Run(one).require_whole()
 
@@ -91,9 +93,11 @@ def test_adapters_on_a_divided_model(small_run, text_file, tmp_path):
     two = recover(tmp_path / "two", student, *flags, "--batch", 2, "--shard", "full", count=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert_same_model(tmp_path / "two", tmp_path / "one")
-    assert two["model"]["perplexity"] < two["before"]["perplexity"]
+    assert two["model"]["measured"]["perplexity"] < two["before"]["measured"]["perplexity"]
     for key in ("before", "model"):
-        assert two[key]["general_ratio"] == pytest.approx(one[key]["general_ratio"], rel=1e-4)
+        assert two[key]["scores"]["general_ratio"] == pytest.approx(
+            one[key]["scores"]["general_ratio"], rel=1e-4
+        )
 
 
 SAVING = "import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1\n"

@@ -56,9 +56,13 @@ def test_one_process_or_several_give_the_same_model(count, llama_folder, text_fi
     assert sharded["tokens_seen"] == single["tokens_seen"]
     for found, wanted in zip(sharded["models"], single["models"], strict=True):
         assert found["parameters"] == wanted["parameters"]
-        assert found["perplexity"] == pytest.approx(wanted["perplexity"], rel=1e-4)
-        assert found["perplexity_masked"] == pytest.approx(found["perplexity"], rel=1e-5)
-        assert found["max_logit_error"] <= 1e-5
+        assert found["measured"]["perplexity"] == pytest.approx(
+            wanted["measured"]["perplexity"], rel=1e-4
+        )
+        assert found["perplexity_masked"] == pytest.approx(
+            found["measured"]["perplexity"], rel=1e-5
+        )
+        assert found["logit_errors"]["max_logit_error"] <= 1e-5
         assert found["sample"].startswith(wanted["sample"])  # of which tests write fewer tokens
     Run(tmp_path / "several").require_whole()
 

@@ -47,7 +47,7 @@ def test_a_model_learns_from_its_own_text_where_no_text_is_named(own_run):
     measured = 4 * 32
     assert written_in(folder).shape == ((read + measured) // 32, 32)
     assert result["tokens_seen"] == read
-    assert result["models"][0]["tokens"] == 4 * 31
+    assert result["models"][0]["measured"]["tokens"] == 4 * 31
     assert result["source"]["text"] == "its own text, 448 tokens"
     assert result["source"]["eval_text"] == f"the last 29% of {result['source']['text']}"
     assert result["writing_s"] >= 0

@@ -42,7 +42,7 @@ def test_it_begins_with_what_the_larger_has_learned(small_run, larger, text_file
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     alone = next(one for one in small_run[1]["models"] if one["size"] == "0.5")
-    assert result["before"]["perplexity"] < 0.95 * alone["perplexity"]
+    assert result["before"]["measured"]["perplexity"] < 0.95 * alone["measured"]["perplexity"]
     assert result["tokens_before"] == result["tokens_seen"] == 1920
     assert result["source"]["weights_from_revision"].startswith("sha256:")
     card = (tmp_path / "run" / "model" / "README.md").read_text()

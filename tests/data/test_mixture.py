@@ -77,7 +77,7 @@ def test_a_run_of_short_windows_is_measured_on_every_text(llama_folder, tmp_path
         "--method", "random", "--output-dir", tmp_path / "run", "--json", *SMALL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    of_a, of_b, *others = json.loads(done.stdout)["dense"]["window_losses"]
+    of_a, of_b, *others = json.loads(done.stdout)["original"]["measured"]["window_losses"]
     assert of_a != of_b
     assert others == [of_a, of_b]
 

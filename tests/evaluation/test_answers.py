@@ -117,7 +117,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     pruned = json.loads(done.stdout)
     assert pruned["source"]["text"] == "train.jsonl"
     assert pruned["source"]["eval_text"] == "answers in the last 3 of train.jsonl"
-    assert pruned["dense"]["prompt"] == ROWS[3]["prompt"]
+    assert pruned["original"]["prompt"] == ROWS[3]["prompt"]
     folder, again = tmp_path / "run" / "keep-0.6", tmp_path / "again"
     flags = ["--examples", examples, "--context", 32, "--windows", 0, "--dtype", "float32"]
     done = run_command("eval", folder, *flags, "--limit", 5, "--json")
@@ -130,7 +130,9 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
     done = run_command("recover", folder, *short, *more, "--learning-rate", 0.01)
     assert done.returncode == 0, done.stderr
     recovered = json.loads(done.stdout)
-    assert recovered["model"]["perplexity"] < recovered["before"]["perplexity"]
+    assert (
+        recovered["model"]["measured"]["perplexity"] < recovered["before"]["measured"]["perplexity"]
+    )
 
 
 @pytest.mark.parametrize(

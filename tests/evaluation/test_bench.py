@@ -177,7 +177,7 @@ def test_prune_times_what_it_made(llama_folder, text_file, tmp_path, monkeypatch
     assert half["speedup"] == {"prefill": 0.5, "decode": 0.5}
     for phase, seconds in (("prefill", 4), ("decode", 1)):
         assert half[f"{phase}_ms"] == pytest.approx(2 * seconds)
-        assert half[f"{phase}_dense_ms"] == pytest.approx(seconds)
+        assert half[f"{phase}_original_ms"] == pytest.approx(seconds)
         for figure in ("speedup", "speedup_low", "speedup_high"):
             assert half[f"{phase}_{figure}"] == whole[f"{phase}_{figure}"] == 0.5
     said = " ".join(done.stdout.split())
@@ -228,7 +228,7 @@ def fresh_processes(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("fresh_processes")
 def test_bench_measures_a_folder_and_its_original(small_run, llama_folder):
     _, result = small_run
-    folder = next(m["folder"] for m in result["models"] if m["keep_asked"] == 0.5)
+    folder = next(m["folder"] for m in result["models"] if m["share_asked"] == 0.5)
     done = run_command(
         "bench", folder, "--lengths", 16, 32, "--batches", 1, 2,
         "--context", 16, "--rounds", 3, "--dtype", "float32", "--device", "cpu", "--json",

@@ -325,7 +325,7 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)
     for target, model in zip((0.6, 0.8), result["models"], strict=True):
         compact = AutoModelForCausalLM.from_pretrained(model["folder"])
-        assert model["target"] == target
+        assert model["share_asked"] == target
         assert model["size"] == f"latency-prefill+decode-100-{target}"
         assert model["latency"]["measured_share"] == by_parameters(dense, compact)
         assert model["latency"]["measured_share"] == pytest.approx(target, rel=latency.TOLERANCE)

@@ -270,7 +270,7 @@ def change(scores, place, value):
     [
         (["texts", "A", "text_sha256"], "0", "was measured on another text as texts.A"),
         (["texts", "A", "windows_sha256"], "0", "has read texts.A as other tokens"),
-        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 of 32"),
+        (["texts", "A", "losses"], [1.0], "has 1 windows of 32 tokens of texts.A, not 4 windows"),
         (["texts", "A", "losses"], ["x"], "texts[...].losses[0]: expected float, got str"),
         (["texts"], {}, "has no texts.A"),
         (["tasks"], {"x": {}}, "missing required field"),
@@ -336,19 +336,20 @@ def test_a_run_measures_every_size_on_its_suite(llama_folder, text_file, suite, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    dense, pruned = figures["dense"], figures["models"][0]
-    assert dense["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
+    dense, pruned = figures["original"], figures["models"][0]
+    assert dense["scores"]["texts"] == evaluated(llama_folder, "--suite", suite)[0]["texts"]
     alone, _ = evaluated(run / "keep-0.5", "--suite", suite)
-    assert pruned["general_ratio"] == alone["general_ratio"]
-    assert pruned["texts"]["A"]["original"] == dense["texts"]["A"]["perplexity"]
-    said = f"{pruned['general_ratio']:.3f} ± {pruned['general_ratio_stderr']:.3f}"
+    scored = pruned["scores"]
+    assert scored["general_ratio"] == alone["general_ratio"]
+    assert scored["texts"]["A"]["original"] == dense["scores"]["texts"]["A"]["perplexity"]
+    said = f"{scored['general_ratio']:.3f} ± {scored['general_ratio_stderr']:.3f}"
     assert f"×{said}" in done.stderr
     card = (run / "keep-0.5" / "README.md").read_text()
     assert f"| perplexity / the original's, geometric mean over A, B | ×1 | ×{said} | |" in card
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 0, done.stderr
     models = json.loads((run / "result.json").read_text())["models"]
-    assert [model["suite"] for model in models] == ["two", "two"]
+    assert [model["scores"]["suite"] for model in models] == ["two", "two"]
     assert run_command("verify", run).returncode == 0
     page = (run / "report.html").read_text()
     assert "perplexity of the suite" in page

@@ -8,8 +8,10 @@ from huggingface_hub import ModelCard
 from disp_llm.config.names import SITES
 from disp_llm.export.card import _filled
 from disp_llm.export.facts import facts_of
-from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, served_by_vllm
+from disp_llm.runs.results import OriginalResult, Perplexity, SizeResult, as_json, served_by_vllm
 from disp_llm.runs.scores import Scores, TaskScore
+
+MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
 
 
 def size(**changes) -> SizeResult:
@@ -20,12 +22,13 @@ def size(**changes) -> SizeResult:
         "align": 1, "kv_cache": 1.0, "heads_pruned": False, "scaled": False, "biased": False,
         "adapter_rank": 0, "widths_full": dict.fromkeys(SITES, 32), "folder": "run/model",
     }  # fmt: skip
+    if "perplexity_masked" in changes:
+        plain["measured"] = MEASURED
     return SizeResult(**plain | changes)
 
 
-MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
 RESULT = {
-    "dense": as_json(DenseResult(MEASURED, "", "", 100, 90, 480)),
+    "original": as_json(OriginalResult(MEASURED, 100, 90, 480)),
     "source": {"model": "a/b", "revision": "0", "text": "text.txt", "eval_text": "more.txt"},
     "versions": {"disp-llm": "1.0"}, "tokens_seen": 5000, "command": "disp-llm prune a/b",
     "hardware": {"cpu": "CPU", "threads": 1, "system": "s"},

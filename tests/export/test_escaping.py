@@ -17,7 +17,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.export.card import PLACE, write_card
-from disp_llm.export.facts import FACTS, facts_in, filled
+from disp_llm.export.facts import FACTS, facts_in
 from disp_llm.runs.markdown import all_escaped, escaped, in_code, printable
 from disp_llm.runs.naming import names_in
 from disp_llm.runs.results import SizeResult, as_json, from_json
@@ -85,7 +85,7 @@ def exported(small_run, tmp_path_factory):
 def card_of(folder, name: str) -> str:
     """The card of a folder of which everything that has a name bears this one."""
     facts = facts_in(folder / FACTS)
-    size = from_json(SizeResult, filled(facts["figures"]), "x")
+    size = from_json(SizeResult, facts["figures"], "x")
     size = replace(size, asked=name, budget="bytes", other_parameters={name: 5})
     told = facts["result"]
     named = dict.fromkeys(("model", "revision", "text", "eval_text", "base_model", "license"), name)
@@ -138,7 +138,7 @@ def test_a_comparison_is_built_as_one_of_usual_names(name):
         }
         told = {
             "asked": {"model": name, "keep": [0.5]}, "rows": rows,
-            "dense": dense | {"parameters": 9, "block_parameters": 8},
+            "dense": {"measured": dense, "parameters": 9, "block_parameters": 8},
             "source": {"model": name, "revision": name, "text": name, "eval_text": name},
         }  # fmt: skip
         page = markdown(told, "frontier.png").rpartition("![")[0]

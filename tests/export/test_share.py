@@ -261,15 +261,15 @@ def test_card_states_what_was_measured(small_run):
     card = ModelCard((folder / "keep-0.5" / "README.md").read_text())
     (measured,) = card.data.eval_results
     assert measured.metric_type == "perplexity"
-    assert measured.metric_value == round(model["perplexity"], 4)
+    assert measured.metric_value == round(model["measured"]["perplexity"], 4)
     for stated in (
         f"{model['block_parameters']:,}",
         f"{model['parameters']:,}",
         f"{model['keep']:.2%}",
         f"{model['keep_total']:.2%}",
         f"{model['bytes']:,}",
-        f"{model['perplexity']:.2f}",
-        f"{model['perplexity_stderr']:.2f}",
+        f"{model['measured']['perplexity']:.2f}",
+        f"{model['measured']['perplexity_stderr']:.2f}",
         f"{result['tokens_seen']:,}",
         "vllm serve",
         "trust_remote_code=True",

@@ -59,7 +59,7 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
         assert not weights or "needs torchao" in row["error"]
     dense, pruned = rows["dense", ""], rows["magnitude", ""]
     assert dense["speedup"] == {"prefill": 1, "decode": 1}
-    assert dense["perplexity"] == result["dense"]["perplexity"]
+    assert dense["perplexity"] == result["dense"]["measured"]["perplexity"]
     share = pruned["parameters"] / dense["parameters"]
     assert pruned["speedup"]["prefill"] == pytest.approx(1 / share)
     assert dense["bytes"] == 4 * dense["parameters"]

@@ -9,7 +9,7 @@ from disp_lab.reporting.frontier import COSTS, KEEP
 from disp_lab.reporting.plots import draw_comparison
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
-from disp_llm.reporting.canvas import canvas, logarithmic
+from disp_llm.reporting.charts import canvas, logarithmic
 from disp_llm.runs.results import Perplexity, as_json
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
@@ -91,7 +91,7 @@ def test_panels(suite, timed, tmp_path, monkeypatch):
     values = [list(line.get_ydata()) for line in axes[0].lines]
     assert [2.0, 1.25] in values if suite else [40.0, 25.0] in values  # learned, by keep
     names = [text.get_text() for text in axes[-1].get_legend().get_texts()]
-    assert names == ["learned", "flap", "original"]
+    assert names == ["learned", "flap", "as the original"]
 
 
 def test_a_size_that_is_too_bad_to_be_drawn_is_named(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_an_axis_of_perplexities_has_numbers(original, highest):
     """Also where pruned models are ahead of the original."""
     axes = canvas(4, 3).subplots()
     axes.plot([original, highest])
-    logarithmic(axes, *sorted((original, highest)))
+    logarithmic(axes)
     assert len(axes.get_yticks()) > 1
     low, high = sorted((original, highest))
     assert any(low <= tick <= high for tick in axes.get_yticks())

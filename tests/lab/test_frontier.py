@@ -73,12 +73,12 @@ def test_nothing_on_a_front_is_dominated_and_everything_else_is():
         "learned keep 0.5",
         "latency 0.8",
         "learned keep 0.8",
-        "dense",
+        "original",
     ]
     assert [p.row.name for p in frontier.front(MEMORY)] == [
         "learned keep 0.5 int8",
-        "dense int8",
-        "dense",
+        "original int8",
+        "original",
     ]
 
 

@@ -178,7 +178,7 @@ def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)["models"]
-    assert entry["max_logit_error"] <= 1e-5
+    assert entry["logit_errors"]["max_logit_error"] <= 1e-5
     masks = kept_in(tmp_path / "run", "0.4")
     weights = load_file(tmp_path / "run" / "keep-0.4" / "model.safetensors")
     places = {"self_attn.kept_in": "attn_in", "self_attn.kept_out": "attn_out"}

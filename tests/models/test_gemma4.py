@@ -196,8 +196,8 @@ def run(tmp_path_factory, text_file):
 def test_a_run_from_beginning_to_end(run):
     folder, printed = run
     for made in printed["models"]:
-        assert made["max_logit_error"] < 1e-5
-        assert made["keep"] <= made["keep_asked"]
+        assert made["logit_errors"]["max_logit_error"] < 1e-5
+        assert made["keep"] <= made["share_asked"]
     done = run_command("verify", folder / "run", "--json")
     assert json.loads(done.stdout)["ok"], done.stdout
     made = AutoModelForCausalLM.from_pretrained(folder / "run" / "keep-0.5")

@@ -116,7 +116,9 @@ def test_prune_reads_as_much_as_there_is(run, folder, text_file):
         "the model has 128 positions, to which were shortened: `context` 1024, "
         "`calibration_length` 512, `length` 512"
     ]
-    assert result["dense"]["window"] == result["models"][0]["window"] == 128
+    assert (
+        result["original"]["measured"]["window"] == result["models"][0]["measured"]["window"] == 128
+    )
     assert result["tokens_seen"] == 2 * 2 * 128 + 2 * 128
     stored = tomllib.loads((place / "config.toml").read_text())
     assert stored["training"]["length"] == 512
@@ -133,7 +135,7 @@ def test_export_goes_on_from_it(run, tmp_path):
     made, said = succeeded("export", place, "--keep", 0.8, "--json")
     assert len(said) == 1
     assert made["models"][0]["window"] == 128
-    assert made["models"][0]["max_logit_error"] < 1e-4
+    assert made["models"][0]["logit_errors"]["max_logit_error"] < 1e-4
 
 
 def test_recover_and_eval_read_as_much(run, folder, text_file, tmp_path):
@@ -151,7 +153,9 @@ def test_recover_and_eval_read_as_much(run, folder, text_file, tmp_path):
     measured, said = succeeded("eval", folder, "--text", text_file, *FLAGS)
     assert len(said) == 1
     assert measured["window"] == 128
-    assert measured["perplexity"] == pytest.approx(result["dense"]["perplexity"], rel=0.1)
+    assert measured["perplexity"] == pytest.approx(
+        result["original"]["measured"]["perplexity"], rel=0.1
+    )
 
 
 def test_compare_reads_as_much(folder, text_file, tmp_path):

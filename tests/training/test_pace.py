@@ -111,11 +111,11 @@ def test_what_is_left_is_less_what_has_passed_and_what_measuring_takes(
 ):
     problem = problem_of("llama", text_file.read_text(), tmp_path)
     timed = with_config(problem, learn=LearnConfig(minutes=10), keep=(0.8, 0.5))
-    timed.job.run.update(**BEGUN, seconds=100.0, measuring_dense_s=20.0)
+    timed.job.run.update(**BEGUN, seconds=100.0, measuring_original_s=20.0)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: timed.job.began + 50.0)
     measuring = 20.0 * 2 * pace.MEASUREMENTS_A_SIZE
     assert pace._seconds_left(timed) == pytest.approx(600 - 100 - 50 - measuring)
-    timed.job.run.update(scoring_dense_s=30.0)  # on a suite, once a size
+    timed.job.run.update(scoring_original_s=30.0)  # on a suite, once a size
     assert pace._seconds_left(timed) == pytest.approx(600 - 100 - 50 - measuring - 2 * 30)
 
 

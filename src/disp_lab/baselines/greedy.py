@@ -20,9 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from disp_lab.parts.activations import visit_blocks
-from disp_lab.parts.baseline import Baseline, Maker
+from disp_lab.parts.baseline import Baseline, Maker, models_of
 from disp_lab.parts.coupled import flat_of, sizes_of
-from disp_lab.parts.solved import models_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel

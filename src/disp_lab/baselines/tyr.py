@@ -27,9 +27,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from disp_lab.parts.baseline import Baseline, Maker, require_one_kind
+from disp_lab.parts.baseline import Baseline, Maker, models_of, require_one_kind
 from disp_lab.parts.coupled import channels_within, flat_of
-from disp_lab.parts.solved import models_of
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.config.errors import InputError
 from disp_llm.data.randomness import random_stream

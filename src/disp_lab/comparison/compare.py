@@ -115,7 +115,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
 
 def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
     """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
-    made = as_json(row) | ({"speedup": row.speedup} if row.speedup else {})
+    made = {"error": None} | as_json(row) | ({"speedup": row.speedup} if row.speedup else {})
     mine, order = (row.method, RowKey.of(made)), [DENSE, *compared_methods()]
 
     def rank(row: dict[str, Any]) -> tuple[int, int]:

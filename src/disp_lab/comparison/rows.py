@@ -17,11 +17,11 @@ from disp_lab.names import DENSE, mask_methods
 from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_lab.settings import CompareConfig
-from disp_lab.variants import VARIANTS
+from disp_lab.variants import ONE_SIZE, VARIANTS
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.caller import Caller
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune_with
+from disp_llm.commands.results import PruneResult
 from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
@@ -83,9 +83,9 @@ def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     for name in mask_methods():
         config = replace(common, method=name)
         makers[name] = partial(pruned_rows, settings=config, one_size=method_named(name).one_size)
-    for name, variant in VARIANTS.items():
-        config = with_steps(variant.change(common), comparison.config)
-        makers[name] = partial(pruned_rows, settings=config, one_size=variant.one_size)
+    for name, changed in VARIANTS.items():
+        config = with_steps(changed(common), comparison.config)
+        makers[name] = partial(pruned_rows, settings=config, one_size=name in ONE_SIZE)
     for name, baseline in ALL.items():
         makers[name] = partial(baseline_rows, baseline=baseline)
     return makers

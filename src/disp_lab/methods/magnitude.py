@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_lab.parts.coupled import by_head, stretches
+from disp_lab.parts.coupled import by_head, row_ranges
 from disp_llm.compact.modeling_disp_llm import linear_at, matrix_of
 from disp_llm.masks.selection import Selection
 from disp_llm.masks.shapes import expert_weights
@@ -39,7 +39,7 @@ def magnitude(problem: PruningProblem) -> Selection:
             rows = [
                 by_head(part, shape.heads)
                 for path, linear in each
-                for part in stretches(block, attention, path, linear.sum(1))
+                for part in row_ranges(block, attention, path, linear.sum(1))
             ]
             parts.append(torch.stack([*rows, by_head(o.sum(0), shape.heads)]).sum(0))
         if shape.prunes_experts:

@@ -7,12 +7,18 @@ that perplexity and milliseconds are those of the thing itself.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
+from disp_llm.config.names import HEADS, SITES
+from disp_llm.export.cutting import compact_model
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.masks.selection import Masks, Selection
 from disp_llm.training.problem import PruningProblem
 
 
@@ -82,3 +88,22 @@ def stored_numbers(prunable: PrunableModel) -> int:
     """Numbers in the blocks' matrices, whatever layers hold them; norms, biases and convolutions do
     not count."""
     return sum(p.numel() for p in prunable.blocks.parameters() if p.dim() == 2)
+
+
+Solve = Callable[[PruningProblem, PrunableModel, Layout, float], Float[Tensor, " N"]]
+"""A problem, a copy of its original that is changed in place, the N entries of all sites and the
+share of block parameters that is kept -> 1 for each entry that is kept, on the CPU."""
+
+
+def models_of(problem: PruningProblem, solve: Solve) -> Maker:
+    """Compact models of any share, each with its kept KV heads and channels solved anew, so that
+    they make up for the others."""
+
+    def make(share: float) -> BaselineModel:
+        pruned = copied(problem)
+        layout = replace(problem.dense, sites=(*SITES, HEADS)).layout
+        kept = solve(problem, pruned, layout, share)
+        compact = compact_model(pruned, Masks(layout, kept.bool(), Selection(kept)))
+        return as_stored(PrunableModel(compact, pruned.family))
+
+    return make

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from disp_llm.config.errors import InputError
 from disp_llm.masks.layout import Layout
-from disp_llm.masks.shapes import BlockShape, stretches_of
+from disp_llm.masks.shapes import BlockShape, head_ranges
 from disp_llm.models.family import Branch
 
 
@@ -34,12 +34,12 @@ def by_head(columns: Float[Tensor, " Q"], heads: int) -> Float[Tensor, " H"]:
     return columns.view(heads, -1).sum(1) if heads else columns.new_zeros(0)
 
 
-def stretches(
+def row_ranges(
     block: nn.Module, branch: Branch, path: str, rows: Float[Tensor, " O"]
 ) -> tuple[Float[Tensor, " Q"], ...]:
-    """What belongs to the outputs of a layer that reads, in stretches that lie head by head or
+    """What belongs to the outputs of a layer that reads, in ranges that lie head by head or
     channel by channel."""
-    widths = stretches_of(block, branch, path, len(rows))
+    widths = head_ranges(block, branch, path, len(rows))
     return tuple(part for one in rows.split(widths) for part in one.chunk(branch.fused))
 
 

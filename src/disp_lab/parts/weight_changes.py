@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_lab.parts.coupled import by_head, stretches
+from disp_lab.parts.coupled import by_head, row_ranges
 from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import BlockShape
@@ -53,6 +53,6 @@ def _changes(block: nn.Module, branch: Branch) -> list[Float[Tensor, " K"]]:
     projections = [
         part
         for path in branch.reads
-        for part in stretches(block, branch, path, change(path).sum(1))
+        for part in row_ranges(block, branch, path, change(path).sum(1))
     ]
     return [*projections, change(branch.writes).sum(0)]

@@ -6,9 +6,10 @@ from typing import Any
 
 from disp_lab.names import DENSE as ORIGINAL
 from disp_lab.names import OURS
+from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, panels, save
 from disp_lab.reporting.frontier import COSTS, KEEP, Cost, Frontier, Point
 from disp_lab.results import of_sizes
-from disp_llm.reporting.canvas import DENSE, OTHERS, PRUNED, logarithmic, panels, save
+from disp_llm.reporting.charts import logarithmic
 from disp_llm.runs.naming import name_of
 
 MARKERS = "os^vDP*"
@@ -39,7 +40,7 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
     original = frontier.of_original
     figure, axes = panels(2.6 + 4.3 * len(costs), 4.6, [frontier.value_name] * len(costs))
     methods = list(dict.fromkeys(row.method for row in frontier.rows))
-    values, beyond = [original], dict[str, None]()
+    beyond: dict[str, None] = {}
     for axis, cost in zip(axes, costs, strict=True):
         points = frontier.points(cost)
         drawn = [point for point in points if point.value <= CEILING * original]
@@ -48,10 +49,9 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
             _draw_method(axis, [p for p in drawn if p.row.method == method], method, methods)
         if fronts:
             _draw_front(axis, [point for point in frontier.front(cost) if point in drawn])
-        axis.axhline(original, color=DENSE, linewidth=1, linestyle="--", label="original")
+        axis.axhline(original, color=DENSE, linewidth=1, linestyle="--", label="as the original")
         axis.set_xlabel(cost.label, fontsize=9)
-        values += [point.value for point in drawn]
-    logarithmic(axes[0], min(values), max(values))
+    logarithmic(axes[0])
     worse = f"; above {CEILING} times the original, some of {', '.join(beyond)}" if beyond else ""
     figure.suptitle(f"{name_of(frontier.found.asked.model)}{worse}", fontsize=9)
     handles = {
@@ -71,17 +71,18 @@ def _draw_method(axis: Any, points: list[Point], method: str, methods: list[str]
     if not points:
         return
     color, marker = _look(method, methods)
+    label = "original" if method == ORIGINAL else method
     plain = sorted((p for p in points if not p.row.weights), key=lambda p: p.row.keep or 0)
     axis.plot(
         [p.cost for p in plain], [p.value for p in plain],
-        label=method, color=color, marker=marker, markersize=6, linewidth=1,
+        label=label, color=color, marker=marker, markersize=6, linewidth=1,
         linestyle="-" if method in OURS else (0, (4, 2)), zorder=3 if method in OURS else 2,
     )  # fmt: skip
     packed = [p for p in points if p.row.weights]
     if packed:
         axis.plot(
             [p.cost for p in packed], [p.value for p in packed],
-            label=f"{method}, quantised", color=color, marker=marker, markersize=7,
+            label=f"{label}, quantised", color=color, marker=marker, markersize=7,
             markerfacecolor="white", linestyle="", zorder=4,
         )  # fmt: skip
     for point in packed:

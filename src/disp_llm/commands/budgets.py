@@ -24,11 +24,7 @@ from disp_llm.runs.job import Job
 
 
 def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: int) -> Budget:
-    """Counts what the settings name; times compact models first where that is latency.
-
-    Raises:
-        InputError: the model cannot be counted so, or a size leaves nothing for the blocks.
-    """
+    """Counts what the settings name; times compact models first where that is latency."""
     config, settings, layout = job.config, job.config.budget, dense.layout
     if settings.budget == "latency":
         costs = _timed_costs(job, dense, align, chunk)
@@ -46,9 +42,6 @@ def counted_costs(settings: BudgetConfig, dense: PrunableModel, itemsize: int) -
     Args:
         dense: the model, which may be empty.
         itemsize: bytes of a number of the model.
-
-    Raises:
-        InputError: a sequence is longer than the model reads.
     """
     layout, parameters = dense.layout, dense.parameters
     match settings.budget:
@@ -85,11 +78,7 @@ def _timed_costs(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk:
 
 
 def _require_room_for_blocks(budget: Budget, outside: float, sizes: tuple[Target, ...]) -> None:
-    """Refuses a share of all parameters that what lies outside of the blocks has already.
-
-    Raises:
-        InputError: naming that share, or as many parameters.
-    """
+    """Refuses a share of all parameters that what lies outside of the blocks has already."""
     share = outside / budget.dense_cost
     for size in sizes:
         if budget.share_of(size) <= share:
@@ -103,11 +92,7 @@ def _require_room_for_blocks(budget: Budget, outside: float, sizes: tuple[Target
 
 
 def shares_of(sizes: tuple[Target, ...], budget: Budget, align: int) -> tuple[float, ...]:
-    """Sizes as shares of what the dense model costs.
-
-    Raises:
-        InputError: the original has no more than an absolute, or no model as little.
-    """
+    """Sizes as shares of what the dense model costs."""
     for size in sizes:
         if size.unit:
             _require_between(size, budget, align)

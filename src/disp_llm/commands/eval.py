@@ -8,7 +8,7 @@ from typing import Any
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.measuring import facts_of, measured_apart
-from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.results import RecoverResult
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
@@ -183,7 +183,7 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
             measured = stored or measured_apart(board, Inputs(), original, config.machine)
         scores = against(scores, measured[1], original)
         facts["original"] = {entry.name: measured[0][entry.name] for entry in fields(Known)}
-    return facts | scores.as_json()
+    return facts | as_json(scores)
 
 
 def _read_scores(path: Path) -> tuple[dict[str, Any], Scores]:

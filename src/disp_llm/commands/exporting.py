@@ -128,7 +128,7 @@ def _measured(
         rounds: in which it is timed in turn with the original; 0 = it is not.
     """
     job = problem.job
-    original = job.run.dense
+    original = job.run.original
     assert original is not None, "a size is measured against it"
 
     def on_round(phase: str, done: int) -> None:

@@ -10,9 +10,9 @@ from disp_llm.commands.measuring import Measuring, measured_apart
 from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.evaluation.suites import comparable
-from disp_llm.export.facts import FACTS, filled, original_of, read_facts
+from disp_llm.export.facts import FACTS, original_of, read_facts
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import DenseResult, from_json
+from disp_llm.runs.results import OriginalResult, from_json
 from disp_llm.runs.scores import Scores
 from disp_llm.training.losses import Teacher
 
@@ -35,14 +35,11 @@ def scores_of_original(
     Args:
         student: what the pruned model scores before it is trained.
         sharding: what holds models; None = each process has all of them.
-
-    Raises:
-        InputError: nobody knows where the original lies, or it cannot be loaded.
     """
     folder = Path(job.config.folder)
     told = read_facts(folder)
     if told:
-        dense: DenseResult = from_json(DenseResult, filled(told["dense"]), str(folder / FACTS))
+        dense = from_json(OriginalResult, told["original"], str(folder / FACTS))
         if dense.scores is not None and comparable(student, dense.scores):
             return dense.scores
     if teacher is not None:

@@ -14,7 +14,6 @@ from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
@@ -25,6 +24,7 @@ from disp_llm.commands.planning import (
     tokens_seen,
     tokens_wanted,
 )
+from disp_llm.commands.results import PruneResult
 from disp_llm.commands.session import TemporaryFolder, run_in_folder, with_folder
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
@@ -44,7 +44,7 @@ from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.identity import stamped
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import DenseResult, Perplexity, as_json
+from disp_llm.runs.results import OriginalResult, Perplexity, as_json
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
@@ -235,7 +235,7 @@ def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
     Raises:
         InputError: it is unusable, or not what the original was measured on.
     """
-    found = run.dense
+    found = run.original
     return scoreboard_of(config.suite, found.scores if found else None)
 
 
@@ -248,14 +248,14 @@ def measure_original(
         measured: its perplexity, where it is known already.
     """
     run, dense = problem.job.run, problem.dense
-    if "dense" in run.result():
+    if "original" in run.result():
         return
     if measured is None:
-        with clock(run, "measuring_dense_s"):
+        with clock(run, "measuring_original_s"):
             measured = measuring.perplexity(dense, "perplexity of the original")
-    with clock(run, "scoring_dense_s", measuring.board is not None):
+    with clock(run, "scoring_original_s", measuring.board is not None):
         scores = measuring.scores(dense, "original")
-    result = DenseResult(
+    result = OriginalResult(
         measured=measured,
         prompt=measuring.prompt,
         sample=measuring.sample(dense.model),
@@ -264,7 +264,7 @@ def measure_original(
         bytes=dense.parameters * next(dense.model.parameters()).element_size(),
         scores=scores,
     )
-    run.update(dense=as_json(result))
+    run.update(original=as_json(result))
 
 
 def choose(problem: PruningProblem) -> Selection:

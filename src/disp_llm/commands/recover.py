@@ -16,7 +16,6 @@ from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
-from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Models,
@@ -29,6 +28,7 @@ from disp_llm.commands.recovery_models import (
     with_dtypes,
     with_windows,
 )
+from disp_llm.commands.results import RecoverResult
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Sources, read_sources
@@ -181,7 +181,7 @@ def _open_folder(job: Job[RecoverConfig], student: Loaded) -> None:
 def _original_scores(run: Run) -> Scores | None:
     """What the original scores on the suite, once that is known."""
     found = run.figures
-    return found.original if found else None
+    return found.original_scores if found else None
 
 
 def measure_before(
@@ -197,7 +197,8 @@ def measure_before(
             original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
             from disp_llm.evaluation.suites import against
 
-            scores, known = against(scores, original, "suite"), {"original": original.as_json()}
+            scores = against(scores, original, "suite")
+            known = {"original_scores": as_json(original)}
         job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
     if teacher is not None and "teacher" not in found:
         of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
@@ -249,7 +250,7 @@ def export(
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))
-            sizes = _sizes(model, written, read_facts(config.folder).get("dense", {}))
+            sizes = _sizes(model, written, read_facts(config.folder).get("original", {}))
         figures = as_json(MeasuredResult(measured, scores)) | sizes
         write_recovered_card(
             Path(config.folder), written, figures, _training(config, run.result(), tokens)
@@ -275,7 +276,8 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
     """What the card tells of the training."""
     on_suite, source = ("general_ratio", "kept"), result["source"]
     larger = config.weights_from
-    before = {f"before_{key}": result["before"].get(key) for key in on_suite}
+    scores = result["before"].get("scores", {})
+    before = {f"before_{key}": scores.get(key) for key in on_suite}
     pruned_from = read_facts(config.folder).get("source", {}).get("revision")
     if "teacher" in result and source["teacher_revision"] == pruned_from:
         teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
@@ -289,7 +291,7 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         "text": source["text"],
         "eval_text": source["eval_text"],
         "eval_text_sha256": source["eval_text_sha256"],
-        "before": result["before"]["perplexity"],
+        "before": result["before"]["measured"]["perplexity"],
         "command": result["command"],
     }
 

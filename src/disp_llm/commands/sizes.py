@@ -4,7 +4,7 @@ Parameters are counted on the model that was exported, and held against what the
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
-from disp_llm.runs.figures import Provenance
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, as_json, from_json, speedups
+from disp_llm.runs.results import Provenance, SizeResult, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -64,9 +63,6 @@ class SizeWriter:
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
         yet if that is asked for.
-
-        Raises:
-            InputError: a file of an earlier size has changed, or a folder is in the way.
         """
         run, settings = self.problem.job.run, self.problem.job.config.budget
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
@@ -86,9 +82,7 @@ class SizeWriter:
                 share = self.problem.budget.share_of(size)
                 masks, timing = masks_of(self.problem, selection, share), {}
             written = self._write_one(masks, size, timing)
-            speedup = speedups(written.speed)
-            found[name] = as_json(written) | ({"speedup": speedup} if speedup else {})
-            found[name]["provenance"] = self._made_by()
+            found[name] = as_json(replace(written, provenance=self._made_by()))
             run.update(folder, models=list(found.values()))
 
     def _made_by(self) -> Provenance:
@@ -182,7 +176,7 @@ class SizeWriter:
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        name, original = self.name(size), self.problem.job.run.dense
+        name, original = self.name(size), self.problem.job.run.original
         assert original is not None, "shares are of it"
         return SizeResult(
             size=name,

@@ -12,18 +12,6 @@ LONGEST_NAME = 200
 """Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
 
 
-def require_weights(count: int, of: str, **values: tuple[float, ...]) -> None:
-    """Refuses weights, where any are given, that are not one for each of `count` things; `of` says
-    what they weigh."""
-    for field, weights in values.items():
-        if weights and len(weights) != count:
-            raise InputError(
-                f"{len(weights)} for {count}",
-                field=field,
-                hint=f"give one number above 0 for each {of}",
-            )
-
-
 def require_alternatives(config: Any, given: Iterable[str]) -> None:
     """Refuses settings that were given together although one takes the other's place, which only
     who reads them can tell: the other has a value in any case."""

@@ -47,11 +47,7 @@ class ConvertConfig:
     """Device that calibrates: cpu, cuda, ..."""
 
     def validate(self) -> None:
-        """Refuses a place that is taken or lies in the folder, and text that changes nothing.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses a place that is taken or lies in the folder, and text that changes nothing."""
         require_declared(self)
         require_used(self)
         require_new(output_dir=self.output_dir)
@@ -86,9 +82,5 @@ class PushConfig:
     """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
 
     def validate(self) -> None:
-        """Refuses names that no file can have.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses names that no file can have."""
         require_declared(self)

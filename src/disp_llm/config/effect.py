@@ -29,11 +29,16 @@ class Use:
 
 
 def require_used(config: Any) -> None:
-    """Refuses a setting that was given although nothing reads it.
+    """Refuses a setting that was given although nothing reads it, or beside one that excludes it.
 
     Raises:
         InputError: naming the setting, and what would read it.
     """
+    for part in _parts(config):
+        for name, other in getattr(part, "EXCLUSIVE", ()):
+            if getattr(part, name) and getattr(part, other):
+                what, hint = f"given together with `{other}`", "choose one of them"
+                raise InputError(what, field=name, hint=hint)
     for use, part, setting, _ in _unused(config):
         hint = "leave it out" + (f", or {use.instead}" if use.instead else "")
         raise InputError(use.what.format(part), field=setting.name, hint=hint)
@@ -73,9 +78,15 @@ def _unused(config: Any) -> Iterator[tuple[Use, Any, Setting, Any]]:
 
 
 def _uses(config: Any) -> Iterator[tuple[Use, Any]]:
-    """What a configuration and those that it holds declare."""
-    yield from ((use, config) for use in getattr(config, "USES", ()))
+    """What a configuration and its groups declare."""
+    for part in _parts(config):
+        yield from ((use, part) for use in getattr(part, "USES", ()))
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A configuration and its groups."""
+    yield config
     for entry in dataclasses.fields(config):
         part = getattr(config, entry.name)
         if dataclasses.is_dataclass(part):
-            yield from _uses(part)
+            yield from _parts(part)

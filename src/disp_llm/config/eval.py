@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar
 
 from disp_llm.config.bounds import AnyTokens, Number, Word, require_declared
 from disp_llm.config.effect import Use, require_used
-from disp_llm.config.errors import InputError
 from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 from disp_llm.config.settings import POSITIONAL
@@ -56,37 +55,35 @@ class EvalConfig:
         ),
     )
 
+    EXCLUSIVE: ClassVar = (("dataset", "text"), ("examples", "text"), ("examples", "dataset"))
+
     model: Annotated[Word, POSITIONAL]
     """Hub id, folder, GGUF file, or smollm2-135m."""
     text: tuple[Path, ...] = ()
-    """Text to measure on: files or folders, as `prune` reads them. Default: the embedded speeches'
-    held-out tenth."""
+    """Text to measure on: files or folders. Default: the held-out tenth of the embedded
+    speeches."""
     text_field: Word = "text"
-    """Key of .jsonl and .json objects, or column of .csv and .parquet files, that holds the
-    text."""
+    """Key or column that holds the text in .jsonl, .json, .csv and .parquet files."""
     dataset: str = ""
-    """A hub data set in place of --text, as NAME:CONFIG:SPLIT (default split: test)."""
+    """Hub data set in place of --text: NAME:CONFIG:SPLIT. The default split is test."""
     examples: tuple[Path, ...] = ()
-    """Examples in place of --text, in files as `prune` reads them: perplexity of the answers, and
-    what the model's own answers score."""
+    """Examples in place of --text: the perplexity of answers, and what the model's own answers
+    score."""
     template: Template = "auto"
-    """How an example is written: by the chat template of the tokenizer, or the prompt and then the
-    answer; auto takes the template where there is one."""
+    """How an example is written: by the tokenizer's chat template, or as prompt and answer. auto
+    takes the template where there is one."""
     tasks: tuple[Word, ...] = ()
-    """Tasks of lm-evaluation-harness, such as arc_easy piqa, and groups of them, such as mmlu;
-    `paper` is the paper's five. Without --text or --dataset, perplexity is then not measured."""
+    """Tasks or groups of lm-evaluation-harness, such as arc_easy or mmlu; paper is the paper's
+    five."""
     shots: Number | None = None
-    """Solved questions that stand in front of every question of the --tasks. Default: as many as
-    the task says itself, mostly none."""
+    """Solved questions before each question of --tasks. Default: the task's own number."""
     limit: AnyTokens = 0
-    """Number of questions of each task (in a group, of each task in it), and of examples that are
-    answered; 0 = all."""
+    """Questions of each task, and examples that are answered; 0 = all."""
     suite: str = ""
-    """A suite of texts and tasks in place of all these: general, commonsense, or a .toml
-    file."""
+    """Texts and tasks in place of these: general, commonsense, or a .toml file."""
     against: str = ""
-    """With --suite, what to compare with: the original model, or the .json file that this command
-    printed of it. Default: the original that an exported folder names."""
+    """What --suite compares with: the original, or the .json that this command printed of it.
+    Default: the original of an exported folder."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
@@ -96,12 +93,6 @@ class EvalConfig:
         return bool(self.text or self.dataset or self.examples or not self.tasks)
 
     def validate(self) -> None:
-        """Refuses windows that skip tokens, text that is named twice, and what nothing reads."""
+        """Refuses text that is named twice, and what nothing reads."""
         require_declared(self)
         require_used(self)
-        if self.text and self.dataset:
-            raise InputError(
-                "given together with `text`", field="dataset", hint="choose one of them"
-            )
-        if self.examples and (self.text or self.dataset):
-            raise InputError("given together with a text", field="examples", hint="choose one")

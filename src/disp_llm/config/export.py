@@ -22,14 +22,12 @@ class ExportConfig:
     run: Annotated[Path, POSITIONAL]
     """The run folder."""
     keep: tuple[Size, ...] = ()
-    """Share of block parameters that is kept, in (0, 1]."""
+    """Share of block parameters to keep, in (0, 1]."""
     no_measure: bool = False
-    """Write the new model and run nothing: no perplexity, no speed, no sample, no comparison of its
-    logits with the masked model's. No text is needed, nor the original in memory where that lies in
-    safetensors files: the folder is made from file to file, tensor by tensor. The same command
+    """Write the model and run nothing. The folder is made tensor by tensor; the same command
     without this flag measures it later."""
     anyway: bool = False
-    """Go on although the model, a text or a file of the run is not what it was."""
+    """Go on although the model or a file has changed."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     export: OutputConfig = field(default_factory=OutputConfig)
     device: str = "auto"
@@ -41,11 +39,7 @@ class ExportConfig:
         return self.budget.sizes(self.keep)
 
     def validate(self) -> None:
-        """Refuses sizes that no model has.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses sizes that no model has."""
         require_declared(self)
         require_used(self)
         if self.no_measure and self.budget.budget == "latency":

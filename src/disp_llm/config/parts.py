@@ -22,7 +22,7 @@ from disp_llm.config.bounds import (
     Window,
     Word,
 )
-from disp_llm.config.checks import require_sizes, require_weights
+from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, is_mixture
@@ -61,6 +61,14 @@ class TextConfig:
             instead="name `examples`",
         ),
     )
+
+    EXCLUSIVE: ClassVar = (
+        ("dataset", "text"),
+        ("eval_dataset", "eval_text"),
+        ("eval_examples", "eval_text"),
+        ("eval_examples", "eval_dataset"),
+    )
+    """Pairs of settings of which one can be given."""
 
     text: tuple[Path, ...] = ()
     """Text to learn from: files, folders, or a name. `self` is text that the model writes,
@@ -127,8 +135,8 @@ class TextConfig:
         return bool(self.eval_text or self.eval_dataset or self.eval_examples or self.examples)
 
     def validate(self) -> None:
-        """Refuses text that is named twice, and weights that do not fit the texts; warns of what is
-        both learned from and measured on."""
+        """Refuses text that is named twice, and weights that do not fit; warns of text that is both
+        learned from and measured on."""
         learned = {path.absolute() for path in self.text}
         for path in self.eval_text:
             if path.absolute() in learned:
@@ -143,26 +151,14 @@ class TextConfig:
                 hint="leave it out where `text` is self: text that is not learned from is "
                 "written too",
             )
-        self._validate_weights()
-        if self.eval_examples and (self.eval_text or self.eval_dataset):
-            raise InputError(
-                "given together with a text to measure on",
-                field="eval_examples",
-                hint="choose one of them",
-            )
-        if self.text and self.dataset:
-            raise InputError(
-                "given together with `text`", field="dataset", hint="choose one of them"
-            )
-        if self.eval_text and self.eval_dataset:
-            raise InputError(
-                "given together with `eval_text`", field="eval_dataset", hint="choose one of them"
-            )
-
-    def _validate_weights(self) -> None:
         wanted = self._sources if self.examples else len(self.text)
         of_examples = " and one for `examples`" if self.examples else ""
-        require_weights(wanted, f"text of `text`{of_examples}", weights=self.weights)
+        if self.weights and len(self.weights) != wanted:
+            raise InputError(
+                f"{len(self.weights)} for {wanted}",
+                field="weights",
+                hint=f"give one number above 0 for each text of `text`{of_examples}",
+            )
 
 
 @dataclass(frozen=True)
@@ -266,11 +262,7 @@ class BudgetConfig:
             raise InputError("a size is repeated", field="target", hint="give each size once")
 
     def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
-        """The sizes that are to be written, of what the budget limits.
-
-        Raises:
-            InputError: a target is neither a share nor a number with a unit.
-        """
+        """The sizes that are to be written, of what the budget limits."""
         return tuple(map(Target.of, keep if self.budget == "params" else self.target))
 
     def size_name(self, size: Target) -> str:

@@ -138,11 +138,7 @@ class PruneConfig:
         return self.budget.sizes(self.keep)
 
     def validate(self) -> None:
-        """Refuses values that no run can use, before anything is loaded.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses values that no run can use, before anything is loaded."""
         require_declared(self)
         self._validate_names()
         require_used(self)

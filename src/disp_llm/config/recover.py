@@ -89,11 +89,7 @@ class RecoverConfig:
         return bool(self.training.distill or self.suite or self.text.may_be_written)
 
     def validate(self) -> None:
-        """Refuses values that no recovery can use, before anything is loaded.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses values that no recovery can use, before anything is loaded."""
         require_declared(self)
         require_used(self)
         self.text.validate()

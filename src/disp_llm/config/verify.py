@@ -16,9 +16,5 @@ class VerifyConfig:
     """The folder of a `prune`, `recover` or `compare`, or a model folder such as run/keep-0.5."""
 
     def validate(self) -> None:
-        """Refuses a name that no file can have.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Refuses a name that no file can have."""
         require_declared(self)

@@ -140,10 +140,6 @@ def stream_of_examples(
 
     Args:
         bos_token_id: a token that every example begins with, where the model needs one.
-
-    Raises:
-        InputError: a conversation for a tokenizer without a chat template, or one whose template
-            changes what was said before.
     """
     writer = _Writer(given, tokenizer, bos_token_id)
     return ExampleStream(tuple(map(writer.tokenized, given.examples)), given.field)

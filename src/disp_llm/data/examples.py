@@ -139,9 +139,6 @@ def read_examples(
 
     Args:
         field: the setting that the files were named in, for messages.
-
-    Raises:
-        InputError: a file is missing, damaged or empty, or a row is no example; it names the line.
     """
     found: list[Example] = []
     for path in paths:

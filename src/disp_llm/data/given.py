@@ -111,11 +111,11 @@ def read_input(
                 field=field,
                 hint="give the token ids of one text (N), or of rows that follow each other (B, T)",
             )
-        return GivenText(tokens=_whole_numbers(text, field), field=field)
+        return GivenText(tokens=_token_ids(text, field), field=field)
     if isinstance(text, Sequence) and text and all(isinstance(part, str | Path) for part in text):
         return _files_among(text, field) or GivenText(_documents(text, field), field=field)
     if isinstance(text, Sequence) and text and isinstance(text[0], int | list | tuple):
-        return GivenText(tokens=_tokens(text, field), field=field)
+        return GivenText(tokens=_token_ids(text, field), field=field)
     return GivenText(_documents(text, field, column), field=field)
 
 
@@ -132,9 +132,7 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
     texts = NAMED_TEXTS if field == "text" else ()
     named = [isinstance(part, Path) or part in texts or _exists(part) for part in parts]
     if all(named):
-        return tuple(
-            _named_file(part) if isinstance(part, Path) else named_path(part) for part in parts
-        )
+        return tuple(_path(part) for part in parts)
     must = any(isinstance(part, Path) for part in parts)
     for part, is_named in zip(map(str, parts), named, strict=True):
         known = kind_of_file(Path(part)) in KINDS
@@ -145,9 +143,11 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
     return ()
 
 
-def _named_file(path: Path) -> Path:
-    """A path as it is, or from the root where it would be taken for the name of a text."""
-    return path.absolute() if str(path) in NAMED_TEXTS else path
+def _path(part: str | Path) -> Path:
+    """A `Path` is always a file: from the root where it would be taken for the name of a text."""
+    if isinstance(part, str):
+        return named_path(part)
+    return part.absolute() if str(part) in NAMED_TEXTS else part
 
 
 def _exists(text: str) -> bool:
@@ -157,30 +157,20 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _tokens(ids: Sequence[Any], field: str) -> Int[Tensor, " N"]:
-    rows = ids if isinstance(ids[0], Sequence) else [ids]
-    tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
-    if any(type(token) is not int for token in tokens):
-        raise _no_ids(field)
-    try:
-        return _whole_numbers(torch.tensor(tokens, dtype=torch.long), field)
-    except (OverflowError, RuntimeError, ValueError) as error:  # more than 64 bits
-        raise _no_ids(field) from error
-
-
-def _whole_numbers(ids: Tensor, field: str) -> Int[Tensor, " N"]:
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise _no_ids(field)
-    whole = ids.detach().cpu().flatten().long()
-    if (whole < 0).any():
-        raise _no_ids(field)
-    return whole
-
-
-def _no_ids(field: str) -> InputError:
-    return InputError(
+def _token_ids(ids: Any, field: str) -> Int[Tensor, " N"]:
+    """Ids of a tensor, of a list, or of lists that follow each other."""
+    refused = InputError(
         "holds something else than token ids", field=field, hint="give whole numbers from 0 on"
     )
+    if not isinstance(ids, Tensor):
+        rows = ids if isinstance(ids[0], Sequence) else [ids]
+        tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
+        if any(type(token) is not int or not 0 <= token < 2**63 for token in tokens):
+            raise refused
+        return torch.tensor(tokens, dtype=torch.long)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or (ids < 0).any():
+        raise refused
+    return ids.detach().cpu().flatten().long()
 
 
 def _documents(rows: Iterable[Any], field: str, column: str = "text") -> list[str]:

@@ -198,10 +198,6 @@ def read_documents(
         column: of a table (.jsonl, .json, .csv, .parquet) that holds the text.
         field: the setting that the files were named in, for messages.
         characters: after which reading ends, with a warning; plain text is cut there.
-
-    Raises:
-        InputError: a file is missing, damaged, empty, not text, or lacks the column; a folder
-            holds something else.
     """
 
     def found() -> Iterator[str]:
@@ -297,9 +293,6 @@ def read_mixture(mixture: MixtureFile, tokens: int) -> list[tuple[GivenText, flo
 
     Args:
         tokens: how many are learned from, all texts together.
-
-    Raises:
-        InputError: a file or data set is unusable.
     """
     total = sum(text.weight for text in mixture.texts.values())
     found: list[tuple[GivenText, float]] = []

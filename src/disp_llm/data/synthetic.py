@@ -15,7 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,6 @@ def write_sequences(
 
     Args:
         on_place: called after every token, with how many each of them has.
-
-    Raises:
-        InputError: the model gives no finite numbers.
     """
     drawn = torch.stack([torch.rand(CHANCES, length, generator=one) for one in chances])
     sampler = _Sampler(documents, drawn, on_place)
@@ -263,9 +260,6 @@ class Writer:
 
         Args:
             share: of the learning text that it is.
-
-        Raises:
-            Interrupted: the task was asked to stop; finished batches are kept.
         """
         run, records = self.job.run, self.job.process.is_main
         if records and run.figures is None:
@@ -306,11 +300,12 @@ class Writer:
                     hint="give that text again, which may have lain in memory",
                 )
             return plan
-        again = replace(plan, sequences=settled.sequences, held_out=settled.held_out)
-        if again != settled and not self.job.run.anyway:
-            names = [
-                f.name for f in fields(plan) if getattr(again, f.name) != getattr(settled, f.name)
-            ]
+        names = [
+            name
+            for name in ("length", "seed", "revision")
+            if getattr(plan, name) != getattr(settled, name)
+        ]
+        if names and not self.job.run.anyway:
             raise InputError(
                 f"was written with another {' and '.join(names)}",
                 field=str(self.job.run.folder / FOLDER),

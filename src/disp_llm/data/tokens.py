@@ -95,11 +95,7 @@ class Texts:
     and of the ids where they are given or held out."""
 
     def longest_window(self, config: PerplexityConfig) -> int:
-        """Tokens of the longest window that is measured on.
-
-        Raises:
-            InputError: an example is longer than `context`.
-        """
+        """Tokens of the longest window that is measured on."""
         if isinstance(self.evaluation, ExampleStream):
             self.evaluation.require_length(config.context, "context")
             return len(self.evaluation.longest.tokens)
@@ -121,19 +117,16 @@ def load_tokens(
         sources: what was read of them already, or lies in memory.
         write: lets the model write that share of what is learned from.
         context: tokens of a window that is measured on.
-
-    Raises:
-        InputError: a file or data set is unusable.
     """
     sources = sources or read_sources(config)
     texts: list[Given] = []
     for source in sources.learning:
-        text = source.text
-        if text is None:
+        share = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
+        if source.text is not None:
+            texts.append(source.text)
+        else:
             assert write is not None, "nobody writes text"
-            given = config.weights[source.group] / sum(config.weights) if config.weights else 1.0
-            text = write(given)
-        texts.append(text)
+            texts.append(write(share))
     streams = [stream_of(text, tokenizer, bos_token_id) for text in texts]
     held_out, name = sources.evaluation, ", ".join(text.name for text in texts)
     if held_out is None:

@@ -101,9 +101,6 @@ def written_answers(
 
     Args:
         on_answer: called with (done, total) after every batch.
-
-    Raises:
-        InputError: a prompt and its answer are longer than what the model was made for.
     """
     most_tokens = _most_tokens(stream)
     _require_room(target, stream, most_tokens)

@@ -77,10 +77,6 @@ def perplexity(
 
     Args:
         on_window: called with (done, total) after every window.
-
-    Raises:
-        InputError: a window is longer than what the model was made for, or the loss is no number
-            of which there is a perplexity.
     """
     if isinstance(stream, ExampleStream):
         return answer_losses(target, stream, config, on_window).perplexity()
@@ -98,9 +94,6 @@ def window_losses(
 
     Args:
         on_window: called with (done, total) after every window.
-
-    Raises:
-        InputError: a window is longer than what the model was made for.
     """
     context = windows.shape[1]
     require_positions(target.model, context, "context")
@@ -124,9 +117,6 @@ def answer_losses(
 
     Args:
         on_example: called with (done, total) after every example.
-
-    Raises:
-        InputError: an example is longer than `context`, or than what the model was made for.
     """
     stream.require_length(config.context, "context")
     require_positions(target.model, len(stream.longest.tokens), "context")

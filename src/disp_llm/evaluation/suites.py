@@ -20,7 +20,7 @@ import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,55 +58,51 @@ class Scoreboard:
 
     @classmethod
     def of(cls, suite: Suite, progress: ProgressCallback = silent) -> "Scoreboard":
-        """Reads the texts, and looks the tasks up.
-
-        Raises:
-            InputError: a text cannot be read, or lm-eval has no such task or is not installed.
-        """
+        """Reads the texts, and looks the tasks up."""
         if suite.tasks:
             with suite.naming("tasks"):
                 require_tasks(suite.tasks)
         for name, task in suite.tasks.items():
             with suite.naming(f"tasks.{name}"):
                 require_answers(name, task)
-        texts = {}
+        texts, examples = {}, {}
         for name, text in suite.texts.items():
             with suite.naming(f"texts.{name}"):
                 texts[name] = _read(text, suite.evaluation.tokens)
-        examples = {}
-        for name, task in suite.examples.items():
+        for name, own in suite.examples.items():
             with suite.naming(f"examples.{name}"):
-                given = read_examples(task.files, task.template)
+                given = read_examples(own.files, own.template)
                 assert given is not None  # every task names files
                 examples[name] = given
         return cls(suite, texts, examples, progress)
 
     def measure(self, target: PrunableModel, tokenizer: Any) -> Scores:
-        """What a model scores, alone.
+        """What a model scores, alone."""
+        texts, tasks = {}, {}
+        for name in self.texts:
+            with self.suite.naming(f"texts.{name}"):
+                texts[name] = self._text(name, target, tokenizer)
+        for name in self.suite.tasks:
+            with self.suite.naming(f"tasks.{name}"):
+                tasks[name] = self._task(name, target, tokenizer)
+        for name in self.examples:
+            with self.suite.naming(f"examples.{name}"):
+                tasks[name] = self._own_task(name, target, tokenizer)
+        return Scores(self.suite.name, texts, tasks)
 
-        Raises:
-            InputError: a text is too short, a window longer than what the model can read, or a task
-                cannot be run.
-        """
-        return Scores(
-            suite=self.suite.name,
-            texts={name: self._text(name, target, tokenizer) for name in self.texts},
-            tasks={name: self._task(name, target, tokenizer) for name in self.suite.tasks}
-            | {name: self._own_task(name, target, tokenizer) for name in self.examples},
-        )
+    def _ticks(self, stage: str) -> Callable[[int, int], None]:
+        def tick(done: int, total: int) -> None:
+            self.progress(stage, done, total, {})
+
+        return tick
 
     def _text(self, name: str, target: PrunableModel, tokenizer: Any) -> TextScore:
         given = self.texts[name]
-
-        def on_window(done: int, total: int) -> None:
-            self.progress(f"perplexity, {name}", done, total, {})
-
-        with self.suite.naming(f"texts.{name}"):
-            stream = stream_of_text(given, tokenizer)
-            require_length(stream, 2, given.field, given.name)
-            windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
-            losses = window_losses(target, windows, on_window=on_window)
-            measured = losses.perplexity()
+        stream = stream_of_text(given, tokenizer)
+        require_length(stream, 2, given.field, given.name)
+        windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
+        losses = window_losses(target, windows, on_window=self._ticks(f"perplexity, {name}"))
+        measured = losses.perplexity()
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,
@@ -120,12 +116,7 @@ class Scoreboard:
 
     def _task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
         task = self.suite.tasks[name]
-
-        def on_request(done: int, total: int) -> None:
-            self.progress(f"answers, {name}", done, total, {})
-
-        with self.suite.naming(f"tasks.{name}"):
-            found = answers(target, tokenizer, name, task, on_request)
+        found = answers(target, tokenizer, name, task, self._ticks(f"answers, {name}"))
         return TaskScore(
             **found.figures,
             chance=task.chance,
@@ -135,15 +126,10 @@ class Scoreboard:
 
     def _own_task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
         task = self.suite.examples[name]
-
-        def on_answer(done: int, total: int) -> None:
-            self.progress(f"answers, {name}", done, total, {})
-
-        with self.suite.naming(f"examples.{name}"):
-            given = self.examples[name].first(task.limit)
-            stream = stream_of_examples(given, tokenizer, target.bos_token_id)
-            written = written_answers(target, tokenizer, stream, on_answer)
-            right = exact_match(written, [one.answer for one in stream.examples])
+        given = self.examples[name].first(task.limit)
+        stream = stream_of_examples(given, tokenizer, target.bos_token_id)
+        written = written_answers(target, tokenizer, stream, self._ticks(f"answers, {name}"))
+        right = exact_match(written, [one.answer for one in stream.examples])
         share, n = statistics.fmean(right), len(right)
         return TaskScore(
             acc=share,
@@ -170,9 +156,6 @@ def against(scores: Scores, original: Scores, name: str = "original") -> Scores:
 
     Args:
         name: what messages call the original's scores, such as the file that they were read from.
-
-    Raises:
-        InputError: they were not measured on the same windows and questions.
     """
     require_same(scores, original, name)
     texts = {
@@ -189,36 +172,65 @@ def against(scores: Scores, original: Scores, name: str = "original") -> Scores:
     return Scores(scores.suite, texts, tasks, *ratio, *share)
 
 
-def require_suite(board: Scoreboard, original: Scores, name: str) -> None:
-    """Refuses scores of other texts or tasks than a scoreboard is about to measure.
+DIFFERENCES = {
+    "text": "was measured on another text as {place}",
+    "windows": "has {theirs} of {place}, not {ours}",
+    "tokens": "has read {place} as other tokens",
+    "shots": "has {theirs} shots of {place}, not {ours}",
+    "n": "has answered {theirs} questions of {place}, not {ours}",
+    "questions": "has answered other questions of {place}",
+    "rule": "has another metric or chance of {place}",
+}
+"""What is said of scores that differ in one of `_facts`."""
 
-    Raises:
-        InputError: naming the first that differs.
-    """
-    hashes = {key: text.sha256 for key, text in board.texts.items()}
-    _refuse(_other_suite(hashes, board.suite.all_tasks, original), name)
-    stated = {key: task.shots for key, task in board.suite.tasks.items()}
-    _refuse(_other_shots({key: n for key, n in stated.items() if n is not None}, original), name)
+Facts = dict[str, dict[str, Any]]
+"""By text and task, what two models are compared over; None where it is not known yet."""
+
+
+def require_suite(board: Scoreboard, original: Scores, name: str) -> None:
+    """Refuses scores of other texts or tasks than a scoreboard is about to measure."""
+    facts: Facts = {f"texts.{key}": {"text": text.sha256} for key, text in board.texts.items()}
+    facts |= {f"tasks.{key}": {"shots": task.shots} for key, task in board.suite.tasks.items()}
+    _refuse(_differences(facts | {f"tasks.{key}": {} for key in board.examples}, original), name)
 
 
 def require_same(scores: Scores, original: Scores, name: str) -> None:
-    """Refuses scores of another suite, or on other windows or questions.
-
-    Raises:
-        InputError: naming the first text or task that differs.
-    """
-    hashes = {key: text.text_sha256 for key, text in scores.texts.items()}
-    _refuse(_other_suite(hashes, list(scores.tasks), original), name)
-    _refuse(_other_measurement(scores, original), name)
+    """Refuses scores of another suite, or on other windows or questions."""
+    _refuse(_differences(_facts(scores), original), name)
 
 
 def comparable(scores: Scores, original: Scores) -> bool:
     """Whether both were measured on the same windows and questions."""
-    try:
-        require_same(scores, original, "")
-    except InputError:
-        return False
-    return True
+    return next(_differences(_facts(scores), original), None) is None
+
+
+def _facts(scores: Scores) -> Facts:
+    facts: Facts = {}
+    for key, text in scores.texts.items():
+        facts[f"texts.{key}"] = {
+            "text": text.text_sha256,
+            "windows": f"{len(text.losses)} windows of {text.window} tokens",
+            "tokens": text.windows_sha256,
+        }
+    for key, task in scores.tasks.items():
+        facts[f"tasks.{key}"] = {
+            "shots": task.shots,
+            "n": task.n,
+            "questions": task.questions_sha256,
+            "rule": (task.metric, task.chance),
+        }
+    return facts
+
+
+def _differences(ours: Facts, original: Scores) -> Iterator[str]:
+    theirs = _facts(original)
+    yield from (f"has no {place}" for place in ours if place not in theirs)
+    yield from (f"has {place} besides" for place in theirs if place not in ours)
+    for place, facts in ours.items():
+        for key, value in facts.items():
+            other = theirs[place][key]
+            if value is not None and value != other:
+                yield DIFFERENCES[key].format(place=place, ours=value, theirs=other)
 
 
 def _refuse(differences: Iterator[str], name: str) -> None:
@@ -227,45 +239,6 @@ def _refuse(differences: Iterator[str], name: str) -> None:
         raise InputError(
             found, field=name, hint="measure both by the same `suite`, and models of one tokenizer"
         )
-
-
-def _other_suite(hashes: dict[str, str], tasks: list[str], original: Scores) -> Iterator[str]:
-    for kind, ours, theirs in (
-        ("texts", list(hashes), original.texts),
-        ("tasks", tasks, original.tasks),
-    ):
-        yield from (f"has no {kind}.{name}" for name in ours if name not in theirs)
-        yield from (f"has {kind}.{name} besides" for name in theirs if name not in ours)
-    for name, digest in hashes.items():
-        if digest != original.texts[name].text_sha256:
-            yield f"was measured on another text as texts.{name}"
-
-
-def _other_shots(shots: dict[str, int], original: Scores) -> Iterator[str]:
-    for name, number in shots.items():
-        if number != original.tasks[name].shots:
-            yield f"has {original.tasks[name].shots} shots of tasks.{name}, not {number}"
-
-
-def _other_measurement(scores: Scores, original: Scores) -> Iterator[str]:
-    for name, text in scores.texts.items():
-        other = original.texts[name]
-        if text.window != other.window or len(text.losses) != len(other.losses):
-            yield (
-                f"has {len(other.losses)} windows of {other.window} tokens of texts.{name}, "
-                f"not {len(text.losses)} of {text.window}"
-            )
-        if text.windows_sha256 != other.windows_sha256:
-            yield f"has read texts.{name} as other tokens"
-    yield from _other_shots({name: task.shots for name, task in scores.tasks.items()}, original)
-    for name, task in scores.tasks.items():
-        answered = original.tasks[name]
-        if task.n != answered.n:
-            yield f"has answered {answered.n} questions of tasks.{name}, not {task.n}"
-        if task.questions_sha256 != answered.questions_sha256:
-            yield f"has answered other questions of tasks.{name}"
-        if (task.metric, task.chance) != (answered.metric, answered.chance):
-            yield f"has another metric or chance of tasks.{name}"
 
 
 def _text_against(text: TextScore, original: float, losses: Sequence[float]) -> TextScore:

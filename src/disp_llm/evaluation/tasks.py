@@ -72,10 +72,6 @@ def run_tasks(
         limit: number of questions of each task; 0 = all.
         shots: solved questions in front of each; None = as many as the task says itself.
         on_request: called with (done, total) as answers are scored.
-
-    Raises:
-        InputError: lm-eval is not installed, a task does not exist, has no such metric or not this
-            number of shots, or its data cannot be had.
     """
     wanted = require_tasks(names)
     for name in wanted:

@@ -115,9 +115,9 @@ def speed_against(
 ) -> dict[str, float]:
     """How fast a model is beside the original, timed in turn; empty where there are no rounds.
 
-    For prefill and for decode: `…_ms` and `…_dense_ms`, medians of milliseconds, and `…_speedup`,
-    the median over rounds of how many times as fast it is, with its quartiles `…_speedup_low` and
-    `…_speedup_high`.
+    For prefill and for decode: `…_ms` and `…_original_ms`, medians of milliseconds, and
+    `…_speedup`, the median over rounds of how many times as fast it is, with its quartiles
+    `…_speedup_low` and `…_speedup_high`.
     """
     figures: dict[str, float] = {}
     for usual in USUAL if rounds else ():
@@ -130,7 +130,7 @@ def speed_against(
         low, middle, high = pair.speedup
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(pair.second),
-            f"{phase}_dense_ms": 1e3 * statistics.median(pair.first),
+            f"{phase}_original_ms": 1e3 * statistics.median(pair.first),
             f"{phase}_speedup": middle,
             f"{phase}_speedup_low": low,
             f"{phase}_speedup_high": high,

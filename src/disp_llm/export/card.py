@@ -17,7 +17,6 @@ from disp_llm.runs.files import atomic, write_json
 from disp_llm.runs.markdown import all_escaped, in_code, printable
 from disp_llm.runs.results import (
     NOT_MEASURED,
-    SCORED,
     SizeResult,
     dropped_said,
     kept_said,
@@ -55,7 +54,7 @@ def write_recovered_card(
         recovered: what was done.
     """
     if (before / FACTS).is_file():
-        facts = _changed(before, figures, {"recovered": recovered}, gone=SCORED)
+        facts = _changed(before, figures, {"recovered": recovered}, gone=("scores",))
         size = typed_facts(facts, str(before / FACTS)).figures
         write_card(folder, size, facts["result"])
 
@@ -132,12 +131,12 @@ def _filled(facts: dict[str, Any], path: str, form: str) -> str:
         place=PLACE,
         size=size,
         told=told,
-        original=told.dense,
+        original=told.original,
         source=told.source,
         versions=told.versions,
         recovered=told.recovered,
         quantised=told.quantised,
-        measured=size.measured or told.dense.measured,
+        measured=size.measured or told.original.measured,
         not_measured=NOT_MEASURED,
         eval_text=told.eval_text,
         perplexity_of_original=_perplexity_of_original(size, told),
@@ -155,7 +154,7 @@ def _filled(facts: dict[str, Any], path: str, form: str) -> str:
 def _perplexity_of_original(size: SizeResult, told: Told) -> str:
     """On the same windows as the model's own. Training after pruning may have measured on another
     text than pruning, and without the original."""
-    did, was, now = told.recovered, told.dense.measured, size.measured
+    did, was, now = told.recovered, told.original.measured, size.measured
     if did is None or now is None:
         return str(was)
     if did.original:

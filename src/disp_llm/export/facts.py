@@ -7,16 +7,23 @@ from typing import Any, Literal
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.models import embedded
-from disp_llm.runs.figures import Hardware, Source
+from disp_llm.runs.figures import Source
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import is_on_hub, name_of, named, names_in, without_paths
 from disp_llm.runs.ownership import FACTS
-from disp_llm.runs.results import DenseResult, Perplexity, SizeResult, as_json, from_json
+from disp_llm.runs.results import (
+    Hardware,
+    OriginalResult,
+    Perplexity,
+    SizeResult,
+    as_json,
+    from_json,
+)
 from disp_llm.runs.scores import Finite
 
 TOLD = (
-    *("dense", "source", "versions", "tokens_seen", "command", "hardware"),
+    *("original", "source", "versions", "tokens_seen", "command", "hardware"),
     *("recovered", "quantised"),
 )
 """Parts of a run's result that the card tells; the folder carries no others."""
@@ -52,7 +59,11 @@ def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if key not in (*UNTOLD, *BEHIND)}
+    told = {key: value for key, value in figures.items() if key not in UNTOLD}
+    if "measured" in told:
+        measured = told["measured"].items()
+        told["measured"] = {key: value for key, value in measured if key not in BEHIND}
+    return told
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
@@ -107,7 +118,7 @@ class Quantised:
 class Told:
     """What the card tells of a run's result."""
 
-    dense: DenseResult
+    original: OriginalResult
     source: Source
     versions: dict[str, str]
     tokens_seen: Count
@@ -128,7 +139,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that `card.json` holds, with blanks for the figures that the card leaves out."""
+    """All that `card.json` holds, but for what the card leaves out."""
 
     figures: SizeResult
     result: Told
@@ -142,17 +153,8 @@ def facts_in(path: Path) -> dict[str, Any]:
 
 
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
-    """The same as an object, with blanks for the figures that a card leaves out."""
-    result = values.get("result")
-    if isinstance(result, dict):
-        result = result | {key: filled(result.get(key)) for key in ("dense", "hardware")}
-    whole = {"figures": filled(values.get("figures")), "result": result}
-    return from_json(Facts, whole, path, EXPORT_AGAIN)
-
-
-def filled(figures: Any) -> Any:
-    """Figures of a card with blanks for those that it leaves out."""
-    return dict.fromkeys(UNTOLD, "") | figures if isinstance(figures, dict) else figures
+    """The same as an object."""
+    return from_json(Facts, values, path, EXPORT_AGAIN)
 
 
 OF_FILES = "sha256:"

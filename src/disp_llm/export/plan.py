@@ -24,7 +24,7 @@ from disp_llm.export.parts import Bias, Index, Part, Picked, Taken, Weight
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Masks, Selection
 from disp_llm.masks.selection_file import MADE_AGAIN
-from disp_llm.masks.shapes import stretches_of
+from disp_llm.masks.shapes import head_ranges
 from disp_llm.models.family import Branch, Experts
 
 Cut = Weight | Bias | Picked
@@ -67,7 +67,7 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
                 weight = Weight(name, is_conv1d(linear))
             else:
                 inner = widths_of(linear)[0 if writes else 1]
-                inner = stretches_of(block, branch, path, inner)
+                inner = head_ranges(block, branch, path, inner)
                 weight = _weight(name, linear, writes, inner, *at_linears)
             weight = replace(weight, adapter=next(adapters))
             pruned = _pruned(next(means, None), kept) if writes else None
@@ -113,7 +113,7 @@ def _weight(
     """The weight of a layer that reads or writes, without an adapter.
 
     Args:
-        inner: widths of the stretches of what it has inside of its branch.
+        inner: widths of the ranges of what it has inside of its branch.
     """
     inside = _indices(kept.inside(*inner))
     stream = _indices(kept.outgoing if writes else kept.incoming)
@@ -138,7 +138,7 @@ def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> l
     """What becomes of what heads of attention have beside rows and columns of its linear layers."""
     sizes = {path: len(block.get_parameter(path)) for path in branch.per_head}
     heads = {
-        path: _indices(kept.inside(*stretches_of(block, branch, path, size)))
+        path: _indices(kept.inside(*head_ranges(block, branch, path, size)))
         for path, size in sizes.items()
     }
     return [

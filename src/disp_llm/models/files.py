@@ -110,6 +110,7 @@ def require_readable(path: Path) -> None:
     for file in (path / name for name in READ if name.endswith(".json")):
         if file.is_file():
             _object(file)
+    there = [file for file in there if file.suffix == ".safetensors"]
     absent = [str(file.relative_to(path)) for file in weights if file not in there]
     if absent:
         raise InputError(f"lacks {first_of(absent)}", field=str(path), hint=AGAIN)

@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from disp_llm.reporting.canvas import canvas, logarithmic
 from disp_llm.reporting.run_data import RunData
 
 SMOOTH = 0.9
@@ -97,8 +96,7 @@ def _chart(
         for name, place in lines.items():
             _draw_line(axes, series[name], place, by_size, alone=len(series) == 1)
         if by_size:
-            values = [y for line in series.values() for _, y in line]
-            logarithmic(axes, min(values), max(values))
+            logarithmic(axes)
             axes.margins(x=0.08, y=0.1)
             axes.set_xlabel("keep: share of block parameters")
         else:
@@ -136,3 +134,23 @@ def _svg(figure: Any) -> tuple[str, str]:
     found = re.search(r'<svg[^>]* viewBox="([^"]+)"[^>]*>(.*)</svg>', text, re.DOTALL)
     assert found
     return found[1], found[2]
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches, drawn without a window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def logarithmic(axes: Any) -> None:
+    """A logarithmic axis of perplexities with round numbers on it."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())

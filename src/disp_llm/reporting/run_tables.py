@@ -9,8 +9,8 @@ from disp_llm.reporting.terminal import say
 from disp_llm.runs.figures import RunFigures, TrainedResult, run_figures
 from disp_llm.runs.results import (
     PHASES,
-    DenseResult,
     MeasuredResult,
+    OriginalResult,
     Perplexity,
     SizeResult,
     dropped_said,
@@ -32,7 +32,7 @@ def show_models(figures: dict[str, Any], file: Path) -> None:
         file: where that lies.
     """
     found = run_figures(figures, str(file))
-    original, models, source = found.dense, found.models, found.source
+    original, models, source = found.original, found.models, found.source
     assert original is not None
     assert source is not None
     title = f"{source['model']}, perplexity on {source['eval_text']}"
@@ -46,7 +46,7 @@ def show_models(figures: dict[str, Any], file: Path) -> None:
     _say_what_wins_back(original, models)
 
 
-def sizes_table(original: DenseResult, models: list[SizeResult], title: str = "") -> Table:
+def sizes_table(original: OriginalResult, models: list[SizeResult], title: str = "") -> Table:
     """A column for every model; rows of which no pruned model has a figure are left out."""
     rows: list[tuple[str, ...]] = []
 
@@ -72,7 +72,7 @@ def sizes_table(original: DenseResult, models: list[SizeResult], title: str = ""
     row("KV cache, of the original's", "", lambda m: f"{m.kv_cache:.0%}")
     timed = next((model.speed for model in models if model.speed), {})
     for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
-        took = f"{timed[f'{phase}_dense_ms']:.1f} ms" if timed else ""
+        took = f"{timed[f'{phase}_original_ms']:.1f} ms" if timed else ""
         row(name, took, lambda m, phase=phase: speed_said(m, phase))
     for kind in ("total", "flops", "bytes", "memory", "latency", "active"):
         row(
@@ -108,7 +108,7 @@ def _say_what_is_slow(models: list[SizeResult]) -> None:
             say("for time ask for `--budget latency --target 0.8`")
 
 
-def _say_what_wins_back(original: DenseResult, models: list[SizeResult]) -> None:
+def _say_what_wins_back(original: OriginalResult, models: list[SizeResult]) -> None:
     """Names the command that trains the weights of the model that has lost most, where that is
     worth it: masks, scales and adapters leave them as they are."""
     lost = {

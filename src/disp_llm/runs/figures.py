@@ -6,7 +6,15 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.runs.identity import Stamps
-from disp_llm.runs.results import DenseResult, MeasuredResult, Perplexity, SizeResult, from_json
+from disp_llm.runs.results import (
+    Hardware,
+    MeasuredResult,
+    OriginalResult,
+    Perplexity,
+    Provenance,
+    SizeResult,
+    from_json,
+)
 from disp_llm.runs.scores import Scores
 
 
@@ -24,34 +32,6 @@ class Source(TypedDict):
     license: NotRequired[str]
     teacher_revision: NotRequired[str]
     weights_from_revision: NotRequired[str]
-
-
-class Hardware(TypedDict):
-    """What figures were measured on."""
-
-    cpu: str
-    threads: Size
-    system: str
-    gpus: NotRequired[list[str]]
-
-
-def machine_name(hardware: Hardware) -> str:
-    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
-    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
-    return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
-
-
-class Provenance(TypedDict):
-    """Where a row of figures comes from."""
-
-    command: str
-    seed: int
-    date: str
-    """UTC, as ISO 8601 has it."""
-    commit: str
-    """Of disp-llm, with `-dirty` where its code had changed since; empty = not from a checkout."""
-    versions: dict[str, str]
-    hardware: Hardware
 
 
 @dataclass(frozen=True)
@@ -107,11 +87,11 @@ class RunFigures:
     source: Source | None = None
     processes: Size | None = None
     """Among how many the windows of a step were divided when the run was begun."""
-    dense: DenseResult | None = None
+    original: OriginalResult | None = None
     models: list[SizeResult] = field(default_factory=list)
     before: MeasuredResult | None = None
-    """This one, `original`, `teacher` and `model` are those of `recover`."""
-    original: Scores | None = None
+    """This one and the next three are those of `recover`."""
+    original_scores: Scores | None = None
     """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
@@ -124,9 +104,9 @@ class RunFigures:
     """That earlier recoveries had trained the weights on with which one began."""
     writing_s: Amount | None = None
     choosing_s: Amount | None = None
-    measuring_dense_s: Amount | None = None
+    measuring_original_s: Amount | None = None
     """Of its perplexity."""
-    scoring_dense_s: Amount | None = None
+    scoring_original_s: Amount | None = None
     """Of its scores, where the run has a suite."""
     seconds: Amount | None = None
     late_s: Amount | None = None
@@ -137,7 +117,7 @@ class RunFigures:
         """A run that is done has everything."""
         if "disp-llm" not in self.versions:
             raise ValueError("has no version of disp-llm")
-        pruned = ("dense", "models")
+        pruned = ("original", "models")
         needed = ("source", "tokens_seen", "seconds", "peak_memory_bytes")
         needed += pruned if self.before is None else ("model",)
         for name in needed if self.status == "done" else ():
@@ -146,9 +126,5 @@ class RunFigures:
 
 
 def run_figures(values: dict[str, Any], file: str) -> RunFigures:
-    """The figures of a run.
-
-    Raises:
-        InputError: a value is missing, or is of another type; `file` says where.
-    """
+    """The figures of a run."""
     return from_json(RunFigures, values, file)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.runs.figures import Hardware, Provenance
+from disp_llm.runs.results import Hardware, Provenance
 
 LIBRARIES = ("disp-llm", "torch", "transformers", "accelerate", "safetensors", "tokenizers")
 

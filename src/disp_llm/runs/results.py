@@ -1,17 +1,14 @@
 """Figures with what they were measured over, as `result.json` and `compare.json` hold them.
 
-`as_json` writes a result as one flat object, a `Perplexity` and `Scores` inside it spread out;
-`from_json` reads it back, and checks every value.
+`as_json` writes a result as it is nested; `from_json` reads it back, and checks every value.
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 
 import msgspec
 
-from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, SITES, BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
 from disp_llm.runs.scores import Scores
@@ -100,6 +97,34 @@ def paired_said(ratio: float | None, error: float | None) -> str:
     return "" if ratio is None else "×" + with_error(ratio, error, 3)
 
 
+class Hardware(TypedDict):
+    """What figures were measured on."""
+
+    cpu: str
+    threads: Size
+    system: NotRequired[str]
+    gpus: NotRequired[list[str]]
+
+
+def machine_name(hardware: Hardware) -> str:
+    """`AMD EPYC, 2 threads`: times of two machines are compared only where this is the same."""
+    threads = "1 thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+    return ", ".join([hardware["cpu"], *hardware.get("gpus", []), threads])
+
+
+class Provenance(TypedDict):
+    """Where a row of figures comes from."""
+
+    command: str
+    seed: int
+    date: str
+    """UTC, as ISO 8601 has it."""
+    commit: str
+    """Of disp-llm, with `-dirty` where its code had changed since; empty = not from a checkout."""
+    versions: dict[str, str]
+    hardware: Hardware
+
+
 @dataclass(frozen=True)
 class MeasuredResult:
     """A model at some time, measured on the evaluation text and on a suite."""
@@ -110,23 +135,23 @@ class MeasuredResult:
 
 
 @dataclass(frozen=True)
-class DenseResult:
+class OriginalResult:
     """The model as it came."""
 
     measured: Perplexity
-    prompt: str
-    """The first tokens of the evaluation text."""
-    sample: str
-    """What the model writes after them."""
     parameters: Size
     block_parameters: Size
     bytes: Size
+    prompt: str = ""
+    """The first tokens of the evaluation text."""
+    sample: str = ""
+    """What the model writes after them."""
     scores: Scores | None = None
     """On the suite of the run, where it has one."""
 
 
 class Timing(TypedDict):
-    """What was timed, the measured share of the dense model's time, what the model itself took (not
+    """What was timed, the measured share of the original's time, what the model itself took (not
     known in older results), and all attempts."""
 
     work: str
@@ -154,7 +179,7 @@ class SizeResult:
     """Its name in the run."""
     budget: BudgetKind
     share_asked: Amount
-    """`keep_asked` where the budget is block parameters, else `target`."""
+    """Of what the budget limits."""
     keep: Amount
     """Share of block parameters that is kept."""
     keep_total: Amount
@@ -175,8 +200,8 @@ class SizeResult:
     adapter_rank: Count
     """Rank of the adapters that are added to the weights; 0 = none."""
     widths_full: dict[str, Size]
-    """Width of every site in the dense model, of the block where it is widest."""
-    folder: str
+    """Width of every site in the original, of the block where it is widest."""
+    folder: str = ""
     asked: str | None = None
     """`6GB` or `80ms`, of which `share_asked` is what it means for this original; None where a
     share was asked for."""
@@ -202,17 +227,19 @@ class SizeResult:
     """Of a wrapper the parameters of each part beside its language model, which stay as they are.
     """
     speed: dict[str, Positive] = field(default_factory=dict)
-    """`prefill_ms`, `prefill_dense_ms`, `prefill_speedup`, its quartiles `prefill_speedup_low` and
-    `prefill_speedup_high`, and the same of decode, where the model was timed beside the original on
-    the machine of the run."""
+    """`prefill_ms`, `prefill_original_ms`, `prefill_speedup`, its quartiles `prefill_speedup_low`
+    and `prefill_speedup_high`, and the same of decode, where the model was timed beside the
+    original on the machine of the run."""
     scores: Scores | None = None
     """On the suite of the run, against the original's; None where it has none."""
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
-        require_speeds(self.speed, *SPEEDS, "dense_ms", "speedup_low", "speedup_high")
+        require_speeds(self.speed, *SPEEDS, "original_ms", "speedup_low", "speedup_high")
         if not set(SITES) <= self.widths_full.keys():
             raise ValueError("has not the widths of all sites")
-        if (self.perplexity_masked is None) == bool(self.logit_errors):
+        masked = self.perplexity_masked is not None
+        if masked != bool(self.logit_errors) or (masked and self.measured is None):
             raise ValueError("has only a part of what holds it against the masked model")
         if self.latency:
             msgspec.convert(self.latency, Timing)
@@ -263,76 +290,21 @@ def speed_said(size: SizeResult, phase: str) -> str:
     return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def as_json(result: Any) -> dict[str, Any]:
-    """A result as one flat object of plain values; empty groups and lists are left out."""
-    values: dict[str, Any] = {}
-    for entry in dataclasses.fields(result):
-        value = getattr(result, entry.name)
-        if isinstance(value, Perplexity):
-            values |= {key: of for key, of in dataclasses.asdict(value).items() if of != []}
-        elif isinstance(value, Scores):
-            values |= value.as_json()
-        elif entry.name in MEASURED and value is None:
-            continue
-        elif entry.name in SPREAD:
-            values |= value
-        elif entry.name == "share_asked":
-            values["keep_asked" if result.budget == "params" else "target"] = value
-        elif value not in ({}, []) or entry.default_factory is dataclasses.MISSING:
-            values[entry.name] = value
-    return values
+def as_json(value: Any) -> Any:
+    """A result as plain values; what has its default is left out."""
+    if is_dataclass(value):
+        present = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        defaults = {entry.name: _default(entry) for entry in fields(value)}
+        return {name: as_json(of) for name, of in present.items() if of != defaults[name]}
+    if isinstance(value, dict):
+        return {key: as_json(of) for key, of in value.items()}
+    return [as_json(of) for of in value] if isinstance(value, list) else value
 
 
-MEASURED = (
-    *("measured", "perplexity_masked", "scores", "sample", "provenance"),
-    *("paired_ratio", "paired_ratio_stderr", "asked"),
-)
-"""What is left out where nothing was measured, or it is not known, or was not asked for."""
-
-SPREAD = {"logit_errors": "max_logit_error", "speed": ("prefill_", "decode_")}
-"""Groups that are spread out in the JSON object, and how their keys begin."""
-
-PERPLEXITY = {entry.name for entry in dataclasses.fields(Perplexity)}
-"""Keys of an object that holds a perplexity, which is spread out too."""
-
-SCORED = {entry.name for entry in dataclasses.fields(Scores)}
-"""Keys of an object that holds scores, which are spread out too."""
+def _default(entry: Any) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_AGAIN) -> Result:
-    """The result that `as_json` wrote, or a larger one that holds such; keys that it does not know
-    are ignored.
-
-    Raises:
-        InputError: a value is missing, or is of another type; `file` says where.
-    """
-    try:
-        return as_type(_nested(kind, values), kind, field=file, hint=hint)
-    except InputError as error:
-        what = error.what.replace("measured.", "")  # the file holds these one level higher
-        what = what.replace("scores.", "").replace("share_asked", "keep_asked")
-        raise InputError(what, field=file, hint=hint) from error
-
-
-def _nested(kind: Any, values: Any) -> Any:
-    """What lies flat in a file, in the groups that the kind declares."""
-    if isinstance(values, list):
-        return [_nested(part, value) for value in values for part in get_args(kind)[:1]]
-    kind = next((part for part in (kind, *get_args(kind)) if dataclasses.is_dataclass(part)), None)
-    if kind is None or not isinstance(values, dict):
-        return values
-    found = dict(values)
-    for name, declared in get_type_hints(kind).items():
-        if name == "measured":
-            found.pop(name, None)  # a size has its shares of the original's time under this key
-            found |= {name: values} if PERPLEXITY & values.keys() else {}
-        elif name == "scores":
-            found |= {name: _nested(Scores, values)} if SCORED & values.keys() else {}
-        elif name in SPREAD:
-            found[name] = {k: v for k, v in values.items() if k.startswith(SPREAD[name])}
-        elif name == "share_asked":
-            asked = [values[key] for key in ("keep_asked", "target") if key in values]
-            found |= {name: asked[0]} if asked else {}
-        elif name in values:
-            found[name] = _nested(declared, values[name])
-    return found
+    """The result that `as_json` wrote; keys that it does not know are ignored."""
+    return as_type(values, kind, field=file, hint=hint)

@@ -1,8 +1,7 @@
 """What a model scores on a suite, alone or against its original, as JSON objects hold it."""
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -117,15 +116,3 @@ class Scores:
         """Number of windows of every text, and of questions of every task."""
         windows = {f"texts.{name}": len(text.losses) for name, text in self.texts.items()}
         return windows | {f"tasks.{name}": task.n for name, task in self.tasks.items()}
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values; what was not measured is left out."""
-        return _present(dataclasses.asdict(self))
-
-
-def _present(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _present(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if value is not None and value != {}
-    }

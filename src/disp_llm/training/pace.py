@@ -67,8 +67,8 @@ def _seconds_left(problem: PruningProblem) -> float:
     """What the time that was asked for leaves to learning: less what has passed, and what exporting
     and measuring every size will take, by the time that measuring the original took."""
     result, config = problem.job.run.result(), problem.job.config
-    of_size = MEASUREMENTS_A_SIZE * result.get("measuring_dense_s", 0.0)
-    of_size += result.get("scoring_dense_s", 0.0)  # on the suite
+    of_size = MEASUREMENTS_A_SIZE * result.get("measuring_original_s", 0.0)
+    of_size += result.get("scoring_original_s", 0.0)  # on the suite
     return -seconds_late(problem.job) - of_size * len(config.sizes)
 
 

@@ -1,0 +1,42 @@
+"""What all plots of the lab share: colours, panels, files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from disp_llm.reporting.charts import canvas
+from disp_llm.runs.files import atomic
+from disp_llm.runs.ownership import PICTURE
+
+DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
+"""Colours of the original, of the pruned model, and of what is counted and not measured."""
+
+OTHERS = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
+"""Colours of all further lines."""
+
+
+def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[Any, list[Any]]:
+    """A figure of so many inches, and the axes of its panels.
+
+    Args:
+        values: what each panel shows; those that show the same share its scale, which is labelled
+            once.
+    """
+    figure, axes = canvas(width, height), []
+    first: dict[str, Any] = {}
+    for place, name in enumerate(values, start=1):
+        axis = figure.add_subplot(1, len(values), place, sharey=first.get(name))
+        axis.spines[["top", "right"]].set_visible(False)
+        if name in first:
+            axis.tick_params(labelleft=False)
+        else:
+            first[name] = axis
+            axis.set_ylabel(name)
+        axes.append(axis)
+    return figure, axes
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the figure as PNG, whole or not at all."""
+    with atomic(path, PICTURE) as temporary:
+        figure.savefig(temporary, format="png", dpi=160, metadata={"Software": "disp-llm"})
