@@ -56,21 +56,20 @@ class CompareConfig:
     """The methods to compare; `learned` is ours. Methods that choose masks leave run folders with
     exported models; baselines that do more than drop dimensions are measured and not written."""
     keep: tuple[Size, ...] = (0.8, 0.7, 0.5)
-    """Share of block parameters that is kept, in (0, 1]."""
+    """Shares of block parameters to keep, in (0, 1]."""
     frontier: bool = False
-    """Measure the original as rows of its own too, in the dtype of the run, in int8 and in int4
-    (which needs torchao), draw every row against its time and its memory, and say which are
-    on the Pareto front."""
+    """Add the original in the run's dtype, int8 and int4 (torchao) as rows, and draw every row
+    against time and memory."""
     target: tuple[Size, ...] = ()
-    """Sizes of the method `latency`, as shares of the original's time for a prompt, in (0, 1]."""
+    """Sizes of the method latency: shares of the original's time for a prompt, in (0, 1]."""
     quantise: tuple[Word, ...] = ()
-    """Methods that choose masks whose models are also measured in int8 and int4."""
+    """Methods whose models are also measured in int8 and int4."""
     align: Multiple = 1
     """Widths of the models that methods that choose masks write are multiples of this number; int4
     takes multiples of 32. With 1 dimensions are pruned one by one; `prune` on a CPU has 32."""
     output_dir: Path = Path("comparison")
-    """The folder of compare.json, compare.md, the pictures and the run folders. Rows that are there
-    are not made again."""
+    """Folder of compare.json, compare.md, pictures and runs; rows that are there are not made
+    again."""
     steps: Steps = 150
     """Optimiser steps of the methods that learn."""
     length: Window = TrainingConfig.length
@@ -78,12 +77,11 @@ class CompareConfig:
     batch: Batch = TrainingConfig.batch
     """Learning windows of a step."""
     suite: str = ""
-    """A suite of texts and tasks, on which the original and every model are measured besides:
-    general, commonsense, or a .toml file."""
+    """Texts and tasks to measure every model on: general, commonsense, or a .toml file."""
     rounds: Rounds = 7
-    """Number of times that each model is timed, in turn with the original; 0 = not timed."""
+    """Times that each model is timed in turn with the original; 0 = not timed."""
     anyway: bool = False
-    """Go on although the model, a text or a file of the comparison is not what it was."""
+    """Go on although the model or a file has changed."""
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     scores: ScoreConfig = field(default_factory=ScoreConfig)

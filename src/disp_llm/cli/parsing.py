@@ -87,13 +87,8 @@ def runner(command: str, dry: bool) -> Callable[[Any], dict[str, Any]]:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The configuration that the arguments ask for, checked.
-
-    Raises:
-        InputError: unknown or malformed arguments, an unknown recipe, no run to resume, or a value
-            that no run can use.
-        SystemExit: with code 0, after `--help`, `--help-all`, `--version` and `--completion`.
-    """
+    """The configuration that the arguments ask for, checked. Ends the process after `--help`,
+    `--help-all`, `--version` and `--completion`."""
     command, *words = arguments or ["--help"]
     if command == "--version":
         _print(f"disp-llm {version('disp-llm')}")
@@ -112,7 +107,7 @@ def parse(arguments: list[str]) -> Any:
 
 
 def given_settings(command: str, words: list[str]) -> dict[str, Any]:
-    """What the words of a command say of its settings, and of `set` and `config`.
+    """What the words of a command say of its settings and extras, as their types.
 
     Raises:
         InputError: unknown or malformed arguments.
@@ -207,7 +202,9 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
         if name in settings:
             config = with_value(config, settings[name].path, value)
     if "revision" in given:
-        config = dataclasses.replace(config, model=f"{config.model}@{given['revision']}")
+        config = dataclasses.replace(
+            config, model=f"{config.model.partition('@')[0]}@{given['revision']}"
+        )
     for setting in required:
         if getattr(config, setting.name) == "":
             hint = f"see disp-llm {command} --help"
@@ -279,8 +276,8 @@ def program(arguments: list[str]) -> str:
 
 
 def command_line() -> str:
-    """How this process was started, for provenance: a line that a shell takes, in which what lies
-    here cannot be mistaken for a name on the hub (`./org/name`)."""
+    """How this process was started, as a shell takes it. What lies here cannot be mistaken for a
+    name on the hub (`./org/name`)."""
 
     def said(word: str) -> str:
         return f"./{word}" if HUB_NAME.fullmatch(word) and Path(word).exists() else word

@@ -13,17 +13,17 @@ class BenchConfig:
     """Measure speed, memory and load time of a folder against its original, on this machine."""
 
     folder: Annotated[Word, POSITIONAL]
-    """An exported folder, or any model."""
+    """Exported folder, or any model."""
     against: str = ""
-    """The model that it is compared with. Default: the original that an exported folder names."""
+    """Model to compare with. Default: the original of an exported folder."""
     lengths: Annotated[tuple[Length, ...], Some] = (128, 512)
-    """Lengths of the prompts of prefill, in tokens."""
+    """Prompt lengths of prefill, in tokens."""
     batches: Annotated[tuple[Batch, ...], Some] = (1, 8)
     """Numbers of sequences that are decoded together."""
     context: Length = 128
     """Tokens in the KV cache while decoding."""
     rounds: Points = 12
-    """Number of times that each is timed, in turn."""
+    """Times that each model is timed, in turn."""
     compile: bool = False
     """Run both models through torch.compile."""
     machine: MachineConfig = field(default_factory=MachineConfig)

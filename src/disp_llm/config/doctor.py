@@ -22,8 +22,7 @@ class DoctorConfig:
     batch: Batch = TrainingConfig.batch
     """Training windows of a batch, for the same."""
     measure: bool = False
-    """Also load the model and time alignments of its widths on this machine; `prune` then uses the
-    best one."""
+    """Also load the model and time alignments of its widths here; prune then uses the best."""
     device: str = "auto"
     """Device whose memory is compared: cpu, cuda, ..."""
 

@@ -95,9 +95,5 @@ def other_method(name: str) -> Method:
 
 
 def reads_of(name: str) -> Reads:
-    """What a method reads; one that is not ours is imported to say so.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """What a method reads; one that is not ours is imported to say so."""
     return OWN[name] if name in OWN else other_method(name).reads

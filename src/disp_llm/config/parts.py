@@ -262,11 +262,7 @@ class BudgetConfig:
             raise InputError("a size is repeated", field="target", hint="give each size once")
 
     def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
-        """The sizes that are to be written, of what the budget limits.
-
-        Raises:
-            InputError: a target is neither a share nor a number with a unit.
-        """
+        """The sizes that are to be written, of what the budget limits."""
         return tuple(map(Target.of, keep if self.budget == "params" else self.target))
 
     def size_name(self, size: Target) -> str:

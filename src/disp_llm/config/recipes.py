@@ -54,11 +54,7 @@ OF_ONE_RUN = ("model", "folder", "output_dir", "resume", "anyway")
 
 def load_settings(path: Path) -> dict[str, Any]:
     """The tables of a file of settings, over those of the recipe that it names as its `base`; of
-    the `config.toml` of a run, what another run can repeat.
-
-    Raises:
-        InputError: the file cannot be read, or is not TOML.
-    """
+    the `config.toml` of a run, what another run can repeat."""
     tables = read_toml(path, "config", "correct the file")
     return _on_its_base({key: said for key, said in tables.items() if key not in OF_ONE_RUN})
 
@@ -146,11 +142,7 @@ def with_value(config: Any, path: tuple[str, ...], value: Any) -> Any:
 
 def typed(config: Any) -> Any:
     """A copy of a configuration that a program has made, with every value of the type that its
-    field declares: paths may have been given as text, and one value for a list of them.
-
-    Raises:
-        InputError: a value of another type, naming its field.
-    """
+    field declares: paths may have been given as text, and one value for a list of them."""
     for setting in settings_of(type(config)).values():
         config = with_value(config, setting.path, setting.of(config))
     return config

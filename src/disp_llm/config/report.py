@@ -13,11 +13,11 @@ class ReportConfig:
     """Write one self-contained HTML page about one or several runs, finished or not."""
 
     runs: Annotated[tuple[Path, ...], Some, POSITIONAL]
-    """The run folders. A `bench.json` in one (`disp-llm bench … --json`) is shown with it."""
+    """The run folders."""
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
     anyway: bool = False
-    """Show files of a run that are not what they were."""
+    """Show files that have changed."""
 
     def validate(self) -> None:
         """Refuses a page about nothing."""

@@ -108,11 +108,7 @@ def _unknown(tables: dict[str, Any], kind: type, place: str) -> Iterator[tuple[s
 
 
 def with_files(entries: dict[str, Entry], group: str, file: str) -> dict[str, Entry]:
-    """Entries of a TOML file, with the paths of the files that they name.
-
-    Raises:
-        InputError: a variable is not set, or there is no such file.
-    """
+    """Entries of a TOML file, with the paths of the files that they name."""
     found: dict[str, Entry] = {}
     for name, entry in entries.items():
         changes: dict[str, Any] = {}

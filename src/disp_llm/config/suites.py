@@ -118,12 +118,8 @@ def _shipped() -> Any:
 def load_suite(name: str) -> Suite:
     """A shipped suite, or that of a TOML file: checked, its files there.
 
-    Environment variables in the names of files are put in, and relative ones lie beside the TOML
-    file.
-
     Raises:
-        InputError: no such suite or file; an unknown key, or a value of the wrong type; a variable
-            that is not set; a file that is missing; neither texts nor tasks.
+        InputError: no such suite.
     """
     if name.endswith(".toml"):
         return _checked(read_toml(Path(name), "suite", "correct the file"), name)

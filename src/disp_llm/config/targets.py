@@ -55,11 +55,7 @@ class Target:
 
     @classmethod
     def of(cls, said: float | str) -> "Target":
-        """Reads a setting.
-
-        Raises:
-            InputError: it is no number, or has a unit that nothing is counted in.
-        """
+        """Reads a setting; refuses what is no number, or has an unknown unit."""
         if not isinstance(said, str):
             return cls(said)
         found = SAID.fullmatch(said.strip())
@@ -95,11 +91,8 @@ class Target:
         return self.amount * UNITS[self.unit][1]
 
     def like(self, value: float, at_least: bool = False) -> str:
-        """So many bytes, seconds or parameters in this unit, to a few digits.
-
-        Args:
-            at_least: whether it is rounded up, so that it can be asked for.
-        """
+        """So many bytes, seconds or parameters in this unit, to a few digits; rounded up where it
+        is the least that can be asked for."""
         amount = value / UNITS[self.unit][1]
         step = 10.0 ** (math.floor(math.log10(amount)) + 1 - DIGITS)
         whole = math.ceil(amount / step) if at_least else round(amount / step)
@@ -114,11 +107,7 @@ def budgets_of(target: Target) -> str:
 
 
 def require_of_budget(target: Target, budget: BudgetKind) -> None:
-    """Refuses a target of another budget, and what is no share.
-
-    Raises:
-        InputError: naming what to give in its place.
-    """
+    """Refuses a target of another budget, and what is no share."""
     counted = COUNTED.get(budget)
     hint = "give a number in (0, 1]"
     hint += f", or {counted} such as {EXAMPLES[counted]}" if counted else ""

@@ -50,12 +50,7 @@ class MixtureFile:
 
 
 def load_mixture(path: Path) -> MixtureFile:
-    """The shipped mixture or that of a TOML file: checked, its files there.
-
-    Raises:
-        InputError: no such file; an unknown key, or a value of the wrong type; a file that is
-            missing; no texts.
-    """
+    """The shipped mixture or that of a TOML file: checked, its files there."""
     if str(path) != GENERAL:
         return _checked(read_toml(path, "text", "correct the file"), str(path))
     file = f"{GENERAL}.toml"

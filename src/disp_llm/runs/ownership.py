@@ -56,11 +56,7 @@ def _content(kind: str, number: str) -> str:
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Marks a folder as ours.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Marks a folder as ours."""
     (folder / MARK).write_text(_content(kind, secrets.token_hex(8)), encoding="utf-8")
 
 
