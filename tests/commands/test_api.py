@@ -15,7 +15,7 @@ from small import settings_of
 
 import disp_lab
 import disp_llm
-from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.results import PruneResult, RecoverResult
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
@@ -327,6 +327,29 @@ def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
     found = [disp_llm.eval(name, config=config, progress=silent) for name in (folder, folder)]
     assert {one["model"] for one in found} == {folder}
     assert found[0]["parameters"] == small_run[1]["models"][0]["parameters"]
+
+
+def test_a_result_shows_itself(small_run):
+    """In a terminal, a notebook, a data frame and a plot."""
+    from matplotlib.figure import Figure
+
+    result = PruneResult(*small_run)
+    first = small_run[1]["models"][0]["measured"]["perplexity"]
+    assert repr(result).startswith(
+        f"PruneResult({str(small_run[0])!r}, 0.5: perplexity {first:.2f}"
+    )
+    assert "\n" not in repr(result)
+    html = result._repr_html_()
+    assert html.startswith("<table>")
+    assert html.count("<th>") == 4
+    assert f"{first:.2f} ± " in html
+    frame = pytest.importorskip("pandas") and result.to_frame()
+    assert frame["size"].tolist() == ["0.5", "0.8"]
+    assert frame["measured.perplexity"][0] == first
+    axes = result.plot(Figure().add_subplot())
+    assert axes.get_ylabel() == "perplexity"
+    assert len(axes.get_lines()) >= 2
+    assert PruneResult(small_run[0], {}).sizes == []
 
 
 def test_what_was_recovered_is_measured_where_it_lies(small_run, text_file, tmp_path):

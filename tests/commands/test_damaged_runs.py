@@ -8,8 +8,8 @@ import pytest
 from conftest import run_command
 from damage import names, outcome
 
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune
+from disp_llm.commands.results import PruneResult
 from disp_llm.runs.files import CHECKSUM, write_checked_json
 from disp_llm.runs.settings import stored_config
 

@@ -20,8 +20,8 @@ from disp_lab.settings import CompareConfig
 from disp_lab.variants import ONE_SIZE, VARIANTS
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.caller import Caller
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.prune import prune_with
+from disp_llm.commands.results import PruneResult
 from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind

@@ -8,7 +8,7 @@ from typing import Any
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.measuring import facts_of, measured_apart
-from disp_llm.commands.outcome import RecoverResult
+from disp_llm.commands.results import RecoverResult
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES

@@ -9,10 +9,10 @@ from disp_llm.commands.api import Inputs
 from disp_llm.commands.caller import Caller
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.measuring import Measuring
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
+from disp_llm.commands.results import PruneResult
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig

@@ -20,9 +20,6 @@ def input_files(config: Any) -> Files:
 
     Args:
         config: settings of a task that reads text.
-
-    Raises:
-        InputError: a mixture, a suite or a folder of text is unusable.
     """
     found: Files = {}
     for name in LOCAL_NAMES:
@@ -39,11 +36,7 @@ def input_files(config: Any) -> Files:
 
 
 def require_same_files(config: Any, run: Run) -> None:
-    """Refuses a run that was made of other files than those that its settings name now.
-
-    Raises:
-        InputError: naming the setting and the file.
-    """
+    """Refuses a run that was made of other files than those that its settings name now."""
     figures = run.figures
     if figures and figures.inputs and not run.anyway:
         require_unchanged(figures.inputs, input_files(config), run.folder)

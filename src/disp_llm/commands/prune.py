@@ -14,7 +14,6 @@ from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
-from disp_llm.commands.outcome import PruneResult
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
@@ -25,6 +24,7 @@ from disp_llm.commands.planning import (
     tokens_seen,
     tokens_wanted,
 )
+from disp_llm.commands.results import PruneResult
 from disp_llm.commands.session import TemporaryFolder, run_in_folder, with_folder
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings

@@ -16,19 +16,18 @@ from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
-from disp_llm.commands.outcome import RecoverResult
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Models,
     dtypes_of,
     load_models,
-    merged,
     put_together,
     teacher_of,
     to_measure,
     with_dtypes,
     with_windows,
 )
+from disp_llm.commands.results import RecoverResult
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Sources, read_sources
@@ -51,7 +50,7 @@ from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
-from disp_llm.training.weights import add_adapters, train_weights
+from disp_llm.training.weights import train_weights
 
 
 @takes_settings(RecoverConfig)
@@ -71,7 +70,7 @@ def recover(
         tokenizer: of a student in memory.
         teacher: the original, by name or in memory. Default: the one that the folder's card names.
         config: all settings at once, which `options` change.
-        options: settings by the names of their flags (`text=`, `tokens=100_000`, `how="lora"`, ...)
+        options: settings by the names of their flags (`text=`, `tokens=100_000`, ...)
             and `progress`. Without an `output_dir` the run lies in a temporary folder.
 
     Raises:
@@ -214,15 +213,13 @@ def train(
         What puts the trained model together, whole, and the number of tokens that it has read.
     """
     config, loaded = job.config, models.student
-    dtypes, adapted, student = dtypes_of(loaded.model), None, PrunableModel.of(loaded)
-    if config.how == "lora":
-        adapted = add_adapters(student, config.rank, config.machine.seed)
+    dtypes, student = dtypes_of(loaded.model), PrunableModel.of(loaded)
     before = tokens_before(config)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
     job.process.wait()
     tokens = steps * config.training.tokens_per_step * job.process.count
     if loaded.sharding is None:
-        return lambda: with_dtypes(merged(loaded.model, adapted), dtypes), tokens
+        return lambda: with_dtypes(loaded.model, dtypes), tokens
     tensors = gathered(loaded.model.state_dict(), job.process.is_main)
     return lambda: put_together(config, loaded, tensors), tokens
 
@@ -283,7 +280,6 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
         before |= {"original": teacher}
     return before | {
-        "how": config.how,
         "distill": config.training.distill,
         "tokens_before": tokens_before(config),
         "weights_from": larger and size_of(Path(larger)),

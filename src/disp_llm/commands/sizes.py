@@ -13,7 +13,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.cache import cache_folder
-from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
@@ -63,9 +62,6 @@ class SizeWriter:
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
         """Exports every size that the run does not have yet, and measures it, or has not measured
         yet if that is asked for.
-
-        Raises:
-            InputError: a file of an earlier size has changed, or a folder is in the way.
         """
         run, settings = self.problem.job.run, self.problem.job.config.budget
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
@@ -121,6 +117,8 @@ class SizeWriter:
 
     def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, dict[str, Any]]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
+        from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
+
         job, dense = self.problem.job, self.problem.dense
         target = self.problem.budget.share_of(size)
         workloads, stage = timed_workloads(job.config.budget), f"latency {size.name}: measuring"

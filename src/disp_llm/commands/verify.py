@@ -35,9 +35,6 @@ def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
     Returns:
         `ok`, `kind`, how many `files` were held against their hashes, and `problems`, each with
         `file`, `what` and `hint`.
-
-    Raises:
-        InputError: the folder is none of these.
     """
     _, config = Caller.asking(VerifyConfig, asked, {})
     folder = config.folder

@@ -126,9 +126,5 @@ class RunFigures:
 
 
 def run_figures(values: dict[str, Any], file: str) -> RunFigures:
-    """The figures of a run.
-
-    Raises:
-        InputError: a value is missing, or is of another type; `file` says where.
-    """
+    """The figures of a run."""
     return from_json(RunFigures, values, file)

@@ -63,9 +63,6 @@ def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
 def folder_made(folder: Path) -> Iterator[None]:
     """Makes a folder and those above it that are missing; at the end, those of them that hold
     nothing are removed again.
-
-    Raises:
-        OSError: it cannot be made.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

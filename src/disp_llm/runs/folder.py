@@ -88,11 +88,7 @@ class Run:
         return self.folder / (f"keep-{size}" if size[0].isdigit() else size)
 
     def result(self) -> dict[str, Any]:
-        """What has been measured so far; empty before anything has.
-
-        Raises:
-            InputError: the file is damaged or was changed.
-        """
+        """What has been measured so far; empty before anything has."""
         if not self.result_file.exists():
             return {}
         values = read_checked_json(self.result_file, PUT_BACK, self.anyway)
@@ -103,9 +99,6 @@ class Run:
     def identity(self) -> str:
         """Hash of the settings, the model and the texts, which all that is half done carries; empty
         of a folder that is no run.
-
-        Raises:
-            InputError: `result.json` is damaged or was changed.
         """
         if not self.config_file.exists():
             return ""
@@ -115,21 +108,13 @@ class Run:
 
     @property
     def figures(self) -> RunFigures | None:
-        """The same, each of its type; None before anything has been measured.
-
-        Raises:
-            InputError: the file is damaged or was changed.
-        """
+        """The same, each of its type; None before anything has been measured."""
         values = self.result()
         return run_figures(values, str(self.result_file)) if values else None
 
     @property
     def original(self) -> OriginalResult | None:
-        """The figures of the model as it came, once they are measured.
-
-        Raises:
-            InputError: `result.json` is damaged or was changed.
-        """
+        """The figures of the model as it came, once they are measured."""
         found = self.figures
         return found.original if found else None
 
@@ -138,9 +123,6 @@ class Run:
 
         Args:
             written: files of this run, or exported folders, which carry the sums of theirs.
-
-        Raises:
-            InputError: the file is damaged, was changed, or cannot be written.
         """
         result = self.result() | values
         if "status" not in result:  # a run that has not begun: a method was called by itself
@@ -173,9 +155,6 @@ class Run:
     def problems(self, *paths: Path) -> list[Problem]:
         """What is not as it was recorded: of some files and exported folders, or of all that are
         recorded.
-
-        Raises:
-            InputError: `result.json` is damaged.
         """
         files = self.result().get("files", {})
         names = [self._name(path) for path in paths] or files
@@ -193,11 +172,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has finished and nothing of it was deleted.
-
-        Raises:
-            InputError: `result.json` is damaged.
-        """
+        """Whether the run has finished and nothing of it was deleted."""
         result = self.result()
         there = [(self.folder / name).exists() for name in result.get("files", {})]
         return result.get("status") == "done" and all(there)
@@ -256,9 +231,6 @@ class Run:
         Args:
             written: files to be recorded.
             last: values to be added to `result.json`.
-
-        Raises:
-            InputError: a file is not what it was.
         """
         if not self.scores_file.exists():
             self.forget(self.scores_file)

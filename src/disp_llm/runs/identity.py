@@ -29,11 +29,7 @@ Files = dict[str, list[Path]]
 
 
 def stamped(files: Files) -> dict[str, Any]:
-    """The files as they are now: `Stamps`, as JSON files hold them.
-
-    Raises:
-        InputError: one cannot be read.
-    """
+    """The files as they are now: `Stamps`, as JSON files hold them."""
     return {s: msgspec.to_builtins(_stamped(paths, s)) for s, paths in files.items()}
 
 

@@ -35,9 +35,6 @@ def write_lazily(
     Args:
         shapes: shape and data type of every tensor; they may lie on the meta device.
         make: gives a tensor by its name.
-
-    Raises:
-        OSError: it cannot be written.
     """
     types = list(ORDER)
     names = sorted(shapes, key=lambda name: (types.index(shapes[name].dtype), name))

@@ -37,9 +37,6 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
 
     Args:
         kind: what the folder is, such as `prune`.
-
-    Raises:
-        InputError: the folder is not ours, another process holds it, or it cannot be written.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
@@ -62,9 +59,6 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
 def created(path: Path, field: str) -> Iterator[Path]:
     """Yields a temporary path; what is there at the end becomes the new file or folder `path`,
     which no other process makes meanwhile.
-
-    Raises:
-        InputError: something lies there, another process makes it, or it cannot be written.
     """
     require_new(**{field: path})
     with _held(path.parent, f"{MARK}-{path.name}.lock", field):

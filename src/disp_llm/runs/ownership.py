@@ -28,7 +28,7 @@ PAGE = b'<meta name="generator" content="disp-llm">'
 """What a page of ours has among its first bytes."""
 
 PICTURE = b"Software\0disp-llm"
-"""The same of pictures, by suffix."""
+"""The same of pictures."""
 
 HEAD = 4096
 """How many bytes these are."""
@@ -56,11 +56,7 @@ def _content(kind: str, number: str) -> str:
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Marks a folder as ours.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Marks a folder as ours."""
     (folder / MARK).write_text(_content(kind, secrets.token_hex(8)), encoding="utf-8")
 
 

@@ -306,9 +306,5 @@ def _default(entry: Any) -> Any:
 
 
 def from_json(kind: type[Result], values: Any, file: str, hint: str = MEASURED_AGAIN) -> Result:
-    """The result that `as_json` wrote; keys that it does not know are ignored.
-
-    Raises:
-        InputError: a value is missing, or is of another type; `file` says where.
-    """
+    """The result that `as_json` wrote; keys that it does not know are ignored."""
     return as_type(values, kind, field=file, hint=hint)

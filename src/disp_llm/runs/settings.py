@@ -52,11 +52,7 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
 
 
 def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
-    """The configuration of a run of either command, told apart by what it begins with.
-
-    Raises:
-        InputError: the folder is not a run, or its configuration is damaged.
-    """
+    """The configuration of a run of either command, told apart by what it begins with."""
     path = folder / "config.toml"
     tables = read_toml(path, str(path), "put it back, or name another run")
     return stored_config(folder, RecoverConfig if "folder" in tables else PruneConfig)
@@ -129,9 +125,6 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
     Args:
         command: how the task was asked for.
         facts: what `result.json` holds besides.
-
-    Raises:
-        InputError: it cannot be written.
     """
     run = Run(config.output_dir, config.anyway)
     if not config.resume:
@@ -148,9 +141,6 @@ def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts:
     Args:
         written: files of the run that are there.
         facts: what it holds besides.
-
-    Raises:
-        InputError: it cannot be written.
     """
     before, now = run.result(), provenance(seed, command)
     if not before:

@@ -34,31 +34,19 @@ class Problem:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the content of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Hexadecimal SHA-256 of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(paths: list[Path]) -> dict[Path, str]:
-    """The same of several files.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """The same of several files."""
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(paths, pool.map(sha256, paths), strict=True))
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the sums of all files of a folder into it.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """Writes the sums of all files of a folder into it."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SUMS]
     sums = {path.relative_to(folder).as_posix(): sum for path, sum in sha256_of(files).items()}
     with atomic(folder / SUMS) as temporary:
@@ -126,9 +114,6 @@ def folder_problems(folder: Path, but: tuple[str, ...] = ()) -> list[Problem]:
 
     Args:
         but: names that do not matter here.
-
-    Raises:
-        InputError: the sums are missing or damaged.
     """
     sums = {name: digest for name, digest in require_sums(folder).items() if name not in but}
     return changed_files(folder, sums, CHANGED_FOLDER)
@@ -137,9 +122,6 @@ def folder_problems(folder: Path, but: tuple[str, ...] = ()) -> list[Problem]:
 def extra_files(folder: Path) -> list[str]:
     """Names of files and links that lie in a folder and are not among its sums; none of hidden
     ones, which hubs and file managers add.
-
-    Raises:
-        InputError: the sums are damaged.
     """
     sums = {*read_sums(folder), SUMS}
     found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())

@@ -41,9 +41,6 @@ class TensorFile:
     ) -> Tensor:
         """The tensor of a name, which has this shape and data type and, unless it need not be
         `finite`, no infinity or NaN.
-
-        Raises:
-            InputError: it is missing, or is another one.
         """
         self.require(name in self.tensors, f"there is no {name}")
         tensor = self.tensors[name]
@@ -54,11 +51,7 @@ class TensorFile:
 
 
 def read_tensors(path: Path, hint: str) -> TensorFile:
-    """All tensors of a file.
-
-    Raises:
-        InputError: it cannot be read; `hint` says what to do.
-    """
+    """All tensors of a file."""
     with opened(path, hint) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return TensorFile(path, hint, tensors, file.metadata() or {})

@@ -1,6 +1,7 @@
 """What a task hands back: the figures, and what lies in the run folder, ready to use."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_run_page
-from disp_llm.runs.figures import run_figures
+from disp_llm.reporting.run_tables import recovery_table, sizes_table
+from disp_llm.reporting.tables import Table
+from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import SizeResult
+from disp_llm.runs.results import SizeResult, as_json, perplexity_said
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """A run of `prune`, and the sizes that it or `export_sizes` made."""
 
@@ -32,10 +35,65 @@ class PruneResult:
     temporary: Any = None
     """Holds a folder that nobody named; it is deleted with this result."""
 
+    def __repr__(self) -> str:
+        sizes = (f"{size.size}: perplexity {perplexity_said(size)}" for size in self.sizes)
+        return f"PruneResult({str(self.folder)!r}, {', '.join(sizes) or 'no sizes'})"
+
+    def _repr_html_(self) -> str:
+        """The table of sizes, as a notebook shows it."""
+        found = _typed(self.figures, self.folder)
+        if found is None or found.original is None:
+            return escape(repr(self))
+        return _html(sizes_table(found.original, found.models))
+
     @property
     def sizes(self) -> list[SizeResult]:
         """The models, with their figures, in the order in which they were asked for."""
-        return run_figures(self.figures, str(Run(self.folder).result_file)).models
+        found = _typed(self.figures, self.folder)
+        return found.models if found else []
+
+    def to_frame(self) -> Any:
+        """A pandas `DataFrame` with a row for every size and a column for every figure."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise InputError(
+                "is not installed", field="pandas", hint="install it: pip install pandas"
+            ) from error
+        return pandas.json_normalize([as_json(size) for size in self.sizes])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws perplexity against keep, with standard errors, and the original's as a line.
+
+        Args:
+            axes: what to draw into. Default: axes of a new figure.
+
+        Returns:
+            The axes of matplotlib.
+        """
+        found, sizes = (
+            _typed(self.figures, self.folder),
+            [one for one in self.sizes if one.measured],
+        )
+        if axes is None:
+            from matplotlib import pyplot
+
+            axes = pyplot.figure().add_subplot()
+        measured = [one.measured for one in sizes if one.measured]
+        axes.errorbar(
+            [size.keep for size in sizes],
+            [one.perplexity for one in measured],
+            [one.perplexity_stderr or 0 for one in measured],
+            marker="o",
+            capsize=3,
+            label="pruned",
+        )
+        if found and found.original:
+            original = found.original.measured.perplexity
+            axes.axhline(original, linestyle="--", color="gray", label="original")
+        axes.set(xlabel="keep: share of block parameters", ylabel="perplexity", yscale="log")
+        axes.legend()
+        return axes
 
     def size(self, share: float | str | None = None) -> SizeResult:
         """The figures of one size, a share or as it was asked for (`6GB`); without one, of the
@@ -61,20 +119,13 @@ class PruneResult:
         return found[0]
 
     def model(self, share: float | str | None = None) -> PreTrainedModel:
-        """The smaller model of that size, with weights that can be trained.
-
-        Raises:
-            InputError: the run has no such size.
-        """
+        """The smaller model of that size, with weights that can be trained."""
         stored = self.figures["dtype"]
         return trainable(str(self._model_folder(share)), self.device, stored)
 
     def masks(self, share: float | str | None = None) -> dict[str, Tensor]:
         """The kept indices of every site of that size: `{"layers.3.attn_in": (K), ...}`, sorted,
         int64.
-
-        Raises:
-            InputError: the run has no such size.
         """
         size = self.size(share)
         kept = kept_by_site(Run(self.folder).selection_file, size.size, size.widths_full)
@@ -85,11 +136,7 @@ class PruneResult:
         return Run(self.folder).size_folder(self.size(share).size)
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
-        """Copies the model folder of that size, with a card that names its new place.
-
-        Raises:
-            InputError: the run has no such size, or the place is taken or cannot be written.
-        """
+        """Copies the model folder of that size, with a card that names its new place."""
         place = Path(folder)
         convert(ConvertConfig(self._model_folder(share), "folder", place))
         return place
@@ -99,7 +146,7 @@ class PruneResult:
         return write_run_page(Run(self.folder))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecoverResult:
     """A run of `recover`."""
 
@@ -109,6 +156,20 @@ class RecoverResult:
     device: str = "cpu"
     temporary: Any = None
 
+    def __repr__(self) -> str:
+        found = _typed(self.figures, self.folder)
+        if found is None or found.before is None or found.model is None:
+            return f"RecoverResult({str(self.folder)!r}, not trained)"
+        change = f"{found.before.measured} -> {found.model.measured}"
+        return f"RecoverResult({str(self.folder)!r}, perplexity {change})"
+
+    def _repr_html_(self) -> str:
+        """What training has changed, as a notebook shows it."""
+        found = _typed(self.figures, self.folder)
+        if found is None or found.before is None or found.model is None:
+            return escape(repr(self))
+        return _html(recovery_table(found.before, found.model, found.teacher))
+
     @property
     def model(self) -> PreTrainedModel:
         """The trained model, with weights that can be trained on."""
@@ -117,6 +178,18 @@ class RecoverResult:
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
         return write_run_page(Run(self.folder))
+
+
+def _typed(figures: dict[str, Any], folder: Path) -> RunFigures | None:
+    """The figures of a run; None in processes other than the first."""
+    return run_figures(figures, str(Run(folder).result_file)) if figures else None
+
+
+def _html(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:
