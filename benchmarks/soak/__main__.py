@@ -44,7 +44,7 @@ KILLED = [
     ["prune", "model"],
     ["prune", "model", "--seed", "1"],
     ["recover", "run/keep-0.5", "--teacher", "model"],
-    ["recover", "run/keep-0.5", "--teacher", "model", "--how", "lora"],
+    ["recover", "run/keep-0.5", "--teacher", "model"],
     ["compare", "model"],
     ["convert", "run/keep-0.5", "--to", "folder", "--output-dir", "new"],
     ["convert", "run/keep-0.5", "--to", "int8", "--output-dir", "new"],

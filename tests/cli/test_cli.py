@@ -99,10 +99,6 @@ def test_unknown_command_is_one_line():
             "--workload: is of a --budget of latency, and params does not use it; leave it out",
         ),
         (
-            ["recover", "x", "--rank", "64"],
-            "--rank: is of adapters, and all weights learn; leave it out, or give --how lora",
-        ),
-        (
             ["recover", "x", "--teacher", "y", "--distill", "0", "--text", "f.txt"],
             "--teacher: would neither teach nor write nor be measured; leave it out, or let --dist",
         ),

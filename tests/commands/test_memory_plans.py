@@ -14,11 +14,10 @@ from disp_llm.commands import memory_plans as module
 from disp_llm.commands.memory_plans import ROOM, memory_plans
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.masking import masked
 from disp_llm.training.hypernetwork import PARAMETRISATIONS, build
-from disp_llm.training.memory import learning_memory, recovery_memory
+from disp_llm.training.memory import learning_memory
 
 
 def examined(folder, *flags: object) -> dict:
@@ -141,16 +140,6 @@ def test_what_is_kept_for_the_backward_pass_is_counted(model_type):
     config = PruneConfig("tiny", training=training)
     counted = learning_memory(target, config, 1, 4).kept
     assert 0.9 < counted / sum(kept.values()) < 1.5
-
-
-def test_adapters_of_recovery_are_counted():
-    target = tiny_prunable("llama")
-    widths = sum(sum(linear.weight.shape) for linear in target.linears())
-    of_rank = {
-        rank: recovery_memory([target], RecoverConfig("tiny", how="lora", rank=rank), 2, 4)
-        for rank in (4, 8)
-    }
-    assert of_rank[8] - of_rank[4] == 4 * 16 * widths
 
 
 def test_what_needs_whole_weights_is_never_held_otherwise(

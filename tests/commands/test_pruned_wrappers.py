@@ -149,15 +149,12 @@ def test_another_size_with_little_memory(wrapped):
     assert first == files
 
 
-@pytest.mark.parametrize("how", ["full", "lora"])
-def test_recover_trains_the_language_model_alone(wrapped, text_file, tmp_path, how):
+def test_recover_trains_the_language_model_alone(wrapped, text_file, tmp_path):
     model_type, _, run = wrapped
-    if how == "lora":
-        pytest.importorskip("peft", reason="the extra `recover` is not installed")
     student = run / "keep-0.6"
     done = run_command(
         "recover", student, "--text", text_file, "--tokens", 128, "--length", 32, "--batch", 1,
-        "--context", 32, "--windows", 4, "--how", how, "--learning-rate", 0.01,
+        "--context", 32, "--windows", 4, "--learning-rate", 0.01,
         "--output-dir", tmp_path / "better", "--device", "cpu", "--dtype", "float32",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -82,24 +82,6 @@ def test_one_process_or_several_train_the_same(count, alone, small_run, text_fil
     assert_same_model(folder, alone)
 
 
-def test_adapters_on_a_divided_model(small_run, text_file, tmp_path):
-    """They are whole in each process; scores are taken, and the original is loaded for them."""
-    student = small_run[0] / "keep-0.5"
-    suite = tmp_path / "mine.toml"
-    suite.write_text(f"context = 32\nwindows = 4\n[texts.A]\nfiles = ['{text_file}']")
-    flags = ("--text", text_file, *FEW, "--how", "lora", "--rank", 4, "--distill", 0)
-    flags = (*flags, "--suite", suite)
-    one = recover(tmp_path / "one", student, *flags, "--batch", 4)
-    two = recover(tmp_path / "two", student, *flags, "--batch", 2, "--shard", "full", count=2)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert_same_model(tmp_path / "two", tmp_path / "one")
-    assert two["model"]["measured"]["perplexity"] < two["before"]["measured"]["perplexity"]
-    for key in ("before", "model"):
-        assert two[key]["scores"]["general_ratio"] == pytest.approx(
-            one[key]["scores"]["general_ratio"], rel=1e-4
-        )
-
-
 SAVING = "import disp_llm.training.loop; disp_llm.training.loop.CHECKPOINT_EVERY = 1\n"
 """Saves weights at every fourth step; all processes have to."""
 

@@ -111,7 +111,6 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --text speeches --self-tokens 3", "self_tokens"),
         ("prune m --workload decode", "workload"),
         ("recover f --rank 64", "rank"),
-        ("recover f --how lora --weight-optimizer muon", "weight_optimizer"),
         ("recover f --distill 0 --text a.txt --teacher m", "teacher"),
         ("compare m --frontier --rounds 0", "frontier"),
         ("compare m --target 0.5 --methods flap", "target"),

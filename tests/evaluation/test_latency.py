@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
 from disp_llm.evaluation import alignment, latency
-from disp_llm.evaluation.alignment import best_alignment, chosen_alignment, measured_alignments
-from disp_llm.evaluation.cache import cache_folder
+from disp_llm.evaluation import cache as tables
+from disp_llm.evaluation.alignment import best_alignment, measured_alignments
+from disp_llm.evaluation.cache import cache_folder, chosen_alignment
 from disp_llm.evaluation.latency import SHAPES, corrected, masks_of_shape
 from disp_llm.evaluation.latency_fit import features, fit, for_sites, non_negative
 from disp_llm.evaluation.timing import Pair, Workload
@@ -280,9 +281,9 @@ def test_a_table_is_found_whatever_the_order_of_a_configuration():
     first, other = (tiny_prunable("llama").model for _ in range(2))
     first.config.one, first.config.two = 1, 2
     other.config.two, other.config.one = 2, 1
-    assert latency.table_key(first) == latency.table_key(other)
+    assert tables.table_key(first) == tables.table_key(other)
     other.config.two = 3
-    assert latency.table_key(first) != latency.table_key(other)
+    assert tables.table_key(first) != tables.table_key(other)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, monkeypatch):
@@ -333,21 +334,21 @@ def test_prune_to_a_latency_until_the_measured_one_is_there(
 
 def test_a_table_is_named_by_all_that_its_times_depend_on(monkeypatch):
     model = tiny_prunable("llama").model
-    first = latency.table_key(model, {"phase": "prefill"}, 4, 1, ("attn_in",))
+    first = tables.table_key(model, {"phase": "prefill"}, 4, 1, ("attn_in",))
     others = [
-        latency.table_key(model, {"phase": "decode"}, 4, 1, ("attn_in",)),
-        latency.table_key(model, {"phase": "prefill"}, 8, 1, ("attn_in",)),
-        latency.table_key(model, {"phase": "prefill"}, 4, 2, ("attn_in",)),
-        latency.table_key(model, {"phase": "prefill"}, 4, 1, ("mlp_in",)),
+        tables.table_key(model, {"phase": "decode"}, 4, 1, ("attn_in",)),
+        tables.table_key(model, {"phase": "prefill"}, 8, 1, ("attn_in",)),
+        tables.table_key(model, {"phase": "prefill"}, 4, 2, ("attn_in",)),
+        tables.table_key(model, {"phase": "prefill"}, 4, 1, ("mlp_in",)),
     ]
     asked = (model, {"phase": "prefill"}, 4, 1, ("attn_in",))
     for name, value in (("hardware", {"cpu": "another"}), ("versions", {"torch": "1"})):
         with monkeypatch.context() as patch:
-            patch.setattr(latency, name, lambda value=value: value)
-            others.append(latency.table_key(*asked))
-    others.append(latency.table_key(tiny_prunable("llama").model.to(torch.bfloat16), *asked[1:]))
-    others.append(latency.table_key(tiny_prunable("llama").model.to("meta"), *asked[1:]))
+            patch.setattr(tables, name, lambda value=value: value)
+            others.append(tables.table_key(*asked))
+    others.append(tables.table_key(tiny_prunable("llama").model.to(torch.bfloat16), *asked[1:]))
+    others.append(tables.table_key(tiny_prunable("llama").model.to("meta"), *asked[1:]))
     wide = tiny_prunable("llama", intermediate_size=64).model
-    others.append(latency.table_key(wide, *asked[1:]))
+    others.append(tables.table_key(wide, *asked[1:]))
     assert len({first, *others}) == 10
-    assert latency.table_key(tiny_prunable("llama").model, *asked[1:]) == first
+    assert tables.table_key(tiny_prunable("llama").model, *asked[1:]) == first

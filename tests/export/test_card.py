@@ -34,7 +34,7 @@ RESULT = {
     "hardware": {"cpu": "CPU", "threads": 1, "system": "s"},
 }  # fmt: skip
 RECOVERED = {
-    "how": "lora", "distill": 1.0, "tokens_seen": 640, "text": "text.txt", "before": 25.0,
+    "distill": 1.0, "tokens_seen": 640, "text": "text.txt", "before": 25.0,
     "eval_text": "more.txt", "eval_text_sha256": "0", "command": "disp-llm recover model",
 }  # fmt: skip
 

@@ -91,7 +91,7 @@ def card_of(folder, name: str) -> str:
     named = dict.fromkeys(("model", "revision", "text", "eval_text", "base_model", "license"), name)
     versions = dict.fromkeys(told["versions"], name)
     recovered = named | {
-        "how": "lora", "before": 2.0, "tokens_seen": 5, "distill": 1.0, "command": name,
+        "before": 2.0, "tokens_seen": 5, "distill": 1.0, "command": name,
         "weights_from": name, "eval_text_sha256": "x",
     }  # fmt: skip
     quantised = {"how": name, "layers": 2, "left": 1}

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import get_args
 
 import fresh
 import pytest
@@ -14,8 +15,11 @@ import torch
 import transformers
 from conftest import environment, run_command
 from huggingface_hub import ModelCard
+from test_plain import uniform_folder
 
+from disp_llm.config.convert import Format
 from disp_llm.export.exported import TEMPLATES
+from disp_llm.export.formats import writer_of
 from disp_llm.runs.sums import write_sums
 
 
@@ -197,6 +201,22 @@ def test_only_what_belongs_in_a_model_folder_arrives(small_run, hub, tmp_path):
     left_out = {hidden.get(name, name) for name in strange} | {"key"}
     assert set(json.loads(done.stdout)["left_out"]) == left_out
     assert all(name in line for name in left_out)
+
+
+@pytest.mark.parametrize("name", get_args(Format))
+def test_every_format_has_its_file(name):
+    writer = writer_of(name)
+    assert callable(writer.check)
+    assert callable(writer.write)
+
+
+def test_another_format_is_pushed(hub, tmp_path):
+    folder = uniform_folder("llama", tmp_path / "ours")
+    done = push("push", folder, "me/plain", "--to", "plain", **with_hub(hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    files = hub.store["repositories"]["me/plain"]
+    assert json.loads(files["config.json"])["model_type"] == "llama"
+    assert not [name for name in files if name.endswith(".py")]
 
 
 @pytest.mark.parametrize("trouble", ["token", "network", "name", "folder"])

@@ -161,7 +161,7 @@ def test_an_axis_of_perplexities_has_numbers(original, highest):
     """Also where pruned models are ahead of the original."""
     axes = canvas(4, 3).subplots()
     axes.plot([original, highest])
-    logarithmic(axes, *sorted((original, highest)))
+    logarithmic(axes)
     assert len(axes.get_yticks()) > 1
     low, high = sorted((original, highest))
     assert any(low <= tick <= high for tick in axes.get_yticks())

@@ -11,15 +11,11 @@ from damage import BYTES, NESTED, names, outcome, wrongly_read
 
 from disp_lab.results import ComparisonRow, OriginalResult, comparison_figures
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation.benchmark import Counted, compare
-from disp_llm.evaluation.timing import Pair, Workload
-from disp_llm.reporting.reading import bench_figures
 from disp_llm.reporting.run_data import read_run
 from disp_llm.runs.figures import run_figures
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import Perplexity, SizeResult, as_json, from_json
-from disp_llm.runs.rows import BenchRow
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 FREE = (
@@ -152,42 +148,12 @@ def test_comparison(tmp_path):
     assert refused > 200
 
 
-def bench_result() -> dict:
-    workload = Workload("prefill", 16, 1)
-    counted = [Counted(flops, bytes_read=1, block_flops=1) for flops in (30, 10)]
-    compared = compare(workload, Pair([2.0, 2.1], [1.0, 1.1]), counted)
-    row = BenchRow("m", "prefill", 16, 1, 0.5, 0.1, 32.0, {"attention": 1.0}, 30, 20, 10, 99)
-    loading = {"model": "m", "load_s": 1.0, "peak_memory_bytes": 99, "weight_bytes": 9}
-    return {
-        "model": "m", "against": "a", "dtype": "float32", "compiled": False,
-        "results": [as_json(row)] * 2, "comparisons": [as_json(compared)],
-        "loading": [loading] * 2, "hardware": {"cpu": "c", "threads": 1, "system": "s"},
-    }  # fmt: skip
-
-
-def test_benchmark(tmp_path):
-    path = tmp_path / "bench.json"
-    path.write_text(json.dumps(bench_result()))
-    wrong, refused = wrongly_read(path, read_by(bench_figures, path), ("attention", "system"))
-    assert not wrong
-    assert refused > 200
-
-
 @pytest.fixture
 def run(small_run, tmp_path):
     """A run folder of one's own."""
     folder = tmp_path / "run"
     shutil.copytree(small_run[0], folder)
     return folder
-
-
-def test_the_page_reads_the_benchmark_beside_a_run(run):
-    (run / "bench.json").write_text(json.dumps(bench_result()))
-    assert read_run(Run(run)).bench.rows[0][0].speedup == pytest.approx(2, rel=0.1)
-    (run / "bench.json").write_text(json.dumps(bench_result() | {"results": []}))
-    found = outcome(lambda: read_run(Run(run)))
-    assert names(found, run / "bench.json")
-    assert "two models" in found.what
 
 
 def lines(*steps: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 from conftest import run_command
 
-from disp_llm.reporting.charts import learning_chart, quality_chart, round_numbers
+from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import read_run
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json
@@ -121,18 +121,6 @@ def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
         assert quality_chart(runs).lines == {"ab"[place]: place}
         assert f"var(--s{place})" in quality_chart(runs).svg
         assert learning_chart(runs).lines == {"a": 0, "b": 1}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (15, 700, [30, 100, 300]),
-        (22.8, 114, [30, 40, 60, 80, 100]),
-        (20.1, 21, [20.2, 20.4, 20.6, 20.8, 21]),
-    ],
-)
-def test_a_logarithmic_axis_has_round_numbers_all_along(low, high, ticks):
-    assert round_numbers(low, high) == pytest.approx(ticks)
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):

@@ -40,7 +40,7 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
     original = frontier.of_original
     figure, axes = panels(2.6 + 4.3 * len(costs), 4.6, [frontier.value_name] * len(costs))
     methods = list(dict.fromkeys(row.method for row in frontier.rows))
-    values, beyond = [original], dict[str, None]()
+    beyond: dict[str, None] = {}
     for axis, cost in zip(axes, costs, strict=True):
         points = frontier.points(cost)
         drawn = [point for point in points if point.value <= CEILING * original]
@@ -51,8 +51,7 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
             _draw_front(axis, [point for point in frontier.front(cost) if point in drawn])
         axis.axhline(original, color=DENSE, linewidth=1, linestyle="--", label="as the original")
         axis.set_xlabel(cost.label, fontsize=9)
-        values += [point.value for point in drawn]
-    logarithmic(axes[0], min(values), max(values))
+    logarithmic(axes[0])
     worse = f"; above {CEILING} times the original, some of {', '.join(beyond)}" if beyond else ""
     figure.suptitle(f"{name_of(frontier.found.asked.model)}{worse}", fontsize=9)
     handles = {

@@ -7,7 +7,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
-from disp_llm.evaluation.latency import latency_costs
 from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.costs import (
     CostModel,
@@ -73,6 +72,8 @@ def _timed_costs(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk:
     # Not shortened where the default is too long: the name of a size tells the length.
     decoded = "decode" in settings.workload  # one token more than are cached
     require_positions(dense.model, settings.workload_length + decoded, "workload_length")
+    from disp_llm.evaluation.latency import latency_costs
+
     progress = job.count("timing compact models")
     return latency_costs(dense, timed_workloads(settings), align, chunk, progress)
 

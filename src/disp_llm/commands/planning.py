@@ -13,7 +13,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.synthetic import Needs, held_out
 from disp_llm.data.tokens import Corpus, Texts
-from disp_llm.evaluation.alignment import chosen_alignment
+from disp_llm.evaluation.cache import chosen_alignment
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites

@@ -21,7 +21,6 @@ from disp_llm.commands.recovery_models import (
     Models,
     dtypes_of,
     load_models,
-    merged,
     put_together,
     teacher_of,
     to_measure,
@@ -51,7 +50,7 @@ from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
-from disp_llm.training.weights import add_adapters, train_weights
+from disp_llm.training.weights import train_weights
 
 
 @takes_settings(RecoverConfig)
@@ -71,7 +70,7 @@ def recover(
         tokenizer: of a student in memory.
         teacher: the original, by name or in memory. Default: the one that the folder's card names.
         config: all settings at once, which `options` change.
-        options: settings by the names of their flags (`text=`, `tokens=100_000`, `how="lora"`, ...)
+        options: settings by the names of their flags (`text=`, `tokens=100_000`, ...)
             and `progress`. Without an `output_dir` the run lies in a temporary folder.
 
     Raises:
@@ -214,15 +213,13 @@ def train(
         What puts the trained model together, whole, and the number of tokens that it has read.
     """
     config, loaded = job.config, models.student
-    dtypes, adapted, student = dtypes_of(loaded.model), None, PrunableModel.of(loaded)
-    if config.how == "lora":
-        adapted = add_adapters(student, config.rank, config.machine.seed)
+    dtypes, student = dtypes_of(loaded.model), PrunableModel.of(loaded)
     before = tokens_before(config)
     steps = train_weights(job, student, teacher, texts.corpus, loaded.dtype, before)
     job.process.wait()
     tokens = steps * config.training.tokens_per_step * job.process.count
     if loaded.sharding is None:
-        return lambda: with_dtypes(merged(loaded.model, adapted), dtypes), tokens
+        return lambda: with_dtypes(loaded.model, dtypes), tokens
     tensors = gathered(loaded.model.state_dict(), job.process.is_main)
     return lambda: put_together(config, loaded, tensors), tokens
 
@@ -283,7 +280,6 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
         teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
         before |= {"original": teacher}
     return before | {
-        "how": config.how,
         "distill": config.training.distill,
         "tokens_before": tokens_before(config),
         "weights_from": larger and size_of(Path(larger)),

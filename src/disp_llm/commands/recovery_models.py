@@ -39,7 +39,7 @@ from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.training.losses import Teacher
 from disp_llm.training.memory import recovery_memory
-from disp_llm.training.weights import add_adapters, trained_parameters
+from disp_llm.training.weights import trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -144,15 +144,13 @@ def load_student(
     """
 
     def prepare(empty: Loaded) -> None:
-        trained_parameters(PrunableModel.of(empty), "full")
+        trained_parameters(PrunableModel.of(empty))
 
     with model_is("folder"):
         if inputs.model is None:
             require_unquantised(config.folder, load_config(config.folder))
         if sharding is None:
             return inputs.load(config.folder, machine)
-        if config.how == "lora":  # adapters are whole in every process
-            return sharding.load(config.folder, machine)
         return sharding.load(config.folder, machine, prepare=prepare)
 
 
@@ -169,25 +167,18 @@ def with_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> Any:
     return model
 
 
-def merged(model: PreTrainedModel, adapted: Any) -> PreTrainedModel:
-    """The trained model, which lies here as a whole; adapters, if it has any, in its layers."""
-    return model if adapted is None else adapted.merge_and_unload()
-
-
 def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tensor]) -> Any:
     """The trained model, whole, in the machine's memory and in the data types that it came in.
 
     Args:
         loaded: as it was trained, in parts.
-        tensors: that were gathered of it; adapters among them.
+        tensors: that were gathered of it.
     """
     empty = load(config.folder, _machine(config, loaded, "cpu"), empty=True)
-    dtypes, adapted = dtypes_of(empty.model), None
-    if config.how == "lora":
-        adapted = add_adapters(PrunableModel.of(empty), config.rank, config.machine.seed)
+    dtypes = dtypes_of(empty.model)
     empty.model.load_state_dict(tensors, assign=True)
     empty.model.tie_weights()
-    return with_dtypes(merged(empty.model, adapted), dtypes)
+    return with_dtypes(empty.model, dtypes)
 
 
 @contextlib.contextmanager

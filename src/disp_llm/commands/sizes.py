@@ -13,7 +13,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.cache import cache_folder
-from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
@@ -118,6 +117,8 @@ class SizeWriter:
 
     def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, dict[str, Any]]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
+        from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
+
         job, dense = self.problem.job, self.problem.dense
         target = self.problem.budget.share_of(size)
         workloads, stage = timed_workloads(job.config.budget), f"latency {size.name}: measuring"

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from disp_llm.config.bounds import Rank, Tokens, Word, require_declared
+from disp_llm.config.bounds import Tokens, Word, require_declared
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
@@ -32,21 +32,9 @@ class RecoverConfig:
             what="would neither teach nor write nor be measured",
             instead="let `distill` be above 0",
         ),
-        Use(
-            "rank",
-            when=lambda config: config.how == "lora",
-            what="is of adapters, and all weights learn",
-            instead="give `how` lora",
-        ),
-        Use(
-            "weight_optimizer",
-            when=lambda config: config.how == "full",
-            what="steps weights, and adapters learn in their place",
-            instead="leave out `how`",
-        ),
     )
     USUAL: ClassVar = (
-        "text eval_text examples output_dir how teacher weights_from tokens learning_rate suite "
+        "text eval_text examples output_dir teacher weights_from tokens learning_rate suite "
         "seed device resume"
     )
     """Settings that a short help lists."""
@@ -55,10 +43,6 @@ class RecoverConfig:
     """Exported folder, such as run/keep-0.5, or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is in its model/."""
-    how: Literal["full", "lora"] = "full"
-    """Train all weights of the blocks, or adapters that are merged at the end."""
-    rank: Rank = 32
-    """Rank of the LoRA adapters."""
     teacher: str = ""
     """Hub id, folder or smollm2-135m. Default: the original that the card names."""
     weights_from: str = ""

@@ -13,7 +13,7 @@ class ReportConfig:
     """Write one self-contained HTML page about one or several runs, finished or not."""
 
     runs: Annotated[tuple[Path, ...], Some, POSITIONAL]
-    """Run folders. A bench.json in one is shown with it."""
+    """The run folders."""
     output: Path | None = None
     """File of the page. Default: report.html in the run folder, or here for several runs."""
     anyway: bool = False

@@ -5,16 +5,14 @@ N entries of all sites.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from disp_llm.evaluation.cache import cached, keep
-from disp_llm.evaluation.latency import ROUNDS, table_key
+from disp_llm.evaluation.cache import alignment_table, keep
+from disp_llm.evaluation.latency import ROUNDS
 from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
@@ -28,14 +26,6 @@ ALIGNMENTS = (1, 8, 16, 32, 64)
 
 WORTH_IT = 0.01
 """Share of the time that a coarser alignment must save: it leaves less freedom to choose."""
-
-
-@dataclass(frozen=True)
-class AlignmentTable:
-    """What is read of the table of a model."""
-
-    align: Literal[1, 8, 16, 32, 64]
-    """One of `ALIGNMENTS`."""
 
 
 def measured_alignments(
@@ -64,7 +54,7 @@ def measured_alignments(
     best = best_alignment(rows)
     for row in rows:
         row["best"] = row["align"] == best
-    keep(_table_of(target.model), {"align": best, "rows": rows, "hardware": hardware()})
+    keep(alignment_table(target.model), {"align": best, "rows": rows, "hardware": hardware()})
     return rows
 
 
@@ -79,13 +69,3 @@ def best_alignment(rows: list[dict[str, Any]]) -> int:
     means = {row["align"]: statistics.mean(row["shares"].values()) for row in rows}
     fastest = min(means.values())
     return min(align for align, mean in means.items() if mean <= fastest * (1 + WORTH_IT))
-
-
-def chosen_alignment(model: PreTrainedModel) -> int | None:
-    """What `doctor --measure` found best for this model on this machine, if it was run."""
-    found: AlignmentTable | None = cached(_table_of(model), AlignmentTable)
-    return found.align if found else None
-
-
-def _table_of(model: PreTrainedModel) -> str:
-    return f"align-{table_key(model)}.json"

@@ -4,15 +4,21 @@ A cache is a convenience: a table that is damaged is measured again, and one tha
 is measured another time; a warning says so.
 """
 
+import hashlib
+import json
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.schema import as_type
 from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.ownership import is_unused, mark
+from disp_llm.runs.provenance import hardware, versions
 
 logger = logging.getLogger(__name__)
 
@@ -51,3 +57,39 @@ def keep(name: str, table: dict[str, Any]) -> None:
         logger.warning("%s: %s; what was measured is not kept", folder, error.strerror)
     except InputError as error:
         logger.warning("%s: %s; what was measured is not kept", error.field, error.what)
+
+
+def table_key(model: PreTrainedModel, *more: object) -> str:
+    """Names a table by everything that its times depend on."""
+    described = json.dumps(
+        [
+            {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")},
+            str(model.dtype),
+            next(model.parameters()).device.type,
+            more,
+            hardware(),
+            versions(),
+        ],
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(described.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class AlignmentTable:
+    """What is read of the table of a model."""
+
+    align: Literal[1, 8, 16, 32, 64]
+    """One of `alignment.ALIGNMENTS`."""
+
+
+def chosen_alignment(model: PreTrainedModel) -> int | None:
+    """What `doctor --measure` found best for this model on this machine, if it was run."""
+    found: AlignmentTable | None = cached(alignment_table(model), AlignmentTable)
+    return found.align if found else None
+
+
+def alignment_table(model: PreTrainedModel) -> str:
+    """The name of what is kept of a model's alignments."""
+    return f"align-{table_key(model)}.json"

@@ -9,8 +9,6 @@ asked for.
 M measured shapes.
 """
 
-import hashlib
-import json
 import logging
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +23,7 @@ from transformers import PreTrainedModel
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Positive
-from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep
+from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep, table_key
 from disp_llm.evaluation.latency_fit import fit, for_sites
 from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.export.cutting import compact_model
@@ -34,7 +32,7 @@ from disp_llm.masks.costs import CostModel, weighted
 from disp_llm.masks.layout import Layout, group_size
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection
-from disp_llm.runs.provenance import hardware, versions
+from disp_llm.runs.provenance import hardware
 
 logger = logging.getLogger(__name__)
 
@@ -157,23 +155,6 @@ def _fits(row: TimedShape, layout: Layout) -> bool:
     lengths = layout.lengths
     pairs = zip(row.counts, lengths, strict=False)
     return len(row.counts) == len(lengths) and all(count <= length for count, length in pairs)
-
-
-def table_key(model: PreTrainedModel, *more: object) -> str:
-    """Names a table by everything that its times depend on."""
-    described = json.dumps(
-        [
-            {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")},
-            str(model.dtype),
-            next(model.parameters()).device.type,
-            more,
-            hardware(),
-            versions(),
-        ],
-        sort_keys=True,
-        default=str,
-    )
-    return hashlib.sha256(described.encode()).hexdigest()[:24]
 
 
 def masks_of_shape(layout: Layout, shape: tuple[float, ...], align: int, chunk: int = 1) -> Masks:

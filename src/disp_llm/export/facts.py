@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Amount, Count, Positive
@@ -72,22 +72,16 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts_in(path)["result"] if path.exists() else {}
 
 
-def figures_of(folder: Path) -> dict[str, Any] | None:
-    """The figures of the model that the card of an exported folder tells; None without a card."""
-    path = folder / FACTS
-    return facts_in(path)["figures"] if path.exists() else None
-
-
 def size_of(folder: Path) -> str:
     """Which size of its run an exported folder is, by its name there; empty without a card."""
-    return (figures_of(folder) or {}).get("size", "")
+    path = folder / FACTS
+    return facts_in(path)["figures"]["size"] if path.exists() else ""
 
 
 @dataclass(frozen=True)
 class Recovered:
     """What training after pruning did."""
 
-    how: Literal["full", "lora"]
     distill: Amount
     tokens_seen: Count
     text: str

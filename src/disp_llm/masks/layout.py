@@ -5,7 +5,7 @@ N entries of all sites, S sites (5 to 9 a block), L blocks.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import has_branch
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCH_OF, BRANCHES, EXPERTS, HEADS, SITES, Site
-from disp_llm.masks.shapes import BlockShape, measure, per_expert, with_branches
+from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS, SITES, Site
+from disp_llm.masks.shapes import BlockShape, measure
 from disp_llm.models.family import Family
 
 STREAM_SITES = ("attn_in", "attn_out", "mlp_in", "mlp_out")
@@ -217,22 +217,9 @@ def layout_of(
     text = config.get_text_config()
     if EXPERTS in sites:
         _require_experts(text, family)
-    heads = 0
-    if HEADS in sites:
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     kinds = getattr(text, "layer_types", None) or [""] * len(blocks)
-    shapes = [measure(block, family, text, heads) for block in blocks]
-    if EXPERTS in sites:
-        shapes = [
-            replace(shape, prunes_experts=True, biases=(*shape.biases, per_expert(block, family)))
-            for block, shape in zip(blocks, shapes, strict=True)
-        ]
-    if set(BRANCHES) & set(sites):
-        shapes = [
-            replace(shape, branches=True, kind=kind, biases=with_branches(block, family, shape))
-            for block, shape, kind in zip(blocks, shapes, kinds, strict=True)
-        ]
-    return Layout(tuple(shapes))
+    parts = zip(blocks, kinds, strict=True)
+    return Layout(tuple(measure(block, family, text, sites, kind) for block, kind in parts))
 
 
 def _require_experts(config: Any, family: Family) -> None:

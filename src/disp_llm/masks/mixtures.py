@@ -48,12 +48,8 @@ class MaskedMixture:
         return made
 
     def set(self, middle: Tensor, experts: Tensor | None) -> None:
-        """Lays masks on the mixture, each with or without a dimension of sequences before.
-
-        Args:
-            middle: of all intermediate dimensions, expert by expert.
-            experts: of whole experts; None where these are no site.
-        """
+        """Lays the masks of all intermediate dimensions, expert by expert, and of whole experts
+        where these are a site; each with or without a dimension of sequences before."""
         count = len(self.experts.gate_up_proj)
         self.experts.__dict__["disp_mask_middle"] = middle.unflatten(-1, (count, -1))
         self.experts.__dict__["disp_mask_experts"] = experts
@@ -88,8 +84,8 @@ class _Among:
     """Which experts are dropped, (E), where these are to have a gradient."""
 
     def cut(self, router: Any) -> Any:
-        """The router of the kept experts alone. It is made of the whole one when that runs: its
-        weights may be there only then, and may have been cast, or folded, since masks were set."""
+        """The router of the kept experts alone, made when the whole one runs: its weights may be
+        there only then, and may have been cast, or folded, since masks were set."""
         small = copy.deepcopy(router)
         keep_experts(small, self.row, self.kept, self.reads, place=self.row["router"])
         return small

@@ -1,6 +1,6 @@
 """Widths of a block that is not pruned, measured on its modules."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -140,12 +140,7 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
 
 
 def heads_of(block: nn.Module, family: Family, kv_heads: int) -> int:
-    """Heads that a block can lose, of what it has as its attention; 1 where it cannot lose any: all
-    of them together.
-
-    Args:
-        kv_heads: those of the model's attention.
-    """
+    """Heads that a block can lose; 1 where it cannot lose any: all of them together."""
     own, _ = family.branches_of(block)
     if family.is_attention(own):
         return kv_heads if family.supports_head_pruning else 1
@@ -183,15 +178,20 @@ def per_expert(block: nn.Module, family: Family) -> int:
     return sum(name in parameters for name in mlp.experts.counted) if mlp.experts else 0
 
 
-def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockShape:
+def measure(
+    block: nn.Module, family: Family, config: Any, sites: tuple[Site, ...], kind: str
+) -> BlockShape:
     """The shape of a block.
 
     Args:
         config: the transformers configuration of the language model.
-        heads: KV heads of the model's attention, where heads are a site, else 0.
+        kind: of its attention.
     """
     attention, mlp = family.branches_of(block)
-    heads = heads_of(block, family, heads) if heads else 0
+    heads = 0
+    if HEADS in sites:
+        of_model = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        heads = heads_of(block, family, of_model)
     attn_reads = [linear_at(block, path) for path in attention.reads]
     attn_writes = linear_at(block, attention.writes)
     inside_mlp, of_mid, of_out = _measure_mlp(block, mlp, config)
@@ -201,7 +201,7 @@ def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockS
         own = sum(block.get_parameter(path).numel() for path in attention.per_head)
         biases = (*biases, (outputs + own) // heads)
     cached = cached_numbers(block, family)
-    return BlockShape(
+    shape = BlockShape(
         hidden=widths_of(attn_reads[0])[0],
         qkv=sum(widths_of(linear)[1] for linear in attn_reads),
         q=widths_of(attn_writes)[0],
@@ -212,6 +212,13 @@ def measure(block: nn.Module, family: Family, config: Any, heads: int) -> BlockS
         heads=heads,
         **inside_mlp,
     )
+    if EXPERTS in sites:
+        biases = (*biases, per_expert(block, family))
+        shape = replace(shape, prunes_experts=True, biases=biases)
+    if set(BRANCHES) & set(sites):
+        biases = with_branches(block, family, shape)
+        shape = replace(shape, branches=True, kind=kind, biases=biases)
+    return shape
 
 
 def _measure_mlp(block: nn.Module, mlp: Branch, config: Any) -> tuple[dict[str, Any], int, int]:

@@ -30,25 +30,18 @@ def visit_with(
     *visits: Visit,
     progress: Callable[[int, int], None],
     changes: bool = True,
-    restored: Callable[[int, nn.Module], bool] | None = None,
 ) -> None:
-    """Visits every block of a model, first to last, with what enters its linear layers.
+    """Visits every block of a model, first to last, with what enters its linear layers; each of
+    several visits is given what enters them after the visits before it.
 
     Args:
-        windows: what runs through the model.
-        prunable: a model, dense or pruned, that the visits may change.
-        visits: what is done to a block, one after the other; each is given what enters the layers
-            after the visits before it.
-        progress: called with the number of blocks that are done, and of all.
         changes: whether visits change what a block gives; the blocks that follow then see that.
-        restored: called with each block first; makes of it what an earlier attempt has made, and
-            says whether there was one. Such a block is neither measured nor visited.
     """
     blocks = prunable.blocks
     states, arguments = block_inputs(prunable, windows.to(prunable.device))
     outputs = states
     for index, block in enumerate(blocks):
-        for visit in () if restored and restored(index, block) else visits:
+        for visit in visits:
             outputs, moments = _run_measured(prunable, index, states, arguments[index])
             visit(index, block, moments)
         if changes:
@@ -61,12 +54,7 @@ def visit_with(
 def run_block(
     block: nn.Module, hidden: Float[Tensor, "1 T D"], arguments: dict[str, Any]
 ) -> Float[Tensor, "1 T D"]:
-    """What leaves a block, or one of its branches.
-
-    Args:
-        hidden: what enters it.
-        arguments: what else it is called with.
-    """
+    """What leaves a block, or one of its branches."""
     out = block(hidden, **arguments)
     return out[0] if isinstance(out, tuple) else out
 

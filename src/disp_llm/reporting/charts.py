@@ -96,8 +96,7 @@ def _chart(
         for name, place in lines.items():
             _draw_line(axes, series[name], place, by_size, alone=len(series) == 1)
         if by_size:
-            values = [y for line in series.values() for _, y in line]
-            logarithmic(axes, min(values), max(values))
+            logarithmic(axes)
             axes.margins(x=0.08, y=0.1)
             axes.set_xlabel("keep: share of block parameters")
         else:
@@ -147,23 +146,11 @@ def canvas(width: float, height: float) -> Any:
     return figure
 
 
-def logarithmic(axes: Any, low: float, high: float) -> None:
+def logarithmic(axes: Any) -> None:
     """A logarithmic axis of perplexities with round numbers on it."""
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_yticks(round_numbers(low, high))
-
-
-def round_numbers(low: float, high: float) -> list[float]:
-    """Round numbers between two, of a logarithmic axis: the fewer the longer it is."""
-    from matplotlib.ticker import MaxNLocator
-
-    steps = (1, 1.5, 2, 3, 4, 6, 8) if high < 15 * low else (1, 3)
-    every = (step * 10**power for power in range(6) for step in steps)
-    found = [number for number in every if low <= number <= high]
-    if len(found) > 1:
-        return found
-    return [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]

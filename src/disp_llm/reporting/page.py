@@ -17,7 +17,7 @@ from disp_llm.config.report import ReportConfig
 from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import RunData, SizeData, read_run
 from disp_llm.reporting.run_tables import recovery_table, sizes_table
-from disp_llm.reporting.tables import Table, bench_table
+from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import name_of, named, shown, without_paths
@@ -103,7 +103,7 @@ def _template() -> jinja2.Template:
     """Compiled once, since `compare` writes a page for every run of its own."""
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    tables = (runs_table, sizes_table, recovery_table, bench_table, widths_table, measured_on)
+    tables = (runs_table, sizes_table, recovery_table, widths_table, measured_on)
     environment.filters |= {
         "name_of": name_of,
         "named": named,

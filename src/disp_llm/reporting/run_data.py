@@ -18,13 +18,10 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection_file import kept_by_site
-from disp_llm.reporting.reading import BENCH_AGAIN, bench_figures
 from disp_llm.runs.figures import RunFigures, TrainedResult
-from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import kind_of
 from disp_llm.runs.results import MeasuredResult, OriginalResult, Perplexity, SizeResult
-from disp_llm.runs.rows import BenchComparison, BenchRow
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
@@ -57,14 +54,6 @@ class Recovery:
 
 
 @dataclass(frozen=True)
-class BenchData:
-    """A benchmark that lies in the run folder."""
-
-    cpu: str
-    rows: list[tuple[BenchComparison, BenchRow, BenchRow]]
-
-
-@dataclass(frozen=True)
 class Step:
     """What the page shows of a line of `metrics.jsonl`."""
 
@@ -90,7 +79,6 @@ class RunData:
     metrics: list[Step]
     """The lines of `metrics.jsonl`."""
     settings: list[tuple[str, Any]]
-    bench: BenchData | None
 
 
 def read_run(run: Run) -> RunData:
@@ -109,7 +97,6 @@ def read_run(run: Run) -> RunData:
         recovery=_recovery(found) if recovers and found else None,
         metrics=_metrics(run.metrics_file),
         settings=list(_flat(resolved(settings))),
-        bench=_bench(run.folder / "bench.json"),
     )
 
 
@@ -128,14 +115,6 @@ def _recovery(found: RunFigures) -> Recovery | None:
     if found.before is None or found.model is None:
         return None
     return Recovery(found.before, found.model, found.teacher)
-
-
-def _bench(path: Path) -> BenchData | None:
-    """What `disp-llm bench --json` printed there, if anything."""
-    if not path.exists():
-        return None
-    found = bench_figures(read_json(path, BENCH_AGAIN), str(path))
-    return BenchData(found.hardware["cpu"], found.rows)
 
 
 def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:

@@ -11,7 +11,6 @@ import rich.table
 
 from disp_llm.config.schema import as_type
 from disp_llm.evaluation.answers import AnswerScore
-from disp_llm.reporting.reading import bench_figures
 from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.markdown import table_row
 from disp_llm.runs.results import (
@@ -23,7 +22,6 @@ from disp_llm.runs.results import (
     with_error,
     workload_said,
 )
-from disp_llm.runs.rows import BenchComparison, BenchRow
 from disp_llm.runs.scores import Scores
 
 
@@ -119,38 +117,38 @@ def _show_alignments(alignments: list[dict[str, Any]]) -> None:
 
 def show_bench(result: dict[str, Any]) -> None:
     """Both models side by side under every workload."""
-    found = bench_figures(result, "the benchmark")
-    modes = ["compiled"] if found.compiled else []
-    models = f"{found.model} against {found.against}"
-    say(", ".join([models, found.dtype, *modes, found.hardware["cpu"]]))
-    bench_table(found.rows).show()
-    loads = found.loading
+    modes = ["compiled"] if result["compiled"] else []
+    models = f"{result['model']} against {result['against']}"
+    say(", ".join([models, result["dtype"], *modes, result["hardware"]["cpu"]]))
+    timed = result["results"]
+    pairs = zip(timed[::2], timed[1::2], result["comparisons"], strict=True)
+    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
+    Table(names, [_workload(*pair) for pair in pairs], left=names[-1:]).show()
     for name, key, unit, scale in (
         ("load time", "load_s", "s", 1),
         ("peak memory", "peak_memory_bytes", "MB", 1e6),
         ("weights on disk", "weight_bytes", "MB", 1e6),
     ):
-        original, pruned = (getattr(load, key) / scale for load in loads)
+        original, pruned = (load[key] / scale for load in result["loading"])
         say(f"{name}: {original:,.1f} -> {pruned:,.1f} {unit}")
 
 
-def bench_table(comparisons: list[tuple[BenchComparison, BenchRow, BenchRow]]) -> Table:
-    """A row for every workload: how the models compare, and the figures of both."""
-    rows = []
-    for comparison, original, pruned in comparisons:
-        low, high = comparison.speedup_quartiles
-        shares = pruned.time_shares.items()
-        cells = [
-            workload_said(original.phase, original.length, original.batch),
-            *(f"{m.median_s * 1e3:.2f} ± {m.spread_s * 5e2:.2f} ms" for m in (original, pruned)),
-            f"×{comparison.speedup:.2f} ({low:.2f} to {high:.2f})",
-            f"×{comparison.predicted_speedup:.2f}",
-            f"{pruned.tokens_per_s:,.0f}",
-            ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
-        ]
-        rows.append(cells)
-    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
-    return Table(names, rows, left=names[-1:])
+def _workload(
+    original: dict[str, Any], pruned: dict[str, Any], comparison: dict[str, Any]
+) -> tuple[str, ...]:
+    low, high = comparison["speedup_quartiles"]
+    shares = pruned["time_shares"].items()
+    return (
+        workload_said(original["phase"], original["length"], original["batch"]),
+        *(
+            f"{timed['median_s'] * 1e3:.2f} ± {timed['spread_s'] * 5e2:.2f} ms"
+            for timed in (original, pruned)
+        ),
+        f"×{comparison['speedup']:.2f} ({low:.2f} to {high:.2f})",
+        f"×{comparison['predicted_speedup']:.2f}",
+        f"{pruned['tokens_per_s']:,.0f}",
+        ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
+    )
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ PAGE = b'<meta name="generator" content="disp-llm">'
 """What a page of ours has among its first bytes."""
 
 PICTURE = b"Software\0disp-llm"
-"""The same of pictures, by suffix."""
+"""The same of pictures."""
 
 HEAD = 4096
 """How many bytes these are."""

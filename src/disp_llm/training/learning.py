@@ -43,12 +43,7 @@ BASELINE_DECAY = 0.9
 class LearningState(nn.Module):
     """Everything that a step of mask learning changes, and a checkpoint holds."""
 
-    def __init__(
-        self,
-        logits: nn.Module,
-        scales: nn.Parameter | None,
-        adapters: Adapters | None,
-    ):
+    def __init__(self, logits: nn.Module, scales: nn.Parameter | None, adapters: Adapters | None):
         super().__init__()
         self.logits = logits
         self.register_parameter("scales", scales)
@@ -84,14 +79,10 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
         def losses_of(windows: Windows) -> Tensor:
             return mean_losses(problem.dense, windows.to(device), teacher, compiled)
 
-        learner = MaskLearner(problem, state, masking, adapting, losses_of)
-        train(
-            state,
-            _optimizers(problem, state),
-            learner.backward,
-            Schedule(config, steps, "learning masks"),
-            problem.job,
-        )
+        choices = problem.budget.layout.choices(problem.budget.chunk)
+        learner = MaskLearner(problem, state, masking, adapting, losses_of, choices)
+        schedule = Schedule(config, steps, "learning masks")
+        train(state, _optimizers(problem, state), learner.backward, schedule, problem.job)
     with torch.no_grad():
         never_pruned = problem.budget.never_pruned.to(device)
         scales = None if state.scales is None else state.scales.masked_fill(never_pruned, 1.0)
@@ -101,12 +92,8 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
 
 def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> LearningState:
     learn, device = problem.learn, start.device
-    logits = build(
-        learn.parametrisation,
-        start.float(),
-        problem.budget.layout,
-        random_stream("start", problem.seed),
-    )
+    noise, layout = random_stream("start", problem.seed), problem.budget.layout
+    logits = build(learn.parametrisation, start.float(), layout, noise)
     scales = None
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
@@ -142,10 +129,8 @@ class MaskLearner:
     adapting: Adapting | None
     losses_of: Callable[[Windows], Float[Tensor, " B"]]
     """Mean loss of every window under the masks that are set."""
-
-    @functools.cached_property
-    def _choices(self) -> Tensor | None:
-        return self.problem.budget.layout.choices(self.problem.budget.chunk)
+    choices: Tensor | None
+    """Which choice each entry is."""
 
     def backward(self, step: int) -> dict[str, Any]:
         """Accumulates the gradient, and returns the figures of the step."""
@@ -162,7 +147,7 @@ class MaskLearner:
         projection = functools.partial(project, budget=budget, align=problem.align)
         logits = budget.layout.by_chunks(state.logits(), budget.chunk)
         at_keep = functools.partial(projection, share=keep)
-        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature, self._choices)
+        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature, self.choices)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
         if budget.layout.has_experts:
             drawn = sample.mask.detach()

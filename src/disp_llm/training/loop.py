@@ -115,10 +115,11 @@ def train(
     # Restored optimisers have groups of their own.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     first = _first_step(facts, job)
+    tokens = schedule.config.tokens_per_step * job.process.count
     with MetricsLog(job.run.metrics_file) as log:
         if job.process.is_main:
             log.go_on_from(first, facts.get("metrics"))
-        reporter = StepReporter(schedule, job, log, first, time.perf_counter())
+        began = time.perf_counter()
         for step in range(first, schedule.steps):
             for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = peak * schedule.rate_of(group, step)
@@ -131,7 +132,10 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             if job.process.is_main:
-                reporter.report(figures, groups[0]["lr"], step + 1)
+                pace = (step + 1 - first) / (time.perf_counter() - began)
+                figures["learning_rate"] = groups[0]["lr"]
+                figures["tokens_per_s"] = tokens * pace
+                _report(figures, schedule, job, log, step + 1)
             if stopping or (schedule.saves(step + 1) and not job.is_trial):
                 tensors = whole_tensors(trained, optimizers, job.process.is_main)
                 if job.process.is_main:
@@ -153,31 +157,13 @@ def _first_step(facts: dict[str, str], job: Job) -> int:
     return int(facts.get("step", 0))
 
 
-@dataclass(frozen=True)
-class StepReporter:
-    """Says what a step did: to the log, to trackers, and to who watches."""
-
-    schedule: Schedule
-    job: Job
-    log: MetricsLog
-    first: int
-    """Steps of earlier attempts."""
-    began: float
-
-    def report(self, figures: Figures, rate: float, done: int) -> None:
-        """Hands on the figures of a step, the `done`-th of the run."""
-        process = self.job.process
-        tokens = self.schedule.config.tokens_per_step * process.count
-        figures |= {
-            "step": done,
-            "tokens": tokens * done,
-            "learning_rate": rate,
-            "tokens_per_s": tokens * (done - self.first) / (time.perf_counter() - self.began),
-        }
-        self.log.append(figures)
-        if not self.job.is_trial:
-            process.track(figures, done)
-        self.job.progress(self.schedule.stage, done, self.schedule.steps, figures)
+def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog, done: int) -> None:
+    """Hands on the figures of the `done`-th step: to the log, to trackers, and to who watches."""
+    figures |= {"step": done, "tokens": schedule.config.tokens_per_step * job.process.count * done}
+    log.append(figures)
+    if not job.is_trial:
+        job.process.track(figures, done)
+    job.progress(schedule.stage, done, schedule.steps, figures)
 
 
 def _require_finite(loss: float, step: int) -> None:

@@ -60,9 +60,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def token_losses(
-    target: PrunableModel,
-    tokens: Int[Tensor, "B T"],
-    teacher: Teacher | None = None,
+    target: PrunableModel, tokens: Int[Tensor, "B T"], teacher: Teacher | None = None
 ) -> Float[Tensor, "B T-1"]:
     """−ln p of each token but the first of every window, in float32; with a teacher, mixed with the
     divergence from its distribution."""
@@ -111,10 +109,7 @@ def _task_losses(target: PrunableModel, windows: Windows) -> Float[Tensor, " B"]
 
 
 def _counted_losses(
-    target: PrunableModel,
-    windows: Windows,
-    teacher: Teacher | None,
-    compiled: bool,
+    target: PrunableModel, windows: Windows, teacher: Teacher | None, compiled: bool
 ) -> Float[Tensor, " P"]:
     """One window's tokens that count behind the other's."""
     taught = None
@@ -134,17 +129,14 @@ def _counted_losses(
     return _ChunkedLoss.apply(states, loss_of)
 
 
-def _loss_of_chunk(
-    hidden: Tensor,
-    targets: Tensor,
-    head: Head,
-    lesson: tuple[Tensor, Head, float] | None = None,
-) -> Tensor:
-    """The loss of each of some positions, from the student's final hidden states.
+Lesson = tuple[Tensor, Head, float]
+"""The teacher's final hidden states, its head, and its share of the loss."""
 
-    Args:
-        lesson: the teacher's final hidden states, its head, and its share of the loss.
-    """
+
+def _loss_of_chunk(
+    hidden: Tensor, targets: Tensor, head: Head, lesson: Lesson | None = None
+) -> Tensor:
+    """The loss of each of some positions, from the student's final hidden states."""
     logits = head(hidden)
     loss = nn.functional.cross_entropy(logits, targets, reduction="none")
     if lesson is None:

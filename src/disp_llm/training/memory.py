@@ -105,11 +105,8 @@ def recovery_memory(
     total = 0
     for index, target in enumerate(models):
         blocks = sum(p.numel() for block in target.blocks for p in block.parameters())
-        trained = index == 0 and config.how == "full"
-        each = TRAINED * FLOAT if trained else itemsize
+        each = TRAINED * FLOAT if index == 0 else itemsize
         total += (target.parameters - blocks) * itemsize + blocks * each // processes
-        if index == 0 and config.how == "lora":  # whole in every process
-            total += TRAINED * FLOAT * config.rank * _widths(target)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Training the weights that pruning kept: whole, or through adapters; with a teacher, or without.
+"""Training the weights that pruning kept, with a teacher or without.
 
 Trained weights are float32 and compute in the model's own dtype. Embedding and head stay as they
 are, so that no gradient of a vocabulary is ever held.
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from disp_llm.config.errors import InputError
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.randomness import shared_stream
 from disp_llm.data.tokens import Corpus
@@ -43,9 +42,8 @@ def train_weights(
             drawn now are those that follow.
     """
     config, device, process = job.config.training, student.device, job.process
-    how = job.config.how
-    trained = trained_parameters(student, how)
-    linears = {id(linear.weight) for linear in student.linears()} if how == "full" else set()
+    trained = trained_parameters(student)
+    linears = {id(linear.weight) for linear in student.linears()}
     matrices = [one for one in trained if id(one) in linears]
     others = [one for one in trained if id(one) not in linears]
     # One operation on many tensors takes no list in which some are divided.
@@ -73,44 +71,23 @@ def train_weights(
     return steps
 
 
-def trained_parameters(student: PrunableModel, how: str) -> list[nn.Parameter]:
-    """Makes what is trained float32 and lets it have gradients: the adapters that are there, or
-    the language model without its embeddings (a head is no part of it, unless the two are tied).
-    """
-    model = student.model
-    if how == "full":
-        model.requires_grad_(False)
-        frozen = {
-            id(parameter)
-            for module in model.modules()
-            if isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
-            for parameter in module.parameters()
-        }
-        for parameter in student.language_model.parameters():
-            parameter.requires_grad_(id(parameter) not in frozen)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def trained_parameters(student: PrunableModel) -> list[nn.Parameter]:
+    """Makes what is trained float32 and lets it have gradients: the language model without its
+    embeddings (a head is no part of it, unless the two are tied)."""
+    model = student.model.requires_grad_(False)
+    frozen = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+        for parameter in module.parameters()
+    }
+    language = student.language_model.parameters()
+    trained = [parameter for parameter in language if id(parameter) not in frozen]
     for parameter in trained:
+        parameter.requires_grad_(True)
         if parameter.dtype != torch.float32:  # of a divided model they were made so before
             parameter.data = parameter.data.float()
     return trained
-
-
-def add_adapters(student: PrunableModel, rank: int, seed: int) -> Any:
-    """Puts LoRA adapters (arXiv 2106.09685) on every linear layer of the blocks, in place.
-
-    Raises:
-        InputError: peft is not installed.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise InputError("lora needs peft", field="how", hint="run `pip install peft`") from error
-    names = {id(module): name for name, module in student.model.named_modules()}
-    targets = [names[id(linear)] for linear in student.linears()]
-    settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return peft.get_peft_model(student.model, settings)
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager:
