@@ -10,7 +10,7 @@ from configurations import ARCHITECTURES, VOCABULARY, cases
 from conftest import BEGUN, byte_tokenizer, one_process, run_in, tiny_model
 from safetensors.torch import load_file, save_file
 
-from disp_llm.config.bounds import require_declared
+from disp_llm.config.effect import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
@@ -183,7 +183,7 @@ def test_as_many_at_once_as_fit(monkeypatch):
 
 def test_how_many_tokens_is_asked_only_where_some_are_written():
     with pytest.raises(InputError) as raised:
-        require_declared(TextConfig(self_tokens=-1))
+        check_settings(TextConfig(self_tokens=-1))
     assert raised.value.field == "self_tokens"
     for names in (("self",), ("a.txt", "self"), ("general",), ("mine.toml",)):
         text = TextConfig(text=tuple(map(Path, names)), self_tokens=64)

@@ -134,4 +134,4 @@ def test_messages():
 def test_the_stored_command_is_one_that_a_shell_takes(monkeypatch):
     words = ["/opt/venv/bin/disp-llm", "prune", "models/llama", "--text", "a b.txt", "org/name"]
     monkeypatch.setattr("sys.argv", words)
-    assert parsing.command_line() == "disp-llm prune ./models/llama --text 'a b.txt' org/name"
+    assert parsing.command_line() == "disp-llm prune models/llama --text 'a b.txt' org/name"
