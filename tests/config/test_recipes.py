@@ -1,7 +1,6 @@
 """Recipes and settings: every value has its declared type, every name and size is one that files
 can have."""
 
-
 import fresh
 import pytest
 from damage import BYTES, NESTED, outcome
