@@ -10,7 +10,7 @@ from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.synthetic import held_out
+from disp_llm.data.sources import held_out
 from disp_llm.export.facts import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
