@@ -168,9 +168,8 @@ class SizeWriter:
         """Adds the masks of a size to the selection file, if it has them not yet."""
         run, path = self.problem.job.run, self.problem.job.run.selection_file
         if not (run.has(path) and has_masks(path, masks, name)):
-            run.forget(path)  # a run that is killed here chooses again from its checkpoint
-            add_masks(path, masks, name)
-            run.update(path)
+            with run.replacing(path) as new:
+                add_masks(path, masks, name, new)
 
     def _result(
         self, compact: PrunableModel, masks: Masks, size: Target, **measured: Any

@@ -82,6 +82,8 @@ class RunFigures:
     """Attempts to go on with other code or on another kind of machine than those it began with."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
+    replacing: dict[str, str] = field(default_factory=dict)
+    """The same of files that were being replaced when the run was killed: either hash is right."""
     inputs: Stamps = field(default_factory=dict)
     """The files on this machine that it was made of."""
     source: Source | None = None

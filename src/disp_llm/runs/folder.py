@@ -18,7 +18,7 @@ from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.figures import RunFigures, run_figures
-from disp_llm.runs.files import read_checked_json, write_checked_json
+from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
 
@@ -134,6 +134,17 @@ class Run:
         write_checked_json(self.result_file, result)
         return result
 
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """Yields a temporary path; what is there at the end takes the place of a recorded file.
+
+        The hashes of both are on record meanwhile, so that a kill leaves a file that is known.
+        """
+        with atomic(path) as new:
+            yield new
+            self.update(path, replacing={self._name(path): sha256(new)})
+        self.update(path, replacing={})
+
     def forget(self, path: Path) -> None:
         """Takes a file that is about to be replaced off the record."""
         result = self.result()
@@ -156,13 +167,16 @@ class Run:
         """What is not as it was recorded: of some files and exported folders, or of all that are
         recorded.
         """
-        files = self.result().get("files", {})
+        result = self.result()
+        files, replacing = result.get("files", {}), result.get("replacing", {})
         names = [self._name(path) for path in paths] or files
         found: list[Problem] = []
         for name in names:
             if name in files:
                 hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
                 changed = changed_files(self.folder, {name: files[name]}, hint)
+                if changed and name in replacing:
+                    changed = changed_files(self.folder, {name: replacing[name]}, hint)
                 found += changed
                 folder = (self.folder / name).parent
                 if Path(name).name == SUMS and not changed:
