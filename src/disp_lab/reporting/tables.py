@@ -10,8 +10,8 @@ from disp_llm.config.names import name_of
 from disp_llm.reporting.tables import Table
 from disp_llm.reporting.terminal import say
 from disp_llm.runs.markdown import escaped
-from disp_llm.runs.results import PHASES, kept_said, paired_said, percent_with_error, ratio_said
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.results import PHASES
+from disp_llm.runs.scores import Scores, kept_said, paired_said, percent_with_error, ratio_said
 
 PAIRED = "paired ratio"
 

@@ -8,19 +8,11 @@ from disp_llm.config.names import is_on_hub, name_of
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.models import embedded
-from disp_llm.runs.figures import Source
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import FACTS
-from disp_llm.runs.results import (
-    Hardware,
-    OriginalResult,
-    Perplexity,
-    SizeResult,
-    as_json,
-    from_json,
-)
-from disp_llm.runs.scores import Finite
+from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json, from_json
+from disp_llm.runs.scores import Finite, Perplexity
 
 TOLD = (
     *("original", "source", "versions", "tokens_seen", "command", "hardware"),
