@@ -1,7 +1,4 @@
-"""What pruning a model would mean, from its configuration alone: no weights are loaded.
-
-Only to measure alignments the model itself is needed.
-"""
+"""What pruning a model would mean, from its configuration alone: no weights are loaded."""
 
 import time
 from dataclasses import replace
@@ -54,9 +51,6 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         "device": str(device),
     }
     result |= _plans(config, empty, dtype, device)
-    if config.measure:
-        with caller.watching() as progress:
-            result["alignments"] = _measure_alignments(config, progress)
     return result
 
 
@@ -139,18 +133,3 @@ def advice(plans: list[MemoryPlan], free: float) -> str:
     if best is None:
         return "does not fit: use a larger device, several, or a smaller --length or --batch"
     return "fits" if best is plans[0] else f"fits with {best.name}"
-
-
-def _measure_alignments(config: DoctorConfig, progress: ProgressCallback) -> list[dict[str, Any]]:
-    """Times of a half-size model for several alignments of its widths, on this machine."""
-    from disp_llm.evaluation.alignment import measured_alignments
-    from disp_llm.evaluation.timing import Workload, fitted
-
-    loaded = load(config.model, MachineConfig(device=config.device), dense_only=True)
-    usual = (Workload("prefill", 512, 1), Workload("decode", 128, 1))
-    workloads = tuple(fitted(workload, loaded.model) for workload in usual)
-
-    def on_model(done: int, total: int) -> None:
-        progress("timing alignments", done, total, {})
-
-    return measured_alignments(PrunableModel.of(loaded), workloads, on_model)
