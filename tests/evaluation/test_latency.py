@@ -10,8 +10,8 @@ from damage import BYTES
 from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation import latency
 from disp_llm.evaluation import cache as tables
+from disp_llm.evaluation import latency
 from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.latency import SHAPES, corrected, masks_of_shape
 from disp_llm.evaluation.latency_fit import features, fit, for_sites, non_negative

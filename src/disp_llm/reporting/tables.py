@@ -89,11 +89,10 @@ def show_examination(result: dict[str, Any]) -> None:
             str(plan["processes"]),
             f"{plan['memory_bytes'] / 2**30:.1f} GiB",
             "yes" if plan["fits"] else "no",
-            f"{plan['learning_s'] / 3600:.2f} h",
         )
         for plan in result["plans"]
     ]
-    Table(("learning", "processes", "memory each", "fits", "time"), plans).show()
+    Table(("learning", "processes", "memory each", "fits"), plans).show()
     where = f"{result['devices']} × " if result["devices"] > 1 else ""
     free = f"{where}{result['memory_free_bytes'] / 2**30:.1f} GiB are free"
     say(f"{free}: {result['advice']}")
