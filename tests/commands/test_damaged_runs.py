@@ -40,7 +40,7 @@ def test_a_selection_is_made_again_as_its_hint_says(run, llama_folder):
     done = run_command("report", run)
     assert refused(done, path)
     assert names(outcome(lambda: PruneResult(run, figures).masks(0.8)), path)
-    assert "delete it: --resume makes it again" in done.stderr
+    assert "delete it: `resume` makes it again" in done.stderr
     path.unlink()
     assert run_command("prune", llama_folder, "--output-dir", run, "--resume").returncode == 0
     assert path.read_bytes() == whole

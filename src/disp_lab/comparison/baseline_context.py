@@ -27,7 +27,7 @@ from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.loading import Loaded, load
-from disp_llm.runs.identity import stamped
+from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.progress import ProgressCallback
 
 
@@ -90,8 +90,8 @@ class BaselineContext:
 
     @cached_property
     def files(self) -> dict[str, Any]:
-        """Stamps of the files of both, before they are read."""
-        return stamped(input_files(self.config))
+        """Hashes of the files of both, before they are read."""
+        return hashes_of(input_files(self.config))
 
     @property
     def sources(self) -> dict[str, str]:
