@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from disp_llm.cli.environment import direct_output, prepare_libraries, prepare_output, rank
 from disp_llm.cli.errors import explained, print_error, tell
-from disp_llm.cli.parsing import RESUMABLE, given_settings, output_folder, parse, runner
+from disp_llm.cli.parsing import RESUMABLE, command_of, given_settings, output_folder, parse
 from disp_llm.cli.signals import has_been_asked_to_end
 from disp_llm.config.errors import InputError
 
@@ -45,7 +45,7 @@ def _run(arguments: list[str]) -> int:
         config = parse(arguments)
         prepare_libraries(verbose="--verbose" in arguments)
         direct_output(as_json, quiet="--quiet" in arguments)
-        result = runner(command, "--dry-run" in arguments)(config)
+        result = command_of(command).run(config)
         if as_json and result:  # of several processes, the first has it
             print(json.dumps(result, ensure_ascii=False))
         print(

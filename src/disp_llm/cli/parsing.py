@@ -8,7 +8,6 @@ import logging
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from disp_llm.cli.flags import command_parser, help_of
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.names import name_of
 from disp_llm.config.plugins import Command, added, added_names
 from disp_llm.config.recipes import (
     configured,
@@ -79,11 +79,6 @@ def command_of(name: str) -> Command:
 
 def _run(name: str, config: Any) -> dict[str, Any]:
     return getattr(importlib.import_module("disp_llm.cli.commands"), name)(config)
-
-
-def runner(command: str, dry: bool) -> Callable[[Any], dict[str, Any]]:
-    """What runs a command, or says what it would do."""
-    return partial(_run, "dry_run") if dry else command_of(command).run
 
 
 def parse(arguments: list[str]) -> Any:
@@ -221,5 +216,10 @@ def _overview() -> str:
 
 
 def command_line() -> str:
-    """How this process was started, as a shell takes it."""
-    return shlex.join(["disp-llm", *sys.argv[1:]])
+    """How this process was started, without the folders of files: `config.toml` has these."""
+
+    def shown(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{flag}{equals}{name_of(value)}"
+
+    return shlex.join(["disp-llm", *map(shown, sys.argv[1:])])

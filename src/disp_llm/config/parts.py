@@ -25,7 +25,7 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, is_mixture
+from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ class TextConfig:
 
     @property
     def may_be_written(self) -> bool:
-        """Whether the model itself may write some of the text: a mixture can name its words."""
-        return Path(SELF) in self.learns_from or any(map(is_mixture, self.text))
+        """Whether the model itself writes some of the text."""
+        return Path(SELF) in self.learns_from
 
     @property
     def has_evaluation(self) -> bool:
@@ -267,8 +267,8 @@ class OutputConfig:
     """How the smaller model is written."""
 
     align: AnyMultiple = 0
-    """Make widths multiples of this number. 0 = what `disp-llm doctor --measure` found best here,
-    else 64 on a GPU, 32 on a CPU, 1 for a stream below 512."""
+    """Make widths multiples of this number. 0 = 64 on a GPU, 32 on a CPU, 1 for a stream below
+    512."""
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]
