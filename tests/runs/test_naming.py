@@ -106,7 +106,7 @@ def test_settings():
 
 
 def test_every_setting_that_is_a_path_is_known():
-    """`folder` may be a name on the hub in `recover`."""
+    """`folder` is what `convert` and `push` read."""
 
     def paths(config) -> set[str]:
         found = set()

@@ -40,7 +40,7 @@ def recover(config: Any) -> Figures:
 
     with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
         result = recover(
-            config.folder,
+            config.model,
             config=config,
             progress=stop.watching(progress),
             stop_requested=stop,
@@ -113,7 +113,7 @@ def push(config: Any) -> Figures:
 
 
 def report(config: Any) -> Figures:
-    """Writes the page of one or several runs."""
+    """Writes the page of a run."""
     from disp_llm.reporting.page import write_page
 
     result = write_page(config)

@@ -11,7 +11,7 @@ from disp_llm.runs.figures import Source
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.naming import is_on_hub, name_of, named, names_in, without_paths
-from disp_llm.runs.ownership import FACTS
+from disp_llm.runs.ownership import FACTS, kind_of
 from disp_llm.runs.results import (
     Hardware,
     OriginalResult,
@@ -189,13 +189,11 @@ def run_of(folder: Path) -> tuple[Run, str] | None:
     """
     folder = folder.absolute().parent
     seen: set[Path] = set()
-    while folder not in seen and Run(folder).config_file.is_file():
+    while folder not in seen and kind_of(folder) and Run(folder).config_file.is_file():
         seen.add(folder)
         path = Run(folder).config_file
         settings = read_toml(path, str(path), "name the original as the `teacher`")
-        if "model" in settings:
+        if kind_of(folder) != "recover":
             return Run(folder), str(settings["model"])
-        if "folder" not in settings:
-            return None
-        folder = Path(str(settings["folder"])).absolute().parent
+        folder = Path(str(settings["model"])).absolute().parent
     return None

@@ -88,7 +88,7 @@ def read_run(run: Run) -> RunData:
     recovers = isinstance(settings, RecoverConfig)
     return RunData(
         name=run.folder.resolve().name,
-        model=settings.folder if isinstance(settings, RecoverConfig) else settings.model,
+        model=settings.model,
         command="recover" if recovers else "prune",
         status=found.status if found else "not begun",
         figures=found,
