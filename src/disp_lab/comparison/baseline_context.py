@@ -33,7 +33,7 @@ from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.loading import Loaded, load
 from disp_llm.runs.folder import Run
-from disp_llm.runs.identity import stamped
+from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.settings import record_beginning
@@ -124,8 +124,8 @@ class BaselineContext:
 
     @cached_property
     def files(self) -> dict[str, Any]:
-        """Stamps of the files of both, before they are read."""
-        return stamped(input_files(self.config))
+        """Hashes of the files of both, before they are read."""
+        return hashes_of(input_files(self.config))
 
     @property
     def sources(self) -> dict[str, str]:

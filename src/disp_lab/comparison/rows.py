@@ -36,8 +36,8 @@ from disp_llm.models.loading import load_model
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import Perplexity, SizeResult
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.results import SizeResult
+from disp_llm.runs.scores import Perplexity, Scores
 from disp_llm.training.problem import PruningProblem
 
 FAILURES = (InputError, RuntimeError)

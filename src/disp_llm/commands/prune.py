@@ -42,9 +42,10 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
-from disp_llm.runs.identity import stamped
+from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import OriginalResult, Perplexity, as_json
+from disp_llm.runs.results import OriginalResult, as_json
+from disp_llm.runs.scores import Perplexity
 from disp_llm.runs.settings import begin_run
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
@@ -111,7 +112,7 @@ def prune_with(
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
-    files = stamped(input_files(job.config)) if job.process.is_main else {}
+    files = hashes_of(input_files(job.config)) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of_run(job.config, job.run)
     sources = read_texts(job, inputs)
     job, loaded = load_original(job, inputs)

@@ -42,7 +42,7 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
-from disp_llm.runs.identity import stamped
+from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
@@ -95,7 +95,7 @@ def recover(
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    files = stamped(input_files(job.config)) if job.process.is_main else {}
+    files = hashes_of(input_files(job.config)) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     models = load_models(job, inputs, taught, sources.writes)
