@@ -13,7 +13,7 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.schema import format_mismatch, read_toml, require_known, to_path
 from disp_llm.config.settings import settings_of
 
-OF_ONE_RUN = ("model", "folder", "output_dir", "resume", "anyway")
+OF_ONE_RUN = ("model", "output_dir", "resume", "anyway")
 """Settings that the `config.toml` of a run has and another run does not repeat."""
 
 
