@@ -138,7 +138,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with a text"),
+        (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with --text"),
         (["--examples", "missing.jsonl"], "--examples: missing.jsonl: No such file"),
     ],
 )
