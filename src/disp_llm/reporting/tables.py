@@ -10,7 +10,6 @@ import rich.box
 import rich.table
 
 from disp_llm.config.schema import as_type
-from disp_llm.evaluation.answers import AnswerScore
 from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.markdown import table_row
 from disp_llm.runs.results import (
@@ -168,18 +167,16 @@ def show_evaluation(result: dict[str, Any]) -> None:
             f"window {measured.window})"
         )
     if "answers" in result:
-        found: AnswerScore = as_type(
-            result["answers"], AnswerScore, field=result["model"], hint="measure it again"
-        )
-        score = with_error(found.score, found.score_stderr, 3)
-        say(f"{found.metric} {score}  ({found.answers:,} answers)")
+        found = result["answers"]
+        score = with_error(found["score"], found["score_stderr"], 3)
+        say(f"{found['metric']} {score}  ({found['answers']:,} answers)")
     if "tasks" in result:
         rows = [
             (
                 name,
                 task["metric"],
                 f"{task[task['metric']]:.2%}",
-                f"{task['stderr']:.2%}",
+                "" if task["stderr"] is None else f"{task['stderr']:.2%}",
                 f"{task['n']:,}",
                 str(task["shots"]),
             )
