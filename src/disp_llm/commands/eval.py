@@ -9,7 +9,7 @@ from typing import Any
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.results import RecoverResult
-from disp_llm.config.errors import InputError, model_is
+from disp_llm.config.errors import model_is
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
@@ -31,6 +31,7 @@ from disp_llm.models.windows import within_positions
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
+
 
 @takes_settings(EvalConfig)
 def eval(

@@ -125,4 +125,6 @@ def _generated(
             eos_token_id=list(ends) or None,
             pad_token_id=filler,
         )
-    return [list(takewhile(lambda token: token not in ends, row)) for row in made[:, width:].tolist()]
+    return [
+        list(takewhile(lambda token: token not in ends, row)) for row in made[:, width:].tolist()
+    ]

@@ -26,9 +26,7 @@ def likeliest(model: PreTrainedModel) -> Iterator[Any]:
         model.generation_config = own
 
 
-def continued(
-    model: PreTrainedModel, prompt: Int[Tensor, " T"], tokens: int
-) -> Int[Tensor, " N"]:
+def continued(model: PreTrainedModel, prompt: Int[Tensor, " T"], tokens: int) -> Int[Tensor, " N"]:
     """At most `tokens` tokens after a prompt, of which the model reads what fits."""
     start = prompt[: fitting(model, len(prompt))][None].to(model.device)
     room = fitting(model, len(prompt) + tokens) - start.shape[1]

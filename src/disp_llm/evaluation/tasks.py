@@ -43,7 +43,7 @@ class Answers:
     accuracies: dict[str, float]
     """By metric."""
     right: list[float]
-    """By question, in the task's order: 1 where the answer is right by the task's metric, else 0."""
+    """By question, in the task's order: 1 where it is right by the task's metric, else 0."""
     questions_sha256: str
     """The hash of lm-eval's hashes of the questions and prompts, in the same order."""
     shots: int
@@ -289,7 +289,9 @@ def _task_manager() -> Any:
         from lm_eval import tasks
     except ImportError as error:
         raise InputError(
-            "lm-evaluation-harness is not installed", field="tasks", hint="run `pip install lm-eval`"
+            "lm-evaluation-harness is not installed",
+            field="tasks",
+            hint="run `pip install lm-eval`",
         ) from error
     return _made_once(tasks.TaskManager)
 
