@@ -157,7 +157,7 @@ def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
 def test_settings_become_flags_and_everything_else_stays():
     flags = flags_of("prune")
     assert (flags["eval_text"], flags["model"]) == ("--eval-text", "MODEL")
-    assert flags_of("recover")["folder"] == "FOLDER"
+    assert flags_of("recover")["model"] == "MODEL"
     assert "run" not in flags  # there it is the name of a folder
     said = with_flags("leave `eval_text` out or name `model`", flags)
     assert said == "leave --eval-text out or name MODEL"
@@ -305,27 +305,6 @@ def test_a_shell_completes_commands_and_flags(shell):
     assert done.returncode == 0
     assert all(word in done.stdout for word in (*COMMANDS, "eval-text", "calibration-length"))
     assert "no shell 'ksh'" in run_command("--completion", "ksh").stderr
-
-
-@pytest.mark.parametrize("more", [[], ["--text", "self"], ["--minutes", 2]])
-def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
-    place, said = tmp_path / "new", ["--output-dir", tmp_path / "new", "--dry-run", "--json"]
-    line = ["prune", llama_folder, "--keep", 0.8, 0.5, "--context", 32, "--windows", 2]
-    done = run_command(*line, "--length", 32, *more, *said)
-    assert done.returncode == 0, done.stderr
-    planned = json.loads(done.stdout)
-    assert planned["stages"]["measure the original"] == 64
-    assert planned["stages"]["learn"] == (0 if "--minutes" in more else 150 * 64)
-    assert ("learning_s" in planned) == ("--minutes" not in more)
-    assert "export and measure 0.5" in planned["stages"]
-    assert planned["fits"]
-    folder = small_run[0] / "keep-0.5"
-    done = run_command("recover", folder, "--tokens", 512, "--length", 32, "--batch", 2, *said)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["stages"]["train"] == 512
-    assert not place.exists()
-    shown = run_command(*line, "--length", 32, "--output-dir", place, "--dry-run")
-    assert "would be the run folder" in shown.stdout
 
 
 def test_quiet_and_verbose():

@@ -16,8 +16,8 @@ from disp_llm.export.facts import FACTS, read_facts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import OriginalResult, Perplexity, from_json
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.results import OriginalResult, from_json
+from disp_llm.runs.scores import Perplexity, Scores
 from disp_llm.training.losses import Teacher
 
 if TYPE_CHECKING:
