@@ -199,7 +199,7 @@ class SizeWriter:
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,
             learned_weights=masks.compensation.learned_weights,
-            widths_full=masks.layout.largest_widths,
+            widths_full={site: max(of) for site, of in masks.layout.widths.items()},
             folder=str(self.problem.job.run.size_folder(name)),
             **measured,
         )

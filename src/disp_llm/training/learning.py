@@ -144,9 +144,8 @@ class MaskLearner:
         problem, learn, state = self.problem, self.problem.learn, self.state
         budget, config = problem.budget, problem.training
         never_pruned = budget.never_pruned.to(problem.dense.device)
-        projection = functools.partial(project, budget=budget, align=problem.align)
         logits = budget.layout.by_chunks(state.logits(), budget.chunk)
-        at_keep = functools.partial(projection, share=keep)
+        at_keep = functools.partial(project, budget=budget, share=keep, align=problem.align)
         draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature, self.choices)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
         if budget.layout.has_experts:
