@@ -97,7 +97,7 @@ def gumbel_soft(draw: Draw) -> Sample:
     soft, again = (
         torch.sigmoid((draw.shifted + _gumbel(draw)) / draw.temperature) for _ in range(2)
     )
-    return Sample(soft, _rounded(again))
+    return Sample(soft, again.detach().round() + (again - again.detach()))
 
 
 def policy_gradient(draw: Draw) -> Sample:
@@ -116,11 +116,6 @@ def _gumbel(draw: Draw) -> Tensor:
     uniform = draw.uniform()
     tiny = torch.finfo(uniform.dtype).tiny
     return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
-
-
-def _rounded(soft: Tensor) -> Tensor:
-    """0 or 1, with the slope of the soft value."""
-    return soft.detach().round() + (soft - soft.detach())
 
 
 def _bernoulli(probability: Tensor, draw: Draw) -> Tensor:
