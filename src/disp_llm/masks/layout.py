@@ -141,18 +141,6 @@ class Layout:
             ]
         )
 
-    def choices(self, chunk: int) -> Int[Tensor, " N"] | None:
-        """Which of the choices that a mask consists of each entry is: one is made for a chunk.
-        None = each entry is a choice of its own."""
-        if chunk == 1:
-            return None
-        first = self.split(torch.arange(self.entries))
-        parts = zip(first, self.in_stream.tolist(), strict=True)
-        leaders = [
-            part[::chunk].repeat_interleave(chunk) if shared else part for part, shared in parts
-        ]
-        return torch.unique(torch.cat(leaders), return_inverse=True)[1]
-
     def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """The same masks with nothing kept inside of a branch that is not kept itself."""
         if not self.blocks[0].branches:
