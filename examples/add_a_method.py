@@ -11,7 +11,7 @@ import disp_llm
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method, Reads, register
-from disp_llm.methods.calibration import calibration_windows
+from disp_llm.training.problem import calibration_windows
 from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem
 

@@ -151,6 +151,12 @@ class PruneConfig:
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
             )
+        if sampled and self.chunk > 1:
+            raise InputError(
+                f"{self.learn.estimator} draws each dimension by itself",
+                field="chunk",
+                hint="leave it out, or use the `estimator` projected",
+            )
         if self.learn.learns_weights and self.training.shard == "full":
             raise InputError(
                 "weights learn where they lie as a whole",
