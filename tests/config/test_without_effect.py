@@ -105,6 +105,7 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --method fisher --start random", "start"),
         ("prune m --shift 3", "shift"),
         ("prune m --estimator reinmax --penalty 6 --chunk 8", "chunk"),
+        ("prune m --estimator reinmax --penalty 6 --sites experts", "sites"),
         ("prune m --estimator policy_gradient --penalty 6 --weight-rate 1e-4", "weight_rate"),
         ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
         ("prune m --text a.txt --weights 1.5", "weights"),
