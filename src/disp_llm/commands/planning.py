@@ -30,7 +30,8 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     can do without: KV heads and whole branches."""
     method = method_named(config.method)
     if config.uniform and not config.sites:
-        return ("mlp_mid", EXPERTS) if family.experts and method.knows_experts else ("mlp_mid",)
+        experts = family.experts and method.knows_experts and not config.draws_masks
+        return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
     more: tuple[Site, ...] = ()
     if config.budget.budget in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)

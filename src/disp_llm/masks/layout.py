@@ -116,19 +116,6 @@ class Layout:
         sums = flat.new_zeros(len(self.lengths))
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
-    def missing_experts(
-        self, mask: Float[Tensor, " N"], scores: Float[Tensor, " N"]
-    ) -> Bool[Tensor, " N"]:
-        """The best experts of every mixture that keeps some, but fewer than its router chooses."""
-        missing = torch.zeros_like(mask, dtype=torch.bool)
-        parts = zip(*map(self.split, (missing, mask, scores)), strict=True)
-        for index, (found, kept, score) in enumerate(parts):
-            block, place = divmod(index, len(self.sites))
-            least = self.blocks[block].least[place]
-            if self.sites[place] == EXPERTS and 0 < int((kept != 0).sum()) < least:
-                found[score.topk(least).indices] = True
-        return missing
-
     def by_chunks(self, flat: Float[Tensor, " N"], chunk: int) -> Float[Tensor, " N"]:
         """Every entry of the residual stream with the mean of its chunk: `chunk` neighbours."""
         if chunk == 1:

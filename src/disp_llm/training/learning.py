@@ -145,9 +145,6 @@ class MaskLearner:
         at_keep = functools.partial(project, budget=budget, share=keep, align=problem.align)
         draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
-        if budget.layout.has_experts:
-            drawn = sample.mask.detach()
-            sample = sample.with_ones(budget.layout.missing_experts(drawn, logits.detach()))
         mask = sample.mask
         if state.scales is not None:
             mask = mask * state.scales.masked_fill(never_pruned, 1.0)
