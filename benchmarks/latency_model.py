@@ -15,7 +15,6 @@ import torch
 
 from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.parts import MachineConfig
-from disp_llm.evaluation.alignment import uneven_scores
 from disp_llm.evaluation.latency import latency_costs, measured_time
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
@@ -32,7 +31,8 @@ def random_masks(layout: Layout, align: int, seed: int) -> Masks:
     """Scores that differ from site to site as learned ones do, cut to a random number of
     parameters; a whole branch stays unless its own score is among the lowest."""
     noise = torch.Generator().manual_seed(seed)
-    scores = uneven_scores(layout, noise)
+    scores = torch.randn(len(layout.lengths), generator=noise)[layout.site_of_entry] / 2
+    scores += torch.randn(layout.entries, generator=noise)
     scores += 1.5 * layout.entries_of(*BRANCHES)
     keep = 0.3 + 0.65 * float(torch.rand((), generator=noise))
     budget = Budget(layout, sites=layout.sites, chunk=usual_chunk(layout, align))

@@ -27,7 +27,6 @@ def examined(folder, *flags: object) -> dict:
 
 
 def test_doctor_lists_every_plan_and_names_the_first_that_fits(llama_folder, monkeypatch):
-    monkeypatch.setattr(commands_doctor, "SECONDS", 0.05)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     result = examined(llama_folder)
     assert result["devices"] == 4
@@ -40,7 +39,6 @@ def test_doctor_lists_every_plan_and_names_the_first_that_fits(llama_folder, mon
         "--shard full --gradient-checkpointing yes",
     ]
     assert [plan["processes"] for plan in result["plans"]] == [1, 1, 4, 4]
-    assert all(plan["learning_s"] > 0 for plan in result["plans"])
     assert sizes["--gradient-checkpointing yes"] < sizes["as it is"]
     between = sizes["--gradient-checkpointing yes"] / ROOM * 1.0001
     for free, said in (

@@ -10,10 +10,9 @@ from damage import BYTES
 from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
-from disp_llm.evaluation import alignment, latency
 from disp_llm.evaluation import cache as tables
-from disp_llm.evaluation.alignment import best_alignment, measured_alignments
-from disp_llm.evaluation.cache import cache_folder, chosen_alignment
+from disp_llm.evaluation import latency
+from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.latency import SHAPES, corrected, masks_of_shape
 from disp_llm.evaluation.latency_fit import features, fit, for_sites, non_negative
 from disp_llm.evaluation.timing import Pair, Workload
@@ -211,10 +210,8 @@ def test_two_workloads_cost_the_mean_of_both(llama, monkeypatch, tmp_path):
 def cache(monkeypatch, tmp_path):
     """The user's cache, and machines that are measured at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for module in (latency, alignment):
-        monkeypatch.setattr(module, "compact_model", lambda target, masks: masks)
-        monkeypatch.setattr(module, "paired", by_entries)
-    monkeypatch.setattr(alignment, "ALIGNMENTS", (1, 8))  # of which the tiny model has both
+    monkeypatch.setattr(latency, "compact_model", lambda target, masks: masks)
+    monkeypatch.setattr(latency, "paired", by_entries)
     return cache_folder()
 
 
@@ -251,32 +248,6 @@ def test_a_damaged_table_is_measured_again_with_one_warning(llama, cache, caplog
         assert path.read_bytes() == stored  # the next run has it
 
 
-def test_a_damaged_alignment_is_not_used(llama, cache, caplog):
-    rows = measured_alignments(llama, (WORK,))
-    best = next(row["align"] for row in rows if row["best"])
-    assert chosen_alignment(llama.model) == best
-    (path,) = cache.glob("*.json")
-    for align in (7, 0, "8", None, [8], True, 8.0):
-        caplog.clear()
-        path.write_text(json.dumps({"align": align}))
-        assert chosen_alignment(llama.model) is None
-        assert len(caplog.records) == 1
-    path.write_text('{"align": 8}')
-    assert chosen_alignment(llama.model) == 8
-
-
-def test_each_alignment_is_timed_with_widths_of_its_multiples(llama, cache, monkeypatch):
-    timed = []
-
-    def noted(target, masks):
-        timed.append(masks)
-        return masks
-
-    monkeypatch.setattr(alignment, "compact_model", noted)
-    for row, masks in zip(measured_alignments(llama, (WORK,)), timed, strict=True):
-        assert not (masks.counts % row["align"]).any()
-
-
 def test_a_table_is_found_whatever_the_order_of_a_configuration():
     first, other = (tiny_prunable("llama").model for _ in range(2))
     first.config.one, first.config.two = 1, 2
@@ -290,19 +261,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(llama, cache, caplog, mo
     (cache.parents[1] / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parents[1] / "file"))  # below which nothing lies
     assert latency.latency_costs(llama, [WORK], align=1) is not None
-    assert len(measured_alignments(llama, (WORK,))) == 2
-    assert len(caplog.records) == 2
-    assert all("what was measured is not kept" in r.getMessage() for r in caplog.records)
-    assert chosen_alignment(llama.model) is None
-
-
-def test_alignment_is_coarser_only_where_that_saves_time():
-    rows = [
-        {"align": 1, "shares": {"prefill": 0.700, "decode": 0.600}},
-        {"align": 8, "shares": {"prefill": 0.600, "decode": 0.600}},
-        {"align": 32, "shares": {"prefill": 0.596, "decode": 0.600}},
-    ]
-    assert best_alignment(rows) == 8
+    assert ["what was measured is not kept" in r.getMessage() for r in caplog.records] == [True]
 
 
 def by_parameters(dense, compact) -> float:

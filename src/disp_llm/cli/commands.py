@@ -131,19 +131,3 @@ def verify(config: Any) -> Figures:
     if result["ok"]:
         say(f"{config.folder}: whole, {result['files']} files ({result['kind']})")
     return result
-
-
-def dry_run(config: Any) -> Figures:
-    """Says what `prune` or `recover` would do."""
-    from disp_llm.commands.dry_run import dry_run
-
-    result = dry_run(config)
-    for stage, tokens in result["stages"].items():
-        say(f"{stage}: {f'{tokens:,} tokens' if tokens else 'as many tokens as there is time for'}")
-    memory, free = (result[key] / 2**30 for key in ("memory_bytes", "memory_free_bytes"))
-    fits = "fits" if result["fits"] else "does not fit"
-    say(f"memory: {memory:.2f} GiB of {free:.2f} on {result['device']}, {fits}")
-    if "learning_s" in result:
-        say(f"time of learning: at least {result['learning_s']:,.0f} s")
-    say(f"nothing was done; {result['output_dir']} would be the run folder")
-    return result

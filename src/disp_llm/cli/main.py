@@ -20,11 +20,11 @@ from disp_llm.cli.environment import (
 from disp_llm.cli.errors import print_error, tell
 from disp_llm.cli.parsing import (
     RESUMABLE,
+    command_of,
     given_settings,
     output_folder,
     parse,
     program,
-    runner,
 )
 from disp_llm.cli.signals import has_been_asked_to_end
 from disp_llm.config.errors import InputError
@@ -56,7 +56,7 @@ def _main(arguments: list[str]) -> None:
             config = parse(arguments)
             prepare_libraries(verbose="--verbose" in arguments)
             direct_output(as_json, quiet="--quiet" in arguments)
-            result = runner(command, "--dry-run" in arguments)(config)
+            result = command_of(command).run(config)
             if as_json and result:  # of several processes, the first has it
                 _write(json.dumps(result, ensure_ascii=False) + "\n")
             if result.get("ok") is False:  # `verify` has found something

@@ -10,7 +10,6 @@ import logging
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -79,11 +78,6 @@ def command_of(name: str) -> Command:
 
 def _run(name: str, config: Any) -> dict[str, Any]:
     return getattr(importlib.import_module("disp_llm.cli.commands"), name)(config)
-
-
-def runner(command: str, dry: bool) -> Callable[[Any], dict[str, Any]]:
-    """What runs a command, or says what it would do."""
-    return partial(_run, "dry_run") if dry else command_of(command).run
 
 
 def parse(arguments: list[str]) -> Any:

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory
@@ -38,21 +37,9 @@ class MemoryPlan:
         asked = (f"{flag} {value}" for flag, value in given.items() if value != "no")
         return " ".join(asked) or "as it is"
 
-    @property
-    def operations(self) -> float:
-        """Operations of a step, as a multiple of a forward pass: that, the gradient of activations
-        and, with checkpointing, the forward pass again."""
-        return 3.0 if self.gradient_checkpointing == "yes" else 2.0
-
     def fits(self, free: float) -> bool:
         """Whether it fits into so many bytes."""
         return self.memory.total <= ROOM * free
-
-    def agrees(self, training: TrainingConfig) -> bool:
-        """Whether the settings allow it."""
-        return training.shard in ("auto", self.shard) and (
-            training.gradient_checkpointing in ("auto", self.gradient_checkpointing)
-        )
 
 
 def memory_plans(
@@ -79,8 +66,13 @@ def first_plan(
 ) -> tuple[MemoryPlan, MemoryPlan]:
     """Of the plans that the settings allow, the first that fits (the last where none fits), and the
     fastest."""
-    plans = memory_plans(target, config, process.count, itemsize)
-    found = [plan for plan in plans if plan.agrees(config.training)]
+    training = config.training
+    found = [
+        plan
+        for plan in memory_plans(target, config, process.count, itemsize)
+        if training.shard in ("auto", plan.shard)
+        and training.gradient_checkpointing in ("auto", plan.gradient_checkpointing)
+    ]
     free = process.least(free_share(process))
     if not next(target.model.parameters()).is_meta:  # then they lie there already
         free += found[0].memory.weights

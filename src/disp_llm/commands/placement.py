@@ -31,11 +31,7 @@ Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
 
 def as_begun(job: Job[Settings]) -> Job[Settings]:
     """The job with as many windows in each process that a step reads what it read when the run was
-    begun, with however many processes that was.
-
-    Raises:
-        InputError: these processes cannot share the windows of a step evenly.
-    """
+    begun, with however many processes that was."""
     count, training = job.process.count, job.config.training
     begun = job.run.result().get("processes", count)
     windows = training.batch * begun
@@ -89,16 +85,14 @@ def refuse_impossible(process: Process, shard: Shard, in_memory: str) -> None:
     Args:
         in_memory: the setting that would name the model; "" = it does not lie in memory.
     """
-    if shard == "full" and in_memory:
-        raise InputError(
-            "is in memory, as it is", field=in_memory, hint="name a folder to have it divided"
-        )
-    if shard == "full" and process.count == 1:
-        raise InputError(
-            "full, and there is one process",
-            field="shard",
-            hint="start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out",
-        )
+    if shard != "full":
+        return
+    if in_memory:
+        hint = "name a folder to have it divided"
+        raise InputError("is in memory, as it is", field=in_memory, hint=hint)
+    if process.count == 1:
+        hint = "start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out"
+        raise InputError("full, and there is one process", field="shard", hint=hint)
 
 
 def refuse_own_losses(text: TextConfig, inputs: Inputs) -> None:
@@ -136,9 +130,5 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     if plan != fastest and job.process.is_main:
         needed, takes = (one.memory.total / 2**30 for one in (fastest, plan))
         logger.warning("learning would take %.1f GiB; with %s it is %.1f", needed, plan.name, takes)
-    training = replace(
-        config.training,
-        shard=plan.shard,
-        gradient_checkpointing=plan.gradient_checkpointing,
-    )
-    return replace(config, training=training)
+    chosen = {"shard": plan.shard, "gradient_checkpointing": plan.gradient_checkpointing}
+    return replace(config, training=replace(config.training, **chosen))

@@ -13,7 +13,6 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.synthetic import Needs, held_out
 from disp_llm.data.tokens import Corpus, Texts
-from disp_llm.evaluation.cache import chosen_alignment
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
@@ -42,7 +41,7 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """A model with its budget and alignment, and no learning text."""
     config = job.config
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
-    align = config.export.align or chosen_alignment(loaded.model) or default_align(dense)
+    align = config.export.align or default_align(dense)
     if config.uniform:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     budget = budget_of(job, dense, align, chunk_of(config, dense, align))

@@ -21,8 +21,6 @@ class DoctorConfig:
     """Tokens of a training window, for the memory estimate."""
     batch: Batch = TrainingConfig.batch
     """Training windows of a batch, for the same."""
-    measure: bool = False
-    """Also load the model and time alignments of its widths here; prune then uses the best."""
     device: str = "auto"
     """Device whose memory is compared: cpu, cuda, ..."""
 

@@ -284,8 +284,8 @@ class OutputConfig:
     """How the smaller model is written."""
 
     align: AnyMultiple = 0
-    """Make widths multiples of this number. 0 = what `disp-llm doctor --measure` found best here,
-    else 64 on a GPU, 32 on a CPU, 1 for a stream below 512."""
+    """Make widths multiples of this number. 0 = 64 on a GPU, 32 on a CPU, 1 for a stream below
+    512."""
 
 
 Dtype = Literal["auto", "bfloat16", "float32"]

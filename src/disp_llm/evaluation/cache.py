@@ -8,9 +8,8 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -74,22 +73,3 @@ def table_key(model: PreTrainedModel, *more: object) -> str:
         default=str,
     )
     return hashlib.sha256(described.encode()).hexdigest()[:24]
-
-
-@dataclass(frozen=True)
-class AlignmentTable:
-    """What is read of the table of a model."""
-
-    align: Literal[1, 8, 16, 32, 64]
-    """One of `alignment.ALIGNMENTS`."""
-
-
-def chosen_alignment(model: PreTrainedModel) -> int | None:
-    """What `doctor --measure` found best for this model on this machine, if it was run."""
-    found: AlignmentTable | None = cached(alignment_table(model), AlignmentTable)
-    return found.align if found else None
-
-
-def alignment_table(model: PreTrainedModel) -> str:
-    """The name of what is kept of a model's alignments."""
-    return f"align-{table_key(model)}.json"

@@ -89,30 +89,13 @@ def show_examination(result: dict[str, Any]) -> None:
             str(plan["processes"]),
             f"{plan['memory_bytes'] / 2**30:.1f} GiB",
             "yes" if plan["fits"] else "no",
-            f"{plan['learning_s'] / 3600:.2f} h",
         )
         for plan in result["plans"]
     ]
-    Table(("learning", "processes", "memory each", "fits", "time"), plans).show()
+    Table(("learning", "processes", "memory each", "fits"), plans).show()
     where = f"{result['devices']} × " if result["devices"] > 1 else ""
     free = f"{where}{result['memory_free_bytes'] / 2**30:.1f} GiB are free"
     say(f"{free}: {result['advice']}")
-    if "alignments" in result:
-        _show_alignments(result["alignments"])
-
-
-def _show_alignments(alignments: list[dict[str, Any]]) -> None:
-    kinds = list(alignments[0]["shares"])
-    rows = [
-        (
-            str(row["align"]),
-            *(f"{row['shares'][kind]:.1%}" for kind in kinds),
-            "chosen" if row["best"] else "",
-        )
-        for row in alignments
-    ]
-    title = "half of the block parameters, time of the original"
-    Table(("--align", *kinds, ""), rows, title).show()
 
 
 def show_bench(result: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.masks.layout import BlockShape
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.training.hypernetwork import numbers_of
 from disp_llm.training.losses import CHUNK
@@ -27,6 +26,9 @@ FLOAT = 4
 
 LOGITS, TAUGHT_LOGITS = 4, 7
 """How many numbers there are at one time for each logit of a chunk, alone and with a teacher's."""
+
+TRAINED = 4
+"""Numbers in float32 for each weight that is trained: itself, its gradient, two moments."""
 
 ALLOCATED = 1.2
 """Memory that allocators hold for each byte of what comes and goes, as measured."""
@@ -69,26 +71,39 @@ def learning_memory(
         processes: among how many blocks are divided; 1 = each process has all of them.
         itemsize: bytes of a number of the model.
     """
-    training = config.training
+    training, shapes = config.training, target.layout.blocks
     tokens = training.length * training.batch
-    blocks = [sum(p.numel() for p in block.parameters()) for block in target.blocks]
-    largest = max(blocks) * itemsize
-    outside = (target.parameters - sum(blocks)) * itemsize
-    held, running = sum(blocks) * itemsize, 0
+    blocks = [sum(p.numel() for p in block.parameters()) * itemsize for block in target.blocks]
+    weights, running = target.parameters * itemsize, 0
     if processes > 1:
-        held, running = held // processes, GATHERED * largest
-    of_blocks = [kept_by_block(shape, tokens) * itemsize for shape in target.layout.blocks]
-    inputs = sum(tokens * shape.hidden * itemsize for shape in target.layout.blocks)
+        weights -= sum(blocks) - sum(blocks) // processes
+        running = GATHERED * max(blocks)
+    of_blocks = [
+        tokens * itemsize * ((s.num_input_projections + 2) * s.used + 6 * s.hidden + 2 * s.qkv)
+        for s in shapes
+    ]
+    backward = max(tokens * itemsize * (3 * s.used + 2 * s.hidden) for s in shapes)
     logits = TAUGHT_LOGITS if training.distill else LOGITS
     chunk = min(CHUNK, tokens) * target.head_weight.shape[0] * FLOAT * logits
-    backward = max(passing_in_block(shape, tokens) * itemsize for shape in target.layout.blocks)
     if training.gradient_checkpointing == "yes":
-        kept, passing = inputs, max(chunk, max(of_blocks) + backward)
+        kept = sum(tokens * itemsize * s.hidden for s in shapes)
+        passing = max(chunk, max(of_blocks) + backward)
     else:
         kept, passing = sum(of_blocks), max(chunk, backward)
     if config.learn.estimator == "policy_gradient":  # forward passes alone
         kept = 0
-    return Memory(outside + held, running, trained_bytes(target, config), kept, passing)
+    return Memory(weights, running, _trained_bytes(target, config), kept, passing)
+
+
+def _trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
+    """What is trained, its gradient, two moments, and what the optimiser computes with."""
+    learn, entries = config.learn, target.layout.entries
+    numbers = numbers_of(learn.parametrisation, entries) + (entries if learn.learns_scales else 0)
+    if learn.learns_adapters:
+        numbers += learn.adapter_rank * sum(sum(widths_of(one)) for one in target.linears())
+    if learn.learns_weights:
+        numbers += sum(math.prod(widths_of(one)) for one in target.linears())
+    return 6 * FLOAT * numbers
 
 
 def recovery_memory(
@@ -98,9 +113,8 @@ def recovery_memory(
     step needs besides comes on top.
 
     Args:
-        models: the student and, if there is one, the teacher; empty ones will do.
+        models: what is trained and, if there is one, the teacher; empty ones will do.
         processes: among how many blocks are divided.
-        itemsize: bytes of a number of the model.
     """
     total = 0
     for index, target in enumerate(models):
@@ -108,34 +122,3 @@ def recovery_memory(
         each = TRAINED * FLOAT if index == 0 else itemsize
         total += (target.parameters - blocks) * itemsize + blocks * each // processes
     return total
-
-
-TRAINED = 4
-"""Numbers in float32 for each weight that is trained: itself, its gradient, two moments."""
-
-
-def kept_by_block(shape: BlockShape, tokens: int) -> int:
-    """Numbers that autograd keeps of a block."""
-    inner = (shape.num_input_projections + 2) * shape.used
-    return tokens * (inner + 6 * shape.hidden + 2 * shape.qkv)
-
-
-def passing_in_block(shape: BlockShape, tokens: int) -> int:
-    """Numbers of gradients that there are at one time in the backward pass of a block."""
-    return tokens * (3 * shape.used + 2 * shape.hidden)
-
-
-def trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
-    """What is trained, its gradient, two moments, and what the optimiser computes with."""
-    learn, entries = config.learn, target.layout.entries
-    numbers = numbers_of(learn.parametrisation, entries) + (entries if learn.learns_scales else 0)
-    if learn.learns_adapters:
-        numbers += learn.adapter_rank * _widths(target)
-    if learn.learns_weights:
-        numbers += sum(math.prod(widths_of(one)) for one in target.linears())
-    return 6 * FLOAT * numbers
-
-
-def _widths(target: PrunableModel) -> int:
-    """Numbers of a rank of adapters on all linear layers of the blocks."""
-    return sum(sum(widths_of(one)) for one in target.linears())
