@@ -1,8 +1,11 @@
 """Committed results in the present form: their files stay as they were measured."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from disp_llm.runs.results import Perplexity
 
 HASHES = {"windows_sha256", "questions_sha256"}
 """A score of a text or a task has one of them; older ones call the original's figure `dense`."""
@@ -33,6 +36,23 @@ def as_committed(found: Any) -> Any:
     if "share_asked" in told:
         told["keep_asked" if told["budget"] == "params" else "target"] = told.pop("share_asked")
     return told
+
+
+def as_compared(result: dict) -> dict:
+    """A committed comparison as `compare` writes it: figures of a kind in a part of their own."""
+    measured = {field.name for field in fields(Perplexity)}
+    timed = ("prefill_", "decode_")
+    rows = [
+        _nested(row, "speed", {name for name in row if name.startswith(timed)})
+        for row in result["rows"]
+    ]
+    return result | {"dense": _nested(result["dense"], "measured", measured), "rows": rows}
+
+
+def _nested(figures: dict, part: str, names: set[str]) -> dict:
+    told = {name: value for name, value in figures.items() if name not in names}
+    there = {name: value for name, value in figures.items() if name in names and value is not None}
+    return told | {part: there}
 
 
 def _in_present_form(found: dict) -> dict:

@@ -6,7 +6,7 @@ Every number comes from `results/frontier.json` or, for how pruning and quantisi
 
 from dataclasses import dataclass
 
-from committed import read_committed
+from committed import as_compared, read_committed
 from comparison_rows import HERE
 from machines import machine, origin_of_rows
 from markdown_table import table
@@ -60,7 +60,7 @@ def comparison_section(result: dict) -> list[str]:
     lines = [f"## {result['name']}", ""]
     if "error" in result:
         return [*lines, f"{result['error']}.", ""]
-    measured = Frontier.of(result)
+    measured = Frontier.of(as_compared(result))
     lines += ["Speeds are times as fast as the original.", ""]
     lines += [*measured.table().markdown(), ""]
     lines += ["## At the time of others", "", TO_TAKE.format(tokens_read(measured)), ""]
@@ -75,7 +75,7 @@ def choices() -> list[str]:
         lines += [f"The frontier has not been run yet: `{COMMAND}` fills this part."]
     else:
         lines += ["![Perplexity over prefill, decode and memory](frontier.png)", "", NAMES, ""]
-        lines += [*fronts(Frontier.of(found.result)), ""]
+        lines += [*fronts(Frontier.of(as_compared(found.result))), ""]
         lines += ["[All rows, and ours beside others](../experiments/results/frontier.md)."]
     return [*lines, "", "### Prune, quantise, or both", "", *quantising()]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from committed import as_committed
 
-from disp_llm.runs.naming import without_paths_in_message
+from disp_lab.reporting.tables import without_paths
 
 HERE = Path(__file__).parent
 KEPT = (
@@ -48,7 +48,8 @@ def command_of(variant: dict, experiment: dict) -> str:
 
 def command_now(recorded: str) -> str:
     """A recorded command with today's names of what it asks for: sizes lay in `model` and
-    `model-0.5`, and a range of sizes was a setting of its own."""
+    `model-0.5`, a range of sizes was a setting, and so was that recovery trains all weights."""
+    recorded = re.sub(r"--eval-text (\S+) --how full", r"--eval-text=\1", recorded)
     recorded = re.sub(r" --keep-range ([\d.]+) ([\d.]+)", r" \1 \2", recorded)
     place = r"(RUNS/(?:general|headline)/[^ '\"]*)/model"
     return re.sub(place + r"(?![-\w])", r"\1/keep-0.8", re.sub(place + "-", r"\1/keep-", recorded))
@@ -128,7 +129,7 @@ def of_comparison(found: dict, command: str) -> dict:
     asked = {key: found["asked"][key] for key in ("keep", "steps", "length", "batch", "align")}
     asked["model"] = _named(found["asked"]["model"])
     rows = [
-        row | {"error": (error := row.get("error")) and without_paths_in_message(error)}
+        row | {"error": (error := row.get("error")) and without_paths(error)}
         for row in found["rows"]
     ]
     for told in (dense := dict(found["dense"]), *rows):

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 
 from architectures_page import architectures_page
-from committed import read_committed
+from committed import as_compared, read_committed
 from comparison_rows import HERE, figure, ratio
 from comparison_tables import baselines_page, general_table, headline, results_tables
 from frontier_tables import choices, comparison_section, frontier
@@ -217,7 +217,8 @@ def main() -> None:
         draw_specialists(docs / "specialists.png")
     found = frontier()
     if found is not None:
-        draw_costs(Frontier.of(found.result), list(COSTS), docs / "frontier.png", fronts=True)
+        points = Frontier.of(as_compared(found.result))
+        draw_costs(points, list(COSTS), docs / "frontier.png", fronts=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the documents say is true: commands parse, files exist, generated tables are up to date."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -122,6 +121,7 @@ def test_documented_python_imports_what_exists(page, block):
 
 def test_results_are_of_the_flags_in_the_files():
     sys.path.insert(0, str(ROOT / "experiments"))
+    from committed import read_committed
     from run import command_now, command_of
 
     results = ROOT / "experiments" / "results"
@@ -129,7 +129,7 @@ def test_results_are_of_the_flags_in_the_files():
         made = results / f"{path.stem}.json"
         experiment = tomllib.loads(path.read_text())
         variants = {variant["name"]: variant for variant in experiment["variant"]}
-        for result in json.loads(made.read_text()) if made.exists() else []:
+        for result in read_committed(made) if made.exists() else []:
             stated = command_of(variants[result["name"]], experiment)
             assert command_now(result["command"]) == stated
 

@@ -20,6 +20,7 @@ from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.names import SELF
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -109,6 +110,10 @@ class CompareConfig:
         require_sizes(keep=self.keep)
         self._validate_frontier()
         self.text.validate()
+        if Path(SELF) in self.text.learns_from:
+            raise InputError(
+                "is what all methods learn from", field="text", hint="name files or a data set"
+            )
 
     def _validate_frontier(self) -> None:
         """Refuses a method without its sizes, and models that no folder holds."""

@@ -6,11 +6,11 @@ import tomllib
 
 import pytest
 from conftest import SMALL, run_command
-from disp_lab.comparison.memory import cache_bytes
 from test_prune import assert_one_line
 from transformers import AutoModelForCausalLM
 
 import disp_llm
+from disp_lab.comparison.baseline_context import cache_bytes
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.evaluation import latency

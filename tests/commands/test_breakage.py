@@ -33,7 +33,7 @@ def refused(*command: object) -> str:
     done = run_command(*command)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    return done.stderr.splitlines()[-1]
+    return (done.stderr or done.stdout).splitlines()[-1]
 
 
 def flip(path: Path) -> None:

@@ -10,8 +10,8 @@ from disp_lab.reporting.plots import draw_comparison
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_llm.reporting.charts import canvas, logarithmic
-from disp_llm.runs.results import Perplexity, as_json
-from disp_llm.runs.scores import Scores, TaskScore, TextScore
+from disp_llm.runs.results import as_json
+from disp_llm.runs.scores import Perplexity, Scores, TaskScore, TextScore
 
 ALONE = Scores(
     "s",

@@ -114,7 +114,7 @@ def test_a_masks_file_whose_experts_differ_is_refused(tmp_path):
     place = target.layout.names.index("layers.0.mlp_mid")
     part = target.layout.split(masks.kept)[place]
     part[part.nonzero()[0]] = False
-    add_masks(path, masks, "0.5")
+    add_masks(path, masks, "0.5", path)
     with pytest.raises(InputError, match=r"layers\.0\.mlp_mid differs between experts"):
         load_masks(path, target.layout, "0.5")
 

@@ -103,7 +103,7 @@ def test_another_size_leaves_the_rest_as_it_was(path, layout):
     assert has_masks(path, first, "0.5")
     assert not has_masks(path, others, "0.5")
     assert names(outcome(lambda: load_masks(path, layout, "1")), path)
-    add_masks(path, others, "1")
+    add_masks(path, others, "1", path)
     assert load_masks(path, layout, "1").kept.all()
     assert torch.equal(load_masks(path, layout, "0.5").kept, first.kept)
     assert torch.equal(load_selection(path, layout).importance, first.selection.importance)

@@ -20,11 +20,11 @@ import msgspec
 from disp_llm.cli.flags import command_parser, completion, help_of
 from disp_llm.config.checks import require_alternatives
 from disp_llm.config.errors import InputError, nearest
+from disp_llm.config.names import name_of
 from disp_llm.config.plugins import Command, added, added_names
 from disp_llm.config.recipes import apply_recipe, load_recipe, load_settings, with_value
 from disp_llm.config.schema import to_path
 from disp_llm.config.settings import Setting, settings_of
-from disp_llm.runs.naming import HUB_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -270,10 +270,10 @@ def program(arguments: list[str]) -> str:
 
 
 def command_line() -> str:
-    """How this process was started, as a shell takes it. What lies here cannot be mistaken for a
-    name on the hub (`./org/name`)."""
+    """How this process was started, without the folders of files: `config.toml` has these."""
 
-    def said(word: str) -> str:
-        return f"./{word}" if HUB_NAME.fullmatch(word) and Path(word).exists() else word
+    def shown(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{flag}{equals}{name_of(value)}"
 
-    return shlex.join(["disp-llm", *map(said, sys.argv[1:])])
+    return shlex.join(["disp-llm", *map(shown, sys.argv[1:])])

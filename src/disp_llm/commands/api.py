@@ -33,7 +33,7 @@ from disp_llm.models.loading import Loaded, family_of_any, load, require_unquant
 from disp_llm.models.source import fingerprint_of, processor_files
 from disp_llm.models.wholeness import require_finite
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import Perplexity
+from disp_llm.runs.scores import Perplexity
 
 logger = logging.getLogger(__name__)
 

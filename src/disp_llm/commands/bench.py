@@ -17,7 +17,7 @@ from disp_llm.commands.caller import Caller
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
-from disp_llm.evaluation.benchmark import side_by_side
+from disp_llm.evaluation.benchmark import BenchComparison, side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.export.facts import original_of
 from disp_llm.export.folders import weight_bytes
@@ -32,7 +32,6 @@ from disp_llm.models.loading import (
 )
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
 from disp_llm.runs.results import as_json
-from disp_llm.runs.rows import BenchComparison
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,9 @@ from disp_llm.commands.recovery_models import (
 from disp_llm.commands.results import RecoverResult
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.sources import Sources, read_sources
-from disp_llm.data.synthetic import Needs, Writer, held_out
+from disp_llm.data.given import GivenText
+from disp_llm.data.randomness import random_stream
+from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
@@ -42,7 +43,7 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
-from disp_llm.runs.identity import stamped
+from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
@@ -95,7 +96,7 @@ def recover(
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    files = stamped(input_files(job.config)) if job.process.is_main else {}
+    files = hashes_of(input_files(job.config)) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     models = load_models(job, inputs, taught, sources.writes)
@@ -132,18 +133,18 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
     learning = config.steps(job.process.count) * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
 
-    def begin() -> None:
-        job.run.require_same_source(student.source, dtype_name(student.dtype))
-        _open_folder(job, student)
+    def write(share: float) -> GivenText:
+        from disp_llm.data.synthetic import synthetic_text
 
-    # Masks were learned from what a run of this seed has written: other text measures what is won.
-    stream, skipped = "recovery words", -(-tokens_before(config) // length)
-    author = models.original or student
-    writer = Writer(job, author, needs, begin, "the original's", stream=stream, skipped=skipped)
+        if job.process.is_main and job.run.figures is None:
+            _open_folder(job, student)
+        # Masks and earlier trainings have read other text: this one measures what is won.
+        noise = random_stream("recovery words", config.machine.seed, tokens_before(config))
+        return synthetic_text(job, models.original or student, needs, noise, share)
 
     def tokens() -> Texts:
         names = config.text, student.tokenizer, student.bos_token_id
-        return load_tokens(*names, sources, writer.write, config.evaluation.context)
+        return load_tokens(*names, sources, write, config.evaluation.context)
 
     texts = first_alone(job, student, tokens) or tokens()
     texts.corpus.require_length(length, "length")

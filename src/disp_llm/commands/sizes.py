@@ -24,7 +24,7 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import Provenance, SizeResult, as_json, from_json
+from disp_llm.runs.results import Provenance, SizeResult, Timing, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -79,7 +79,7 @@ class SizeWriter:
                 masks, timing = self._masks_in_time(selection, size)
             else:
                 share = self.problem.budget.share_of(size)
-                masks, timing = masks_of(self.problem, selection, share), {}
+                masks, timing = masks_of(self.problem, selection, share), None
             written = self._write_one(masks, size, timing)
             found[name] = as_json(replace(written, provenance=self._made_by()))
             run.update(folder, models=list(found.values()))
@@ -115,7 +115,7 @@ class SizeWriter:
                 hint="move it away",
             )
 
-    def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, dict[str, Any]]:
+    def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, Timing]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
 
@@ -145,11 +145,15 @@ class SizeWriter:
                 size, 100 * target, size.like(seconds[share]), cache_folder(),
             )  # fmt: skip
         work = " and ".join(workload.name for workload in workloads)
-        figures: dict[str, Any] = {"work": work, "measured_share": measured}
-        figures |= {"measured_ms": 1e3 * seconds[share], "attempts": attempts}
-        return masks_of(self.problem, selection, share), figures
+        timing: Timing = {
+            "work": work,
+            "measured_share": measured,
+            "measured_ms": 1e3 * seconds[share],
+            "attempts": attempts,
+        }
+        return masks_of(self.problem, selection, share), timing
 
-    def _write_one(self, masks: Masks, size: Target, timing: dict[str, Any]) -> SizeResult:
+    def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
         job = self.problem.job
         budget, size_name = job.config.budget.budget, f"{size.name}{self.suffix}"
@@ -168,9 +172,8 @@ class SizeWriter:
         """Adds the masks of a size to the selection file, if it has them not yet."""
         run, path = self.problem.job.run, self.problem.job.run.selection_file
         if not (run.has(path) and has_masks(path, masks, name)):
-            run.forget(path)  # a run that is killed here chooses again from its checkpoint
-            add_masks(path, masks, name)
-            run.update(path)
+            with run.replacing(path) as new:
+                add_masks(path, masks, name, new)
 
     def _result(
         self, compact: PrunableModel, masks: Masks, size: Target, **measured: Any

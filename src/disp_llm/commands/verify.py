@@ -5,7 +5,6 @@ exported folder.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from disp_llm.runs.ownership import MARK, damaged_mark, kind_of
 from disp_llm.runs.settings import stored_settings
 from disp_llm.runs.sums import (
     SUMS,
-    Problem,
     extra_files,
     folder_problems,
     require_sums,
@@ -41,14 +39,14 @@ def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
     kind, check = _kind(folder)
     files, problems = 0, []
     for found in check(folder):
-        if isinstance(found, Problem):
-            problems.append(asdict(found))
+        if isinstance(found, InputError):
+            problems.append({"file": found.field, "what": found.what, "hint": found.hint})
         else:
             files += found
     return {"ok": not problems, "kind": kind, "files": files, "problems": problems}
 
 
-Check = Callable[[Path], Iterator[Problem | int]]
+Check = Callable[[Path], Iterator[InputError | int]]
 """A folder -> how many files were held against their hashes, and what is wrong."""
 
 
@@ -72,19 +70,18 @@ def _kind(folder: Path) -> tuple[str, Check]:
     )
 
 
-def _collected(check: Callable[..., Iterator[Problem | int]], *inputs: Any) -> Iterator[Any]:
+def _collected(check: Callable[..., Iterator[InputError | int]], *inputs: Any) -> Iterator[Any]:
     """What a check finds; a file that stops it is a problem too."""
     try:
         yield from check(*inputs)
     except InputError as error:
-        yield Problem(error.field, error.what, error.hint)
+        yield error
 
 
-def _comparison(folder: Path) -> Iterator[Problem | int]:
+def _comparison(folder: Path) -> Iterator[InputError | int]:
     """`compare.json` and the run folders of its methods."""
     yield from _collected(_mark, folder)
     yield from _collected(_table, folder)
-    yield from _collected(_words, Run(folder))
     found = (path.parent for name in (MARK, "config.toml") for path in folder.rglob(name))
     for run in sorted({*found} - {folder}):
         yield from _run(run)
@@ -101,22 +98,16 @@ def _table(folder: Path) -> Iterator[int]:
     yield 1
 
 
-def _words(run: Run) -> Iterator[Problem | int]:
-    """What the original has written for all runs of a comparison."""
-    yield from run.problems()
-    yield len(run.result().get("files", {}))
-
-
-def _run(folder: Path) -> Iterator[Problem | int]:
+def _run(folder: Path) -> Iterator[InputError | int]:
     """The recorded files of a run, and its models."""
     yield from _collected(_mark, folder)
     yield from _collected(_recorded, Run(folder))
 
 
-def _recorded(run: Run) -> Iterator[Problem | int]:
+def _recorded(run: Run) -> Iterator[InputError | int]:
     result = run.result()
     if not result:
-        yield Problem(str(run.result_file), "is missing", PUT_BACK)
+        yield InputError("is missing", field=str(run.result_file), hint=PUT_BACK)
     files, problems = result.get("files", {}), run.problems()
     yield len(files)
     yield from problems
@@ -126,27 +117,31 @@ def _recorded(run: Run) -> Iterator[Problem | int]:
     stored_settings(run.folder)
 
 
-def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[Problem]:
+def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[InputError]:
     """Models in the folder of a finished run that it has not written."""
     known = {Path(name).parts[0] for name in result.get("files", {})}
     found = (path.parent for path in run.folder.glob(f"*/{FACTS}"))
     for path in sorted(found) if result.get("status") == "done" else ():
         if path.name not in known:
-            yield Problem(str(path), "was not written by this run", "move it elsewhere")
+            yield _foreign(path, "was not written by this run")
 
 
-def _exported(folder: Path) -> Iterator[Problem | int]:
+def _exported(folder: Path) -> Iterator[InputError | int]:
     """An exported folder that may lie anywhere."""
     yield from _collected(_sums_of, folder)
 
 
-def _sums_of(folder: Path) -> Iterator[Problem | int]:
+def _sums_of(folder: Path) -> Iterator[InputError | int]:
     yield from _listed(folder)
     yield from folder_problems(folder)
 
 
-def _listed(folder: Path) -> Iterator[Problem | int]:
+def _listed(folder: Path) -> Iterator[InputError | int]:
     """How many files the sums list, and those that lie beside them."""
     yield len(require_sums(folder))
     for name in extra_files(folder):
-        yield Problem(str(folder / name), "was not written with the others", "move it elsewhere")
+        yield _foreign(folder / name, "was not written with the others")
+
+
+def _foreign(path: Path, what: str) -> InputError:
+    return InputError(what, field=str(path), hint="move it elsewhere")

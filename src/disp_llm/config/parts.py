@@ -111,12 +111,8 @@ class TextConfig:
 
     @property
     def may_be_written(self) -> bool:
-        """Whether the model itself may write some of the text: a mixture can name its words."""
-        return Path(SELF) in self.learns_from or self._has_mixture
-
-    @property
-    def _has_mixture(self) -> bool:
-        return any(map(is_mixture, self.text))
+        """Whether the model itself writes some of the text."""
+        return Path(SELF) in self.learns_from
 
     @property
     def _reads_rows(self) -> bool:

@@ -58,9 +58,9 @@ def save_selection(
     write_tensors(path, tensors)
 
 
-def add_masks(path: Path, masks: Masks, size: str) -> None:
-    """Writes the masks of a size, new or in place of others, into the file of its selection."""
-    write_tensors(path, read_tensors(path, MADE_AGAIN).tensors | _named(masks, size))
+def add_masks(path: Path, masks: Masks, size: str, new: Path) -> None:
+    """Writes what a file holds, with the masks of a size added or replaced, into a new one."""
+    write_tensors(new, read_tensors(path, MADE_AGAIN).tensors | _named(masks, size))
 
 
 def _named(masks: Masks, size: str) -> dict[str, Tensor]:

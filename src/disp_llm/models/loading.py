@@ -21,13 +21,13 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
-from disp_llm.models.config_checks import require_possible_size, require_widths
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.files import hub_place, pickled_weights, require_readable, weight_files
+from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
-from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
+from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
 from disp_llm.models.windows import required_bos
 from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.runs.tensors import opened
 
 if TYPE_CHECKING:
     from disp_llm.models.sharding import Sharding
@@ -79,31 +79,16 @@ class Loaded:
 
 
 def load_config(name: str) -> transformers.PreTrainedConfig:
-    """The configuration of a model, without its weights.
-
-    Raises:
-        InputError: there is no such model, or it cannot be read.
-    """
-    require_readable(_path(name))
+    """The configuration of a model, without its weights."""
     with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
         borrowed = "/" in str(config._attn_implementation)
-        elsewhere = getattr(config, "transformers_weights", None)
     if borrowed:  # code of the hub, which transformers would fetch and run
         raise InputError(
             f"'{name}' asks for attention of {config._attn_implementation}, which is never run",
             field="model",
             hint="take attn_implementation out of its config.json",
         )
-    if elsewhere:
-        raise InputError(
-            f"'{name}' has its weights in a file of another name, {elsewhere}",
-            field="model",
-            hint="call that file model.safetensors, and take transformers_weights out",
-        )
-    require_possible_size(name, config)
-    if str(config.model_type).startswith(PRUNED_PREFIX):
-        require_widths(config, str(_path(name) / "config.json"), AGAIN)
     return config
 
 
@@ -175,6 +160,9 @@ def _whole_model(
     """A model whose configuration has been checked: all of its weights, each a finite number; on
     the meta device all of their shapes."""
     packed, empty = is_packed(name), device.type == "meta"
+    for file in weight_files(_path(name)):
+        with opened(file, AGAIN):  # transformers would not say which one is damaged
+            pass
     unpacking = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
     unpacking = UNPACKED.get(_quantised(config) or "", unpacking)
     if unpacking:
@@ -196,8 +184,6 @@ def _whole_model(
             hint="merge it first, by `merge_and_unload` of PEFT",
         )
     require_whole(name, report)
-    if not getattr(config, "quantization_config", None):
-        require_stored_types(name, model, weight_files(_path(name)))
     if not empty:
         require_finite(name, model)
     if packed or unpacking:  # so it is no longer quantised
@@ -296,14 +282,13 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
             field="model",
             hint="name a model whose architecture transformers has",
         )
-    if isinstance(error, ImportError) and "compressed_tensors" in said:
+    if "use_safetensors" in said or "no file named model.safetensors" in said:
         return InputError(
-            f"{part}'{name}' is quantised, which needs {COMPRESSED}, which is not installed",
+            f"'{name}' has no safetensors, and pickled weights, which can run code, are not opened",
             field="model",
-            hint=f"`pip install {COMPRESSED}`",
+            hint="where you trust it, convert it by `AutoModelForCausalLM.from_pretrained(MODEL)"
+            ".save_pretrained(FOLDER)`, and name that folder",
         )
-    if "use_safetensors" in said:
-        return pickled_weights(name)
     why = next((line.strip(" .:") for line in said.splitlines() if line.strip()), "")
     if not isinstance(error, SELF_EXPLAINING):
         why = f"{type(error).__name__}: {why}"

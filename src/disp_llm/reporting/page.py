@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from disp_llm.config.names import name_of
 from disp_llm.config.report import ReportConfig
 from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import RunData, SizeData, read_run
@@ -20,7 +21,6 @@ from disp_llm.reporting.run_tables import recovery_table, sizes_table
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
-from disp_llm.runs.naming import name_of, named, shown, without_paths
 from disp_llm.runs.ownership import PAGE
 from disp_llm.runs.results import perplexity_said
 
@@ -87,7 +87,7 @@ def measured_on(run: RunData) -> str:
     if made is None or run.figures is None or run.figures.source is None:
         return ""
     measured = made.measured
-    text = named(run.figures.source["eval_text"])
+    text = run.figures.source["eval_text"]
     return f"perplexity on {text}, {measured.tokens:,} tokens, windows of {measured.window}"
 
 
@@ -104,11 +104,13 @@ def _template() -> jinja2.Template:
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     tables = (runs_table, sizes_table, recovery_table, widths_table, measured_on)
-    environment.filters |= {
-        "name_of": name_of,
-        "named": named,
-        "without_paths": without_paths,
-        "shown": lambda value, setting: shown(setting.rpartition(".")[2], value),
-    }
+    environment.filters |= {"name_of": name_of, "shown": _shown}
     called = {made.__name__: made for made in tables}
     return environment.from_string(source.read_text(encoding="utf-8"), called)
+
+
+def _shown(value: Any) -> Any:
+    """The value of a setting without the folders of the paths in it."""
+    if isinstance(value, list):
+        return list(map(_shown, value))
+    return name_of(value) if isinstance(value, str) else value

@@ -18,10 +18,16 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection_file import kept_by_site
-from disp_llm.runs.figures import RunFigures, TrainedResult
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import kind_of
-from disp_llm.runs.results import MeasuredResult, OriginalResult, Perplexity, SizeResult
+from disp_llm.runs.results import (
+    MeasuredResult,
+    OriginalResult,
+    RunFigures,
+    SizeResult,
+    TrainedResult,
+)
+from disp_llm.runs.scores import Perplexity
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)

@@ -13,16 +13,15 @@ from disp_llm.config.schema import as_type
 from disp_llm.evaluation.answers import AnswerScore
 from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.markdown import table_row
-from disp_llm.runs.results import (
+from disp_llm.runs.results import from_json, workload_said
+from disp_llm.runs.scores import (
     Perplexity,
-    from_json,
+    Scores,
     kept_said,
     percent_with_error,
     ratio_said,
     with_error,
-    workload_said,
 )
-from disp_llm.runs.scores import Scores
 
 
 @dataclass(frozen=True)
