@@ -56,7 +56,7 @@ def _main(arguments: list[str]) -> None:
             config = parse(arguments)
             prepare_libraries(verbose="--verbose" in arguments)
             direct_output(as_json, quiet="--quiet" in arguments)
-            result = command_of(command).run(config)
+            result = command_of("dry_run" if "--dry-run" in arguments else command).run(config)
             if as_json and result:  # of several processes, the first has it
                 _write(json.dumps(result, ensure_ascii=False) + "\n")
             if result.get("ok") is False:  # `verify` has found something
