@@ -82,10 +82,10 @@ def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
 
 
 def _recovery(asked: RecoverConfig, itemsize: int) -> Plan:
-    original = asked.teacher or original_of(Path(asked.folder)) or asked.folder
-    names = [asked.folder, *([original] if asked.training.distill else [])]
+    original = asked.teacher or original_of(Path(asked.model)) or asked.model
+    names = [asked.model, *([original] if asked.training.distill else [])]
     shapes = [load_config(name) for name in names]
-    config = within_positions(asked, RecoverConfig(asked.folder), *shapes)
+    config = within_positions(asked, RecoverConfig(asked.model), *shapes)
     models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
     learning, stages = config.steps(1) * config.training.tokens_per_step, {}
     if config.text.may_be_written:
