@@ -157,7 +157,7 @@ def test_what_was_stopped_says_how_to_go_on(given, again, tmp_path):
 def test_settings_become_flags_and_everything_else_stays():
     flags = flags_of("prune")
     assert (flags["eval_text"], flags["model"]) == ("--eval-text", "MODEL")
-    assert flags_of("recover")["folder"] == "FOLDER"
+    assert flags_of("recover")["model"] == "MODEL"
     assert "run" not in flags  # there it is the name of a folder
     said = with_flags("leave `eval_text` out or name `model`", flags)
     assert said == "leave --eval-text out or name MODEL"

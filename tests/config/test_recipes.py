@@ -128,8 +128,8 @@ def test_settings_of_a_program_become_what_their_fields_declare():
         (lambda path: PruneConfig("m", output_dir=path), "output_dir"),
         (lambda path: with_settings(PruneConfig("m"), {"eval_text": path}), "eval_text"),
         (lambda path: ConvertConfig(Path("f"), "gguf", path), "output_dir"),
-        (lambda path: ReportConfig((Path("run"), path)), "runs"),
-        (lambda path: ReportConfig((Path("run"),), output=path), "output"),
+        (lambda path: ReportConfig(path), "run"),
+        (lambda path: ReportConfig(Path("run"), output=path), "output"),
     ],
 )
 def test_a_name_that_no_file_can_have_is_refused(config_of, field, path):
@@ -142,7 +142,7 @@ def test_a_name_that_no_file_can_have_is_refused(config_of, field, path):
 def test_other_troubles_with_a_path_are_for_who_reads_it(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing", tmp_path / "file" / "inside"):
-        require_declared(ReportConfig((path,)))
+        require_declared(ReportConfig(path))
 
 
 PAPER = {

@@ -56,7 +56,7 @@ from disp_llm.training.weights import train_weights
 
 @takes_settings(RecoverConfig)
 def recover(
-    student: Model | None = None,
+    model: Model | None = None,
     tokenizer: Any = None,
     *,
     teacher: Model | None = None,
@@ -66,9 +66,9 @@ def recover(
     """Trains a pruned model, with the original as teacher.
 
     Args:
-        student: an exported folder, any other model, or one in memory, whose weights are trained in
+        model: an exported folder, any other model, or one in memory, whose weights are trained in
             place.
-        tokenizer: of a student in memory.
+        tokenizer: of a model in memory.
         teacher: the original, by name or in memory. Default: the one that the folder's card names.
         config: all settings at once, which `options` change.
         options: settings by the names of their flags (`text=`, `tokens=100_000`, ...)
@@ -79,7 +79,7 @@ def recover(
         Interrupted: the task was asked to stop while training; `resume` goes on.
     """
     caller = Caller.of(options)
-    name, inputs = inputs_of(student, tokenizer)
+    name, inputs = inputs_of(model, tokenizer)
     taught = Inputs()
     if teacher is not None:
         options["teacher"], taught = inputs_of(teacher, tokenizer)
@@ -87,7 +87,7 @@ def recover(
     if config is None:
         temporary = with_folder(options)
         config = RecoverConfig(name)
-    config = replace(of_kind(config, RecoverConfig), folder=name)
+    config = replace(of_kind(config, RecoverConfig), model=name)
     inputs, config = with_options(inputs, config, options)
     require_valid(config, inputs)
     run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
@@ -118,7 +118,7 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
     would be held out.
     """
     config = job.config
-    learned = read_facts(config.folder).get("tokens_seen", 0)
+    learned = read_facts(config.model).get("tokens_seen", 0)
     wanted = max(tokens_before(config) + config.tokens, learned)
     return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
 
@@ -248,10 +248,10 @@ def export(
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))
-            sizes = _sizes(model, written, read_facts(config.folder).get("original", {}))
+            sizes = _sizes(model, written, read_facts(config.model).get("original", {}))
         figures = as_json(MeasuredResult(measured, scores)) | sizes
         write_recovered_card(
-            Path(config.folder), written, figures, _training(config, run.result(), tokens)
+            Path(config.model), written, figures, _training(config, run.result(), tokens)
         )
         write_sums(written)
     run.update(
@@ -266,7 +266,7 @@ def export(
 def tokens_before(config: RecoverConfig) -> int:
     """How many tokens the weights that training begins with were trained on before, by earlier
     recoveries: of this folder, or of the larger size that they are from."""
-    told = read_facts(config.weights_from or config.folder).get("recovered") or {}
+    told = read_facts(config.weights_from or config.model).get("recovered") or {}
     return told.get("tokens_before", 0) + told.get("tokens_seen", 0)
 
 
@@ -276,7 +276,7 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
     larger = config.weights_from
     scores = result["before"].get("scores", {})
     before = {f"before_{key}": scores.get(key) for key in on_suite}
-    pruned_from = read_facts(config.folder).get("source", {}).get("revision")
+    pruned_from = read_facts(config.model).get("source", {}).get("revision")
     if "teacher" in result and source["teacher_revision"] == pruned_from:
         teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
         before |= {"original": teacher}

@@ -12,7 +12,7 @@ from disp_llm.config.settings import POSITIONAL
 class BenchConfig:
     """Measure speed, memory and load time of a folder against its original, on this machine."""
 
-    folder: Annotated[Word, POSITIONAL]
+    model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
     against: str = ""
     """Model to compare with. Default: the original of an exported folder."""

@@ -48,7 +48,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     )
 
 
-OF_ONE_RUN = ("model", "folder", "output_dir", "resume", "anyway")
+OF_ONE_RUN = ("model", "output_dir", "resume", "anyway")
 """Settings that the `config.toml` of a run has and another run does not repeat."""
 
 

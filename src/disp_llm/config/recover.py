@@ -39,7 +39,7 @@ class RecoverConfig:
     )
     """Settings that a short help lists."""
 
-    folder: Annotated[Word, POSITIONAL]
+    model: Annotated[Word, POSITIONAL]
     """Exported folder, such as run/keep-0.5, or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is in its model/."""
