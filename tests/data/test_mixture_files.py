@@ -103,7 +103,7 @@ def test_a_run_learns_from_a_mixture(mixture, llama_folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     source = json.loads(done.stdout)["source"]
-    assert source["text"].startswith("web/, code.jsonl, its own text")
+    assert source["text"].startswith("web/, code.jsonl, synthetic text")
 
 
 def test_what_is_measured_after_recovery_was_not_learned_from_before(
