@@ -67,9 +67,6 @@ Shift = Annotated[float, Meta(ge=-80, le=80)]
 
 Minutes = Annotated[float, Meta(ge=0, le=1e6)]
 Word = Annotated[str, Meta(min_length=1, description="name one")]
-License = Annotated[
-    str, Meta(pattern=r"\A[\w.+-]*\Z", description="give the hub's name for one, such as mit")
-]
 
 
 def require_declared(config: Any) -> None:

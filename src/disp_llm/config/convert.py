@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from disp_llm.config.bounds import License, Word, require_declared
+from disp_llm.config.bounds import Word, require_declared
 from disp_llm.config.checks import require_new, require_outside
 from disp_llm.config.effect import Use, require_used
 from disp_llm.config.errors import InputError
@@ -41,8 +41,6 @@ class ConvertConfig:
     """Text that int4 is calibrated on, by GPTQ. Default: each weight is rounded to the nearest."""
     text_field: Word = "text"
     """Key or column that holds the text, in .jsonl, .json, .csv and .parquet files."""
-    license: License = ""
-    """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     device: str = "auto"
     """Device that calibrates: cpu, cuda, ..."""
 
@@ -78,8 +76,6 @@ class PushConfig:
     """Format that is uploaded, as `convert` has them."""
     private: bool = False
     """Make the repository private."""
-    license: License = ""
-    """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
 
     def validate(self) -> None:
         """Refuses names that no file can have."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from disp_llm.config.bounds import Size, require_declared
 from disp_llm.config.effect import require_used
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import BudgetConfig, OutputConfig
+from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 
@@ -29,7 +29,6 @@ class ExportConfig:
     anyway: bool = False
     """Go on although the model or a file has changed."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    export: OutputConfig = field(default_factory=OutputConfig)
     device: str = "auto"
     """Device to run on: cpu, cuda, ...; everything else is taken from the run."""
 

@@ -108,9 +108,6 @@ class Quantised:
 
     how: str
     layers: Count
-    """How many of them are stored so."""
-    left: Count
-    """How many are not."""
 
 
 @dataclass(frozen=True)
