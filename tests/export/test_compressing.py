@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from disp_llm.commands.convert import convert
 from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.export.formats import int4
 from disp_llm.runs.progress import silent
 from disp_llm.runs.sums import write_sums
 
@@ -186,10 +185,3 @@ def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "compressed_tensors.quantization", None)
     with pytest.raises(InputError, match="int8: needs compressed-tensors, which is not installed"):
         quantised(folder, "int8", tmp_path / "made")
-
-
-@pytest.mark.usefixtures("compressed_tensors")
-def test_widths_of_no_group_are_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(int4, "ROWS", 7)
-    with pytest.raises(InputError, match="to: no layer can be stored so"):
-        quantised(folder, "int4", tmp_path / "made")

@@ -25,7 +25,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
-from disp_llm.runs.files import write_tensors
+from disp_llm.runs.files import read_json, write_tensors
 from disp_llm.runs.tensors import read_tensors
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
@@ -190,4 +190,4 @@ def _described(how: Any, layers: Layers) -> dict[str, Any]:
         quantization_status="compressed",
         ignore=sorted({"lm_head", *layers.others}),
     )
-    return json.loads(described.model_dumpjson_bytes())
+    return json.loads(described.model_dump_json())
