@@ -26,7 +26,7 @@ from pathlib import Path
 
 from committed import as_committed
 
-from disp_llm.runs.naming import without_paths_in_message
+from disp_lab.reporting.tables import without_paths
 
 HERE = Path(__file__).parent
 KEPT = (
@@ -129,7 +129,7 @@ def of_comparison(found: dict, command: str) -> dict:
     asked = {key: found["asked"][key] for key in ("keep", "steps", "length", "batch", "align")}
     asked["model"] = _named(found["asked"]["model"])
     rows = [
-        row | {"error": (error := row.get("error")) and without_paths_in_message(error)}
+        row | {"error": (error := row.get("error")) and without_paths(error)}
         for row in found["rows"]
     ]
     for told in (dense := dict(found["dense"]), *rows):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from disp_lab.results import ComparisonRow, OriginalResult
-from disp_llm.runs.results import Perplexity, as_json
+from disp_llm.runs.results import as_json
+from disp_llm.runs.scores import Perplexity
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,6 +13,7 @@ from foreign import left_over
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import disp_llm
 from disp_llm.runs import files as files_module
 
 FAST = settings(
@@ -93,3 +94,29 @@ def test_a_run_that_is_cut_off_at_any_write_goes_on_to_the_same_result(
         assert run_command("verify", folder).returncode == 0
 
     at()
+
+
+def test_an_export_that_is_killed_at_any_write_leaves_a_run_that_can_be_used(
+    undisturbed, llama_folder, text_file, tmp_path
+):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert prune_at(whole, llama_folder, text_file).returncode == 0
+    export = ("export", folder, "--keep", 0.6, "--no-measure")
+    made, write, killed = b"", 0, True
+    while killed:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        fault = Fault(write, Killed(), lasting=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files_module, "_flush", fault)
+            run_command(*export)
+        killed, write = fault.after < 0, write + 1
+        found = disp_llm.verify(folder)["problems"]  # the size may lie there and not be recorded
+        assert {problem["file"] for problem in found} <= {str(folder / "keep-0.6")}
+        assert prune_at(folder, llama_folder, text_file, "--resume").returncode == 0
+        assert run_command(*export).returncode == 0
+        again = (folder / "selection.safetensors").read_bytes()
+        made = made or again
+        assert again == made != undisturbed["selection.safetensors"]
+        assert run_command("verify", folder).returncode == 0
+    assert write >= 6, "two writes of result.json and one of the selection among them"

@@ -292,10 +292,10 @@ def test_an_original_that_is_gone_is_named_though_it_teaches_nothing(
     assert said in done.stderr.splitlines()[-1]
 
 
-def test_the_page_of_a_run_shows_before_and_after(recovered, small_run, tmp_path):
+def test_the_page_of_a_run_shows_before_and_after(recovered, tmp_path):
     folder, result = recovered
     page = tmp_path / "page.html"
-    done = run_command("report", small_run[0], folder, "--output", page)
+    done = run_command("report", folder, "--output", page)
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     made = (result[name]["measured"] for name in ("before", "model"))
@@ -350,7 +350,7 @@ def test_the_teacher_is_measured_after_a_kill_before_it(recovered, text_file, tm
 
 def small_model_of(recovered) -> str:
     """What it was made from."""
-    return tomllib.loads((recovered[0] / "config.toml").read_text())["folder"]
+    return tomllib.loads((recovered[0] / "config.toml").read_text())["model"]
 
 
 def test_a_run_of_it_is_named_where_one_of_prune_is_meant(recovered):

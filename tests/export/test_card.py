@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard
 from disp_llm.config.names import SITES
 from disp_llm.export.card import _filled
 from disp_llm.export.facts import facts_of
-from disp_llm.runs.results import OriginalResult, Perplexity, SizeResult, as_json, served_by_vllm
-from disp_llm.runs.scores import Scores, TaskScore
+from disp_llm.runs.results import OriginalResult, SizeResult, as_json, served_by_vllm
+from disp_llm.runs.scores import Perplexity, Scores, TaskScore
 
 MEASURED = Perplexity(20.0, 0.5, 900, 30, 30)
 

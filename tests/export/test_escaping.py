@@ -19,7 +19,6 @@ from disp_llm.config.texts import load_mixture
 from disp_llm.export.card import PLACE, write_card
 from disp_llm.export.facts import FACTS, facts_in
 from disp_llm.runs.markdown import all_escaped, escaped, in_code, printable
-from disp_llm.runs.naming import names_in
 from disp_llm.runs.results import SizeResult, as_json, from_json
 
 NORMAL = (
@@ -121,7 +120,7 @@ def test_a_card_is_built_as_one_of_usual_names(exported, name):
         built(card_of(exported, one)) for one in (name, "usual")
     )
     assert (kinds, links) == (wanted, wanted_links)
-    assert head.get("license", "") == printable(names_in(name))
+    assert head.get("license", "") == printable(name)
     assert head.keys() | {"license", "base_model"} == usual.keys()
 
 

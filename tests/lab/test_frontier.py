@@ -8,8 +8,8 @@ from disp_lab.reporting import plots
 from disp_lab.reporting.frontier import COSTS, Frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
-from disp_llm.runs.results import Perplexity, as_json
-from disp_llm.runs.scores import Scores, TextScore
+from disp_llm.runs.results import as_json
+from disp_llm.runs.scores import Perplexity, Scores, TextScore
 
 PREFILL, DECODE, MEMORY = COSTS
 

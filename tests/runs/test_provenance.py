@@ -9,10 +9,9 @@ import pytest
 
 from disp_llm.config.prune import PruneConfig
 from disp_llm.runs import provenance as recorded
-from disp_llm.runs.files import write_checked_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import mark
-from disp_llm.runs.provenance import commit, provenance, runs_alike
+from disp_llm.runs.provenance import commit, provenance
 from disp_llm.runs.settings import begin_run
 
 FACTS = {"command", "seed", "date", "commit", "versions", "hardware"}
@@ -89,20 +88,6 @@ def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, monkeypatch):
     (attempt,) = Run(folder).result()["resumed"]
     assert attempt["command"] == "third"
     assert attempt["hardware"]["cpu"] == "another" != Run(folder).result()["hardware"]["cpu"]
-
-
-def test_what_is_older_than_commits_is_compared_by_what_is_known(tmp_path):
-    now = provenance(0, "c")
-    old = {key: value for key, value in now.items() if key not in ("commit", "date")}
-    assert runs_alike(old, now)
-    assert not runs_alike(old | {"versions": {"disp-llm": "0"}}, now)
-    folder = begun(tmp_path)
-    begin_run(PruneConfig("m", output_dir=folder), "first", dtype="float32")
-    known = Run(folder).result()
-    old = {key: value for key, value in known.items() if key not in ("commit", "date")}
-    write_checked_json(folder / "result.json", old)
-    begin_run(PruneConfig("m", output_dir=folder, resume=True), "second")
-    assert not {"resumed", "commit", "date"} & Run(folder).result().keys()
 
 
 def test_committed_rows_state_the_command_of_the_experiment(monkeypatch):

@@ -26,7 +26,6 @@ from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.sources import InMemory
 from disp_llm.evaluation.suites import against
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
@@ -36,8 +35,8 @@ from disp_llm.models.loading import load_model
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import Perplexity, SizeResult
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.results import SizeResult
+from disp_llm.runs.scores import Perplexity, Scores
 from disp_llm.training.problem import PruningProblem
 
 FAILURES = (InputError, RuntimeError)
@@ -142,8 +141,7 @@ def pruned_rows(
     asked = comparison.config
     caller = replace(comparison.caller, progress=comparison.progress(name))
     assert comparison.original is not None
-    words, measured = comparison.context.words, comparison.original.measured
-    inputs = Inputs(texts=InMemory(words=words), measured=measured)
+    inputs = Inputs(measured=comparison.original.measured)
     in_time = settings.budget.budget == "latency"
     shares = asked.target if in_time else asked.keep
     for group in [(share,) for share in shares] if one_size else [shares]:

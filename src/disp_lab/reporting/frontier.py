@@ -12,7 +12,8 @@ from typing import Any
 from disp_lab.names import DENSE
 from disp_lab.results import ComparisonFigures, ComparisonRow, comparison_figures
 from disp_llm.reporting.tables import Table
-from disp_llm.runs.results import PHASES, ratio_said
+from disp_llm.runs.results import PHASES
+from disp_llm.runs.scores import ratio_said
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
 """A comparison as tables, in a terminal and in `compare.md`."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from disp_lab.reporting.frontier import Frontier, has_original
 from disp_lab.results import ComparisonFigures, ComparisonRow, comparison_figures, of_sizes
+from disp_llm.config.names import name_of
 from disp_llm.reporting.tables import Table
 from disp_llm.reporting.terminal import say
 from disp_llm.runs.markdown import escaped
-from disp_llm.runs.naming import names_in, without_paths_in_message
-from disp_llm.runs.results import PHASES, kept_said, paired_said, percent_with_error, ratio_said
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.results import PHASES
+from disp_llm.runs.scores import Scores, kept_said, paired_said, percent_with_error, ratio_said
 
 PAIRED = "paired ratio"
 
@@ -97,7 +98,7 @@ def _notes(found: ComparisonFigures) -> list[str]:
     """What the figures were measured over, and what the original scores."""
     if found.dense is None or found.source is None:
         return []
-    text = names_in(found.source["eval_text"])
+    text = found.source["eval_text"]
     scores = _scores_of_original(found.dense.scores) if found.dense.scores else []
     return [f"Original: {found.dense.measured}, {text}.", *scores, *_pairs(of_sizes(found.rows))]
 
@@ -141,7 +142,7 @@ def _remarks(found: ComparisonFigures) -> list[str]:
     for row in found.rows:
         if row.error:
             name = row.method if row in counted else row.name
-            methods.setdefault(without_paths_in_message(row.error), {})[name] = None
+            methods.setdefault(without_paths(row.error), {})[name] = None
         elif row.note and not row.weights:
             methods.setdefault(f"not timed: {row.note}", {})[row.method] = None
     return [f"{', '.join(names)}: {said}" for said, names in methods.items()]
@@ -170,3 +171,12 @@ def _costs(rows: list[ComparisonRow]) -> Table:
         if row.parameters and row.speed
     ]
     return Table(columns, table)
+
+
+def without_paths(message: str) -> str:
+    """A message in which every word that is a path is its last part."""
+    return re.sub(
+        r"[^\s'\"`(),;]*/[^\s'\"`(),;:]*",
+        lambda found: found[0] if "://" in found[0] else name_of(found[0]),
+        message,
+    )

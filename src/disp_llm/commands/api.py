@@ -33,7 +33,7 @@ from disp_llm.models.loading import Loaded, family_of_any, load, require_unquant
 from disp_llm.models.source import fingerprint_of, processor_files
 from disp_llm.models.wholeness import require_finite
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import Perplexity
+from disp_llm.runs.scores import Perplexity
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def _with_texts(
     return inputs, with_settings(config, paths)
 
 
-LOCAL_NAMES = ("model", "folder", "teacher", "weights_from")
+LOCAL_NAMES = ("model", "teacher", "weights_from")
 """Settings that name a model of the hub or a local one."""
 
 

@@ -17,7 +17,7 @@ from disp_llm.commands.caller import Caller
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
-from disp_llm.evaluation.benchmark import side_by_side
+from disp_llm.evaluation.benchmark import BenchComparison, side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.export.facts import original_of
 from disp_llm.export.folders import weight_bytes
@@ -32,7 +32,6 @@ from disp_llm.models.loading import (
 )
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
 from disp_llm.runs.results import as_json
-from disp_llm.runs.rows import BenchComparison
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
     """
     caller, config = Caller.asking(BenchConfig, asked, options)
     config.validate()
-    fields, names = ("against", "folder"), [_against(config), config.folder]
+    fields, names = ("against", "model"), [_against(config), config.model]
     longest = max(config.lengths)
     alone = []
     for field, name in zip(fields, names, strict=True):  # before either is loaded, which takes long
@@ -69,7 +68,7 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
     peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
     rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
     return {
-        "model": config.folder,
+        "model": config.model,
         "against": names[0],
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
@@ -86,10 +85,10 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
 
 def _against(config: BenchConfig) -> str:
     """What the folder is compared with."""
-    folder = Path(config.folder)
+    folder = Path(config.model)
     found = config.against or (original_of(folder) if folder.is_dir() else "")
     if not found:
-        what = f"nothing says what {config.folder} was made from"
+        what = f"nothing says what {config.model} was made from"
         raise InputError(what, field="against", hint="name the original")
     return found
 

@@ -20,8 +20,7 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import Perplexity
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.scores import Perplexity, Scores
 
 if TYPE_CHECKING:
     from disp_llm.models.sharding import Sharding

@@ -36,7 +36,7 @@ def scores_of_original(
         student: what the pruned model scores before it is trained.
         sharding: what holds models; None = each process has all of them.
     """
-    folder = Path(job.config.folder)
+    folder = Path(job.config.model)
     told = read_facts(folder)
     if told:
         dense = from_json(OriginalResult, told["original"], str(folder / FACTS))
@@ -60,10 +60,10 @@ def _measured(
 ) -> Scores:
     """What the original scores that the card of a folder tells of by its `source`."""
     hint = "name the original as the `teacher`"
-    known, named = original_of(Path(job.config.folder)), job.config.teacher
+    known, named = original_of(Path(job.config.model)), job.config.teacher
     name = known or ("" if job.config.training.distill else named)
     if not name:
-        what = f"nothing says where the original of {job.config.folder} lies"
+        what = f"nothing says where the original of {job.config.model} lies"
         raise InputError(what, field="suite", hint=hint)
     assert measuring.board is not None
     board = replace(measuring.board, progress=job.progress)
@@ -75,6 +75,6 @@ def _measured(
             raise
         raise InputError(f"the original: {error.what}", field="suite", hint=hint) from error
     if not known and facts["revision"] != source["revision"]:
-        what = f"{name} is not what {job.config.folder} was made from"
+        what = f"{name} is not what {job.config.model} was made from"
         raise InputError(what, field="teacher", hint="name the original")
     return scores

@@ -18,9 +18,8 @@ from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_run_page
 from disp_llm.reporting.run_tables import recovery_table, sizes_table
 from disp_llm.reporting.tables import Table
-from disp_llm.runs.figures import RunFigures, run_figures
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import SizeResult, as_json, perplexity_said
+from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_said, run_figures
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,7 +127,7 @@ class PruneResult:
         int64.
         """
         size = self.size(share)
-        kept = kept_by_site(Run(self.folder).selection_file, size.size, size.widths_full)
+        kept = kept_by_site(Run(self.folder).selection_file, size.size)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
     def _model_folder(self, share: float | str | None) -> Path:

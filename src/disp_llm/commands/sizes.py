@@ -23,7 +23,7 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import SizeResult, as_json, from_json
+from disp_llm.runs.results import SizeResult, Timing, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
@@ -71,7 +71,7 @@ class SizeWriter:
                 masks, timing = self._masks_in_time(selection, size)
             else:
                 share = self.problem.budget.share_of(size)
-                masks, timing = masks_of(self.problem, selection, share), {}
+                masks, timing = masks_of(self.problem, selection, share), None
             written = self._write_one(masks, size, timing)
             # The card has no provenance: the same model has the same bytes whenever it is written.
             made_by = provenance(job.config.machine.seed, job.command)
@@ -88,7 +88,7 @@ class SizeWriter:
                 hint="move it away",
             )
 
-    def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, dict[str, Any]]:
+    def _masks_in_time(self, selection: Selection, size: Target) -> tuple[Masks, Timing]:
         """Masks whose compact model, measured, takes the asked share of the dense one's time."""
         from disp_llm.evaluation.latency import TOLERANCE, corrected, measured_time
 
@@ -112,11 +112,15 @@ class SizeWriter:
                 100 * target, len(attempts), 100 * measured,
             )  # fmt: skip
         work = " and ".join(workload.name for workload in workloads)
-        figures: dict[str, Any] = {"work": work, "measured_share": measured}
-        figures |= {"measured_ms": 1e3 * seconds[share], "attempts": attempts}
-        return masks_of(self.problem, selection, share), figures
+        timing: Timing = {
+            "work": work,
+            "measured_share": measured,
+            "measured_ms": 1e3 * seconds[share],
+            "attempts": attempts,
+        }
+        return masks_of(self.problem, selection, share), timing
 
-    def _write_one(self, masks: Masks, size: Target, timing: dict[str, Any]) -> SizeResult:
+    def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
         job, budget, original = self.problem.job, self.problem.budget, self.problem.dense
         kind, size_name = job.config.budget.budget, job.config.budget.size_name(size)
@@ -137,9 +141,8 @@ class SizeWriter:
         """Adds the masks of a size to the selection file, if it has them not yet."""
         run, path = self.problem.job.run, self.problem.job.run.selection_file
         if not (run.has(path) and has_masks(path, masks, name)):
-            run.forget(path)  # a run that is killed here chooses again from its checkpoint
-            add_masks(path, masks, name)
-            run.update(path)
+            with run.replacing(path) as new:
+                add_masks(path, masks, name, new)
 
     def _result(
         self, compact: PrunableModel, masks: Masks, size: Target, **measured: Any

@@ -5,7 +5,6 @@ exported folder.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import PUT_BACK, Run
 from disp_llm.runs.ownership import FACTS, MARK, damaged_mark, kind_of
 from disp_llm.runs.settings import stored_settings
-from disp_llm.runs.sums import SUMS, Problem, extra_files, folder_problems, require_sums
+from disp_llm.runs.sums import SUMS, extra_files, folder_problems, require_sums
 
 COMPARISON, ROWS_AGAIN = "compare.json", "delete it; every row is made again"
 """What `disp-llm compare` writes, and what to do where it is damaged."""
@@ -44,42 +43,42 @@ def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
             field="folder",
             hint="name an `output_dir`, or a model folder inside it",
         )
-    return {"ok": not problems, "problems": [asdict(one) for one in problems]}
+    told = [{"file": one.field, "what": one.what, "hint": one.hint} for one in problems]
+    return {"ok": not told, "problems": told}
 
 
 def _has_any(folder: Path, *names: str) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _found(check: Callable[[Path], Iterator[Problem]], folder: Path) -> Iterator[Problem]:
+def _found(check: Callable[[Path], Iterator[InputError]], folder: Path) -> Iterator[InputError]:
     """What a check finds; a file that stops it is a problem too."""
     try:
         yield from check(folder)
     except InputError as error:
-        yield Problem(error.field, error.what, error.hint)
+        yield error
 
 
-def _of_run(folder: Path) -> Iterator[Problem]:
+def _of_run(folder: Path) -> Iterator[InputError]:
     if not kind_of(folder):
-        lost = damaged_mark(folder)
-        yield Problem(lost.field, lost.what, lost.hint)
+        yield damaged_mark(folder)
     compares = kind_of(folder) == "compare" or _has_any(folder, COMPARISON)
     yield from _found(_table if compares else _settings, folder)
     yield from _found(_recorded, folder)
 
 
-def _table(folder: Path) -> Iterator[Problem]:
+def _table(folder: Path) -> Iterator[InputError]:
     read_checked_json(folder / COMPARISON, ROWS_AGAIN)
     yield from ()
 
 
-def _settings(folder: Path) -> Iterator[Problem]:
+def _settings(folder: Path) -> Iterator[InputError]:
     stored_settings(folder)
     if not (folder / "result.json").exists():
-        yield Problem(str(folder / "result.json"), "is missing", PUT_BACK)
+        yield InputError("is missing", field=str(folder / "result.json"), hint=PUT_BACK)
 
 
-def _recorded(folder: Path) -> Iterator[Problem]:
+def _recorded(folder: Path) -> Iterator[InputError]:
     """Recorded files of a run, and models that it has not written."""
     run = Run(folder)
     result = run.result()
@@ -91,16 +90,20 @@ def _recorded(folder: Path) -> Iterator[Problem]:
         known = {Path(name).parts[0] for name in files}
         for path in sorted(found.parent for found in folder.glob(f"*/{FACTS}")):
             if path.name not in known:
-                yield Problem(str(path), "was not written by this run", "move it elsewhere")
+                yield _foreign(path, "was not written by this run")
 
 
-def _of_model(folder: Path) -> Iterator[Problem]:
+def _of_model(folder: Path) -> Iterator[InputError]:
     yield from _beside(folder)
     yield from folder_problems(folder)
 
 
-def _beside(folder: Path) -> Iterator[Problem]:
+def _beside(folder: Path) -> Iterator[InputError]:
     """Files that lie beside those that the sums list."""
     require_sums(folder)
     for name in extra_files(folder):
-        yield Problem(str(folder / name), "was not written with the others", "move it elsewhere")
+        yield _foreign(folder / name, "was not written with the others")
+
+
+def _foreign(path: Path, what: str) -> InputError:
+    return InputError(what, field=str(path), hint="move it elsewhere")

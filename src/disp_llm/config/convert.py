@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from disp_llm.config.bounds import Word, require_declared
+from disp_llm.config.bounds import Word
 from disp_llm.config.checks import require_new, require_outside
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF
 from disp_llm.config.parts import TextConfig
@@ -26,7 +26,6 @@ class ConvertConfig:
             when=lambda config: config.to == "int4",
             what="calibrates int4 alone",
         ),
-        Use("text_field", when=lambda config: config.text, what="is of `text`"),
     )
 
     folder: Annotated[Path, POSITIONAL]
@@ -46,8 +45,7 @@ class ConvertConfig:
 
     def validate(self) -> None:
         """Refuses a place that is taken or lies in the folder, and text that changes nothing."""
-        require_declared(self)
-        require_used(self)
+        check_settings(self)
         require_new(output_dir=self.output_dir)
         require_outside(self.folder, output_dir=self.output_dir)
         self.calibration.validate()
@@ -79,4 +77,4 @@ class PushConfig:
 
     def validate(self) -> None:
         """Refuses names that no file can have."""
-        require_declared(self)
+        check_settings(self)

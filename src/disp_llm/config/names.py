@@ -1,5 +1,7 @@
 """The names that settings choose between: sites, estimators, budgets, texts."""
 
+import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -73,3 +75,17 @@ def named_path(word: str) -> Path:
 def is_mixture(path: Path) -> bool:
     """Whether a name of `text` is one of a mixture: the shipped one, or a TOML file."""
     return str(path) == GENERAL or path.suffix.lower() == ".toml"
+
+
+HUB_NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@[\w./-]+)?(:[\w.-]+)*")
+"""`org/name`, also `org/name@revision`, and of a data set `org/name:config:split`."""
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name has the form of one on the hub, and nothing of that name lies here."""
+    return bool(HUB_NAME.fullmatch(name)) and not os.path.exists(name.partition(":")[0])
+
+
+def name_of(place: str) -> str:
+    """A name on the hub as it is, a path by its last part: what is shared names no folders."""
+    return place if is_on_hub(place) else Path(place).name or place

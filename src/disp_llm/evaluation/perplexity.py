@@ -21,7 +21,7 @@ from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.tokens import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
-from disp_llm.runs.results import Perplexity
+from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
 
 LARGEST = 700.0

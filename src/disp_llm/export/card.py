@@ -14,15 +14,8 @@ from disp_llm.export.facts import FACTS, Facts, Told, facts_in, facts_of, typed_
 from disp_llm.export.formats import Contents, Job, json_bytes
 from disp_llm.runs.files import atomic, write_json
 from disp_llm.runs.markdown import all_escaped, in_code, printable
-from disp_llm.runs.results import (
-    NOT_MEASURED,
-    SizeResult,
-    dropped_said,
-    kept_said,
-    ratio_said,
-    served_by_vllm,
-    with_error,
-)
+from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said, served_by_vllm
+from disp_llm.runs.scores import kept_said, ratio_said, with_error
 
 PLACE = "FOLDER"
 """Stands in the card for where the model lies, until it is converted or pushed."""

@@ -92,7 +92,7 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """
     files, left_out = _belonging(folder)
     for problem in folder_problems(folder, but=(CARD,)) if SUMS in files else ():
-        raise problem.error  # but of cards, which are edited by hand
+        raise problem  # but of cards, which are edited by hand
     if left_out:
         names = ", ".join(name if name.isprintable() else ascii(name) for name in left_out)
         logger.warning("left out, as no part of a model folder: %s", names)

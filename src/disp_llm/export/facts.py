@@ -4,23 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disp_llm.config.names import is_on_hub, name_of
 from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.models import embedded
-from disp_llm.runs.figures import Source
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.naming import is_on_hub, name_of, named, names_in, without_paths
-from disp_llm.runs.ownership import FACTS
-from disp_llm.runs.results import (
-    Hardware,
-    OriginalResult,
-    Perplexity,
-    SizeResult,
-    as_json,
-    from_json,
-)
-from disp_llm.runs.scores import Finite
+from disp_llm.runs.ownership import FACTS, kind_of
+from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json, from_json
+from disp_llm.runs.scores import Finite, Perplexity
 
 TOLD = (
     *("original", "source", "versions", "tokens_seen", "command", "hardware"),
@@ -46,15 +38,10 @@ def facts_of(size: SizeResult, result: dict[str, Any]) -> dict[str, Any]:
     """
     told = {key: result[key] for key in TOLD if key in result}
     told = {key: _without(part) if isinstance(part, dict) else part for key, part in told.items()}
-    told |= {"source": named(result["source"]), "command": without_paths(result["command"])}
+    told["source"] = result["source"] | {"model": name_of(result["source"]["model"])}
     base = result["source"].get("base_model", "")
     if base != name_of(base):  # a path names no repository of the hub
         told["source"]["base_model"] = ""
-    if "recovered" in told:
-        did = told["recovered"]
-        said = {name: names_in(did[name]) for name in ("text", "eval_text")}
-        said["command"] = without_paths(did["command"])
-        told["recovered"] = did | said
     return {"figures": _without(as_json(size)), "result": told}
 
 
@@ -186,13 +173,11 @@ def run_of(folder: Path) -> tuple[Run, str] | None:
     """
     folder = folder.absolute().parent
     seen: set[Path] = set()
-    while folder not in seen and Run(folder).config_file.is_file():
+    while folder not in seen and kind_of(folder) and Run(folder).config_file.is_file():
         seen.add(folder)
         path = Run(folder).config_file
         settings = read_toml(path, str(path), "name the original as the `teacher`")
-        if "model" in settings:
+        if kind_of(folder) != "recover":
             return Run(folder), str(settings["model"])
-        if "folder" not in settings:
-            return None
-        folder = Path(str(settings["folder"])).absolute().parent
+        folder = Path(str(settings["model"])).absolute().parent
     return None

@@ -18,10 +18,16 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection_file import kept_by_site
-from disp_llm.runs.figures import RunFigures, TrainedResult
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import kind_of
-from disp_llm.runs.results import MeasuredResult, OriginalResult, Perplexity, SizeResult
+from disp_llm.runs.results import (
+    MeasuredResult,
+    OriginalResult,
+    RunFigures,
+    SizeResult,
+    TrainedResult,
+)
+from disp_llm.runs.scores import Perplexity
 from disp_llm.runs.settings import stored_settings
 
 KEPT_COLOR = (11, 110, 153)
@@ -88,7 +94,7 @@ def read_run(run: Run) -> RunData:
     recovers = isinstance(settings, RecoverConfig)
     return RunData(
         name=run.folder.resolve().name,
-        model=settings.folder if isinstance(settings, RecoverConfig) else settings.model,
+        model=settings.model,
         command="recover" if recovers else "prune",
         status=found.status if found else "not begun",
         figures=found,
@@ -124,10 +130,10 @@ def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
 
 def _size(selection: Path, figures: SizeResult) -> SizeData:
     full = figures.widths_full
-    kept = kept_by_site(selection, figures.size, full)
+    kept = kept_by_site(selection, figures.size)
     return SizeData(
         figures,
-        widths={site: [len(part) for part in parts] for site, parts in kept.items()},
+        widths={site: [len(part) for part in kept[site]] for site in full},
         stream={site: _bitmap(kept[site], full[site]) for site in STREAM_SITES},
     )
 

@@ -6,19 +6,19 @@ from typing import Any
 
 from disp_llm.reporting.tables import Table, megabytes
 from disp_llm.reporting.terminal import say
-from disp_llm.runs.figures import RunFigures, TrainedResult, run_figures
 from disp_llm.runs.results import (
     PHASES,
     MeasuredResult,
     OriginalResult,
-    Perplexity,
+    RunFigures,
     SizeResult,
+    TrainedResult,
     dropped_said,
-    kept_said,
     perplexity_said,
-    ratio_said,
+    run_figures,
     speed_said,
 )
+from disp_llm.runs.scores import Perplexity, kept_said, ratio_said
 
 WORTH_RECOVERY = 1.1
 """Perplexity over the original's from which on training the kept weights is proposed."""
@@ -158,3 +158,8 @@ def _cost(found: RunFigures) -> str:
         f"{found.run}  ({found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s, "
         f"peak {(found.peak_memory_bytes or 0) / 2**30:.2f} GiB)"
     )
+
+
+def show_page(file: Path) -> None:
+    """Where the page of a run lies."""
+    say(f"page    {file}  ({file.stat().st_size / 1e3:,.0f} kB)")

@@ -12,15 +12,14 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.runs.figures import RunFigures, run_figures
-from disp_llm.runs.files import read_checked_json, write_checked_json
-from disp_llm.runs.results import OriginalResult
-from disp_llm.runs.sums import SUMS, Problem, changed_files, folder_problems, sha256
+from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
+from disp_llm.runs.results import OriginalResult, RunFigures, run_figures
+from disp_llm.runs.sums import SUMS, changed_files, folder_problems, sha256
 
 MADE_AGAIN = "put it back, or delete it: `resume` makes it again"
 """What to do about a file of a run that is not what it was. An exported folder that was deleted is
@@ -134,6 +133,17 @@ class Run:
         write_checked_json(self.result_file, result)
         return result
 
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """Yields a temporary path; what is there at the end takes the place of a recorded file.
+
+        The hashes of both are on record meanwhile, so that a kill leaves a file that is known.
+        """
+        with atomic(path) as new:
+            yield new
+            self.update(path, replacing={self._name(path): sha256(new)})
+        self.update(path, replacing={})
+
     def forget(self, path: Path) -> None:
         """Takes a file that is about to be replaced off the record."""
         result = self.result()
@@ -149,25 +159,31 @@ class Run:
         if self._name(path) not in self.result().get("files", {}) or not path.exists():
             return False
         for problem in [] if self.anyway else self.problems(path):
-            raise problem.error
+            raise problem
         return True
 
-    def problems(self, *paths: Path) -> list[Problem]:
+    def problems(self, *paths: Path) -> list[InputError]:
         """What is not as it was recorded: of some files and exported folders, or of all that are
         recorded.
         """
-        files = self.result().get("files", {})
+        result = self.result()
+        files, replacing = result.get("files", {}), result.get("replacing", {})
         names = [self._name(path) for path in paths] or files
-        found: list[Problem] = []
+        found: list[InputError] = []
         for name in names:
             if name in files:
                 hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
                 changed = changed_files(self.folder, {name: files[name]}, hint)
+                if changed and name in replacing:
+                    changed = changed_files(self.folder, {name: replacing[name]}, hint)
                 found += changed
                 folder = (self.folder / name).parent
                 if Path(name).name == SUMS and not changed:
                     hint = f"put it back, or delete {folder.name}: `resume` makes it again"
-                    found += [replace(one, hint=hint) for one in folder_problems(folder)]
+                    found += [
+                        InputError(one.what, field=one.field, hint=hint)
+                        for one in folder_problems(folder)
+                    ]
         return found
 
     @property
@@ -200,7 +216,7 @@ class Run:
             InputError: naming the file.
         """
         for problem in [] if self.anyway else self.problems():
-            raise problem.error
+            raise problem
 
     def require_same_source(self, source: dict[str, str], dtype: str) -> None:
         """Refuses a model or text that is not the one that the run began with, and another data

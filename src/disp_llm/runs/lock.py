@@ -5,7 +5,6 @@ no lock.
 """
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -80,7 +79,7 @@ def _held(folder: Path, name: str, field: str, is_ours: bool = False) -> Iterato
             stack.callback(_give_back, lock, path, is_ours)  # before it is held: a signal may come
             holder = _holder(path)
             lock.acquire()
-            path.write_text(json.dumps({"process": os.getpid(), "command": sys.argv[:2]}))
+            path.write_text(f"process {os.getpid()} ({' '.join(sys.argv[:2])})")
         except Timeout as error:
             raise InputError(
                 f"{folder} is in use by {holder}",
@@ -109,7 +108,6 @@ def _give_back(lock: FileLock, path: Path, is_ours: bool) -> None:
 def _holder(path: Path) -> str:
     """Who says in the file that it holds the lock."""
     try:
-        held = json.loads(path.read_text())
-        return f"process {held['process']} ({' '.join(held['command'])})"
-    except (OSError, ValueError, KeyError, TypeError):
+        return path.read_text() or "another process"
+    except (OSError, ValueError):
         return "another process"

@@ -36,10 +36,8 @@ def provenance(seed: int, command: str) -> Provenance:
 
 
 def runs_alike(before: Mapping[str, Any], now: Provenance) -> bool:
-    """Whether both are of the same code on the same kind of machine; of results that are older
-    than their commit, as far as is known."""
-    known = (key for key in ("commit", "versions", "hardware") if key in before)
-    return all(before[key] == now[key] for key in known)
+    """Whether both are of the same code on the same kind of machine."""
+    return all(before.get(key) == now[key] for key in ("commit", "versions", "hardware"))
 
 
 @cache  # the code that runs is that of the first call, whatever is checked out afterwards

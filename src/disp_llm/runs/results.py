@@ -3,15 +3,13 @@
 `as_json` writes a result as it is nested; `from_json` reads it back, and checks every value.
 """
 
-import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 
-import msgspec
-
-from disp_llm.config.names import ATTENTION, SITES, BudgetKind
+from disp_llm.config.names import ATTENTION, BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
-from disp_llm.runs.scores import Scores
+from disp_llm.runs.identity import Hashes
+from disp_llm.runs.scores import Perplexity, Scores
 
 Result = TypeVar("Result")
 
@@ -30,71 +28,6 @@ def workload_said(phase: Phase, length: int, batch: int) -> str:
     if phase == "prefill":
         return f"prefill, {length} tokens"
     return f"decode after {length} tokens, batch {batch}"
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """A perplexity with what it was measured over."""
-
-    perplexity: Positive
-    perplexity_stderr: Amount | None
-    """None for a single window."""
-    tokens: Size
-    """Tokens scored: all but the first of the text or of each window, and no token twice."""
-    window: Size
-    stride: Size
-    window_losses: list[Amount] = field(default_factory=list)
-    """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty
-    in results that are older."""
-    window_tokens: list[Size] = field(default_factory=list)
-    """Tokens that each window scores; empty where all score as many."""
-
-    def __post_init__(self) -> None:
-        require_losses(self.perplexity, self.window_losses, self.window_tokens)
-
-    def __str__(self) -> str:
-        return with_error(self.perplexity, self.perplexity_stderr)
-
-
-def require_losses(perplexity: float | None, losses: list[float], tokens: list[int]) -> None:
-    """Refuses, with a ValueError, losses of windows that are not those of the perplexity."""
-    counts = tokens or [1] * len(losses)
-    if len(counts) != len(losses):
-        raise ValueError("has not as many window_tokens as window_losses")
-    total = sum(loss * count for loss, count in zip(losses, counts, strict=True))
-    if losses and (not perplexity or abs(total / sum(counts) - math.log(perplexity)) > 1e-4):
-        raise ValueError("has window_losses of another perplexity")
-
-
-def with_error(value: float | None, error: float | None, decimals: int = 2) -> str:
-    """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error. Empty
-    where there is no value."""
-    if value is None:
-        return ""
-    form = ",.0f" if value >= 1000 else f".{decimals}f"
-    return format(value, form) + (f" ± {error:{form}}" if error is not None else "")
-
-
-def percent_with_error(share: float | None, error: float | None) -> str:
-    """`87.1 ± 1.2 %`; empty where there is no share."""
-    if share is None:
-        return ""
-    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
-
-
-def ratio_said(scores: Scores | None) -> str:
-    """`×1.234 ± 0.010`; empty where there are no texts or no original to compare with."""
-    return paired_said(scores.general_ratio, scores.general_ratio_stderr) if scores else ""
-
-
-def kept_said(scores: Scores | None) -> str:
-    """`87.1 ± 1.2 %`; empty where there are no tasks or no original to compare with."""
-    return percent_with_error(scores.kept, scores.kept_stderr) if scores else ""
-
-
-def paired_said(ratio: float | None, error: float | None) -> str:
-    """`×1.234 ± 0.010`; empty where there is nothing to pair with."""
-    return "" if ratio is None else "×" + with_error(ratio, error, 3)
 
 
 class Hardware(TypedDict):
@@ -160,17 +93,6 @@ class Timing(TypedDict):
     attempts: list[dict[str, Amount]]
 
 
-SPEEDS = ("ms", "speedup")
-"""What timing a model gives at least, for prefill and for decode."""
-
-
-def require_speeds(speed: dict[str, float], *figures: str) -> None:
-    """Refuses, with a ValueError, the timing of a model without one of these figures."""
-    wanted = {f"{phase}_{figure}" for phase in PHASES for figure in figures}
-    if speed and not wanted <= speed.keys():
-        raise ValueError(f"has not all of {', '.join(sorted(wanted))}")
-
-
 @dataclass(frozen=True)
 class SizeResult:
     """One exported model of a run."""
@@ -221,8 +143,8 @@ class SizeResult:
     dropped: dict[str, Count] = field(default_factory=dict)
     """Number of blocks that have lost their `attention`, and their `mlp`, where whole branches may
     be pruned."""
-    latency: dict[str, Any] = field(default_factory=dict)
-    """A `Timing` where time is the budget, else empty."""
+    latency: Timing | None = None
+    """Where time is the budget."""
     other_parameters: dict[str, Count] = field(default_factory=dict)
     """Of a wrapper the parameters of each part beside its language model, which stay as they are.
     """
@@ -234,20 +156,98 @@ class SizeResult:
     """On the suite of the run, against the original's; None where it has none."""
     provenance: Provenance | None = None
 
-    def __post_init__(self) -> None:
-        require_speeds(self.speed, *SPEEDS, "original_ms", "speedup_low", "speedup_high")
-        if not set(SITES) <= self.widths_full.keys():
-            raise ValueError("has not the widths of all sites")
-        masked = self.perplexity_masked is not None
-        if masked != bool(self.logit_errors) or (masked and self.measured is None):
-            raise ValueError("has only a part of what holds it against the masked model")
-        if self.latency:
-            msgspec.convert(self.latency, Timing)
-
     @property
     def share_measured(self) -> float:
         """Share of what the budget limits: measured where that is time, else counted."""
         return self.latency["measured_share"] if self.latency else self.share_of_budget
+
+
+class Source(TypedDict):
+    """What a model was made of."""
+
+    model: str
+    revision: str
+    text: str
+    eval_text: str
+    text_sha256: NotRequired[str]
+    eval_text_sha256: NotRequired[str]
+    """Both are missing from tables that were measured before they were recorded."""
+    base_model: NotRequired[str]
+    license: NotRequired[str]
+    teacher_revision: NotRequired[str]
+    weights_from_revision: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class TrainedResult:
+    """The model that `recover` exported."""
+
+    measured: Perplexity
+    keep: Positive
+    keep_total: Positive
+    parameters: Size
+    block_parameters: Size
+    bytes: Size
+    folder: str
+    scores: Scores | None = None
+    """On the suite of the run, against the original's; None where it has none."""
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """All that `result.json` of a run holds, as far as the run has come."""
+
+    status: Literal["running", "done"]
+    run: str
+    dtype: str
+    command: str
+    seed: int
+    versions: dict[str, str]
+    hardware: Hardware
+    date: str = ""
+    """When it began; this and `commit` are missing from runs that began before they were recorded.
+    """
+    commit: str = ""
+    resumed: list[Provenance] = field(default_factory=list)
+    """Attempts to go on with other code or on another kind of machine than those it began with."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
+    replacing: dict[str, str] = field(default_factory=dict)
+    """The same of files that were being replaced when the run was killed: either hash is right."""
+    inputs: Hashes = field(default_factory=dict)
+    """The files on this machine that it was made of."""
+    source: Source | None = None
+    processes: Size | None = None
+    """Among how many the windows of a step were divided when the run was begun."""
+    original: OriginalResult | None = None
+    models: list[SizeResult] = field(default_factory=list)
+    before: MeasuredResult | None = None
+    """This one and the next three are those of `recover`."""
+    original_scores: Scores | None = None
+    """What the original scores on the suite, where there is one."""
+    teacher: Perplexity | None = None
+    model: TrainedResult | None = None
+    steps: Size | None = None
+    """Optimiser steps, where time fixed them."""
+    keep_by_penalty: Amount | None = None
+    tokens_seen: Count | None = None
+    tokens_before: Count | None = None
+    """That earlier recoveries had trained the weights on with which one began."""
+    writing_s: Amount | None = None
+    choosing_s: Amount | None = None
+    measuring_original_s: Amount | None = None
+    """Of its perplexity."""
+    scoring_original_s: Amount | None = None
+    """Of its scores, where the run has a suite."""
+    seconds: Amount | None = None
+    late_s: Amount | None = None
+    """By which a run has taken longer than its `minutes`."""
+    peak_memory_bytes: Count | None = None
+
+
+def run_figures(values: dict[str, Any], file: str) -> RunFigures:
+    """The figures of a run."""
+    return from_json(RunFigures, values, file)
 
 
 def served_by_vllm(size: SizeResult) -> bool:

@@ -1,4 +1,4 @@
-"""What a model scores on a suite, alone or against its original, as JSON objects hold it."""
+"""Perplexity, and what a model scores on a suite, alone or against its original."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -9,6 +9,27 @@ from disp_llm.config.schema import Amount, Count, Positive, Size
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity with what it was measured over."""
+
+    perplexity: Positive
+    perplexity_stderr: Amount | None
+    """None for a single window."""
+    tokens: Size
+    """Tokens scored: all but the first of the text or of each window, and no token twice."""
+    window: Size
+    stride: Size
+    window_losses: list[Amount] = field(default_factory=list)
+    """Mean −ln p of each window, to six decimals, which another model's can be paired with; empty
+    in results that are older."""
+    window_tokens: list[Size] = field(default_factory=list)
+    """Tokens that each window scores; empty where all score as many."""
+
+    def __str__(self) -> str:
+        return with_error(self.perplexity, self.perplexity_stderr)
 
 
 @dataclass(frozen=True)
@@ -36,10 +57,6 @@ class TextScore:
     ratio_stderr: Amount | None = None
     """None for a single window."""
 
-    def __post_init__(self) -> None:
-        if (self.original is None) != (self.ratio is None):
-            raise ValueError("has one of original and ratio and not the other")
-
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -65,14 +82,6 @@ class TaskScore:
     shots: Count = 0
     """Solved questions in front of each."""
 
-    def __post_init__(self) -> None:
-        if getattr(self, self.metric) is None:
-            raise ValueError(f"has no {self.metric}")
-        if len(self.right) != self.n:
-            raise ValueError(f"has {len(self.right)} answers to {self.n} questions")
-        if self.original is None and self.kept is not None:
-            raise ValueError("has kept and no original")
-
     @property
     def accuracy(self) -> float:
         """That of `metric`."""
@@ -93,26 +102,33 @@ class Scores:
     """Mean over the tasks of what is kept of the original's accuracy above chance."""
     kept_stderr: Amount | None = None
 
-    def __post_init__(self) -> None:
-        parts = [*self.texts.values(), *self.tasks.values()]
-        if len({part.original is None for part in parts}) > 1:
-            raise ValueError("compares some texts and tasks with an original and not others")
-        for name, of_parts in (
-            ("general_ratio", [text.ratio for text in self.texts.values()]),
-            ("kept", [task.kept for task in self.tasks.values()]),
-        ):
-            if (getattr(self, name) is None) != (set(of_parts) <= {None}):
-                raise ValueError(f"has {name} and not that of its parts, or the reverse")
 
-    @property
-    def is_against_original(self) -> bool:
-        """Whether an original's scores stand beside them."""
-        return any(
-            part.original is not None for part in (*self.texts.values(), *self.tasks.values())
-        )
+def with_error(value: float | None, error: float | None, decimals: int = 2) -> str:
+    """`53.29 ± 7.51`, large ones `11,147 ± 2,698`; a single window has no standard error. Empty
+    where there is no value."""
+    if value is None:
+        return ""
+    form = ",.0f" if value >= 1000 else f".{decimals}f"
+    return format(value, form) + (f" ± {error:{form}}" if error is not None else "")
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of windows of every text, and of questions of every task."""
-        windows = {f"texts.{name}": len(text.losses) for name, text in self.texts.items()}
-        return windows | {f"tasks.{name}": task.n for name, task in self.tasks.items()}
+
+def percent_with_error(share: float | None, error: float | None) -> str:
+    """`87.1 ± 1.2 %`; empty where there is no share."""
+    if share is None:
+        return ""
+    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
+
+
+def ratio_said(scores: Scores | None) -> str:
+    """`×1.234 ± 0.010`; empty where there are no texts or no original to compare with."""
+    return paired_said(scores.general_ratio, scores.general_ratio_stderr) if scores else ""
+
+
+def kept_said(scores: Scores | None) -> str:
+    """`87.1 ± 1.2 %`; empty where there are no tasks or no original to compare with."""
+    return percent_with_error(scores.kept, scores.kept_stderr) if scores else ""
+
+
+def paired_said(ratio: float | None, error: float | None) -> str:
+    """`×1.234 ± 0.010`; empty where there is nothing to pair with."""
+    return "" if ratio is None else "×" + with_error(ratio, error, 3)

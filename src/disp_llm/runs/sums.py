@@ -6,7 +6,6 @@ package, whether it arrived whole. The sums tell damage and mistakes; they are n
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from disp_llm.config.errors import InputError
@@ -17,20 +16,6 @@ SUMS = "SHA256SUMS"
 
 THREADS = 4
 """Files that are hashed side by side; hashing releases the interpreter."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something about a file that is not as it was written."""
-
-    file: str
-    what: str
-    hint: str
-
-    @property
-    def error(self) -> InputError:
-        """The same as an error."""
-        return InputError(self.what, field=self.file, hint=self.hint)
 
 
 def sha256(path: Path) -> str:
@@ -75,7 +60,8 @@ def read_sums(folder: Path) -> dict[str, str]:
     """
     path = folder / SUMS
     try:
-        head, _, lines = _text_of(path).partition("\n")
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        head, _, lines = text.partition("\n")
         sums = dict(line.split("  ", 1)[::-1] for line in lines.splitlines())
         whole = f"{head}\n{lines}" in ("\n", sums_text(sums))
         if not whole or not all(map(_stays_inside, sums)):
@@ -83,10 +69,6 @@ def read_sums(folder: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise InputError("is damaged", field=str(path), hint=CHANGED_FOLDER) from error
     return sums
-
-
-def _text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 CHANGED_FOLDER = "copy or export the folder again"
@@ -109,7 +91,7 @@ def require_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def folder_problems(folder: Path, but: tuple[str, ...] = ()) -> list[Problem]:
+def folder_problems(folder: Path, but: tuple[str, ...] = ()) -> list[InputError]:
     """Files of a folder that are missing or not as its sums say.
 
     Args:
@@ -130,7 +112,7 @@ def extra_files(folder: Path) -> list[str]:
     return [name.as_posix() for name in shown if name.as_posix() not in sums]
 
 
-def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[Problem]:
+def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[InputError]:
     """Files that are missing or differ from their hash.
 
     Args:
@@ -142,14 +124,15 @@ def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[Problem
         if (folder / name).is_file():
             there.append(folder / name)
         else:
-            problems.append(Problem(str(folder / name), "is missing", hint))
+            problems.append(InputError("is missing", field=str(folder / name), hint=hint))
     try:
         found = sha256_of(there)
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
-        return [*problems, Problem(str(error.filename or folder), what, hint)]
+        field = str(error.filename or folder)
+        return [*problems, InputError(what, field=field, hint=hint)]
     return problems + [
-        Problem(str(path), "is not the file that was written", hint)
+        InputError("is not the file that was written", field=str(path), hint=hint)
         for path, digest in found.items()
         if digest != sums[path.relative_to(folder).as_posix()]
     ]
