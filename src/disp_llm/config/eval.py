@@ -72,8 +72,7 @@ class EvalConfig:
     suite: str = ""
     """Texts and tasks in place of these: general, commonsense, or a .toml file."""
     against: str = ""
-    """What --suite compares with: the original, or the .json that this command printed of it.
-    Default: the original of an exported folder."""
+    """What --suite compares with. Default: the original of an exported folder."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 

@@ -20,7 +20,7 @@ class RecoverConfig:
         Use(
             "teacher",
             when=lambda config: config._asks_teacher,
-            what="would neither teach nor write nor be measured",
+            what="would neither teach nor write",
             instead="let `distill` be above 0",
         ),
     )
@@ -61,7 +61,7 @@ class RecoverConfig:
 
     @property
     def _asks_teacher(self) -> bool:
-        return bool(self.training.distill or self.suite or self.text.may_be_written)
+        return bool(self.training.distill or self.text.may_be_written)
 
     def validate(self) -> None:
         """Refuses values that no recovery can use, before anything is loaded."""
