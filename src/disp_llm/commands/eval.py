@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
-from disp_llm.commands.caller import Caller, of_kind, takes_settings
+from disp_llm.commands.caller import Caller, of_kind
 from disp_llm.commands.measuring import facts_of, measured_apart
 from disp_llm.commands.results import RecoverResult
 from disp_llm.config.errors import InputError, model_is
@@ -37,7 +37,6 @@ MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the or
 """What to do about a damaged file of scores."""
 
 
-@takes_settings(EvalConfig)
 def eval(
     model: Model | RecoverResult | None = None,
     tokenizer: Any = None,
