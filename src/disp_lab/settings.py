@@ -14,10 +14,9 @@ from disp_llm.config.bounds import (
     Steps,
     Window,
     Word,
-    require_declared,
 )
 from disp_llm.config.checks import require_sizes
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import SELF
@@ -94,8 +93,7 @@ class CompareConfig:
         Raises:
             InputError: naming the field.
         """
-        require_declared(self)
-        require_used(self)
+        check_settings(self)
         for name in {*VARIANTS, *BASELINES} & {*mask_methods()}:
             raise InputError(
                 f"'{name}' is a row already", field="methods", hint="call your method otherwise"

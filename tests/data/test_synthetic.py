@@ -10,7 +10,7 @@ from configurations import VOCABULARY
 from conftest import BEGUN, byte_tokenizer, one_process, run_in, tiny_model
 from safetensors.torch import load_file, save_file
 
-from disp_llm.config.bounds import require_declared
+from disp_llm.config.effect import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
@@ -103,7 +103,7 @@ def test_a_model_that_predicts_no_numbers_is_refused(tokenizer):
 
 def test_how_many_tokens_is_asked_only_where_some_are_written():
     with pytest.raises(InputError) as raised:
-        require_declared(TextConfig(self_tokens=-1))
+        check_settings(TextConfig(self_tokens=-1))
     assert raised.value.field == "self_tokens"
     for names in (("self",), ("a.txt", "self")):
         text = TextConfig(text=tuple(map(Path, names)), self_tokens=64)

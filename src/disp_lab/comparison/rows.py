@@ -100,7 +100,7 @@ def dense_rows(comparison: Comparison, name: str, missing: list[RowKey]) -> Iter
     """The original as it runs, timed against itself, and quantised."""
     original, dense = comparison.original, comparison.context.dense
     assert original is not None
-    scores = original.scores and against(original.scores, original.scores, "suite")
+    scores = original.scores and against(original.scores, original.scores)
     whole = ComparisonRow(
         method=name,
         keep_asked=1.0,

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from disp_llm.commands.api import Inputs, Model, inputs_of, with_options
 from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_files
-from disp_llm.commands.measuring import Measuring, scoreboard_of
-from disp_llm.commands.original_scores import scores_of_original
+from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Models,
@@ -151,11 +150,12 @@ def measure_before(
         measured = measuring.perplexity(student, "perplexity before")
         scores, known = measuring.scores(student, "before"), {}
         if scores is not None:
-            original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
-            from disp_llm.evaluation.suites import against
+            original = scores_of_original(measuring, Path(job.config.model), scores, teacher)
+            if original is not None:
+                from disp_llm.evaluation.suites import against
 
-            scores = against(scores, original, "suite")
-            known = {"original_scores": as_json(original)}
+                scores = against(scores, original)
+                known = {"original_scores": as_json(original)}
         job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
     if teacher is not None and "teacher" not in found:
         of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")

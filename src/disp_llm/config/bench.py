@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from disp_llm.config.bounds import Batch, Length, Points, Some, Word, require_declared
+from disp_llm.config.bounds import Batch, Length, Points, Some, Word
+from disp_llm.config.effect import check_settings
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -30,4 +31,4 @@ class BenchConfig:
 
     def validate(self) -> None:
         """Refuses work that cannot be timed."""
-        require_declared(self)
+        check_settings(self)

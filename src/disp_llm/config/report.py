@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from disp_llm.config.bounds import require_declared
+from disp_llm.config.effect import check_settings
 from disp_llm.config.settings import POSITIONAL
 
 
@@ -21,4 +21,4 @@ class ReportConfig:
 
     def validate(self) -> None:
         """Refuses a page about nothing."""
-        require_declared(self)
+        check_settings(self)

@@ -44,9 +44,6 @@ unpack their weights."""
 COMPRESSED = "compressed-tensors"
 """The way to quantise in which `quantise` writes folders, and the package that reads it."""
 
-SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
-"""Exceptions whose message says what is wrong without their name, unlike that of a KeyError."""
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -70,8 +67,7 @@ class Loaded:
         return required_bos(self.model, self.family)
 
     def as_recorded(self, source: dict[str, str]) -> "Loaded":
-        """The same, known by its numbers where a record says that it lay in memory then: where it
-        came from was not known."""
+        """The same, known by its numbers where a record says that it lay in memory then."""
         recorded, now = source.get("revision", ""), self.source["revision"]
         if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.sharding:
             return self
@@ -122,11 +118,7 @@ def load(
 
 
 def require_unquantised(name: str, config: transformers.PreTrainedConfig) -> None:
-    """Refuses a model whose weights are quantised, unless they are unpacked as they are loaded.
-
-    Raises:
-        InputError: they are.
-    """
+    """Refuses a model whose weights are quantised, unless they are unpacked as they are loaded."""
     kind = _quantised(config)
     if kind not in (None, *UNPACKED):
         raise InputError(
@@ -157,8 +149,7 @@ def _whole_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """A model whose configuration has been checked: all of its weights, each a finite number; on
-    the meta device all of their shapes."""
+    """A model with all of its weights, each a finite number; on the meta device their shapes."""
     packed, empty = is_packed(name), device.type == "meta"
     for file in weight_files(_path(name)):
         with opened(file, AGAIN):  # transformers would not say which one is damaged
@@ -198,8 +189,7 @@ def _whole_model(
 
 
 def _unpack(model: Any) -> None:
-    """Unpacks the weights of quantised layers, for which the library would wait until the model
-    runs, and drops their scales; what layers read is rounded as the configuration says."""
+    """Unpacks weights, for which the library would wait until the model runs, and drops scales."""
     from compressed_tensors.quantization import QuantizationMetadata
 
     model.hf_quantizer.compressor.decompress_model(model)
@@ -213,8 +203,7 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
 
 
 def auto_class(config: transformers.PreTrainedConfig) -> Any:
-    """What makes the whole model of a configuration: of some wrappers the class for causal models
-    would make the language model alone."""
+    """What makes the whole model; of some wrappers the causal class makes the language model."""
     if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
         return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForCausalLM
@@ -249,8 +238,8 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
     """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder.
 
     Args:
-        of_one_commit: whether it is the commit that the configuration was just read from: weights
-            of another one, or of a conversion that somebody has proposed, are another model.
+        of_one_commit: whether it is the commit that the configuration was just read from, not a
+            later one, or a conversion that somebody has proposed.
     """
     repository, revision = hub_place(name)
     path = _path(repository)
@@ -264,8 +253,7 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _one_line(name: str, part: str = "") -> Iterator[None]:
-    """Turns whatever transformers raises while it reads a model into one line: nearly every kind of
-    exception comes out of a damaged file, with which it computes before anything checks it."""
+    """Turns whatever transformers raises into one line: of a damaged file that can be anything."""
     try:
         yield
     except InputError:
@@ -290,8 +278,7 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
             ".save_pretrained(FOLDER)`, and name that folder",
         )
     why = next((line.strip(" .:") for line in said.splitlines() if line.strip()), "")
-    if not isinstance(error, SELF_EXPLAINING):
-        why = f"{type(error).__name__}: {why}"
+    why = f"{type(error).__name__}: {why}"
     if _path(name).exists():
         near, hint = "", f"name another model, or {AGAIN} if its files are damaged"
     else:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from disp_llm.config.schema import as_type
-from disp_llm.evaluation.answers import AnswerScore
 from disp_llm.reporting.tables import Table, megabytes
 from disp_llm.reporting.terminal import say
 from disp_llm.runs.results import from_json, workload_said
@@ -112,18 +111,16 @@ def show_evaluation(result: dict[str, Any]) -> None:
             f"window {measured.window})"
         )
     if "answers" in result:
-        found: AnswerScore = as_type(
-            result["answers"], AnswerScore, field=result["model"], hint="measure it again"
-        )
-        score = with_error(found.score, found.score_stderr, 3)
-        say(f"{found.metric} {score}  ({found.answers:,} answers)")
+        found = result["answers"]
+        score = with_error(found["score"], found["score_stderr"], 3)
+        say(f"{found['metric']} {score}  ({found['answers']:,} answers)")
     if "tasks" in result:
         rows = [
             (
                 name,
                 task["metric"],
                 f"{task[task['metric']]:.2%}",
-                f"{task['stderr']:.2%}",
+                "" if task["stderr"] is None else f"{task['stderr']:.2%}",
                 f"{task['n']:,}",
                 str(task["shots"]),
             )
