@@ -131,5 +131,5 @@ def verify(config: Any) -> Figures:
     for problem in result["problems"]:
         say(f"{problem['file']}: {problem['what']}; {with_flags(problem['hint'], flags)}")
     if result["ok"]:
-        say(f"{config.folder}: whole, {result['files']} files ({result['kind']})")
+        say(f"{config.folder}: whole")
     return result
