@@ -413,3 +413,15 @@ def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
 def test_a_revision_belongs_to_the_name():
     asked = parse(["prune", "org/name", "--revision", "v2"])
     assert asked.model == parse(["prune", "org/name@v2"]).model == "org/name@v2"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_flags_and_choices(shell):
+    done = run_command("--completion", shell)
+    assert done.returncode == 0, done.stderr
+    for word in ("recover", "--output-dir", "--weight-optimizer", "muon"):
+        assert word in done.stdout
+    if shell == "bash":
+        checked = subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False)
+        assert checked.returncode == 0
+    assert run_command("--completion", "cmd").returncode == 2

@@ -121,3 +121,21 @@ def help_of(command: str, kind: type, complete: bool) -> str:
     """What `--help` prints, or `--help-all`."""
     short = bool(usual_settings_of(kind)) and not complete
     return command_parser(command, kind, short).format_help().rstrip()
+
+
+def completion(kinds: dict[str, type], shell: str) -> str:
+    """What a shell reads to complete commands, flags, choices and files.
+
+    Raises:
+        InputError: a shell that is not known.
+    """
+    import shtab
+
+    if shell not in shtab.SUPPORTED_SHELLS:
+        known = ", ".join(shtab.SUPPORTED_SHELLS)
+        raise InputError(f"no shell '{shell}'", field="--completion", hint=f"use one of {known}")
+    whole = argparse.ArgumentParser(prog="disp-llm", add_help=False)
+    commands = whole.add_subparsers()
+    for name, kind in kinds.items():
+        commands.add_parser(name, parents=[command_parser(name, kind)], add_help=False)
+    return shtab.complete(whole, shell)

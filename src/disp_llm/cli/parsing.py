@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from disp_llm.cli.flags import command_parser, help_of
+from disp_llm.cli.flags import command_parser, completion, help_of
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import name_of
 from disp_llm.config.plugins import Command, added, added_names
@@ -85,12 +85,14 @@ def _run(name: str, config: Any) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> Any:
     """The configuration that the arguments ask for, checked. Ends the process after `--help`,
-    `--help-all` and `--version`."""
+    `--help-all`, `--version` and `--completion`."""
     command, *words = arguments or ["--help"]
     if command == "--version":
         _print(f"disp-llm {version('disp-llm')}")
     if command in ("-h", "--help"):
         _print(_overview())
+    if command == "--completion":
+        _print(completion(all_settings(), " ".join(words)))
     kind = command_of(command).config
     if {"-h", "--help", "--help-all"} & set(words):
         _print(help_of(command, kind, complete="--help-all" in words))
@@ -211,7 +213,7 @@ def _overview() -> str:
     ]
     return "\n".join(
         [
-            "usage: disp-llm COMMAND ... | --version\n",
+            "usage: disp-llm COMMAND ... | --version | --completion SHELL\n",
             "Makes Hugging Face decoder LLMs physically smaller.\n",
             *lines,
             "\nSettings of a command: disp-llm COMMAND --help",

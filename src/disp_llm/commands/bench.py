@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
@@ -36,17 +36,18 @@ from disp_llm.runs.results import as_json
 logger = logging.getLogger(__name__)
 
 
-def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+@takes(BenchConfig)
+def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Measures a folder against its original, or against the model that is named.
 
     Args:
-        asked: the folder to measure, or all settings at once.
+        model: the folder to measure, or all settings at once.
         options: settings by the names of their flags; `progress`, as `prune` takes it.
 
     Raises:
         InputError: a model is unusable.
     """
-    caller, config = Caller.asking(BenchConfig, asked, options)
+    caller, config = Caller.asking(BenchConfig, model, options)
     config.validate()
     fields, names = ("against", "model"), [_against(config), config.model]
     longest = max(config.lengths)

@@ -1,6 +1,7 @@
 """Who asks for a task, and watches it: the command line or a program."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -10,11 +11,13 @@ import transformers
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import with_settings
+from disp_llm.config.settings import settings_of
 from disp_llm.reporting.terminal import progress_bar
 from disp_llm.runs.job import never
 from disp_llm.runs.progress import ProgressCallback
 
 Settings = TypeVar("Settings")
+Command = TypeVar("Command", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,29 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+
+
+def takes(kind: type) -> Callable[[Command], Command]:
+    """Shows the settings of a command in its signature, so that editors, notebooks and `help`
+    complete them with their types and defaults."""
+
+    def with_signature(command: Command) -> Command:
+        signature = inspect.signature(command)
+        shown = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        known = {parameter.name for parameter in shown}
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        for one in settings_of(kind).values():
+            if one.name not in known:
+                default = inspect.Parameter.empty if one.is_required else one.default
+                shown.append(
+                    inspect.Parameter(one.name, by_name, default=default, annotation=one.kind)
+                )
+        progress = ProgressCallback | None
+        shown.append(inspect.Parameter("progress", by_name, default=None, annotation=progress))
+        command.__signature__ = signature.replace(parameters=shown)
+        return command
+
+    return with_signature
 
 
 def of_kind(config: Any, kind: type[Settings]) -> Settings:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.config.convert import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
@@ -21,18 +21,19 @@ from disp_llm.runs.sums import SUMS, sha256, sums_text, write_sums
 COMMIT = "Upload a model pruned by disp-llm"
 
 
-def convert(asked: ConvertConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+@takes(ConvertConfig)
+def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes an exported folder in another format.
 
     Args:
-        asked: the folder, or all settings at once.
+        folder: the folder, or all settings at once.
         options: settings by the names of their flags (`to="gguf"`, `output_dir="small"`, ...), and
             `progress`, as `prune` takes it.
 
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
-    caller, config = Caller.asking(ConvertConfig, asked, options)
+    caller, config = Caller.asking(ConvertConfig, folder, options)
     config.validate()
     place = config.output_dir
     with created(place, "output_dir") as new, caller.watching() as progress:
@@ -77,11 +78,12 @@ def _put(content: Path | bytes, path: Path, aside: Path) -> None:
         shutil.copyfile(content, path)
 
 
-def push(asked: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+@takes(PushConfig)
+def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Uploads an exported folder to a repository of the hub, which is made where there is none.
 
     Args:
-        asked: the folder, or all settings at once.
+        folder: the folder, or all settings at once.
         options: settings by the names of their flags (`name="me/smaller"`, `to="plain"`, ...).
 
     Returns:
@@ -94,7 +96,7 @@ def push(asked: PushConfig | str | Path | None = None, **options: Any) -> dict[s
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    _, config = Caller.asking(PushConfig, asked, options)
+    _, config = Caller.asking(PushConfig, folder, options)
     config.validate()
     with tempfile.TemporaryDirectory() as aside:
         job, left_out = _job(config, PLACE, Path(aside), silent)

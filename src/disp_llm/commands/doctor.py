@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings
@@ -17,6 +17,7 @@ from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 from disp_llm.models.loading import load_shapes
 
 
+@takes(DoctorConfig)
 def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning by the default recipe
     against what is free.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.placement import load_original
@@ -31,11 +31,12 @@ from disp_llm.runs.provenance import peak_memory_bytes
 from disp_llm.runs.settings import stored_config
 
 
-def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
+@takes(ExportConfig)
+def export_sizes(run: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
     """Writes sizes of a run that has chosen its logits, without choosing again.
 
     Args:
-        asked: the run folder, or all settings at once; the budget may be another one than the run
+        run: the run folder, or all settings at once; the budget may be another one than the run
             learned under.
         options: settings by the names of their flags (`keep=0.6`, `no_measure=True`, ...), and
             `progress` and `command`, as `prune` takes them.
@@ -43,8 +44,11 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
     Raises:
         InputError: the run has not got that far, or cannot have such sizes.
     """
+    return _exported(*Caller.asking(ExportConfig, run, options))
+
+
+def _exported(caller: Caller, config: ExportConfig) -> PruneResult:
     began = time.perf_counter()
-    caller, config = Caller.asking(ExportConfig, asked, options)
     config.validate()
     stored = stored_config(config.run)
     settled = (*stored.sizes, *config.sizes)

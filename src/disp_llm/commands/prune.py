@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Inputs, Model, with_options
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@takes(PruneConfig)
 def prune(
     model: Model | None = None,
     tokenizer: Any = None,

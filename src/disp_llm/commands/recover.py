@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, with_options
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.inputs import input_files
 from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
@@ -47,6 +47,7 @@ from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights
 
 
+@takes(RecoverConfig)
 def recover(
     model: Model | None = None,
     tokenizer: Any = None,

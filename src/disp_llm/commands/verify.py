@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller
+from disp_llm.commands.caller import Caller, takes
 from disp_llm.config.errors import InputError
 from disp_llm.config.verify import VerifyConfig
 from disp_llm.runs.files import read_checked_json
@@ -24,13 +24,14 @@ RUN_FILES = ("config.toml", "result.json", COMPARISON)
 """Files that tell a run whose mark is lost."""
 
 
-def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
+@takes(VerifyConfig)
+def verify(folder: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
     """Checks a run, a comparison with all of its runs, or an exported folder.
 
     Returns:
         `ok` and `problems`, each with `file`, `what` and `hint`.
     """
-    _, config = Caller.asking(VerifyConfig, asked, {})
+    _, config = Caller.asking(VerifyConfig, folder, {})
     folder = config.folder
     if kind_of(folder) or _has_any(folder, *RUN_FILES):
         runs = {path.parent for name in (MARK, "config.toml") for path in folder.rglob(name)}
