@@ -22,8 +22,8 @@ from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.loading import load
 from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.runs.files import atomic
-from disp_llm.runs.lazily import write_lazily
 from disp_llm.runs.sums import read_sums, write_sums
+from disp_llm.runs.tensors import write_lazily
 
 CASES = cases(ARCHITECTURES)
 ONE_FILE, SEVERAL = "5GB", "20KB"

@@ -34,11 +34,10 @@ from disp_llm.models.devices import free_memory
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
-from disp_llm.runs.files import write_tensors
 from disp_llm.runs.folder import MADE_AGAIN, clock
 from disp_llm.runs.job import Interrupted, Job
 from disp_llm.runs.results import SyntheticText
-from disp_llm.runs.tensors import read_tensors
+from disp_llm.runs.tensors import read_tensors, write_tensors
 
 STAGE = "writing text"
 """What progress calls it."""

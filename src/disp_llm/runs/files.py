@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.ownership import require_replaceable, temporary_prefix
@@ -150,28 +147,3 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("holds no object", field=str(path), hint=hint)
     return value
-
-
-def write_tensors(
-    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
-) -> None:
-    """Writes a safetensors file; tensors must be contiguous."""
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None) -> str:
-    """SHA-256 of names, data types, shapes and numbers of tensors.
-
-    Args:
-        floats: what floating-point numbers are taken in; None = as they are.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        if tensor.is_floating_point():
-            tensor = tensor.to(floats or tensor.dtype)
-        tensor = tensor.cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

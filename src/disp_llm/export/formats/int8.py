@@ -26,8 +26,8 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
-from disp_llm.runs.files import read_json, write_tensors
-from disp_llm.runs.tensors import read_tensors
+from disp_llm.runs.files import read_json
+from disp_llm.runs.tensors import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
