@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
-from disp_llm.commands.inputs import input_files
+from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.original_scores import scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
@@ -42,7 +42,6 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
-from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
@@ -95,7 +94,7 @@ def recover(
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    files = hashes_of(input_files(job.config)) if job.process.is_main else {}
+    files = input_hashes(job.config) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     models = load_models(job, inputs, taught, sources.writes)
