@@ -17,6 +17,7 @@ import statistics
 from typing import Any
 
 import torch
+from disp_llm.runs.rows import BenchComparison, BenchRow
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from disp_llm.config.names import SITES
@@ -31,7 +32,6 @@ from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_device
 from disp_llm.runs.provenance import hardware, versions
 from disp_llm.runs.results import as_json
-from disp_llm.runs.rows import BenchComparison, BenchRow
 
 WIDTHS = {
     "attn_in": (

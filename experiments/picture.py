@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, save
+from disp_lab.reporting.canvas import COUNTED, OTHERS, PRUNED, canvas, save
 from disp_llm.config.parts import MachineConfig
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.masks.selection_file import load_masks
 from disp_llm.models.loading import load
-from disp_llm.reporting.charts import canvas
 
 
 def draw_masks(masks: Masks, path: Path) -> None:

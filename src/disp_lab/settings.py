@@ -14,12 +14,12 @@ from disp_llm.config.bounds import (
     Steps,
     Window,
     Word,
-    require_declared,
 )
 from disp_llm.config.checks import require_sizes
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import TrainingConfig
+from disp_llm.config.names import SELF
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, ScoreConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -93,8 +93,7 @@ class CompareConfig:
         Raises:
             InputError: naming the field.
         """
-        require_declared(self)
-        require_used(self)
+        check_settings(self)
         for name in {*VARIANTS, *BASELINES} & {*mask_methods()}:
             raise InputError(
                 f"'{name}' is a row already", field="methods", hint="call your method otherwise"
@@ -109,6 +108,10 @@ class CompareConfig:
         require_sizes(keep=self.keep)
         self._validate_frontier()
         self.text.validate()
+        if Path(SELF) in self.text.learns_from:
+            raise InputError(
+                "is what all methods learn from", field="text", hint="name files or a data set"
+            )
 
     def _validate_frontier(self) -> None:
         """Refuses a method without its sizes, and models that no folder holds."""

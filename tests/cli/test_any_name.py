@@ -9,7 +9,6 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from commands_of_all import LEAST
 from conftest import run_command
 from fresh import start_command
 from rich.table import Table
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from disp_llm.cli.environment import LineFormatter
 from disp_llm.cli.main import main
-from disp_llm.cli.parsing import parse
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.prune import PruneConfig
 from disp_llm.reporting import terminal
@@ -123,12 +121,13 @@ def test_a_name_that_is_not_utf_8_is_one_line(arguments):
     done = run_command(*arguments, "--json")
     assert done.returncode == 2
     assert is_one_line(done.stderr)
-    assert r"'bad\udcff.txt' is not UTF-8; rename it" in done.stderr
+    assert r"bad\udcff.txt" in done.stderr
+    assert "is not UTF-8; rename it" in done.stderr
     assert json.loads(done.stdout)["field"]
 
 
 def test_python_refuses_such_a_name_too():
-    with pytest.raises(InputError, match=r"bad\\udcff.txt' is not UTF-8"):
+    with pytest.raises(InputError, match=r"bad\\udcff.txt\" is not UTF-8"):
         PruneConfig(BAD).validate()
 
 
@@ -175,44 +174,6 @@ def test_nothing_but_text_enters_a_pipe(variable, monkeypatch, capsys):
         progress("learning", 1, 2, {})
         terminal.say("a line")
     assert capsys.readouterr() == ("a line\n", "learning 1/2\n")
-
-
-@pytest.mark.parametrize("variable", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
-@pytest.mark.parametrize("value", ["x", "", "-1", "1.5", "9" * 30, "²"])
-def test_a_place_that_is_no_number_is_one_line(variable, value, monkeypatch):
-    monkeypatch.setenv(variable, value)
-    done = run_command("doctor", "m")
-    assert (done.returncode, is_one_line(done.stderr)) == (2, True)
-    assert f"{variable}: '{value}' is no number; unset it" in done.stderr
-
-
-TWICE = {
-    "--json": ["--json"], "--output-dir": ["--output-dir", "a"], "--resume": ["--resume"],
-    "--text": ["--text", "a"], "--keep": ["--keep", "0.5"], "--seed": ["--seed=3"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("flag", TWICE)
-def test_a_flag_is_given_once(flag):
-    given = TWICE[flag]
-    other = [word.replace("-", "_").replace("__", "--", 1) for word in given]
-    third = [] if flag == "--json" else [[given[0].partition("=")[0] + "=auto"]]
-    for again in (given, other, *third):
-        with pytest.raises(InputError, match="is given twice; give ") as refused:
-            parse(["prune", "m", *given, *again])
-        assert refused.value.field == flag
-        assert (f"behind one: {flag} A B" in refused.value.hint) == (flag in ("--text", "--keep"))
-
-
-def test_a_flag_and_its_opposite_are_one():
-    with pytest.raises(InputError, match="--uniform: is given twice; give it once"):
-        parse(["prune", "m", "--uniform", "--no-uniform"])
-
-
-@pytest.mark.parametrize("command", LEAST)
-def test_every_command_refuses_a_second_flag(command):
-    with pytest.raises(InputError, match="--json: is given twice"):
-        parse([*LEAST[command], "--json", "--json"])
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ JOBS = {
             *TRAINED,
         ],
         {
-            "run/keep-0.5": ("folder", PRUNED),
+            "run/keep-0.5": ("model", PRUNED),
             "model": ("teacher", MODEL),
             "run/keep-0.8": ("weights_from", PRUNED),
             "text.txt": ("text", TEXT),

@@ -26,7 +26,7 @@ OUTPUTS = {
     ("recover", "output_dir"): "folder",
     ("compare", "output_dir"): "folder",
     ("export", "run"): "folder",
-    ("report", "runs"): "folder",
+    ("report", "run"): "folder",
     ("report", "output"): "page",
     ("convert", "output_dir"): "folder",
 }
@@ -224,23 +224,6 @@ def test_no_file_of_a_run_is_replaced_by_a_page(made, tmp_path):
             shutil.copytree(made.run, run)
             before = snapshot(run)
     assert not failed
-
-
-def test_the_page_of_several_runs_replaces_only_one_of_ours(made, tmp_path, monkeypatch):
-    other = tmp_path / "other"
-    shutil.copytree(made.run, other)
-    place = grown("page", tmp_path / "place")
-    monkeypatch.chdir(place)
-    before = snapshot(place)
-    assert run_command("report", made.run, other).returncode == 2
-    require_untouched(place, before)
-    (place / "report.html").unlink()
-    assert run_command("report", made.run, other).returncode == 0
-    assert run_command("report", made.run, made.run).returncode == 0
-    (place / "report.html").write_text("<html>a page of mine about disp-llm</html>")
-    before = snapshot(place)
-    assert run_command("report", made.run, other).returncode == 2
-    require_untouched(place, before)
 
 
 @pytest.mark.parametrize("command", ["prune", "recover", "compare", "copy", "int8"])

@@ -156,10 +156,10 @@ def test_one_process_has_nobody_to_share_with(small_run, text_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("field", ["folder", "teacher"])
+@pytest.mark.parametrize("field", ["model", "teacher"])
 def test_a_model_in_memory_stays_whole(field, llama_folder, text_file, tokenizer, tmp_path):
     model = tiny_model("llama")
-    student, teacher = (model, llama_folder) if field == "folder" else (llama_folder, model)
+    student, teacher = (model, llama_folder) if field == "model" else (llama_folder, model)
     with pytest.raises(InputError) as refused:
         disp_llm.recover(
             student, tokenizer, teacher=teacher, text=text_file, shard="full", device="cpu"

@@ -16,7 +16,7 @@ from disp_llm.config.recover import RecoverConfig
 )
 def test_signature_has_every_setting(command, settings):
     shown = inspect.signature(command).parameters
-    missing = setting_paths(settings).keys() - shown.keys() - {"json", "folder"}
+    missing = setting_paths(settings).keys() - shown.keys() - {"json"}
     assert not missing
     assert shown["seed"].annotation is int
     assert shown["seed"].default == 0

@@ -10,10 +10,10 @@ from commands_of_all import declared, least, leaves, setting_paths
 from msgspec import Meta
 
 from disp_llm.cli.parsing import all_settings, parse
-from disp_llm.config.bounds import require_declared
+from disp_llm.config.effect import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, with_settings
+from disp_llm.config.recipes import apply_recipe, nested, with_settings
 
 HUGE = "99999999999999999999999"
 NUMBERS = [
@@ -63,19 +63,13 @@ def test_python_and_toml_say_the_same(command):
                 continue
             is_list = isinstance(reduce(getattr, paths[name], config), tuple)
             given: Any = [value] if is_list else value
-            options = {name: given}
-            for table in reversed(paths[name]):
-                given = {table: given}
-            said = [refusal(with_settings(config, options)), refusal(apply_recipe(config, given))]
-            assert said[0].field == name
-            assert "; give " in str(said[0])
-            assert str(said[0]) == str(said[1])
-
-
-def refusal(config: Any) -> InputError:
-    with pytest.raises(InputError) as refused:
-        config.validate()
-    return refused.value
+            for change in (
+                lambda name=name, given=given: with_settings(config, {name: given}),
+                lambda name=name, given=given: apply_recipe(config, nested(paths[name], given)),
+            ):
+                with pytest.raises(InputError, match="; give ") as refused:
+                    change()
+                assert refused.value.field == name
 
 
 @pytest.mark.parametrize("said", ["1e308", "1e308GB", "1e999", HUGE, f"{HUGE}B", "nan", "0", "0GB"])
@@ -85,33 +79,18 @@ def test_no_target_is_out_of_bounds(budget, said):
         parse(["prune", "m", "--budget", budget, "--target", said])
 
 
-@pytest.mark.parametrize(
-    ("command", "setting", "value"),
-    [
-        ("convert", "license", "../x"),
-        ("convert", "license", "\x01"),
-        ("push", "license", "a\nb"),
-    ],
-)
-def test_words_have_bounds_too(command, setting, value):
-    with pytest.raises(InputError, match=r"; give ") as refused:
-        parse([*least(command, setting), f"--{setting.replace('_', '-')}={value}"])
-    assert refused.value.field == setting
-    assert "\n" not in str(refused.value)
-
-
 def test_none_is_no_value():
-    with pytest.raises(InputError, match="keep: None is no value; leave it out"):
+    with pytest.raises(InputError, match="keep: expected float, got null"):
         with_settings(PruneConfig("m"), {"keep": None})
-    with pytest.raises(InputError, match="steps: None is no value"):
+    with pytest.raises(InputError, match="steps: expected int, got null"):
         with_settings(PruneConfig("m"), {"steps": None})
 
 
 def test_every_default_is_within_its_bounds():
     for command in all_settings():
-        require_declared(parse(least(command)))
+        check_settings(parse(least(command)))
     for name in ("text_field", "recipe"):
-        with pytest.raises(InputError, match=f"{name}: none is given; name one"):
-            with_settings(PruneConfig("m"), {name: ""}).validate()
-    with pytest.raises(InputError, match="model: none is given"):
+        with pytest.raises(InputError, match=f"{name}: expected str of length >= 1"):
+            with_settings(PruneConfig("m"), {name: ""})
+    with pytest.raises(InputError, match="model: expected str of length >= 1"):
         replace(PruneConfig("m"), model="").validate()

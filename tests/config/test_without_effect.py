@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands_of_all import declared, least, setting_paths
+from commands_of_all import declared, least
 from conftest import problem_of, run_command
 
 from disp_llm.cli.parsing import all_settings, parse
-from disp_llm.config.effect import require_used, unread, usual_settings, with_used
+from disp_llm.config.effect import check_settings, unread, usual_settings, with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import OWN, method_names, reads_of
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import with_value
+from disp_llm.config.recipes import with_settings
 from disp_llm.methods import Method, Reads, all_methods, method_named, register
 from disp_llm.training.problem import PruningProblem
 
@@ -22,7 +22,7 @@ OTHER = {
     "steps": 3, "minutes": 1.0, "length": 24, "batch": 3,
     "compile": "yes", "gradient_checkpointing": "yes", "learning_rate": 0.5, "betas": (0.5, 0.5),
     "weight_decay": 0.5, "weight_optimizer": "muon", "schedule": "constant",
-    "warmup": 0.5, "distill": 0.1, "start": "random",
+    "distill": 0.1, "start": "random",
     "parametrisation": "hypernetwork", "estimator": "reinmax", "shift": 2.0,
     "temperature": 3.0, "penalty": 4.0, "scale_rate": 0.5, "adapter_rank": 3,
     "adapter_rate": 0.5, "weight_rate": 0.5, "calibration_sequences": 3,
@@ -54,16 +54,14 @@ def test_what_is_refused_changes_nothing(changes, text_file, tmp_path):
         training=TrainingConfig(length=16, batch=1, compile="no"),
         scores=ScoreConfig(2, 16),
     )
-    paths = setting_paths(config)
-    for name, value in changes.items():
-        config = with_value(config, paths[name], value)
+    config = with_settings(config, changes)
     names = sorted(unread(config) & OTHER.keys())
     assert names
     changed = config
     for name in names:
-        changed = with_value(changed, paths[name], OTHER[name])
+        changed = with_settings(changed, {name: OTHER[name]})
         with pytest.raises(InputError) as refused:
-            require_used(with_value(with_used(config), paths[name], OTHER[name]))
+            check_settings(with_settings(with_used(config), {name: OTHER[name]}))
         assert refused.value.field == name
     choose = method_named(config.method).choose
     before, after = (choose(with_settings_of(problem, one)) for one in (config, changed))
@@ -104,23 +102,22 @@ def test_what_a_recipe_says_is_not_asked_for(recipe):
         ("prune m --method random --calibration-length 64", "calibration_length"),
         ("prune m --method fisher --start random", "start"),
         ("prune m --shift 3", "shift"),
+        ("prune m --steps 5 --minutes 3", "steps"),
+        ("prune m --keep 0.6 --budget memory --target 6GB", "keep"),
+        ("prune m --text a --dataset b", "dataset"),
+        ("prune m --eval-dataset a --eval-examples b", "eval_examples"),
+        ("eval m --examples a --text b", "examples"),
         ("prune m --estimator policy_gradient --penalty 6 --weight-rate 1e-4", "weight_rate"),
         ("prune m --adapter-rank 0 --adapter-rate 1", "adapter_rate"),
-        ("prune m --text a.txt --weights 1.5", "weights"),
-        ("prune m --text self --text-field body", "text_field"),
         ("prune m --text speeches --self-tokens 3", "self_tokens"),
         ("prune m --workload decode", "workload"),
-        ("recover f --rank 64", "rank"),
         ("recover f --distill 0 --text a.txt --teacher m", "teacher"),
         ("compare m --frontier --rounds 0", "frontier"),
         ("compare m --target 0.5 --methods flap", "target"),
-        ("eval m --tasks piqa --context 64", "context"),
         ("eval m --shots 3", "shots"),
-        ("eval m --text-field body", "text_field"),
         ("eval m --suite general --windows 3", "windows"),
         ("eval m --against m", "against"),
         ("convert f --to int8 --output-dir new --text a.txt", "text"),
-        ("convert f --to int4 --output-dir new --text-field body", "text_field"),
         ("export run --keep 0.5 --workload-length 64", "workload_length"),
     ],
 )
@@ -135,9 +132,9 @@ def test_what_is_given_without_effect_is_one_line(arguments, setting):
 def test_a_method_of_another_package_reads_what_it_says():
     register(Method("theirs", "Theirs", "nowhere", print, Reads(learning=True)))
     config = replace(PruneConfig("m", method="theirs"), learn=LearnConfig(penalty=3.0))
-    require_used(config)
+    check_settings(config)
     with pytest.raises(InputError, match="steps: is of learning, and the method theirs takes no"):
-        require_used(with_value(config, ("learn", "steps"), 3))
+        check_settings(with_settings(config, {"steps": 3}))
 
 
 @pytest.mark.parametrize("setting", ["tasks", "text-field", "dataset", "suite", "device"])

@@ -78,9 +78,9 @@ def test_a_link_to_itself_is_named(tmp_path):
 NO_END = {
     "zeros.txt": (b"\0", "is binary"), "zeros.csv": (b"\0", "is binary"),
     "line.jsonl": (b"a", "characters in line 1"), "line.csv": (b"a", "characters in line 1"),
-    "value.json": (b" ", "characters, which are read at once"),
+    "value.json": (b" ", "characters; make a .jsonl file of it"),
     "cell.csv": (b'text\n"', "no whole row in line 2"),
-    "table.parquet": (b"a", "unpacks to more than"),
+    "table.parquet": (b"a", "is compressed twice"),
 }  # fmt: skip
 
 
@@ -106,8 +106,8 @@ def test_a_bomb_is_refused_in_bounded_memory(tmp_path, small, name, suffix):
 def test_a_long_text_is_read_as_far_as_asked(tmp_path, name, suffix):
     documents = [f"{i:03} {'text ' * 20}" for i in range(100)]
     content = TABLES[name](documents) if name in TABLES else "".join(documents).encode()
-    path = tmp_path / (name + suffix)
-    path.write_bytes(COMPRESSED[suffix](content))
+    path = tmp_path / ((name + suffix) if name != "a.parquet" else name)
+    path.write_bytes(COMPRESSED["" if name == "a.parquet" else suffix](content))
     whole = documents if name in TABLES else ["".join(documents)]
     with pytest.warns(UserWarning, match=rf"^text: the first 1,\d+ characters of {path.name} are"):
         found = read_documents([path], "text", characters=1000)
@@ -126,13 +126,6 @@ def test_files_behind_the_last_that_is_read_are_not_opened(tmp_path):
         assert read_documents(paths, "text", characters=100) == ["a" * 60, "b" * 60]
     with pytest.raises(InputError, match="is binary"):
         read_documents(paths, "text", characters=180)
-
-
-@pytest.mark.parametrize("content", ["1\n" * 5000, "\n1\n" * 2000, "1\n" * 3])
-def test_a_column_of_numbers_is_refused_however_long(tmp_path, content):
-    path = tmp_path / "a.csv"
-    path.write_text("text,id\n" + content.replace("\n", ",2\n"))
-    assert "no text but numbers" in refused(path)
 
 
 @pytest.mark.parametrize(

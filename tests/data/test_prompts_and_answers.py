@@ -118,8 +118,8 @@ def test_where_a_token_would_belong_to_both_the_answer_is_read_alone():
             pairs = (text[i : i + 2] for i in range(0, len(text), 2))
             return {"input_ids": [hash(pair) for pair in pairs]}
 
-    assert ids_of(Pairs(), "cd", False, "abc") == [hash("cd")]
-    assert ids_of(Pairs(), "cde", False, "ab") == [hash("cd"), hash("e")]
+    assert ids_of(Pairs(), "cd", "abc") == [hash("cd")]
+    assert ids_of(Pairs(), "cde", "ab") == [hash("cd"), hash("e")]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,10 @@ def refused(path, column="text", field="text") -> str:
 def test_every_kind_gives_the_same_documents(tmp_path, name, suffix):
     path = tmp_path / (name + suffix)
     path.write_bytes(COMPRESSED[suffix](TABLES[name](DOCUMENTS)))
-    assert read_documents([path], "text") == DOCUMENTS
+    if name == "a.parquet" and suffix:
+        assert "is compressed twice" in refused(path)
+    else:
+        assert read_documents([path], "text") == DOCUMENTS
 
 
 @pytest.mark.parametrize("suffix", COMPRESSED)
@@ -154,7 +157,6 @@ FAULTS = {
     "semicolons": ("a.csv", b"id;text\n1;x\n", "no column 'text', but 'id;text'"),
     "column twice": ("a.csv", b"text,text\na,b\n", "has 2 columns 'text'; rename all but one"),
     "no header": ("a.csv", b"\n\n", "no column 'text'"),
-    "numbers": ("a.csv", b"text\n1\n2.5\ntrue\n", "no text but numbers as 'text'"),
     "few cells": ("a.csv", b'id,text\n1,"a\nb"\n2\n', "1 cells in line 4 and 2 columns"),
     "bare comma": ("a.csv", b"id,text\n1,a, b\n", "3 cells in line 2"),
     "cut cell": ("a.csv", b'id,text\n1,"a\nb', "no whole row in line 2"),

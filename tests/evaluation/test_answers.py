@@ -12,8 +12,9 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.example_tokens import stream_of_examples
 from disp_llm.data.examples import read_input_examples
-from disp_llm.evaluation.answers import exact_match, f1, likeliest, scored, written_answers
+from disp_llm.evaluation.answers import f1, scored, written_answers
 from disp_llm.evaluation.perplexity import answer_losses, perplexity
+from disp_llm.evaluation.sample import likeliest
 
 ROWS = [{"prompt": "x" * n + "=", "answer": "abc"[: 1 + n % 3]} for n in (3, 11, 6, 1, 8, 2)]
 
@@ -93,14 +94,14 @@ def test_a_prompt_without_room_for_its_answer_is_named():
 
 
 def test_short_answers_are_right_or_wrong_and_long_ones_share_words():
-    assert exact_match(["a b ", "c"], ["a b", "d"]) == [1, 0]
-    assert f1(["The cat, sat", "x", ""], ["cat sat down", "y", "z"]) == [4 / 6, 0, 0]
+    pairs = [("The cat, sat", "cat sat down"), ("x", "y"), ("", "z")]
+    assert [f1(*pair) for pair in pairs] == [4 / 6, 0, 0]
     short = scored(["a b ", "c"], ["a b", "d"])
-    assert (short.metric, short.score, short.answers) == ("exact_match", 0.5, 2)
+    assert (short["metric"], short["score"], short["answers"]) == ("exact_match", 0.5, 2)
     long = scored(["The cat, sat", "x", ""], ["cat sat down", "y", "one two three four five six"])
-    assert (long.metric, long.score) == ("f1", pytest.approx(4 / 18))
-    assert long.score_stderr == pytest.approx(2 / 9, rel=1e-6)
-    assert scored(["a"], ["a"]).score_stderr is None
+    assert (long["metric"], long["score"]) == ("f1", pytest.approx(4 / 18))
+    assert long["score_stderr"] == pytest.approx(2 / 9, rel=1e-6)
+    assert scored(["a"], ["a"])["score_stderr"] is None
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_from_the_command_line(llama_folder, examples, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with a text"),
+        (["--examples", "x.jsonl", "--text", "y.txt"], "--examples: given together with --text"),
         (["--examples", "missing.jsonl"], "--examples: missing.jsonl: No such file"),
     ],
 )

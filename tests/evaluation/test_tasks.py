@@ -1,7 +1,6 @@
 """lm-evaluation-harness on local files; skipped where the extra `eval` is not installed."""
 
 import json
-from functools import partial
 
 import pytest
 from conftest import run_command
@@ -45,37 +44,6 @@ def test_agrees_with_lm_eval_called_directly(llama_folder, questions, index_of_s
     assert figures["acc_norm"] == direct["acc_norm,none"]
     assert figures["stderr"] == pytest.approx(direct["acc_norm_stderr,none"])
     assert figures["stderr"] > 0
-
-
-WRITTEN = """
-task: written
-dataset_path: json
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-metric_list:
-  - metric: bleu
-"""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--tasks", "arc_esy"], "nearest: arc_easy"),
-        (["--tasks", "ai2_arc"], "ai2_arc is a group of tasks without a figure of its own; name"),
-        (["--tasks", "written"], "written has no acc_norm or acc or exact_match, but bleu"),
-    ],
-)
-def test_mistakes_are_one_line(llama_folder, arguments, said, tmp_path, monkeypatch):
-    if "written" in arguments:  # a task of one's own
-        (tmp_path / "written.yaml").write_text(WRITTEN)
-        tasks = pytest.importorskip("lm_eval").tasks
-        index = partial(tasks.TaskManager, include_defaults=False, include_path=tmp_path)
-        monkeypatch.setattr(tasks, "TaskManager", index)
-    done = run_command("eval", llama_folder, *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
 
 
 def test_metrics_of_the_paper():

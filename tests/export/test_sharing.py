@@ -15,6 +15,7 @@ from disp_llm.export.facts import original_of
 from disp_llm.export.folders import export_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
+from disp_llm.runs.ownership import mark
 from disp_llm.runs.sums import SUMS, folder_problems, write_sums
 
 
@@ -219,7 +220,7 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
         ),
         "comparison": (
             *("compare", model, "--methods", "magnitude", "--keep", 0.7, "--rounds", 0),
-            *("--context", 32, "--windows", 4, "--dtype", "float32"),
+            *("--text", "speeches", "--context", 32, "--windows", 4, "--dtype", "float32"),
         ),
     }
     for name, command in commands.items():
@@ -297,7 +298,7 @@ ORIGINALS = {
     "a local folder that is gone": ("llama", "sha256:0", {"model": "PLACE/gone/llama"}, ""),
     "the run of another model": ("llama", "sha256:0", {"model": "PLACE/other"}, ""),
     "something else's config.toml": ("llama", "sha256:0", {"name": "mine"}, ""),
-    "a recovery of itself": ("llama", "sha256:0", {"folder": "PLACE/run/model"}, ""),
+    "a recovery of itself": ("llama", "sha256:0", {"model": "PLACE/run/model"}, ""),
     "a model in memory": ("llama in memory", "sha256:0", {"model": "llama in memory"}, ""),
     "no card": (None, "", None, ""),
 }
@@ -315,4 +316,7 @@ def test_original_of(name, revision, settings, found, tmp_path, monkeypatch):
     if settings is not None:
         placed = {key: value.replace("PLACE", str(tmp_path)) for key, value in settings.items()}
         (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(placed))
+        if "name" not in settings:
+            itself = settings["model"] == "PLACE/run/model"
+            mark(tmp_path / "run", "recover" if itself else "prune")
     assert original_of(tmp_path / "run" / "model") == found.replace("PLACE", str(tmp_path))

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from disp_lab.reporting import plots as comparison_plots
+from disp_lab.reporting.canvas import canvas, logarithmic
 from disp_lab.reporting.frontier import COSTS, KEEP
 from disp_lab.reporting.plots import draw_comparison
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ComparisonRow, OriginalResult
-from disp_llm.reporting.charts import canvas, logarithmic
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Perplexity, Scores, TaskScore, TextScore
 

@@ -257,7 +257,7 @@ def test_block_parameters_by_hand():
     assert int(budget.block_parameters(counts)) == 3 * 14 + 4 * 8 + 2 * 5 * 6 + 6 * 7
     weights = budget.dense_block_parameters - int(budget.block_parameters(counts))
     assert budget.removed_parameters(counts) == weights + (10 - 4) + 2 * (20 - 6) + (10 - 7)
-    assert budget.flops_per_token(counts) == 2 * int(budget.block_parameters(counts))
+    assert budget.active_parameters(counts) == int(budget.block_parameters(counts))
 
 
 def test_entry_cost_is_what_removing_it_saves():

@@ -335,23 +335,6 @@ def test_every_mask_entry_has_a_gradient(model_type):
         assert (part != 0).float().mean() > (0.2 if name.endswith("mlp_mid") else 0.9), name
 
 
-def test_gradient_is_that_of_a_mask_for_each_sequence():
-    """A (B, N) mask gives each sequence its own: what Fisher scores in batches rely on."""
-    for model_type in ("llama", "opt"):
-        target = tiny_prunable(model_type)
-        layout = target.layout
-        tokens = torch.randint(4, VOCABULARY, (3, 11))
-        together = torch.ones(3, layout.entries, requires_grad=True)
-        with masked(target) as masking:
-            masking.set(together)
-            token_losses(target, tokens).mean(1).sum().backward()
-            for i in range(3):
-                alone = torch.ones(layout.entries, requires_grad=True)
-                masking.set(alone)
-                token_losses(target, tokens[i : i + 1]).mean().backward()
-                torch.testing.assert_close(together.grad[i], alone.grad, rtol=1e-4, atol=1e-6)
-
-
 def test_masking_leaves_nothing_behind():
     target = tiny_prunable("phi")
     model, layout = target.model, target.layout

@@ -22,7 +22,8 @@ def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             "--max-restarts", "3", "-m", "disp_llm", *settled([*command, "--steps", 60]),
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"),
     )  # fmt: skip
 
 

@@ -6,14 +6,12 @@ import re
 import shutil
 import subprocess
 import tomllib
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import tomli_w
 from conftest import run_command
 
-from disp_llm.reporting.charts import learning_chart, quality_chart
 from disp_llm.reporting.run_data import read_run
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.files import CHECKSUM, write_checked_json
@@ -64,9 +62,9 @@ def read(path) -> tuple[Reader, str]:
     return reader, " ".join(" ".join(reader.words).split())
 
 
-def page_of(*folders, **flags):
+def page_of(folder, **flags):
     named = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    done = run_command("report", *folders, "--json", *named)
+    done = run_command("report", folder, "--json", *named)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -92,7 +90,7 @@ def test_a_finished_run(small_run, tmp_path):
 def test_an_interrupted_run(small_run, tmp_path):
     cut = tmp_path / "cut"
     cut.mkdir()
-    for name in ("config.toml", "metrics.jsonl"):
+    for name in (".disp-llm", "config.toml", "metrics.jsonl"):
         shutil.copy(small_run[0] / name, cut / name)
     lines = (cut / "metrics.jsonl").read_text()
     (cut / "metrics.jsonl").write_text(lines[: len(lines) // 2])  # ends inside a line
@@ -100,26 +98,6 @@ def test_an_interrupted_run(small_run, tmp_path):
     _, words = read(cut / "report.html")
     assert "no finished size; it has learned for 2 steps" in words or "learned for 3 steps" in words
     assert "--resume" in words
-
-
-def test_several_runs_are_compared(small_run, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(small_run[0], other)
-    page_of(small_run[0], other, output=tmp_path / "both.html")
-    _, words = read(tmp_path / "both.html")
-    assert "2 runs compared" in words
-    assert words.count("Widths at keep") == 4
-
-
-def test_a_run_has_one_colour_and_its_name_in_every_chart(small_run):
-    """Also where another has nothing to draw in one of them."""
-    run = read_run(Run(small_run[0]))
-    bare = replace(run, name="bare", sizes=[])
-    for first, second, place in ((bare, run, 1), (run, bare, 0)):
-        runs = [replace(first, name="a"), replace(second, name="b")]
-        assert quality_chart(runs).lines == {"ab"[place]: place}
-        assert f"var(--s{place})" in quality_chart(runs).svg
-        assert learning_chart(runs).lines == {"a": 0, "b": 1}
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):
@@ -147,14 +125,13 @@ def test_whatever_text_says_is_shown_as_text(small_run, tmp_path):
     (folder / "config.toml").write_text(tomli_w.dumps(settings))
     page_of(other)
     page_of(folder)
-    page_of(other, folder, output=tmp_path / "both.html")
     plain, _ = read(other / "report.html")
-    for page, images in ((folder / "report.html", 8), (tmp_path / "both.html", 16)):
-        reader, words = read(page)
-        assert "<script" not in page.read_text()
-        assert len(reader.fetched) == images
-        assert reader.attributes <= plain.attributes
-        assert "alert(2)" in words
+    page = folder / "report.html"
+    reader, words = read(page)
+    assert "<script" not in page.read_text()
+    assert len(reader.fetched) == 8
+    assert reader.attributes <= plain.attributes
+    assert "alert(2)" in words
 
 
 def test_nothing_on_the_page_may_run_or_be_fetched(small_run):
@@ -187,17 +164,6 @@ def test_a_browser_has_nothing_to_complain_of(small_run, tmp_path):
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     assert (tmp_path / "page.png").stat().st_size > 20_000
-
-
-def test_runs_of_one_name_are_told_apart(small_run, tmp_path):
-    folders = [tmp_path / seed / "run" for seed in ("a", "b")]
-    for folder in folders:
-        shutil.copytree(small_run[0], folder)
-    done = run_command("report", *folders, folders[0], "--output", tmp_path / "page.html")
-    assert done.returncode == 0, done.stderr
-    _, words = read(tmp_path / "page.html")
-    assert "a/run" in words
-    assert "b/run" in words
 
 
 def test_a_page_shows_the_masks_of_each_size(small_run, tmp_path):

@@ -45,7 +45,7 @@ def test_a_step_draws_the_same_size_again(problem):
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
 def test_the_rate_grows_to_its_peak_and_falls_to_a_tenth(warmup):
-    schedule = Schedule(TrainingConfig(warmup=warmup, schedule="cosine"), 40, "")
+    schedule = Schedule(TrainingConfig(schedule="cosine"), 40, "", warmup=warmup)
     rates = [schedule.rate(step) for step in range(41)]
     first = int(40 * warmup)
     assert rates[:first] == pytest.approx([(step + 1) / first for step in range(first)])
@@ -54,9 +54,9 @@ def test_the_rate_grows_to_its_peak_and_falls_to_a_tenth(warmup):
     assert rates[half] == pytest.approx(0.55)
     assert rates[40] == pytest.approx(0.1)
     assert rates[first:] == sorted(rates[first:], reverse=True)
-    constant = Schedule(TrainingConfig(warmup=warmup, schedule="constant"), 40, "")
+    constant = Schedule(TrainingConfig(schedule="constant"), 40, "", warmup=warmup)
     assert {constant.rate(step) for step in range(first, 41)} == {1.0}
-    linear = Schedule(TrainingConfig(warmup=warmup, schedule="linear"), 40, "")
+    linear = Schedule(TrainingConfig(schedule="linear"), 40, "", warmup=warmup)
     falls = [linear.rate(step) for step in range(first, 40)]
     assert falls == pytest.approx([1 - done / len(falls) for done in range(len(falls))])
 
@@ -74,7 +74,7 @@ def test_the_gradient_is_as_long_as_the_clip_allows(problem, clip):
         (trained.values * before).sum().backward()
         return {"loss": 1.0}
 
-    config = TrainingConfig(schedule="constant", warmup=0.0)
+    config = TrainingConfig(schedule="constant")
     optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
     train(trained, [optimizer], backward, Schedule(config, 1, "training", clip=clip), problem.job)
     wanted = before * min(1.0, clip / 5.0 if clip else 1.0)

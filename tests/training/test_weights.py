@@ -16,7 +16,7 @@ from disp_llm.training.weights import train_weights
 
 STEPS = 4
 TRAINING = TrainingConfig(
-    length=16, batch=2, learning_rate=1e-2, warmup=0.0, compile="no",
+    length=16, batch=2, learning_rate=1e-2, compile="no",
     distill=0.0,
 )  # fmt: skip
 

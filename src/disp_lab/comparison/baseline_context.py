@@ -4,7 +4,6 @@ clock."""
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +18,16 @@ from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs
-from disp_llm.config.names import SELF
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.given import GivenText
 from disp_llm.data.sources import read_sources
-from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.evaluation.suites import Scoreboard
 from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name, start_process
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.loading import Loaded, load
-from disp_llm.runs.folder import Run
-from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.settings import record_beginning
 
 
 def shared_settings(config: CompareConfig) -> PruneConfig:
@@ -67,7 +59,7 @@ def with_steps(settings: PruneConfig, config: CompareConfig) -> PruneConfig:
 
 @dataclass(frozen=True)
 class BaselineContext:
-    """Original model and texts, loaded or written when first needed."""
+    """Original model and texts, loaded when first needed."""
 
     config: CompareConfig
     caller: Caller
@@ -93,33 +85,7 @@ class BaselineContext:
         measured = self.config.evaluation.tokens
         sources = read_sources(text, tokens=needs.learning, measured=measured)
         context = self.config.evaluation.context
-        return load_tokens(
-            text, loaded.tokenizer, loaded.bos_token_id, sources, self._writer.write, context
-        )
-
-    @cached_property
-    def words(self) -> GivenText | None:
-        """What the original has written for all runs; None where they learn from other text."""
-        if Path(SELF) not in self.config.text.learns_from:
-            return None
-        assert self.texts  # which settles how many there are
-        return self._writer.write()
-
-    @cached_property
-    def _writer(self) -> Writer:
-        """Lets the original write, into the folder of the comparison."""
-        settings, caller, loaded = shared_settings(self.config), self.caller, self.loaded
-        process = start_process(replace(settings.machine, device=str(loaded.model.device)))
-        run = Run(self.config.output_dir, self.config.anyway)
-        assert caller.progress is not None
-        job = Job(settings, run, process, caller.progress, caller.stop_requested, caller.command)
-
-        def begin() -> None:
-            seed, dtype = settings.machine.seed, dtype_name(loaded.dtype)
-            record_beginning(run, seed, caller.command, dtype=dtype)
-
-        needs = own_needs(settings, process.count)
-        return Writer(job, loaded, needs, begin)
+        return load_tokens(text, loaded.tokenizer, loaded.bos_token_id, sources, context=context)
 
     @cached_property
     def files(self) -> dict[str, Any]:

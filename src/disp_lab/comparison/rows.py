@@ -26,7 +26,6 @@ from disp_llm.config.effect import with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.sources import InMemory
 from disp_llm.evaluation.suites import against
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
@@ -101,7 +100,7 @@ def dense_rows(comparison: Comparison, name: str, missing: list[RowKey]) -> Iter
     """The original as it runs, timed against itself, and quantised."""
     original, dense = comparison.original, comparison.context.dense
     assert original is not None
-    scores = original.scores and against(original.scores, original.scores, "suite")
+    scores = original.scores and against(original.scores, original.scores)
     whole = ComparisonRow(
         method=name,
         keep_asked=1.0,
@@ -142,8 +141,7 @@ def pruned_rows(
     asked = comparison.config
     caller = replace(comparison.caller, progress=comparison.progress(name))
     assert comparison.original is not None
-    words, measured = comparison.context.words, comparison.original.measured
-    inputs = Inputs(texts=InMemory(words=words), measured=measured)
+    inputs = Inputs(measured=comparison.original.measured)
     in_time = settings.budget.budget == "latency"
     shares = asked.target if in_time else asked.keep
     for group in [(share,) for share in shares] if one_size else [shares]:

@@ -163,7 +163,7 @@ def ddp(problem: PruningProblem) -> Selection:
 def trained_gates(problem: PruningProblem, kinds: list[Kind], steps: int) -> Gates:
     """Gates and multipliers after so many steps; goes on from a checkpoint of the problem's run."""
     device = problem.dense.device
-    config = replace(problem.training, schedule="cosine", warmup=WARM_UP)
+    config = replace(problem.training, schedule="cosine")
     noise = torch.randn(
         problem.budget.layout.entries, generator=random_stream("start", problem.seed)
     )
@@ -206,6 +206,7 @@ def trained_gates(problem: PruningProblem, kinds: list[Kind], steps: int) -> Gat
         batch_loss,
         prepare=keep_in_reach,
         distill=DISTILLATION / (1 + DISTILLATION),
+        warmup=WARM_UP,
     )
     return gates
 

@@ -89,7 +89,7 @@ def trained_gates(problem: PruningProblem, start: Float[Tensor, " N"], steps: in
     run."""
     budget, share = problem.budget, min(problem.keeps)
     never_pruned = budget.never_pruned.to(start.device)
-    config = replace(problem.training, schedule="constant", warmup=0.0)
+    config = replace(problem.training, schedule="constant")
     scale_steps = round(SCALE_SHARE * steps)
     mask_steps = steps - scale_steps
     gates = Gates(start)

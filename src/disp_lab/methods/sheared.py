@@ -169,7 +169,7 @@ def learned_masks(
         aim_at: the widths that a step aims at.
     """
     layout, device = problem.budget.layout, problem.dense.device
-    config = replace(problem.training, schedule="constant", warmup=0.0)
+    config = replace(problem.training, schedule="constant")
     trained = HardConcrete(len(layout.blocks), layout.blocks[0]).to(device)
     optimizer = torch.optim.AdamW(
         [{"params": trained.masks}, {"params": trained.multipliers, "maximize": True}],

@@ -39,6 +39,7 @@ def train_masks(
     *,
     prepare: Callable[[int], None] = no_preparation,
     distill: float = 0.0,
+    warmup: float = 0.0,
 ) -> None:
     """Takes so many steps; goes on from a checkpoint of the problem's run.
 
@@ -47,8 +48,10 @@ def train_masks(
         batch_loss: is given the noise of the step, which is all that it may draw from.
         prepare: is called with the number of every step before its gradient is taken.
         distill: share of the loss that is the divergence from the dense model.
+        warmup: share of the steps in which the step size grows to its peak.
     """
     dense, process = problem.dense, problem.job.process
+    schedule = Schedule(config, steps, "learning masks", warmup=warmup)
     compiled = compiles(config, steps, dense)
 
     def backward(step: int) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def train_masks(
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None
         state = nn.ModuleDict({"of_method": trained})
-        train(state, [optimizer], backward, Schedule(config, steps, "learning masks"), problem.job)
+        train(state, [optimizer], backward, schedule, problem.job)
 
 
 def travelling(rate: float, published_steps: int, steps: int, most: float) -> float:

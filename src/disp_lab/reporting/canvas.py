@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from disp_llm.reporting.charts import canvas
 from disp_llm.runs.files import atomic
 from disp_llm.runs.ownership import PICTURE
 
@@ -13,6 +12,26 @@ DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 
 OTHERS = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")
 """Colours of all further lines."""
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty figure of so many inches, drawn without a window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def logarithmic(axes: Any) -> None:
+    """A logarithmic axis of perplexities with round numbers on it."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def panels(width: float, height: float, values: Sequence[str] = ("",)) -> tuple[Any, list[Any]]:

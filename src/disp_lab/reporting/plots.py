@@ -6,11 +6,10 @@ from typing import Any
 
 from disp_lab.names import DENSE as ORIGINAL
 from disp_lab.names import OURS
-from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, panels, save
+from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, logarithmic, panels, save
 from disp_lab.reporting.frontier import COSTS, KEEP, Cost, Frontier, Point
 from disp_lab.results import of_sizes
 from disp_llm.config.names import name_of
-from disp_llm.reporting.charts import logarithmic
 
 MARKERS = "os^vDP*"
 """One fewer than the colours, so that no two methods look alike."""

@@ -7,8 +7,7 @@ from typing import Any
 from disp_llm.cli.errors import flags_of, with_flags
 from disp_llm.cli.parsing import command_line
 from disp_llm.cli.signals import stop_signals
-from disp_llm.reporting.run_tables import show_models, show_recovery
-from disp_llm.reporting.tables import show_bench, show_evaluation, show_examination, show_page
+from disp_llm.reporting.run_tables import show_models, show_page, show_recovery
 from disp_llm.reporting.terminal import progress_bar, say
 from disp_llm.runs.folder import Run
 
@@ -40,7 +39,7 @@ def recover(config: Any) -> Figures:
 
     with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
         result = recover(
-            config.folder,
+            config.model,
             config=config,
             progress=stop.watching(progress),
             stop_requested=stop,
@@ -66,6 +65,7 @@ def export(config: Any) -> Figures:
 def eval(config: Any) -> Figures:
     """Measures a model."""
     from disp_llm.commands.eval import eval
+    from disp_llm.reporting.measurements import show_evaluation
 
     with progress_bar(plain_lines=True) as progress:
         result = eval(config.model, config=config, progress=progress)
@@ -76,6 +76,7 @@ def eval(config: Any) -> Figures:
 def bench(config: Any) -> Figures:
     """Times two models in turn."""
     from disp_llm.commands.bench import bench
+    from disp_llm.reporting.measurements import show_bench
 
     with progress_bar(plain_lines=True) as progress:
         result = bench(config, progress=progress)
@@ -86,6 +87,7 @@ def bench(config: Any) -> Figures:
 def doctor(config: Any) -> Figures:
     """Says what pruning a model would mean."""
     from disp_llm.commands.doctor import doctor
+    from disp_llm.reporting.measurements import show_examination
 
     with progress_bar(plain_lines=True) as progress:
         result = doctor(config, progress=progress)
@@ -113,7 +115,7 @@ def push(config: Any) -> Figures:
 
 
 def report(config: Any) -> Figures:
-    """Writes the page of one or several runs."""
+    """Writes the page of a run."""
     from disp_llm.reporting.page import write_page
 
     result = write_page(config)

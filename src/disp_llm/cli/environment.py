@@ -5,13 +5,12 @@ import io
 import logging
 import os
 import platform
-import re
 import sys
 import warnings
 
 from disp_llm.cli.errors import flags_of, with_flags
 from disp_llm.cli.signals import end_tidily
-from disp_llm.config.errors import InputError, printable
+from disp_llm.config.errors import printable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, INT_MAX = -1, -3, 2**31 - 1
 """Of glibc's `mallopt`."""
@@ -21,31 +20,7 @@ ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_
 
 def rank() -> int:
     """Number of this process among those that were started together, from 0."""
-    return number_of("RANK", 0)
-
-
-def number_of(variable: str, default: int) -> int:
-    """What a variable of the environment says, if it is a number."""
-    said = os.environ.get(variable, "")
-    return int(said) if PLACE.fullmatch(said) else default
-
-
-PLACE = re.compile(r"[0-9]{1,9}")
-"""What `torchrun` says to a process of its place among others."""
-
-
-def require_place() -> None:
-    """Refuses variables that tell the place of this process among others and that are no numbers.
-
-    Raises:
-        InputError: naming the variable.
-    """
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        said = os.environ.get(variable, "0")
-        if not PLACE.fullmatch(said):
-            raise InputError(
-                f"'{said}' is no number", field=variable, hint="unset it, or start by torchrun"
-            )
+    return int(os.environ.get("RANK", 0))
 
 
 def direct_output(as_json: bool, quiet: bool) -> None:
@@ -77,9 +52,9 @@ class Once(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether nobody has said it yet."""
-        is_new = record.getMessage() not in self.said
+        before = len(self.said)
         self.said.add(record.getMessage())
-        return is_new
+        return len(self.said) > before
 
 
 def keep_freed_memory() -> None:

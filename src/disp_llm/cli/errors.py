@@ -5,9 +5,31 @@ import re
 import sys
 
 from disp_llm.cli.flags import extras_of
-from disp_llm.cli.parsing import command_of
+from disp_llm.cli.parsing import command_names, command_of
 from disp_llm.config.errors import InputError, printable
 from disp_llm.config.settings import settings_of
+
+
+def explained(error: Exception, command: str) -> InputError | None:
+    """What a user can do about an error; None where it is ours."""
+    if isinstance(error, InputError):
+        return error
+    program = f"disp-llm {command}" if command in command_names() else "disp-llm"
+    if isinstance(error, OSError):  # a full disk, or a file that is missing or out of reach
+        hint = "make room, or name a file that can be read and written"
+        field = str(error.filename or program)
+        return InputError(error.strerror or str(error), field=field, hint=hint)
+    if not isinstance(error, RuntimeError):
+        return None
+    kinds, said = {kind.__name__ for kind in type(error).__mro__}, str(error)
+    if "DistError" in kinds or "/gloo/" in said or "by peer" in said:
+        hint = "start all again with `resume` auto, which goes on from the last checkpoint"
+        return InputError("another process has ended or hangs", field=program, hint=hint)
+    full = ("not enough memory", "can't allocate memory")  # a GPU's error has its own class
+    if "OutOfMemoryError" in kinds or any(words in said for words in full):
+        hint = "shorter windows, a smaller batch or `gradient_checkpointing` need less"
+        return InputError("out of memory", field=program, hint=hint)
+    return None
 
 
 def print_error(error: InputError, command: str, as_json: bool) -> None:
@@ -20,13 +42,13 @@ def print_error(error: InputError, command: str, as_json: bool) -> None:
         field = names.get(error.field, error.field)
         if field.startswith("--"):  # a flag that the command does not have
             field = field[2:].replace("-", "_")
-        print(json.dumps({"error": what, "field": field, "hint": hint}))
+        print(json.dumps({"error": what, "field": field, "hint": hint}), flush=True)
 
 
 def tell(line: str) -> None:
-    """Says something in one line on standard error, unless the shell has closed it."""
-    if sys.stderr is not None:
-        print(f"disp-llm: {printable(line)}", file=sys.stderr)
+    """Says something in one line on standard error."""
+    if sys.stderr is not None:  # None where the shell has closed it
+        print(f"disp-llm: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def flags_of(command: str) -> dict[str, str]:

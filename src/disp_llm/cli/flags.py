@@ -1,16 +1,14 @@
-"""Settings -> the flags of a command, by argparse: they are parsed, listed and completed from the
-same declaration."""
+"""Settings -> the flags of a command, by argparse: they are parsed and listed from the same
+declaration."""
 
 import argparse
 from dataclasses import MISSING
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.settings import Setting, settings_of
 
 EXTRAS = {
-    "revision": ("NAME", "Commit, tag or branch of a hub MODEL; MODEL@NAME says the same."),
     "set": ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3."),
     "config": ("FILE", "Read settings from a TOML file, or from the config.toml of a run."),
     "json": ("", "Print one JSON object on standard output."),
@@ -28,59 +26,63 @@ SHORT_CHOICE = 3
 """How many choices stand beside a flag; more stand in its sentence."""
 
 
-def command_parser(command: str, kind: type, short: bool = False) -> argparse.ArgumentParser:
-    """The parser of a command. Every flag collects what is said of it, as often as it is.
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
 
-    Args:
-        short: whether it has the usual settings alone, for help.
-    """
+    def error(self, message: str) -> NoReturn:
+        """Raises what a user can correct."""
+        raise InputError(message, field=self.prog, hint=f"see {self.prog} --help-all")
+
+
+def command_parser(command: str, kind: type, short: bool = False) -> Parser:
+    """The parser of a command; a short one has the usual settings alone, for help."""
     settings, extras = settings_of(kind), extras_of(kind)
     named = [one for one in settings.values() if one.is_positional]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"disp-llm {command}",
         usage=f"disp-llm {command} {' '.join(one.flag for one in named)} [--flag VALUE ...]",
         description=" ".join((kind.__doc__ or "").split()),
-        epilog="\n".join(f"{one.flag}: {one.sentence}" for one in named),
         add_help=False,
         allow_abbrev=False,
-        exit_on_error=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24),
     )
-    for name in usual_settings_of(kind) if short else settings:
-        if not settings[name].is_positional:
-            _add(parser, settings[name], whole=not short)
+    usual = usual_settings_of(kind)
+    for name, setting in settings.items():
+        if not short or setting.is_positional or name in usual:
+            _add(parser, setting, whole=not short)
     for name in (one for one in extras if not short or one in USUAL_EXTRAS):
-        metavar, said = EXTRAS[name]
-        how: dict[str, Any] = {"metavar": metavar} if metavar else {"const": True}
-        action = "append" if metavar else "append_const"
-        parser.add_argument(f"--{name}", action=action, help=said, **how)
+        metavar, sentence = EXTRAS[name]
+        if name == "set":
+            parser.add_argument("--set", action="append", help=sentence, metavar=metavar)
+        elif metavar:
+            parser.add_argument(f"--{name}", help=sentence, metavar=metavar)
+        else:
+            parser.add_argument(f"--{name}", action="store_true", help=sentence)
     return parser
 
 
 def extras_of(kind: type) -> list[str]:
     """The flags of a command that are no settings."""
-    settings, missing = settings_of(kind), set()
-    if "model" not in settings:
-        missing.add("revision")
-    if not usual_settings_of(kind):
-        missing |= {"set", "config", "help-all"}
+    missing = () if usual_settings_of(kind) else ("set", "config", "help-all")
     return [name for name in EXTRAS if name not in missing]
 
 
 def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None:
-    how: dict[str, Any] = {"dest": setting.name, "help": _sentence(setting, whole)}
-    if setting.kind is bool:
-        parser.add_argument(setting.flag, action="append_const", const=True, **how)
-        opposite = setting.flag.replace("--", "--no-", 1)
-        how["help"] = argparse.SUPPRESS
-        parser.add_argument(opposite, action="append_const", const=False, **how)
+    how: dict[str, Any] = {"help": sentence_of(setting, whole).replace("%", "%%")}
+    if setting.is_positional:
+        how |= {"nargs": "+"} if setting.takes_several else {}
+        parser.add_argument(setting.name, metavar=setting.flag, **how)
         return
+    if setting.kind is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    else:
+        how["metavar"] = _metavar(setting)
     if setting.takes_several:
-        how["nargs"] = "+"
+        how |= {"nargs": "+", "action": "extend"}
     elif setting.is_switch_too:
         how |= {"nargs": "?", "const": True}
-    parser.add_argument(setting.flag, action="append", metavar=_metavar(setting), **how)
+    parser.add_argument(setting.flag, required=setting.is_required, **how)
 
 
 def _metavar(setting: Setting) -> str:
@@ -90,7 +92,7 @@ def _metavar(setting: Setting) -> str:
     return setting.described[0]
 
 
-def _sentence(setting: Setting, whole: bool) -> str:
+def sentence_of(setting: Setting, whole: bool) -> str:
     """What help says of a setting: its first sentence or all of them, and its default."""
     said = setting.sentence if whole else setting.sentence.split(". ")[0].rstrip(".") + "."
     if len(setting.choices) > SHORT_CHOICE:
@@ -99,7 +101,7 @@ def _sentence(setting: Setting, whole: bool) -> str:
     if default not in ("", (), None, False, MISSING) and "default" not in said.lower():
         values = default if isinstance(default, tuple) else (default,)
         said += f" (default: {' '.join(map(str, values))})"
-    return said.replace("%", "%%")
+    return said
 
 
 def usual_settings_of(kind: type) -> tuple[str, ...]:
@@ -111,28 +113,3 @@ def help_of(command: str, kind: type, complete: bool) -> str:
     """What `--help` prints, or `--help-all`."""
     short = bool(usual_settings_of(kind)) and not complete
     return command_parser(command, kind, short).format_help().rstrip()
-
-
-def completion(kinds: dict[str, type], shell: str) -> str:
-    """What a shell reads to complete commands, flags, choices and files.
-
-    Raises:
-        InputError: a shell that is not known.
-    """
-    import shtab
-
-    if shell not in shtab.SUPPORTED_SHELLS:
-        known = ", ".join(shtab.SUPPORTED_SHELLS)
-        raise InputError(f"no shell '{shell}'", field="--completion", hint=f"use one of {known}")
-    whole = argparse.ArgumentParser(prog="disp-llm", add_help=False)
-    commands = whole.add_subparsers()
-    for name, kind in kinds.items():
-        parser = command_parser(name, kind)
-        parser.add_argument("files", nargs="*", type=Path)
-        about = (kind.__doc__ or "").split("\n")[0]
-        commands.add_parser(name, parents=[parser], add_help=False, help=about)
-    for parser in commands.choices.values():
-        for action in parser._actions:
-            if action.metavar in ("PATH", "FILE") or action.dest == "files":
-                action.complete = shtab.FILE  # pyrefly: ignore
-    return shtab.complete(whole, shell)

@@ -3,8 +3,6 @@
 Defaults < recipe, or the run that goes on < `--config` < `--set` < flags.
 """
 
-import argparse
-import dataclasses
 import importlib
 import logging
 import shlex
@@ -17,12 +15,18 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from disp_llm.cli.flags import command_parser, completion, help_of
-from disp_llm.config.checks import require_alternatives
+from disp_llm.cli.flags import command_parser, help_of
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.names import name_of
 from disp_llm.config.plugins import Command, added, added_names
-from disp_llm.config.recipes import apply_recipe, load_recipe, load_settings, with_value
+from disp_llm.config.recipes import (
+    configured,
+    load_recipe,
+    load_settings,
+    merged,
+    nested,
+    resolved,
+)
 from disp_llm.config.schema import to_path
 from disp_llm.config.settings import Setting, settings_of
 
@@ -47,10 +51,7 @@ COMMANDS = {
 
 RESUMABLE = ("prune", "recover")
 
-PRUNED_SHARES = {
-    *("--sparsity", "--sparsity-ratio", "--ratio", "--amount"),
-    *("--pruning-ratio", "--prune-ratio", "--compression-ratio"),
-}
+PRUNED_SHARES = ("--sparsity", "--ratio", "--amount", "--pruning-ratio", "--compression-ratio")
 """What other tools call the share that is pruned."""
 
 
@@ -63,7 +64,7 @@ def command_of(name: str) -> Command:
     """A command: what it can be asked, and what runs it, which is imported when it is called.
 
     Raises:
-        InputError: there is none, or the package that adds it is broken.
+        InputError: there is none.
     """
     if name in COMMANDS:
         module, _, kind = COMMANDS[name].partition(":")
@@ -82,20 +83,16 @@ def _run(name: str, config: Any) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> Any:
     """The configuration that the arguments ask for, checked. Ends the process after `--help`,
-    `--help-all`, `--version` and `--completion`."""
+    `--help-all` and `--version`."""
     command, *words = arguments or ["--help"]
     if command == "--version":
         _print(f"disp-llm {version('disp-llm')}")
     if command in ("-h", "--help"):
         _print(_overview())
-    if command == "--completion":
-        _print(completion(all_settings(), "".join(words)))
     kind = command_of(command).config
     if {"-h", "--help", "--help-all"} & set(words):
         _print(help_of(command, kind, complete="--help-all" in words))
-    given = given_settings(command, words)
-    config = _configured(command, kind, given)
-    require_alternatives(config, given)
+    config = _configured(command, kind, given_settings(command, words))
     config.validate()
     return config
 
@@ -108,24 +105,14 @@ def given_settings(command: str, words: list[str]) -> dict[str, Any]:
     """
     kind = command_of(command).config
     settings, parser = settings_of(kind), command_parser(command, kind)
-    try:
-        found, others = parser.parse_known_args(list(map(_spelt, words)))
-    except argparse.ArgumentError as error:
-        field, hint = error.argument_name or parser.prog, f"see {parser.prog} --help-all"
-        raise InputError(error.message, field=field, hint=hint) from None
+    found, others = parser.parse_known_args(words)
     for word in others:
         if word.startswith("-"):
             raise _unknown(word, [setting.flag for setting in settings.values()], parser.prog)
-    given = _positionals(settings, others, parser.prog) | vars(found)
-    return {name: _value(name, said, settings.get(name)) for name, said in given.items()}
-
-
-def _spelt(word: str) -> str:
-    """A flag as we spell it: `--eval_text` is `--eval-text`."""
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
+    if others:
+        what = f"'{others[0]}' belongs to no option"
+        raise InputError(what, field=parser.prog, hint=f"see {parser.prog} --help")
+    return {name: _value(value, settings.get(name)) for name, value in vars(found).items()}
 
 
 def _unknown(word: str, flags: list[str], program: str) -> InputError:
@@ -137,73 +124,41 @@ def _unknown(word: str, flags: list[str], program: str) -> InputError:
     return InputError(f"is no option{nearest(flag, flags)}", field=flag, hint=hint)
 
 
-def _positionals(
-    settings: dict[str, Setting], words: list[str], program: str
-) -> dict[str, list[Any]]:
-    """The words without a flag, each for the setting whose turn it is."""
-    given: dict[str, list[Any]] = {}
-    left = list(words)
-    for setting in settings.values():
-        if setting.is_positional and left:
-            given[setting.name] = [left if setting.takes_several else left.pop(0)]
-            left = [] if setting.takes_several else left
-    if left:
-        raise InputError(
-            f"'{left[0]}' belongs to no option", field=program, hint=f"see {program} --help"
-        )
-    return given
-
-
-def _value(name: str, said: list[Any], setting: Setting | None) -> Any:
-    """What was said once of a setting, as its type; of `set`, all that was said."""
-    flag = setting.flag if setting else f"--{name}"
-    if len(said) > 1 and name != "set":
-        several = setting is not None and setting.takes_several
-        hint = f"give all its values behind one: {flag} A B" if several else "give it once"
-        raise InputError("is given twice", field=flag, hint=hint)
-    value = said if name == "set" else said[0]
-    words = value if isinstance(value, list) else [value]
-    if not all(str(word).strip() for word in words):
-        raise InputError(
-            "an empty word", field=flag, hint="leave it out, or set the variable that it is of"
-        )
+def _value(value: Any, setting: Setting | None) -> Any:
+    """The words of a setting as its type."""
     if setting is None:
         return value
+    words = value if isinstance(value, list) else [value]
+    if not all(str(word).strip() for word in words):
+        hint = "leave it out, or set the variable that it is of"
+        raise InputError("an empty word", field=setting.flag, hint=hint)
     try:
         return msgspec.convert(value, setting.kind, strict=False, dec_hook=to_path)
     except (msgspec.ValidationError, UnicodeError):
         what = f"'{' '.join(map(str, words))}' is not {setting.wanted}"
-        raise InputError(what, field=flag, hint=f"give {setting.wanted}") from None
+        raise InputError(what, field=setting.flag, hint=f"give {setting.wanted}") from None
 
 
 def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     """The settings of a command, those that are given laid over those that are not."""
     settings = settings_of(kind)
-    required = [setting for setting in settings.values() if setting.is_required]
     if command in RESUMABLE and _goes_on(given.get("resume"), output_folder(command, given)):
         from disp_llm.runs.settings import stored_config
 
-        config = stored_config(output_folder(command, given), kind)
+        tables = resolved(stored_config(output_folder(command, given), kind))
     else:
-        config = kind(**{setting.name: "" for setting in required})
+        tables = resolved(kind(**{one.name: "" for one in settings.values() if one.is_required}))
         if "recipe" in settings:
-            config = apply_recipe(config, load_recipe(given.get("recipe", config.recipe)))
+            recipe = load_recipe(given.get("recipe", tables["recipe"]))
+            tables = merged(kind, tables, recipe, "recipe")
     if "config" in given:
-        config = apply_recipe(config, load_settings(Path(given["config"])), field="config")
+        tables = merged(kind, tables, load_settings(Path(given["config"])), "config")
     for assignment in given.get("set", ()):
-        config = apply_recipe(config, _table(assignment), field="set")
+        tables = merged(kind, tables, _table(assignment), "set")
     for name, value in given.items():
         if name in settings:
-            config = with_value(config, settings[name].path, value)
-    if "revision" in given:
-        config = dataclasses.replace(
-            config, model=f"{config.model.partition('@')[0]}@{given['revision']}"
-        )
-    for setting in required:
-        if getattr(config, setting.name) == "":
-            hint = f"see disp-llm {command} --help"
-            raise InputError("is missing", field=setting.flag, hint=hint)
-    return config
+            tables = merged(kind, tables, nested(settings[name].path, value), name)
+    return configured(tables, kind)
 
 
 def _table(assignment: str) -> dict[str, Any]:
@@ -212,14 +167,10 @@ def _table(assignment: str) -> dict[str, Any]:
     if not (place and equals):
         raise InputError(f"'{assignment}'", field="set", hint="give one such as learn.steps=300")
     try:
-        tables = tomllib.loads(f"value = {said}")
+        value = tomllib.loads(f"value = {said}")["value"]
     except tomllib.TOMLDecodeError:
-        tables = {"value": said}
-    *groups, name = place.split(".")
-    tables = {name: tables["value"]}
-    for group in reversed(groups):
-        tables = {group: tables}
-    return tables
+        value = said
+    return nested(tuple(place.split(".")), value)
 
 
 def output_folder(command: str, given: dict[str, Any]) -> Path:
@@ -233,7 +184,7 @@ def _goes_on(resume: Any, folder: Path) -> bool:
 
 
 def _print(text: str) -> NoReturn:
-    print(text)
+    print(text, flush=True)
     raise SystemExit(0)
 
 
@@ -256,17 +207,12 @@ def _overview() -> str:
     ]
     return "\n".join(
         [
-            "usage: disp-llm COMMAND ... | --version | --completion SHELL\n",
+            "usage: disp-llm COMMAND ... | --version\n",
             "Makes Hugging Face decoder LLMs physically smaller.\n",
             *lines,
             "\nSettings of a command: disp-llm COMMAND --help",
         ]
     )
-
-
-def program(arguments: list[str]) -> str:
-    """`disp-llm prune`, or `disp-llm` where no command is named."""
-    return " ".join(["disp-llm", *(name for name in arguments[:1] if name in command_names())])
 
 
 def command_line() -> str:

@@ -191,7 +191,7 @@ def _with_texts(
     return inputs, with_settings(config, paths)
 
 
-LOCAL_NAMES = ("model", "folder", "teacher", "weights_from")
+LOCAL_NAMES = ("model", "teacher", "weights_from")
 """Settings that name a model of the hub or a local one."""
 
 

@@ -48,7 +48,7 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
     """
     caller, config = Caller.asking(BenchConfig, asked, options)
     config.validate()
-    fields, names = ("against", "folder"), [_against(config), config.folder]
+    fields, names = ("against", "model"), [_against(config), config.model]
     longest = max(config.lengths)
     alone = []
     for field, name in zip(fields, names, strict=True):  # before either is loaded, which takes long
@@ -68,7 +68,7 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
     peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
     rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
     return {
-        "model": config.folder,
+        "model": config.model,
         "against": names[0],
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
@@ -85,10 +85,10 @@ def bench(asked: BenchConfig | str | Path | None = None, **options: Any) -> dict
 
 def _against(config: BenchConfig) -> str:
     """What the folder is compared with."""
-    folder = Path(config.folder)
+    folder = Path(config.model)
     found = config.against or (original_of(folder) if folder.is_dir() else "")
     if not found:
-        what = f"nothing says what {config.folder} was made from"
+        what = f"nothing says what {config.model} was made from"
         raise InputError(what, field="against", hint="name the original")
     return found
 

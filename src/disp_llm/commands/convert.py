@@ -62,7 +62,7 @@ def _job(
     def rounding(done: int, total: int) -> None:
         progress("rounding blocks", done, total, {})
 
-    job = Job(config.folder, files, place, config.license, aside, text, device, rounding)
+    job = Job(config.folder, files, place, aside, text, device, rounding)
     return job, left_out
 
 

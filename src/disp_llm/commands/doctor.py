@@ -72,7 +72,7 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
         "block_parameters": int(budget.block_parameters(counts)),
         "active_block_parameters": budget.active_parameters(counts),
         "bytes": left * itemsize,
-        "gflops_per_token": budget.flops_per_token(counts) / 1e9,
+        "gflops_per_token": 2 * budget.active_parameters(counts) / 1e9,
     }
 
 

@@ -1,20 +1,19 @@
 """Perplexity, tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
+import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
-from disp_llm.commands.measuring import facts_of, measured_apart
 from disp_llm.commands.results import RecoverResult
-from disp_llm.config.errors import InputError, model_is
+from disp_llm.config.errors import model_is
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
-from disp_llm.config.parts import TextConfig
+from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.config.schema import as_type
 from disp_llm.config.suites import load_suite
 from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
@@ -23,18 +22,15 @@ from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.evaluation.suites import Scoreboard, against, require_suite
+from disp_llm.evaluation.suites import Scoreboard, against
 from disp_llm.export.facts import original_of
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.files import read_json
 from disp_llm.runs.progress import ProgressCallback
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
-
-MEASURE_AGAIN = "write it by `disp-llm eval MODEL --suite … --json`, of the original"
-"""What to do about a damaged file of scores."""
 
 
 @takes_settings(EvalConfig)
@@ -102,7 +98,7 @@ def _evaluated(
 
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
-    result = facts_of(loaded, target)
+    result = _facts_of(loaded, target)
     if config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
@@ -118,6 +114,17 @@ def _evaluated(
     return result
 
 
+def _facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
+    """Which model it is that was measured, in what data type, and its size."""
+    return {
+        "model": loaded.source["model"],
+        "revision": loaded.source["revision"],
+        "dtype": dtype_name(target.dtype),
+        "parameters": target.parameters,
+        "block_parameters": target.block_parameters,
+    }
+
+
 def _answered(
     config: EvalConfig,
     target: PrunableModel,
@@ -129,7 +136,7 @@ def _answered(
     asked = stream.within(config.evaluation.tokens)
     asked = asked.first(config.limit) if config.limit else asked
     answers = written_answers(target, tokenizer, asked, on_answer)
-    return asdict(scored(answers, [one.answer for one in asked.examples]))
+    return scored(answers, [one.answer for one in asked.examples])
 
 
 def _evaluation_stream(
@@ -152,15 +159,6 @@ def _evaluation_stream(
     return stream, {"text": text.measured_name, "text_sha256": text.sha256}
 
 
-@dataclass(frozen=True)
-class Known:
-    """What results say of an original whose scores were read from a file."""
-
-    model: str
-    revision: str
-    dtype: str
-
-
 def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
     """What a model scores on its suite.
 
@@ -171,26 +169,23 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
     folder = Path(config.model)
     known = original_of(folder) if inputs.model is None and folder.is_dir() else ""
     original = config.against or known
-    stored = _read_scores(Path(original)) if original.endswith(".json") else None
-    if stored is not None:
-        require_suite(board, stored[1], original)
-    elif original:
-        with model_is("against"):
-            load_config(original)
-    facts, scores = measured_apart(board, inputs, config.model, config.machine)
     if original:
         with model_is("against"):
-            measured = stored or measured_apart(board, Inputs(), original, config.machine)
-        scores = against(scores, measured[1], original)
-        facts["original"] = {entry.name: measured[0][entry.name] for entry in fields(Known)}
+            load_config(original)
+    facts, scores = _scored(board, inputs, config.model, config.machine)
+    if original:
+        with model_is("against"):
+            of_original, dense = _scored(board, Inputs(), original, config.machine)
+        scores = against(scores, dense)
+        facts["original"] = {name: of_original[name] for name in ("model", "revision", "dtype")}
     return facts | as_json(scores)
 
 
-def _read_scores(path: Path) -> tuple[dict[str, Any], Scores]:
-    """What `eval --suite --json` has printed: facts about the model, and its scores."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", field="against", hint=MEASURE_AGAIN)
-    found = read_json(path, MEASURE_AGAIN)
-    known: Known = as_type(found, Known, field=str(path), hint=MEASURE_AGAIN)
-    scores: Scores = as_type(found, Scores, field=str(path), hint=MEASURE_AGAIN)
-    return asdict(known), scores
+def _scored(
+    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+) -> tuple[dict[str, Any], Scores]:
+    """Facts about a model, and its scores."""
+    gc.collect()  # of the model before
+    loaded = inputs.load(name, machine)
+    target = PrunableModel.of(loaded)
+    return _facts_of(loaded, target), board.measure(target, loaded.tokenizer)

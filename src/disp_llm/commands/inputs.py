@@ -83,7 +83,6 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
 
 def _files_of_suite(name: str) -> Iterator[Path]:
     suite = load_suite(name)
-    parts = (*suite.texts.values(), *suite.examples.values())
-    for file in (file for part in parts for file in part.files):
+    for file in (file for text in suite.texts.values() for file in text.files):
         yield from _files_of_text(file, "suite")
     yield from (task.data for task in suite.tasks.values() if task.data is not None)

@@ -1,46 +1,32 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
-import gc
+import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PreTrainedModel
 
-from disp_llm.commands.api import Inputs
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import MachineConfig, PerplexityConfig
-from disp_llm.config.suites import load_suite
+from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import Stream, Texts, opening
-from disp_llm.evaluation.answers import likeliest
 from disp_llm.evaluation.perplexity import perplexity
+from disp_llm.evaluation.sample import continued
+from disp_llm.export.facts import FACTS, read_facts
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name
-from disp_llm.models.loading import Loaded
-from disp_llm.models.windows import fitting
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.results import OriginalResult, from_json
 from disp_llm.runs.scores import Perplexity, Scores
-
-if TYPE_CHECKING:
-    from disp_llm.models.sharding import Sharding
+from disp_llm.training.losses import Teacher
 
 if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
 
+logger = logging.getLogger(__name__)
+
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 48
 """Tokens of the prompt, and of the text that shows what a model writes after it."""
-
-
-def facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
-    """Which model it is that was measured, in what data type, and its size."""
-    return {
-        "model": loaded.source["model"],
-        "revision": loaded.source["revision"],
-        "dtype": dtype_name(target.dtype),
-        "parameters": target.parameters,
-        "block_parameters": target.block_parameters,
-    }
 
 
 def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
@@ -50,58 +36,23 @@ def scoreboard_of(suite: str, dense: Scores | None) -> "Scoreboard | None":
         dense: what an earlier attempt at the task has measured of the original.
 
     Raises:
-        InputError: it is unusable, or the original was measured on other texts or tasks.
+        InputError: the original was measured on other texts.
     """
     if not suite:
         return None
-    from disp_llm.evaluation.suites import Scoreboard, require_suite
+    from disp_llm.config.suites import load_suite
+    from disp_llm.evaluation.suites import Scoreboard
 
     board = Scoreboard.of(load_suite(suite))
     if dense is not None:
-        try:
-            require_suite(board, dense, "suite")
-        except InputError as error:
+        read = {name: text.sha256 for name, text in board.texts.items()}
+        if read != {name: text.text_sha256 for name, text in dense.texts.items()}:
             raise InputError(
-                f"is not what the original was measured on: that {error.what}",
+                "its texts are not those that the original was measured on",
                 field="suite",
-                hint="make it what it was, or start anew in another `output_dir`",
-            ) from error
+                hint="make them what they were, or start anew in another `output_dir`",
+            )
     return board
-
-
-def measured_apart(
-    board: "Scoreboard",
-    inputs: "Inputs | Sharding",
-    name: str,
-    machine: MachineConfig,
-    recorded: dict[str, str] | None = None,
-) -> tuple[dict[str, Any], Scores]:
-    """Facts about a model, and its scores; its memory is free afterwards.
-
-    Args:
-        inputs: what of it lies in memory, or what is to hold it.
-        recorded: what a record says of where it came from, by which its revision is told.
-    """
-    measured = _loaded_and_measured(board, inputs, name, machine, recorded or {})
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return measured
-
-
-def _loaded_and_measured(
-    board: "Scoreboard",
-    inputs: "Inputs | Sharding",
-    name: str,
-    machine: MachineConfig,
-    recorded: dict[str, str],
-) -> tuple[dict[str, Any], Scores]:
-    loaded = inputs.load(name, machine).as_recorded(recorded)
-    target = PrunableModel.of(loaded)
-    measured = facts_of(loaded, target), board.measure(target, loaded.tokenizer)
-    if loaded.sharding is not None:
-        loaded.sharding.drop(loaded.model)
-    return measured
 
 
 @dataclass(frozen=True)
@@ -140,7 +91,7 @@ class Measuring:
             return found
         from disp_llm.evaluation.suites import against
 
-        return against(found, dense, "suite")
+        return against(found, dense)
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
@@ -158,13 +109,29 @@ class Measuring:
     def sample(self, model: PreTrainedModel) -> str:
         """What a model writes after them, always taking the likeliest token."""
         start = opening(self.stream, PROMPT_TOKENS)
-        prompt = start[: fitting(model, len(start))][None].to(model.device)
-        room = fitting(model, len(start) + SAMPLE_TOKENS) - prompt.shape[1]
-        with likeliest(model) as generate:
-            made = generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
-                pad_token_id=0,
-            )
-        return self.tokenizer.decode(made[0, prompt.shape[1] :])
+        return self.tokenizer.decode(continued(model, start, SAMPLE_TOKENS))
+
+
+def scores_of_original(
+    measuring: Measuring, folder: Path, student: Scores, teacher: Teacher | None
+) -> Scores | None:
+    """The scores that a trained model is held against: those in the card of its folder, if they are
+    of this suite; else those of the teacher, if it is the original; else none. A model that was not
+    pruned is its own original.
+
+    Args:
+        student: what the pruned model scores before it is trained.
+    """
+    from disp_llm.evaluation.suites import difference
+
+    told = read_facts(folder)
+    if told:
+        dense = from_json(OriginalResult, told["original"], str(folder / FACTS)).scores
+        if dense is not None and not difference(student, dense):
+            return dense
+    if teacher is not None and (not told or teacher.revision == told["source"]["revision"]):
+        return measuring.scores(teacher.target, "original")
+    if not told:
+        return student
+    logger.warning("nothing tells what the original scores on the suite: name it as the teacher")
+    return None

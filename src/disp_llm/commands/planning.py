@@ -11,7 +11,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
-from disp_llm.data.synthetic import Needs, held_out
+from disp_llm.data.sources import Needs, held_out
 from disp_llm.data.tokens import Corpus, Texts
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk

@@ -31,8 +31,8 @@ from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
 from disp_llm.data.given import GivenText
+from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import Sources, read_sources
-from disp_llm.data.synthetic import Writer
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
@@ -116,7 +116,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     sources = read_texts(job, inputs)
     job, loaded = load_original(job, inputs)
     problem = open_problem(job, loaded)
-    problem, texts = with_texts(problem, loaded, sources, inputs.texts.words)
+    problem, texts = with_texts(problem, loaded, sources)
     _begin(problem, loaded, texts, files)
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
@@ -163,25 +163,22 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 
 
 def with_texts(
-    problem: PruningProblem, loaded: Loaded, sources: Sources, words: GivenText | None = None
+    problem: PruningProblem, loaded: Loaded, sources: Sources
 ) -> tuple[PruningProblem, Texts]:
-    """The problem with its learning text, of which the model writes what is its own.
-
-    Args:
-        words: what it has written already, for several runs.
-    """
+    """The problem with its learning text, of which the model writes what is its own."""
     job, config = problem.job, problem.job.config
-    needs = own_needs(config, job.process.count)
 
-    def begin() -> None:
-        job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-        _open_folder(problem, loaded)
+    def write(share: float) -> GivenText:
+        from disp_llm.data.synthetic import synthetic_text
 
-    writer = Writer(job, loaded, needs, begin, ready=words)
+        if job.process.is_main and job.run.figures is None:
+            _open_folder(problem, loaded)
+        noise = random_stream("words", config.machine.seed)
+        return synthetic_text(job, loaded, own_needs(config, job.process.count), noise, share)
 
     def tokens() -> Texts:
         names = config.text, loaded.tokenizer, loaded.bos_token_id
-        return load_tokens(*names, sources, writer.write, config.evaluation.context)
+        return load_tokens(*names, sources, write, config.evaluation.context)
 
     texts = first_alone(job, loaded, tokens) or tokens()
     refuse_short_text(problem, texts)

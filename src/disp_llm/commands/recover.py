@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
 from disp_llm.commands.caller import Caller, of_kind, takes_settings
 from disp_llm.commands.inputs import input_hashes
-from disp_llm.commands.measuring import Measuring, scoreboard_of
-from disp_llm.commands.original_scores import scores_of_original
+from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Models,
@@ -30,8 +29,9 @@ from disp_llm.commands.recovery_models import (
 from disp_llm.commands.results import RecoverResult
 from disp_llm.commands.session import run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.sources import Sources, read_sources
-from disp_llm.data.synthetic import Needs, Writer, held_out
+from disp_llm.data.given import GivenText
+from disp_llm.data.randomness import random_stream
+from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
@@ -54,7 +54,7 @@ from disp_llm.training.weights import train_weights
 
 @takes_settings(RecoverConfig)
 def recover(
-    student: Model | None = None,
+    model: Model | None = None,
     tokenizer: Any = None,
     *,
     teacher: Model | None = None,
@@ -64,9 +64,9 @@ def recover(
     """Trains a pruned model, with the original as teacher.
 
     Args:
-        student: an exported folder, any other model, or one in memory, whose weights are trained in
+        model: an exported folder, any other model, or one in memory, whose weights are trained in
             place.
-        tokenizer: of a student in memory.
+        tokenizer: of a model in memory.
         teacher: the original, by name or in memory. Default: the one that the folder's card names.
         config: all settings at once, which `options` change.
         options: settings by the names of their flags (`text=`, `tokens=100_000`, ...)
@@ -77,7 +77,7 @@ def recover(
         Interrupted: the task was asked to stop while training; `resume` goes on.
     """
     caller = Caller.of(options)
-    name, inputs = inputs_of(student, tokenizer)
+    name, inputs = inputs_of(model, tokenizer)
     taught = Inputs()
     if teacher is not None:
         options["teacher"], taught = inputs_of(teacher, tokenizer)
@@ -85,7 +85,7 @@ def recover(
     if config is None:
         temporary = with_folder(options)
         config = RecoverConfig(name)
-    config = replace(of_kind(config, RecoverConfig), folder=name)
+    config = replace(of_kind(config, RecoverConfig), model=name)
     inputs, config = with_options(inputs, config, options)
     require_valid(config, inputs)
     run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
@@ -116,7 +116,7 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
     would be held out.
     """
     config = job.config
-    learned = read_facts(config.folder).get("tokens_seen", 0)
+    learned = read_facts(config.model).get("tokens_seen", 0)
     wanted = max(tokens_before(config) + config.tokens, learned)
     return read_sources(config.text, inputs.texts, wanted, config.evaluation.tokens)
 
@@ -131,18 +131,18 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
     learning = config.steps(job.process.count) * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
 
-    def begin() -> None:
-        job.run.require_same_source(student.source, dtype_name(student.dtype))
-        _open_folder(job, student)
+    def write(share: float) -> GivenText:
+        from disp_llm.data.synthetic import synthetic_text
 
-    # Masks were learned from what a run of this seed has written: other text measures what is won.
-    stream, skipped = "recovery words", -(-tokens_before(config) // length)
-    author = models.original or student
-    writer = Writer(job, author, needs, begin, "the original's", stream=stream, skipped=skipped)
+        if job.process.is_main and job.run.figures is None:
+            _open_folder(job, student)
+        # Masks and earlier trainings have read other text: this one measures what is won.
+        noise = random_stream("recovery words", config.machine.seed, tokens_before(config))
+        return synthetic_text(job, models.original or student, needs, noise, share)
 
     def tokens() -> Texts:
         names = config.text, student.tokenizer, student.bos_token_id
-        return load_tokens(*names, sources, writer.write, config.evaluation.context)
+        return load_tokens(*names, sources, write, config.evaluation.context)
 
     texts = first_alone(job, student, tokens) or tokens()
     texts.corpus.require_length(length, "length")
@@ -192,11 +192,12 @@ def measure_before(
         measured = measuring.perplexity(student, "perplexity before")
         scores, known = measuring.scores(student, "before"), {}
         if scores is not None:
-            original = scores_of_original(job, measuring, scores, teacher, models.student.sharding)
-            from disp_llm.evaluation.suites import against
+            original = scores_of_original(measuring, Path(job.config.model), scores, teacher)
+            if original is not None:
+                from disp_llm.evaluation.suites import against
 
-            scores = against(scores, original, "suite")
-            known = {"original_scores": as_json(original)}
+                scores = against(scores, original)
+                known = {"original_scores": as_json(original)}
         job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
     if teacher is not None and "teacher" not in found:
         of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
@@ -246,10 +247,10 @@ def export(
         with to_measure(config, made, loaded, written) as model:
             measured = measuring.perplexity(model, "perplexity after")
             scores = measuring.scores(model, "after", _original_scores(run))
-            sizes = _sizes(model, written, read_facts(config.folder).get("original", {}))
+            sizes = _sizes(model, written, read_facts(config.model).get("original", {}))
         figures = as_json(MeasuredResult(measured, scores)) | sizes
         write_recovered_card(
-            Path(config.folder), written, figures, _training(config, run.result(), tokens)
+            Path(config.model), written, figures, _training(config, run.result(), tokens)
         )
         write_sums(written)
     run.update(
@@ -264,7 +265,7 @@ def export(
 def tokens_before(config: RecoverConfig) -> int:
     """How many tokens the weights that training begins with were trained on before, by earlier
     recoveries: of this folder, or of the larger size that they are from."""
-    told = read_facts(config.weights_from or config.folder).get("recovered") or {}
+    told = read_facts(config.weights_from or config.model).get("recovered") or {}
     return told.get("tokens_before", 0) + told.get("tokens_seen", 0)
 
 
@@ -274,7 +275,7 @@ def _training(config: RecoverConfig, result: dict[str, Any], tokens: int) -> dic
     larger = config.weights_from
     scores = result["before"].get("scores", {})
     before = {f"before_{key}": scores.get(key) for key in on_suite}
-    pruned_from = read_facts(config.folder).get("source", {}).get("revision")
+    pruned_from = read_facts(config.model).get("source", {}).get("revision")
     if "teacher" in result and source["teacher_revision"] == pruned_from:
         teacher = {key: of for key, of in result["teacher"].items() if key not in BEHIND}
         before |= {"original": teacher}

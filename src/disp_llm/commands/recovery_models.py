@@ -80,7 +80,7 @@ def load_models(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs, writes:
 
 def with_windows(job: Job[RecoverConfig], models: Models) -> Job[RecoverConfig]:
     """The job with windows that all models can read."""
-    usual = RecoverConfig(job.config.folder)
+    usual = RecoverConfig(job.config.model)
     config = within_positions(job.config, usual, *(model.config for model in models))
     for model in models:
         require_positions(model, config.training.length, "length")
@@ -118,17 +118,17 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
     return Sharding.among(process)
 
 
-FIELDS = ("folder", "teacher")
-"""The settings that name student and teacher."""
+FIELDS = ("model", "teacher")
+"""The settings that name the two."""
 
 
 def _needed(job: Job[RecoverConfig], processes: int) -> int:
     """Bytes in each of some processes that divide both models."""
     config = job.config
     dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    names = [config.folder]
+    names = [config.model]
     if config.training.distill:
-        names += [config.teacher or original_of(Path(config.folder)) or config.folder]
+        names += [config.teacher or original_of(Path(config.model)) or config.model]
     shapes = [load_config(name) for name in names]
     models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
     return recovery_memory(models, config, processes, dtype.itemsize)
@@ -146,12 +146,12 @@ def load_student(
     def prepare(empty: Loaded) -> None:
         trained_parameters(PrunableModel.of(empty))
 
-    with model_is("folder"):
+    with model_is("model"):
         if inputs.model is None:
-            require_unquantised(config.folder, load_config(config.folder))
+            require_unquantised(config.model, load_config(config.model))
         if sharding is None:
-            return inputs.load(config.folder, machine)
-        return sharding.load(config.folder, machine, prepare=prepare)
+            return inputs.load(config.model, machine)
+        return sharding.load(config.model, machine, prepare=prepare)
 
 
 def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
@@ -174,7 +174,7 @@ def put_together(config: RecoverConfig, loaded: Loaded, tensors: dict[str, Tenso
         loaded: as it was trained, in parts.
         tensors: that were gathered of it.
     """
-    empty = load(config.folder, _machine(config, loaded, "cpu"), empty=True)
+    empty = load(config.model, _machine(config, loaded, "cpu"), empty=True)
     dtypes = dtypes_of(empty.model)
     empty.model.load_state_dict(tensors, assign=True)
     empty.model.tie_weights()
@@ -226,11 +226,11 @@ def load_original(
     distills = config.training.distill > 0
     if not distills and not writes:
         return None
-    name = config.teacher or original_of(Path(config.folder))
+    name = config.teacher or original_of(Path(config.model))
     if not name:
         instead = ["`text`"] if writes else []
         instead += ["a `distill` of 0"] if distills else []
-        lost = named_by_run(Path(config.folder))
+        lost = named_by_run(Path(config.model))
         gone = lost and not Path(lost).exists()
         why = f"{lost} is gone" if gone else "the folder does not name its original"
         raise InputError(
@@ -248,10 +248,10 @@ def load_original(
             field="teacher",
             hint="name a model of the same vocabulary",
         )
-    told = read_facts(config.folder).get("source", {})
+    told = read_facts(config.model).get("source", {})
     original = original.as_recorded(told)
     if not config.teacher and not config.anyway:
-        require_same_source(told, original.source, Path(config.folder))
+        require_same_source(told, original.source, Path(config.model))
     return original
 
 

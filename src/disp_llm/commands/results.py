@@ -127,7 +127,7 @@ class PruneResult:
         int64.
         """
         size = self.size(share)
-        kept = kept_by_site(Run(self.folder).selection_file, size.size, size.widths_full)
+        kept = kept_by_site(Run(self.folder).selection_file, size.size)
         return {f"layers.{i}.{site}": part for site in kept for i, part in enumerate(kept[site])}
 
     def _model_folder(self, share: float | str | None) -> Path:

@@ -82,7 +82,6 @@ def _comparison(folder: Path) -> Iterator[InputError | int]:
     """`compare.json` and the run folders of its methods."""
     yield from _collected(_mark, folder)
     yield from _collected(_table, folder)
-    yield from _collected(_words, Run(folder))
     found = (path.parent for name in (MARK, "config.toml") for path in folder.rglob(name))
     for run in sorted({*found} - {folder}):
         yield from _run(run)
@@ -97,12 +96,6 @@ def _mark(folder: Path) -> Iterator[int]:
 def _table(folder: Path) -> Iterator[int]:
     read_checked_json(folder / COMPARISON, ROWS_AGAIN)
     yield 1
-
-
-def _words(run: Run) -> Iterator[InputError | int]:
-    """What the original has written for all runs of a comparison."""
-    yield from run.problems()
-    yield len(run.result().get("files", {}))
 
 
 def _run(folder: Path) -> Iterator[InputError | int]:

@@ -32,7 +32,7 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
         InputError: the two are no sizes of one run, the first is not the larger, or not all of the
             weights lie in this process.
     """
-    folder, larger = Path(config.folder), Path(config.weights_from)
+    folder, larger = Path(config.model), Path(config.weights_from)
     if student.sharding is not None:
         raise InputError(
             "needs all weights in every process", field="weights_from", hint="give a `shard` of no"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from disp_llm.config.bounds import Batch, Length, Points, Some, Word, require_declared
+from disp_llm.config.bounds import Batch, Length, Points, Some, Word
+from disp_llm.config.effect import check_settings
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -12,7 +13,7 @@ from disp_llm.config.settings import POSITIONAL
 class BenchConfig:
     """Measure speed, memory and load time of a folder against its original, on this machine."""
 
-    folder: Annotated[Word, POSITIONAL]
+    model: Annotated[Word, POSITIONAL]
     """Exported folder, or any model."""
     against: str = ""
     """Model to compare with. Default: the original of an exported folder."""
@@ -30,4 +31,4 @@ class BenchConfig:
 
     def validate(self) -> None:
         """Refuses work that cannot be timed."""
-        require_declared(self)
+        check_settings(self)

@@ -1,20 +1,12 @@
-"""What numbers and words a setting can take, declared in the type of its field, and the one check
-of them: `steps: Steps = 150`.
+"""What numbers and words a setting can take, declared in the type of its field, which
+`recipes.configured` checks: `steps: Steps = 150`.
 
 A bound is what torch, the files and a machine can take at most, far above what makes sense.
 """
 
-import errno
-import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from msgspec import Meta
-
-from disp_llm.config.errors import InputError
-from disp_llm.config.schema import to_path
-from disp_llm.config.settings import settings_of
 
 Some = Meta(min_length=1)
 """Of a list that must hold something."""
@@ -46,11 +38,8 @@ Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Meta(ge=0, lt=1)]
-TwoShares = Annotated[
-    tuple[ShareBelowOne, ...],
-    Meta(min_length=2, max_length=2, description="give two numbers from 0 to below 1"),
-]
-Size = Annotated[float, Meta(gt=0, le=1, description="give a number in (0, 1]")]
+TwoShares = Annotated[tuple[ShareBelowOne, ...], Meta(min_length=2, max_length=2)]
+Size = Annotated[float, Meta(gt=0, le=1)]
 """A share of the original that is kept."""
 
 Weight = Annotated[float, Meta(gt=0, le=1e9)]
@@ -66,56 +55,4 @@ Shift = Annotated[float, Meta(ge=-80, le=80)]
 """Added to logits, whose sigmoid is 0 or 1 in float32 beyond that."""
 
 Minutes = Annotated[float, Meta(ge=0, le=1e6)]
-Word = Annotated[str, Meta(min_length=1, description="name one")]
-License = Annotated[
-    str, Meta(pattern=r"\A[\w.+-]*\Z", description="give the hub's name for one, such as mit")
-]
-
-
-def require_declared(config: Any) -> None:
-    """Refuses numbers, words and lists that the types of a configuration's fields do not allow, and
-    names that no file can have.
-
-    Raises:
-        InputError: naming the setting, and what it can be.
-    """
-    for setting in settings_of(type(config)).values():
-        value = setting.of(config)
-        for named in value if isinstance(value, tuple) else (value,):
-            if isinstance(named, str | Path):
-                _require_name(setting.name, named)
-        try:
-            msgspec.convert(value, setting.declared, dec_hook=to_path)
-        except msgspec.ValidationError as error:
-            what = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
-            hint = setting.advice or f"give {_allowed(error)}"
-            raise InputError(what or "none is given", field=setting.name, hint=hint) from error
-
-
-WORDS = {"`int`": "a whole number", "`float`": "a number", "`str`": "a word", "`array`": "a list"}
-
-
-def _allowed(error: msgspec.ValidationError) -> str:
-    """`a whole number >= 2`."""
-    kind, _, bound = str(error).partition(" - at ")[0].removeprefix("Expected ").partition(" ")
-    return f"{WORDS.get(kind, kind)} {bound}".rstrip()
-
-
-def _require_name(field: str, named: str | Path) -> None:
-    """Refuses what cannot be written into JSON and TOML files, and paths that no file can have."""
-    said = ""
-    try:
-        str(named).encode()
-        if isinstance(named, Path):
-            os.lstat(named)
-    except UnicodeEncodeError:
-        raise InputError(
-            f"'{named}' is not UTF-8", field=field, hint="rename it, or name a link to it"
-        ) from None
-    except ValueError as error:
-        said = str(error)
-    except OSError as error:  # all others are for who reads or writes it
-        said = "too long" if error.errno == errno.ENAMETOOLONG else ""
-    if said:
-        what = f"no file can be called {str(named)[:40]!r}… ({said})"
-        raise InputError(what, field=field, hint="give another name")
+Word = Annotated[str, Meta(min_length=1)]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from disp_llm.config.bounds import License, Word, require_declared
+from disp_llm.config.bounds import Word
 from disp_llm.config.checks import require_new, require_outside
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF
 from disp_llm.config.parts import TextConfig
@@ -26,7 +26,6 @@ class ConvertConfig:
             when=lambda config: config.to == "int4",
             what="calibrates int4 alone",
         ),
-        Use("text_field", when=lambda config: config.text, what="is of `text`"),
     )
 
     folder: Annotated[Path, POSITIONAL]
@@ -41,15 +40,12 @@ class ConvertConfig:
     """Text that int4 is calibrated on, by GPTQ. Default: each weight is rounded to the nearest."""
     text_field: Word = "text"
     """Key or column that holds the text, in .jsonl, .json, .csv and .parquet files."""
-    license: License = ""
-    """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
     device: str = "auto"
     """Device that calibrates: cpu, cuda, ..."""
 
     def validate(self) -> None:
         """Refuses a place that is taken or lies in the folder, and text that changes nothing."""
-        require_declared(self)
-        require_used(self)
+        check_settings(self)
         require_new(output_dir=self.output_dir)
         require_outside(self.folder, output_dir=self.output_dir)
         self.calibration.validate()
@@ -78,9 +74,7 @@ class PushConfig:
     """Format that is uploaded, as `convert` has them."""
     private: bool = False
     """Make the repository private."""
-    license: License = ""
-    """Licence by the hub's name for it, such as apache-2.0. Default: that of the original."""
 
     def validate(self) -> None:
         """Refuses names that no file can have."""
-        require_declared(self)
+        check_settings(self)

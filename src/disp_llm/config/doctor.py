@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from disp_llm.config.bounds import Batch, Size, Window, Word, require_declared
+from disp_llm.config.bounds import Batch, Size, Window, Word
 from disp_llm.config.checks import require_sizes
+from disp_llm.config.effect import check_settings
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.settings import POSITIONAL
 
@@ -26,5 +27,5 @@ class DoctorConfig:
 
     def validate(self) -> None:
         """Refuses sizes that no model has."""
-        require_declared(self)
+        check_settings(self)
         require_sizes(keep=self.keep)

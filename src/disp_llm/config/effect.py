@@ -1,16 +1,17 @@
-"""Settings that are read only where others ask for it: declared beside the fields as `USES`, with
-one check that nobody has given what nothing reads.
+"""Settings that are read only where others ask for it, or that exclude each other: declared beside
+the fields as `USES`, with one check that nobody has given what nothing reads.
 
 Given is what differs from the default, and from what a shipped recipe says.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.recipes import apply_recipe, load_recipe, recipe_names, with_value
+from disp_llm.config.recipes import apply_recipe, configured, load_recipe, recipe_names, resolved
 from disp_llm.config.settings import Setting, settings_of
 
 
@@ -28,17 +29,20 @@ class Use:
     """What to do besides leaving them out."""
 
 
-def require_used(config: Any) -> None:
-    """Refuses a setting that was given although nothing reads it, or beside one that excludes it.
+def check_settings(config: Any) -> None:
+    """Refuses values that the types of the fields do not allow, words that no JSON or TOML file can
+    hold, and settings that nothing reads.
 
     Raises:
-        InputError: naming the setting, and what would read it.
+        InputError: naming the setting.
     """
-    for part in _parts(config):
-        for name, other in getattr(part, "EXCLUSIVE", ()):
-            if getattr(part, name) and getattr(part, other):
-                what, hint = f"given together with `{other}`", "choose one of them"
-                raise InputError(what, field=name, hint=hint)
+    configured(resolved(config), type(config))
+    for setting in settings_of(type(config)).values():
+        try:
+            json.dumps(setting.of(config), default=str, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            said, hint = f"{error.object} is not UTF-8", "rename it, or name a link to it"
+            raise InputError(said, field=setting.name, hint=hint) from None
     for use, part, setting, _ in _unused(config):
         hint = "leave it out" + (f", or {use.instead}" if use.instead else "")
         raise InputError(use.what.format(part), field=setting.name, hint=hint)
@@ -47,8 +51,14 @@ def require_used(config: Any) -> None:
 def with_used(config: Any) -> Any:
     """A copy of a configuration in which what nothing reads has the value that nobody asked for."""
     for _, _, setting, value in list(_unused(config)):
-        config = with_value(config, setting.path, value)
+        config = _replaced(config, setting.path, value)
     return config
+
+
+def _replaced(config: Any, path: tuple[str, ...], value: Any) -> Any:
+    name, *inside = path
+    value = _replaced(getattr(config, name), tuple(inside), value) if inside else value
+    return dataclasses.replace(config, **{name: value})
 
 
 def unread(config: Any) -> set[str]:
@@ -79,14 +89,8 @@ def _unused(config: Any) -> Iterator[tuple[Use, Any, Setting, Any]]:
 
 def _uses(config: Any) -> Iterator[tuple[Use, Any]]:
     """What a configuration and its groups declare."""
-    for part in _parts(config):
-        yield from ((use, part) for use in getattr(part, "USES", ()))
-
-
-def _parts(config: Any) -> Iterator[Any]:
-    """A configuration and its groups."""
-    yield config
+    yield from ((use, config) for use in getattr(config, "USES", ()))
     for entry in dataclasses.fields(config):
         part = getattr(config, entry.name)
         if dataclasses.is_dataclass(part):
-            yield from _parts(part)
+            yield from _uses(part)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from disp_llm.config.bounds import AnyTokens, Number, Word, require_declared
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.bounds import AnyTokens, Number, Word
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 from disp_llm.config.settings import POSITIONAL
@@ -30,32 +30,22 @@ class EvalConfig:
         ),
         Use("shots", when=lambda config: config.tasks, what="is for tasks", instead="give `tasks`"),
         Use(
-            "template",
-            when=lambda config: config.examples,
-            what="is for examples, and there are none",
-            instead="give `examples`",
-        ),
-        Use(
             "limit",
             when=lambda config: config.tasks or config.examples,
             what="counts questions, and none is asked",
             instead="give `tasks` or `examples`",
         ),
         Use(
-            "text_field",
-            when=lambda config: config.text or config.dataset,
-            what="is of a text, and none is named",
-            instead="name one",
+            "dataset examples",
+            when=lambda config: not config.text,
+            what="given together with `text`",
         ),
         Use(
-            "context windows",
-            when=lambda config: config.reads_text,
-            what="is of perplexity, and tasks alone are asked for",
-            instead="name a text",
+            "examples",
+            when=lambda config: not config.dataset,
+            what="given together with `dataset`",
         ),
     )
-
-    EXCLUSIVE: ClassVar = (("dataset", "text"), ("examples", "text"), ("examples", "dataset"))
 
     model: Annotated[Word, POSITIONAL]
     """Hub id, folder, GGUF file, or smollm2-135m."""
@@ -82,8 +72,7 @@ class EvalConfig:
     suite: str = ""
     """Texts and tasks in place of these: general, commonsense, or a .toml file."""
     against: str = ""
-    """What --suite compares with: the original, or the .json that this command printed of it.
-    Default: the original of an exported folder."""
+    """What --suite compares with. Default: the original of an exported folder."""
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
@@ -94,5 +83,4 @@ class EvalConfig:
 
     def validate(self) -> None:
         """Refuses text that is named twice, and what nothing reads."""
-        require_declared(self)
-        require_used(self)
+        check_settings(self)

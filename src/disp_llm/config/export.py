@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from disp_llm.config.bounds import Size, require_declared
-from disp_llm.config.effect import require_used
+from disp_llm.config.bounds import Size
+from disp_llm.config.effect import check_settings
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import BudgetConfig, OutputConfig
+from disp_llm.config.parts import KEEP_OR_TARGET, BudgetConfig, OutputConfig
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 
@@ -16,8 +16,7 @@ from disp_llm.config.targets import Target
 class ExportConfig:
     """Write another size of a run that has learned, without learning again."""
 
-    ALTERNATIVES: ClassVar = (("keep", "target"),)
-    """Settings, each with the one that takes its place."""
+    USES: ClassVar = (KEEP_OR_TARGET,)
 
     run: Annotated[Path, POSITIONAL]
     """The run folder."""
@@ -40,8 +39,7 @@ class ExportConfig:
 
     def validate(self) -> None:
         """Refuses sizes that no model has."""
-        require_declared(self)
-        require_used(self)
+        check_settings(self)
         if self.no_measure and self.budget.budget == "latency":
             raise InputError(
                 "cannot be met without measuring",

@@ -43,8 +43,6 @@ class TrainingConfig:
     schedule: LearningRateSchedule = "cosine"
     """How the step size falls from its peak: cosine to a tenth, linear to zero (arXiv
     2502.15938)."""
-    warmup: Share = 0.0
-    """Share of the steps in which the step size grows to its peak."""
     distill: Share = 0.5
     """Share of the loss that is divergence from the original, in place of cross-entropy. 0 takes a
     third less time and learns the vocabulary of one text."""
@@ -73,6 +71,11 @@ class LearnConfig:
     """What is learned about the masks, and beside them."""
 
     USES: ClassVar = (
+        Use(
+            "steps",
+            when=lambda config: not config.minutes,
+            what="given together with `minutes`",
+        ),
         Use(
             "shift",
             when=lambda config: config.estimator != "projected",

@@ -25,7 +25,7 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template, is_mixture
+from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 logger = logging.getLogger(__name__)
@@ -37,38 +37,27 @@ class TextConfig:
 
     USES: ClassVar = (
         Use(
-            "text_field",
-            when=lambda config: config._reads_rows,
-            what="is of files and data sets, and none is read",
-            instead="name one",
-        ),
-        Use(
-            "weights",
-            when=lambda config: config._sources > 1,
-            what="is how often each of several texts is drawn from, and there is one",
-            instead="name several",
-        ),
-        Use(
             "self_tokens",
             when=lambda config: config.may_be_written,
             what="is of text that the model writes, and it writes none",
             instead=f"add `text` {SELF}",
         ),
         Use(
-            "template",
-            when=lambda config: config.examples or config.eval_examples,
-            what="is for examples, and there are none",
-            instead="name `examples`",
+            "dataset",
+            when=lambda config: not config.text,
+            what="given together with `text`",
+        ),
+        Use(
+            "eval_dataset eval_examples",
+            when=lambda config: not config.eval_text,
+            what="given together with `eval_text`",
+        ),
+        Use(
+            "eval_examples",
+            when=lambda config: not config.eval_dataset,
+            what="given together with `eval_dataset`",
         ),
     )
-
-    EXCLUSIVE: ClassVar = (
-        ("dataset", "text"),
-        ("eval_dataset", "eval_text"),
-        ("eval_examples", "eval_text"),
-        ("eval_examples", "eval_dataset"),
-    )
-    """Pairs of settings of which one can be given."""
 
     text: tuple[Path, ...] = ()
     """Text to learn from: files, folders, or a name. `self` is text that the model writes,
@@ -111,23 +100,8 @@ class TextConfig:
 
     @property
     def may_be_written(self) -> bool:
-        """Whether the model itself may write some of the text: a mixture can name its words."""
-        return Path(SELF) in self.learns_from or self._has_mixture
-
-    @property
-    def _has_mixture(self) -> bool:
-        return any(map(is_mixture, self.text))
-
-    @property
-    def _reads_rows(self) -> bool:
-        """Whether something is read that can have fields."""
-        files = (path for path in (*self.text, *self.eval_text) if str(path) not in NAMED_TEXTS)
-        return bool(self.dataset or self.eval_dataset) or not all(map(is_mixture, files))
-
-    @property
-    def _sources(self) -> int:
-        """How many things are drawn from."""
-        return len(self.text) + bool(self.dataset) + bool(self.examples)
+        """Whether the model itself writes some of the text."""
+        return Path(SELF) in self.learns_from
 
     @property
     def has_evaluation(self) -> bool:
@@ -151,7 +125,7 @@ class TextConfig:
                 hint="leave it out where `text` is self: text that is not learned from is "
                 "written too",
             )
-        wanted = self._sources if self.examples else len(self.text)
+        wanted = len(self.text) + bool(self.examples and self.dataset) + bool(self.examples)
         of_examples = " and one for `examples`" if self.examples else ""
         if self.weights and len(self.weights) != wanted:
             raise InputError(
@@ -277,6 +251,15 @@ class BudgetConfig:
     def _tokens(self) -> str:
         batch = f"x{self.workload_batch}" if self.workload_batch > 1 else ""
         return f"{self.workload_length}{batch}"
+
+
+KEEP_OR_TARGET = Use(
+    "keep",
+    when=lambda config: config.budget.budget == "params",
+    what="is of block parameters, and the `budget` is {0.budget.budget}",
+    instead="leave `budget` out",
+)
+"""Of commands with both."""
 
 
 @dataclass(frozen=True)

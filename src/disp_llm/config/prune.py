@@ -10,14 +10,14 @@ from disp_llm.config.bounds import (
     ShareBelowOne,
     Size,
     Word,
-    require_declared,
 )
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.methods import Reads, method_names, reads_of
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Resume, Site, Tracker
 from disp_llm.config.parts import (
+    KEEP_OR_TARGET,
     BudgetConfig,
     MachineConfig,
     OutputConfig,
@@ -34,6 +34,7 @@ class PruneConfig:
     """Score, learn, export and evaluate: MODEL becomes one or more smaller model folders."""
 
     USES: ClassVar = (
+        KEEP_OR_TARGET,
         Use(
             "steps minutes batch compile",
             when=lambda config: config.reads.steps,
@@ -47,12 +48,7 @@ class PruneConfig:
             instead="use a `method` that learns",
         ),
         Use(
-            "gradient_checkpointing",
-            when=lambda config: config.reads.gradients,
-            what="is of a backward pass, and the method {0.method} takes none",
-        ),
-        Use(
-            "learning_rate betas weight_decay weight_optimizer schedule warmup distill "
+            "learning_rate betas weight_decay weight_optimizer schedule distill "
             "start parametrisation estimator shift temperature "
             "penalty scale_rate adapter_rank adapter_rate weight_rate",
             when=lambda config: config.reads.learning,
@@ -71,8 +67,6 @@ class PruneConfig:
             instead="add `weight_rate`",
         ),
     )
-    ALTERNATIVES: ClassVar = (("steps", "minutes"), ("keep", "target"))
-    """Settings, each with the one that takes its place."""
     USUAL: ClassVar = (
         "keep text eval_text examples output_dir recipe method sites budget target suite steps "
         "minutes seed device resume"
@@ -139,9 +133,8 @@ class PruneConfig:
 
     def validate(self) -> None:
         """Refuses values that no run can use, before anything is loaded."""
-        require_declared(self)
+        check_settings(self)
         self._validate_names()
-        require_used(self)
         self.budget.validate(self.keep)
         self.text.validate()
         sampled = self.method == "learned" and self.learn.estimator != "projected"

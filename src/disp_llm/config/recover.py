@@ -4,21 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from disp_llm.config.bounds import Tokens, Word, require_declared
-from disp_llm.config.effect import Use, require_used
+from disp_llm.config.bounds import Tokens, Word
+from disp_llm.config.effect import Use, check_settings
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.names import Resume, Tracker
 from disp_llm.config.parts import MachineConfig, PerplexityConfig, TextConfig
 from disp_llm.config.settings import POSITIONAL
-
-
-def _weights_defaults() -> TrainingConfig:
-    return TrainingConfig(
-        length=512,
-        batch=4,
-        learning_rate=5e-4,
-        warmup=0.05,
-    )
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class RecoverConfig:
         Use(
             "teacher",
             when=lambda config: config._asks_teacher,
-            what="would neither teach nor write nor be measured",
+            what="would neither teach nor write",
             instead="let `distill` be above 0",
         ),
     )
@@ -39,7 +30,7 @@ class RecoverConfig:
     )
     """Settings that a short help lists."""
 
-    folder: Annotated[Word, POSITIONAL]
+    model: Annotated[Word, POSITIONAL]
     """Exported folder, such as run/keep-0.5, or any model."""
     output_dir: Path = Path("recovered")
     """The new run folder; the model is in its model/."""
@@ -59,7 +50,7 @@ class RecoverConfig:
     """Go on although the model or a file has changed."""
     track: Tracker = "none"
     """Tracker that also logs every step; it must be installed."""
-    training: TrainingConfig = field(default_factory=_weights_defaults)
+    training: TrainingConfig = TrainingConfig(batch=4, learning_rate=5e-4)  # noqa: RUF009  (frozen)
     text: TextConfig = field(default_factory=TextConfig)
     evaluation: PerplexityConfig = field(default_factory=PerplexityConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
@@ -70,10 +61,9 @@ class RecoverConfig:
 
     @property
     def _asks_teacher(self) -> bool:
-        return bool(self.training.distill or self.suite or self.text.may_be_written)
+        return bool(self.training.distill or self.text.may_be_written)
 
     def validate(self) -> None:
         """Refuses values that no recovery can use, before anything is loaded."""
-        require_declared(self)
-        require_used(self)
+        check_settings(self)
         self.text.validate()

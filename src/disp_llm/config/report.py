@@ -4,21 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from disp_llm.config.bounds import Some, require_declared
+from disp_llm.config.effect import check_settings
 from disp_llm.config.settings import POSITIONAL
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write one self-contained HTML page about one or several runs, finished or not."""
+    """Write one self-contained HTML page about a run, finished or not."""
 
-    runs: Annotated[tuple[Path, ...], Some, POSITIONAL]
-    """The run folders."""
+    run: Annotated[Path, POSITIONAL]
+    """The run folder."""
     output: Path | None = None
-    """File of the page. Default: report.html in the run folder, or here for several runs."""
+    """File of the page. Default: report.html in the run folder."""
     anyway: bool = False
     """Show files that have changed."""
 
     def validate(self) -> None:
         """Refuses a page about nothing."""
-        require_declared(self)
+        check_settings(self)

@@ -8,7 +8,6 @@ import stat
 import string
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -33,12 +32,8 @@ Entry = TypeVar("Entry")
 def as_type(value: Any, kind: Any, *, field: str, hint: str, place: str = "") -> Any:
     """A plain value as the type that is declared for it: a dataclass, `list[float]`, a `Literal`,
     ... Whole numbers serve as floats and strings as paths; nothing else is converted. Keys that a
-    dataclass does not know are ignored.
-
-    Args:
-        field: the file or setting that the value stands in, for the message.
-        hint: what to do about a value that does not fit.
-        place: of the value in that file, such as `learn.steps`.
+    dataclass does not know are ignored. `field` and `hint` are what a message names and advises,
+    `place` is where the value lies in the field.
 
     Raises:
         InputError: a key is missing, or a value is of another type.
@@ -46,14 +41,13 @@ def as_type(value: Any, kind: Any, *, field: str, hint: str, place: str = "") ->
     try:
         return msgspec.convert(value, kind, dec_hook=to_path)
     except msgspec.ValidationError as error:
-        raise InputError(said_of(error, place), field=field, hint=hint) from error
+        raise InputError(format_mismatch(error, place), field=field, hint=hint) from error
 
 
-def said_of(error: msgspec.ValidationError, place: str = "") -> str:
+def format_mismatch(error: msgspec.ValidationError, above: str = "") -> str:
     """The message of a schema with the place in front: `learn.steps: expected int, got str`."""
     what, _, inside = str(error).replace("`", "").partition(" - at ")
-    place = (place + inside.removeprefix("$")).removeprefix(".")
-    what = what[:1].lower() + what[1:]
+    what, place = what[:1].lower() + what[1:], (above + inside.removeprefix("$")).removeprefix(".")
     return f"{place}: {what}" if place else what
 
 
@@ -65,13 +59,10 @@ def to_path(kind: type, value: Any) -> Any:
 
 
 def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Args:
-        field: what messages name: the setting that named the file, or the file.
+    """The tables of a TOML file. `field` and `hint` are what a message names and advises.
 
     Raises:
-        InputError: it cannot be read, or is not TOML; `hint` says what to do.
+        InputError: it cannot be read, or is not TOML.
     """
     try:
         require_file(path)
@@ -82,29 +73,29 @@ def read_toml(path: Path, field: str, hint: str) -> dict[str, Any]:
 
 
 def as_known(tables: dict[str, Any], kind: type[Entry], file: str) -> Entry:
-    """The tables of a TOML file as a dataclass with a field `file`, which says where they are from.
-
-    Raises:
-        InputError: a key is unknown or missing, or a value is of another type.
-    """
-    for place, key, known in _unknown(tables, kind, ""):
-        what = f"unknown key '{place}{key}'" + nearest(key, known)
-        raise InputError(what, field=file, hint=f"use keys of {', '.join(known)}")
+    """The tables of a TOML file as a dataclass with a field `file`, which says where they are
+    from."""
+    require_known(tables, kind, file)
     return as_type(tables | {"file": file}, kind, field=file, hint="correct it")
 
 
-def _unknown(tables: dict[str, Any], kind: type, place: str) -> Iterator[tuple[str, str, list]]:
-    """Keys that no field has: where they lie, and which ones are known there."""
+def require_known(tables: dict[str, Any], kind: type, field: str, place: str = "") -> None:
+    """Refuses a key that no field of a dataclass has, nor one of those that it holds."""
     hints = get_type_hints(kind)
-    known = [name for name in hints if name != "file"]
+    known = [entry.name for entry in dataclasses.fields(kind) if entry.name != "file"]
     for key, value in tables.items():
         if key not in known:
-            yield place, key, known
-        elif get_origin(hints[key]) is dict and isinstance(value, dict):
+            what = f"unknown key '{place}{key}'" + nearest(key, known)
+            raise InputError(what, field=field, hint=f"use keys of {', '.join(known)}")
+        if not isinstance(value, dict):
+            continue
+        if dataclasses.is_dataclass(hints[key]):
+            require_known(value, hints[key], field, f"{place}{key}.")
+        elif get_origin(hints[key]) is dict:
             of = get_args(hints[key])[1]
             for name, entry in value.items():
                 if isinstance(entry, dict):
-                    yield from _unknown(entry, of, f"{place}{key}.{name}.")
+                    require_known(entry, of, field, f"{place}{key}.{name}.")
 
 
 def with_files(entries: dict[str, Entry], group: str, file: str) -> dict[str, Entry]:
@@ -134,9 +125,7 @@ def _found(named: Path, file: str, place: str) -> Path:
             hint="set it to a folder",
         ) from error
     except ValueError as error:
-        raise InputError(
-            f"{place}: {named} has a $ before no name", field=file, hint="write $$ for a $"
-        ) from error
+        raise InputError(f"{place}: {error}", field=file, hint="write $$ for a $") from error
     path = Path(file).parent / written
     if not os.path.exists(path):
         raise InputError(

@@ -15,8 +15,6 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from msgspec import Meta
-
 POSITIONAL = "positional"
 """Annotates a field that is given without a flag: `model: Annotated[Word, POSITIONAL]`."""
 
@@ -60,11 +58,6 @@ class Setting:
     @property
     def takes_several(self) -> bool:
         return get_origin(self.kind) is tuple
-
-    @property
-    def advice(self) -> str:
-        """What its type says to do where a value does not fit; "" = nothing."""
-        return next((note.description for note in _notes(self.declared) if _is_advice(note)), "")
 
     @property
     def is_required(self) -> bool:
@@ -124,10 +117,6 @@ def _settings(kind: type, defaults: Any, above: tuple[str, ...]) -> Iterator[Set
         yield Setting(
             place, plain[field.name], declared, default, sentence, POSITIONAL in _notes(declared)
         )
-
-
-def _is_advice(note: Any) -> bool:
-    return isinstance(note, Meta) and note.description is not None
 
 
 def _notes(kind: Any) -> tuple[Any, ...]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from disp_llm.config.bounds import AnyTokens, Number, ShareBelowOne, Window
 from disp_llm.config.errors import InputError, nearest
-from disp_llm.config.names import Template
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.config.schema import Name, as_known, read_toml, with_files
 
@@ -52,20 +51,6 @@ class SuiteTask:
 
 
 @dataclass(frozen=True)
-class SuiteExamples:
-    """A task of one's own: examples whose answers are right or wrong as a whole."""
-
-    files: tuple[Path, ...]
-    """Files or folders of examples, as `--examples` reads them."""
-    chance: ShareBelowOne = 0.0
-    """Share of right answers of who guesses."""
-    template: Template = "auto"
-    """How an example is written, as `--template`."""
-    limit: AnyTokens = 0
-    """Number of examples; 0 = all."""
-
-
-@dataclass(frozen=True)
 class Suite:
     """Texts, tasks and examples, by their names."""
 
@@ -76,8 +61,6 @@ class Suite:
     """Number of windows of each text, as `--windows`."""
     texts: dict[Name, SuiteText] = field(default_factory=dict)
     tasks: dict[Name, SuiteTask] = field(default_factory=dict)
-    examples: dict[Name, SuiteExamples] = field(default_factory=dict)
-    """Tasks too, which are scored like the others; no name is both."""
     file: str = ""
     """Where it was read from, for messages."""
 
@@ -85,11 +68,6 @@ class Suite:
     def name(self) -> str:
         """What results call it: the name of its file without `.toml`."""
         return Path(self.file).stem
-
-    @property
-    def all_tasks(self) -> list[str]:
-        """Names of what is answered."""
-        return [*self.tasks, *self.examples]
 
     @property
     def evaluation(self) -> PerplexityConfig:
@@ -102,8 +80,8 @@ class Suite:
         try:
             yield
         except InputError as error:
-            hint = error.hint.replace(" of the task in a suite", "").replace("`shots`", "shots")
-            raise InputError(f"{place}: {error.what}", field=self.file, hint=hint) from error
+            what = f"{place}: {error.what}"
+            raise InputError(what, field=self.file, hint=error.hint) from error
 
 
 def suite_names() -> list[str]:
@@ -135,15 +113,10 @@ def load_suite(name: str) -> Suite:
 
 def _checked(tables: dict[str, Any], file: str) -> Suite:
     suite = as_known(tables, Suite, file)
-    if not suite.texts and not suite.all_tasks:
+    if not suite.texts and not suite.tasks:
         raise InputError("names no texts and no tasks", field=file, hint="add some")
-    for name in suite.tasks.keys() & suite.examples.keys():
-        raise InputError(
-            f"names {name} as a task and as examples", field=file, hint="rename one of them"
-        )
     return dataclasses.replace(
         suite,
         texts=with_files(suite.texts, "texts", file),
         tasks=with_files(suite.tasks, "tasks", file),
-        examples=with_files(suite.examples, "examples", file),
     )

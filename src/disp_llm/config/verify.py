@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from disp_llm.config.bounds import require_declared
+from disp_llm.config.effect import check_settings
 from disp_llm.config.settings import POSITIONAL
 
 
@@ -17,4 +17,4 @@ class VerifyConfig:
 
     def validate(self) -> None:
         """Refuses a name that no file can have."""
-        require_declared(self)
+        check_settings(self)

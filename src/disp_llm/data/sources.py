@@ -2,6 +2,7 @@
 tokens: files, folders, hub data sets, mixtures of them, the embedded speeches."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,26 @@ class InMemory:
     eval_text: GivenText | None = None
     examples: GivenExamples | None = None
     eval_examples: GivenExamples | None = None
-    words: GivenText | None = None
-    """What the model has written already, where `text` is self."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """How many tokens of synthetic text a task reads."""
+
+    learning: int
+    """Those that steps and calibration read; where time is the limit, the least of them."""
+    held_out: int
+    """Those that are only measured on."""
+    seconds: float = 0.0
+    """How long more of them are written than these; 0 = none are."""
+
+
+def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> int:
+    """How many tokens of synthetic text are only measured on: those of the evaluation windows, or
+    the usual share beside what is learned from; none where there is another text for it."""
+    if text.has_evaluation:
+        return 0
+    return evaluation.tokens or math.ceil(learning * HELD_OUT / (1 - HELD_OUT))
 
 
 @dataclass(frozen=True)

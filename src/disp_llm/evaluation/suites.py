@@ -20,28 +20,22 @@ import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.suites import Suite, SuiteText
-from disp_llm.data.example_tokens import stream_of_examples
-from disp_llm.data.examples import GivenExamples, read_examples
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
-from disp_llm.evaluation.answers import exact_match, written_answers
 from disp_llm.evaluation.perplexity import window_losses
-from disp_llm.evaluation.tasks import answers, require_answers, require_tasks
+from disp_llm.evaluation.tasks import answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 logger = logging.getLogger(__name__)
-
-DIGITS = 6
-"""Decimals of the losses that are kept."""
 
 Estimate = tuple[float, float | None]
 """A figure and its standard error; None where a single window or question tells none."""
@@ -53,7 +47,6 @@ class Scoreboard:
 
     suite: Suite
     texts: dict[str, GivenText]
-    examples: dict[str, GivenExamples]
     progress: ProgressCallback = silent
 
     @classmethod
@@ -62,19 +55,11 @@ class Scoreboard:
         if suite.tasks:
             with suite.naming("tasks"):
                 require_tasks(suite.tasks)
-        for name, task in suite.tasks.items():
-            with suite.naming(f"tasks.{name}"):
-                require_answers(name, task)
-        texts, examples = {}, {}
+        texts = {}
         for name, text in suite.texts.items():
             with suite.naming(f"texts.{name}"):
                 texts[name] = _read(text, suite.evaluation.tokens)
-        for name, own in suite.examples.items():
-            with suite.naming(f"examples.{name}"):
-                given = read_examples(own.files, own.template)
-                assert given is not None  # every task names files
-                examples[name] = given
-        return cls(suite, texts, examples, progress)
+        return cls(suite, texts, progress)
 
     def measure(self, target: PrunableModel, tokenizer: Any) -> Scores:
         """What a model scores, alone."""
@@ -85,9 +70,6 @@ class Scoreboard:
         for name in self.suite.tasks:
             with self.suite.naming(f"tasks.{name}"):
                 tasks[name] = self._task(name, target, tokenizer)
-        for name in self.examples:
-            with self.suite.naming(f"examples.{name}"):
-                tasks[name] = self._own_task(name, target, tokenizer)
         return Scores(self.suite.name, texts, tasks)
 
     def _ticks(self, stage: str) -> Callable[[int, int], None]:
@@ -101,8 +83,7 @@ class Scoreboard:
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
         windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
-        losses = window_losses(target, windows, on_window=self._ticks(f"perplexity, {name}"))
-        measured = losses.perplexity()
+        measured = window_losses(target, windows, self._ticks(f"perplexity, {name}")).perplexity()
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,
@@ -111,34 +92,21 @@ class Scoreboard:
             text=given.name,
             text_sha256=given.sha256,
             windows_sha256=hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest(),
-            losses=[round(loss, DIGITS) for loss in losses.means],
+            losses=measured.window_losses,
         )
 
     def _task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
         task = self.suite.tasks[name]
         found = answers(target, tokenizer, name, task, self._ticks(f"answers, {name}"))
         return TaskScore(
-            **found.figures,
+            **found.accuracies,
+            stderr=_error_of_mean(found.right) or 0.0,
+            n=len(found.right),
+            metric=task.metric,
             chance=task.chance,
             questions_sha256=found.questions_sha256,
             right="".join(f"{answer:.0f}" for answer in found.right),
-        )
-
-    def _own_task(self, name: str, target: PrunableModel, tokenizer: Any) -> TaskScore:
-        task = self.suite.examples[name]
-        given = self.examples[name].first(task.limit)
-        stream = stream_of_examples(given, tokenizer, target.bos_token_id)
-        written = written_answers(target, tokenizer, stream, self._ticks(f"answers, {name}"))
-        right = exact_match(written, [one.answer for one in stream.examples])
-        share, n = statistics.fmean(right), len(right)
-        return TaskScore(
-            acc=share,
-            stderr=(share * (1 - share) / max(n - 1, 1)) ** 0.5,
-            n=n,
-            metric="acc",
-            chance=task.chance,
-            questions_sha256=given.sha256,
-            right="".join(f"{answer:.0f}" for answer in right),
+            shots=found.shots,
         )
 
 
@@ -151,17 +119,20 @@ def _read(text: SuiteText, tokens: int) -> GivenText:
     return given
 
 
-def against(scores: Scores, original: Scores, name: str = "original") -> Scores:
+def against(scores: Scores, original: Scores) -> Scores:
     """The scores of a pruned model with those of its original beside them, and what is lost.
 
-    Args:
-        name: what messages call the original's scores, such as the file that they were read from.
+    Raises:
+        InputError: the two did not read the same windows and answer the same questions.
     """
-    require_same(scores, original, name)
-    texts = {
-        key: _text_against(text, original.texts[key].perplexity, original.texts[key].losses)
-        for key, text in scores.texts.items()
-    }
+    place = difference(scores, original)
+    if place:
+        raise InputError(
+            f"the original was measured on other {place}",
+            field="suite",
+            hint="measure both by the same suite, and models of one tokenizer",
+        )
+    texts = {key: _text_against(text, original.texts[key]) for key, text in scores.texts.items()}
     tasks = {
         key: _task_against(key, task, original.tasks[key]) for key, task in scores.tasks.items()
     }
@@ -172,78 +143,23 @@ def against(scores: Scores, original: Scores, name: str = "original") -> Scores:
     return Scores(scores.suite, texts, tasks, *ratio, *share)
 
 
-DIFFERENCES = {
-    "text": "was measured on another text as {place}",
-    "windows": "has {theirs} of {place}, not {ours}",
-    "tokens": "has read {place} as other tokens",
-    "shots": "has {theirs} shots of {place}, not {ours}",
-    "n": "has answered {theirs} questions of {place}, not {ours}",
-    "questions": "has answered other questions of {place}",
-    "rule": "has another metric or chance of {place}",
-}
-"""What is said of scores that differ in one of `_facts`."""
-
-Facts = dict[str, dict[str, Any]]
-"""By text and task, what two models are compared over; None where it is not known yet."""
+def difference(scores: Scores, original: Scores) -> str:
+    """The first text or task of which two models read other windows or answered other questions,
+    such as `texts.C4`; empty where there is none."""
+    ours, theirs = _measured_on(scores), _measured_on(original)
+    return next((place for place in ours | theirs if ours.get(place) != theirs.get(place)), "")
 
 
-def require_suite(board: Scoreboard, original: Scores, name: str) -> None:
-    """Refuses scores of other texts or tasks than a scoreboard is about to measure."""
-    facts: Facts = {f"texts.{key}": {"text": text.sha256} for key, text in board.texts.items()}
-    facts |= {f"tasks.{key}": {"shots": task.shots} for key, task in board.suite.tasks.items()}
-    _refuse(_differences(facts | {f"tasks.{key}": {} for key in board.examples}, original), name)
+def _measured_on(scores: Scores) -> dict[str, tuple[Any, ...]]:
+    texts = {f"texts.{key}": (t.window, t.windows_sha256) for key, t in scores.texts.items()}
+    return texts | {
+        f"tasks.{key}": (t.questions_sha256, t.metric, t.chance) for key, t in scores.tasks.items()
+    }
 
 
-def require_same(scores: Scores, original: Scores, name: str) -> None:
-    """Refuses scores of another suite, or on other windows or questions."""
-    _refuse(_differences(_facts(scores), original), name)
-
-
-def comparable(scores: Scores, original: Scores) -> bool:
-    """Whether both were measured on the same windows and questions."""
-    return next(_differences(_facts(scores), original), None) is None
-
-
-def _facts(scores: Scores) -> Facts:
-    facts: Facts = {}
-    for key, text in scores.texts.items():
-        facts[f"texts.{key}"] = {
-            "text": text.text_sha256,
-            "windows": f"{len(text.losses)} windows of {text.window} tokens",
-            "tokens": text.windows_sha256,
-        }
-    for key, task in scores.tasks.items():
-        facts[f"tasks.{key}"] = {
-            "shots": task.shots,
-            "n": task.n,
-            "questions": task.questions_sha256,
-            "rule": (task.metric, task.chance),
-        }
-    return facts
-
-
-def _differences(ours: Facts, original: Scores) -> Iterator[str]:
-    theirs = _facts(original)
-    yield from (f"has no {place}" for place in ours if place not in theirs)
-    yield from (f"has {place} besides" for place in theirs if place not in ours)
-    for place, facts in ours.items():
-        for key, value in facts.items():
-            other = theirs[place][key]
-            if value is not None and value != other:
-                yield DIFFERENCES[key].format(place=place, ours=value, theirs=other)
-
-
-def _refuse(differences: Iterator[str], name: str) -> None:
-    found = next(differences, None)
-    if found:
-        raise InputError(
-            found, field=name, hint="measure both by the same `suite`, and models of one tokenizer"
-        )
-
-
-def _text_against(text: TextScore, original: float, losses: Sequence[float]) -> TextScore:
-    ratio, error = loss_ratio(text.losses, losses)
-    return replace(text, original=original, ratio=ratio, ratio_stderr=error)
+def _text_against(text: TextScore, original: TextScore) -> TextScore:
+    ratio, error = loss_ratio(text.losses, original.losses)
+    return replace(text, original=original.perplexity, ratio=ratio, ratio_stderr=error)
 
 
 def _task_against(name: str, task: TaskScore, original: TaskScore) -> TaskScore:

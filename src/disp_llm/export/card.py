@@ -73,8 +73,6 @@ def shared_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Co
         card = _model_card(text.encode(), job.files[CARD])
         card.data.__dict__["license"] = before.data.license
         made = {} if form == "gguf" else {FACTS: _as_bytes(facts)}
-    if job.license:
-        card.data.__dict__["license"] = job.license
     card.text = card.text.replace(PLACE, in_code(job.place))
     return {CARD: str(card).encode(), **made}
 

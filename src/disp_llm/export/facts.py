@@ -10,7 +10,7 @@ from disp_llm.config.schema import Amount, Count, Positive
 from disp_llm.models import embedded
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
-from disp_llm.runs.ownership import FACTS
+from disp_llm.runs.ownership import FACTS, kind_of
 from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json, from_json
 from disp_llm.runs.scores import Finite, Perplexity
 
@@ -176,13 +176,11 @@ def run_of(folder: Path) -> tuple[Run, str] | None:
     """
     folder = folder.absolute().parent
     seen: set[Path] = set()
-    while folder not in seen and Run(folder).config_file.is_file():
+    while folder not in seen and kind_of(folder) and Run(folder).config_file.is_file():
         seen.add(folder)
         path = Run(folder).config_file
         settings = read_toml(path, str(path), "name the original as the `teacher`")
-        if "model" in settings:
+        if kind_of(folder) != "recover":
             return Run(folder), str(settings["model"])
-        if "folder" not in settings:
-            return None
-        folder = Path(str(settings["folder"])).absolute().parent
+        folder = Path(str(settings["model"])).absolute().parent
     return None

@@ -7,7 +7,6 @@ that stay within a share of the dense model's cost, exactly, with aligned widths
 N entries of all sites, S sites (5 to 9 a block), G groups of entries.
 """
 
-import functools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +18,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, BRANCHES, EXPERTS, HEADS, SITES
 from disp_llm.config.targets import Target
 from disp_llm.masks.costs import CostModel, byte_costs, parameter_costs
-from disp_llm.masks.groups import Groups, Ranking, fill, groups_of
+from disp_llm.masks.groups import Groups, fill, groups_of
 from disp_llm.masks.layout import Layout
 
 INSIDE = ("mlp_mid", EXPERTS, HEADS)
@@ -27,15 +26,10 @@ INSIDE = ("mlp_mid", EXPERTS, HEADS)
 
 
 class TooSmall(InputError):
-    """A size below the smallest model, which has the share `least` of the dense model's cost."""
+    """A size below the smallest model."""
 
-    def __init__(self, what: str, *, field: str, hint: str, least: float):
-        super().__init__(what, field=field, hint=hint)
-        self.least = least
-
-    def __reduce__(self):
-        kind = functools.partial(type(self), field=self.field, hint=self.hint, least=self.least)
-        return kind, (self.what,)
+    least = 0.0
+    """Share of the original's cost that the smallest model has."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +139,9 @@ class Budget:
         """How many parameters less the cut model has, biases included."""
         return -round(float(byte_costs(self.layout, 0, 1).cost(counts.cpu())))
 
-    def flops_per_token(self, counts: Tensor) -> int:
-        """Floating-point operations of the block linears for one token, two a weight that it
-        uses."""
-        return 2 * self.active_parameters(counts)
-
-    @cached_property
-    def _active(self) -> CostModel:
-        return parameter_costs(self.layout, counts_chosen=True)
-
     def active_parameters(self, counts: Tensor) -> int:
         """Block parameters that a token uses: all, but for the experts that are not chosen."""
-        return int(self._active.cost(counts))
+        return int(parameter_costs(self.layout, counts_chosen=True).cost(counts))
 
     @cached_property
     def entry_costs(self) -> Float[Tensor, " N"]:
@@ -194,28 +179,27 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     """
     layout, device = budget.layout, scores.device
     scores = layout.by_chunks(scores.detach(), budget.chunk)
-    ranked = _ranked_by_lane(scores, layout)
+    ranked = torch.argsort(scores, descending=True, stable=True)
+    # Lane by lane, best first within a lane.
+    ranked = ranked[torch.argsort(layout.lane_of_entry.to(device)[ranked], stable=True)]
     alike = tuple(site for site in INSIDE if site in budget.sites) if budget.uniform else ()
     groups = groups_of(layout, align, budget.chunk, alike, device)
     means = groups.means(scores[ranked])
     kept_anyway = groups.is_first | groups.of_sites(budget.never_pruned_sites)
     if budget.least_cut or budget.prices_cuts:
         # First which sites are cut, then what of them, by the rest of the budget.
-        whole = _hardly_cut(budget, share, groups, means, kept_anyway)
+        whole = torch.ones(len(budget.lengths), dtype=torch.bool)
+        if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
+            whole = ~budget.hardly_cut(groups.counts(kept_anyway))
+        order, count = _within(budget, share, groups, means, kept_anyway, whole)
+        whole = whole & budget.hardly_cut(groups.counts(groups.first(order, count)))
         kept_anyway = kept_anyway | groups.of_sites(whole)
     order, count = _within(budget, share, groups, means, kept_anyway)
-    kept_group = torch.zeros_like(kept_anyway).index_fill(0, order[:count], True)
     kept = torch.zeros(layout.entries, dtype=torch.bool, device=device)
-    kept[ranked] = kept_group[groups.of_entry]
+    kept[ranked] = groups.first(order, count)[groups.of_entry]
     last = means[order[count - 1]]
     following = means[order[count]] if count < len(order) else last - 1e-3
     return Projected(kept, float((last + following) / 2))
-
-
-def _ranked_by_lane(scores: Float[Tensor, " N"], layout: Layout) -> Int[Tensor, " N"]:
-    """Entries lane by lane, best first within a lane."""
-    ranked = torch.argsort(scores, descending=True, stable=True)
-    return ranked[torch.argsort(layout.lane_of_entry.to(scores.device)[ranked], stable=True)]
 
 
 def _within(
@@ -235,7 +219,7 @@ def _within(
     Raises:
         TooSmall: what is kept anyway is more than that.
     """
-    allowed, sites = share * budget.dense_cost, budget.layout.sites
+    allowed = share * budget.dense_cost
 
     def cost(counts: Tensor) -> float:
         if may_be_whole is not None:
@@ -243,33 +227,18 @@ def _within(
             counts = torch.where(whole, budget.lengths, counts)
         return float(budget.cost(counts))
 
-    best_first = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
-    ranking, least = Ranking.of(groups, best_first), int(kept_anyway.sum())
-    smallest = cost(ranking.counts(least))
+    smallest = cost(groups.counts(kept_anyway))
     if smallest > allowed:
-        smallest /= budget.dense_cost
-        raise TooSmall(
-            f"{share} is less than the smallest model, {smallest:.2g}",
+        least = smallest / budget.dense_cost
+        error = TooSmall(
+            f"{share} is less than the smallest model, {least:.2g}",
             field=budget.field,
             hint="ask for more, for a smaller `align`, or for more `sites`",
-            least=smallest,
         )
+        error.least = least
+        raise error
+    order = means.masked_fill(kept_anyway, torch.inf).argsort(descending=True, stable=True)
     large = (*BRANCHES, EXPERTS, *((HEADS,) if budget.uniform else ()))
-    passed_over = torch.tensor([site in large for site in sites] * len(budget.layout.blocks))
-    return fill(ranking, least, lambda counts: cost(counts) <= allowed, passed_over)
-
-
-def _hardly_cut(
-    budget: Budget,
-    share: float,
-    groups: Groups,
-    means: Float[Tensor, " G"],
-    kept_anyway: Bool[Tensor, " G"],
-) -> Bool[Tensor, " S"]:
-    """The sites that are to keep all of theirs, since hardly any would be pruned."""
-    may_be_whole = torch.ones(len(budget.lengths), dtype=torch.bool)
-    if not budget.prices_cuts:  # a price makes a model dearer, a share may not fit any more
-        may_be_whole = ~budget.hardly_cut(groups.counts(kept_anyway[groups.piece_group]))
-    order, count = _within(budget, share, groups, means, kept_anyway, may_be_whole)
-    kept = torch.zeros_like(kept_anyway).index_fill(0, order[:count], True)
-    return may_be_whole & budget.hardly_cut(groups.counts(kept[groups.piece_group]))
+    sites = [site in large for site in budget.layout.sites] * len(budget.layout.blocks)
+    least = int(kept_anyway.sum())
+    return fill(groups, order, least, lambda counts: cost(counts) <= allowed, torch.tensor(sites))

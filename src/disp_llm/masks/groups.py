@@ -43,76 +43,47 @@ class Groups:
         pieces = chosen.to(self.piece_site.device)[self.piece_site]
         return torch.zeros_like(self.is_first).index_fill(0, self.piece_group[pieces], True)
 
-    def counts(self, pieces: Tensor | slice) -> Float[Tensor, " S"]:
-        """How many entries of each site some pieces have."""
-        counts = self.piece_size.new_zeros(self.sites)
-        return counts.index_add(0, self.piece_site[pieces], self.piece_size[pieces]).cpu()
+    def counts(self, chosen: Bool[Tensor, " G"]) -> Float[Tensor, " S"]:
+        """How many entries of each site the chosen groups have."""
+        sizes = self.piece_size * chosen[self.piece_group]
+        return sizes.new_zeros(self.sites).index_add(0, self.piece_site, sizes).cpu()
 
-
-Fits = Callable[[Float[Tensor, " S"]], bool]
-"""Whether so many entries of each site have room."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Groups in an order, and their pieces in the same."""
-
-    groups: Groups
-    order: Int[Tensor, " G"]
-    pieces: Int[Tensor, " P"]
-    ends: Int[Tensor, " G"]
-    """Where the pieces of each group in the order end."""
-
-    @classmethod
-    def of(cls, groups: Groups, order: Int[Tensor, " G"]) -> "Ranking":
-        """The groups in that order."""
-        ends = torch.arange(1, len(order) + 1, device=order.device)
-        pieces = order
-        if len(groups.piece_group) > len(order):
-            rank = torch.empty_like(order).index_copy(0, order, ends - 1)[groups.piece_group]
-            ends = torch.bincount(rank, minlength=len(order)).cumsum(0)
-            pieces = torch.argsort(rank, stable=True)
-        return cls(groups, order, pieces, ends)
-
-    def counts(self, first: int) -> Float[Tensor, " S"]:
-        """How many entries of each site the first groups have."""
-        return self.groups.counts(self.pieces[: int(self.ends[first - 1])])
-
-    def longest(self, fits: Fits, low: int, high: int) -> int:
-        """How many of the first groups have room, from `low`, which do, to `high`: by bisection."""
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(self.counts(middle)) else (low, middle - 1)
-        return low
-
-    def site_of(self, place: int) -> int:
-        """The site of the group at a place; of several sites, of its last piece."""
-        return int(self.groups.piece_site[self.pieces[self.ends[place] - 1]])
-
-    def with_last(self, place: int) -> "Ranking":
-        """The group at a place goes to the end."""
-        parts = self.order[:place], self.order[place + 1 :], self.order[place : place + 1]
-        return Ranking.of(self.groups, torch.cat(parts))
+    def first(self, order: Int[Tensor, " G"], count: int) -> Bool[Tensor, " G"]:
+        """Which groups are the first in an order."""
+        return torch.zeros_like(self.is_first).index_fill(0, order[:count], True)
 
 
 def fill(
-    ranking: Ranking,
+    groups: Groups,
+    order: Int[Tensor, " G"],
     least: int,
-    fits: Fits,
+    fits: Callable[[Float[Tensor, " S"]], bool],
     may_be_passed_over: Bool[Tensor, " S"],
 ) -> tuple[Int[Tensor, " G"], int]:
     """All groups, best first, and how many of them have room.
 
     Args:
+        order: of the groups, best first.
         least: so many of the first groups have room in any case.
+        fits: whether so many entries of each site have room.
         may_be_passed_over: sites whose entries are so large that what follows may fit without them.
     """
-    low, high = least, len(ranking.order)
+    count, end = least, len(order)
     while True:
-        low = ranking.longest(fits, low, high)
-        if low == high or not may_be_passed_over[ranking.site_of(low)]:
-            return ranking.order, low
-        ranking, high = ranking.with_last(low), high - 1
+        high = end
+        while count < high:  # by bisection
+            middle = (count + high + 1) // 2
+            if fits(groups.counts(groups.first(order, middle))):
+                count = middle
+            else:
+                high = middle - 1
+        if count == end:
+            return order, count
+        site = groups.piece_site[groups.piece_group == order[count]][-1]
+        if not may_be_passed_over[site]:
+            return order, count
+        order = torch.cat([order[:count], order[count + 1 :], order[count : count + 1]])
+        end -= 1
 
 
 @lru_cache(maxsize=4)  # the same at every step of a run

@@ -4,7 +4,7 @@ Of the intermediate dimensions (S4) the mask lies once, on what `down` reads. Eq
 times, on what gate, up and down hand on: the same number for a mask of zeros and ones, but another
 gradient, which is zero for what is dropped and larger for what is kept.
 
-B batch, T tokens, N entries of all sites.
+N entries of all sites.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from disp_llm.config.names import BRANCH_OF, EXPERTS, HEADS
 from disp_llm.masks.layout import Layout
-from disp_llm.masks.mixtures import MaskedMixture, route
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.hooks import hooks
 
@@ -30,22 +29,20 @@ class Masking:
     block and a compiler translates one block for all.
     """
 
-    def __init__(self, layout: Layout, places: "list[Place]", mixtures: dict[str, MaskedMixture]):
+    def __init__(self, layout: Layout, places: "list[Place]", mixtures: dict[str, Any]):
         self._layout, self._places, self._mixtures = layout, places, mixtures
         self._flat = torch.ones(layout.entries)
 
-    def set(self, flat: Float[Tensor, "*B N"]) -> None:
-        """(N) for every sequence, or (B, N) with a mask of its own for each sequence of the
-        batch."""
+    def set(self, flat: Float[Tensor, " N"]) -> None:
+        """Takes these masks."""
         self._flat = flat
-        parts = flat.split(self._layout.lengths, dim=-1)
-        of_site = dict(zip(self._layout.names, parts, strict=True))
+        of_site = dict(zip(self._layout.names, self._layout.split(flat), strict=True))
         for place in self._places:
             part = of_site[place.site]
-            part = part.repeat_interleave(place.repeats, -1) if place.repeats > 1 else part
+            part = part.repeat_interleave(place.repeats) if place.repeats > 1 else part
             if place.branch:
                 part = part * of_site[place.branch]
-            setattr(place.module, place.name, part.unsqueeze(-2) if flat.dim() > 1 else part)
+            setattr(place.module, place.name, part)
         for block, mixture in self._mixtures.items():
             mixture.set(of_site[f"{block}.mlp_mid"], of_site.get(f"{block}.{EXPERTS}"))
 
@@ -83,7 +80,7 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
     """While the context lasts, every site of the model is multiplied by its mask."""
     layout = target.layout
     places: list[Place] = []
-    mixtures: dict[str, MaskedMixture] = {}
+    mixtures: dict[str, Any] = {}
     for i, (block, shape) in enumerate(zip(target.blocks, layout.blocks, strict=True)):
         attention, mlp = target.branches_of(block)
         paths = [
@@ -96,7 +93,9 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
         if mlp.experts is None:
             paths.append(("mlp_mid", mlp.writes, MASK_IN))
         else:
-            mixtures[f"layers.{i}"] = MaskedMixture.of(block, mlp.experts)
+            from disp_llm.masks.mixtures import MaskedMixture
+
+            mixtures[f"layers.{i}"] = MaskedMixture(block, mlp.experts)
         for site, path, name in paths:
             if site not in shape.sites:
                 continue
@@ -111,7 +110,6 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
         else place.module.register_forward_hook(_on_output)
         for place in places
     ]
-    handles += [one.router.register_forward_hook(route) for one in mixtures.values()]
     try:
         with hooks(handles):
             yield Masking(layout, places, mixtures)
@@ -122,20 +120,13 @@ def masked(target: PrunableModel) -> Iterator[Masking]:
             place.module.__dict__.pop(place.name, None)
 
 
-def _multiply(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Hidden states (B, T, width) or, as OPT has them in its MLP, (B·T, width)."""
-    mask = mask.to(hidden.dtype)
-    if hidden.dim() == 2 and mask.dim() == 3:
-        mask = mask.expand(-1, hidden.shape[0] // mask.shape[0], -1).flatten(0, 1)
-    return hidden * mask
-
-
 def _on_input(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     hidden = args[0] if args else kwargs["hidden_states"]
-    hidden = _multiply(hidden, module.disp_mask_in)
+    hidden = hidden * module.disp_mask_in.to(hidden.dtype)
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 def _on_output(module: Any, args: tuple, output):
-    hidden = _multiply(output[0] if isinstance(output, tuple) else output, module.disp_mask_out)
+    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = hidden * module.disp_mask_out.to(hidden.dtype)
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -16,16 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import BRANCHES
-from disp_llm.masks.layout import STREAM_SITES, Layout
+from disp_llm.masks.layout import Layout
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.runs.tensors import TensorFile, read_tensors, write_tensors
 
 MADE_AGAIN = "delete it: `disp-llm prune … --resume` makes it again"
 """What to do about a damaged file: learning goes on from its checkpoints."""
-
-UNKNOWN = 2**31
-"""Stands for a width that no model has."""
 
 
 def save_selection(
@@ -94,21 +90,19 @@ def has_masks(path: Path, masks: Masks, size: str) -> bool:
     )
 
 
-def kept_by_site(path: Path, size: str, widths: dict[str, int]) -> dict[str, list[Tensor]]:
-    """The kept indices of every site of a size, block by block, where no model is at hand.
-
-    Args:
-        widths: of every site of the first block.
-    """
+def kept_by_site(path: Path, size: str) -> dict[str, list[Tensor]]:
+    """The kept indices of every site of a size, block by block, where no model is at hand."""
     file = read_tensors(path, MADE_AGAIN)
-    blocks = range(sum(name.startswith("logits.layers.") for name in file.tensors) // len(widths))
-    lengths = {  # all that is known of a site inside a block is the first block's width
-        f"layers.{i}.{site}": width if site in (*STREAM_SITES, *BRANCHES) else UNKNOWN
-        for i in blocks
-        for site, width in widths.items()
+    logits = {
+        name.removeprefix("logits."): part.numel()
+        for name, part in file.tensors.items()
+        if name.startswith("logits.")
     }
-    kept = _kept(file, size, lengths)
-    return {site: [kept[f"layers.{i}.{site}"] for i in blocks] for site in widths}
+    found: dict[str, list[Tensor]] = {}
+    kept = _kept(file, size, logits)
+    for name in sorted(kept, key=lambda name: int(name.split(".")[1])):
+        found.setdefault(name.split(".")[2], []).append(kept[name])
+    return found
 
 
 def _selection(file: TensorFile, layout: Layout) -> Selection:

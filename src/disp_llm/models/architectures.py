@@ -522,18 +522,9 @@ def family_of(config: Any) -> Family:
 
 
 def _without_row(model_type: str) -> InputError:
-    from disp_llm.models.unsupported import WHY_NOT
-
-    known = (*model_types(), *WRAPPERS)
-    near, why = nearest(model_type, list(known)), WHY_NOT.get(model_type)
-    if why:
-        return InputError(
-            f"architecture '{model_type}' is not supported: {why}{near}",
-            field="model",
-            hint="docs/architectures.md lists those that are",
-        )
+    near = nearest(model_type, [*model_types(), *WRAPPERS])
     return InputError(
-        f"architecture '{model_type}' is not known{near}",
+        f"architecture '{model_type}' is not supported{near}",
         field="model",
-        hint=f"use one of {', '.join(sorted(known))}, or add a row as docs/extend.md explains",
+        hint="docs/architectures.md lists those that are, docs/extend.md explains how to add a row",
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.loading import Loaded, is_packed, load
-from disp_llm.models.wholeness import AGAIN, FLOATS, STORED, require_finite_tensors
+from disp_llm.models.wholeness import AGAIN, require_finite_tensors
 from disp_llm.runs.tensors import opened
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,7 @@ class Checkpoint:
     """The tensors of the empty model."""
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in the data type that the model has it in.
-
-        Raises:
-            InputError: a file cannot be read, or a number in it is not finite.
-        """
+        """A tensor, in the data type that the model has it in."""
         path, stored = self.places[name]
         with opened(path, AGAIN) as file:
             tensor = file.get_tensor(stored)
@@ -59,14 +55,13 @@ def load_unread(name: str, machine: MachineConfig) -> tuple[Loaded, Checkpoint |
 def checkpoint_of(empty: Loaded) -> Checkpoint | None:
     """The files of an empty model; None where they do not hold its tensors as they are."""
     model, folder = empty.model, _folder_of(empty.source)
-    if folder is None:
+    if folder is None or getattr(model.config, "quantization_config", None):
         return None
-    stored: dict[str, tuple[Path, tuple[int, ...], str]] = {}
+    stored: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in weight_files(folder):
         with opened(path, AGAIN) as file:
             for key in file.keys():  # noqa: SIM118  (it is no dictionary)
-                part = file.get_slice(key)
-                stored[key] = path, tuple(part.get_shape()), part.get_dtype()
+                stored[key] = path, tuple(file.get_slice(key).get_shape())
     state = model.state_dict()
     first = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
     places: dict[str, tuple[Path, str]] = {}
@@ -74,8 +69,8 @@ def checkpoint_of(empty: Loaded) -> Checkpoint | None:
         # The head-less model, as GPT-2 is published, has no prefix.
         bare = name.removeprefix(f"{model.base_model_prefix}.")
         key = name if name in stored else bare
-        path, shape, dtype = stored.get(key, (folder, (), ""))
-        if shape == tuple(like.shape) and dtype in STORED.get(like.dtype, FLOATS):
+        path, shape = stored.get(key, (folder, None))
+        if shape == tuple(like.shape):
             places[name] = path, key
         elif name in first:  # else it is tied to one that is there
             return None

@@ -26,7 +26,6 @@ PATIENCE = timedelta(minutes=30)
 
 def start_process(machine: MachineConfig) -> Process:
     """This process, alone or one of several under `accelerate launch`, and its device."""
-    _connect_again(machine)
     accelerator = Accelerator(
         cpu=machine.device == "cpu" or not torch.cuda.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
@@ -35,26 +34,6 @@ def start_process(machine: MachineConfig) -> Process:
         group = torch.distributed.new_group(timeout=PATIENCE)
         return Process(accelerator, accelerator.device, group)
     return Process(accelerator, resolve_device(machine.device))
-
-
-def _connect_again(machine: MachineConfig) -> None:
-    """Connects processes that torchrun has started again on one node. Its store outlives them, and
-    in it lie the addresses of those that are gone: every attempt gets names of its own."""
-    env, distributed = os.environ, torch.distributed
-    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
-    of_agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env["GROUP_WORLD_SIZE"] == "1"
-    if attempt == "0" or not of_agent or distributed.is_initialized():
-        return
-    on_cpu = machine.device == "cpu" or not torch.cuda.is_available()
-    count = int(env["WORLD_SIZE"])
-    store = distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), count, False)
-    distributed.init_process_group(
-        "gloo" if on_cpu else "nccl",
-        store=distributed.PrefixStore(f"attempt-{attempt}", store),
-        rank=int(env["RANK"]),
-        world_size=count,
-        timeout=LONGEST_WAIT,
-    )
 
 
 def require_tracker(tracker: Tracker) -> None:

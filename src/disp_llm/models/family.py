@@ -1,7 +1,6 @@
 """A row of the table of architectures: where a block reads and writes the residual stream.
 
-`docs/extend.md` explains the columns with an example. In each class the columns that most rows fill
-in come first; below the comment are those of a few.
+`docs/extend.md` explains the columns with an example.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,8 +26,7 @@ class Experts:
     rows: str
     """The module whose `weight`, (E, D), is what the router chooses by: itself, or one inside."""
     counted: tuple[str, ...] = ()
-    """Other tensors with a number for each expert in their last dimension. What is no part of the
-    router is handed to it after the hidden states."""
+    """Other tensors whose last dimension is E; those beside the router are handed to it."""
     count: str = "num_experts"
     """Configuration key of E."""
     width: str = "moe_intermediate_size"
@@ -52,8 +50,7 @@ class Branch:
     """One of the two branches of a block; module paths are relative to the block."""
 
     reads: tuple[str, ...]
-    """Linear modules whose inputs are the branch's (normalised) view of the residual stream, in the
-    order in which they run."""
+    """Linear modules that read the (normalised) residual stream, in the order of running."""
     writes: str
     """The linear module whose output goes back towards the residual stream."""
     gather: str
@@ -65,30 +62,25 @@ class Branch:
     norms: tuple[str, ...] = ()
     """Norms that serve this branch alone: they go when it is pruned as a whole."""
     experts: Experts | None = None
-    """Of a mixture: mlp_mid is what lies inside of these. `reads` and `writes` are then those of
-    the shared expert, of which nothing inside is cut; () and "" where there is none."""
+    """Of a mixture; `reads` and `writes` are then those of the shared expert, never cut inside, or
+    () and ""."""
     # Of few architectures.
     inside: tuple[str, ...] = ()
-    """Linear modules of attention that neither read nor write the residual stream (the second
-    halves of low-rank projections): no site cuts them, and they go with the whole branch."""
+    """Linear modules that neither read nor write the stream (second halves of low-rank ones)."""
     gathers: tuple[str, ...] = ()
-    """Modules inside of `gather` that are to select for themselves; () = `gather` does for all. The
-    forward of a mixture takes for granted that what it is given is as wide as what it gives."""
+    """Modules inside of `gather` that select for themselves; () = `gather` does for all."""
     scatters: tuple[str, ...] = ()
     """Likewise those inside of `scatter`."""
     beside: tuple[str, ...] = ()
-    """Modules beside `gather` that read what it reads, and whose outputs the block adds to its."""
+    """Modules that read what `gather` reads, and whose outputs the block adds to its."""
     per_head: tuple[str, ...] = ()
     """Parameters of attention with as many numbers for each head, which go with it."""
     heads: str = ""
-    """What the module of linear attention calls the number of its key heads, each of which goes
-    with the value heads that it serves; "" = that of a configuration, or it cannot lose any."""
+    """What linear attention calls the number of its key heads; "" = it cannot lose any."""
     stacked: tuple[str, ...] = ()
-    """Of its reads and of `per_head`, those that have what belongs to queries, to keys and to
-    values one after the other; all others lie head by head."""
+    """Of `reads` and `per_head`, those that stack queries, keys and values; others lie by head."""
     gives_pair: bool = False
-    """Whether the module of an MLP gives a pair, as that of attention does, and not its output
-    alone; of an alternative, whether it is attention that lacks some of the `reads`."""
+    """Whether an MLP gives a pair as attention does; of an alternative, whether it is attention."""
 
     @property
     def linear_paths(self) -> tuple[str, ...]:
@@ -124,25 +116,19 @@ class Family:
     attention: Branch
     """The branch whose gather is the site attn_in and whose scatter is attn_out."""
     mlp: Branch
-    """The branch whose gather is the site mlp_in and whose scatter is mlp_out; mlp_mid lies between
-    `reads` and `writes`."""
+    """The branch of the sites mlp_in and mlp_out; mlp_mid lies between `reads` and `writes`."""
     mixture: Branch | None = None
-    """What some blocks have in the place of the MLP, where others have a dense one: a block has it
-    that has its experts. Where all are mixtures, `mlp` is one."""
+    """What blocks with experts have in place of the MLP; where all have them, `mlp` is one."""
     alternatives: tuple[Branch, ...] = ()
-    """What blocks of other kinds have in the place of attention: linear attention, a convolution, a
-    state space, whose modules give one tensor, where attention gives a pair; or attention without
-    some of the `reads`, since its values are its keys, or both those of an earlier block. A block
-    has the first one of which it has all modules."""
+    """What other blocks have in place of attention: linear attention, a convolution, a state space,
+    or attention without some of the `reads`. A block has the first of which it has all modules."""
     supports_head_pruning: bool = False
-    """Whether a KV head can be pruned with its queries: q, k and v are `reads` of attention, in
-    this order, and the block reshapes them by the width of a head alone."""
+    """Whether a KV head can be pruned with its queries: `reads` are q, k and v in this order, and
+    the block reshapes them by the width of a head alone."""
     requires_bos: bool = False
-    """Whether the model needs a BOS before its text (Gemma): every window then has one in place of
-    its first token, which is never predicted."""
+    """Whether every window begins with a BOS (Gemma), which is never predicted."""
     unserved: str = ""
-    """Why vLLM's Transformers backend does not run what is exported; "" = it does, where blocks are
-    usual ones."""
+    """Why vLLM's Transformers backend does not run what is exported; "" = it does."""
     refused: tuple[tuple[str, object, str], ...] = ()
     """Variants that this row does not describe, each as (configuration key, value, reason)."""
     # Of few architectures.
@@ -153,14 +139,12 @@ class Family:
     logits_softcap: str = ""
     """Configuration key of a number c with which logits become c·tanh(logits / c) (Gemma 2)."""
     cached: tuple[str, ...] = ()
-    """The reads of attention whose outputs the KV cache holds, as far as a block has them, one that
-    it holds twice named twice; () = everything but the queries."""
+    """The reads whose outputs the KV cache holds, named as often as it does; () = all but the
+    queries."""
     masks_by_place: bool = True
-    """Whether a model that is told the places of tokens masks attention where they begin anew, so
-    that examples in one window do not see each other."""
+    """Whether attention is masked where positions begin anew, so that examples can be packed."""
     base: str = ""
-    """Path, inside what transformers calls the base model, of what gives hidden states: where a
-    class names a base model that it has not, transformers takes the whole model for it."""
+    """Path of what gives hidden states inside what transformers calls the base model."""
     tower: str = ""
     """Path of the language model inside the base model. No row says so: `wrappers` does."""
 
@@ -170,8 +154,7 @@ class Family:
         return self.supports_head_pruning or any(one.heads for one in self.alternatives)
 
     def is_attention(self, branch: Branch) -> bool:
-        """Whether what a block has in the place of attention is one, perhaps without some of the
-        reads."""
+        """Whether what a block has in the place of attention is attention."""
         return branch is self.attention or (branch in self.alternatives and branch.gives_pair)
 
     @property
@@ -259,11 +242,10 @@ def mixture(
     gives_pair: bool = False,
     **columns: Any,
 ) -> Branch:
-    """A mixture of experts that is one module, with its router, and perhaps with a gated MLP that
-    all tokens run through; names are relative to it.
+    """A mixture of experts that is one module, with its router; names are relative to it.
 
     Args:
-        shared: name of that MLP.
+        shared: name of a gated MLP that all tokens run through.
         shared_gate: name of the linear layer that weighs its output.
         columns: others of `Experts`.
     """

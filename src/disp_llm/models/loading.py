@@ -21,13 +21,13 @@ from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
 from disp_llm.models import embedded
 from disp_llm.models.architectures import PRUNED_PREFIX, Family, family_of, row_for
-from disp_llm.models.config_checks import require_possible_size, require_widths
 from disp_llm.models.devices import resolve_device, resolve_dtype
-from disp_llm.models.files import hub_place, pickled_weights, require_readable, weight_files
+from disp_llm.models.files import hub_place, weight_files
 from disp_llm.models.source import IN_MEMORY, commit_of, fingerprint_of, processor_files, source_of
-from disp_llm.models.wholeness import AGAIN, require_finite, require_stored_types, require_whole
+from disp_llm.models.wholeness import AGAIN, require_finite, require_whole
 from disp_llm.models.windows import required_bos
 from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.runs.tensors import opened
 
 if TYPE_CHECKING:
     from disp_llm.models.sharding import Sharding
@@ -43,9 +43,6 @@ unpack their weights."""
 
 COMPRESSED = "compressed-tensors"
 """The way to quantise in which `quantise` writes folders, and the package that reads it."""
-
-SELF_EXPLAINING = (OSError, ValueError, RuntimeError, ImportError)
-"""Exceptions whose message says what is wrong without their name, unlike that of a KeyError."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,7 @@ class Loaded:
         return required_bos(self.model, self.family)
 
     def as_recorded(self, source: dict[str, str]) -> "Loaded":
-        """The same, known by its numbers where a record says that it lay in memory then: where it
-        came from was not known."""
+        """The same, known by its numbers where a record says that it lay in memory then."""
         recorded, now = source.get("revision", ""), self.source["revision"]
         if not recorded.startswith(IN_MEMORY) or now.startswith(IN_MEMORY) or self.sharding:
             return self
@@ -79,31 +75,16 @@ class Loaded:
 
 
 def load_config(name: str) -> transformers.PreTrainedConfig:
-    """The configuration of a model, without its weights.
-
-    Raises:
-        InputError: there is no such model, or it cannot be read.
-    """
-    require_readable(_path(name))
+    """The configuration of a model, without its weights."""
     with _one_line(name):
         config = transformers.AutoConfig.from_pretrained(**_arguments(name))
         borrowed = "/" in str(config._attn_implementation)
-        elsewhere = getattr(config, "transformers_weights", None)
     if borrowed:  # code of the hub, which transformers would fetch and run
         raise InputError(
             f"'{name}' asks for attention of {config._attn_implementation}, which is never run",
             field="model",
             hint="take attn_implementation out of its config.json",
         )
-    if elsewhere:
-        raise InputError(
-            f"'{name}' has its weights in a file of another name, {elsewhere}",
-            field="model",
-            hint="call that file model.safetensors, and take transformers_weights out",
-        )
-    require_possible_size(name, config)
-    if str(config.model_type).startswith(PRUNED_PREFIX):
-        require_widths(config, str(_path(name) / "config.json"), AGAIN)
     return config
 
 
@@ -137,11 +118,7 @@ def load(
 
 
 def require_unquantised(name: str, config: transformers.PreTrainedConfig) -> None:
-    """Refuses a model whose weights are quantised, unless they are unpacked as they are loaded.
-
-    Raises:
-        InputError: they are.
-    """
+    """Refuses a model whose weights are quantised, unless they are unpacked as they are loaded."""
     kind = _quantised(config)
     if kind not in (None, *UNPACKED):
         raise InputError(
@@ -172,9 +149,11 @@ def _whole_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """A model whose configuration has been checked: all of its weights, each a finite number; on
-    the meta device all of their shapes."""
+    """A model with all of its weights, each a finite number; on the meta device their shapes."""
     packed, empty = is_packed(name), device.type == "meta"
+    for file in weight_files(_path(name)):
+        with opened(file, AGAIN):  # transformers would not say which one is damaged
+            pass
     unpacking = partial(GGUF_CONFIG, dequantize=True) if packed and GGUF_CONFIG else None
     unpacking = UNPACKED.get(_quantised(config) or "", unpacking)
     if unpacking:
@@ -196,8 +175,6 @@ def _whole_model(
             hint="merge it first, by `merge_and_unload` of PEFT",
         )
     require_whole(name, report)
-    if not getattr(config, "quantization_config", None):
-        require_stored_types(name, model, weight_files(_path(name)))
     if not empty:
         require_finite(name, model)
     if packed or unpacking:  # so it is no longer quantised
@@ -212,8 +189,7 @@ def _whole_model(
 
 
 def _unpack(model: Any) -> None:
-    """Unpacks the weights of quantised layers, for which the library would wait until the model
-    runs, and drops their scales; what layers read is rounded as the configuration says."""
+    """Unpacks weights, for which the library would wait until the model runs, and drops scales."""
     from compressed_tensors.quantization import QuantizationMetadata
 
     model.hf_quantizer.compressor.decompress_model(model)
@@ -227,8 +203,7 @@ def family_of_any(config: transformers.PreTrainedConfig) -> Family:
 
 
 def auto_class(config: transformers.PreTrainedConfig) -> Any:
-    """What makes the whole model of a configuration: of some wrappers the class for causal models
-    would make the language model alone."""
+    """What makes the whole model; of some wrappers the causal class makes the language model."""
     if config.model_type.removeprefix(PRUNED_PREFIX) in WRAPPERS:
         return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForCausalLM
@@ -263,8 +238,8 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
     """What `from_pretrained` needs to find a model; a GGUF file is named inside its folder.
 
     Args:
-        of_one_commit: whether it is the commit that the configuration was just read from: weights
-            of another one, or of a conversion that somebody has proposed, are another model.
+        of_one_commit: whether it is the commit that the configuration was just read from, not a
+            later one, or a conversion that somebody has proposed.
     """
     repository, revision = hub_place(name)
     path = _path(repository)
@@ -278,8 +253,7 @@ def _arguments(name: str, of_one_commit: bool = False) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _one_line(name: str, part: str = "") -> Iterator[None]:
-    """Turns whatever transformers raises while it reads a model into one line: nearly every kind of
-    exception comes out of a damaged file, with which it computes before anything checks it."""
+    """Turns whatever transformers raises into one line: of a damaged file that can be anything."""
     try:
         yield
     except InputError:
@@ -296,17 +270,15 @@ def _not_loadable(name: str, error: Exception, part: str) -> InputError:
             field="model",
             hint="name a model whose architecture transformers has",
         )
-    if isinstance(error, ImportError) and "compressed_tensors" in said:
+    if "use_safetensors" in said or "no file named model.safetensors" in said:
         return InputError(
-            f"{part}'{name}' is quantised, which needs {COMPRESSED}, which is not installed",
+            f"'{name}' has no safetensors, and pickled weights, which can run code, are not opened",
             field="model",
-            hint=f"`pip install {COMPRESSED}`",
+            hint="where you trust it, convert it by `AutoModelForCausalLM.from_pretrained(MODEL)"
+            ".save_pretrained(FOLDER)`, and name that folder",
         )
-    if "use_safetensors" in said:
-        return pickled_weights(name)
     why = next((line.strip(" .:") for line in said.splitlines() if line.strip()), "")
-    if not isinstance(error, SELF_EXPLAINING):
-        why = f"{type(error).__name__}: {why}"
+    why = f"{type(error).__name__}: {why}"
     if _path(name).exists():
         near, hint = "", f"name another model, or {AGAIN} if its files are damaged"
     else:

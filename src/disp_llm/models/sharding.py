@@ -1,10 +1,9 @@
 """A model whose blocks are divided among processes (FSDP2): each holds a part of every weight, with
 its gradient where it is trained, and all of a block's weights only while the block runs.
 
-Embeddings, head and final norm stay whole in every process, so that losses are what they are. What
-all processes do alike (a step of learning, a turn of scoring) needs nothing more. What the first
-does alone (measuring, writing text, exporting) it does inside of `Sharding.lead`: whenever it runs
-the model, the others hand it their parts.
+Embeddings, head and final norm stay whole in every process. What all do alike (a step of learning)
+needs nothing more. What the first does alone (measuring, exporting) it does inside of
+`Sharding.lead`: whenever it runs the model, the others hand it their parts.
 """
 
 import contextlib
@@ -48,7 +47,7 @@ class Sharding:
     @classmethod
     def among(cls, process: Process) -> "Sharding":
         """Among all processes."""
-        assert process.group is not None, "one process has nobody to share with"
+        assert process.group is not None
         return cls(process, DeviceMesh.from_group(process.group, process.device.type))
 
     def load(
@@ -58,13 +57,11 @@ class Sharding:
         dense_only: bool = False,
         prepare: Callable[[Loaded], Any] | None = None,
     ) -> Loaded:
-        """Loads a model of which every process holds only its part. All do so alike, the others
-        when the first is leading.
+        """Loads a model of which every process holds only its part.
 
         Args:
-            prepare: says, on the model without its weights, which of them are trained and in which
-                data type; None = none. Parts of gradients are then averaged over all processes, and
-                blocks compute in the data type that the model was loaded in.
+            prepare: says, on the empty model, which weights are trained and in which data type;
+                None = none. Gradients are then averaged over all processes.
         """
         assert prepare is None or not self.leading, "the others do not know what is trained"
         self._tell("load", (name, machine, dense_only))
@@ -88,11 +85,7 @@ class Sharding:
 
     def lead(self, work: Callable[[], Result]) -> Result | None:
         """Lets the first process work alone; the others take part when it runs a model, and return
-        None when it has done.
-
-        Raises:
-            Ended: in the others, where the work has failed.
-        """
+        None when it has done."""
         if not self.process.is_main:
             self._follow()
             return None
@@ -114,7 +107,6 @@ class Sharding:
             self._broadcast([what, argument])
 
     def _broadcast(self, message: list[Any]) -> None:
-        """Messages lie on the GPU, if processes talk through it."""
         device = self.process.device if self.process.device.type == "cuda" else None
         torch.distributed.broadcast_object_list(message, device=device)
 
@@ -176,8 +168,8 @@ class Sharding:
         return replace(empty, sharding=self)
 
     def _reader(self, name: str, machine: MachineConfig, empty: Loaded) -> Callable[[str], Tensor]:
-        """What gives the tensors of a model: its files or, where these do not hold them as they
-        are, the whole model in the machine's memory."""
+        """What gives the tensors of a model: its files or, where transformers converts these, the
+        whole model in the machine's memory."""
         checkpoint = checkpoint_of(empty)
         if checkpoint is not None:
             return checkpoint.read
@@ -187,8 +179,8 @@ class Sharding:
         )
 
     def _divide(self, empty: Loaded) -> None:
-        """Divides blocks, each a unit; what lies outside of them stays whole. A block whose weights
-        are kept in more bits than the model computes in gathers them in those of the model."""
+        """Divides blocks, each a unit. One that is trained in float32 is gathered in the data type
+        of the model."""
         base = empty.family.base_of(empty.model)
         blocks = empty.family.blocks_of(empty.model)
         inside = {parameter for block in blocks for parameter in block.parameters()}
@@ -201,8 +193,7 @@ class Sharding:
 
 
 def computed_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The numbers of a model that no file holds and that it computes itself, such as rotary
-    frequencies: by name, those of its configuration."""
+    """The numbers that no file holds and that a model computes, such as rotary frequencies."""
     with accelerate.init_empty_weights(include_buffers=False):
         skeleton = auto_class(model.config).from_config(
             model.config, dtype=model.dtype, trust_remote_code=False

@@ -6,7 +6,6 @@ transformers fills what a file lacks with random numbers and goes on; nothing he
 import re
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,19 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
-from disp_llm.runs.tensors import opened
 
 AGAIN = "copy or download the model again"
 
 CONSTANTS = re.compile(r"(inv_freq|masked_bias|position_ids)$")
 """What older versions of transformers wrote beside the weights: numbers that every model computes.
 """
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""What safetensors calls the types of weights that are not quantised."""
-
-STORED = {torch.int64: ("I64",), torch.bool: ("BOOL",)}
-"""The same of what a model does not compute with, but selects by."""
 
 SHOWN = 3
 """How many names a message gives."""
@@ -35,17 +27,15 @@ SHOWN = 3
 def require_whole(name: str, report: dict[str, Any]) -> None:
     """Refuses a model whose weights are not those that its configuration describes.
 
-    What a family leaves out on purpose (a tied head, buffers that are computed) is no longer in
-    the report.
-
     Args:
-        report: what `from_pretrained` says of its loading (`output_loading_info`).
+        report: what `from_pretrained` says of its loading (`output_loading_info`), in which a tied
+            head and computed buffers are not missing.
 
     Raises:
         InputError: naming weights that are missing, of another shape, or too many.
     """
     mismatched = [
-        f"{key} ({format_shape(found)}, not {format_shape(wanted)})"
+        f"{key} ({list(found)}, not {list(wanted)})"
         for key, found, wanted in report["mismatched_keys"]
     ]
     unexpected = [key for key in report["unexpected_keys"] if not CONSTANTS.search(key)]
@@ -55,11 +45,7 @@ def require_whole(name: str, report: dict[str, Any]) -> None:
         (unexpected, "has weights that its config.json does not describe"),
     ):
         if keys:
-            raise InputError(
-                f"'{name}' {what}: {first_of(keys)}",
-                field="model",
-                hint=f"{AGAIN}: these files are not whole, or not of one model",
-            )
+            raise InputError(f"'{name}' {what}: {first_of(keys)}", field="model", hint=AGAIN)
 
 
 def require_finite(name: str, model: PreTrainedModel) -> None:
@@ -68,10 +54,10 @@ def require_finite(name: str, model: PreTrainedModel) -> None:
 
 
 def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuses tensors of a model, each with its name, of which one is not finite throughout.
+    """The same of tensors by their names.
 
     Raises:
-        InputError: naming the tensors.
+        InputError: naming those that are not finite.
     """
     damaged = [key for key, tensor in tensors if not _is_finite(tensor)]
     if damaged:
@@ -82,44 +68,11 @@ def require_finite_tensors(name: str, tensors: Iterable[tuple[str, Tensor]]) -> 
         )
 
 
-def require_stored_types(name: str, model: PreTrainedModel, files: list[Path]) -> None:
-    """Refuses weights that are stored as whole numbers, and indices that are not: transformers
-    casts both to what the model computes in, without a word.
-
-    Args:
-        model: one that is not quantised.
-        files: those that its weights were read from.
-
-    Raises:
-        InputError: naming the tensors.
-    """
-    state, damaged = model.state_dict(), []
-    for path in files:
-        with opened(path, AGAIN) as file:
-            for key in file.keys():  # noqa: SIM118  (it is no dictionary)
-                # The head-less model, as GPT-2 is published, has no prefix.
-                loaded = state.get(key, state.get(f"{model.base_model_prefix}.{key}"))
-                stored = file.get_slice(key).get_dtype()
-                if loaded is not None and stored not in STORED.get(loaded.dtype, FLOATS):
-                    damaged.append(f"{key} ({stored})")
-    if damaged:
-        raise InputError(
-            f"'{name}' stores weights in another kind of number: {first_of(damaged)}",
-            field="model",
-            hint=AGAIN,
-        )
-
-
 def first_of(names: Iterable[str]) -> str:
     """`a, b, c and 4 more`."""
     listed = sorted(names)
     more = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def format_shape(size: Iterable[int]) -> str:
-    """`32×48`."""
-    return "×".join(map(str, size))
 
 
 @torch.no_grad()

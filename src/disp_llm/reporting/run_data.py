@@ -94,7 +94,7 @@ def read_run(run: Run) -> RunData:
     recovers = isinstance(settings, RecoverConfig)
     return RunData(
         name=run.folder.resolve().name,
-        model=settings.folder if isinstance(settings, RecoverConfig) else settings.model,
+        model=settings.model,
         command="recover" if recovers else "prune",
         status=found.status if found else "not begun",
         figures=found,
@@ -130,10 +130,10 @@ def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
 
 def _size(selection: Path, figures: SizeResult) -> SizeData:
     full = figures.widths_full
-    kept = kept_by_site(selection, figures.size, full)
+    kept = kept_by_site(selection, figures.size)
     return SizeData(
         figures,
-        widths={site: [len(part) for part in parts] for site, parts in kept.items()},
+        widths={site: [len(part) for part in kept[site]] for site in full},
         stream={site: _bitmap(kept[site], full[site]) for site in STREAM_SITES},
     )
 

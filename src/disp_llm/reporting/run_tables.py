@@ -158,3 +158,8 @@ def _cost(found: RunFigures) -> str:
         f"{found.run}  ({found.tokens_seen or 0:,} tokens seen, {found.seconds or 0:.0f} s, "
         f"peak {(found.peak_memory_bytes or 0) / 2**30:.2f} GiB)"
     )
+
+
+def show_page(file: Path) -> None:
+    """Where the page of a run lies."""
+    say(f"page    {file}  ({file.stat().st_size / 1e3:,.0f} kB)")

@@ -178,20 +178,6 @@ class Source(TypedDict):
 
 
 @dataclass(frozen=True)
-class SyntheticText:
-    """What a model writes to learn from."""
-
-    sequences: Size | None
-    """None = until the time is over, and it is not yet."""
-    held_out: Count
-    """Tokens at the end that are only measured on."""
-    length: Size
-    seed: int
-    revision: str
-    """Of the model that writes."""
-
-
-@dataclass(frozen=True)
 class TrainedResult:
     """The model that `recover` exported."""
 
@@ -239,7 +225,6 @@ class RunFigures:
     """What the original scores on the suite, where there is one."""
     teacher: Perplexity | None = None
     model: TrainedResult | None = None
-    synthetic: SyntheticText | None = None
     steps: Size | None = None
     """Optimiser steps, where time fixed them."""
     keep_by_penalty: Amount | None = None

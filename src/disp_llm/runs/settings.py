@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, resolved
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.config.schema import read_toml
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import is_unused, kind_of, require_ours
@@ -32,30 +31,26 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
         InputError: the folder is not a run of it, or its configuration is damaged.
     """
     path = folder / "config.toml"
-    positional = fields(kind)[0].name  # which has no default
-    command, other = ("prune", "recover") if kind is PruneConfig else ("recover", "prune")
+    command, found = "prune" if kind is PruneConfig else "recover", kind_of(folder)
     hint = f"name the `output_dir` of an earlier `disp-llm {command}`"
-    if kind_of(folder) == command:
+    if found == command:
         hint = "put config.toml back, or begin in a new `output_dir`"
+    elif found:
+        raise InputError(f"is a run of `disp-llm {found}`", field=str(folder), hint=hint)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        if positional in tables or not {"model", "folder"} & tables.keys():
-            tables[positional]
-            return apply_recipe(kind(**{positional: ""}), tables)
+        return apply_recipe(kind(tables["model"]), tables)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(
             "is not a run folder" if isinstance(error, FileNotFoundError) else f"damaged ({error})",
             field=str(folder),
             hint=hint,
         ) from error
-    raise InputError(f"is a run of `disp-llm {other}`", field=str(folder), hint=hint)
 
 
 def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
-    """The configuration of a run of either command, told apart by what it begins with."""
-    path = folder / "config.toml"
-    tables = read_toml(path, str(path), "put it back, or name another run")
-    return stored_config(folder, RecoverConfig if "folder" in tables else PruneConfig)
+    """The configuration of a run of either command."""
+    return stored_config(folder, RecoverConfig if kind_of(folder) == "recover" else PruneConfig)
 
 
 def available(config: Stored) -> Stored:

@@ -41,6 +41,8 @@ class Schedule:
     """Factor of `CHECKPOINT_EVERY`, for checkpoints that are large."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 = no limit."""
+    warmup: float = 0.0
+    """Share of the steps in which the step size grows to its peak."""
 
     def rate_of(self, group: dict[str, Any], step: int) -> float:
         """Share of the peak step size of a group of the optimiser, which may name a share of the
@@ -51,7 +53,7 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Share of the peak step size: a warm-up, then constant, a cosine from 1 to a tenth, or a
         line from 1 to 0, which it would reach with one step more."""
-        warmup = round(self.config.warmup * self.steps)
+        warmup = round(self.warmup * self.steps)
         if step < warmup:
             return (step + 1) / warmup
         if self.config.schedule == "constant":

@@ -24,6 +24,8 @@ RARER = 4
 """Checkpoints are so many times rarer than those of masks: they hold all weights and moments."""
 CLIP = 1.0
 """Largest norm of the gradient."""
+WARMUP = 0.05
+"""Share of the steps in which the step size grows to its peak."""
 
 
 def train_weights(
@@ -66,7 +68,7 @@ def train_weights(
         checkpointed_blocks(student, config.recomputes),
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
-        schedule = Schedule(config, steps, "training", RARER, CLIP)
+        schedule = Schedule(config, steps, "training", RARER, CLIP, WARMUP)
         train(state, optimizers, backward, schedule, job)
     return steps
 

@@ -27,8 +27,6 @@ class Job:
     """The files of it that belong to the model, by name."""
     place: str
     """What the card calls the new place."""
-    license: str
-    """Empty = that of the folder's card."""
     aside: Path
     """A folder for new files, which may be the new place itself."""
     text: TextConfig

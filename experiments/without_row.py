@@ -1,4 +1,4 @@
-"""Why an architecture of transformers has no row: what `disp-llm` says of a model that has it.
+"""Why an architecture of transformers has no row: what docs/architectures.md says of it.
 
 Of wrappers those whose language model has one, and those that are causal models to transformers.
 """

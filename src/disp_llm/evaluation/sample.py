@@ -1,0 +1,40 @@
+"""Text that a model writes, always taking the likeliest token."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from disp_llm.models.windows import fitting
+
+
+@contextlib.contextmanager
+def likeliest(model: PreTrainedModel) -> Iterator[Any]:
+    """While the context lasts, `generate`, which this gives, takes the likeliest token: a model may
+    come with penalties, beams and tokens that it must not write, which `do_sample=False` leaves as
+    they are, as do settings that are handed to `generate`."""
+    own: Any = model.generation_config
+    ends = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig(do_sample=False, **ends)
+    try:
+        yield model.generate
+    finally:
+        model.generation_config = own
+
+
+def continued(model: PreTrainedModel, prompt: Int[Tensor, " T"], tokens: int) -> Int[Tensor, " N"]:
+    """At most `tokens` tokens after a prompt, of which the model reads what fits."""
+    start = prompt[: fitting(model, len(prompt))][None].to(model.device)
+    room = fitting(model, len(prompt) + tokens) - start.shape[1]
+    with likeliest(model) as generate:
+        made = generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=max(1, min(tokens, room)),
+            pad_token_id=0,
+        )
+    return made[0, start.shape[1] :]
