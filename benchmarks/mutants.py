@@ -144,7 +144,7 @@ def sample(room: str, size: int) -> list[Mutant]:
     """As many mutants of every file as its share of the room's, at least one, by a fixed seed; in
     turn from every operator, or most would be an argument less, which any test notices. A larger
     sample holds the smaller one."""
-    of_file = {path: list(mutants_of(path)) for path in sorted((SOURCES / room).glob("*.py"))}
+    of_file = {path: list(mutants_of(path)) for path in sorted((SOURCES / room).rglob("*.py"))}
     whole = sum(map(len, of_file.values()))
     drawn = []
     for path, makers in of_file.items():

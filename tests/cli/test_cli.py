@@ -387,3 +387,24 @@ def test_an_error_that_a_signal_became_is_an_interruption(monkeypatch):
     monkeypatch.setattr("disp_llm.cli.commands.verify", swallowed)
     done = run_command("verify", "nowhere")
     assert (done.returncode, done.stderr) == (130, "disp-llm: interrupted\n")
+
+
+@pytest.mark.parametrize("more", [[], ["--text", "self"], ["--minutes", 2]])
+def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
+    place, said = tmp_path / "new", ["--output-dir", tmp_path / "new", "--dry-run", "--json"]
+    line = ["prune", llama_folder, "--keep", 0.8, 0.5, "--context", 32, "--windows", 2]
+    done = run_command(*line, "--length", 32, *more, *said)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert planned["stages"]["measure the original"] == 64
+    assert planned["stages"]["learn"] == (0 if "--minutes" in more else 150 * 64)
+    assert "export and measure 0.5" in planned["stages"]
+    assert planned["fits"]
+    assert planned["training_s"] >= 0
+    folder = small_run[0] / "keep-0.5"
+    done = run_command("recover", folder, "--tokens", 512, "--length", 32, "--batch", 2, *said)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"]["train"] == 512
+    assert not place.exists()
+    shown = run_command(*line, "--length", 32, "--output-dir", place, "--dry-run")
+    assert "would be the run folder" in shown.stdout

@@ -11,8 +11,13 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.config.texts import load_mixture
 from disp_llm.data import sources
-from disp_llm.data.sources import read_mixture, read_sources
+from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
+
+
+def texts_of(mixture, tokens: int) -> list:
+    return [one.text for one in read_sources(TextConfig(text=(mixture,)), tokens=tokens).learning]
+
 
 MIXTURE = """
 title = "Stand-ins"
@@ -52,13 +57,10 @@ def test_a_mixture_has_a_source_for_every_text_drawn_by_its_weight(mixture):
 
 def test_a_data_set_is_read_as_far_as_the_steps_need(mixture, monkeypatch):
     monkeypatch.setattr(sources, "LEAST_OF_MIXTURE", 120)
-    read = [
-        sum(map(len, texts[0][0].documents))
-        for texts in (read_mixture(load_mixture(mixture), tokens) for tokens in (0, 200, 100_000))
-    ]
+    read = [sum(map(len, texts_of(mixture, tokens)[0].documents)) for tokens in (0, 200, 100_000)]
     assert read == [150, 750, 5000]  # whole rows: 120, 5 · 200 · 3/4, all
     mixture.write_text(mixture.read_text().replace("weight = 3", "weight = 3\ncharacters = 290"))
-    (web, _), _ = read_mixture(load_mixture(mixture), 100_000)
+    web, _ = texts_of(mixture, 100_000)
     assert sum(map(len, web.documents or ())) == 300
 
 
@@ -76,7 +78,7 @@ def test_revision_and_split_are_asked_of_the_hub(monkeypatch, tmp_path):
         "[texts.b]\ndataset = 'o/m'\nfield = 'body'"
     )
     monkeypatch.setattr(sources, "LEAST_OF_MIXTURE", 4)
-    (a, _), (b, _) = read_mixture(load_mixture(path), 0)
+    a, b = texts_of(path, 0)
     assert (len(a.documents or ()), len(b.documents or ())) == (3, 1)
     assert asked == [
         (("o/n", "c"), {"split": "s", "revision": "v1", "streaming": True}),
@@ -101,7 +103,7 @@ def test_a_run_learns_from_a_mixture(mixture, llama_folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     source = json.loads(done.stdout)["source"]
-    assert source["text"].startswith("web/, code.jsonl, its own text")
+    assert source["text"].startswith("web/, code.jsonl, synthetic text")
 
 
 def test_what_is_measured_after_recovery_was_not_learned_from_before(

@@ -107,11 +107,11 @@ def test_how_the_kept_weights_differ():
 
 
 def test_what_was_done_after_pruning():
-    quantised = {"how": "4 bits", "layers": 20, "left": 1}
+    quantised = {"how": "4 bits", "layers": 20}
     told = card(told={"recovered": RECOVERED, "quantised": quantised}, measured=MEASURED)
-    assert "through merged LoRA adapters on 640 tokens of text.txt. The divergence" in told
+    assert "The blocks were then trained on 640 tokens of text.txt. The divergence" in told
     assert "was 100% of the loss. Perplexity before that was 25.00 (`disp-llm recover" in told
-    assert "20 of 21 linear layers of the blocks were then rounded to 4 bits." in told
+    assert "The 20 linear layers of the blocks were then rounded to 4 bits." in told
     assert "| perplexity | not measured | 20.00 ± 0.50 | |" in told  # on another text
 
 

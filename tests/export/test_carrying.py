@@ -8,7 +8,7 @@ from conftest import masks_of, sites_with, tiny_model, tiny_prunable
 from test_streaming import CASES, masks_for
 from wrapping import tiny_wrapper
 
-from disp_llm.export.carrying import Carrier
+from disp_llm.export.carrying import carry, is_size
 from disp_llm.export.cutting import compact_model, compact_state
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
@@ -41,10 +41,9 @@ def test_what_both_keep_is_the_larger_ones(model_type):
     dense, trained = tiny(model_type), tiny(model_type, seed=1)
     smaller = masks_for(dense)
     larger = larger_than(smaller)
-    carrier = Carrier(dense)
     own, wanted = (compact_state(model, smaller) for model in (dense, trained))
     own = {name: tensor.clone() for name, tensor in own.items()}
-    carrier.carry((larger, compact_state(trained, larger)), (smaller, own))
+    carry(dense, (larger, compact_state(trained, larger)), (smaller, own))
     assert own.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert torch.equal(own[name], tensor), name
@@ -56,7 +55,7 @@ def test_what_only_the_smaller_keeps_stays():
     smaller = masks_of("random", dense.layout)
     other = replace(smaller, kept=masks_of("random", dense.layout, seed=1).kept)
     own = {name: tensor.clone() for name, tensor in compact_state(dense, smaller).items()}
-    Carrier(dense).carry((other, compact_state(trained, other)), (smaller, own))
+    carry(dense, (other, compact_state(trained, other)), (smaller, own))
     name = "model.layers.1.mlp.down_proj.weight"
     rows, columns = (
         (smaller.indices()[f"layers.1.{site}"], other.indices()[f"layers.1.{site}"])
@@ -81,4 +80,4 @@ def test_a_model_of_other_masks_is_known(changed):
         state[name] = state[name].flip(0)
     elif changed == "a layer":
         state = {name: tensor for name, tensor in state.items() if "layers.1." not in name}
-    assert Carrier(dense).is_size(masks, state) == (changed == "nothing")
+    assert is_size(dense, masks, state) == (changed == "nothing")

@@ -1,6 +1,7 @@
 """A quantised folder holds what compressed-tensors reads and says so; others refuse it."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from disp_llm.commands.convert import convert
 from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.export.formats import int4
 from disp_llm.runs.progress import silent
 from disp_llm.runs.sums import write_sums
 
@@ -105,7 +105,7 @@ def test_the_card_says_what_was_done(folder, tmp_path):
     assert f"{(made / 'model.safetensors').stat().st_size:,}" in card
     facts = json.loads((made / "card.json").read_text())
     how = "4 bits, a scale for 32 inputs"
-    assert facts["result"]["quantised"] == {"how": how, "layers": 21, "left": 0}
+    assert facts["result"]["quantised"] == {"how": how, "layers": 21}
 
 
 @pytest.mark.usefixtures("compressed_tensors")
@@ -124,20 +124,11 @@ def test_a_folder_that_others_have_trained_and_saved_needs_no_card(folder, tmp_p
 
 
 @pytest.mark.usefixtures("compressed_tensors")
-def test_what_a_branch_reads_with_stays_together_where_widths_do_not_fit(
-    odd_folder, tmp_path, caplog
-):
-    odd, mlp = odd_folder, "model.layers.1.mlp"
-    tensors = load_file(odd / "model.safetensors")
-    made, ignored = quantised(odd, "int4", tmp_path / "made")
-    left = [f"{mlp}.{name}_proj" for name in ("gate", "up", "down")]
-    assert "3 of 21 layers stay as they are" in caplog.text
-    assert set(ignored) == set(left)
-    assert "18 of 21 linear layers" in (made / "README.md").read_text()
-    after = load_file(made / "model.safetensors")
-    for name in left:
-        assert torch.equal(after[f"{name}.weight"], tensors[f"{name}.weight"])
-    assert quantised(odd, "int8", tmp_path / "eight")[1] == []
+def test_widths_that_do_not_fit_are_refused(odd_folder, tmp_path):
+    complaint = "3 layers cannot be stored so (model.layers.1.mlp"
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        quantised(odd_folder, "int4", tmp_path / "made")
+    assert quantised(odd_folder, "int8", tmp_path / "eight")[1] == []
 
 
 @pytest.mark.usefixtures("compressed_tensors")
@@ -194,10 +185,3 @@ def test_without_the_library_one_line_says_so(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "compressed_tensors.quantization", None)
     with pytest.raises(InputError, match="int8: needs compressed-tensors, which is not installed"):
         quantised(folder, "int8", tmp_path / "made")
-
-
-@pytest.mark.usefixtures("compressed_tensors")
-def test_widths_of_no_group_are_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(int4, "ROWS", 7)
-    with pytest.raises(InputError, match="to: no layer can be stored so"):
-        quantised(folder, "int4", tmp_path / "made")

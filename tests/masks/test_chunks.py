@@ -20,6 +20,7 @@ from conftest import (
     tiny_prunable,
     with_config,
 )
+from in_memory import export_folder
 from safetensors.torch import load_file
 
 from disp_llm.commands.planning import chunk_of
@@ -28,7 +29,6 @@ from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.latency import SHAPES, masks_of_shape
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import export_folder
 from disp_llm.masks import layout as layouts
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import CHUNKS, usual_chunk

@@ -19,13 +19,13 @@ from conftest import (
     without_branches,
 )
 from fresh import PROMPT
+from in_memory import export_folder
 from transformers import AutoModelForCausalLM
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
 from disp_llm.export.cutting import compact_model, fold_into_weights
-from disp_llm.export.folders import export_folder
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

@@ -13,13 +13,13 @@ import torch
 import transformers
 from configurations import ARCHITECTURES, cases
 from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_prunable
+from in_memory import export_folder
 from safetensors.torch import load_file, save_file
 
 from disp_llm.commands.api import inputs_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import export_folder
 from disp_llm.models.loading import load, load_model
 
 CPU = MachineConfig(device="cpu", dtype="float32")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import byte_tokenizer, masks_of, run_command, tiny_model, tiny_prunable
+from in_memory import export_folder
 from safetensors.torch import load_file
-
-from disp_llm.export.folders import export_folder
 
 EVAL = ("--context", 32, "--windows", 2, "--device", "cpu", "--dtype", "float32")
 

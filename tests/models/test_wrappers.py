@@ -8,12 +8,12 @@ import pytest
 import torch
 from configurations import cases, tiny_config
 from conftest import byte_tokenizer, masks_of, run_command, without_branches
+from in_memory import export_folder
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
 
 from disp_llm.config.errors import InputError
 from disp_llm.export.cutting import compact_model, fold_into_weights
-from disp_llm.export.folders import export_folder
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

@@ -12,9 +12,9 @@ import transformers
 from configurations import ARCHITECTURES, MIXTURES
 from conftest import byte_tokenizer, environment, masks_of, tiny_prunable
 from environments import make_environment
+from in_memory import export_folder
 
 from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import export_folder
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 

@@ -30,13 +30,13 @@ from conftest import (
     without_branches,
 )
 from environments import CACHE, make_environment
+from in_memory import export_folder
 
 from disp_llm.commands.convert import convert
 from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import TextConfig
 from disp_llm.data.tokens import load_tokens
-from disp_llm.export.folders import export_folder
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection

@@ -9,9 +9,11 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.settings import Setting, settings_of
 
 EXTRAS = {
+    "revision": ("NAME", "Commit, tag or branch of a hub MODEL; MODEL@NAME says the same."),
     "set": ("PATH=VALUE", "Change any setting by its path, such as learn.shift=3."),
     "config": ("FILE", "Read settings from a TOML file, or from the config.toml of a run."),
     "json": ("", "Print one JSON object on standard output."),
+    "dry-run": ("", "Print what would be done, and do nothing."),
     "quiet": ("", "Print results and errors alone."),
     "verbose": ("", "Also print what libraries log, and where an error came from."),
     "help": ("", "List the usual settings."),
@@ -19,7 +21,7 @@ EXTRAS = {
 }
 """Flags that are no settings: what stands beside them, and what they do."""
 
-USUAL_EXTRAS = ("config", "json", "help-all")
+USUAL_EXTRAS = ("config", "json", "dry-run", "help-all")
 """Those that a short help lists."""
 
 SHORT_CHOICE = 3
@@ -64,7 +66,13 @@ def command_parser(command: str, kind: type, short: bool = False) -> Parser:
 
 def extras_of(kind: type) -> list[str]:
     """The flags of a command that are no settings."""
-    missing = () if usual_settings_of(kind) else ("set", "config", "help-all")
+    settings, missing = settings_of(kind), set()
+    if "model" not in settings:
+        missing.add("revision")
+    if "resume" not in settings:
+        missing.add("dry-run")
+    if not usual_settings_of(kind):
+        missing |= {"set", "config", "help-all"}
     return [name for name in EXTRAS if name not in missing]
 
 

@@ -45,7 +45,7 @@ def _run(arguments: list[str]) -> int:
         config = parse(arguments)
         prepare_libraries(verbose="--verbose" in arguments)
         direct_output(as_json, quiet="--quiet" in arguments)
-        result = command_of(command).run(config)
+        result = command_of("dry_run" if "--dry-run" in arguments else command).run(config)
         if as_json and result:  # of several processes, the first has it
             print(json.dumps(result, ensure_ascii=False))
         print(

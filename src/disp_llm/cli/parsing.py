@@ -66,6 +66,8 @@ def command_of(name: str) -> Command:
     Raises:
         InputError: there is none.
     """
+    if name == "dry_run":
+        return Command(object, partial(_run, name))
     if name in COMMANDS:
         module, _, kind = COMMANDS[name].partition(":")
         config = getattr(importlib.import_module(f"disp_llm.config.{module}"), kind)

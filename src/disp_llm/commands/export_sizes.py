@@ -16,7 +16,6 @@ from disp_llm.commands.results import PruneResult
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
-from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
@@ -65,11 +64,9 @@ def export_sizes(asked: ExportConfig | str | Path | None = None, **options: Any)
         exporter = _unmeasured(job) if config.no_measure else _measured(job, stored)
         problem = exporter.problem
         selection = load_selection(run.selection_file, problem.budget.layout)
-        suffix = "" if problem.align == stored.export.align else f"-align{problem.align}"
-        writer = SizeWriter(problem, exporter, suffix)
-        writer.write(selection, config.sizes)
+        SizeWriter(problem, exporter).write(selection, config.sizes)
         result = run.result()
-        names = list(map(writer.name, config.sizes))
+        names = list(map(config.budget.size_name, config.sizes))
         figures = result | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
@@ -117,5 +114,4 @@ def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:
         output_dir=config.run,
         budget=config.budget,
         machine=replace(stored.machine, device=config.device),
-        export=OutputConfig(config.export.align or stored.export.align),
     )

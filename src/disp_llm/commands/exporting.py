@@ -35,16 +35,6 @@ CHECK_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A compact model that was written."""
-
-    model: PrunableModel
-    """It may be empty."""
-    figures: dict[str, Any]
-    """Those of a `SizeResult` that were measured."""
-
-
-@dataclass(frozen=True)
 class Exporter:
     """Writes models tensor by tensor, and measures what lies in the folder."""
 
@@ -55,28 +45,30 @@ class Exporter:
     sharding: "Sharding | None" = None
     """What holds models that do not all lie here; None = they do."""
 
-    def write(self, masks: Masks, name: str, folder: Path) -> Exported:
-        """Writes the folder.
+    def write(self, masks: Masks, name: str, folder: Path) -> tuple[PrunableModel, dict[str, Any]]:
+        """Writes the folder; returns its model, empty, and the figures of a `SizeResult` that were
+        measured.
 
         Args:
             name: what progress calls the model.
         """
-        dense, measuring = self.problem.dense, self.measuring
+        original, measuring = self.problem.dense, self.measuring
         if measuring is None:
-            return Exported(self._written(masks, name, folder), {})
-        with as_masked(dense, masks):
-            of_masked = measuring.perplexity(dense, f"{name}: masked perplexity")
+            return self._written(masks, name, folder), {}
+        with as_masked(original, masks):
+            of_masked = measuring.perplexity(original, f"{name}: masked perplexity")
         written = self._written(masks, name, folder)
         model = self._load(folder)
-        with as_masked(dense, masks):
-            errors = _checked(dense, model, measuring, folder)
-        compact = PrunableModel(model, dense.family)
-        rounds = self.problem.job.config.rounds if self.sharding is None else 0
-        figures = _measured(compact, name, self.problem, measuring, rounds)
-        figures |= {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
+        start = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
+        with as_masked(original, masks):
+            tokens = start[: fitting(original.model, CHECK_TOKENS)]
+            errors = logit_errors(original.model, model, tokens)
+        warn_of_error(errors, folder)
+        figures = self._measured(model, name, measuring)
         if self.sharding is not None:
             self.sharding.drop(model)
-        return Exported(written, figures)
+        masked_run = {"perplexity_masked": of_masked.perplexity, "logit_errors": errors}
+        return written, figures | masked_run
 
     def _written(self, masks: Masks, name: str, folder: Path) -> PrunableModel:
         """Writes the folder and returns its model, empty. What does not all lie in memory is read
@@ -90,73 +82,55 @@ class Exporter:
             loaded, checkpoint = load_unread(self.problem.job.config.model, machine)
             original = PrunableModel.of(loaded, original.sites)
             read = checkpoint.read if checkpoint else original.model.state_dict().__getitem__
-        return stream_folder(original, masks, read, self.tokenizer, folder, on_tensor=count)
+        return stream_folder(original, masks, read, self.tokenizer, folder, count)
 
     def _load(self, folder: Path) -> PreTrainedModel:
-        dense = self.problem.dense
+        original = self.problem.dense
         if self.sharding is None:
-            return load_model(str(folder), dense.device, dense.dtype)
+            return load_model(str(folder), original.device, original.dtype)
         return self.sharding.load(str(folder), self._machine).model
 
     @property
     def _machine(self) -> MachineConfig:
         """Where both models run, and in which data type."""
-        dense, machine = self.problem.dense, self.problem.job.config.machine
-        dtype: Any = dtype_name(dense.dtype)
-        return replace(machine, device=str(dense.device), dtype=dtype)
+        original, machine = self.problem.dense, self.problem.job.config.machine
+        dtype: Any = dtype_name(original.dtype)
+        return replace(machine, device=str(original.device), dtype=dtype)
 
+    def _measured(self, model: PreTrainedModel, name: str, measuring: Measuring) -> dict[str, Any]:
+        """What a compact model is measured on. One that is sharded is not timed."""
+        job, original = self.problem.job, self.problem.dense
+        compact = PrunableModel(model, original.family)
+        rounds = job.config.rounds if self.sharding is None else 0
+        reference = job.run.original
+        assert reference is not None, "a size is measured against it"
 
-def _checked(
-    dense: PrunableModel, model: PreTrainedModel, measuring: Measuring, folder: Path
-) -> dict[str, float]:
-    """Errors of the logits of a compact model beside the dense one's, which runs masked; a warning
-    where rounding does not explain them."""
-    start = opening(measuring.stream, CHECK_TOKENS)[:CHECK_TOKENS]
-    tokens = start[: fitting(dense.model, CHECK_TOKENS)]
-    errors = logit_errors(dense.model, model, tokens)
-    warn_of_error(errors, folder)
-    return errors
+        def on_round(phase: str, done: int) -> None:
+            job.progress(f"{name}: timing {phase}", done, rounds, {})
 
-
-def _measured(
-    compact: PrunableModel, name: str, problem: PruningProblem, measuring: Measuring, rounds: int
-) -> dict[str, Any]:
-    """What a compact model is measured on.
-
-    Args:
-        name: what progress calls it.
-        rounds: in which it is timed in turn with the original; 0 = it is not.
-    """
-    job = problem.job
-    original = job.run.original
-    assert original is not None, "a size is measured against it"
-
-    def on_round(phase: str, done: int) -> None:
-        job.progress(f"{name}: timing {phase}", done, rounds, {})
-
-    return {
-        "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
-        "speed": speed_against(problem.dense.model, compact.model, rounds, on_round),
-        "scores": measuring.scores(compact, name, original.scores),
-        "sample": measuring.sample(compact.model),
-    }
+        return {
+            "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
+            "speed": speed_against(original.model, model, rounds, on_round),
+            "scores": measuring.scores(compact, name, reference.scores),
+            "sample": measuring.sample(model),
+        }
 
 
 @contextlib.contextmanager
-def as_masked(dense: PrunableModel, masks: Masks) -> Iterator[None]:
+def as_masked(original: PrunableModel, masks: Masks) -> Iterator[None]:
     """While the context lasts, a model runs as the compact one of some masks will: its weights
     changed or, where they do not lie here, with scales and adapters beside them, as it ran when
     these were learned."""
-    device, compensation = dense.device, masks.compensation
+    device, compensation = original.device, masks.compensation
     flat = masks.kept.float()
     with contextlib.ExitStack() as stack:
-        if dense.is_whole:
-            stack.enter_context(fold_into_weights(dense, masks))
+        if original.is_whole:
+            stack.enter_context(fold_into_weights(original, masks))
         else:
             assert compensation.mean_inputs is None, "a method has read weights"
             flat = flat if compensation.scales is None else flat * compensation.scales.cpu()
             if compensation.adapters:
                 adapters = Adapters(compensation.adapters).to(device)
-                stack.enter_context(adapted(dense, adapters))
-        stack.enter_context(masked(dense)).set(flat.to(device))
+                stack.enter_context(adapted(original, adapters))
+        stack.enter_context(masked(original)).set(flat.to(device))
         yield

@@ -12,7 +12,6 @@ from disp_llm.commands.exporting import Exporter
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
-from disp_llm.evaluation.cache import cache_folder
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.card import write_card
 from disp_llm.export.cutting import compact_model
@@ -24,16 +23,12 @@ from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import add_masks, has_masks
 from disp_llm.runs.files import atomic
 from disp_llm.runs.provenance import provenance
-from disp_llm.runs.results import Provenance, SizeResult, Timing, as_json, from_json
+from disp_llm.runs.results import SizeResult, Timing, as_json, from_json
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.estimators import deterministic_mask
 from disp_llm.training.problem import PruningProblem
 
 logger = logging.getLogger(__name__)
-
-AS_TIMED = 0.1
-"""How far from what was asked for, relative to it, the time of a model may be that has the share:
-machines are not equally fast at all times."""
 
 
 def timed_workloads(settings: BudgetConfig) -> list[Workload]:
@@ -56,21 +51,18 @@ class SizeWriter:
 
     problem: PruningProblem
     exporter: Exporter
-    suffix: str = ""
-    """Added to the names of sizes that differ from the run's own in more than their share."""
 
     def write(self, selection: Selection, sizes: tuple[Target, ...]) -> None:
-        """Exports every size that the run does not have yet, and measures it, or has not measured
-        yet if that is asked for.
-        """
-        run, settings = self.problem.job.run, self.problem.job.config.budget
+        """Exports every size that the run does not have yet, or has not measured yet if that is
+        asked for."""
+        job, settings = self.problem.job, self.problem.job.config.budget
+        run = job.run
         found = {entry["size"]: entry for entry in run.result().get("models", [])}
         for size in sizes:
-            name = self.name(size)
+            name = settings.size_name(size)
             folder = run.size_folder(name)
             if name in found and run.has(run.selection_file) and run.has(folder):
                 there = from_json(SizeResult, found[name], str(run.result_file))
-                self._require_same_share(size, there)
                 if there.measured or self.exporter.measuring is None:
                     continue
             self._require_free(name, folder)
@@ -81,29 +73,10 @@ class SizeWriter:
                 share = self.problem.budget.share_of(size)
                 masks, timing = masks_of(self.problem, selection, share), None
             written = self._write_one(masks, size, timing)
-            found[name] = as_json(replace(written, provenance=self._made_by()))
+            # The card has no provenance: the same model has the same bytes whenever it is written.
+            made_by = provenance(job.config.machine.seed, job.command)
+            found[name] = as_json(replace(written, provenance=made_by))
             run.update(folder, models=list(found.values()))
-
-    def _made_by(self) -> Provenance:
-        """Where the figures of a size come from; not in its card, so that the same model has the
-        same bytes whenever it is written."""
-        job = self.problem.job
-        return provenance(job.config.machine.seed, job.command)
-
-    def name(self, size: Target) -> str:
-        """What a size is called in results and file names."""
-        return self.problem.job.config.budget.size_name(size) + self.suffix
-
-    def _require_same_share(self, size: Target, there: SizeResult) -> None:
-        """Refuses a share that would be called what another one is called; an absolute has all of
-        its digits in its name."""
-        if not size.unit and size.amount != there.share_asked:
-            field = "keep" if self.problem.job.config.budget.budget == "params" else "target"
-            raise InputError(
-                f"{size} would be called {there.size}, as the {there.share_asked} that is there",
-                field=field,
-                hint="give numbers that differ in their first six digits",
-            )
 
     def _require_free(self, name: str, folder: Path) -> None:
         """Refuses to replace what this run has not written."""
@@ -138,12 +111,6 @@ class SizeWriter:
                 "asked for %.1f %% of the time, the nearest of %d tries takes %.1f %%",
                 100 * target, len(attempts), 100 * measured,
             )  # fmt: skip
-        elif size.unit and abs(seconds[share] / size.value - 1) > AS_TIMED:
-            logger.warning(
-                "asked for %s, %.1f %% of the original's time when compact models were timed; now "
-                "that share takes %s: to have them timed anew, delete %s",
-                size, 100 * target, size.like(seconds[share]), cache_folder(),
-            )  # fmt: skip
         work = " and ".join(workload.name for workload in workloads)
         timing: Timing = {
             "work": work,
@@ -155,17 +122,19 @@ class SizeWriter:
 
     def _write_one(self, masks: Masks, size: Target, timing: Timing | None) -> SizeResult:
         """One size: masks file, folder, and the figures of what lies in the folder."""
-        job = self.problem.job
-        budget, size_name = job.config.budget.budget, f"{size.name}{self.suffix}"
-        name = f"keep {size_name}" if budget == "params" else f"{budget} {size_name}"
-        with atomic(job.run.size_folder(self.name(size))) as written:
-            exported = self.exporter.write(masks, name, written)
-            self._require_counted(exported.model, masks)
-            of_files = {"bytes": weight_bytes(written), "latency": timing}
-            result = self._result(exported.model, masks, size, **of_files, **exported.figures)
+        job, budget, original = self.problem.job, self.problem.budget, self.problem.dense
+        kind, size_name = job.config.budget.budget, job.config.budget.size_name(size)
+        name = f"keep {size.name}" if kind == "params" else f"{kind} {size.name}"
+        with atomic(job.run.size_folder(size_name)) as written:
+            compact, figures = self.exporter.write(masks, name, written)
+            predicted = original.parameters - budget.removed_parameters(masks.counts)
+            predicted += added_biases(original, masks)
+            assert predicted == compact.parameters, (predicted, compact.parameters)
+            figures |= {"bytes": weight_bytes(written), "latency": timing}
+            result = self._result(compact, masks, size, **figures)
             write_card(written, result, job.run.result())
             write_sums(written)
-            self._record_masks(masks, self.name(size))
+            self._record_masks(masks, size_name)
         return result
 
     def _record_masks(self, masks: Masks, name: str) -> None:
@@ -180,11 +149,12 @@ class SizeWriter:
     ) -> SizeResult:
         """The figures of a size: those that follow from the model and its masks, and those that
         were measured."""
-        name, original = self.name(size), self.problem.job.run.original
+        settings, original = self.problem.job.config.budget, self.problem.job.run.original
+        name = settings.size_name(size)
         assert original is not None, "shares are of it"
         return SizeResult(
             size=name,
-            budget=self.problem.job.config.budget.budget,
+            budget=settings.budget,
             share_asked=self.problem.budget.share_of(size),
             asked=str(size) if size.unit else None,
             keep=compact.block_parameters / original.block_parameters,
@@ -206,13 +176,6 @@ class SizeWriter:
             folder=str(self.problem.job.run.size_folder(name)),
             **measured,
         )
-
-    def _require_counted(self, compact: PrunableModel, masks: Masks) -> None:
-        """Holds the predicted number of parameters against the counted one."""
-        dense = self.problem.dense
-        predicted = dense.parameters - self.problem.budget.removed_parameters(masks.counts)
-        predicted += added_biases(dense, masks)
-        assert predicted == compact.parameters, (predicted, compact.parameters)
 
 
 def keep_by_penalty(problem: PruningProblem, selection: Selection) -> float:

@@ -11,134 +11,96 @@ from typing import Any
 from disp_llm.commands.caller import Caller
 from disp_llm.config.errors import InputError
 from disp_llm.config.verify import VerifyConfig
-from disp_llm.export.facts import FACTS
 from disp_llm.runs.files import read_checked_json
 from disp_llm.runs.folder import PUT_BACK, Run
-from disp_llm.runs.ownership import MARK, damaged_mark, kind_of
+from disp_llm.runs.ownership import FACTS, MARK, damaged_mark, kind_of
 from disp_llm.runs.settings import stored_settings
-from disp_llm.runs.sums import (
-    SUMS,
-    extra_files,
-    folder_problems,
-    require_sums,
-)
+from disp_llm.runs.sums import SUMS, extra_files, folder_problems, require_sums
 
 COMPARISON, ROWS_AGAIN = "compare.json", "delete it; every row is made again"
 """What `disp-llm compare` writes, and what to do where it is damaged."""
 
+RUN_FILES = ("config.toml", "result.json", COMPARISON)
+"""Files that tell a run whose mark is lost."""
+
 
 def verify(asked: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
-    """Checks a run, a comparison or an exported folder.
+    """Checks a run, a comparison with all of its runs, or an exported folder.
 
     Returns:
-        `ok`, `kind`, how many `files` were held against their hashes, and `problems`, each with
-        `file`, `what` and `hint`.
+        `ok` and `problems`, each with `file`, `what` and `hint`.
     """
     _, config = Caller.asking(VerifyConfig, asked, {})
     folder = config.folder
-    kind, check = _kind(folder)
-    files, problems = 0, []
-    for found in check(folder):
-        if isinstance(found, InputError):
-            problems.append({"file": found.field, "what": found.what, "hint": found.hint})
-        else:
-            files += found
-    return {"ok": not problems, "kind": kind, "files": files, "problems": problems}
+    if kind_of(folder) or _has_any(folder, *RUN_FILES):
+        runs = {path.parent for name in (MARK, "config.toml") for path in folder.rglob(name)}
+        problems = [one for run in sorted({folder, *runs}) for one in _of_run(run)]
+    elif _has_any(folder, "config.json", FACTS):
+        problems = [*_found(_of_model, folder)]
+    else:
+        raise InputError(
+            f"{folder} is no run, comparison or model folder",
+            field="folder",
+            hint="name an `output_dir`, or a model folder inside it",
+        )
+    told = [{"file": one.field, "what": one.what, "hint": one.hint} for one in problems]
+    return {"ok": not told, "problems": told}
 
 
-Check = Callable[[Path], Iterator[InputError | int]]
-"""A folder -> how many files were held against their hashes, and what is wrong."""
+def _has_any(folder: Path, *names: str) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
-def _kind(folder: Path) -> tuple[str, Check]:
-    """What a folder is, by its mark or, where that is lost, by what it holds; how it is checked.
-
-    Raises:
-        InputError: it is nothing of ours.
-    """
-    marked = kind_of(folder)
-    if marked == "compare" or (not marked and (folder / COMPARISON).is_file()):
-        return "comparison", _comparison
-    if marked or any((folder / name).is_file() for name in ("config.toml", "result.json")):
-        return "run", _run
-    if any((folder / name).is_file() for name in ("config.json", FACTS)):
-        return "exported folder", _exported
-    raise InputError(
-        f"{folder} is no run, comparison or model folder",
-        field="folder",
-        hint="name an `output_dir`, or a model folder inside it",
-    )
-
-
-def _collected(check: Callable[..., Iterator[InputError | int]], *inputs: Any) -> Iterator[Any]:
+def _found(check: Callable[[Path], Iterator[InputError]], folder: Path) -> Iterator[InputError]:
     """What a check finds; a file that stops it is a problem too."""
     try:
-        yield from check(*inputs)
+        yield from check(folder)
     except InputError as error:
         yield error
 
 
-def _comparison(folder: Path) -> Iterator[InputError | int]:
-    """`compare.json` and the run folders of its methods."""
-    yield from _collected(_mark, folder)
-    yield from _collected(_table, folder)
-    found = (path.parent for name in (MARK, "config.toml") for path in folder.rglob(name))
-    for run in sorted({*found} - {folder}):
-        yield from _run(run)
-
-
-def _mark(folder: Path) -> Iterator[int]:
+def _of_run(folder: Path) -> Iterator[InputError]:
     if not kind_of(folder):
-        raise damaged_mark(folder)
-    yield 1
+        yield damaged_mark(folder)
+    compares = kind_of(folder) == "compare" or _has_any(folder, COMPARISON)
+    yield from _found(_table if compares else _settings, folder)
+    yield from _found(_recorded, folder)
 
 
-def _table(folder: Path) -> Iterator[int]:
+def _table(folder: Path) -> Iterator[InputError]:
     read_checked_json(folder / COMPARISON, ROWS_AGAIN)
-    yield 1
+    yield from ()
 
 
-def _run(folder: Path) -> Iterator[InputError | int]:
-    """The recorded files of a run, and its models."""
-    yield from _collected(_mark, folder)
-    yield from _collected(_recorded, Run(folder))
+def _settings(folder: Path) -> Iterator[InputError]:
+    stored_settings(folder)
+    if not (folder / "result.json").exists():
+        yield InputError("is missing", field=str(folder / "result.json"), hint=PUT_BACK)
 
 
-def _recorded(run: Run) -> Iterator[InputError | int]:
+def _recorded(folder: Path) -> Iterator[InputError]:
+    """Recorded files of a run, and models that it has not written."""
+    run = Run(folder)
     result = run.result()
-    if not result:
-        yield InputError("is missing", field=str(run.result_file), hint=PUT_BACK)
-    files, problems = result.get("files", {}), run.problems()
-    yield len(files)
-    yield from problems
-    yield from _unrecorded(run, result)
-    for folder in {(run.folder / name).parent for name in files if Path(name).name == SUMS}:
-        yield from _collected(_listed, folder)
-    stored_settings(run.folder)
+    files = result.get("files", {})
+    yield from run.problems()
+    for model in {(folder / name).parent for name in files if Path(name).name == SUMS}:
+        yield from _found(_beside, model)
+    if result.get("status") == "done":
+        known = {Path(name).parts[0] for name in files}
+        for path in sorted(found.parent for found in folder.glob(f"*/{FACTS}")):
+            if path.name not in known:
+                yield _foreign(path, "was not written by this run")
 
 
-def _unrecorded(run: Run, result: dict[str, Any]) -> Iterator[InputError]:
-    """Models in the folder of a finished run that it has not written."""
-    known = {Path(name).parts[0] for name in result.get("files", {})}
-    found = (path.parent for path in run.folder.glob(f"*/{FACTS}"))
-    for path in sorted(found) if result.get("status") == "done" else ():
-        if path.name not in known:
-            yield _foreign(path, "was not written by this run")
-
-
-def _exported(folder: Path) -> Iterator[InputError | int]:
-    """An exported folder that may lie anywhere."""
-    yield from _collected(_sums_of, folder)
-
-
-def _sums_of(folder: Path) -> Iterator[InputError | int]:
-    yield from _listed(folder)
+def _of_model(folder: Path) -> Iterator[InputError]:
+    yield from _beside(folder)
     yield from folder_problems(folder)
 
 
-def _listed(folder: Path) -> Iterator[InputError | int]:
-    """How many files the sums list, and those that lie beside them."""
-    yield len(require_sums(folder))
+def _beside(folder: Path) -> Iterator[InputError]:
+    """Files that lie beside those that the sums list."""
+    require_sums(folder)
     for name in extra_files(folder):
         yield _foreign(folder / name, "was not written with the others")
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from disp_llm.commands.planning import sites_of
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
-from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.export.carrying import Carrier
+from disp_llm.export.carrying import carry, is_size
 from disp_llm.export.facts import original_of, run_of, size_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
@@ -40,26 +39,25 @@ def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
     with model_is("weights_from"):
         require_unquantised(config.weights_from, load_config(config.weights_from))
     run = _run_of_both(folder, larger)
-    stored = stored_config(run.folder)
     machine = MachineConfig(device="cpu", dtype=config.machine.dtype)
     with model_is("teacher"):  # which has its shapes
         name = original_of(folder) or config.teacher
         original = load(name, machine, dense_only=True, empty=True)
-    dense = PrunableModel.of(original, sites_of(stored, original.family))
-    masks = [_masks_of(run, one, stored, dense) for one in (larger, folder)]
+    dense = PrunableModel.of(original, sites_of(stored_config(run.folder), original.family))
+    masks = [_masks_of(run, one, dense) for one in (larger, folder)]
     if not masks[0].kept.sum() > masks[1].kept.sum():
         raise InputError(f"{larger} is no larger than {folder}", field="weights_from", hint=OTHER)
     with model_is("weights_from"):
         trained = load(config.weights_from, machine)
-    carrier, states = Carrier(dense), [one.model.state_dict() for one in (trained, student)]
+    states = [one.model.state_dict() for one in (trained, student)]
     for one, kept, state in zip((larger, folder), masks, states, strict=True):
-        if not carrier.is_size(kept, state):
+        if not is_size(dense, kept, state):
             raise InputError(
                 f"{one} is not what {run.folder} says of that size",
                 field="weights_from",
                 hint="bring back the files of that run, or export the size again",
             )
-    carrier.carry((masks[0], states[0]), (masks[1], states[1]))
+    carry(dense, (masks[0], states[0]), (masks[1], states[1]))
     source = student.source | {"weights_from_revision": trained.source["revision"]}
     return replace(student, source=source)
 
@@ -76,7 +74,7 @@ def _run_of_both(folder: Path, larger: Path) -> Run:
     return found[0]
 
 
-def _masks_of(run: Run, folder: Path, stored: PruneConfig, dense: PrunableModel) -> Masks:
+def _masks_of(run: Run, folder: Path, dense: PrunableModel) -> Masks:
     """The masks of the size that a folder is of."""
     masks = load_masks(run.selection_file, dense.layout, size_of(folder))
     if masks.compensation.mean_inputs is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from disp_llm.config.bounds import Size
 from disp_llm.config.effect import check_settings
 from disp_llm.config.errors import InputError
-from disp_llm.config.parts import KEEP_OR_TARGET, BudgetConfig, OutputConfig
+from disp_llm.config.parts import KEEP_OR_TARGET, BudgetConfig
 from disp_llm.config.settings import POSITIONAL
 from disp_llm.config.targets import Target
 
@@ -28,7 +28,6 @@ class ExportConfig:
     anyway: bool = False
     """Go on although the model or a file has changed."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    export: OutputConfig = field(default_factory=OutputConfig)
     device: str = "auto"
     """Device to run on: cpu, cuda, ...; everything else is taken from the run."""
 

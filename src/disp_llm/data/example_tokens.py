@@ -24,13 +24,7 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.examples import ASSISTANT, Example, GivenExamples, TaskExample
-from disp_llm.data.windows import (
-    StatesLoss,
-    TaskPart,
-    Windows,
-    joined,
-    usual_bos,
-)
+from disp_llm.data.windows import StatesLoss, TaskPart, Windows, joined, usual_bos
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,10 @@ class Tokenized:
     choices: int = 0
     """How many its own loss is the mean of."""
 
-    def tasks_from(self, first: int) -> tuple[TaskPart, ...]:
+    def task_from(self, first: int) -> list[TaskPart]:
         """Its own loss, if it has one, where its tokens begin at that place of a window."""
-        if self.loss is None:
-            return ()
-        return (TaskPart(first, first + len(self.tokens), self.loss, self.choices),)
+        end = first + len(self.tokens)
+        return [TaskPart(first, end, self.loss, self.choices)] if self.loss else []
 
     @property
     def prompt(self) -> Int[Tensor, " N"]:
@@ -82,11 +75,7 @@ class ExampleStream:
         return max(self.examples, key=lambda example: len(example.tokens))
 
     def require_length(self, tokens: int, setting: str) -> None:
-        """Refuses an example that is longer than a window, whose length that setting says.
-
-        Raises:
-            InputError: naming file and line of the longest.
-        """
+        """Refuses an example that is longer than a window, whose length that setting says."""
         longer = sum(len(example.tokens) > tokens for example in self.examples)
         if longer:
             others = f" ({longer:,} examples are too long)" if longer > 1 else ""
@@ -103,16 +92,13 @@ class ExampleStream:
 
     def _random_window(self, length: int, noise: torch.Generator) -> Windows:
         drawn: list[Tokenized] = []
-        while sum(len(example.tokens) for example in drawn) < length:
-            place = int(torch.randint(len(self.examples), (), generator=noise))
-            drawn.append(self.examples[place])
-        starts = [0, *itertools.accumulate(len(example.tokens) for example in drawn)]
-        tasks = [
-            part
-            for example, first in zip(drawn, starts, strict=False)
-            for part in example.tasks_from(first)
-            if part.end <= length
-        ]
+        tasks: list[TaskPart] = []
+        filled = 0
+        while filled < length:
+            example = self.examples[int(torch.randint(len(self.examples), (), generator=noise))]
+            tasks += [part for part in example.task_from(filled) if part.end <= length]
+            filled += len(example.tokens)
+            drawn.append(example)
         return Windows(
             torch.cat([example.tokens for example in drawn])[None, :length],
             torch.cat([example.counted for example in drawn])[None, :length],
@@ -123,7 +109,7 @@ class ExampleStream:
     def alone(self) -> Iterator[Windows]:
         """Every example as a window of its own, in order."""
         for example in self.examples:
-            own = example.tasks_from(0)
+            own = tuple(example.task_from(0))
             tasks = (own,) if own else ()
             yield Windows(example.tokens[None], example.counted[None], tasks=tasks)
 
@@ -136,11 +122,7 @@ class ExampleStream:
 def stream_of_examples(
     given: GivenExamples, tokenizer: Any, bos_token_id: int | None = None
 ) -> ExampleStream:
-    """The tokens of examples.
-
-    Args:
-        bos_token_id: a token that every example begins with, where the model needs one.
-    """
+    """The tokens of examples, each of which begins with that BOS where the model needs one."""
     writer = _Writer(given, tokenizer, bos_token_id)
     return ExampleStream(tuple(map(writer.tokenized, given.examples)), given.field)
 
@@ -157,9 +139,7 @@ class _Writer:
         if isinstance(example, TaskExample):
             return self._of_task(example)
         chat, tokenizer = self._is_chat(example), self.tokenizer
-        asked, said = (
-            message["content"] for message in (example.messages[0], example.messages[-1])
-        )
+        asked, said = example.messages[0]["content"], example.messages[-1]["content"]
         plain = (asked + example.between, False), (said, True)
         bos = self.bos_token_id
         if bos is None and not chat:
@@ -167,7 +147,9 @@ class _Writer:
         tokens = [] if bos is None else [bos]
         counted, before = [False] * len(tokens), ""
         for text, is_answer in self._in_template(example) if chat else plain:
-            ids = ids_of(tokenizer, text, is_answer and not chat, before)
+            ids = ids_of(tokenizer, text, before)
+            if is_answer and not chat and tokenizer.eos_token_id is not None:
+                ids.append(tokenizer.eos_token_id)
             if chat and tokens and ids[:1] == tokens:
                 ids = ids[1:]  # the template writes BOS too
             tokens += ids
@@ -189,9 +171,8 @@ class _Writer:
         return Tokenized(tokens, counted, example.place, "", example.loss, example.choices)
 
     def _is_chat(self, example: Example) -> bool:
-        can = bool(getattr(self.tokenizer, "chat_template", None))
-        plain = self.given.template == "plain" or (self.given.template == "auto" and not can)
-        if plain and not example.is_chat:
+        can, asked = bool(getattr(self.tokenizer, "chat_template", None)), self.given.template
+        if not example.is_chat and (asked == "plain" or (asked == "auto" and not can)):
             return False
         if not can:
             raise InputError(
@@ -232,19 +213,15 @@ class _Writer:
             ) from error
 
 
-def ids_of(tokenizer: Any, text: str, ends: bool, before: str = "") -> list[int]:
-    """The tokens of a part of an example, and EOS if it ends there and the tokenizer has one.
+def ids_of(tokenizer: Any, text: str, before: str) -> list[int]:
+    """The tokens of a part of an example.
 
-    Args:
-        before: what stands in front of it. Some tokenizers put a space before whatever they read,
-            and the part must not get one of its own; where a token would belong to both, it is
-            read by itself.
+    Some tokenizers put a space before whatever they read. The part gets none of its own, since it
+    is read together with what stands before it; where a token would belong to both, alone.
     """
 
     def read(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     first, both = read(before) if before else [], read(before + text)
-    ids = both[len(first) :] if both[: len(first)] == first else read(text)
-    eos = tokenizer.eos_token_id
-    return [*ids, eos] if ends and eos is not None else ids
+    return both[len(first) :] if both[: len(first)] == first else read(text)

@@ -9,15 +9,15 @@ The forms that data sets for instruction tuning have:
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError
-from disp_llm.data.reading import base_name, files_under, naming, rows_of
-from disp_llm.data.rows import Unusable, kind_of, require_whole_characters
+from disp_llm.data.reading import base_name, read_each, rows_of
+from disp_llm.data.rows import Unusable, kind_of, whole_text
 
 HELD_OUT = 0.1
 """Share of what is learned from, at its end, that is only measured on when nothing else is given
@@ -47,11 +47,6 @@ class Example:
     between: str = ""
     """What stands between prompt and answer where no template puts anything there."""
 
-    @property
-    def content(self) -> Any:
-        """What its hash is made of."""
-        return self.messages
-
 
 @dataclass(frozen=True)
 class TaskExample:
@@ -67,11 +62,6 @@ class TaskExample:
     """How many the loss is the mean of; perplexity is e to the mean loss of a choice."""
     place: str = "an example in memory"
     """Where it was read, for messages."""
-
-    @property
-    def content(self) -> Any:
-        """What its hash is made of."""
-        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -107,11 +97,7 @@ class GivenExamples:
         return replace(self, examples=self.examples[:count]) if count else self
 
     def parted(self) -> tuple["GivenExamples", "GivenExamples"]:
-        """What is left to learn from, and the last of them, which are only measured on.
-
-        Raises:
-            InputError: there is one example alone.
-        """
+        """What is left to learn from, and the last of them, which are only measured on."""
         first = min(len(self.examples) - 1, int(len(self.examples) * (1 - HELD_OUT)))
         if first < 1:
             raise InputError(
@@ -128,37 +114,29 @@ class GivenExamples:
         """The hash of the turns, or of the token ids, as JSON, a line an example."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(json.dumps(example.content, sort_keys=True).encode() + b"\n")
+            content = example.messages if isinstance(example, Example) else example.tokens
+            digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
 
 def read_examples(
     paths: Sequence[Path], template: str, field: str = "examples"
 ) -> GivenExamples | None:
-    """The examples of .jsonl and .json files, and of those in folders; None where none is named.
+    """The examples of .jsonl and .json files, and of those in folders; None where none is named."""
+    if not paths:
+        return None
 
-    Args:
-        field: the setting that the files were named in, for messages.
-    """
-    found: list[Example] = []
-    for path in paths:
-        with naming(path, field):
-            files = files_under(path)
-        for file in files:
-            with naming(file, field):
-                found += [example_of(row, place, file.name) for place, row in rows_of(file)]
+    def read(file: Path) -> Iterator[Example]:
+        return (example_of(row, place, file.name) for place, row in rows_of(file))
+
     named = ", ".join(map(base_name, paths))
-    return GivenExamples(tuple(found), field, named, template) if paths else None
+    return GivenExamples(tuple(read_each(paths, field, read)), field, named, template)
 
 
 def read_input_examples(
     given: Any, template: str, field: str = "examples"
 ) -> tuple[Path, ...] | GivenExamples:
-    """Files and folders, or examples in memory.
-
-    Args:
-        given: one path or several; rows as a file has them, or `TaskExample`s; or a
-            `datasets.Dataset` of rows.
+    """Files and folders, or examples in memory: rows as a file has them, or `TaskExample`s.
 
     Raises:
         InputError: it is none of these, or a row is no example.
@@ -187,10 +165,7 @@ def read_input_examples(
 
 
 def example_of(row: Any, place: str, file: str = "") -> Example:
-    """The example of a row.
-
-    Args:
-        place: of the row in its file, such as "line 3".
+    """The example of a row at a place such as "line 3".
 
     Raises:
         Unusable: it is none.
@@ -238,5 +213,4 @@ def _text(row: Mapping, key: str, place: str, may_be_empty: bool = False) -> str
         raise Unusable(f"has no text but {kind_of(value)} as '{key}' in {place}", FORMS)
     if not value.strip() and not may_be_empty:
         raise Unusable(f"has an empty {key} in {place}", "fill it in, or leave that example out")
-    require_whole_characters(value, place)
-    return value
+    return whole_text(value, place)

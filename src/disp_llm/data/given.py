@@ -89,11 +89,9 @@ def read_input(
         text: one path or several, also `self` or `speeches` where it is learned from; strings; a
             `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
             list or a tensor.
-        field: the setting that it was given as.
-        column: of rows, the one that holds the text.
 
     Raises:
-        InputError: it is none of these, or a string that is neither a file nor a text.
+        InputError: it is none of these.
     """
     if isinstance(text, str | Path):
         text = [text]
@@ -127,18 +125,20 @@ def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
     """All of them as paths where they name files or folders; none where they are texts.
 
     Raises:
-        InputError: one is missing.
+        InputError: one that must be a file is missing.
     """
     texts = NAMED_TEXTS if field == "text" else ()
-    named = [isinstance(part, Path) or part in texts or _exists(part) for part in parts]
-    if all(named):
+    unknown = [
+        part for part in parts if not (isinstance(part, Path) or part in texts or _exists(part))
+    ]
+    if not unknown:
         return tuple(_path(part) for part in parts)
+    some = len(unknown) < len(parts)
     must = any(isinstance(part, Path) for part in parts)
-    for part, is_named in zip(map(str, parts), named, strict=True):
-        known = kind_of_file(Path(part)) in KINDS
-        word = len(part.split()) == 1
-        beside = any(named) and (must or known or word)
-        if not is_named and (beside or (word and (known or len(parts) == 1))):
+    for part in map(str, unknown):
+        word, known = len(part.split()) == 1, kind_of_file(Path(part)) in KINDS
+        alone = word and (known or len(parts) == 1)
+        if alone or (some and (must or word or known)):
             raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
     return ()
 

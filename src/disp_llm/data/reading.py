@@ -19,13 +19,15 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.schema import require_file
 from disp_llm.data.rows import Unusable, no_column, text_of
+
+Read = TypeVar("Read")
 
 KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
 """What a folder may hold. A file that is named itself may have any suffix."""
@@ -36,9 +38,6 @@ cell is 131,072."""
 
 PIECE = 2**20
 """Characters of plain text that are looked at together."""
-
-NUMBERS = 1000
-"""Cells of a .csv file, numbers without any text, after which its column is taken for numbers."""
 
 BATCH, BUFFER = 32, 2**20
 """Rows of a .parquet file that are unpacked together, and bytes of it that are read at once."""
@@ -61,39 +60,43 @@ def naming(path: Path, field: str) -> Iterator[None]:
         ) from error
 
 
+def read_each(
+    paths: Sequence[Path], field: str, read: Callable[[Path], Iterable[Read]]
+) -> Iterator[Read]:
+    """What a function reads of files, and of those in folders, in order."""
+    for path in paths:
+        with naming(path, field):
+            files = files_under(path)
+        for file in files:
+            with naming(file, field):
+                yield from read(file)
+
+
 def files_under(path: Path) -> list[Path]:
     """The file itself, or the files of a folder and the folders in it, in order of their names.
 
-    Hidden files are left out.
+    Hidden files are left out; a link to a folder is refused.
 
     Raises:
         Unusable: a folder without a file, or with one of a kind that is not known.
     """
     if not path.is_dir():
         return [path]
-    files = _files_in(path, (path.resolve(),))
-    if not files:
-        raise Unusable("holds no files", "name a folder of text files")
-    for file in files:
+    files: list[Path] = []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if any(part.startswith(".") for part in name.parts) or (
+            file.is_dir() and not file.is_symlink()
+        ):
+            continue
         if kind_of_file(file) not in KINDS or not file.is_file():
             raise Unusable(
-                f"holds {file.relative_to(path)}, which is none of {' '.join(KINDS)}",
+                f"holds {name}, which is none of {' '.join(KINDS)}",
                 "move it elsewhere, or name the files that are meant",
             )
-    return files
-
-
-def _files_in(folder: Path, above: tuple[Path, ...]) -> list[Path]:
-    files: list[Path] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            if path.resolve() in above:
-                raise Unusable(f"holds {path.name}, a link to a folder above it", "remove the link")
-            files += _files_in(path, (*above, path.resolve()))
-        else:
-            files.append(path)
+        files.append(file)
+    if not files:
+        raise Unusable("holds no files", "name a folder of text files")
     return files
 
 
@@ -110,11 +113,7 @@ def base_name(path: Path) -> str:
 
 
 def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
-    """The documents of a file.
-
-    Args:
-        column: of a table that holds the text.
-        characters: of a document of plain text; what is longer goes on in others.
+    """The documents of a file; plain text goes on in another after so many characters.
 
     Raises:
         Unusable: damaged, binary, empty, or something else than text in a row.
@@ -145,11 +144,7 @@ def _documents(path: Path, column: str, characters: int) -> Iterator[str]:
 
 def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
     """The rows of a JSON file, each with its place, such as "line 3": of any kind but .json one a
-    line.
-
-    Raises:
-        Unusable: damaged, binary or empty.
-    """
+    line."""
     empty = True
     with _opened_text(path) as text:
         for found in _json(text) if kind_of_file(path) == ".json" else _json_lines(text):
@@ -233,8 +228,7 @@ def _as_text(content: str) -> str:
 def _json(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
     content = "".join(_pieces(text, LONGEST + 1))
     if len(content) > LONGEST:
-        what = f"has more than {LONGEST:,} characters, which are read at once"
-        raise Unusable(what, "make a .jsonl file of it, an object a line")
+        raise Unusable(f"has more than {LONGEST:,} characters", "make a .jsonl file of it")
     try:
         found = json.loads(content) if content.strip() else []
     except (ValueError, RecursionError) as error:
@@ -260,7 +254,7 @@ def _json_lines(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
 def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
     csv.field_size_limit(LONGEST)
     rows = csv.reader(lines, strict=True)
-    line, numbers, has_text = 1, 0, False
+    line = 1
     try:
         header = next(rows, [])
         if header.count(column) != 1:
@@ -273,35 +267,18 @@ def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
                     "mend that line, or put texts with commas in quotes",
                 )
             if row:
-                has_text = has_text or not _is_number(row[place])
-                numbers += bool(row[place])
-                if numbers > NUMBERS and not has_text:
-                    break
                 yield row[place]
             line = rows.line_num + 1
     except csv.Error as error:
         raise Unusable(f"has no whole row in line {line} ({said_by(error)})", "mend it") from error
-    if numbers and not has_text:
-        raise Unusable(f"has no text but numbers as '{column}'", "name the right `text_field`")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return cell.lower() in ("", "true", "false")
-    return True
 
 
 def _parquet(file: Any, column: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet
 
-    if not isinstance(file, io.BufferedReader):  # compressed once more
-        content = file.read(LONGEST + 1)
-        if len(content) > LONGEST:
-            raise Unusable(f"unpacks to more than {LONGEST:,} bytes", "unpack it first")
-        file = io.BytesIO(content)
+    if not isinstance(file, io.BufferedReader):
+        raise Unusable("is compressed twice", "unpack it first")
     try:
         table = pyarrow.parquet.ParquetFile(
             file, page_checksum_verification=True, buffer_size=BUFFER

@@ -16,10 +16,7 @@ class Unusable(Exception):
 
 
 def text_of(row: Any, column: str, place: str) -> str:
-    """The text of a row: itself, or in a column.
-
-    Args:
-        place: of the row, such as "line 3".
+    """The text of a row at a place such as "line 3": itself, or in a column.
 
     Raises:
         Unusable: there is no such column, or something else than text in it.
@@ -37,8 +34,7 @@ def text_of(row: Any, column: str, place: str) -> str:
             f"has no text but {kind_of(value)} as '{column}' in {place}",
             "leave such rows out, or name the right `text_field`",
         )
-    require_whole_characters(value, place)
-    return value
+    return whole_text(value, place)
 
 
 def no_column(column: str, columns: list[Any], place: str = "") -> Unusable:
@@ -60,14 +56,19 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def require_whole_characters(text: str, place: str) -> None:
-    """Refuses halves of surrogate pairs, which JSON can escape and no tokenizer reads."""
+def whole_text(text: str, place: str) -> str:
+    """The text, without halves of surrogate pairs, which JSON can escape and no tokenizer reads.
+
+    Raises:
+        Unusable: there is one.
+    """
     try:
         text.isascii() or text.encode()
     except UnicodeEncodeError as error:
         raise Unusable(
             f"has half a character (a lone surrogate) in {place}", "mend or leave out that text"
         ) from error
+    return text
 
 
 def first_documents(documents: Iterable[str], characters: int) -> tuple[list[str], bool]:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
 from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
 from disp_llm.data.given import GivenText
-from disp_llm.data.reading import base_name, documents_of, files_under, naming
+from disp_llm.data.reading import base_name, documents_of, read_each
 from disp_llm.data.rows import Unusable, first_documents, no_column, text_of
 from disp_llm.models.embedded import speech_files
 
@@ -143,8 +144,7 @@ def _learning_sources(config: TextConfig, tokens: int, characters: int) -> list[
     found: list[Source] = []
     for group, paths in enumerate(_groups(config)):
         if len(paths) == 1 and is_mixture(paths[0]):
-            texts = read_mixture(load_mixture(paths[0]), tokens)
-            found += [Source(text, group, share) for text, share in texts]
+            found += _read_mixture(load_mixture(paths[0]), tokens, group)
         elif paths == (Path(SELF),):
             found.append(Source(None, group))
         elif paths == (Path(SPEECHES),):
@@ -184,26 +184,17 @@ def read_given(
 
     Args:
         split: of a data set that names none.
-        field: the setting of the files.
+        field: the setting that the files were named in.
         characters: after which reading ends, with a warning.
-
-    Raises:
-        InputError: a name of a text that is only learned from.
     """
     if dataset:
         return read_dataset(dataset, column, split, DATASET[field], characters)
     if not paths:
         return None
     for path in paths:
-        only_learned = str(path) in (SELF, SPEECHES) and not path.exists()
-        if only_learned or is_mixture(path):
-            usual = field == "text" and str(path) == SPEECHES
-            raise InputError(
-                f"{path} is only learned from",
-                field=field,
-                hint=f"{'leave it out, for their last tenth, or ' if usual else ''}"
-                "name files or folders of text",
-            )
+        if is_mixture(path) or (str(path) in (SELF, SPEECHES) and not path.exists()):
+            what = f"{path} is only learned from"
+            raise InputError(what, field=field, hint="name files or folders of text")
     named = ", ".join(map(base_name, paths))
     return GivenText(read_documents(paths, column, field, characters), field=field, named=named)
 
@@ -211,23 +202,10 @@ def read_given(
 def read_documents(
     paths: Sequence[Path], column: str, field: str = "text", characters: int = EVERYTHING
 ) -> list[str]:
-    """The documents of text files, and of those in folders, in order.
-
-    Args:
-        column: of a table (.jsonl, .json, .csv, .parquet) that holds the text.
-        field: the setting that the files were named in, for messages.
-        characters: after which reading ends, with a warning; plain text is cut there.
-    """
-
-    def found() -> Iterator[str]:
-        for path in paths:
-            with naming(path, field):
-                files = files_under(path)
-            for file in files:
-                with naming(file, field):
-                    yield from documents_of(file, column, characters)
-
-    return _beginning(found(), characters, field, ", ".join(map(base_name, paths)))
+    """The documents of text files, and of those in folders, in order; arguments as above."""
+    read = partial(documents_of, column=column, characters=characters)
+    found = read_each(paths, field, read)
+    return _beginning(found, characters, field, ", ".join(map(base_name, paths)))
 
 
 def _beginning(documents: Iterable[str], characters: int, field: str, name: str) -> list[str]:
@@ -256,14 +234,12 @@ def read_dataset(
     """The rows of a column of a hub data set NAME:CONFIG[:SPLIT].
 
     Args:
-        characters: after which reading ends, with a warning unless it streams.
         revision: commit, tag or branch; "" = the newest.
         streams: fetches rows from the start, as many as are read, and keeps none.
         rows: most that are read; 0 = all.
 
     Raises:
-        InputError: not found, not reachable, without the column, or with something else than text
-            in it.
+        InputError: not found, not reachable, or something else than text in the column.
     """
     import datasets
 
@@ -307,22 +283,16 @@ def dataset_name(name: str) -> str:
     return f"{base_name(local)}{colon}{rest}" if local.exists() else name
 
 
-def read_mixture(mixture: MixtureFile, tokens: int) -> list[tuple[GivenText, float]]:
-    """The texts of a mixture, each with its share.
-
-    Args:
-        tokens: how many are learned from, all texts together.
-    """
+def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Source]:
+    """The texts of a mixture, of which so many tokens are learned from."""
     total = sum(text.weight for text in mixture.texts.values())
-    found: list[tuple[GivenText, float]] = []
     for name, text in mixture.texts.items():
         share = text.weight / total
         try:
-            found.append((_mixed_text(text, tokens * share), share))
+            yield Source(_mixed_text(text, tokens * share), group, share)
         except InputError as error:
             what = f"texts.{name}: {error.what}"
             raise InputError(what, field=mixture.file, hint=error.hint) from error
-    return found
 
 
 def _mixed_text(text: MixedText, tokens: float) -> GivenText:

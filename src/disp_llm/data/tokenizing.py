@@ -65,22 +65,19 @@ class _Piece:
 
     start: int
     """Of the piece, in characters of the whole text."""
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    """Characters of each token, from the start of the piece."""
+    tokens: list[tuple[int, int, int]]
+    """Where each begins and ends in the whole text, and its id."""
     words: list[int | None]
     """The word that each token is a part of."""
 
+    def ids(self, begin: int, end: int | None = None) -> Int[Tensor, " N"]:
+        """Those of some tokens."""
+        return torch.tensor([token for _, _, token in self.tokens[begin:end]], dtype=torch.long)
+
     def common(self, first: int, end: int) -> range:
         """The tokens that begin between two characters of the whole text."""
-        starts = [start + self.start for start, _ in self.spans]
-        inside = [i for i, start in enumerate(starts) if first <= start < end]
+        inside = [i for i, (start, _, _) in enumerate(self.tokens) if first <= start < end]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
-
-    def keys(self, tokens: range) -> list[tuple[int, int, int]]:
-        """What tells tokens apart: where they stand in the whole text, and their ids."""
-        at = ((self.spans[i], self.ids[i]) for i in tokens)
-        return [(start + self.start, end + self.start, token) for (start, end), token in at]
 
     def begins_word(self, token: int) -> bool:
         """Whether it is the first token of a word."""
@@ -97,18 +94,20 @@ def _stitched(documents: list[str], tokenizer: Any, size: int) -> list[Tensor] |
             cut = _cut(before, piece, start + round(size * OVERLAP), tokenizer)
             if cut is None:
                 return None
-            ids.append(torch.tensor(before.ids[begin : cut[0]], dtype=torch.long))
+            ids.append(before.ids(begin, cut[0]))
             begin = cut[1]
         before = piece
     assert before is not None
-    return [*ids, torch.tensor(before.ids[begin:], dtype=torch.long)]
+    return [*ids, before.ids(begin)]
 
 
 def _tokens_of(text: str, start: int, tokenizer: Any) -> _Piece:
     found = tokenizer(
         text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
     )  # fmt: skip
-    return _Piece(start, found["input_ids"], found["offset_mapping"], found.word_ids(0))
+    placed = zip(found["offset_mapping"], found["input_ids"], strict=True)
+    tokens = [(start + begin, start + end, token) for (begin, end), token in placed]
+    return _Piece(start, tokens, found.word_ids(0))
 
 
 def _texts(documents: list[str], size: int) -> Iterator[tuple[int, str]]:
@@ -116,7 +115,8 @@ def _texts(documents: list[str], size: int) -> Iterator[tuple[int, str]]:
     step = size - round(size * OVERLAP)
     start, held, parts = 0, 0, []
     for number, document in enumerate(documents):
-        for part in (SEPARATOR if number else "", *_slices(document, size)):
+        slices = (document[i : i + size] for i in range(0, len(document), size))
+        for part in (SEPARATOR if number else "", *slices):
             parts.append(part)
             held += len(part)
             if held <= size:
@@ -129,15 +129,12 @@ def _texts(documents: list[str], size: int) -> Iterator[tuple[int, str]]:
     yield start, "".join(parts)
 
 
-def _slices(text: str, size: int) -> Iterator[str]:
-    return (text[i : i + size] for i in range(0, len(text), size))
-
-
 def _cut(left: _Piece, right: _Piece, end: int, tokenizer: Any) -> tuple[int, int] | None:
     """The first token that two pieces can be joined at, by its number in each; None = there is
     none."""
     of_left, of_right = left.common(right.start, end), right.common(right.start, end)
-    has, also = left.keys(of_left), right.keys(of_right)
+    has = left.tokens[of_left.start : of_left.stop]
+    also = right.tokens[of_right.start : of_right.stop]
     place_of = {key: place for place, key in enumerate(also)}
     one_word = not (
         any(map(left.begins_word, of_left[1:])) or any(map(right.begins_word, of_right[1:]))

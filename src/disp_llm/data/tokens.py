@@ -114,7 +114,6 @@ def load_tokens(
 
     Args:
         bos_token_id: first token of every window, where the model needs one.
-        sources: what was read of them already, or lies in memory.
         write: lets the model write that share of what is learned from.
         context: tokens of a window that is measured on.
     """
@@ -193,22 +192,14 @@ def _weights(config: TextConfig, sources: Sources, lengths: list[int]) -> tuple[
 
 
 def stream_of(given: Given, tokenizer: Any, bos_token_id: int | None = None) -> Stream:
-    """The tokens of a text or of examples.
-
-    Args:
-        bos_token_id: a token that every example begins with, where the model needs one.
-    """
+    """The tokens of a text, or of examples, each of which begins with that BOS if any."""
     if isinstance(given, GivenExamples):
         return stream_of_examples(given, tokenizer, bos_token_id)
     return stream_of_text(given, tokenizer)
 
 
 def stream_of_text(given: GivenText, tokenizer: Any) -> Int[Tensor, " N"]:
-    """The tokens of a text.
-
-    Raises:
-        InputError: ids that the tokenizer does not have.
-    """
+    """The tokens of a text; ids that the tokenizer does not have are refused."""
     if given.documents is not None:
         return tokenize(given.documents, tokenizer)
     assert given.tokens is not None

@@ -47,15 +47,14 @@ class Windows:
 
     def __getitem__(self, rows: slice | Tensor) -> "Windows":
         """Some of the windows, in the order that is asked for."""
-        numbers: list[int] = []
+        numbers = torch.arange(len(self) if self.tasks else 0)
         if self.tasks:
-            places = torch.arange(len(self))
-            numbers = places[rows.cpu() if isinstance(rows, Tensor) else rows].tolist()
+            numbers = numbers[rows.cpu() if isinstance(rows, Tensor) else rows]
         return Windows(
             self.tokens[rows],
             None if self.counted is None else self.counted[rows],
             None if self.places is None else self.places[rows],
-            tuple(self.tasks[number] for number in numbers) if self.tasks else (),
+            tuple(self.tasks[number] for number in numbers.tolist()),
         )
 
     def one(self, row: int) -> "Windows":
@@ -130,10 +129,8 @@ def joined(parts: list[Windows]) -> Windows:
     places = [
         steps.expand_as(part.tokens) if part.places is None else part.places for part in parts
     ]
-    tasks: tuple[tuple[TaskPart, ...], ...] = ()
-    if any(part.tasks for part in parts):
-        tasks = tuple(one for part in parts for one in part.tasks or ((),) * len(part))
-    return Windows(tokens, torch.cat(counted), torch.cat(places), tasks)
+    tasks = tuple(one for part in parts for one in part.tasks or ((),) * len(part))
+    return Windows(tokens, torch.cat(counted), torch.cat(places), tasks if any(tasks) else ())
 
 
 def random_windows(

@@ -1,6 +1,5 @@
 """The model card of an exported folder: the template `card.md.j2`, filled from its `card.json`."""
 
-import json
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,7 @@ from yaml import YAMLError
 from disp_llm.config.errors import InputError
 from disp_llm.export.exported import CARD
 from disp_llm.export.facts import FACTS, Facts, Told, facts_in, facts_of, typed_facts
-from disp_llm.export.formats import Contents, Job
+from disp_llm.export.formats import Contents, Job, json_bytes
 from disp_llm.runs.files import atomic, write_json
 from disp_llm.runs.markdown import all_escaped, in_code, printable
 from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said, served_by_vllm
@@ -72,13 +71,9 @@ def shared_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Co
         text = _filled(facts, str(job.files[FACTS]), form)
         card = _model_card(text.encode(), job.files[CARD])
         card.data.__dict__["license"] = before.data.license
-        made = {} if form == "gguf" else {FACTS: _as_bytes(facts)}
+        made = {} if form == "gguf" else {FACTS: json_bytes(facts)}
     card.text = card.text.replace(PLACE, in_code(job.place))
     return {CARD: str(card).encode(), **made}
-
-
-def _as_bytes(facts: dict[str, Any]) -> bytes:
-    return (json.dumps(facts, indent=2) + "\n").encode()
 
 
 def _model_card(content: bytes, path: Path) -> Any:

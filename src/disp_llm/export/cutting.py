@@ -7,7 +7,6 @@ the plan says; everything else is taken over as it is.
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,22 +109,6 @@ def _finished(compact: Any, target: PrunableModel) -> Any:
     return compact.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """A parameter that was taken out of its module."""
-
-    module: Any
-    name: str
-    parameter: nn.Parameter | None
-    device: torch.device
-
-    def put_back(self) -> None:
-        """Gives the module its own parameter again, on the device that it came from."""
-        setattr(self.module, self.name, self.parameter)
-        if self.parameter is not None:
-            self.parameter.data = self.parameter.data.to(self.device)
-
-
 @contextlib.contextmanager
 def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
     """While the context lasts, the blocks carry what the selection has beside its masks.
@@ -137,29 +120,27 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
     rounded to the model's dtype, so that what is then masked is what is then exported. On a GPU the
     original weights wait in the machine's memory.
     """
-    replaced: list[Replaced] = []
-    try:
+    with contextlib.ExitStack() as stack:
         if masks.compensation:
             for part in plan_of(target, masks).cut:
                 if part.changes:
-                    _replace(target.model, part, replaced)
+                    stack.enter_context(_replaced(target.model, part))
         yield
-    finally:
-        for one in replaced:
-            one.put_back()
 
 
-def _replace(model: nn.Module, part: Cut, replaced: list[Replaced]) -> None:
-    """Gives a module a new parameter; on a GPU the old one moves to the CPU."""
-
-    def read(name: str) -> Tensor:
-        return model.get_parameter(name).detach()
-
-    new = part.changed(read)
+@contextlib.contextmanager
+def _replaced(model: nn.Module, part: Cut) -> Iterator[None]:
+    """While the context lasts, a module has a new parameter; on a GPU its own waits on the CPU."""
+    new = part.changed(lambda name: model.get_parameter(name).detach())
     path, _, name = part.source.rpartition(".")
-    module = model.get_submodule(path)
+    module: Any = model.get_submodule(path)
     old = getattr(module, name)
-    replaced.append(Replaced(module, name, old, new.device))
     setattr(module, name, nn.Parameter(new, requires_grad=False))
     if old is not None:
         old.data = old.data.cpu()
+    try:
+        yield
+    finally:
+        setattr(module, name, old)
+        if old is not None:
+            old.data = old.data.to(new.device)

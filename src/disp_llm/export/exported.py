@@ -1,9 +1,7 @@
-"""An exported folder: whether it is one, which files belong in it, and whose code they are."""
+"""An exported folder: whether it is one, and which files belong in it."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ from msgspec import Meta
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
 from disp_llm.config.schema import Count, as_type
-from disp_llm.models.files import PROCESSOR, files_of
+from disp_llm.models.files import files_of
 from disp_llm.runs.files import read_json
 from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, folder_problems, require_sums
@@ -34,9 +32,6 @@ CODE = (
 
 TEMPLATES = "additional_chat_templates"
 """The one folder that may lie in it, of .jinja files."""
-
-SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSOR)
-"""Files that transformers writes from what it has loaded, or that are copied."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     which a line warns.
 
     Raises:
-        InputError: a file is damaged, missing, a link, or code of others.
+        InputError: a file is damaged, missing or a link.
     """
     files, left_out = _belonging(folder)
     for problem in folder_problems(folder, but=(CARD,)) if SUMS in files else ():
@@ -122,41 +117,5 @@ def _belonging(folder: Path) -> tuple[dict[str, Path], list[str]]:
             )
         if not path.is_file():
             raise InputError("is missing", field=str(path), hint=CHANGED_FOLDER)
-    _require_own_code(files)
     hidden = [f"{path.name}/" if path.is_dir() else path.name for path in folder.glob(".*")]
     return files, sorted({*extra_files(folder), *hidden} - names)
-
-
-def _require_own_code(files: dict[str, Path]) -> None:
-    """Refuses code other than what this package ships, and settings that ask for other code."""
-    for name in CODE:
-        shipped = resources.files("disp_llm.compact") / name
-        if name in files and files[name].read_bytes() != shipped.read_bytes():
-            raise InputError(
-                "is not the code that this version of disp-llm writes into folders",
-                field=str(files[name]),
-                hint="export the folder again",
-            )
-    for path in (files[name] for name in SETTINGS if name in files):
-        for name, classes in _code_of(read_json(path, "export the folder again")):
-            if is_foreign(classes):
-                raise InputError(
-                    f"names code that is not ours ({name}: {classes})",
-                    field=str(path),
-                    hint="take that out of its auto_map, or export the folder again",
-                )
-
-
-def _code_of(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What settings, or a part of them, ask to be run."""
-    stated = settings.get("auto_map", {})
-    yield from stated.items() if isinstance(stated, dict) else [("auto_map", stated)]
-    for key, part in settings.items():
-        if isinstance(part, dict) and key != "auto_map":
-            yield from _code_of(part)
-
-
-def is_foreign(stated: Any) -> bool:
-    """Whether what an `auto_map` names is something else than a class of our code."""
-    module = stated.partition(".")[0] if isinstance(stated, str) else ""
-    return f"{module}.py" not in CODE

@@ -95,9 +95,6 @@ class Quantised:
 
     how: str
     layers: Count
-    """How many of them are stored so."""
-    left: Count
-    """How many are not."""
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.export.cutting import compact_model, empty_compact_model
+from disp_llm.export.cutting import empty_compact_model
 from disp_llm.export.parts import Read, made
 from disp_llm.export.plan import plan_of
 from disp_llm.export.stripping import strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.files import INDEX, weight_files
-from disp_llm.runs.files import atomic
-from disp_llm.runs.sums import write_sums
-from disp_llm.runs.tensors import write_lazily
+from disp_llm.runs.lazily import write_lazily
 
 MAX_SHARD = "5GB"
 """Largest size of one file of weights."""
@@ -40,7 +38,6 @@ def stream_folder(
     read: Read,
     tokenizer: Any,
     folder: Path,
-    max_shard_size: str = MAX_SHARD,
     on_tensor: OnTensor = lambda done, total: None,
 ) -> PrunableModel:
     """Writes the compact model of an original, which may be empty, and returns it, empty.
@@ -59,7 +56,7 @@ def stream_folder(
         return made(parts[name], read)
 
     compact.save_pretrained(folder, state_dict={})  # all but the weights
-    write_weights(compact, make, folder, max_shard_size, on_tensor)
+    write_weights(compact, make, folder, on_tensor)
     write_readers(tokenizer, target.processor, folder)
     return PrunableModel(compact, target.family)
 
@@ -68,13 +65,12 @@ def write_weights(
     compact: PreTrainedModel,
     make: Callable[[str], Tensor],
     folder: Path,
-    max_shard_size: str = MAX_SHARD,
     on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
     """Writes the tensors of a model, and an index where they need several files."""
     shapes = _saved(compact)
     split = split_torch_state_dict_into_shards(
-        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=MAX_SHARD
     )
     done = 0
 
@@ -113,33 +109,18 @@ def natural(name: str) -> list[tuple[bool, str, int]]:
     return [(bool(word), word, int(digits or -1)) for word, digits in parts]
 
 
-def export_folder(
-    target: PrunableModel,
-    tokenizer: Any,
-    masks: Masks,
-    folder: Path,
-    max_shard_size: str = MAX_SHARD,
-) -> None:
-    """Writes the compact model of some masks, without a card; a folder of that name is replaced."""
-    with atomic(folder) as temporary:
-        compact = compact_model(target, masks)
-        write_folder(compact, tokenizer, temporary, target.processor, max_shard_size)
-        write_sums(temporary)
-
-
 def write_folder(
     compact: PreTrainedModel,
     tokenizer: Any,
     folder: Path,
     processor: tuple[Path, ...] = (),
-    max_shard_size: str = MAX_SHARD,
 ) -> None:
     """Writes a model with its tokenizer, and beside them the files of its processor.
 
     `save_pretrained` of transformers writes it, so that the code that the folder needs travels
     with it, also when the model is loaded, tuned and saved again.
     """
-    compact.save_pretrained(folder, max_shard_size=max_shard_size)
+    compact.save_pretrained(folder, max_shard_size=MAX_SHARD)
     write_readers(tokenizer, processor, folder)
 
 

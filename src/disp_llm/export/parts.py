@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from disp_llm.masks.layout import common_chunk
 from disp_llm.masks.selection import Adapter
 
 Read = Callable[[str], Tensor]
@@ -68,7 +67,11 @@ class Weight:
 
     def cut(self, whole: Tensor) -> Tensor:
         """The kept rows and columns of the weight as the layer stores it."""
-        return kept_of_matrix(whole, self.turned, self.inputs, self.outputs)
+        ends = (self.inputs, self.outputs) if self.turned else (self.outputs, self.inputs)
+        for dim, kept in enumerate(ends):
+            if kept is not None:
+                whole = whole.index_select(dim, kept.to(whole.device))
+        return whole
 
 
 @dataclass(frozen=True)
@@ -182,30 +185,3 @@ def made(part: Part, read: Read) -> Tensor:
     if isinstance(part, Taken):
         return read(part.source)
     return part.cut(part.changed(read))
-
-
-def kept_of_matrix(
-    stored: Tensor, turned: bool, inputs: Tensor | None, outputs: Tensor | None
-) -> Tensor:
-    """Some rows and columns of a weight as its layer stores it.
-
-    Args:
-        turned: whether it is stored as (inputs, outputs), as a `Conv1D` has it.
-        inputs: indices of those that are kept; None = all.
-        outputs: likewise.
-    """
-    first, last = (inputs, outputs) if turned else (outputs, inputs)
-    return _kept_of_rows(stored, first, last)
-
-
-def _kept_of_rows(stored: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Some rows and columns of a matrix whose rows lie one after another in memory. Whole rows
-    cost next to nothing, and so do columns in chunks; single ones are copied number by number."""
-    if rows is not None:
-        stored = stored.index_select(0, rows.to(stored.device))
-    if columns is not None:
-        kept = torch.zeros(stored.shape[1], dtype=torch.bool, device=columns.device)
-        chunk = common_chunk([kept.index_fill(0, columns, True)])
-        numbers = (columns[::chunk] // chunk).to(stored.device)
-        stored = stored.unflatten(1, (-1, chunk)).index_select(1, numbers).flatten(1)
-    return stored

@@ -1,9 +1,8 @@
 """Masks and what comes with them -> the plan of the weights: how each tensor of the compact model
 is made.
 
-The plan needs the shapes of the dense model and none of its weights, so that it can be drawn up on
-the meta device. Three carry it out: `folding` (numbers, nothing cut, on the dense model), `cutting`
-(in memory) and `streaming` (from file to file).
+The plan needs the shapes of the original and none of its weights, so that it can be drawn up on the
+meta device. `cutting` carries it out in memory, `folders` tensor by tensor.
 
 D residual stream, E experts, K kept of each, M inputs of a layer that writes, W inputs or outputs
 of any linear layer.

@@ -7,22 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from disp_llm.export.exported import SETTINGS, is_foreign
+from disp_llm.export.exported import CODE
+from disp_llm.models.files import PROCESSOR
 
 logger = logging.getLogger(__name__)
+
+SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSOR)
+"""Files that transformers writes from what it has loaded, or that are copied."""
 
 SECRET_NAMES = re.compile(
     r"(^|_)(api_?key|(access|auth|bearer|refresh|session|api|hf|hub)_?token|authorization|passw(or)?d"
     r"|passphrase|credentials?|secrets?|(secret|private|access|signing)_?key)$"
 )
 """How settings are called that hold secrets, in snake_case."""
-
-SECRETS = re.compile(
-    r"(?<![A-Za-z0-9])(hf_[A-Za-z0-9]{20}|sk-[\w-]*[A-Za-z0-9]{20}|gh[opsur]_[A-Za-z0-9]{20}"
-    r"|github_pat_\w{20}|glpat-[\w-]{16}|(AKIA|ASIA)[A-Z0-9]{16}|xox[a-z]-[\w-]{10}|AIza[\w-]{30}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10})|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
-)
-"""What keys of services, private keys and addresses with a password look like."""
 
 WORDS = re.compile(
     r"_tokens?(_decoder|_encoder|_map)?$|^(vocab|merges|id2label|label2id)$|^chat_temp"
@@ -32,11 +29,8 @@ WORDS = re.compile(
 WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]")
 """Where a name in another style than snake_case has words: `apiKey`, `api-key`."""
 
-PLACES = re.compile(r"(file://)?~?(/[^/\n{}]+){2,}/?|[A-Za-z]:\\[^\n{}]*")
+PATHS = re.compile(r"(file://)?~?(/[^/\n{}]+){2,}/?|[A-Za-z]:\\[^\n{}]*")
 """A path that begins at the root or at a home folder."""
-
-HOMES = re.compile(r"(?<![\w.~])(/home/|/Users/|/root/|[A-Za-z]:\\Users\\)\w")
-"""The beginning of a path inside a longer text that tells who works there."""
 
 USUAL = ("_name_or_path", "name_or_path")
 """Where transformers itself writes what it has loaded: nobody needs to hear of these."""
@@ -58,13 +52,6 @@ def strip_foreign(folder: Path) -> None:
         logger.warning("left out, as secrets or paths of a machine: %s", ", ".join(named))
 
 
-def is_private(value: Any) -> bool:
-    """Whether a value is text that holds a secret, or a path on somebody's machine."""
-    if not isinstance(value, str):
-        return False
-    return bool(PLACES.fullmatch(value) or HOMES.search(value) or SECRETS.search(value))
-
-
 def _without(value: Any, place: str, gone: list[str]) -> Any:
     """A value without what is private or foreign in it.
 
@@ -72,28 +59,35 @@ def _without(value: Any, place: str, gone: list[str]) -> Any:
         place: where it stands, such as `text_config.paths[0]`.
         gone: gets the places of what is private.
     """
-    if isinstance(value, dict):
-        items = [(key, f"{place}.{key}".removeprefix("."), part) for key, part in value.items()]
-    elif isinstance(value, list):
-        items = [("", f"{place}[{number}]", part) for number, part in enumerate(value)]
-    else:
+    if isinstance(value, list):
+        places = [f"{place}[{number}]" for number in range(len(value))]
+        gone += [inside for inside, part in zip(places, value, strict=True) if _is_path(part)]
+        pairs = zip(places, value, strict=True)
+        return [_without(part, inside, gone) for inside, part in pairs if not _is_path(part)]
+    if not isinstance(value, dict):
         return value
-    kept = []
-    for key, inside, part in items:
+    kept = {}
+    for key, part in value.items():
+        inside = f"{place}.{key}".removeprefix(".")
         name = WORD_STARTS.sub("_", key).lower()
-        stated = part if isinstance(part, str | dict | list) else None
+        secret = SECRET_NAMES.search(name) and isinstance(part, str | dict | list)
         if name == "auto_map":
             own = part.items() if isinstance(part, dict) else ()  # old tokenizers have a list
-            part = {to: code for to, code in own if not is_foreign(code)}
-            kept += [(key, part)] if part else []
-        elif is_private(key):  # which would be said
-            gone.append(f"{place}.…".removeprefix("."))
-        elif SECRET_NAMES.search(name) and stated:
-            gone.append(inside)
-        elif WORDS.search(name):
-            kept.append((key, part))
-        elif is_private(part):
+            part = {to: code for to, code in own if _is_ours(code)}
+            kept |= {key: part} if part else {}
+        elif WORDS.search(name) and not secret:
+            kept[key] = part
+        elif secret or _is_path(part):
             gone.append(inside)
         else:
-            kept.append((key, _without(part, inside, gone)))
-    return dict(kept) if isinstance(value, dict) else [part for _, part in kept]
+            kept[key] = _without(part, inside, gone)
+    return kept
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(PATHS.fullmatch(value))
+
+
+def _is_ours(stated: Any) -> bool:
+    """Whether what an `auto_map` names is a class of our code."""
+    return isinstance(stated, str) and f"{stated.partition('.')[0]}.py" in CODE

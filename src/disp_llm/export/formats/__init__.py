@@ -5,6 +5,7 @@ cannot hold. `write(job)` says what the new folder holds. Its row is its name in
 `disp_llm.config.convert.Format`.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,15 +36,11 @@ class Job:
     progress: Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Writer:
-    """The two functions of a format."""
-
-    check: Callable[[Path], None]
-    write: Callable[[Job], Contents]
+def writer_of(name: Format) -> Any:
+    """The module of a format, imported when it is asked for."""
+    return import_module(f"{__name__}.{name}")
 
 
-def writer_of(name: Format) -> Writer:
-    """The functions of a format, whose module is imported when it is asked for."""
-    module: Any = import_module(f"{__name__}.{name}")
-    return Writer(module.check, module.write)
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """What a file of JSON holds."""
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -8,7 +8,6 @@ R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
 """
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,13 @@ from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.export.card import shared_card
 from disp_llm.export.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.export.formats import Contents, Job
+from disp_llm.export.formats import Contents, Job, json_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
 from disp_llm.runs.files import read_json
 from disp_llm.runs.tensors import read_tensors, write_tensors
-
-logger = logging.getLogger(__name__)
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
 """Weights on the grid of their scales, in float32, and the scales in the data type of the model."""
@@ -45,11 +42,8 @@ class Layers:
     """The linear layers of a model, by their names."""
 
     stored: list[str]
-    """Those of the blocks that are quantised."""
-    left: list[str]
-    """Those of the blocks that are not, because of their widths."""
+    """Those of the blocks, which are quantised."""
     others: list[str]
-    """All that are not, also outside of the blocks."""
 
 
 def check(folder: Path) -> None:
@@ -102,11 +96,10 @@ def compressed_tensors(kind: str) -> Any:
 
 
 def layers_of(folder: Path, fits: Fits) -> Layers:
-    """Which layers are quantised. What one branch reads with is quantised together or not at all,
-    since engines join it into one layer.
+    """Which layers are quantised: all of the blocks.
 
     Raises:
-        InputError: none is, or the folder cannot be quantised as a whole.
+        InputError: one does not fit, or the folder cannot be quantised.
     """
     config = exported_config(folder)
     with model_is("folder"):
@@ -120,20 +113,22 @@ def layers_of(folder: Path, fits: Fits) -> Layers:
         )
     target = PrunableModel(empty_model(stated), family_of_any(stated))
     names = {module: name for name, module in target.model.named_modules()}
-    stored, left = [], []
-    for block, branch in target.present:
-        for paths in (branch.reads, (branch.writes,) if branch.writes else ()):
-            together = [linear_at(block, path) for path in paths]
-            fit = all(isinstance(one, nn.Linear) and fits(one) for one in together)
-            (stored if fit else left).extend(names[linear] for linear in together)
-    if not stored:
+    paths = [
+        (block, path)
+        for block, branch in target.present
+        for path in (*branch.reads, *[branch.writes] * bool(branch.writes))
+    ]
+    layers = [linear_at(block, path) for block, path in paths]
+    unfit = [names[one] for one in layers if not (isinstance(one, nn.Linear) and fits(one))]
+    if unfit:
         raise InputError(
-            f"no layer can be stored so ({first_of(left)})",
+            f"{len(unfit)} layers cannot be stored so ({first_of(unfit)})",
             field="to",
-            hint="prune or export with an --align of 32 for int4, or take int8",
+            hint="prune with an --align of 32 for int4, or take int8",
         )
+    stored = [names[one] for one in layers]
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
-    return Layers(stored, left, sorted(linears - set(stored)))
+    return Layers(stored, sorted(linears - set(stored)))
 
 
 def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> Contents:
@@ -154,21 +149,14 @@ def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) ->
             total += sum(tensor.nbytes for tensor in tensors.values())
     if INDEX in job.files:
         index = read_json(job.files[INDEX], EXPORT_AGAIN)
-        contents[INDEX] = _json(index | {"weight_map": places, "metadata": {"total_size": total}})
+        contents[INDEX] = json_bytes(
+            index | {"weight_map": places, "metadata": {"total_size": total}}
+        )
     stated = read_json(job.files["config.json"], EXPORT_AGAIN)
-    contents["config.json"] = _json(stated | {"quantization_config": _described(how, layers)})
-    if layers.left:
-        logger.warning(
-            "%d of %d layers stay as they are, of widths that are no multiples of 32 (see --align):"
-            " %s", len(layers.left), len(layers.stored) + len(layers.left), first_of(layers.left),
-        )  # fmt: skip
+    contents["config.json"] = json_bytes(stated | {"quantization_config": _described(how, layers)})
     size = sum((job.aside / name).stat().st_size for name in set(places.values()))
-    counts = {"layers": len(layers.stored), "left": len(layers.left)}
-    return contents | shared_card(job, "quantised", size, {"how": told, **counts})
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    quantised = {"how": told, "layers": len(layers.stored)}
+    return contents | shared_card(job, "quantised", size, quantised)
 
 
 def _stored(

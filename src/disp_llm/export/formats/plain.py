@@ -4,7 +4,6 @@ Nothing of the residual stream is cut, and all blocks have one intermediate widt
 heads and, in mixtures, one of experts.
 """
 
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from disp_llm.config.schema import Size, as_type
 from disp_llm.export.card import shared_card
 from disp_llm.export.cutting import head_counts
 from disp_llm.export.exported import CODE, EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.export.formats import Contents, Job
+from disp_llm.export.formats import Contents, Job, json_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
@@ -55,7 +54,7 @@ def write(job: Job) -> Contents:
     if has_experts(exported_config(job.folder)):
         contents = {n: file for n, file in contents.items() if not n.startswith("model")}
         contents |= {path.name: path for path in _native_weights(job, plain)}
-    contents["config.json"] = (json.dumps(plain, indent=2) + "\n").encode()
+    contents["config.json"] = json_bytes(plain)
     return contents | shared_card(job, "plain")
 
 
