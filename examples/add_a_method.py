@@ -11,9 +11,8 @@ import disp_llm
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method, Reads, register
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.training.losses import mean_losses
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 
 def first_order(problem: PruningProblem) -> Selection:

@@ -25,7 +25,7 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import learned as learned_module
-from disp_llm.methods.calibration import calibration_windows
+from disp_llm.training.problem import calibration_windows
 
 
 @pytest.fixture

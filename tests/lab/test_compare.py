@@ -21,10 +21,9 @@ from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Masks
 from disp_llm.methods import method_named
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.architectures import FAMILIES
 from disp_llm.runs.files import write_checked_json
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 WITH_HEADS = [name for name in DENSE_KINDS if FAMILIES[name].can_lose_heads and name != "bamba"]
 """Bamba's state spaces keep all heads, so that no channel is left at the size of the tests."""

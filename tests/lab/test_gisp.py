@@ -15,8 +15,7 @@ from disp_llm.config.parts import ScoreConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.masking import masked
-from disp_llm.methods.calibration import calibration_windows
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from disp_lab.methods.reap import reap
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import EXPERTS, SITES
 from disp_llm.masks.budget import Budget
-from disp_llm.methods.calibration import calibration_windows
+from disp_llm.training.problem import calibration_windows
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
 

@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disp_lab.baselines.slicegpt import projected_stream, sliced, slicegpt
 from disp_llm.config.errors import InputError
-from disp_llm.methods.calibration import calibration_windows
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 FIT = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "granite", "phi3")
 UNFIT = ("gpt2", "gpt_neox", "falcon", "opt", "phi", "stablelm", "olmo2", "gemma2", "gemma3_text")

@@ -20,7 +20,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import HEADS, SITES
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.methods.calibration import calibration_windows
+from disp_llm.training.problem import calibration_windows
 
 BLOCKS = 4
 

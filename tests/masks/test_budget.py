@@ -19,7 +19,6 @@ from disp_llm.masks.costs import (
     flop_costs,
     memory_costs,
     parameter_costs,
-    total_costs,
 )
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
@@ -320,7 +319,7 @@ def test_a_budget_of_any_kind_is_what_the_cut_model_costs(model_type, kind):
     layout, head, parameters = target.layout, target.head_weight.numel(), target.parameters
     costs = {
         "params": None,
-        "total": total_costs(layout, parameters),
+        "total": byte_costs(layout, parameters, 1),
         "flops": flop_costs(layout, head),
         "bytes": byte_costs(layout, parameters, 4),
     }[kind]
@@ -348,7 +347,7 @@ def test_half_of_llama_2_7b_is_what_the_authors_ask_for():
     parameters = blocks * (4 * hidden**2 + 3 * hidden * inside)
     parameters += 2 * vocabulary * hidden + (2 * blocks + 1) * hidden  # embeddings, head, norms
     assert parameters == 6_738_415_616
-    costs, counts = total_costs(layout, parameters), torch.tensor(layout.lengths)
+    costs, counts = byte_costs(layout, parameters, 1), torch.tensor(layout.lengths)
     assert costs.dense_cost == float(costs.cost(counts)) == parameters
     outside = costs.constant_cost
     assert outside == 2 * vocabulary * hidden + (2 * blocks + 1) * hidden

@@ -63,23 +63,6 @@ def test_uniform_masks_have_one_width_and_one_number_of_experts():
         assert all(width == 32 for site in ("attn_in", "mlp_out") for width in widths[site])
 
 
-def test_a_drawn_mask_keeps_as_many_experts_as_the_router_chooses():
-    """The best; where none is kept the whole mixture is gone, and stays so."""
-    layout = tiny_prunable("mixtral", experts=True).layout
-    places = [i for i, name in enumerate(layout.names) if name.endswith(EXPERTS)]
-    mask, scores = torch.ones(layout.entries), torch.arange(layout.entries, dtype=torch.float32)
-    parts = layout.split(mask)
-    first, second = (parts[place] for place in places[:2])
-    assert layout.blocks[0].least_experts == 3
-    assert len(first) == 6
-    first[1:], second[:] = 0, 0
-    missing = layout.missing_experts(mask, scores)
-    assert layout.split(missing)[places[0]].tolist() == [False] * 3 + [True] * 3
-    assert int(missing.sum()) == 3
-    first[3:5] = 1
-    assert not layout.missing_experts(mask, scores).any()
-
-
 def test_a_token_uses_the_experts_that_it_chooses():
     target = tiny_prunable("qwen2_moe", experts=True)
     budget = Budget(target.layout, sites=ALL_SITES)

@@ -13,12 +13,11 @@ from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.methods import learned
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.methods.fisher import METHOD, ROUNDS, fisher_importance, fisher_scores, per_parameter
 from disp_llm.methods.learned import CLAMP, start_logits
 from disp_llm.runs.folder import Run
 from disp_llm.training.losses import token_losses
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Surrogate gradients against exact ones, by enumerating every mask of a small function."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -143,23 +142,6 @@ def test_likely_entries_are_those_that_are_kept_more_often_than_not():
 def test_an_entry_at_even_odds_is_dropped():
     logits = torch.tensor([-3.1, -3.0, -2.9])
     assert deterministic_mask(logits, "reinmax", 3.0).tolist() == [False, False, True]
-
-
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"projected"}))
-def test_entries_that_are_one_choice_are_drawn_alike(name):
-    """Four choices of which the second has three entries."""
-    index = torch.tensor([0, 1, 1, 1, 2, 3])
-    draws = [
-        ESTIMATORS[name](Draw(torch.zeros(6), unused, noise(seed), 0.0, 1.0, index))
-        for seed in range(40)
-    ]
-    masks = torch.stack([sample.mask for sample in draws])
-    assert (masks[:, 1:4] == masks[:, 1:2]).all()
-    for one, other in itertools.combinations((0, 1, 4, 5), 2):
-        assert 0 < ((masks[:, one] > 0.5) != (masks[:, other] > 0.5)).sum() < 40
-    for sample in draws:  # a choice counts once, whatever it decides on
-        if sample.log_probability is not None:
-            assert sample.log_probability.item() == pytest.approx(4 * math.log(0.5))
 
 
 def test_what_is_counted_has_the_slope_of_its_soft_value():

@@ -47,14 +47,3 @@ def test_adds_to_its_start_and_trains_every_entry(name):
         assert torch.equal(trained(), start)
     trained().pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())
-
-
-def test_a_chunk_is_one_choice():
-    layout = llama(2, 8, 12)
-    assert layout.choices(1) is None
-    index = layout.choices(4)
-    assert sorted(index.unique().tolist()) == list(range(16 + 24))
-    parts = dict(zip(layout.names, layout.split(index), strict=True))
-    assert len(parts["layers.1.mlp_mid"].unique()) == 12
-    first = parts["layers.0.attn_in"]
-    assert torch.equal(first[::4].repeat_interleave(4), first)

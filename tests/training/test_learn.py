@@ -9,11 +9,10 @@ from conftest import problem_of, run_in, tiny_model, with_config
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import LearnConfig, TrainingConfig
-from disp_llm.config.names import EXPERTS, SITES
 from disp_llm.data.randomness import generator_of
 from disp_llm.data.tokens import Corpus
-from disp_llm.masks.budget import Budget, project
-from disp_llm.masks.masking import Masking, masked
+from disp_llm.masks.budget import project
+from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.models.architectures import family_of
@@ -217,29 +216,6 @@ def test_settings_reach_the_optimiser_and_the_estimator(problem, monkeypatch):
     with pytest.raises(Killed) as drawn:
         learn(problem, start_of(problem), 1)
     assert drawn.value.args == ((0.7, 1.5),)
-
-
-def test_a_step_keeps_as_many_experts_as_the_router_chooses(text_file, tmp_path, monkeypatch):
-    """However few are drawn."""
-    problem = problem_of("mixtral", text_file.read_text(), tmp_path)
-    dense = dataclasses.replace(problem.dense, sites=(*SITES, EXPERTS))
-    problem = dataclasses.replace(
-        problem, dense=dense, budget=Budget(dense.layout, sites=dense.sites)
-    )
-    kept, set_masks = [], Masking.set
-
-    def watched(masking, mask):
-        parts = zip(dense.layout.names, dense.layout.split(mask), strict=True)
-        kept.extend(int((part != 0).sum()) for name, part in parts if name.endswith(EXPERTS))
-        set_masks(masking, mask)
-
-    monkeypatch.setattr(Masking, "set", watched)
-    config = dataclasses.replace(LEARN, estimator="reinmax", shift=-1.0, penalty=1.0)
-    start = torch.zeros(dense.layout.entries)
-    learned(problem, tmp_path / "run", start=start, learn_config=config, steps=4)
-    least = dense.layout.blocks[0].least_experts
-    assert set(kept) <= {0, *range(least, 7)}
-    assert kept.count(least) > 1
 
 
 def test_a_loss_that_is_no_number_stops_before_anything_is_spoilt(problem, tmp_path):

@@ -154,7 +154,7 @@ def test_gradient_loss_and_stop_are_those_of_all_processes(stop):
     layer.weight.grad = torch.tensor([[2.0, 4.0]])
     figures = {"loss": 3.0, "keep": 0.5}
     process = OneOfTwo(Accelerator(cpu=True), torch.device("cpu"))
-    assert _exchange(layer, figures, stop, process) is stop
+    assert _exchange([layer.weight], figures, stop, process) is stop
     assert figures == {"loss": 1.5, "keep": 0.5}
     assert layer.weight.grad.tolist() == [[1.0, 2.0]]
 

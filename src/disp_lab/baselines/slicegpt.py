@@ -39,9 +39,8 @@ from disp_llm.compact.modeling_disp_llm import cut, linear_at, matrix_of
 from disp_llm.config.errors import InputError
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import block_inputs, run_block
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.architectures import Branch
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ALIKE = 0.05
 """Relative error up to which a block does what is expected of it; bfloat16 gives some 0.01."""

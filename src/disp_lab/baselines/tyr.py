@@ -35,9 +35,8 @@ from disp_llm.data.randomness import random_stream
 from disp_llm.masks.layout import Layout
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, Visit, visit_with
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.methods.compensating import DAMPING, damped
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 CHANNELS = 16
 """Channels that are pruned before the others are scored anew."""

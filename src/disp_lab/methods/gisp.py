@@ -31,10 +31,9 @@ from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method, Reads
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import mean_losses
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ROUNDS = 22
 """Rounds, unless there are fewer sequences."""

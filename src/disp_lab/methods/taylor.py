@@ -10,10 +10,9 @@ from disp_lab.parts.coupled import Sizes, flat_of, sizes_of, top_k
 from disp_lab.parts.weight_changes import changes_of, weight_gradients
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import Method, Reads
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import mean_losses
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 ENDS = 0.1
 """Share of the blocks at either end that loses nothing (the authors' scripts: 4 and 2 of 32)."""

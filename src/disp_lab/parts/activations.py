@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import Visit, visit_with
-from disp_llm.methods.calibration import calibration_windows
 from disp_llm.models.hooks import hooks
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, calibration_windows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from disp_llm.masks.costs import (
     flop_costs,
     memory_costs,
     parameter_costs,
-    total_costs,
 )
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import cached_tokens
@@ -47,7 +46,7 @@ def counted_costs(settings: BudgetConfig, dense: PrunableModel, itemsize: int) -
         case "flops":
             return flop_costs(layout, dense.head_weight.numel())
         case "total":
-            return total_costs(layout, parameters)
+            return byte_costs(layout, parameters, 1)
         case "bytes":
             return byte_costs(layout, parameters, itemsize)
         case "memory":

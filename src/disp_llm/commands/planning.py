@@ -30,7 +30,8 @@ def sites_of(config: PruneConfig, family: Family) -> tuple[Site, ...]:
     can do without: KV heads and whole branches."""
     method = method_named(config.method)
     if config.uniform and not config.sites:
-        return ("mlp_mid", EXPERTS) if family.experts and method.knows_experts else ("mlp_mid",)
+        experts = family.experts and method.knows_experts and not config.draws_masks
+        return ("mlp_mid", EXPERTS) if experts else ("mlp_mid",)
     more: tuple[Site, ...] = ()
     if config.budget.budget in ("latency", "memory"):
         more = further_sites(family, method.drops_branches)
@@ -52,8 +53,8 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 def chunk_of(config: PruneConfig, dense: PrunableModel, align: int) -> int:
     """How many neighbours in the residual stream stay together: as asked, as far as it divides the
     stream, or what pays. It pays where adapters or weights learn beside the masks: without them a
-    model needs to choose dimension by dimension (docs/experiment-log.md). Sampled masks are drawn
-    so, too."""
+    model needs to choose dimension by dimension (docs/experiment-log.md), and sampled masks
+    are drawn so."""
     learn = config.learn
     adapts = config.method == "learned" and learn.estimator == "projected" and learn.adds_to_weights
     usual = usual_chunk(dense.layout, align) if adapts else 1

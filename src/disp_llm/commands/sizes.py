@@ -171,8 +171,8 @@ class SizeWriter:
             scaled=masks.compensation.scales is not None,
             biased=masks.compensation.mean_inputs is not None,
             adapter_rank=masks.compensation.adapter_rank,
-            learned_weights=masks.compensation.learned_weights,
-            widths_full=masks.layout.largest_widths,
+            learned_weights=any(one.delta is not None for one in masks.compensation.adapters),
+            widths_full={site: max(of) for site, of in masks.layout.widths.items()},
             folder=str(self.problem.job.run.size_folder(name)),
             **measured,
         )

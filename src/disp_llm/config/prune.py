@@ -127,6 +127,11 @@ class PruneConfig:
         return self.reads.calibration and not draws
 
     @property
+    def draws_masks(self) -> bool:
+        """Whether masks are drawn at random at every step."""
+        return self.method == "learned" and self.learn.estimator != "projected"
+
+    @property
     def sizes(self) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""
         return self.budget.sizes(self.keep)
@@ -137,12 +142,18 @@ class PruneConfig:
         self._validate_names()
         self.budget.validate(self.keep)
         self.text.validate()
-        sampled = self.method == "learned" and self.learn.estimator != "projected"
+        sampled = self.draws_masks
         if sampled and not self.learn.penalty:
             raise InputError(
                 f"{self.learn.estimator} draws masks that nothing holds to a size",
                 field="penalty",
                 hint="give one (the paper: 6), or use the `estimator` projected",
+            )
+        if sampled and (self.chunk > 1 or EXPERTS in self.sites):
+            raise InputError(
+                f"{self.learn.estimator} draws single dimensions, neither chunks nor experts",
+                field="chunk" if self.chunk > 1 else "sites",
+                hint="leave these out, or use the `estimator` projected",
             )
         if self.learn.learns_weights and self.training.shard == "full":
             raise InputError(

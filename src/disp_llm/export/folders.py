@@ -19,7 +19,7 @@ from disp_llm.export.stripping import strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.files import INDEX, weight_files
-from disp_llm.runs.lazily import write_lazily
+from disp_llm.runs.tensors import write_lazily
 
 MAX_SHARD = "5GB"
 """Largest size of one file of weights."""

@@ -41,11 +41,11 @@ class Budget:
     sites: tuple[str, ...] = SITES
     """Sites whose entries may be pruned; the others keep all of theirs."""
     uniform: bool = False
-    """Whether all blocks keep as many entries inside of their branches: one intermediate width, or
-    twice of it where a block is twice as wide, one number of experts and one of KV heads."""
+    """Whether all blocks keep as many entries inside of their branches, twice as many where a block
+    is twice as wide."""
     least_cut: float = 0.0
-    """Share of the entries of a site of the residual stream: where fewer would be pruned, none is,
-    for a site that is cut costs a selection, whatever its width."""
+    """A site of the residual stream that would lose a smaller share loses none, for a site that is
+    cut costs a selection, whatever its width."""
     chunk: int = 1
     """Neighbours in the residual stream that are kept or pruned together, at every site by
     itself."""

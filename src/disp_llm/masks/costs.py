@@ -55,13 +55,12 @@ class CostModel:
 
     def cost(self, counts: Tensor) -> Tensor:
         """From the ones of each of the S sites; exact in float64 and differentiable."""
-        if not self.prices_cuts:
-            return self._of_widths(counts)
-        return self._of_widths(counts) + self._of_selections(counts).sum()
+        of_widths = self._of_widths(counts)
+        return of_widths + self._of_selections(counts).sum() if self.prices_cuts else of_widths
 
     @property
     def prices_cuts(self) -> bool:
-        """Whether it is known what a selection costs."""
+        """Whether the cost of a selection is known."""
         return self.per_cut > 0 or self.per_selected > 0
 
     def saved_by_cuts(self, counts: Tensor) -> Tensor:
@@ -77,11 +76,8 @@ class CostModel:
         """What the selection of each site costs, (S)."""
         lengths = torch.tensor(self.layout.lengths, device=counts.device)
         cut = (counts < lengths) & self.layout.in_stream.to(counts.device)
-        stays = self._stays(self._by_block(counts)).flatten()
+        stays = self._stays(counts.double().view(len(self.layout.blocks), -1)).flatten()
         return cut * stays * (self.per_cut + self.per_selected * counts.double())
-
-    def _by_block(self, counts: Tensor) -> Float[Tensor, "L K"]:
-        return counts.double().view(len(self.layout.blocks), -1)
 
     def _stays(self, widths: Float[Tensor, "L K"]) -> Float[Tensor, "L K"]:
         """Whether the branch that each site lies in is there; 1 where branches are no sites."""
@@ -94,7 +90,7 @@ class CostModel:
         return stays
 
     def _of_widths(self, counts: Tensor) -> Tensor:
-        widths = self._by_block(counts)
+        widths = counts.double().view(len(self.layout.blocks), -1)
         numbers = self.mlp_read, self.mlp_write, self.router, self.in_experts
         per_entry, attention, mlp_read, mlp_write, router, own = (
             t.to(counts.device) for t in (self.per_entry, self.attention, *numbers)
@@ -137,10 +133,16 @@ def parameter_costs(layout: Layout, counts_chosen: bool = False) -> CostModel:
     per_entry[:, sites.index("mlp_out")] += of_blocks([block.shared_write for block in blocks])
     share = of_blocks([block.chosen / block.experts if counts_chosen else 1.0 for block in blocks])
     constant = _add_to(ATTENTION, per_entry, layout, of_blocks([block.inside for block in blocks]))
+    rows = of_blocks([block.router_reads for block in blocks])  # go with experts, or the whole MLP
+    if EXPERTS in sites:
+        constant += _add_to(EXPERTS, per_entry, layout, rows)
+    else:
+        experts = of_blocks([block.experts for block in blocks])
+        constant += _add_to(MLP, per_entry, layout, rows * experts)
     routers = [0 if block.router_reads else block.router * block.experts for block in blocks]
     costs = CostModel(
         layout,
-        constant_cost=constant + _add_routers(per_entry, layout),
+        constant_cost=constant,
         per_entry=per_entry,
         attention=of_blocks([(block.qkv, block.q) for block in blocks]),
         mlp_read=share * of_blocks([block.num_input_projections for block in blocks]),
@@ -163,25 +165,13 @@ def weighted(*parts: tuple[float, CostModel]) -> CostModel:
 
 
 def _add_to(
-    branch: Site, per_entry: Float[Tensor, "L K"], layout: Layout, costs: Float[Tensor, " L"]
+    site: Site, per_entry: Float[Tensor, "L K"], layout: Layout, costs: Float[Tensor, " L"]
 ) -> float:
-    """Adds to the entries of whole branches what goes with these only, and returns what of it
-    stays in any case: everything, where whole branches are no site."""
-    if branch not in layout.sites:
+    """Adds what goes with the entries of a site only; all of it stays where that is no site."""
+    if site not in layout.sites:
         return float(costs.sum())
-    per_entry[:, layout.sites.index(branch)] += costs
+    per_entry[:, layout.sites.index(site)] += costs
     return 0.0
-
-
-def _add_routers(per_entry: Float[Tensor, "L K"], layout: Layout) -> float:
-    """Adds the rows of routers that read the whole stream to what they go with, whole experts or
-    whole MLPs, and returns what of them stays in any case."""
-    rows = of_blocks([block.router_reads for block in layout.blocks])
-    if EXPERTS in layout.sites:
-        per_entry[:, layout.sites.index(EXPERTS)] += rows
-        return 0.0
-    experts = of_blocks([block.experts for block in layout.blocks])
-    return _add_to(MLP, per_entry, layout, rows * experts)
 
 
 def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
@@ -196,14 +186,9 @@ def flop_costs(layout: Layout, head_parameters: int) -> CostModel:
     return weighted((2.0, with_head))
 
 
-def total_costs(layout: Layout, parameters: int) -> CostModel:
-    """All parameters of the model, as the paper counts: biases, norms, embeddings and head
-    included, what is tied once."""
-    return byte_costs(layout, parameters, 1)
-
-
 def byte_costs(layout: Layout, parameters: int, itemsize: int) -> CostModel:
-    """Bytes of all weights of the model, biases, embeddings and head included."""
+    """Bytes of all weights of the model: biases, norms, embeddings and head included, what is tied
+    once. With an itemsize of 1 all parameters, as the paper counts them."""
     weights = parameter_costs(layout)
     with_biases = replace(
         weights,
@@ -231,7 +216,7 @@ def memory_costs(layout: Layout, parameters: int, itemsize: int, cached: list[in
     per_entry, constant = weights.per_entry.clone(), weights.constant_cost
     if HEADS in layout.sites:
         heads = of_blocks([block.heads for block in layout.blocks])
-        per_entry[:, layout.sites.index(HEADS)] += cache / heads
+        constant += _add_to(HEADS, per_entry, layout, cache / heads)
     else:
         constant += _add_to(ATTENTION, per_entry, layout, cache)
     return replace(

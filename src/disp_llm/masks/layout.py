@@ -98,11 +98,6 @@ class Layout:
         return dict(zip(self.sites, by_block, strict=True))
 
     @property
-    def largest_widths(self) -> dict[str, int]:
-        """Entries of each site, of the block that has most: mixtures and dense MLPs differ."""
-        return {site: max(widths) for site, widths in self.widths.items()}
-
-    @property
     def entries(self) -> int:
         """N."""
         return sum(self.lengths)
@@ -121,19 +116,6 @@ class Layout:
         sums = flat.new_zeros(len(self.lengths))
         return sums.index_add(0, self.site_of_entry.to(flat.device), flat)
 
-    def missing_experts(
-        self, mask: Float[Tensor, " N"], scores: Float[Tensor, " N"]
-    ) -> Bool[Tensor, " N"]:
-        """The best experts of every mixture that keeps some, but fewer than its router chooses."""
-        missing = torch.zeros_like(mask, dtype=torch.bool)
-        parts = zip(*map(self.split, (missing, mask, scores)), strict=True)
-        for index, (found, kept, score) in enumerate(parts):
-            block, place = divmod(index, len(self.sites))
-            least = self.blocks[block].least[place]
-            if self.sites[place] == EXPERTS and 0 < int((kept != 0).sum()) < least:
-                found[score.topk(least).indices] = True
-        return missing
-
     def by_chunks(self, flat: Float[Tensor, " N"], chunk: int) -> Float[Tensor, " N"]:
         """Every entry of the residual stream with the mean of its chunk: `chunk` neighbours."""
         if chunk == 1:
@@ -145,18 +127,6 @@ class Layout:
                 for part, shared in parts
             ]
         )
-
-    def choices(self, chunk: int) -> Int[Tensor, " N"] | None:
-        """Which of the choices that a mask consists of each entry is: one is made for a chunk.
-        None = each entry is a choice of its own."""
-        if chunk == 1:
-            return None
-        first = self.split(torch.arange(self.entries))
-        parts = zip(first, self.in_stream.tolist(), strict=True)
-        leaders = [
-            part[::chunk].repeat_interleave(chunk) if shared else part for part, shared in parts
-        ]
-        return torch.unique(torch.cat(leaders), return_inverse=True)[1]
 
     def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """The same masks with nothing kept inside of a branch that is not kept itself."""
@@ -200,13 +170,11 @@ def layout_of(
     """Measures every block of a model (on the meta device if need be).
 
     Args:
-        config: the model's transformers configuration.
         sites: those that masks are to have; the first five they have anyway, and both branches or
             neither.
 
     Raises:
-        InputError: KV heads are to be one, and the family's attention cannot lose any; or a block
-            is not what the family's row says.
+        InputError: the family has no such sites, or a block is not what its row says.
     """
     for index, block in enumerate(blocks):
         _require_linears(block, f"{config.model_type} block {index}", family)
@@ -225,19 +193,13 @@ def layout_of(
 def _require_experts(config: Any, family: Family) -> None:
     """Refuses whole experts as a site where there are none, or where groups of them would no longer
     be of equal size."""
-    experts = family.experts
-    if experts is None:
-        raise InputError(
-            f"{config.model_type} has no experts", field="sites", hint="leave experts out"
-        )
-    groups = getattr(config, experts.groups, 1) if experts.groups else 1
-    if groups > 1:
-        raise InputError(
-            f"{config.model_type} cannot lose whole experts: its router divides them into {groups} "
-            "groups of equal size",
-            field="sites",
-            hint="leave experts out",
-        )
+    what, experts = "has no experts", family.experts
+    if experts is not None:
+        groups = getattr(config, experts.groups or "", 1)
+        if groups == 1:
+            return
+        what = f"cannot lose whole experts: its router divides them into {groups} groups"
+    raise InputError(f"{config.model_type} {what}", field="sites", hint="leave experts out")
 
 
 def _require_linears(block: nn.Module, name: str, family: Family) -> None:

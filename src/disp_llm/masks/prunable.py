@@ -136,20 +136,13 @@ class PrunableModel:
     @property
     def head_weight(self) -> Tensor:
         """The weight that turns hidden states into logits, (V, D)."""
-        weight = self._output_embeddings.weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    @property
-    def _output_embeddings(self) -> Any:
-        output = self.model.get_output_embeddings()
-        assert output is not None, "a causal model without a head"
-        return output
+        output: Any = self.model.get_output_embeddings()
+        return output.weight
 
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor]:
         """Hidden states (..., D) -> logits (..., V) in float32, with the family's scaling."""
-        output = self._output_embeddings
+        output: Any = self.model.get_output_embeddings()
         multiplier, divisor, softcap = self._of_logits
 
         def head(hidden: Tensor) -> Tensor:

@@ -54,19 +54,13 @@ class Compensation:
         """Rank of the adapters; 0 = none."""
         return len(self.adapters[0].down) if self.adapters else 0
 
-    @property
-    def learned_weights(self) -> bool:
-        """Whether all weights of the blocks' linear layers were learned."""
-        return any(adapter.delta is not None for adapter in self.adapters)
-
     def __bool__(self) -> bool:
         return self.scales is not None or self.mean_inputs is not None or bool(self.adapters)
 
     def on_cpu(self) -> "Compensation":
         """The same in float32 in the machine's memory."""
-        scales, means = (
-            None if t is None else t.float().cpu() for t in (self.scales, self.mean_inputs)
-        )
+        flat = self.scales, self.mean_inputs
+        scales, means = (None if t is None else t.float().cpu() for t in flat)
         adapters = tuple(one.each(lambda t: t.float().cpu()) for one in self.adapters)
         return Compensation(scales, means, adapters)
 

@@ -103,8 +103,7 @@ class BlockShape:
 
 
 def with_branches(block: nn.Module, family: Family, shape: BlockShape) -> tuple[int, ...]:
-    """Bias numbers of all sites, with what else goes with each branch: all of its parameters that
-    are neither weights of linear layers nor counted with the sites inside."""
+    """Bias numbers of all sites, with all other parameters of each branch that are no weights."""
     in_experts = shape.of_experts[0] * shape.intermediate + shape.of_experts[1] * shape.hidden
     counted = {ATTENTION: 0, MLP: in_experts}
     for site, length, numbers in zip(shape.sites, shape.lengths, shape.biases, strict=True):
@@ -129,8 +128,7 @@ def _numbers(block: nn.Module, branch: Branch) -> int:
 
 
 def cached_numbers(block: nn.Module, family: Family) -> int:
-    """Outputs of the attention's reads that the KV cache holds of a token: what the row names, or
-    all but the queries. What has a state of one size in place of an attention holds none."""
+    """Outputs of the attention's reads that the KV cache holds of a token; a state holds none."""
     own, _ = family.branches_of(block)
     if not family.is_attention(own):
         return 0
@@ -139,21 +137,9 @@ def cached_numbers(block: nn.Module, family: Family) -> int:
     return sum(widths_of(linear_at(block, path))[1] for path in paths) - queries
 
 
-def heads_of(block: nn.Module, family: Family, kv_heads: int) -> int:
-    """Heads that a block can lose; 1 where it cannot lose any: all of them together."""
-    own, _ = family.branches_of(block)
-    if family.is_attention(own):
-        return kv_heads if family.supports_head_pruning else 1
-    return getattr(block.get_submodule(own.gather), own.heads) if own.heads else 1
-
-
 def head_ranges(block: nn.Module, branch: Branch, path: str, width: int) -> tuple[int, ...]:
-    """Widths of the ranges, each of them head by head, that the outputs of a layer of attention
-    or the numbers of its `per_head` consist of: one, or those of queries, keys and values.
-
-    Args:
-        width: of all of them together.
-    """
+    """Widths of the ranges, each of them head by head, that a layer's outputs of that width consist
+    of: one, or those of queries, keys and values."""
     if path not in branch.stacked:
         return (width,)
     values = widths_of(linear_at(block, branch.writes))[0]
@@ -162,8 +148,7 @@ def head_ranges(block: nn.Module, branch: Branch, path: str, width: int) -> tupl
 
 
 def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
-    """Of a mixture, the weights of its router, (E, D), and those of all experts, packed: (E, 2F, D)
-    and (E, D, F)."""
+    """Of a mixture, weights of the router, (E, D), and the experts, (E, 2F, D) and (E, D, F)."""
     if branch.experts is None:
         return ()
     experts: Any = block.get_submodule(branch.experts.module)
@@ -171,27 +156,17 @@ def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
     return rows.weight, *matrices_of(experts, asdict(branch.experts))
 
 
-def per_expert(block: nn.Module, family: Family) -> int:
-    """Parameters that go with an expert and are no weights."""
-    _, mlp = family.branches_of(block)
-    parameters = dict(block.named_parameters())
-    return sum(name in parameters for name in mlp.experts.counted) if mlp.experts else 0
-
-
 def measure(
     block: nn.Module, family: Family, config: Any, sites: tuple[Site, ...], kind: str
 ) -> BlockShape:
-    """The shape of a block.
-
-    Args:
-        config: the transformers configuration of the language model.
-        kind: of its attention.
-    """
+    """The shape of a block, whose attention is of a kind."""
     attention, mlp = family.branches_of(block)
     heads = 0
-    if HEADS in sites:
+    if HEADS in sites and not family.is_attention(attention):
+        heads = getattr(block.get_submodule(attention.gather), attention.heads or "", 1)
+    elif HEADS in sites:
         of_model = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        heads = heads_of(block, family, of_model)
+        heads = of_model if family.supports_head_pruning else 1
     attn_reads = [linear_at(block, path) for path in attention.reads]
     attn_writes = linear_at(block, attention.writes)
     inside_mlp, of_mid, of_out = _measure_mlp(block, mlp, config)
@@ -213,7 +188,9 @@ def measure(
         **inside_mlp,
     )
     if EXPERTS in sites:
-        biases = (*biases, per_expert(block, family))
+        parameters = dict(block.named_parameters())
+        counted = mlp.experts.counted if mlp.experts else ()
+        biases = (*biases, sum(name in parameters for name in counted))
         shape = replace(shape, prunes_experts=True, biases=biases)
     if set(BRANCHES) & set(sites):
         biases = with_branches(block, family, shape)

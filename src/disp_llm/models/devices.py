@@ -76,7 +76,10 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` -> bfloat16 where the hardware computes in it, else float32."""
     if name == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported()
+        else:  # where the system does not tell, no
+            native = "avx512_bf16" in cpu_facts().get("flags", "").split()
         name = "bfloat16" if native else "float32"
     return getattr(torch, name)
 
@@ -84,11 +87,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """`bfloat16`, as settings and results call a data type."""
     return str(dtype).removeprefix("torch.")
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Where the system does not tell, no."""
-    return "avx512_bf16" in cpu_facts().get("flags", "").split()
 
 
 def free_memory(device: torch.device) -> int:

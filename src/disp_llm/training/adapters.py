@@ -40,12 +40,8 @@ class Adapters(nn.Module):
     def begun(
         cls, target: PrunableModel, rank: int, noise: torch.Generator, weights: bool = False
     ) -> "Adapters":
-        """A at random, with rows of length 1 on average, B and Δ at zero: training begins with the
-        model as it is.
-
-        Args:
-            weights: whether there is a Δ.
-        """
+        """A at random, with rows of length 1 on average, B and, for weights, Δ at zero: training
+        begins with the model as it is."""
         return cls(
             Adapter(
                 torch.randn(rank, i, generator=noise) / math.sqrt(i),

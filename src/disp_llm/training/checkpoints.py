@@ -4,7 +4,7 @@ A file holds whole tensors, also of weights that are divided among processes: an
 processes can go on from it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,11 +25,7 @@ MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 def whole_tensors(
     trained: nn.Module, optimizers: Sequence[Optimizer], keeps: bool = True
 ) -> dict[str, Tensor]:
-    """What a checkpoint holds, in the machine's memory. Processes that hold parts call it alike.
-
-    Args:
-        keeps: whether this process wants it; the others give their parts, and get nothing.
-    """
+    """What a checkpoint holds, in the machine's memory, for a process that keeps it."""
     parts = {TRAINED + name: value for name, value in _state(trained).items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
@@ -39,11 +35,7 @@ def whole_tensors(
 
 def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
     """Tensors, some of them divided, whole and in the machine's memory. Processes that hold parts
-    call it alike.
-
-    Args:
-        keeps: whether this process wants them; the others give their parts, and get nothing.
-    """
+    call it alike; those that do not keep them get nothing."""
     whole: dict[str, Tensor] = {}
     for name, part in parts.items():
         tensor = part.full_tensor() if isinstance(part, DTensor) else part
@@ -53,11 +45,7 @@ def gathered(parts: dict[str, Tensor], keeps: bool) -> dict[str, Tensor]:
 
 
 def save(folder: Path, facts: dict[str, str], tensors: dict[str, Tensor]) -> None:
-    """Writes a checkpoint and drops all but the newest two.
-
-    Args:
-        facts: the `step`, and what else has to be the same when it is restored.
-    """
+    """Writes a checkpoint, with its `step` among the facts, and drops all but the newest two."""
     path = _path(folder, int(facts["step"]))
     write_tensors(path, tensors, facts | {"sha256": tensors_sha256(tensors)})
     for old in checkpoints(folder)[:-KEPT_CHECKPOINTS]:
@@ -128,7 +116,14 @@ def _states_of(
     """The state of every optimiser; a parameter that never had a gradient has none."""
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     known = {name for name in file.tensors if name.startswith(TRAINED)}
-    for number, index, parameter in _parameters(optimizers):
+    parameters = [
+        (number, index, parameter)
+        for number, optimizer in enumerate(optimizers)
+        for index, parameter in enumerate(
+            one for g in optimizer.param_groups for one in g["params"]
+        )
+    ]
+    for number, index, parameter in parameters:
         prefix = f"optimizer.{number}.{index}."
         keys = {name.removeprefix(prefix) for name in file.tensors if name.startswith(prefix)}
         file.require(not keys or keys in MOMENTS, "the optimiser's state is not complete")
@@ -139,14 +134,5 @@ def _states_of(
                 moment = _divided_like(moment, parameter)
             states[number].setdefault(index, {})[key] = moment
         known |= {prefix + key for key in keys}
-    for name in file.tensors.keys() - known:
-        file.require(False, f"{name} belongs to nothing")
+    file.require(file.tensors.keys() <= known, "it has tensors that belong to nothing")
     return states
-
-
-def _parameters(optimizers: Sequence[Optimizer]) -> Iterator[tuple[int, int, Tensor]]:
-    """Every parameter, with the number of its optimiser and its own in there."""
-    for number, optimizer in enumerate(optimizers):
-        parameters = [one for group in optimizer.param_groups for one in group["params"]]
-        for index, parameter in enumerate(parameters):
-            yield number, index, parameter

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from disp_llm.masks.budget import Projected
@@ -29,9 +29,6 @@ class Draw:
     """The constant c that is added to the logits."""
     temperature: float
     """τ."""
-    choices: Int[Tensor, " N"] | None = None
-    """Which choice each entry is: what is random is drawn once for each; None = all are their own.
-    """
 
     @property
     def shifted(self) -> Float[Tensor, " N"]:
@@ -39,12 +36,10 @@ class Draw:
         return self.logits + self.shift
 
     def uniform(self) -> Float[Tensor, " N"]:
-        """Numbers in [0, 1), one for each choice, drawn on the generator's own device, so that a
-        seed means the same everywhere."""
-        own, where = self.choices, self.noise.device
-        count = len(self.logits) if own is None else int(own.max()) + 1
-        numbers = torch.rand(count, generator=self.noise, device=where).to(self.logits.device)
-        return numbers if own is None else numbers[own.to(self.logits.device)]
+        """Numbers in [0, 1), drawn on the generator's own device, so that a seed means the same
+        everywhere."""
+        numbers = torch.rand(len(self.logits), generator=self.noise, device=self.noise.device)
+        return numbers.to(self.logits.device)
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def gumbel_soft(draw: Draw) -> Sample:
     soft, again = (
         torch.sigmoid((draw.shifted + _gumbel(draw)) / draw.temperature) for _ in range(2)
     )
-    return Sample(soft, _rounded(again))
+    return Sample(soft, again.detach().round() + (again - again.detach()))
 
 
 def policy_gradient(draw: Draw) -> Sample:
@@ -105,9 +100,8 @@ def policy_gradient(draw: Draw) -> Sample:
     passes only, so a model that is too big to back-propagate through can be pruned."""
     x = draw.shifted / draw.temperature
     sample = _bernoulli(torch.sigmoid(x), draw)
-    each = 1.0 if draw.choices is None else 1 / torch.bincount(draw.choices)[draw.choices]
     log_probability = -torch.nn.functional.binary_cross_entropy_with_logits(
-        x, sample, torch.as_tensor(each, dtype=x.dtype, device=x.device), reduction="sum"
+        x, sample, reduction="sum"
     )
     return Sample(sample, sample, log_probability)
 
@@ -116,11 +110,6 @@ def _gumbel(draw: Draw) -> Tensor:
     uniform = draw.uniform()
     tiny = torch.finfo(uniform.dtype).tiny
     return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
-
-
-def _rounded(soft: Tensor) -> Tensor:
-    """0 or 1, with the slope of the soft value."""
-    return soft.detach().round() + (soft - soft.detach())
 
 
 def _bernoulli(probability: Tensor, draw: Draw) -> Tensor:

@@ -79,8 +79,7 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
         def losses_of(windows: Windows) -> Tensor:
             return mean_losses(problem.dense, windows.to(device), teacher, compiled)
 
-        choices = problem.budget.layout.choices(problem.budget.chunk)
-        learner = MaskLearner(problem, state, masking, adapting, losses_of, choices)
+        learner = MaskLearner(problem, state, masking, adapting, losses_of)
         schedule = Schedule(config, steps, "learning masks")
         train(state, _optimizers(problem, state), learner.backward, schedule, problem.job)
     with torch.no_grad():
@@ -129,8 +128,6 @@ class MaskLearner:
     adapting: Adapting | None
     losses_of: Callable[[Windows], Float[Tensor, " B"]]
     """Mean loss of every window under the masks that are set."""
-    choices: Tensor | None
-    """Which choice each entry is."""
 
     def backward(self, step: int) -> dict[str, Any]:
         """Accumulates the gradient, and returns the figures of the step."""
@@ -144,14 +141,10 @@ class MaskLearner:
         problem, learn, state = self.problem, self.problem.learn, self.state
         budget, config = problem.budget, problem.training
         never_pruned = budget.never_pruned.to(problem.dense.device)
-        projection = functools.partial(project, budget=budget, align=problem.align)
         logits = budget.layout.by_chunks(state.logits(), budget.chunk)
-        at_keep = functools.partial(projection, share=keep)
-        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature, self.choices)
+        at_keep = functools.partial(project, budget=budget, share=keep, align=problem.align)
+        draw = Draw(logits, at_keep, noise, learn.shift, learn.temperature)
         sample = ESTIMATORS[learn.estimator](draw).with_ones(never_pruned)
-        if budget.layout.has_experts:
-            drawn = sample.mask.detach()
-            sample = sample.with_ones(budget.layout.missing_experts(drawn, logits.detach()))
         mask = sample.mask
         if state.scales is not None:
             mask = mask * state.scales.masked_fill(never_pruned, 1.0)

@@ -111,7 +111,9 @@ def train(
 
     Raises:
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
+        InputError: a loss is not finite.
     """
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     facts = restore(job.run.checkpoint_folder, trained, optimizers)
     # Restored optimisers have groups of their own.
@@ -126,10 +128,15 @@ def train(
             for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = peak * schedule.rate_of(group, step)
             figures = backward(step)
-            stopping = _exchange(trained, figures, job.stop_requested(), job.process)
-            _require_finite(figures["loss"], step)
+            stopping = _exchange(parameters, figures, job.stop_requested(), job.process)
+            if not math.isfinite(figures["loss"]):
+                raise InputError(
+                    f"step {step + 1} has a loss of {figures['loss']}",
+                    field="learning_rate",
+                    hint="lower it, or try the `dtype` float32",
+                )
             if schedule.clip:
-                figures["gradient_norm"] = _clip(_trained(trained), schedule.clip)
+                figures["gradient_norm"] = _clip(parameters, schedule.clip)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -168,24 +175,12 @@ def _report(figures: Figures, schedule: Schedule, job: Job, log: MetricsLog, don
     job.progress(schedule.stage, done, schedule.steps, figures)
 
 
-def _require_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"step {step + 1} has a loss of {loss}",
-            field="learning_rate",
-            hint="lower it, or try the `dtype` float32",
-        )
-
-
-def _trained(trained: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in trained.parameters() if parameter.requires_grad]
-
-
-def _exchange(trained: nn.Module, figures: Figures, stop: bool, process: Process) -> bool:
+def _exchange(
+    parameters: list[nn.Parameter], figures: Figures, stop: bool, process: Process
+) -> bool:
     """Averages gradients and loss over processes; whether any wants to stop."""
     if process.count == 1:
         return stop
-    parameters = _trained(trained)
     for parameter in parameters:
         gradient = _gradient(parameter)
         if not isinstance(gradient, DTensor):

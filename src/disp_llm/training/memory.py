@@ -2,10 +2,9 @@
 
 For its backward pass a block of a frozen model keeps `T·(4F + 6D + 2q + 4kv)` numbers: what enters
 and leaves each mask, the activation, queries, keys, values and the attention's output. With
-gradient checkpointing all blocks keep `T·D`, and one of them the rest. The formulas are held
-against measured peaks by `benchmarks/learning_memory.py`. Of attention whose queries, keys and
-values come from low-rank projections, and of what stands in the place of attention, the half or
-less is counted.
+gradient checkpointing all blocks keep `T·D`, and one of them the rest.
+`benchmarks/learning_memory.py` compares with measured peaks. Low-rank attention and what stands in
+the place of attention take up to twice what is counted.
 
 T tokens of a batch, D residual stream, F intermediate, q and kv queries and keys, V vocabulary, L
 blocks.

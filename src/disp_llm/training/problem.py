@@ -7,9 +7,12 @@ import torch
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.parts import ScoreConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.data.randomness import random_stream
 from disp_llm.data.tokens import Corpus
+from disp_llm.data.windows import Windows
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
+from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 
 SMALL_FIRST = 1.5
@@ -55,3 +58,12 @@ class PruningProblem:
         """The size that a step holds."""
         low, high = min(self.keeps), max(self.keeps)
         return low + (high - low) * float(torch.rand((), generator=noise)) ** SMALL_FIRST
+
+
+def calibration_windows(problem: PruningProblem) -> Windows:
+    """The same windows for every method of one seed; refuses what is longer than the text or than
+    the model can read."""
+    count, length = problem.scores.calibration_sequences, problem.scores.calibration_length
+    require_positions(problem.dense.model, length, "calibration_length")
+    problem.corpus.require_length(length, "calibration_length")
+    return problem.corpus.draw(count, length, random_stream("calibration", problem.seed))
