@@ -17,11 +17,10 @@ import statistics
 from typing import Any
 
 import torch
-from disp_llm.runs.rows import BenchComparison, BenchRow
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from disp_llm.config.names import SITES
-from disp_llm.evaluation.benchmark import side_by_side
+from disp_llm.evaluation.benchmark import BenchComparison, BenchRow, side_by_side
 from disp_llm.evaluation.timing import Workload
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
@@ -95,7 +94,6 @@ def with_counted(found: BenchComparison, rows: list[BenchRow]) -> dict[str, Any]
     both = [row for row in rows if row.phase == found.phase]
     return as_json(found) | {
         "of_counted": found.speedup / found.predicted_speedup,
-        "time_shares": [row.time_shares for row in both],
         "median_s": [row.median_s for row in both],
         "tflops_per_s": [row.flops / row.median_s / 1e12 for row in both],
         "gigabytes_per_s": [row.bytes_read / row.median_s / 1e9 for row in both],

@@ -408,3 +408,8 @@ def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
     assert not place.exists()
     shown = run_command(*line, "--length", 32, "--output-dir", place, "--dry-run")
     assert "would be the run folder" in shown.stdout
+
+
+def test_a_revision_belongs_to_the_name():
+    asked = parse(["prune", "org/name", "--revision", "v2"])
+    assert asked.model == parse(["prune", "org/name@v2"]).model == "org/name@v2"

@@ -80,8 +80,6 @@ llama = LlamaForCausalLM(
 for call in (
     lambda: disp_llm.prune(llama, tokenizer=5),
     lambda: disp_llm.prune("nowhere", config={"keep": 0.5}),
-    lambda: disp_llm.prune("nowhere", progress=3),
-    lambda: disp_llm.prune("nowhere", stop_requested=3),
     lambda: disp_llm.verify(None),
     lambda: disp_lab.compare(),
     lambda: disp_llm.prune(),
@@ -107,8 +105,6 @@ def test_what_the_lines_say():
     assert done.stdout.splitlines() == [
         "tokenizer: is a int; give the tokenizer of the model in memory, as AutoTokenizer loads it",
         "config: is a dict, not a PruneConfig; give settings by their names",
-        "progress: cannot be a int; give a function, or leave it out",
-        "stop_requested: cannot be a int; give a function, or leave it out",
         "folder: is missing; name it",
         "model: is missing; name it",
         "model: is missing; name it, or give the model inside it, with adapters merged",

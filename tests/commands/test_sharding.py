@@ -77,8 +77,11 @@ def test_own_words_are_the_same(llama_folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--method", "wanda", "--sites", "mlp_mid", "heads"), "--method: wanda looks at weights"),
-        (("--budget", "latency", "--target", 0.8), "--budget: times whole models"),
+        (
+            ("--method", "wanda", "--sites", "mlp_mid", "heads"),
+            "--shard: the method wanda looks at all weights",
+        ),
+        (("--budget", "latency", "--target", 0.8), "--shard: the method learned times models"),
     ],
 )
 def test_what_needs_whole_weights_is_refused(flags, said, llama_folder, text_file, tmp_path):

@@ -84,6 +84,16 @@ def test_without_bos_sequences_begin_with_eos():
     assert (sample(tiny_model("llama"), tokenizer, 4, 8, noise())[:, 0] == EOS).all()
 
 
+def test_a_bos_that_opens_a_turn_begins_no_document():
+    """Chat models have one: after it they write the name of a speaker."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    separator = tokenizer.get_vocab()["<|endoftext|>"]
+    model = tiny_model("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    assert (sample(model, tokenizer, 4, 8, noise())[:, 0] == separator).all()
+
+
 def test_a_document_that_ends_ends_no_sequence(tokenizer):
     model = tiny_model("llama")
     head = model.get_output_embeddings()

@@ -10,7 +10,7 @@ from conftest import SMALL, masks_of, run_command, tiny_prunable, without_branch
 from torch.utils.flop_counter import FlopCounterMode
 
 from disp_llm.evaluation import timing
-from disp_llm.evaluation.benchmark import Counted, compare, count, where_time_goes
+from disp_llm.evaluation.benchmark import Counted, compare, count
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner, speed_against
 from disp_llm.export.cutting import compact_model
 from disp_llm.masks.budget import Budget
@@ -192,15 +192,6 @@ def test_one_round_is_its_own_quartiles_and_none_gives_no_figures():
     once = speed_against(model, model, 1)
     assert once["prefill_speedup_low"] == once["prefill_speedup"] == once["prefill_speedup_high"]
     assert speed_against(model, model, 0) == {}
-
-
-def test_time_is_shared_out_among_matrix_products_selections_and_the_rest():
-    model = pruned("llama").model
-    tokens = torch.ones(1, 16, dtype=torch.long)
-    shares = where_time_goes(lambda: float(model(tokens).logits.sum()))
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["matrix products"] > 0
-    assert shares["selections"] > 0
 
 
 IN_FRESH_PROCESS = """

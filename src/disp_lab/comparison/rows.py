@@ -159,7 +159,9 @@ def pruned_rows(
         else:
             config = replace(config, keep=group)
         try:
-            result = prune_with(caller, with_used(config), inputs)
+            config = with_used(config)
+            config.validate()
+            result = prune_with(caller, config, inputs)
         except FAILURES as error:
             yield from (failed(name, key, error) for key in keys)
             continue

@@ -160,6 +160,8 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name in settings:
             tables = merged(kind, tables, nested(settings[name].path, value), name)
+    if "revision" in given:
+        tables["model"] = f"{tables['model'].partition('@')[0]}@{given['revision']}"
     return configured(tables, kind)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from disp_llm.commands.caller import of_kind
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 Model = str | Path | PreTrainedModel
 
-Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
+Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,7 @@ class Inputs:
     """How well the model predicts the evaluation text, where a comparison has measured it."""
 
     def load(self, name: str, machine: MachineConfig, dense_only: bool = False) -> Loaded:
-        """The model in memory, or the one of that name.
-
-        Raises:
-            InputError: no such model, an unknown architecture, or damaged files.
-        """
+        """The model in memory, or the one of that name."""
         if self.model is None:
             return load(name, machine, dense_only)
         config = self.model.config
@@ -75,9 +72,6 @@ class Inputs:
 
         Args:
             revision: where results keep the hash of the model.
-
-        Raises:
-            InputError: naming the setting and both hashes.
         """
         now, dtype = {}, run.result()["dtype"]
         if self.model is not None:
@@ -92,11 +86,7 @@ class Inputs:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """While the context lasts, the model in memory has no dropout and takes no gradients, and
-        no other task takes it.
-
-        Raises:
-            InputError: another one has it.
-        """
+        no other task takes it."""
         with contextlib.nullcontext() if self.model is None else frozen(self.model):
             yield
 
@@ -130,16 +120,16 @@ def inputs_of(model: Model | None, tokenizer: Any) -> tuple[str, Inputs]:
     return name, Inputs(model, tokenizer)
 
 
-def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[Inputs, Any]:
-    """The settings of a call from Python, and what of its texts lies in memory.
+def with_options(
+    kind: type[Settings], config: Any, model: Any, tokenizer: Any, options: dict[str, Any]
+) -> tuple[Inputs, Settings]:
+    """What of a call from Python lies in memory, and its settings.
 
     Args:
-        config: what the options change.
-
-    Raises:
-        InputError: an option that is no setting, something that is no text, or a model that is not
-            what its configuration says.
+        config: settings of this kind, which the options change.
     """
+    name, inputs = inputs_of(model, tokenizer)
+    config = replace(of_kind(config, kind), model=name)
     require_gradients(inputs.model)
     if inputs.model is not None:
         family_of_any(inputs.model.config)
@@ -148,15 +138,13 @@ def with_options(inputs: Inputs, config: Any, options: dict[str, Any]) -> tuple[
     given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES)}
     config = with_settings(config, options)
     inputs, named = _with_texts(inputs, config.text, given)
-    return inputs, replace(config, text=named, machine=machine_of(inputs, config.machine))
+    config = replace(config, text=named, machine=machine_of(inputs, config.machine))
+    require_valid(config, inputs)
+    return inputs, config
 
 
 def require_valid(config: PruneConfig | RecoverConfig, inputs: Inputs) -> None:
-    """Refuses settings that no run can use, together with what lies in memory.
-
-    Raises:
-        InputError: naming the setting.
-    """
+    """Refuses settings that no run can use, together with what lies in memory."""
     held: dict[str, Any] = {
         field: (IN_MEMORY,)
         for field in (*TEXTS, *EXAMPLES)

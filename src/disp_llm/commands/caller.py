@@ -1,11 +1,10 @@
 """Who asks for a task, and watches it: the command line or a program."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import transformers
 
@@ -16,7 +15,6 @@ from disp_llm.runs.job import never
 from disp_llm.runs.progress import ProgressCallback
 
 Settings = TypeVar("Settings")
-Command = TypeVar("Command", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -32,18 +30,9 @@ class Caller:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Caller":
-        """Takes its own fields out of the options of a task; settings are left.
-
-        Raises:
-            InputError: one of them is no function.
-        """
+        """Takes its own fields out of the options of a task; settings are left."""
         taken = {f.name: options.pop(f.name, None) for f in fields(cls)}
-        given = {name: value for name, value in taken.items() if value is not None}
-        for name, value in given.items():
-            if not (isinstance(value, str) if name == "command" else callable(value)):
-                hint = "give a function, or leave it out"
-                raise InputError(f"cannot be a {type(value).__name__}", field=name, hint=hint)
-        return cls(**given)
+        return cls(**{name: value for name, value in taken.items() if value is not None})
 
     @classmethod
     def asking(cls, kind: Any, asked: Any, options: dict[str, Any]) -> tuple["Caller", Any]:
@@ -91,43 +80,6 @@ def _quiet_libraries() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
-
-
-def takes_settings(kind: type, *named: str) -> Callable[[Command], Command]:
-    """Shows the settings of a command in its signature, so that editors, notebooks and `help`
-    complete them with their types and defaults.
-
-    Args:
-        named: settings that the command takes by parameters of its own.
-    """
-
-    def with_signature(command: Command) -> Command:
-        signature = inspect.signature(command)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        known = {*named, *(parameter.name for parameter in own)}
-        shown = [p for p in _parameters(kind) if p.name not in known]
-        progress = inspect.Parameter(
-            "progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ProgressCallback
-        )
-        command.__signature__ = signature.replace(parameters=[*own, *shown, progress])
-        return command
-
-    return with_signature
-
-
-def _parameters(kind: type) -> Iterator[inspect.Parameter]:
-    """The settings of a command, those of its parts included."""
-    hints = get_type_hints(kind)
-    for entry in fields(kind):
-        if is_dataclass(hints[entry.name]):
-            yield from _parameters(hints[entry.name])
-        elif entry.default is not MISSING and entry.name != "json":
-            yield inspect.Parameter(
-                entry.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=entry.default,
-                annotation=hints[entry.name],
-            )
 
 
 def of_kind(config: Any, kind: type[Settings]) -> Settings:

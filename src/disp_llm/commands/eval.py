@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
-from disp_llm.commands.caller import Caller, of_kind, takes_settings
+from disp_llm.commands.caller import Caller, of_kind
 from disp_llm.commands.results import RecoverResult
 from disp_llm.config.errors import model_is
 from disp_llm.config.eval import EvalConfig
@@ -33,7 +33,6 @@ from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
 
 
-@takes_settings(EvalConfig)
 def eval(
     model: Model | RecoverResult | None = None,
     tokenizer: Any = None,

@@ -16,7 +16,7 @@ from disp_llm.data.tokens import Corpus, Texts
 from disp_llm.masks.budget import project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
-from disp_llm.methods import all_methods, method_named
+from disp_llm.methods import method_named
 from disp_llm.models.architectures import Family
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
@@ -65,49 +65,11 @@ def refuse_impossible(problem: PruningProblem) -> None:
     """Refuses, before any work and before a folder exists, a size below the smallest model and
     windows that are longer than what the model can read."""
     config, budget, model = problem.job.config, problem.budget, problem.dense.model
-    require_possible(config, config.sizes)
-    require_known_blocks(problem)
+    require_possible(config, config.sizes, budget.layout.has_experts)
     for share in problem.keeps:
         project(torch.zeros(budget.layout.entries), budget, share, problem.align)
     for field, tokens in windows_of(config).items():
         require_positions(model, tokens, field)
-
-
-def require_known_blocks(problem: PruningProblem) -> None:
-    """Refuses a mixture of experts for a method that knows dense MLPs only.
-
-    Raises:
-        InputError: naming those that know it.
-    """
-    method = method_named(problem.job.config.method)
-    if problem.budget.layout.has_experts and not method.knows_experts:
-        known = [other.name for other in all_methods().values() if other.knows_experts]
-        raise InputError(
-            f"the method {method.name} does not know mixtures of experts",
-            field="method",
-            hint=f"use one of {', '.join(known)}",
-        )
-
-
-def require_unread(config: PruneConfig) -> None:
-    """Refuses what needs all weights in one process.
-
-    Raises:
-        InputError: the method looks at weights, or time is the budget.
-    """
-    method = method_named(config.method)
-    if method.reads_weights:
-        raise InputError(
-            f"{method.name} looks at weights, which do not all lie in this process",
-            field="method",
-            hint="use learned, or leave `shard` out",
-        )
-    if config.budget.budget == "latency":
-        raise InputError(
-            "times whole models, and not all weights lie in this process",
-            field="budget",
-            hint="leave `shard` out",
-        )
 
 
 def refuse_short_text(problem: PruningProblem, texts: Texts) -> None:
@@ -150,37 +112,37 @@ WRITING = 0.2
 """Share of `minutes` in which the model writes text."""
 
 
-def require_possible(config: PruneConfig, sizes: tuple[Target, ...]) -> None:
-    """Refuses what the method cannot give.
+def require_possible(
+    config: PruneConfig, sizes: tuple[Target, ...], experts: bool = False, sharded: bool = False
+) -> None:
+    """Refuses what the method cannot do.
+
+    Args:
+        experts: whether the model is a mixture of experts.
+        sharded: whether processes divide its weights.
 
     Raises:
-        InputError: too few sites or whole branches; of a method that chooses for one size, several
-            sizes or another budget than parameters.
+        InputError: naming the setting and what the method lacks.
     """
-    method = method_named(config.method)
-    missing = set(method.sites) - set(config.sites or method.sites)
-    if method.every_site and missing:
-        raise InputError(
-            f"the method {method.name} prunes {', '.join(sorted(missing))} too",
-            field="sites",
-            hint="leave it out",
-        )
-    if set(BRANCHES) & set(config.sites) and not method.drops_branches:
-        raise InputError(
-            f"the method {method.name} does not score whole branches",
-            field="sites",
-            hint=f"leave {' and '.join(BRANCHES)} out",
-        )
-    if method.one_size and len(sizes) > 1:
-        raise InputError(
-            f"the method {method.name} chooses for one size at a time",
-            field="keep",
-            hint="give one, and a run for each",
-        )
-    if method.one_size and config.budget.budget != "params":
-        raise InputError(
-            f"the method {method.name} counts parameters", field="budget", hint="give `keep`"
-        )
+    method, budget = method_named(config.method), config.budget.budget
+    missing = sorted(set(method.sites) - set(config.sites or method.sites))
+    refusals = (
+        (method.every_site and missing, "sites", f"prunes {', '.join(missing)} too"),
+        (
+            not method.drops_branches and set(BRANCHES) & set(config.sites),
+            "sites",
+            "does not score whole branches",
+        ),
+        (method.one_size and len(sizes) > 1, "keep", "chooses for one size at a time"),
+        (method.one_size and budget != "params", "budget", "counts parameters"),
+        (experts and not method.knows_experts, "method", "does not know mixtures of experts"),
+        (sharded and method.reads_weights, "shard", "looks at all weights"),
+        (sharded and budget == "latency", "shard", "times models, which takes all weights"),
+    )
+    for refused, field, why in refusals:
+        if refused:
+            hint = "change it, or use another method"
+            raise InputError(f"the method {method.name} {why}", field=field, hint=hint)
 
 
 def tokens_seen(config: PruneConfig, steps: int, processes: int) -> int:

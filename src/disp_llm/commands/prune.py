@@ -9,8 +9,8 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
-from disp_llm.commands.caller import Caller, of_kind, takes_settings
+from disp_llm.commands.api import Inputs, Model, with_options
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring, scoreboard_of
@@ -20,24 +20,27 @@ from disp_llm.commands.planning import (
     problem_of,
     refuse_impossible,
     refuse_short_text,
-    require_unread,
+    require_possible,
     tokens_seen,
     tokens_wanted,
 )
 from disp_llm.commands.results import PruneResult
-from disp_llm.commands.session import TemporaryFolder, run_in_folder, with_folder
+from disp_llm.commands.session import (
+    TemporaryFolder,
+    begin,
+    load_texts,
+    run_in_folder,
+    with_folder,
+)
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, load_recipe
-from disp_llm.data.given import GivenText
-from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import Sources, read_sources
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.data.tokens import Texts
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
-from disp_llm.models.devices import dtype_name, start_tracking
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
@@ -45,7 +48,6 @@ from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult, as_json
 from disp_llm.runs.scores import Perplexity
-from disp_llm.runs.settings import begin_run
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
 
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@takes_settings(PruneConfig)
 def prune(
     model: Model | None = None,
     tokenizer: Any = None,
@@ -85,14 +86,13 @@ def prune(
         Interrupted: the task was asked to stop while learning; `resume` goes on.
     """
     caller = Caller.of(options)
-    name, inputs = inputs_of(model, tokenizer)
     temporary = None
     if config is None:
         temporary = with_folder(options)
         recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
-        config = apply_recipe(PruneConfig(name), recipe)
-    config = replace(of_kind(config, PruneConfig), model=name)
-    inputs, config = with_options(inputs, config, {"text": text} | options)
+        config = apply_recipe(PruneConfig(""), recipe)
+    options["text"] = text
+    inputs, config = with_options(PruneConfig, config, model, tokenizer, options)
     return prune_with(caller, config, inputs, temporary)
 
 
@@ -104,7 +104,6 @@ def prune_with(
     Args:
         temporary: the run folder, where nobody has named one.
     """
-    require_valid(config, inputs)
     run, figures, device = run_in_folder(caller, config, (inputs,), run_stages)
     return PruneResult(run.folder, figures, device, temporary)
 
@@ -117,7 +116,9 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     job, loaded = load_original(job, inputs)
     problem = open_problem(job, loaded)
     problem, texts = with_texts(problem, loaded, sources)
-    _begin(problem, loaded, texts, files)
+    base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
+    source = loaded.source | texts.names | {"base_model": base, "license": terms}
+    begin(problem.job, loaded, _stored(problem), files, **source)
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
@@ -154,8 +155,7 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
     the model can follow. It has no learning text yet."""
     config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
-    if loaded.sharding is not None:
-        require_unread(config)
+    require_possible(config, config.sizes, sharded=loaded.sharding is not None)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
         refuse_impossible(problem)
@@ -167,50 +167,17 @@ def with_texts(
 ) -> tuple[PruningProblem, Texts]:
     """The problem with its learning text, of which the model writes what is its own."""
     job, config = problem.job, problem.job.config
-
-    def write(share: float) -> GivenText:
-        from disp_llm.data.synthetic import synthetic_text
-
-        if job.process.is_main and job.run.figures is None:
-            _open_folder(problem, loaded)
-        noise = random_stream("words", config.machine.seed)
-        return synthetic_text(job, loaded, own_needs(config, job.process.count), noise, share)
-
-    def tokens() -> Texts:
-        names = config.text, loaded.tokenizer, loaded.bos_token_id
-        return load_tokens(*names, sources, write, config.evaluation.context)
-
-    texts = first_alone(job, loaded, tokens) or tokens()
+    needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
+    texts = load_texts(job, loaded, sources, _stored(problem), loaded, needs, *noise)
     refuse_short_text(problem, texts)
     return replace(problem, corpus=texts.corpus), texts
 
 
-def _begin(problem: PruningProblem, loaded: Loaded, texts: Texts, files: dict[str, Any]) -> None:
-    """Opens the run folder, and records what the run is made of.
-
-    Args:
-        files: stamps of what it reads.
-    """
-    job, run, source = problem.job, problem.job.run, loaded.source | texts.names
-    run.require_same_source(source, dtype_name(loaded.dtype))
-    if job.process.is_main:
-        _open_folder(problem, loaded)
-    job.process.wait()
-    start_tracking(job.process, job.config.track, run.folder)
-    if job.process.is_main and ("source" not in run.result() or job.config.anyway):
-        base, terms = base_and_license(job.config.model)
-        run.update(source=source | {"base_model": base, "license": terms}, inputs=files)
-
-
-def _open_folder(problem: PruningProblem, loaded: Loaded) -> None:
-    """Opens the run folder. Its settings are as asked, but for the alignment and the chunks that
-    were found."""
-    job = problem.job
-    asked = job.asked or job.config
+def _stored(problem: PruningProblem) -> PruneConfig:
+    """The settings as asked, but for the alignment and the chunks that were found."""
+    asked = problem.job.asked or problem.job.config
     align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
-    stored = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
-    facts = {"dtype": dtype_name(loaded.dtype), "processes": job.process.count}
-    begin_run(stored, job.command, **facts)
+    return replace(asked, export=replace(asked.export, align=align), chunk=chunk)
 
 
 def export_all(

@@ -5,14 +5,13 @@ divergence from the original model (arXiv 1503.02531), or both.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from disp_llm.commands.api import Inputs, Model, inputs_of, require_valid, with_options
-from disp_llm.commands.caller import Caller, of_kind, takes_settings
+from disp_llm.commands.api import Inputs, Model, inputs_of, with_options
+from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
@@ -27,32 +26,26 @@ from disp_llm.commands.recovery_models import (
     with_windows,
 )
 from disp_llm.commands.results import RecoverResult
-from disp_llm.commands.session import run_in_folder, with_folder
+from disp_llm.commands.session import begin, load_texts, run_in_folder, with_folder
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.given import GivenText
-from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
-from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.data.tokens import Texts
 from disp_llm.export.card import write_recovered_card
 from disp_llm.export.facts import BEHIND, read_facts, size_of
 from disp_llm.export.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name, start_tracking
-from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
-from disp_llm.runs.settings import begin_run
 from disp_llm.runs.sums import write_sums
 from disp_llm.training.checkpoints import gathered
 from disp_llm.training.losses import Teacher
 from disp_llm.training.weights import train_weights
 
 
-@takes_settings(RecoverConfig)
 def recover(
     model: Model | None = None,
     tokenizer: Any = None,
@@ -77,17 +70,13 @@ def recover(
         Interrupted: the task was asked to stop while training; `resume` goes on.
     """
     caller = Caller.of(options)
-    name, inputs = inputs_of(model, tokenizer)
-    taught = Inputs()
+    taught, temporary = Inputs(), None
     if teacher is not None:
         options["teacher"], taught = inputs_of(teacher, tokenizer)
-    temporary = None
     if config is None:
         temporary = with_folder(options)
-        config = RecoverConfig(name)
-    config = replace(of_kind(config, RecoverConfig), model=name)
-    inputs, config = with_options(inputs, config, options)
-    require_valid(config, inputs)
+        config = RecoverConfig("")
+    inputs, config = with_options(RecoverConfig, config, model, tokenizer, options)
     run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
     return RecoverResult(run.folder, figures, device, temporary)
 
@@ -100,7 +89,10 @@ def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     models = load_models(job, inputs, taught, sources.writes)
     job = with_windows(job, models)
     texts = write_texts(job, models, sources)
-    _begin(job, models, texts, files)
+    source = models.student.source | texts.names
+    if models.original is not None:
+        source["teacher_revision"] = models.original.source["revision"]
+    begin(job, models.student, job.asked or job.config, files, **source)
     measuring = Measuring.of(job, texts, models.student.tokenizer, board)
     teacher = teacher_of(job.config, models.original)
     first_alone(job, models.student, measure_before, job, models, measuring, teacher)
@@ -131,49 +123,14 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
     learning = config.steps(job.process.count) * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))
 
-    def write(share: float) -> GivenText:
-        from disp_llm.data.synthetic import synthetic_text
-
-        if job.process.is_main and job.run.figures is None:
-            _open_folder(job, student)
-        # Masks and earlier trainings have read other text: this one measures what is won.
-        noise = random_stream("recovery words", config.machine.seed, tokens_before(config))
-        return synthetic_text(job, models.original or student, needs, noise, share)
-
-    def tokens() -> Texts:
-        names = config.text, student.tokenizer, student.bos_token_id
-        return load_tokens(*names, sources, write, config.evaluation.context)
-
-    texts = first_alone(job, student, tokens) or tokens()
+    # Masks and earlier trainings have read other text: this one measures what is won.
+    noise = "recovery words", config.machine.seed, tokens_before(config)
+    author, stored = models.original or student, job.asked or config
+    texts = load_texts(job, student, sources, stored, author, needs, *noise)
     texts.corpus.require_length(length, "length")
     for model in models:
         require_positions(model, texts.longest_window(config.evaluation), "context")
     return texts
-
-
-def _begin(job: Job[RecoverConfig], models: Models, texts: Texts, files: dict[str, Any]) -> None:
-    """Opens the run folder, and records what the run is made of.
-
-    Args:
-        files: stamps of what it reads.
-    """
-    run, student = job.run, models.student
-    if job.process.is_main:
-        _open_folder(job, student)
-    job.process.wait()
-    start_tracking(job.process, job.config.track, run.folder)
-    source = student.source | texts.names
-    if models.original is not None:
-        source["teacher_revision"] = models.original.source["revision"]
-    run.require_same_source(source, dtype_name(student.dtype))
-    if job.process.is_main and "source" not in run.result():
-        run.update(source=source, inputs=files)
-
-
-def _open_folder(job: Job[RecoverConfig], student: Loaded) -> None:
-    """Opens the run folder; its settings are as asked."""
-    facts = {"dtype": dtype_name(student.dtype), "processes": job.process.count}
-    begin_run(job.asked or job.config, job.command, **facts)
 
 
 def _original_scores(run: Run) -> Scores | None:

@@ -5,7 +5,6 @@ when it is written.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.memory_plans import ROOM, free_share
 from disp_llm.commands.placement import refuse_impossible, refuse_own_losses
 from disp_llm.commands.warm_start import take_weights
 from disp_llm.config.errors import InputError, model_is
@@ -24,11 +22,9 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.export.facts import named_by_run, original_of, read_facts
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.devices import dtype_name, resolve_dtype
+from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import (
     Loaded,
-    empty_model,
-    family_of_any,
     load,
     load_config,
     require_unquantised,
@@ -38,10 +34,7 @@ from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.folder import require_same_source
 from disp_llm.runs.job import Job
 from disp_llm.training.losses import Teacher
-from disp_llm.training.memory import recovery_memory
 from disp_llm.training.weights import trained_parameters
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def with_windows(job: Job[RecoverConfig], models: Models) -> Job[RecoverConfig]:
 
 
 def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Sharding | None:
-    """What divides student and teacher among the processes; None = each has all of both.
+    """What divides both models among the processes, if that is asked for; None = each has all.
 
     Args:
         inputs: what of the two lies in memory.
@@ -99,14 +92,7 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
     shard, process = job.config.training.shard, job.process
     in_memory = next((field for field, one in zip(FIELDS, inputs, strict=True) if one.model), "")
     refuse_impossible(process, shard, in_memory)
-    if shard == "auto" and process.count > 1 and not in_memory:
-        whole, parts = (_needed(job, processes) for processes in (1, process.count))
-        if whole > ROOM * process.least(free_share(process)):
-            shard = "full"
-            if process.is_main:
-                taken = (whole / 2**30, parts / 2**30)
-                logger.warning("training would take %.1f GiB; with --shard full it is %.1f", *taken)
-    if shard in ("auto", "no"):
+    if shard != "full":
         return None
     if job.config.training.weight_optimizer == "muon":
         raise InputError(
@@ -120,18 +106,6 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
 
 FIELDS = ("model", "teacher")
 """The settings that name the two."""
-
-
-def _needed(job: Job[RecoverConfig], processes: int) -> int:
-    """Bytes in each of some processes that divide both models."""
-    config = job.config
-    dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    names = [config.model]
-    if config.training.distill:
-        names += [config.teacher or original_of(Path(config.model)) or config.model]
-    shapes = [load_config(name) for name in names]
-    models = [PrunableModel(empty_model(shape), family_of_any(shape)) for shape in shapes]
-    return recovery_memory(models, config, processes, dtype.itemsize)
 
 
 def load_student(

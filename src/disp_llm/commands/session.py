@@ -14,18 +14,24 @@ from typing import Any, TypeVar
 from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS, Inputs
 from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import require_same_files
+from disp_llm.commands.placement import first_alone
 from disp_llm.config.names import NAMED_TEXTS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.models.devices import require_tracker, start_process
+from disp_llm.data.given import GivenText
+from disp_llm.data.randomness import random_stream
+from disp_llm.data.sources import Needs, Sources
+from disp_llm.data.tokens import Texts, load_tokens
+from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
 from disp_llm.models.embedded import MODEL
+from disp_llm.models.loading import Loaded
 from disp_llm.reporting.page import write_run_page
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
 from disp_llm.runs.progress import silent
 from disp_llm.runs.provenance import peak_memory_bytes
-from disp_llm.runs.settings import available
+from disp_llm.runs.settings import available, begin_run
 
 Settings = TypeVar("Settings", bound=PruneConfig | RecoverConfig)
 Located = TypeVar("Located", bound=Any)  # settings of a task that reads text
@@ -72,6 +78,60 @@ def run_in_folder(
             if prunes:
                 write_run_page(run)
         return run, figures, str(device)
+
+
+def load_texts(
+    job: Job,
+    loaded: Loaded,
+    sources: Sources,
+    stored: Any,
+    author: Loaded,
+    needs: Needs,
+    *noise: Any,
+) -> Texts:
+    """Learning and evaluation text, of which a model writes what is its own.
+
+    Args:
+        stored: settings of the run folder, which is opened before anything is written.
+        author: the model that writes.
+        noise: names the random numbers that it draws.
+    """
+
+    def write(share: float) -> GivenText:
+        from disp_llm.data.synthetic import synthetic_text
+
+        if job.process.is_main and job.run.figures is None:
+            _open_folder(job, loaded, stored)
+        return synthetic_text(job, author, needs, random_stream(*noise), share)
+
+    def tokens() -> Texts:
+        names = job.config.text, loaded.tokenizer, loaded.bos_token_id
+        return load_tokens(*names, sources, write, job.config.evaluation.context)
+
+    return first_alone(job, loaded, tokens) or tokens()
+
+
+def begin(job: Job, loaded: Loaded, stored: Any, files: dict[str, Any], **source: Any) -> None:
+    """Opens the run folder, and records what the run is made of.
+
+    Args:
+        stored: its settings.
+        files: hashes of what it reads.
+        source: names and hashes of the models and texts.
+    """
+    run, main = job.run, job.process.is_main
+    run.require_same_source(source, dtype_name(loaded.dtype))
+    if main:
+        _open_folder(job, loaded, stored)
+    job.process.wait()
+    start_tracking(job.process, job.config.track, run.folder)
+    if main and ("source" not in run.result() or job.config.anyway):
+        run.update(source=source, inputs=files)
+
+
+def _open_folder(job: Job, loaded: Loaded, stored: Any) -> None:
+    facts = {"dtype": dtype_name(loaded.dtype), "processes": job.process.count}
+    begin_run(stored, job.command, **facts)
 
 
 def located(config: Located) -> Located:

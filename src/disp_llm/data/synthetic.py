@@ -2,7 +2,7 @@
 distillation, LLM-QAT, arXiv 2305.17888).
 
 Tokens are sampled at temperature 1: true samples of the model, on which the squared gradients are
-its Fisher information. Every sequence begins with BOS, or EOS where there is no BOS. In half of
+its Fisher information. Every sequence begins with the token that separates documents. In half of
 them a random token follows, so that they reach code, other languages and rare subjects. Nothing
 ends a sequence: after EOS the model itself begins the next document. The text lies in
 `RUN/synthetic.safetensors`, and an interrupted attempt writes it again.
@@ -24,6 +24,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from disp_llm.config.errors import InputError
 from disp_llm.data.given import GivenText
 from disp_llm.data.sources import Needs
+from disp_llm.data.windows import usual_bos
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
 from disp_llm.runs.folder import MADE_AGAIN, clock
@@ -108,9 +109,7 @@ def sample(
     Args:
         on_token: called after every token, with how many each of them has.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    first = next((token for token in (bos, eos) if token is not None), 0)
-    start = torch.full((count, 1), first, device=model.device)
+    start = torch.full((count, 1), _first_token(tokenizer), device=model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     # A model may come with penalties and beams, which settings of a call leave as they are.
     writer: Any = model
@@ -130,6 +129,21 @@ def sample(
         writer.generation_config = own
     on_token(length)
     return written.cpu()
+
+
+def _first_token(tokenizer: Any) -> int:
+    """What a document begins with: the token that separated documents in training, or BOS, or EOS.
+
+    Chat models may have the opening of a turn as their BOS: after it alone they write the name of a
+    speaker, and no document.
+    """
+    adds_bos = usual_bos(tokenizer) is not None
+    separator = None if adds_bos else tokenizer.get_vocab().get(SEPARATOR)
+    known = (separator, tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+SEPARATOR = "<|endoftext|>"
 
 
 class _Writing(LogitsProcessor):

@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-import torch
 from msgspec import Meta
-from torch.autograd import DeviceType
 
 from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.config.schema import Amount, Count, Positive, Size
-from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles, runner
+from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
 from disp_llm.runs.results import Phase
@@ -35,8 +33,6 @@ class BenchRow:
     spread_s: Amount
     """Between the quartiles."""
     tokens_per_s: Positive
-    time_shares: dict[str, Amount]
-    """Where the operators' time goes."""
     flops: Count
     block_flops: Count
     bytes_read: Count
@@ -118,7 +114,6 @@ def _row(
         median_s=median,
         spread_s=high - low,
         tokens_per_s=tokens / median,
-        time_shares=where_time_goes(runner(target.model, workload)),
         **asdict(cost),
         peak_memory_bytes=0,
     )
@@ -172,31 +167,3 @@ def _read_of_token(target: PrunableModel) -> int:
             last[kind] = cached_numbers(block, target.family) or last[kind]
             read += last[kind]
     return read
-
-
-PARTS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "mkldnn", "aten::linear"),
-    "attention": ("scaled_dot_product", "flash_attention"),
-    "selections": ("aten::index",),
-}
-"""Parts of the operators' time, by what is in their names; whatever fits none is "the rest"."""
-
-
-def where_time_goes(run: Callable[[], float]) -> dict[str, float]:
-    """Shares of the operators' own time; fused kernels of a compiled model are in "the rest"."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(3):
-            run()
-    # Kernels of a GPU are counted with the operators that launched them, which are the CPU's.
-    events = [e for e in profile.key_averages() if e.device_type == DeviceType.CPU]
-    on_gpu = any(event.self_device_time_total for event in events)
-    spent = dict.fromkeys([*PARTS, "the rest"], 0.0)
-    for event in events:
-        part = next((p for p, names in PARTS.items() if any(n in event.key for n in names)), "")
-        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        spent[part or "the rest"] += own
-    total = sum(spent.values())
-    return {part: seconds / total for part, seconds in spent.items()}

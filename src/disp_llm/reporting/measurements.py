@@ -65,8 +65,8 @@ def show_bench(result: dict[str, Any]) -> None:
     say(", ".join([models, result["dtype"], *modes, result["hardware"]["cpu"]]))
     timed = result["results"]
     pairs = zip(timed[::2], timed[1::2], result["comparisons"], strict=True)
-    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s", "time goes to")
-    Table(names, [_workload(*pair) for pair in pairs], left=names[-1:]).show()
+    names = ("work", "original", "pruned", "speed-up", "counted", "tokens/s")
+    Table(names, [_workload(*pair) for pair in pairs]).show()
     for name, key, unit, scale in (
         ("load time", "load_s", "s", 1),
         ("peak memory", "peak_memory_bytes", "MB", 1e6),
@@ -80,7 +80,6 @@ def _workload(
     original: dict[str, Any], pruned: dict[str, Any], comparison: dict[str, Any]
 ) -> tuple[str, ...]:
     low, high = comparison["speedup_quartiles"]
-    shares = pruned["time_shares"].items()
     return (
         workload_said(original["phase"], original["length"], original["batch"]),
         *(
@@ -90,7 +89,6 @@ def _workload(
         f"×{comparison['speedup']:.2f} ({low:.2f} to {high:.2f})",
         f"×{comparison['predicted_speedup']:.2f}",
         f"{pruned['tokens_per_s']:,.0f}",
-        ", ".join(f"{part} {share:.0%}" for part, share in shares if share >= 0.005),
     )
 
 
