@@ -116,7 +116,7 @@ def test_unknown_command_is_one_line():
         (["compare", "x", "--methods", "latency", "--target", "80ms"], "--target: "),
         (
             ["prune", "x", "--weight-rate", "0.0001", "--shard", "full"],
-            "--weight-rate: weights learn where they lie as a whole; leave out --shard",
+            "--weight-rate: weights learn where they lie as a whole; leave --shard out",
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
     ("flags", "words"),
     [
         (("--distill", "1.5"), "--distill: 1.5"),
-        (("--tokens", "0"), "--tokens: 0; give a whole number >= 1"),
+        (("--tokens", "0"), "--tokens: expected int >= 1; give a whole number"),
         (("--learning-rate", "nan"), "--learning-rate: nan"),
     ],
 )

@@ -140,9 +140,8 @@ def test_a_run_is_not_begun_for_what_cannot_be(llama_folder, tmp_path):
         (["--length", 500], "--length"),
         (["--dataset", "a:b", "--text", "self"], "--dataset: given together with --text"),
         (["--eval-text", "self"], "--eval-text: cannot be text that the model writes"),
-        (["--text", "self", "self"], "--text: names self twice"),
-        (["--text", "self", "--weights", 1, 2], "--weights: is how often each of several"),
-        (["--self-tokens", -1], "--self-tokens: -1; give a whole number"),
+        (["--text", "self", "--weights", 1, 2], "--weights: 2 for 1; give one"),
+        (["--self-tokens", -1], "--self-tokens: expected int >= 0; give a whole number"),
         (["--text", "self", tmp_path / "gone.txt"], "gone.txt: No such file"),
     ]:
         done = run_command("prune", llama_folder, *SMALL, "--output-dir", tmp_path / "run", *flags)

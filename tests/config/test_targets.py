@@ -69,7 +69,7 @@ REFUSED = [
     ("memory", ("6XB",), "'6XB' is neither a share nor a number with a unit that is known; give"),
     ("memory", ("-6GB",), "'-6GB' is neither"),
     ("memory", ("",), "'' is neither"),
-    ("memory", ("6GB", "6 gb"), "a size is repeated; give each size once"),
+    ("memory", ("6GB", "6 gb"), "a size is repeated"),
     ("memory", ("6GB", 0.5, 0.5), "a size is repeated"),
     ("memory", (), "no size is given"),
     ("params", ("80ms",), "80ms belongs to a `budget` of latency; add that, or give `keep`"),

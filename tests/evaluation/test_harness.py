@@ -258,7 +258,7 @@ def test_an_accuracy_counts_before_exact_match():
     [
         (
             ["--tasks", "sums", "--shots", -1],
-            "--shots: -1; give a whole number >= 0",
+            "--shots: expected int >= 0; give a whole number",
         ),
         (["--shots", 5], "--shots: is for tasks; leave it out, or give --tasks"),
         (

@@ -1,6 +1,7 @@
 """The commands: each does its task, prints tables of what came out, and returns what `--json`
 prints. The task and its libraries are imported when it is called."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,7 @@ def prune(config: Any) -> Figures:
     """Makes smaller models of a model."""
     from disp_llm.commands.prune import prune
 
-    with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
-        result = prune(
-            config.model,
-            config=config,
-            progress=stop.watching(progress),
-            stop_requested=stop,
-            command=command_line(),
-        )
+    result = _trained(prune, config)
     if result.figures:  # of several processes, the first has them
         made = Run(result.folder)
         show_models(result.figures, made.result_file)
@@ -37,17 +31,21 @@ def recover(config: Any) -> Figures:
     """Trains a pruned model."""
     from disp_llm.commands.recover import recover
 
+    result = _trained(recover, config)
+    if result.figures:
+        show_recovery(result.figures, Run(result.folder).result_file)
+    return result.figures
+
+
+def _trained(task: Callable[..., Any], config: Any) -> Any:
     with stop_signals() as stop, progress_bar(plain_lines=True) as progress:
-        result = recover(
+        return task(
             config.model,
             config=config,
             progress=stop.watching(progress),
             stop_requested=stop,
             command=command_line(),
         )
-    if result.figures:
-        show_recovery(result.figures, Run(result.folder).result_file)
-    return result.figures
 
 
 def export(config: Any) -> Figures:

@@ -2,9 +2,7 @@
 `validate`. All raise `InputError` naming the field."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from disp_llm.config.errors import InputError
 
@@ -12,33 +10,14 @@ LONGEST_NAME = 200
 """Bytes of a name: file systems take 255, and what is written lies under a longer one at first."""
 
 
-def require_alternatives(config: Any, given: Iterable[str]) -> None:
-    """Refuses settings that were given together although one takes the other's place, which only
-    who reads them can tell: the other has a value in any case."""
-    named = set(given)
-    for setting, in_place in getattr(config, "ALTERNATIVES", ()):
-        if {setting, in_place} <= named:
-            raise InputError(
-                f"given together with `{in_place}`", field=setting, hint="choose one of them"
-            )
-
-
 def require_sizes(**values: tuple[float, ...]) -> None:
-    """Refuses a repeated size, two of one name, or none at all."""
+    """Refuses sizes that results and files would call the same, or none at all."""
     for field, sizes in values.items():
         if not sizes:
             raise InputError("no size is given", field=field, hint="give one or more, such as 0.5")
-        if len(set(sizes)) < len(sizes):
-            raise InputError("a size is repeated", field=field, hint="give each size once")
-        named: dict[str, float] = {}
-        for size in sizes:  # results and files know a size by this name
-            other = named.setdefault(f"{size:g}", size)
-            if other != size:
-                raise InputError(
-                    f"{other} and {size} are both called {size:g}",
-                    field=field,
-                    hint="give sizes that differ in their first six digits",
-                )
+        if len({f"{size:g}" for size in sizes}) < len(sizes):
+            what = "a size is repeated, to six digits"
+            raise InputError(what, field=field, hint="give each size once")
 
 
 def require_new(**places: Path) -> None:

@@ -25,7 +25,7 @@ from disp_llm.config.bounds import (
 from disp_llm.config.checks import require_sizes
 from disp_llm.config.effect import Use
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import NAMED_TEXTS, SELF, BudgetKind, Template
+from disp_llm.config.names import SELF, BudgetKind, Template
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,6 @@ class TextConfig:
         for path in self.eval_text:
             if path.absolute() in learned:
                 logger.warning("`eval_text` %s is learned from: it says little of other text", path)
-        for name in NAMED_TEXTS:
-            if self.text.count(Path(name)) > 1:
-                raise InputError(f"names {name} twice", field="text", hint="name it once")
         if Path(SELF) in self.eval_text and not Path(SELF).exists():
             raise InputError(
                 "cannot be text that the model writes",
