@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from disp_llm.config.names import SITES
 from disp_llm.evaluation.benchmark import BenchComparison, BenchRow, side_by_side
 from disp_llm.evaluation.timing import Workload
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout, usual_chunk
 from disp_llm.masks.prunable import PrunableModel

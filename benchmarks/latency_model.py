@@ -17,7 +17,7 @@ from disp_llm.config.names import BRANCHES, SITES
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.latency import latency_costs, measured_time
 from disp_llm.evaluation.timing import Workload
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout, usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites

@@ -37,7 +37,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
 WORK = ROOT / "runs" / "mutation"
 ROOMS = tuple(sorted(path.parent.name for path in SOURCES.glob("*/__init__.py")))
 TESTS = {room: (f"tests/{room}/",) for room in ROOMS}
-TESTS["compact"] = ("tests/models/test_families.py", "tests/export/test_folder.py")
+TESTS["compact"] = ("tests/models/test_families.py", "tests/exporter/test_folder.py")
 TESTS["masks"] += ("tests/evaluation/test_latency.py::test_what_cuts_save",)
 TESTS["training"] += ("tests/commands/test_memory_plans.py::test_memory_falls",)
 """Where the tests of a room begin: those that mirror it, and of others what nothing there runs."""

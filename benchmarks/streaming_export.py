@@ -26,8 +26,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.parts import MachineConfig
-from disp_llm.export.cutting import compact_model, fold_into_weights
-from disp_llm.export.folders import stream_folder, write_folder, write_weights
+from disp_llm.exporter.cutting import compact_model, fold_into_weights
+from disp_llm.exporter.folders import stream_folder, write_folder, write_weights
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection

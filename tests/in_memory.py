@@ -3,8 +3,8 @@
 from pathlib import Path
 from unittest import mock
 
-from disp_llm.export import folders
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter import folders
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.runs.files import atomic
 from disp_llm.runs.sums import write_sums
 

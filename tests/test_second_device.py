@@ -22,8 +22,8 @@ from second_device import NAME, Elsewhere, second_device
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.parts import PerplexityConfig
 from disp_llm.evaluation.perplexity import perplexity
-from disp_llm.export.cutting import compact_state
-from disp_llm.export.cutting import fold_into_weights
+from disp_llm.exporter.cutting import compact_state
+from disp_llm.exporter.cutting import fold_into_weights
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import Masking, masked
 from disp_llm.masks.selection import Masks

@@ -6,7 +6,6 @@ from typing import Any
 
 from disp_lab.names import DENSE
 from disp_llm.config.schema import Amount, Count, Positive, Size
-from disp_llm.runs.identity import Hashes
 from disp_llm.runs.results import (
     Hardware,
     Provenance,
@@ -118,7 +117,7 @@ class ComparisonFigures:
     rows: list[ComparisonRow]
     dense: OriginalResult | None = None
     source: Source | None = None
-    inputs: Hashes = field(default_factory=dict)
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     """The files on this machine that it was made of."""
     hardware: Hardware | None = None
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """disp-llm makes Hugging Face decoder models physically smaller.
 
 The tasks of the command line are functions here: `prune`, `recover`, `eval`, `bench`,
-`doctor`, `export_sizes`, `convert`, `push` and `verify` (docs/api.md). Each is imported when it is
-first asked for.
+`doctor`, `export`, `convert`, `push`, `report` and `verify` (docs/api.md). Each is imported when
+it is first asked for.
 
 Importing this package costs nothing and has one effect: once transformers' auto classes are loaded,
 before or after, they also know the folders that this package writes.
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from disp_llm.commands.convert import push as push
     from disp_llm.commands.doctor import doctor as doctor
     from disp_llm.commands.eval import eval as eval
-    from disp_llm.commands.export_sizes import export_sizes as export_sizes
+    from disp_llm.commands.export import export as export
     from disp_llm.commands.prune import prune as prune
     from disp_llm.commands.recover import recover as recover
+    from disp_llm.commands.report import report as report
     from disp_llm.commands.verify import verify as verify
     from disp_llm.config.errors import InputError as InputError
     from disp_llm.data.examples import TaskExample as TaskExample
@@ -38,7 +39,8 @@ _LAZY = {
     "convert": "commands.convert",
     "push": "commands.convert",
     "doctor": "commands.doctor",
-    "export_sizes": "commands.export_sizes",
+    "export": "commands.export",
+    "report": "commands.report",
     "verify": "commands.verify",
     "InputError": "config.errors",
     "TaskExample": "data.examples",

@@ -100,7 +100,7 @@ def test_unknown_command_is_one_line():
         ),
         (
             ["recover", "x", "--teacher", "y", "--distill", "0", "--text", "f.txt"],
-            "--teacher: would neither teach nor write nor be measured; leave it out, or let --dist",
+            "--teacher: would neither teach nor write; leave it out, or let --dist",
         ),
         (["eval", "x", "--limit", "3"], "--limit: counts questions, and none is asked; leave"),
         (

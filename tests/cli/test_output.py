@@ -72,7 +72,7 @@ def test_a_log_that_cannot_be_written_says_so(settles, tmp_path):
             log.append({"step": 1})
             log._file.flush()
 
-    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot write .No space.*resume"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot read or write .No space.*resume"):
         write()
 
 

@@ -96,7 +96,7 @@ def test_export_to_absolutes_of_other_budgets(small_run, tmp_path, llama_folder)
     assert (same["parameters"], same.get("asked")) == (made["parameters"], None)
     limit = f"{0.7e-6 * 4 * dense:.4f}MB"
     config = ExportConfig(folder, budget=BudgetConfig("bytes", (limit,)), no_measure=True)
-    result = disp_llm.export_sizes(config, progress=lambda *given: None)
+    result = disp_llm.export(config, progress=lambda *given: None)
     assert 4 * result.size(limit).parameters <= 1e6 * float(limit[:-2])
     assert result.model(limit).num_parameters() == result.size(limit).parameters
     with pytest.raises(disp_llm.InputError, match=r"0\.1MB is not among"):

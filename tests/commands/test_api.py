@@ -293,12 +293,12 @@ def test_a_model_in_memory_is_known_again_where_it_lies(llama_folder, text_file,
     disp_llm.prune(model, byte_tokenizer(), **call, **settings)
     for more in ({"no_measure": True}, {}):
         config = ExportConfig(tmp_path / "run", keep=(0.7,), **more)
-        (made,) = disp_llm.export_sizes(config, progress=silent).sizes
+        (made,) = disp_llm.export(config, progress=silent).sizes
         assert (made.measured is None) == bool(more)
     with pytest.raises(disp_llm.InputError, match=r"^kepp: no such setting"):
-        disp_llm.export_sizes(tmp_path / "run", kepp=0.7, progress=silent)
+        disp_llm.export(tmp_path / "run", kepp=0.7, progress=silent)
     unmeasured = {"keep": 0.75, "no_measure": True, "progress": silent}
-    (made,) = disp_llm.export_sizes(tmp_path / "run", **unmeasured).sizes
+    (made,) = disp_llm.export(tmp_path / "run", **unmeasured).sizes
     assert (made.share_asked, made.measured) == (0.75, None)
     recovered = disp_llm.recover(
         str(tmp_path / "run" / "keep-0.8"), text=text_file, tokens=128, length=32, batch=1,

@@ -53,7 +53,7 @@ def test_export_refuses_a_changed_text(run, inputs):
     change(inputs, "eval_text")
     done = run_command("export", run, "--keep", 0.7)
     assert done.returncode == 2
-    assert "--eval-text: is not what" in done.stderr
+    assert "eval_text: is not what" in done.stderr
     assert not (run / "keep-0.7").exists()
     assert run_command("export", run, "--keep", 0.7, "--anyway").returncode == 0
 

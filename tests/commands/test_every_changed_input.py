@@ -26,7 +26,6 @@ COMPARED = [
     *"--calibration-sequences 2 --calibration-length 32".split(),
     *FEW,
 ]
-RECIPE = "[learn]\nadapter_rate = 0.002\nadapter_rank = 4\n"
 SUITE = 'title = "own"\ncontext = 32\nwindows = 2\n\n[texts.Own]\nfiles = ["suite.txt"]\n'
 
 Change = Callable[[Path], None]
@@ -108,7 +107,6 @@ SETTINGS: dict[str, Change] = {
     "touched": touched,
     "moved": moved,
 }
-RECIPES = {how: SETTINGS[how] for how in SETTINGS if how != "moved"}  # its values are in the run
 HARMLESS = ("touched",)
 """After which the same line goes on."""
 
@@ -126,7 +124,7 @@ JOBS = {
     "text": Job(
         [
             *"prune model --text text.txt --eval-text test.txt --keep 0.5".split(),
-            *"--recipe recipe.toml --suite suite.toml --output-dir OUT".split(),
+            *"--suite suite.toml --output-dir OUT".split(),
             *SMALL,
         ],
         {
@@ -135,7 +133,6 @@ JOBS = {
             "test.txt": ("eval_text", TEXT),
             "suite.toml": ("suite", SETTINGS),
             "suite.txt": ("suite", TEXT),
-            "recipe.toml": ("recipe", RECIPES),
         },
         "keep-0.5/model.safetensors",
     ),
@@ -191,11 +188,8 @@ CASES = [
     for state in ("finished", "begun")
     for name, (_, ways) in asked.inputs.items()
     for how in ways
-    # Whether a file has changed is told by its size and its time first, and by these alone where a
-    # run has finished.
-    if not (state == "finished" and how.endswith("same time"))
     # What goes on to the end takes seconds.
-    and not (state == "begun" and how in HARMLESS and name not in ("model", "text.txt"))
+    if not (state == "begun" and how in HARMLESS and name not in ("model", "text.txt"))
 ]
 
 
@@ -259,7 +253,6 @@ def world(llama_folder, text_file, tmp_path_factory) -> World:
         "text.txt": text,
         "test.txt": text[4000:],
         "suite.txt": text[2000:],
-        "recipe.toml": RECIPE,
         "suite.toml": SUITE,
     }.items():
         (place / name).write_text(content)
@@ -309,8 +302,6 @@ def test_what_has_changed_is_refused_by_its_name(world, job, state, name, how):
     assert len(complaints) == 1
     found = json.loads(done.stdout)
     said = f"{found['field']} {found['error']}"
-    if how.endswith("same time"):  # known by what was read, which has one name for all kinds
-        setting = setting.replace("examples", "text")
     assert setting in said or name in said, found
 
 

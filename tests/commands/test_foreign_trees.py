@@ -175,7 +175,7 @@ def test_what_is_refused_makes_nothing(command, where, made, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["prune", "recover", "compare", "copy", "int8", "page"])
-@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "model-0.6/new/est"])
+@pytest.mark.parametrize("where", ["new", "report.html.new", ".x.tmp/new", "keep-0.6/new/est"])
 def test_what_is_made_changes_nothing_beside_it(command, where, made, tmp_path):
     place = grown("everything", tmp_path / "place" / "tree")
     before = snapshot(place.parent)
@@ -230,7 +230,7 @@ def test_no_file_of_a_run_is_replaced_by_a_page(made, tmp_path):
 @pytest.mark.parametrize("kind", ["run", "model"])
 def test_what_is_ours_and_of_another_kind_stays_too(command, kind, made, tmp_path):
     place = tmp_path / "place"
-    shutil.copytree(made.run / ("model" if kind == "model" else ""), place)
+    shutil.copytree(made.run / ("keep-0.5" if kind == "model" else ""), place)
     before = snapshot(place)
     done = run_command(*made.command(command, place))
     require_untouched(place, before)

@@ -98,7 +98,7 @@ def test_it_is_measured_later(own_run):
 def test_no_text_is_needed(own_run, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr("disp_llm.data.sources.read_sources", lambda *given: pytest.fail("read"))
     config = ExportConfig(own_run, keep=(0.65,), no_measure=True, device="cpu")
-    result = disp_llm.export_sizes(config, progress=lambda *given: None)
+    result = disp_llm.export(config, progress=lambda *given: None)
     assert result.size(0.65).measured is None
     assert result.model(0.65).num_parameters() == result.size(0.65).parameters
 

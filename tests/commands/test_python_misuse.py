@@ -25,7 +25,7 @@ values = [
 kinds = {
     "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "eval": eval.EvalConfig,
     "compare": compare.CompareConfig, "bench": bench.BenchConfig, "doctor": doctor.DoctorConfig,
-    "export_sizes": export.ExportConfig,
+    "export": export.ExportConfig,
 }
 more = ("config", "progress", "stop_requested", "command", "tokenizer", "teacher", "no_such")
 found = {"tried": 0, "wrong": []}

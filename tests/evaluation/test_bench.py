@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from disp_llm.evaluation import timing
 from disp_llm.evaluation.benchmark import Counted, compare, count
 from disp_llm.evaluation.timing import Pair, Workload, in_turn, runner, speed_against
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection

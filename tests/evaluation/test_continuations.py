@@ -10,7 +10,7 @@ from wrapping import prunable_wrapper
 
 from disp_llm.evaluation import continuations
 from disp_llm.evaluation.continuations import log_likelihoods
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.wrappers import WRAPPERS
 

@@ -16,7 +16,7 @@ from disp_llm.compact.modeling_disp_llm import is_conv1d, linear_at
 from disp_llm.data.randomness import random_stream
 from disp_llm.evaluation import timing
 from disp_llm.evaluation.suites import Scoreboard
-from disp_llm.export.cutting import compact_model, fold_into_weights
+from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.budget import project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Masks

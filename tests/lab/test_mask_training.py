@@ -9,7 +9,7 @@ from conftest import problem_of, run_in, with_config
 from disp_lab.parts.mask_training import travelling
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.names import HEADS, SITES
-from disp_llm.export.cutting import compact_model, fold_into_weights
+from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Masks

@@ -11,7 +11,7 @@ from conftest import masks_of, tiny_model, tiny_prunable
 from disp_lab.comparison.baseline_context import cache_bytes, stored_bytes
 from disp_lab.comparison.quantised import quantised
 from disp_llm.config.errors import InputError
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.prunable import PrunableModel
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96}

@@ -12,7 +12,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.evaluation.benchmark import count
 from disp_llm.evaluation.timing import Workload
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.costs import (
     byte_costs,

@@ -28,7 +28,7 @@ from disp_llm.commands.sizes import keep_by_penalty
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.evaluation.latency import SHAPES, masks_of_shape
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks import layout as layouts
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import CHUNKS, usual_chunk

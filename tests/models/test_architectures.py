@@ -20,7 +20,7 @@ from conftest import masks_of, run_command, unusual_prunable
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from disp_llm.config.errors import InputError
-from disp_llm.export.cutting import compact_config
+from disp_llm.exporter.cutting import compact_config
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import FAMILIES, family_of
 from disp_llm.models.loading import empty_model, load_config

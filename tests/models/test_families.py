@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SITES
 from disp_llm.data.windows import Windows
-from disp_llm.export.cutting import compact_model, fold_into_weights
+from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

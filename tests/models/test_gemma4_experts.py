@@ -22,7 +22,7 @@ from wrapping import picture, prunable_wrapper
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, SITES
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

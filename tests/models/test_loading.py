@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from disp_llm.commands.api import inputs_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.models.loading import load, load_model
 
 CPU = MachineConfig(device="cpu", dtype="float32")

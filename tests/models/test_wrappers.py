@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from wrapping import TINY, picture, prunable_wrapper, tiny_wrapper, tiny_wrapper_config
 
 from disp_llm.config.errors import InputError
-from disp_llm.export.cutting import compact_model, fold_into_weights
+from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel

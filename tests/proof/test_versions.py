@@ -14,7 +14,7 @@ from conftest import byte_tokenizer, environment, masks_of, tiny_prunable
 from environments import make_environment
 from in_memory import export_folder
 
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
 

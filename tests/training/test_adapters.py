@@ -9,7 +9,7 @@ from test_learn import LEARN, TRAINING, Killed, learned
 
 from disp_llm.config.errors import InputError
 from disp_llm.data.randomness import generator_of
-from disp_llm.export.cutting import compact_model, fold_into_weights
+from disp_llm.exporter.cutting import compact_model, fold_into_weights
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection

@@ -8,7 +8,7 @@ from damage import BYTES, names, outcome, rewrite, tensors_of
 from safetensors.torch import save_file
 from torch import nn
 
-from disp_llm.runs.files import tensors_sha256
+from disp_llm.runs.tensors import tensors_sha256
 from disp_llm.training.checkpoints import checkpoints, restore, save, whole_tensors
 
 

@@ -15,7 +15,7 @@ from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
 from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import input_files
+from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs
 from disp_llm.config.parts import OutputConfig
@@ -27,7 +27,6 @@ from disp_llm.evaluation.timing import USUAL, fitted, speed_against
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.loading import Loaded, load
-from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.progress import ProgressCallback
 
 
@@ -91,7 +90,7 @@ class BaselineContext:
     @cached_property
     def files(self) -> dict[str, Any]:
         """Hashes of the files of both, before they are read."""
-        return hashes_of(input_files(self.config))
+        return input_hashes(self.config)
 
     @property
     def sources(self) -> dict[str, str]:

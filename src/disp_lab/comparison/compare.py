@@ -23,7 +23,7 @@ from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
 from disp_llm.commands.api import EXAMPLES, TEXTS
 from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import input_files
+from disp_llm.commands.inputs import require_same_files
 from disp_llm.commands.measuring import scoreboard_of
 from disp_llm.commands.session import located
 from disp_llm.config.errors import InputError
@@ -35,7 +35,6 @@ from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
 from disp_llm.runs.folder import require_same_source
-from disp_llm.runs.identity import require_unchanged
 from disp_llm.runs.lock import locked
 from disp_llm.runs.ownership import require_ours
 from disp_llm.runs.provenance import hardware, provenance, versions
@@ -177,7 +176,7 @@ def _started(config: CompareConfig) -> dict[str, Any]:
             hint="name another folder",
         )
     if not config.anyway:
-        require_unchanged(figures.inputs, input_files(config), path.parent)
+        require_same_files(config, figures.inputs, path.parent)
     return result | {"asked": known | asked}
 
 

@@ -50,10 +50,10 @@ def _trained(task: Callable[..., Any], config: Any) -> Any:
 
 def export(config: Any) -> Figures:
     """Writes other sizes of a run."""
-    from disp_llm.commands.export_sizes import export_sizes
+    from disp_llm.commands.export import export
 
     with progress_bar(plain_lines=True) as progress:
-        result = export_sizes(config, progress=progress, command=command_line())
+        result = export(config, progress=progress, command=command_line())
     made = Run(result.folder)
     show_models(result.figures, made.result_file)
     show_page(made.page_file)
@@ -114,9 +114,9 @@ def push(config: Any) -> Figures:
 
 def report(config: Any) -> Figures:
     """Writes the page of a run."""
-    from disp_llm.reporting.page import write_page
+    from disp_llm.commands.report import report
 
-    result = write_page(config)
+    result = report(config)
     show_page(Path(result["file"]))
     return result
 

@@ -10,9 +10,9 @@ from disp_llm.commands.caller import Caller, takes
 from disp_llm.config.convert import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
-from disp_llm.export.card import PLACE
-from disp_llm.export.exported import CARD, exported_config, model_files
-from disp_llm.export.formats import Contents, Job, writer_of
+from disp_llm.exporter.card import PLACE
+from disp_llm.exporter.exported import CARD, exported_config, model_files
+from disp_llm.exporter.formats import Contents, Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
 from disp_llm.runs.progress import ProgressCallback, silent

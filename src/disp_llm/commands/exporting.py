@@ -16,8 +16,8 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.data.tokens import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
-from disp_llm.export.cutting import fold_into_weights
-from disp_llm.export.folders import stream_folder
+from disp_llm.exporter.cutting import fold_into_weights
+from disp_llm.exporter.folders import stream_folder
 from disp_llm.masks.masking import masked
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks

@@ -5,23 +5,53 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import EXAMPLES, LOCAL_NAMES, TEXTS
+from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, SPEECHES, is_mixture
+from disp_llm.config.schema import require_file
 from disp_llm.config.suites import load_suite
 from disp_llm.config.texts import load_mixture
 from disp_llm.data.reading import files_under, naming
 from disp_llm.models import embedded
 from disp_llm.models.files import files_of
-from disp_llm.runs.folder import Run
-from disp_llm.runs.identity import Files, require_unchanged
+from disp_llm.runs.folder import other_source
+from disp_llm.runs.sums import sha256_of
+
+Hashes = dict[str, dict[str, str]]
+"""By the setting that names it, and by its path, SHA-256 of every file that was read."""
 
 
-def input_files(config: Any) -> Files:
-    """All of them; a model or data set of the hub has none.
+def input_hashes(config: Any) -> Hashes:
+    """The files as they are now; a model or data set of the hub has none."""
+    return {name: _hashed(files, name) for name, files in _input_files(config).items()}
 
-    Args:
-        config: settings of a task that reads text.
-    """
-    found: Files = {}
+
+def require_same_files(config: Any, before: Hashes, folder: Path) -> None:
+    """Refuses a folder that was made of other files than those that the settings name now. What is
+    gone altogether is nobody's change."""
+    files = _input_files(config)
+    for setting, had in before.items():
+        now = _hashed(files.get(setting, []), setting)
+        changed = sorted(name for name in now | had if now.get(name) != had.get(name))
+        if now and changed:
+            raise other_source(setting, folder, f"{Path(changed[0]).name} has changed")
+
+
+def _hashed(paths: list[Path], setting: str) -> dict[str, str]:
+    path = Path()
+    try:
+        for path in paths:
+            require_file(path)  # hashing a pipe would wait for ever
+        return {str(path): digest for path, digest in sha256_of(paths).items()}
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or path}: {error.strerror}",
+            field=setting,
+            hint="name a readable file",
+        ) from error
+
+
+def _input_files(config: Any) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
     for name in LOCAL_NAMES:
         value = getattr(config, name, "")
         path = embedded.model_file() if value == embedded.MODEL else Path(value)
@@ -33,13 +63,6 @@ def input_files(config: Any) -> Files:
     if suite.endswith(".toml"):
         found["suite"] = [Path(suite), *_files_of_suite(suite)]
     return {name: files for name, files in found.items() if files}
-
-
-def require_same_files(config: Any, run: Run) -> None:
-    """Refuses a run that was made of other files than those that its settings name now."""
-    figures = run.figures
-    if figures and figures.inputs and not run.anyway:
-        require_unchanged(figures.inputs, input_files(config), run.folder)
 
 
 def _files_of_text(path: Path, field: str) -> Iterator[Path]:

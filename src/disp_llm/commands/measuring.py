@@ -12,7 +12,7 @@ from disp_llm.config.parts import PerplexityConfig
 from disp_llm.data.tokens import Stream, Texts, opening
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.sample import continued
-from disp_llm.export.facts import FACTS, read_facts
+from disp_llm.exporter.facts import FACTS, read_facts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback

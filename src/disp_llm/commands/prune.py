@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from disp_llm.commands.api import Inputs, Model, with_options
 from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.exporting import Exporter
-from disp_llm.commands.inputs import input_files
+from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
@@ -45,7 +45,6 @@ from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
-from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult, as_json
 from disp_llm.runs.scores import Perplexity
@@ -112,7 +111,7 @@ def prune_with(
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
-    files = hashes_of(input_files(job.config)) if job.process.is_main else {}
+    files = input_hashes(job.config) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of_run(job.config, job.run)
     sources = read_texts(job, inputs)
     job, loaded = load_original(job, inputs)

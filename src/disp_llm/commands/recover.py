@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs, Model, inputs_of, with_options
 from disp_llm.commands.caller import Caller, takes
-from disp_llm.commands.inputs import input_files
+from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
@@ -30,14 +30,13 @@ from disp_llm.commands.session import begin, load_texts, run_in_folder, with_fol
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts
-from disp_llm.export.card import write_recovered_card
-from disp_llm.export.facts import BEHIND, read_facts, size_of
-from disp_llm.export.folders import weight_bytes, write_folder
+from disp_llm.exporter.card import write_recovered_card
+from disp_llm.exporter.facts import BEHIND, read_facts, size_of
+from disp_llm.exporter.folders import weight_bytes, write_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.files import atomic
 from disp_llm.runs.folder import Run
-from disp_llm.runs.identity import hashes_of
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import MeasuredResult, as_json
 from disp_llm.runs.scores import Scores
@@ -85,7 +84,7 @@ def recover(
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
-    files = hashes_of(input_files(job.config)) if job.process.is_main else {}
+    files = input_hashes(job.config) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
     models = load_models(job, inputs, taught, sources.writes)

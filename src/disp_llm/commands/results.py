@@ -24,7 +24,7 @@ from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_sa
 
 @dataclass(frozen=True, repr=False)
 class PruneResult:
-    """A run of `prune`, and the sizes that it or `export_sizes` made."""
+    """A run of `prune`, and the sizes that it or `export` made."""
 
     folder: Path
     figures: dict[str, Any]

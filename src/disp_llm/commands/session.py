@@ -59,7 +59,8 @@ def run_in_folder(
     with locked(config.output_dir, "prune" if prunes else "recover"):
         config = available(config)
         run = Run(config.output_dir, config.anyway)
-        require_same_files(config, run)
+        if not run.anyway:
+            require_same_files(config, run.result().get("inputs", {}), run.folder)
         if isinstance(config, PruneConfig):
             run.forget_deleted(map(config.budget.size_name, config.sizes))
         if run.is_done:

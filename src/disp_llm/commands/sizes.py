@@ -13,10 +13,10 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.parts import BudgetConfig
 from disp_llm.config.targets import Target
 from disp_llm.evaluation.timing import Workload
-from disp_llm.export.card import write_card
-from disp_llm.export.cutting import compact_model
-from disp_llm.export.facts import size_of
-from disp_llm.export.folders import added_biases, weight_bytes
+from disp_llm.exporter.card import write_card
+from disp_llm.exporter.cutting import compact_model
+from disp_llm.exporter.facts import size_of
+from disp_llm.exporter.folders import added_biases, weight_bytes
 from disp_llm.masks.budget import project
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks, Selection

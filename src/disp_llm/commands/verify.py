@@ -32,20 +32,22 @@ def verify(folder: VerifyConfig | str | Path | None = None) -> dict[str, Any]:
         `ok` and `problems`, each with `file`, `what` and `hint`.
     """
     _, config = Caller.asking(VerifyConfig, folder, {})
-    folder = config.folder
-    if kind_of(folder) or _has_any(folder, *RUN_FILES):
-        runs = {path.parent for name in (MARK, "config.toml") for path in folder.rglob(name)}
-        problems = [one for run in sorted({folder, *runs}) for one in _of_run(run)]
-    elif _has_any(folder, "config.json", FACTS):
-        problems = [*_found(_of_model, folder)]
-    else:
-        raise InputError(
-            f"{folder} is no run, comparison or model folder",
-            field="folder",
-            hint="name an `output_dir`, or a model folder inside it",
-        )
+    problems = _problems(config.folder)
     told = [{"file": one.field, "what": one.what, "hint": one.hint} for one in problems]
     return {"ok": not told, "problems": told}
+
+
+def _problems(folder: Path) -> list[InputError]:
+    if kind_of(folder) or _has_any(folder, *RUN_FILES):
+        runs = {path.parent for name in (MARK, "config.toml") for path in folder.rglob(name)}
+        return [one for run in sorted({folder, *runs}) for one in _of_run(run)]
+    if _has_any(folder, "config.json", FACTS):
+        return [*_found(_of_model, folder)]
+    raise InputError(
+        f"{folder} is no run, comparison or model folder",
+        field="folder",
+        hint="name an `output_dir`, or a model folder inside it",
+    )
 
 
 def _has_any(folder: Path, *names: str) -> bool:

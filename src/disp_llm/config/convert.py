@@ -13,7 +13,7 @@ from disp_llm.config.parts import TextConfig
 from disp_llm.config.settings import POSITIONAL
 
 Format = Literal["folder", "plain", "gguf", "int8", "int4"]
-"""Names of formats; each is a module of `disp_llm.export.formats`."""
+"""Names of formats; each is a module of `disp_llm.exporter.formats`."""
 
 
 @dataclass(frozen=True)

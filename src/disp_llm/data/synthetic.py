@@ -27,10 +27,9 @@ from disp_llm.data.sources import Needs
 from disp_llm.data.windows import usual_bos
 from disp_llm.models.loading import Loaded
 from disp_llm.models.windows import fitting
-from disp_llm.runs.files import write_tensors
 from disp_llm.runs.folder import MADE_AGAIN, clock
 from disp_llm.runs.job import Interrupted, Job
-from disp_llm.runs.tensors import read_tensors
+from disp_llm.runs.tensors import read_tensors, write_tensors
 
 STAGE = "writing text"
 """What progress calls it."""

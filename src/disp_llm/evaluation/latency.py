@@ -26,7 +26,7 @@ from disp_llm.config.schema import Count, Positive
 from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep, table_key
 from disp_llm.evaluation.latency_fit import fit, for_sites
 from disp_llm.evaluation.timing import Workload, paired
-from disp_llm.export.cutting import compact_model
+from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.costs import CostModel, weighted
 from disp_llm.masks.layout import Layout, group_size

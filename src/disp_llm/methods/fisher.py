@@ -21,8 +21,7 @@ from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.masking import masked
 from disp_llm.masks.selection import Selection
 from disp_llm.methods import OWN, Method
-from disp_llm.runs.files import write_tensors
-from disp_llm.runs.tensors import read_tensors
+from disp_llm.runs.tensors import read_tensors, write_tensors
 from disp_llm.training.blocks import checkpointed_blocks
 from disp_llm.training.losses import mean_losses
 from disp_llm.training.problem import PruningProblem, calibration_windows

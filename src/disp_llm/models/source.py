@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from disp_llm.models import embedded
 from disp_llm.models.files import PROCESSOR, fingerprint, hub_place
-from disp_llm.runs.files import tensors_sha256
+from disp_llm.runs.tensors import tensors_sha256
 
 IN_MEMORY = "sha256:tensors:"
 """How the revision of a model begins that lay in memory, wherever it came from."""

@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.runs.ownership import require_replaceable, temporary_prefix
@@ -24,10 +21,8 @@ CHECKSUM = "checksum"
 
 @contextlib.contextmanager
 def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what is there at the end takes the place of `path`,
-    once it is on the disk.
-
-    Works for files and folders. On an error nothing stays behind.
+    """Yields a temporary path beside `path`; the file or folder that is there at the end takes the
+    place of `path`, once it is on the disk. On an error nothing stays behind.
 
     Args:
         signature: by which a file is known that may be replaced (`require_replaceable`).
@@ -61,9 +56,7 @@ def atomic(path: Path, signature: bytes = b"") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_made(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it that are missing; at the end, those of them that hold
-    nothing are removed again.
-    """
+    """Makes a folder and those above it; at the end, new ones that hold nothing are removed."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,14 +78,12 @@ def _open_modes(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or a folder with all that it holds, is on the disk: a name must never
-    appear there before its content."""
+    """Waits for the disk: a name must never appear there before its content."""
     for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
         _flush_entry(entry)
 
 
 def _flush_entry(path: Path) -> None:
-    """Waits until the content of a file, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":  # which cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -118,11 +109,8 @@ def write_checked_json(path: Path, value: dict[str, Any]) -> None:
 def read_checked_json(path: Path, hint: str, anyway: bool = False) -> dict[str, Any]:
     """An object that `write_checked_json` wrote, without its checksum.
 
-    Args:
-        anyway: whether one that was changed is taken all the same.
-
     Raises:
-        InputError: it cannot be read, or was changed; `hint` says what to do.
+        InputError: it was changed, and is not taken `anyway`; `hint` says what to do.
     """
     value = read_json(path, hint)
     stated = value.pop(CHECKSUM, None)
@@ -138,7 +126,7 @@ def _checksum(value: dict[str, Any]) -> str:
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """An object that was written here, or by hand.
+    """The object in a JSON file.
 
     Raises:
         InputError: it cannot be read, or is something else; `hint` says what to do.
@@ -150,28 +138,3 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("holds no object", field=str(path), hint=hint)
     return value
-
-
-def write_tensors(
-    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
-) -> None:
-    """Writes a safetensors file; tensors must be contiguous."""
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-
-
-def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None) -> str:
-    """SHA-256 of names, data types, shapes and numbers of tensors.
-
-    Args:
-        floats: what floating-point numbers are taken in; None = as they are.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        if tensor.is_floating_point():
-            tensor = tensor.to(floats or tensor.dtype)
-        tensor = tensor.cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

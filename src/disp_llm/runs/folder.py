@@ -96,9 +96,7 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """Hash of the settings, the model and the texts, which all that is half done carries; empty
-        of a folder that is no run.
-        """
+        """Hash of the settings, the model and the texts, which all that is half done carries."""
         if not self.config_file.exists():
             return ""
         source = self.result().get("source", {})
@@ -107,7 +105,7 @@ class Run:
 
     @property
     def figures(self) -> RunFigures | None:
-        """The same, each of its type; None before anything has been measured."""
+        """The same, typed; None before anything has been measured."""
         values = self.result()
         return run_figures(values, str(self.result_file)) if values else None
 
@@ -118,10 +116,8 @@ class Run:
         return found.original if found else None
 
     def update(self, *written: Path, **values: Any) -> dict[str, Any]:
-        """Adds values to `result.json`, and with them the hashes of files that were written.
-
-        Args:
-            written: files of this run, or exported folders, which carry the sums of theirs.
+        """Adds values to `result.json`, and with them the hashes of files that were written; an
+        exported folder carries the sums of its files.
         """
         result = self.result() | values
         if "status" not in result:  # a run that has not begun: a method was called by itself
@@ -163,27 +159,20 @@ class Run:
         return True
 
     def problems(self, *paths: Path) -> list[InputError]:
-        """What is not as it was recorded: of some files and exported folders, or of all that are
-        recorded.
-        """
+        """What is not as it was recorded: of these files and exported folders, or of all."""
         result = self.result()
         files, replacing = result.get("files", {}), result.get("replacing", {})
-        names = [self._name(path) for path in paths] or files
         found: list[InputError] = []
-        for name in names:
-            if name in files:
-                hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
-                changed = changed_files(self.folder, {name: files[name]}, hint)
-                if changed and name in replacing:
-                    changed = changed_files(self.folder, {name: replacing[name]}, hint)
-                found += changed
-                folder = (self.folder / name).parent
-                if Path(name).name == SUMS and not changed:
-                    hint = f"put it back, or delete {folder.name}: `resume` makes it again"
-                    found += [
-                        InputError(one.what, field=one.field, hint=hint)
-                        for one in folder_problems(folder)
-                    ]
+        for name in [self._name(path) for path in paths] or files:
+            hint = NOT_MADE_AGAIN.get(name, MADE_AGAIN)
+            changed = changed_files(self.folder, {name: files[name]}, hint)
+            if changed and name in replacing:
+                changed = changed_files(self.folder, {name: replacing[name]}, hint)
+            found += changed
+            folder = (self.folder / name).parent
+            if Path(name).name == SUMS and not changed:
+                hint = f"put it back, or delete {folder.name}: `resume` makes it again"
+                found += folder_problems(folder, hint=hint)
         return found
 
     @property
@@ -194,10 +183,8 @@ class Run:
         return result.get("status") == "done" and all(there)
 
     def forget_deleted(self, made: Iterable[str]) -> None:
-        """Takes sizes off the record whose folder was deleted since.
-
-        Args:
-            made: names of sizes that stay on it, since an attempt makes them again.
+        """Takes sizes off the record whose folder was deleted since, but for those that an attempt
+        makes again.
         """
         result, kept = self.result(), set(made)
         sizes = result.get("models", [])
@@ -210,24 +197,13 @@ class Run:
             write_checked_json(self.result_file, result)
 
     def require_whole(self) -> None:
-        """Refuses a run that is not what it was when it was written.
-
-        Raises:
-            InputError: naming the file.
-        """
+        """Refuses a run that is not what it was when it was written."""
         for problem in [] if self.anyway else self.problems():
             raise problem
 
     def require_same_source(self, source: dict[str, str], dtype: str) -> None:
         """Refuses a model or text that is not the one that the run began with, and another data
         type, which `auto` may be on another machine.
-
-        Args:
-            source: what the model and the texts are now.
-            dtype: the data type of the weights now.
-
-        Raises:
-            InputError: naming the setting and both values.
         """
         if self.anyway:
             return
@@ -241,12 +217,8 @@ class Run:
             )
 
     def finish(self, *written: Path, **last: Any) -> dict[str, Any]:
-        """Closes the run: done means that every file is on the disk as it was written. Files that
-        were deleted since and that nothing reads any more are taken off the record.
-
-        Args:
-            written: files to be recorded.
-            last: values to be added to `result.json`.
+        """Closes the run: done means that every file is on the disk as it was written. Scores that
+        were deleted since are taken off the record: nothing reads them any more.
         """
         if not self.scores_file.exists():
             self.forget(self.scores_file)
@@ -260,23 +232,20 @@ class Run:
 
 
 def require_same_source(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
-    """Refuses a model or text that is not the one that something was made of.
-
-    Args:
-        before: what is recorded of the model and the texts, as far as anything is.
-        folder: what was made of them.
-
-    Raises:
-        InputError: naming the setting and both hashes.
-    """
+    """Refuses a model or text that is not the one that is recorded of a folder."""
     for field, key in SOURCES.items():
         if key in before and key in now and before[key] != now[key]:
-            raise InputError(
-                f"is not what {folder} was made of ({before[key]}, now {now[key]})",
-                field=field,
-                hint="bring back what it was, or begin in a new `output_dir`; "
-                "`anyway` goes on all the same",
-            )
+            raise other_source(field, folder, f"{before[key]}, now {now[key]}")
+
+
+def other_source(field: str, folder: Path, change: str) -> InputError:
+    """What is said of an input that is not the one that a folder was made of."""
+    return InputError(
+        f"is not what {folder} was made of ({change})",
+        field=field,
+        hint="bring back what it was, or begin in a new `output_dir`; "
+        "`anyway` goes on all the same",
+    )
 
 
 SOURCES = {
@@ -291,8 +260,7 @@ SOURCES = {
 
 @contextlib.contextmanager
 def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
-    """Adds the seconds that the context lasts to those of earlier attempts, under that name in
-    `result.json`; what an attempt took that was killed outright is not known.
+    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`.
 
     Args:
         active: whether this process writes.

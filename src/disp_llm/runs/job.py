@@ -46,15 +46,6 @@ class Process:
         numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=step)
 
-    def least(self, value: float) -> float:
-        """The smallest of all processes' values, likewise."""
-        if self.group is None:
-            return value
-        found = torch.tensor(value, dtype=torch.float64, device=self.device)
-        least = torch.distributed.ReduceOp.MIN
-        torch.distributed.all_reduce(found, least, group=self.group)
-        return float(found)
-
     def own(self, batch: Tensor) -> Tensor:
         """This process's rows of what all processes have drawn alike."""
         return batch.chunk(self.count)[self.index]
@@ -63,15 +54,25 @@ class Process:
         """Returns when all processes have come here."""
         self.accelerator.wait_for_everyone()
 
+    def least(self, value: float) -> float:
+        """The smallest of all processes' values."""
+        if self.group is None:
+            return value
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        return float(self._reduced(found, torch.distributed.ReduceOp.MIN))
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, which call it alike; it takes the place of the tensor."""
-        if self.group is not None:
-            torch.distributed.all_reduce(tensor, group=self.group)
-        return tensor
+        return self._reduced(tensor, torch.distributed.ReduceOp.SUM)
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, likewise."""
         return self.sum(tensor).div_(self.count)
+
+    def _reduced(self, tensor: Tensor, how: Any) -> Tensor:
+        if self.group is not None:
+            torch.distributed.all_reduce(tensor, how, group=self.group)
+        return tensor
 
 
 class Interrupted(KeyboardInterrupt):
@@ -99,8 +100,6 @@ class Job(Generic[Config]):
     """The settings as they were given, which the run folder stores; the models may not be able to
     follow all of them."""
     began: float = field(default_factory=time.perf_counter)
-    """When this attempt began, on the clock of `time.perf_counter`."""
-
     is_trial: bool = False
     """Whether its steps are timed and thrown away: no checkpoint, no tracker."""
 

@@ -22,20 +22,16 @@ from disp_llm.runs.ownership import (
     mark,
     require_ours,
     sweep,
-    sweep_beside,
 )
 
 
 @contextlib.contextmanager
 def locked(folder: Path, kind: str) -> Iterator[None]:
-    """While the context lasts, no other process writes to our folder through this function.
+    """While the context lasts, no other process works in our folder of this kind.
 
     Makes the folder if there is none, marks it, removes what killed processes left half written in
     it, and leaves everything as it was if nothing was put into it. Of several processes that work
     together the first holds the folder.
-
-    Args:
-        kind: what the folder is, such as `prune`.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
@@ -46,7 +42,7 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
             mark(folder, kind)
         for place in (folder, *filter(Path.is_dir, folder.iterdir())):
             if place == folder or not kind_of(place):  # other runs have locks of their own
-                sweep(place)
+                sweep(place / MARK)
         try:
             yield
         finally:
@@ -62,7 +58,7 @@ def created(path: Path, field: str) -> Iterator[Path]:
     require_new(**{field: path})
     with _held(path.parent, f"{MARK}-{path.name}.lock", field):
         require_new(**{field: path})
-        sweep_beside(path)
+        sweep(path)
         with atomic(path) as temporary:
             yield temporary
 

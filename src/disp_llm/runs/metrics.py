@@ -13,10 +13,7 @@ from disp_llm.runs.files import atomic
 
 
 class MetricsLog:
-    """`metrics.jsonl`, a line a step; going on from a step drops the lines after it.
-
-    A context manager, which closes the file.
-    """
+    """A context manager, which closes the file; going on from a step drops the lines after it."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -28,7 +25,7 @@ class MetricsLog:
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            with _writing(self._path):
+            with self._writing():
                 self._file.close()
 
     def go_on_from(self, step: int, digest: str | None) -> None:
@@ -40,7 +37,8 @@ class MetricsLog:
         Raises:
             InputError: the lines are not those that were written, or the file cannot be written.
         """
-        lines = _lines(self._path)[:step]
+        with self._writing():
+            lines = self._path.read_bytes().splitlines(True)[:step] if self._path.exists() else []
         self._digest.update(b"".join(lines))
         if digest not in (None, self._digest.hexdigest()):
             raise InputError(
@@ -55,7 +53,7 @@ class MetricsLog:
     def settle(self) -> str:
         """Waits until all lines so far are on the disk; their SHA-256."""
         assert self._file is not None, "go_on_from comes first"
-        with _writing(self._path):
+        with self._writing():
             os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
@@ -64,27 +62,16 @@ class MetricsLog:
         line = json.dumps(metrics) + "\n"
         self._digest.update(line.encode())
         assert self._file is not None, "go_on_from comes first"
-        with _writing(self._path):
+        with self._writing():
             self._file.write(line)
 
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says what to do where the log cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write ({error.strerror})",
-            field=str(path),
-            hint="make room, then go on with `resume`",
-        ) from error
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", field=str(path), hint="make it readable"
-        ) from error
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot read or write ({error.strerror})",
+                field=str(self._path),
+                hint="make room, then go on with `resume`",
+            ) from error

@@ -40,7 +40,7 @@ def kind_of(folder: Path) -> str:
 
 
 def _mark(folder: Path) -> tuple[str, str]:
-    """Kind and number in the mark of a folder; empty where there is none, or another file."""
+    """Kind and number in the mark of a folder; empty where there is none of ours."""
     try:
         content = (folder / MARK).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -65,15 +65,11 @@ def is_unused(folder: Path) -> bool:
     if not os.path.lexists(folder):
         return True
     ours = {folder / MARK, folder / LOCK} if kind_of(folder) else {folder / LOCK}
-    return folder.is_dir() and {*folder.iterdir()} <= {*ours, *_half_written(folder)}
+    return folder.is_dir() and {*folder.iterdir()} <= {*ours, *_half_written(folder / MARK)}
 
 
 def require_ours(folder: Path, kind: str, field: str = "output_dir") -> None:
-    """Refuses a place that holds anything, unless it is our folder of this kind. Touches nothing.
-
-    Raises:
-        InputError: it is somebody else's, of another kind, or cannot be read.
-    """
+    """Refuses a place that holds anything, unless it is our folder of this kind."""
     try:
         found, unused = kind_of(folder), is_unused(folder)
     except OSError as error:
@@ -96,14 +92,11 @@ def damaged_mark(folder: Path) -> InputError:
 
 
 def require_replaceable(path: Path, signature: bytes = b"") -> None:
-    """Refuses to replace what we did not write.
+    """Refuses to replace what does not say that it is ours.
 
     Args:
         signature: what a file of ours has among its first bytes, wherever it lies; b"" = it lies in
             a folder of ours, under a name that nothing else has there.
-
-    Raises:
-        InputError: something lies there that does not say that it is ours.
     """
     if os.path.lexists(path) and not _is_ours(path, signature):
         kind = "folder" if path.is_dir() else "file"
@@ -134,28 +127,18 @@ def _owner(path: Path) -> str:
 
 
 def temporary_prefix(path: Path) -> str:
-    """How the name of a temporary folder begins in which a file or folder is written: by it the
-    next process knows what a killed one left of the same."""
+    """How the name of the temporary folder begins in which a file or folder is written."""
     own = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return f"{MARK}-{_owner(path) or own}-"
 
 
-def _half_written(folder: Path) -> list[Path]:
-    """What killed processes left half written in our folder."""
-    return _leftovers(folder, temporary_prefix(folder / MARK))
-
-
-def sweep(folder: Path) -> None:
-    """Removes what killed processes left half written in our folder, or in a folder of it."""
-    for path in _half_written(folder):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def sweep_beside(path: Path) -> None:
-    """Removes what killed processes left half written of a single output."""
-    for left in _leftovers(path.parent, temporary_prefix(path)):
+def sweep(path: Path) -> None:
+    """Removes what killed processes left half written of an output or, of the mark of a folder, of
+    anything in it."""
+    for left in _half_written(path):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _leftovers(folder: Path, prefix: str) -> list[Path]:
-    return [path for path in folder.glob(f"{prefix}*") if path.is_dir() and not path.is_symlink()]
+def _half_written(path: Path) -> list[Path]:
+    found = path.parent.glob(f"{temporary_prefix(path)}*")
+    return [left for left in found if left.is_dir() and not left.is_symlink()]

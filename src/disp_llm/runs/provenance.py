@@ -42,8 +42,8 @@ def runs_alike(before: Mapping[str, Any], now: Provenance) -> bool:
 
 @cache  # the code that runs is that of the first call, whatever is checked out afterwards
 def commit() -> str:
-    """The commit of disp-llm, with `-dirty` where its code has changed since; empty where it does
-    not run from a git checkout, so that its version is all there is to know."""
+    """The commit of disp-llm, with `-dirty` where its code has changed since; empty outside of a
+    git checkout."""
     if not (CHECKOUT / ".git").exists():
         return ""
     found = _git("rev-parse", "HEAD")
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 def hardware() -> Hardware:
     """What the figures were measured on."""
     info: Hardware = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_facts().get("model name") or platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
     }
@@ -79,18 +79,13 @@ def hardware() -> Hardware:
 
 
 def cpu_facts() -> dict[str, str]:
-    """What Linux tells of the first processor (`model name`, `flags`, ...); empty elsewhere, and
-    where `/proc` is not there or not readable."""
+    """What Linux tells of the first processor (`model name`, `flags`, ...); empty elsewhere."""
     try:
         lines = CPU_INFO.read_text().splitlines()
     except (OSError, ValueError):
         return {}
     pairs = (line.partition(":") for line in reversed(lines))  # so that the first one stays
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _cpu_name() -> str:
-    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

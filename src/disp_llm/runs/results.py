@@ -8,7 +8,6 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, get_args
 
 from disp_llm.config.names import ATTENTION, BudgetKind
 from disp_llm.config.schema import Amount, Count, Positive, Size, as_type
-from disp_llm.runs.identity import Hashes
 from disp_llm.runs.scores import Perplexity, Scores
 
 Result = TypeVar("Result")
@@ -205,8 +204,7 @@ class RunFigures:
     versions: dict[str, str]
     hardware: Hardware
     date: str = ""
-    """When it began; this and `commit` are missing from runs that began before they were recorded.
-    """
+    """When it began."""
     commit: str = ""
     resumed: list[Provenance] = field(default_factory=list)
     """Attempts to go on with other code or on another kind of machine than those it began with."""
@@ -214,8 +212,8 @@ class RunFigures:
     """SHA-256 of every file that a stage hands to the next, by its name in the run folder."""
     replacing: dict[str, str] = field(default_factory=dict)
     """The same of files that were being replaced when the run was killed: either hash is right."""
-    inputs: Hashes = field(default_factory=dict)
-    """The files on this machine that it was made of."""
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """SHA-256 of the files on this machine that it was made of, by setting and path."""
     source: Source | None = None
     processes: Size | None = None
     """Among how many the windows of a step were divided when the run was begun."""

@@ -28,7 +28,7 @@ def stored_config(folder: Path, kind: type[Stored] = PruneConfig) -> Stored:
     """The configuration of an earlier attempt at a command.
 
     Raises:
-        InputError: the folder is not a run, or its configuration is damaged.
+        InputError: the folder is not a run of it, or its configuration is damaged.
     """
     path = folder / "config.toml"
     command, found = "prune" if kind is PruneConfig else "recover", kind_of(folder)
@@ -54,10 +54,8 @@ def stored_settings(folder: Path) -> PruneConfig | RecoverConfig:
 
 
 def available(config: Stored) -> Stored:
-    """Checks, before anything is loaded, that the run folder can be used; creates nothing.
-
-    Returns:
-        The settings, with a `resume` of "auto" decided.
+    """The settings, with a `resume` of "auto" decided, if the run folder can be used; creates
+    nothing.
 
     Raises:
         InputError: it holds a run and `resume` is not given (or the reverse), the settings differ
@@ -115,12 +113,7 @@ def _from_root(value: Any) -> Any:
 
 
 def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -> None:
-    """Opens the folder of a run, and says in it, unless it is said already, what begins there.
-
-    Args:
-        command: how the task was asked for.
-        facts: what `result.json` holds besides.
-    """
+    """Writes the settings of a run that begins, and records where its figures come from."""
     run = Run(config.output_dir, config.anyway)
     if not config.resume:
         stored = replace(config, anyway=False)
@@ -130,18 +123,13 @@ def begin_run(config: PruneConfig | RecoverConfig, command: str, **facts: Any) -
 
 
 def record_beginning(run: Run, seed: int, command: str, *written: Path, **facts: Any) -> None:
-    """Says in `result.json`, unless it is said already, what begins in a folder; of what goes on
-    with other code or on another kind of machine, that it did.
-
-    Args:
-        written: files of the run that are there.
-        facts: what it holds besides.
-    """
+    """Begins `result.json` with these facts; a run that goes on with other code or on another kind
+    of machine is said to have done so."""
     before, now = run.result(), provenance(seed, command)
     if not before:
         facts |= {"status": "running", "run": str(run.folder)}
         run.update(*written, **facts, **now)
-    elif before["status"] == "running":
-        resumed = before.get("resumed", [])
-        if not runs_alike([before, *resumed][-1], now):
-            run.update(resumed=[*resumed, now])
+        return
+    resumed = before.get("resumed", [])
+    if before["status"] == "running" and not runs_alike([before, *resumed][-1], now):
+        run.update(resumed=[*resumed, now])

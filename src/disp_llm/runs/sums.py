@@ -39,11 +39,8 @@ def write_sums(folder: Path) -> None:
 
 
 def sums_text(sums: dict[str, str]) -> str:
-    """What the file of sums holds: a line a file, under one with the hash of them all, which
-    `sha256sum` passes over. A list that lost a line is known by it.
-
-    Args:
-        sums: hashes by name of file.
+    """A line a file, under one with the hash of them all, which `sha256sum` passes over: a list
+    that lost a line is known by it.
     """
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     return f"{HEAD}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}"
@@ -53,11 +50,7 @@ HEAD = "# disp-llm, sha256 of the lines below: "
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Hashes by name of file; empty where a folder has none, or an empty file of them.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """Hashes by name of file; empty where a folder has none, or an empty file of them."""
     path = folder / SUMS
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -76,11 +69,7 @@ CHANGED_FOLDER = "copy or export the folder again"
 
 
 def require_sums(folder: Path) -> dict[str, str]:
-    """Hashes by name of file.
-
-    Raises:
-        InputError: the folder has none, or they are damaged.
-    """
+    """Hashes by name of file; a folder without them is refused."""
     sums = read_sums(folder)
     if not sums:
         raise InputError(
@@ -91,14 +80,12 @@ def require_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def folder_problems(folder: Path, but: tuple[str, ...] = ()) -> list[InputError]:
-    """Files of a folder that are missing or not as its sums say.
-
-    Args:
-        but: names that do not matter here.
-    """
+def folder_problems(
+    folder: Path, but: tuple[str, ...] = (), hint: str = CHANGED_FOLDER
+) -> list[InputError]:
+    """Files of a folder, but for some names, that are missing or not as its sums say."""
     sums = {name: digest for name, digest in require_sums(folder).items() if name not in but}
-    return changed_files(folder, sums, CHANGED_FOLDER)
+    return changed_files(folder, sums, hint)
 
 
 def extra_files(folder: Path) -> list[str]:
@@ -113,12 +100,7 @@ def extra_files(folder: Path) -> list[str]:
 
 
 def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[InputError]:
-    """Files that are missing or differ from their hash.
-
-    Args:
-        sums: hashes by name of file in the folder.
-        hint: what to do about a file that does not agree.
-    """
+    """Files of a folder that are missing or differ from their hash; `hint` says what to do."""
     problems, there = [], []
     for name in sums:
         if (folder / name).is_file():

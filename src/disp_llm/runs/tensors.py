@@ -1,17 +1,89 @@
-"""Files of tensors -> tensors of the data type and shape that are expected, or one line that says
-what is damaged."""
+"""Safetensors files: written whole or tensor by tensor, read and held against what is expected."""
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from disp_llm.config.errors import InputError
+from disp_llm.runs.files import atomic
+
+ORDER = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.bool: "BOOL",
+}
+"""Data types in the order in which tensors of them lie in a file, with the names that it gives."""
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file; tensors must be contiguous."""
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def write_lazily(
+    path: Path,
+    shapes: Mapping[str, Tensor],
+    make: Callable[[str], Tensor],
+    metadata: dict[str, str],
+) -> None:
+    """Writes, to the byte, what `save_file` does, with one tensor at a time in memory.
+
+    Args:
+        shapes: shape and data type of every tensor; they may lie on the meta device.
+        make: gives a tensor by its name, when its turn comes.
+    """
+    types = list(ORDER)
+    names = sorted(shapes, key=lambda name: (types.index(shapes[name].dtype), name))
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        like = shapes[name]
+        begin, end = end, end + like.numel() * like.element_size()
+        place = {"shape": list(like.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": ORDER[like.dtype], **place}
+    said = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    said += b" " * (-len(said) % 8)  # data begin at a multiple of eight bytes
+    with path.open("wb") as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        for name in names:
+            tensor, like = make(name), shapes[name]
+            assert (tensor.shape, tensor.dtype) == (like.shape, like.dtype), name
+            file.write(_bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def tensors_sha256(tensors: dict[str, Tensor], floats: torch.dtype | None = None) -> str:
+    """SHA-256 of names, data types, shapes and numbers of tensors.
+
+    Args:
+        floats: what floating-point numbers are taken in; None = as they are.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        if tensor.is_floating_point():
+            tensor = tensor.to(floats or tensor.dtype)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -24,11 +96,7 @@ class TensorFile:
     metadata: dict[str, str]
 
     def require(self, sound: bool, what: str) -> None:
-        """Refuses the file unless it is sound.
-
-        Raises:
-            InputError: it is not.
-        """
+        """Refuses the file unless it is sound."""
         if not sound:
             raise InputError(f"is damaged ({what})", field=str(self.path), hint=self.hint)
 
@@ -40,8 +108,7 @@ class TensorFile:
         finite: bool = True,
     ) -> Tensor:
         """The tensor of a name, which has this shape and data type and, unless it need not be
-        `finite`, no infinity or NaN.
-        """
+        `finite`, no infinity or NaN."""
         self.require(name in self.tensors, f"there is no {name}")
         tensor = self.tensors[name]
         found, wanted = f"{tensor.dtype} {tuple(tensor.shape)}", f"{dtype} {shape}"

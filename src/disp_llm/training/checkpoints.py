@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from disp_llm.runs.files import tensors_sha256, write_tensors
-from disp_llm.runs.tensors import TensorFile, read_tensors
+from disp_llm.runs.tensors import TensorFile, read_tensors, tensors_sha256, write_tensors
 
 KEPT_CHECKPOINTS = 2
 

@@ -8,8 +8,8 @@ from conftest import masks_of, sites_with, tiny_model, tiny_prunable
 from test_streaming import CASES, masks_for
 from wrapping import tiny_wrapper
 
-from disp_llm.export.carrying import carry, is_size
-from disp_llm.export.cutting import compact_model, compact_state
+from disp_llm.exporter.carrying import carry, is_size
+from disp_llm.exporter.cutting import compact_model, compact_state
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.architectures import FAMILIES

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from disp_llm.compact import auto_classes, config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.names import HEADS
-from disp_llm.export.parts import made
-from disp_llm.export.plan import Cut, cuts_of, plan_of
+from disp_llm.exporter.parts import made
+from disp_llm.exporter.plan import Cut, cuts_of, plan_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 

@@ -6,7 +6,7 @@ import transformers
 from conftest import masks_of, tiny_prunable
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.export.cutting import compact_config, compact_model, fold_into_weights
+from disp_llm.exporter.cutting import compact_config, compact_model, fold_into_weights
 from disp_llm.masks.selection import Compensation, Masks, Selection
 
 

@@ -13,8 +13,8 @@ from conftest import byte_tokenizer, masks_of, tiny_model, tiny_prunable
 from in_memory import export_folder
 from safetensors.torch import load_file
 
-from disp_llm.export.cutting import compact_model
-from disp_llm.export.folders import write_readers
+from disp_llm.exporter.cutting import compact_model
+from disp_llm.exporter.folders import write_readers
 
 
 def folder_of(model_type: str, path: Path, kind: str = "random") -> Path:

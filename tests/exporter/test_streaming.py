@@ -15,17 +15,17 @@ from wrapping import tiny_wrapper
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
-from disp_llm.export import folders
-from disp_llm.export.cutting import fold_into_weights
-from disp_llm.export.folders import stream_folder
+from disp_llm.exporter import folders
+from disp_llm.exporter.cutting import fold_into_weights
+from disp_llm.exporter.folders import stream_folder
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Compensation, Masks, Selection
 from disp_llm.models.checkpoint import Checkpoint, load_unread
 from disp_llm.models.loading import load
 from disp_llm.models.wrappers import WRAPPERS
 from disp_llm.runs.files import atomic
-from disp_llm.runs.lazily import write_lazily
 from disp_llm.runs.sums import read_sums, write_sums
+from disp_llm.runs.tensors import write_lazily
 
 CASES = cases(ARCHITECTURES)
 ONE_FILE, SEVERAL = "5GB", "20KB"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
-from disp_llm.export.entries import Entries, entries_of, mean_inputs_of, scales_of
-from disp_llm.export.parts import Bias, Index, Part, Picked, Taken, Weight
+from disp_llm.exporter.entries import Entries, entries_of, mean_inputs_of, scales_of
+from disp_llm.exporter.parts import Bias, Index, Part, Picked, Taken, Weight
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Masks, Selection
 from disp_llm.masks.selection_file import MADE_AGAIN

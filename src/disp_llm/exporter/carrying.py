@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from disp_llm.export.parts import Index, made
-from disp_llm.export.plan import cuts_of
+from disp_llm.exporter.parts import Index, made
+from disp_llm.exporter.plan import cuts_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 

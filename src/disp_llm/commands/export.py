@@ -32,7 +32,7 @@ from disp_llm.runs.settings import stored_config
 
 
 @takes(ExportConfig)
-def export_sizes(run: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
+def export(run: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
     """Writes sizes of a run that has chosen its logits, without choosing again.
 
     Args:

@@ -13,7 +13,7 @@ from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from safetensors.torch import load_file, save_file
 
 from disp_llm.config.errors import InputError
-from disp_llm.export.formats.gguf import BY_WORDS, splitter_of
+from disp_llm.exporter.formats.gguf import BY_WORDS, splitter_of
 from disp_llm.models.loading import load_model
 from disp_llm.runs.sums import folder_problems, write_sums
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_memory import export_folder
 
-from disp_llm.export.stripping import SETTINGS, strip_foreign
+from disp_llm.exporter.stripping import SETTINGS, strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 
@@ -81,7 +81,7 @@ def test_everything_else_survives(tmp_path_factory, found, name):
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("disp_llm.export.stripping")
+    logger = logging.getLogger("disp_llm.exporter.stripping")
     logger.addHandler(handler)
     strip_foreign(folder)
     logger.removeHandler(handler)

@@ -8,9 +8,9 @@ import pytest
 from damage import BYTES, names, outcome, wrongly_read
 
 from disp_llm.config.names import SITES
-from disp_llm.export.exported import EXPORT_AGAIN
-from disp_llm.export.facts import FACTS, read_facts
-from disp_llm.export.formats.plain import plain_config
+from disp_llm.exporter.exported import EXPORT_AGAIN
+from disp_llm.exporter.facts import FACTS, read_facts
+from disp_llm.exporter.formats.plain import plain_config
 from disp_llm.runs.tensors import read_tensors
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from disp_llm.export.card import shared_card
-from disp_llm.export.formats import Contents, Job
+from disp_llm.exporter.card import shared_card
+from disp_llm.exporter.formats import Contents, Job
 
 
 def check(folder: Path) -> None:

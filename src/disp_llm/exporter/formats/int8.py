@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
-from disp_llm.export.card import shared_card
-from disp_llm.export.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.export.formats import Contents, Job, json_bytes
+from disp_llm.exporter.card import shared_card
+from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.exporter.formats import Contents, Job, json_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
-from disp_llm.runs.files import read_json, write_tensors
-from disp_llm.runs.tensors import read_tensors
+from disp_llm.runs.files import read_json
+from disp_llm.runs.tensors import read_tensors, write_tensors
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
 """Weights on the grid of their scales, in float32, and the scales in the data type of the model."""

@@ -11,8 +11,8 @@ from conftest import byte_tokenizer, run_command
 from disp_llm.commands.convert import convert
 from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
-from disp_llm.export.formats import int4
-from disp_llm.export.formats.int4 import best_scales, rounded_to
+from disp_llm.exporter.formats import int4
+from disp_llm.exporter.formats.int4 import best_scales, rounded_to
 from disp_llm.methods.compensating import COLUMNS, DAMPING, damped
 from disp_llm.runs.progress import silent
 

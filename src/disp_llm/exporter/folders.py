@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from disp_llm.compact.modeling_disp_llm import linear_at
-from disp_llm.export.cutting import empty_compact_model
-from disp_llm.export.parts import Read, made
-from disp_llm.export.plan import plan_of
-from disp_llm.export.stripping import strip_foreign
+from disp_llm.exporter.cutting import empty_compact_model
+from disp_llm.exporter.parts import Read, made
+from disp_llm.exporter.plan import plan_of
+from disp_llm.exporter.stripping import strip_foreign
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.models.files import INDEX, weight_files
-from disp_llm.runs.lazily import write_lazily
+from disp_llm.runs.tensors import write_lazily
 
 MAX_SHARD = "5GB"
 """Largest size of one file of weights."""

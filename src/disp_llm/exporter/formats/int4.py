@@ -19,8 +19,8 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
-from disp_llm.export.formats import Contents, Job
-from disp_llm.export.formats.int8 import (
+from disp_llm.exporter.formats import Contents, Job
+from disp_llm.exporter.formats.int8 import (
     Layers,
     Rounded,
     compressed_tensors,

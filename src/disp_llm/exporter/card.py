@@ -9,9 +9,9 @@ import jinja2
 from yaml import YAMLError
 
 from disp_llm.config.errors import InputError
-from disp_llm.export.exported import CARD
-from disp_llm.export.facts import FACTS, Facts, Told, facts_in, facts_of, typed_facts
-from disp_llm.export.formats import Contents, Job, json_bytes
+from disp_llm.exporter.exported import CARD
+from disp_llm.exporter.facts import FACTS, Facts, Told, facts_in, facts_of, typed_facts
+from disp_llm.exporter.formats import Contents, Job, json_bytes
 from disp_llm.runs.files import atomic, write_json
 from disp_llm.runs.markdown import all_escaped, in_code, printable
 from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said, served_by_vllm
@@ -109,7 +109,7 @@ def _filled(facts: dict[str, Any], path: str, form: str) -> str:
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     environment.filters["thousands"] = "{:,}".format
     environment.filters["percent"] = lambda share, places=2: f"{share:.{places}%}"
-    source = (resources.files("disp_llm.export") / "card.md.j2").read_text(encoding="utf-8")
+    source = (resources.files("disp_llm.exporter") / "card.md.j2").read_text(encoding="utf-8")
     errors = size.logit_errors
     return environment.from_string(source).render(
         header=header,

@@ -1,0 +1,20 @@
+"""The page of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from disp_llm.commands.caller import Caller, takes
+from disp_llm.config.report import ReportConfig
+from disp_llm.reporting.page import write_page
+
+
+@takes(ReportConfig)
+def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes.
+
+    Args:
+        run: the run folder, or all settings at once.
+        options: settings by the names of their flags.
+    """
+    _, config = Caller.asking(ReportConfig, run, options)
+    return write_page(config)
