@@ -69,9 +69,6 @@ def _unfit(problem: PruningProblem) -> InputError:
 def _width(problem: PruningProblem, share: float) -> int:
     """The largest K with which the matrices, two of K·K a block among them, are within the share;
     those inside of attention that no stream goes through stay as they are.
-
-    Raises:
-        InputError: a single dimension is too much.
     """
     blocks = problem.budget.layout.blocks
     all_numbers = stored_numbers(problem.dense)

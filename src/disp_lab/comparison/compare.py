@@ -154,11 +154,7 @@ def _asked(config: CompareConfig) -> dict[str, Any]:
 
 
 def _started(config: CompareConfig) -> dict[str, Any]:
-    """What an earlier attempt has left of the same comparison.
-
-    Raises:
-        InputError: the folder belongs to another one.
-    """
+    """What an earlier attempt has left of the same comparison."""
     require_ours(config.output_dir, "compare")
     path, asked = config.output_dir / "compare.json", _asked(config)
     if not path.exists():

@@ -61,11 +61,7 @@ class StopSignals:
         logger.warning("stopping after this step; a checkpoint will be written")
 
     def watching(self, progress: ProgressCallback) -> ProgressCallback:
-        """The same callback, which also tells when training is over.
-
-        Raises:
-            KeyboardInterrupt: from the callback, if a signal arrived after the last step.
-        """
+        """The same callback, which also tells when training is over."""
 
         def watched(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             progress(stage, done, total, figures)

@@ -195,11 +195,7 @@ def export_all(
 
 
 def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
-    """The suite of a run, if it has one.
-
-    Raises:
-        InputError: it is unusable, or not what the original was measured on.
-    """
+    """The suite of a run, if it has one."""
     found = run.original
     return scoreboard_of(config.suite, found.scores if found else None)
 

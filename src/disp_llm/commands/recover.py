@@ -115,11 +115,7 @@ def read_texts(job: Job[RecoverConfig], inputs: Inputs) -> Sources:
 
 
 def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Texts:
-    """Learning and evaluation text, of which the original writes what is its own.
-
-    Raises:
-        InputError: a text is too short, or a window longer than what a model reads.
-    """
+    """Learning and evaluation text, of which the original writes what is its own."""
     config, student, length = job.config, models.student, job.config.training.length
     learning = config.steps(job.process.count) * config.training.tokens_per_step * job.process.count
     needs = Needs(learning, held_out(config.text, config.evaluation, learning))

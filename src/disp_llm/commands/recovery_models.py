@@ -111,11 +111,7 @@ FIELDS = ("model", "teacher")
 def load_student(
     config: RecoverConfig, machine: MachineConfig, inputs: Inputs, sharding: Sharding | None
 ) -> Loaded:
-    """Loads what is trained.
-
-    Raises:
-        InputError: no such model, an unknown architecture, quantised weights, or damaged files.
-    """
+    """Loads what is trained."""
 
     def prepare(empty: Loaded) -> None:
         trained_parameters(PrunableModel.of(empty))

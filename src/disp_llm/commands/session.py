@@ -49,10 +49,6 @@ def run_in_folder(
 
     Returns:
         The run, its figures (none in processes other than the first), and the device.
-
-    Raises:
-        InputError: something that the caller can correct.
-        Interrupted: the task was asked to stop.
     """
     prunes = isinstance(config, PruneConfig)
     config = available(located(config))  # before anything is touched
@@ -175,11 +171,7 @@ def with_folder(options: dict[str, Any]) -> TemporaryFolder | None:
 
 @contextlib.contextmanager
 def job_of(caller: Caller, config: Any, *inputs: Inputs) -> Iterator[Job]:
-    """The job of a caller; while it lasts, what lies in memory is frozen.
-
-    Raises:
-        InputError: no such device here, or a tracker that is not installed.
-    """
+    """The job of a caller; while it lasts, what lies in memory is frozen."""
     require_tracker(config.track)
     process = start_process(config.machine)
     with contextlib.ExitStack() as stack:

@@ -249,11 +249,7 @@ def _add_hooks(
 def _selecting(
     block: nn.Module, path: str, buffer: str, kept: int, full: int, chunk: int
 ) -> nn.Module:
-    """The module that a gather or scatter sits on, with what that needs to know.
-
-    Raises:
-        ValueError: the widths are no whole chunks.
-    """
+    """The module that a gather or scatter sits on, with what that needs to know."""
     if kept % chunk or full % chunk:
         raise ValueError(f"{kept} of {full} dimensions are no chunks of {chunk}")
     module = _wrap(block, path)

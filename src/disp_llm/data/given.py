@@ -122,11 +122,7 @@ _NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
 
 
 def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
-    """All of them as paths where they name files or folders; none where they are texts.
-
-    Raises:
-        InputError: one that must be a file is missing.
-    """
+    """All of them as paths where they name files or folders; none where they are texts."""
     texts = NAMED_TEXTS if field == "text" else ()
     unknown = [
         part for part in parts if not (isinstance(part, Path) or part in texts or _exists(part))

@@ -215,9 +215,6 @@ def _within(
     Args:
         kept_anyway: those that come first, whatever their mean.
         may_be_whole: sites that count with all of their entries where they are hardly cut.
-
-    Raises:
-        TooSmall: what is kept anyway is more than that.
     """
     allowed = share * budget.dense_cost
 

@@ -153,11 +153,7 @@ def _bitmap(rows: list[Tensor], width: int) -> str:
 
 
 def _metrics(path: Path) -> list[Step]:
-    """Lines of a log; the last may have been cut off by a kill.
-
-    Raises:
-        InputError: another line is damaged.
-    """
+    """Lines of a log; the last may have been cut off by a kill."""
     field, hint = str(path), "delete it; the page is then without the curve of the loss"
     try:
         lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
