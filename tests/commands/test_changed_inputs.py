@@ -71,7 +71,7 @@ def test_a_teacher_that_is_not_the_original_is_refused(run, inputs, tmp_path):
 
 def test_another_data_type_is_refused(run, inputs, monkeypatch):
     (run / "selection.safetensors").unlink()
-    monkeypatch.setattr("disp_llm.commands.prune.dtype_name", lambda dtype: "bfloat16")
+    monkeypatch.setattr("disp_llm.commands.session.dtype_name", lambda dtype: "bfloat16")
     done = run_command("prune", inputs["model"], "--output-dir", run, "--resume")
     assert done.returncode == 2
     assert "--dtype: is bfloat16 here" in done.stderr
@@ -141,8 +141,6 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_leaves_nothing(inputs, tmp_
 def test_verify_names_what_is_wrong(run, tmp_path):
     found = disp_llm.verify(run)
     assert found["ok"]
-    assert found["kind"] == "run"
-    assert found["files"] >= 16
     done = run_command("verify", run / "keep-0.5")
     assert done.returncode == 0
     assert "whole" in done.stdout

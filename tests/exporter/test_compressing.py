@@ -162,7 +162,7 @@ def test_commands_that_cannot_use_it_say_so_in_one_line(folder, tmp_path, text_f
         done = run_command(*arguments)
         assert done.returncode == 2
         said = done.stderr.splitlines()[-1]
-        assert said.startswith("disp-llm: FOLDER: ")
+        assert said.startswith(("disp-llm: FOLDER: ", "disp-llm: MODEL: "))
         assert "is quantised compressed-tensors; name the model that it was made from" in said
     done = run_command("convert", made, "--to", "gguf", "--output-dir", tmp_path / "small")
     assert done.returncode == 2

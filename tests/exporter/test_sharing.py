@@ -202,10 +202,10 @@ def secret_places(tmp_path_factory, llama_folder, text_file) -> dict[str, Path]:
 
 def test_nothing_that_is_shared_says_where_it_was_made(secret_places, tmp_path):
     run, recovered = secret_places["run"], secret_places["recovered"]
-    for flags in ((recovered,), (run, recovered, "--output", tmp_path / "both.html")):
+    for flags in ((recovered,), (run, "--output", tmp_path / "page.html")):
         done = run_command("report", *flags)
         assert done.returncode == 0, done.stderr
-    shared = [*run.glob("keep-*/*"), *recovered.glob("model/*"), tmp_path / "both.html"]
+    shared = [*run.glob("keep-*/*"), *recovered.glob("model/*"), tmp_path / "page.html"]
     shared += [run / "report.html", recovered / "report.html"]
     shared += [secret_places["comparison"] / "compare.md"]
     assert {"card.json", "README.md", "config.json"} <= {path.name for path in shared}

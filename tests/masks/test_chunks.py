@@ -190,8 +190,7 @@ def test_a_run_selects_in_chunks_and_its_folder_passes_every_check(
         wanted = masks[f"layers.{block}.{places[place]}"].view(-1, 8)[:, 0]
         assert torch.equal(kept * 8, wanted)
     assert run_command("verify", tmp_path / "run").returncode == 0
-    flags = ("--keep", 0.3, "--align", 4)  # of the alignment they are independent from now on
-    done = run_command("export", tmp_path / "run", *flags, "--json")
+    done = run_command("export", tmp_path / "run", "--keep", 0.3, "--json")
     assert done.returncode == 0, done.stderr
     (made,) = (tmp_path / "run").glob("keep-0.3*")
     config = json.loads((made / "config.json").read_text())

@@ -137,5 +137,6 @@ def completion(kinds: dict[str, type], shell: str) -> str:
     whole = argparse.ArgumentParser(prog="disp-llm", add_help=False)
     commands = whole.add_subparsers()
     for name, kind in kinds.items():
-        commands.add_parser(name, parents=[command_parser(name, kind)], add_help=False)
+        about = (kind.__doc__ or "").split("\n")[0]  # without it shtab leaves the command out
+        commands.add_parser(name, parents=[command_parser(name, kind)], help=about, add_help=False)
     return shtab.complete(whole, shell)

@@ -91,7 +91,7 @@ def prune(
     if config is None:
         temporary = with_folder(options)
         recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
-        config = apply_recipe(PruneConfig(""), recipe)
+        config = apply_recipe(PruneConfig("named below"), recipe)
     options["text"] = text
     inputs, config = with_options(PruneConfig, config, model, tokenizer, options)
     return prune_with(caller, config, inputs, temporary)

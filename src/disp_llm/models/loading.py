@@ -85,7 +85,37 @@ def load_config(name: str) -> transformers.PreTrainedConfig:
             field="model",
             hint="take attn_implementation out of its config.json",
         )
+    for part in (config, *(getattr(config, one, None) for one in config.sub_configs)):
+        if part is not None:
+            _require_possible(name, part)
     return config
+
+
+LARGEST = {
+    "num_hidden_layers": 1000, "hidden_size": 2**16, "intermediate_size": 2**18,
+    "moe_intermediate_size": 2**18, "num_attention_heads": 2**12, "num_key_value_heads": 2**12,
+    "head_dim": 2**12, "vocab_size": 2**25, "num_experts": 2**14, "num_local_experts": 2**14,
+    "n_routed_experts": 2**14,
+}  # fmt: skip
+"""Of Llama 3.1 405B: 126 layers, hidden 16,384, intermediate 53,248. More would be counted for
+hours, before anything says that it does not fit."""
+
+
+def _require_possible(name: str, config: transformers.PreTrainedConfig) -> None:
+    """Refuses a configuration that says absurd sizes."""
+    written, found = config.to_dict(), {}  # as attributes some are none, where layers differ
+    for key in LARGEST:
+        value = written.get(config.attribute_map.get(key, key))
+        numbers = value if isinstance(value, list | tuple) else [value]
+        found[key] = max((number for number in numbers if isinstance(number, int)), default=0)
+    wide = found["num_hidden_layers"] * (4 * found["hidden_size"] + found["intermediate_size"])
+    for key, value, most in (
+        *((key, found[key], LARGEST[key]) for key in LARGEST),
+        ("num_hidden_layers × widths", wide, 2**25),
+    ):
+        if value > most:
+            what = f"'{name}' says {key} = {value:,}, and at most {most:,} is read"
+            raise InputError(what, field="model", hint="correct its config.json")
 
 
 def load(
