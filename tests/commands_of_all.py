@@ -12,7 +12,7 @@ LEAST = {
     "prune": ["prune", "m"],
     "export": ["export", "run", "--keep", "0.5"],
     "recover": ["recover", "f"],
-    "compare": ["compare", "m"],
+    "compare": ["compare", "m", "--text", "t"],
     "report": ["report", "run"],
     "eval": ["eval", "m"],
     "doctor": ["doctor", "m"],

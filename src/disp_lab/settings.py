@@ -109,9 +109,8 @@ class CompareConfig:
         self._validate_frontier()
         self.text.validate()
         if Path(SELF) in self.text.learns_from:
-            raise InputError(
-                "is what all methods learn from", field="text", hint="name files or a data set"
-            )
+            what = "is missing, and all methods learn from one text"
+            raise InputError(what, field="text", hint="name files or a data set")
 
     def _validate_frontier(self) -> None:
         """Refuses a method without its sizes, and models that no folder holds."""

@@ -88,7 +88,7 @@ def test_unknown_command_is_one_line():
         (["prune", "x", "--weight-optimizer", "muon"], "--weight-optimizer: steps weights, and"),
         (["prune", "x", "--output-dir", ""], "--output-dir: an empty word; leave it out"),
         (["prune", "x", "--text", ""], "--text: an empty word; leave it out"),
-        (["prune"], "the following arguments are required: MODEL; see disp-llm prune --help"),
+        (["prune"], "MODEL: is missing; see disp-llm prune --help"),
         (
             ["prune", "x", "--workload-length", "8192", "--budget", "bytes", "--target", "6GB"],
             "--workload-length: is of a --budget of latency or memory, and bytes does not use it; "

@@ -111,9 +111,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(small_run, text_file, tmp_
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--distill", "1.5"), "--distill: 1.5"),
+        (("--distill", "1.5"), "--distill: expected float <= 1.0"),
         (("--tokens", "0"), "--tokens: expected int >= 1; give a whole number"),
-        (("--learning-rate", "nan"), "--learning-rate: nan"),
+        (("--learning-rate", "nan"), "--learning-rate: expected float > 0.0"),
     ],
 )
 def test_careless_numbers(small_run, tmp_path, flags, words):

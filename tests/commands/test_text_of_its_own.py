@@ -237,5 +237,5 @@ def test_who_is_to_write_is_asked_in_one_line(distill, hint, llama_folder, tmp_p
 def test_methods_are_compared_on_a_text_that_is_named(llama_folder, tmp_path):
     done = run_command("compare", llama_folder, "--output-dir", tmp_path / "table")
     assert done.returncode == 2
-    assert "--text: is what all methods learn from" in refusal(done)
+    assert "--text: is missing, and all methods learn from one text" in refusal(done)
     assert not (tmp_path / "table").exists()

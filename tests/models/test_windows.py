@@ -134,7 +134,7 @@ def test_export_goes_on_from_it(run, tmp_path):
     shutil.copytree(run[0], place)
     made, said = succeeded("export", place, "--keep", 0.8, "--json")
     assert len(said) == 1
-    assert made["models"][0]["window"] == 128
+    assert made["models"][0]["measured"]["window"] == 128
     assert made["models"][0]["logit_errors"]["max_logit_error"] < 1e-4
 
 
@@ -147,7 +147,7 @@ def test_recover_and_eval_read_as_much(run, folder, text_file, tmp_path):
     assert len(said) == 1
     assert "`length` 512" in said[0]
     assert trained["tokens_seen"] == 1024
-    assert trained["model"]["window"] == 128
+    assert trained["model"]["measured"]["window"] == 128
     stored = tomllib.loads((tmp_path / "recovered" / "config.toml").read_text())
     assert stored["training"]["length"] == 512
     measured, said = succeeded("eval", folder, "--text", text_file, *FLAGS)

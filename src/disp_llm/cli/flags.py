@@ -79,10 +79,13 @@ def extras_of(kind: type) -> list[str]:
 def _add(parser: argparse.ArgumentParser, setting: Setting, whole: bool) -> None:
     how: dict[str, Any] = {"help": sentence_of(setting, whole).replace("%", "%%")}
     if setting.is_positional:
-        how |= {"nargs": "+"} if setting.takes_several else {}
-        parser.add_argument(setting.name, metavar=setting.flag, **how)
+        # A run that goes on knows its model, so that `_configured` says what is missing.
+        how |= {"nargs": "*" if setting.takes_several else "?", "metavar": setting.flag}
+        parser.add_argument(setting.name, **how)
         return
-    if setting.kind is bool:
+    if setting.kind is bool and setting.flag.startswith("--no-"):  # which would mean the opposite
+        how["action"] = "store_true"
+    elif setting.kind is bool:
         how["action"] = argparse.BooleanOptionalAction
     else:
         how["metavar"] = _metavar(setting)

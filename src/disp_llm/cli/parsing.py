@@ -162,6 +162,10 @@ def _configured(command: str, kind: type, given: dict[str, Any]) -> Any:
     for name, value in given.items():
         if name in settings:
             tables = merged(kind, tables, nested(settings[name].path, value), name)
+    for setting in settings.values():
+        if setting.is_positional and tables[setting.name] in ("", []):
+            hint = f"see disp-llm {command} --help"
+            raise InputError("is missing", field=setting.flag, hint=hint)
     if "revision" in given:
         tables["model"] = f"{tables['model'].partition('@')[0]}@{given['revision']}"
     return configured(tables, kind)
