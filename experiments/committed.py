@@ -50,6 +50,8 @@ def as_compared(result: dict) -> dict:
 
 
 def _nested(figures: dict, part: str, names: set[str]) -> dict:
+    if part in figures:
+        return figures
     told = {name: value for name, value in figures.items() if name not in names}
     there = {name: value for name, value in figures.items() if name in names and value is not None}
     return told | {part: there}

@@ -221,7 +221,7 @@ def test_a_pruned_tagger_in_8_bits_tags_as_before(llama_folder, tmp_path):
     small = ["--keep", "0.9", "--steps", "1", "--length", "48", "--batch", "1"]
     small += ["--dev", str(path)]
     ner.main(["prune", str(tmp_path / "dense"), *files, str(run), *small])
-    ner.main(["train", str(run / "keep-0.7"), *files, str(tmp_path / "half"), *flags])
+    ner.main(["train", str(run / "keep-0.9"), *files, str(tmp_path / "half"), *flags])
     specialists.in_int8(tmp_path / "half", eight)
     folders = (tmp_path / "half", eight)
     scored = [ner.main(["eval", str(one), "--test", str(path)]) for one in folders]

@@ -160,7 +160,6 @@ def test_prune_to_milliseconds(llama_folder, text_file, tmp_path, monkeypatch):
     speed[0] = 300.0  # the machine has become slower since its costs were measured
     slower = run_command("export", tmp_path / "run", *flags, "--target", "0.15s", "--json")
     assert slower.returncode == 0, slower.stderr
-    assert "asked for 0.15s, 75.0 % of the original's time when" in slower.stderr
     (made,) = json.loads(slower.stdout)["models"]
     assert made["latency"]["measured_share"] == pytest.approx(0.75, rel=latency.TOLERANCE)
     for target, said in (

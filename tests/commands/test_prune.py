@@ -412,7 +412,7 @@ def test_the_run_fixes_the_alignment(small_run):
         (["--budget", "total", "--target", "0.3"], "embeddings, norms and head"),
         (["--budget", "total", "--keep", "0.5"], "--target"),
         (["--budget", "second", "--target", "0.5"], "latency"),
-        (["--budget", "total", "--target", "0.8", "--keep=0.8"], "together with --target"),
+        (["--budget", "total", "--target", "0.8", "--keep=0.8"], "--keep: is of block parameters"),
         (["--steps", "3", "--minutes", "2"], "together with --minutes"),
         (["--recipe", "defalt"], "nearest: default"),
         (["--steps", "-1"], "--steps"),

@@ -33,9 +33,18 @@ class Caller:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Caller":
-        """Takes its own fields out of the options of a task; settings are left."""
+        """Takes its own fields out of the options of a task; settings are left.
+
+        Raises:
+            InputError: one of them is no function.
+        """
         taken = {f.name: options.pop(f.name, None) for f in fields(cls)}
-        return cls(**{name: value for name, value in taken.items() if value is not None})
+        given = {name: value for name, value in taken.items() if value is not None}
+        for name, value in given.items():
+            if name != "command" and not callable(value):
+                what = f"cannot be a {type(value).__name__}"
+                raise InputError(what, field=name, hint="give a function, or leave it out")
+        return cls(**given)
 
     @classmethod
     def asking(cls, kind: Any, asked: Any, options: dict[str, Any]) -> tuple["Caller", Any]:

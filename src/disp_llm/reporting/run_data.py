@@ -18,7 +18,7 @@ from disp_llm.config.recover import RecoverConfig
 from disp_llm.config.schema import Amount, Size, as_type
 from disp_llm.masks.layout import STREAM_SITES
 from disp_llm.masks.selection_file import kept_by_site
-from disp_llm.runs.folder import Run
+from disp_llm.runs.folder import PUT_BACK, Run
 from disp_llm.runs.ownership import kind_of
 from disp_llm.runs.results import (
     MeasuredResult,
@@ -130,6 +130,9 @@ def _sizes(run: Run, models: list[SizeResult]) -> list[SizeData]:
 
 def _size(selection: Path, figures: SizeResult) -> SizeData:
     full = figures.widths_full
+    if missing := set(STREAM_SITES) - full.keys():
+        what = f"models: widths_full lacks {', '.join(sorted(missing))}"
+        raise InputError(what, field="result.json", hint=PUT_BACK)
     kept = kept_by_site(selection, figures.size)
     return SizeData(
         figures,
