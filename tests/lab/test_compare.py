@@ -257,7 +257,7 @@ SPEEDS = ("prefill", "decode")
 
 def _without_times(rows: list[dict]) -> list[dict]:
     rows = [
-        {k: v for k, v in row.items() if not k.startswith((*SPEEDS, "speedup", "provenance"))}
+        {k: v for k, v in row.items() if not k.startswith((*SPEEDS, "speed", "provenance"))}
         for row in rows
     ]
     return sorted(rows, key=lambda row: (row["method"], row["keep_asked"]))
