@@ -106,7 +106,7 @@ def test_fresh_processes_agree(smollm2_run, tmp_path):
     found = []
     for without in (False, True):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT.format(without=without), str(folder / "model")],
+            [sys.executable, "-c", SCRIPT.format(without=without), str(folder / "keep-0.5")],
             capture_output=True, text=True, timeout=600, check=False,
             env=environment(HF_MODULES_CACHE=str(tmp_path / "modules")),
         )  # fmt: skip
