@@ -84,9 +84,9 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     found = json.loads(again.stdout)["rows"]
     assert [(row["method"], row.get("weights", "")) for row in found] == list(rows)
     assert found[0] == dense
-    assert all(row["error"] is None for row in found)
+    assert all(row.get("error") is None for row in found)
     assert found[1]["bytes"] < dense["bytes"]
-    assert [row["note"] for row in found[1:3]] == ["", "1 layers stay as they are"]
+    assert [row.get("note", "") for row in found[1:3]] == ["", "1 layers stay as they are"]
     assert pruned["kv_cache_bytes"] == 127 * 3 * 2 * 16 * 4  # tokens, blocks, K and V, width, bytes
     assert found[4]["perplexity"] == found[1]["perplexity"] != pruned["perplexity"]  # of `packed`
 

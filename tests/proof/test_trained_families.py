@@ -226,7 +226,9 @@ class Trained:
                 kept = kept * selection.compensation.scales
         with masked(dense) as masking:
             masking.set(kept)
-            return perplexity(dense, self.held_out, PerplexityConfig(context=256, windows=40)).perplexity
+            return perplexity(
+                dense, self.held_out, PerplexityConfig(context=256, windows=40)
+            ).perplexity
 
 
 def perplexities(model_type: str, folder: Path) -> dict[str, float]:
