@@ -384,9 +384,9 @@ SERVED_MIXTURES = {
 def test_a_uniform_mixture_is_served_as_the_original(
     model_type, implementation, without_package, text_file, tmp_path
 ):
-    """`--uniform`, then `convert --to plain`: vLLM's own class for Qwen 3 with experts runs it, and its
-    Transformers backend gpt-oss, for which its own class has no kernels on a CPU. It sees neither
-    this package nor any code in the folder."""
+    """`--uniform`, then `convert --to plain`: vLLM's own class for Qwen 3 with experts runs it, and
+    its Transformers backend gpt-oss, for which its own class has no kernels on a CPU. It sees
+    neither this package nor any code in the folder."""
     dense, run, plain = tmp_path / "dense", tmp_path / "run", tmp_path / "plain"
     model = tiny_model(model_type, hidden_size=128, head_dim=32, **SERVED_MIXTURES[model_type])
     model.save_pretrained(dense)
