@@ -23,10 +23,8 @@ Length = Annotated[int, Meta(ge=1, le=2**24)]
 """Tokens of a sequence that is read or written."""
 
 Batch = Annotated[int, Meta(ge=1, le=2**16)]
-AnyBatch = Annotated[int, Meta(ge=0, le=2**16)]
 Sequences = Annotated[int, Meta(ge=1, le=10**6)]
 Number = Annotated[int, Meta(ge=0, le=10**6)]
-Rank = Annotated[int, Meta(ge=1, le=2**16)]
 AnyRank = Annotated[int, Meta(ge=0, le=2**16)]
 Multiple = Annotated[int, Meta(ge=1, le=2**16)]
 """Of which widths are multiples."""

@@ -29,6 +29,12 @@ class Use:
     """What to do besides leaving them out."""
 
 
+def not_with(other: str, settings: str, instead: str = "") -> Use:
+    """Settings that are not read where another one is given."""
+    what = f"given together with `{other}`"
+    return Use(settings, lambda config: not getattr(config, other), what, instead)
+
+
 def check_settings(config: Any) -> None:
     """Refuses values that the types of the fields do not allow, words that no JSON or TOML file can
     hold, and settings that nothing reads.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from disp_llm.config.bounds import AnyTokens, Number, Word
-from disp_llm.config.effect import Use, check_settings
+from disp_llm.config.effect import Use, check_settings, not_with
 from disp_llm.config.names import Template
 from disp_llm.config.parts import MachineConfig, PerplexityConfig
 from disp_llm.config.settings import POSITIONAL
@@ -16,10 +16,9 @@ class EvalConfig:
     """Measure perplexity and tasks of a model or of an exported folder."""
 
     USES: ClassVar = (
-        Use(
+        not_with(
+            "suite",
             "text text_field dataset examples template tasks shots limit context windows",
-            when=lambda config: not config.suite,
-            what="given together with `suite`",
             instead="write it into the suite's file",
         ),
         Use(
@@ -35,16 +34,8 @@ class EvalConfig:
             what="counts questions, and none is asked",
             instead="give `tasks` or `examples`",
         ),
-        Use(
-            "dataset examples",
-            when=lambda config: not config.text,
-            what="given together with `text`",
-        ),
-        Use(
-            "examples",
-            when=lambda config: not config.dataset,
-            what="given together with `dataset`",
-        ),
+        not_with("text", "dataset examples"),
+        not_with("dataset", "examples"),
     )
 
     model: Annotated[Word, POSITIONAL]

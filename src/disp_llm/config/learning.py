@@ -17,7 +17,7 @@ from disp_llm.config.bounds import (
     TwoShares,
     Window,
 )
-from disp_llm.config.effect import Use
+from disp_llm.config.effect import Use, not_with
 from disp_llm.config.names import Estimator, LearningRateSchedule, Parametrisation
 
 Shard = Literal["auto", "no", "full"]
@@ -71,11 +71,7 @@ class LearnConfig:
     """What is learned about the masks, and beside them."""
 
     USES: ClassVar = (
-        Use(
-            "steps",
-            when=lambda config: not config.minutes,
-            what="given together with `minutes`",
-        ),
+        not_with("minutes", "steps"),
         Use(
             "shift",
             when=lambda config: config.estimator != "projected",

@@ -23,7 +23,7 @@ from disp_llm.config.bounds import (
     Word,
 )
 from disp_llm.config.checks import require_sizes
-from disp_llm.config.effect import Use
+from disp_llm.config.effect import Use, not_with
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import SELF, BudgetKind, Template
 from disp_llm.config.targets import Target, budgets_of, require_of_budget
@@ -42,21 +42,9 @@ class TextConfig:
             what="is of text that the model writes, and it writes none",
             instead=f"add `text` {SELF}",
         ),
-        Use(
-            "dataset",
-            when=lambda config: not config.text,
-            what="given together with `text`",
-        ),
-        Use(
-            "eval_dataset eval_examples",
-            when=lambda config: not config.eval_text,
-            what="given together with `eval_text`",
-        ),
-        Use(
-            "eval_examples",
-            when=lambda config: not config.eval_dataset,
-            what="given together with `eval_dataset`",
-        ),
+        not_with("text", "dataset"),
+        not_with("eval_text", "eval_dataset eval_examples"),
+        not_with("eval_dataset", "eval_examples"),
     )
 
     text: tuple[Path, ...] = ()
