@@ -408,6 +408,9 @@ def test_a_dry_run_does_nothing(more, llama_folder, small_run, tmp_path):
     assert not place.exists()
     shown = run_command(*line, "--length", 32, "--output-dir", place, "--dry-run")
     assert "would be the run folder" in shown.stdout
+    again = run_command(*line, "--length", 32, "--gradient-checkpointing", "yes", *said)
+    assert json.loads(again.stdout)["memory_bytes"] < planned["memory_bytes"]
+    assert run_command("dry_run").stderr.startswith("disp-llm: dry_run: is no command")
 
 
 def test_a_revision_belongs_to_the_name():

@@ -11,7 +11,14 @@ from typing import NoReturn
 
 from disp_llm.cli.environment import direct_output, prepare_libraries, prepare_output, rank
 from disp_llm.cli.errors import explained, print_error, tell
-from disp_llm.cli.parsing import RESUMABLE, command_of, given_settings, output_folder, parse
+from disp_llm.cli.parsing import (
+    RESUMABLE,
+    command_of,
+    given_settings,
+    output_folder,
+    parse,
+    run_task,
+)
 from disp_llm.cli.signals import has_been_asked_to_end
 from disp_llm.config.errors import InputError
 
@@ -45,12 +52,12 @@ def _run(arguments: list[str]) -> int:
         config = parse(arguments)
         prepare_libraries(verbose="--verbose" in arguments)
         direct_output(as_json, quiet="--quiet" in arguments)
-        result = command_of("dry_run" if "--dry-run" in arguments else command).run(config)
+        dry = "--dry-run" in arguments
+        result = run_task("dry_run", config) if dry else command_of(command).run(config)
         if as_json and result:  # of several processes, the first has it
             print(json.dumps(result, ensure_ascii=False))
-        print(
-            end="", flush=True
-        )  # at the interpreter's end it would be too late to say what failed
+        # At the interpreter's end it would be too late to say what failed.
+        print(end="", flush=True)
         return USAGE_ERROR if result.get("ok") is False else 0  # `verify` has found something
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         _drop_output()

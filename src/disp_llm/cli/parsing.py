@@ -66,12 +66,10 @@ def command_of(name: str) -> Command:
     Raises:
         InputError: there is none.
     """
-    if name == "dry_run":
-        return Command(object, partial(_run, name))
     if name in COMMANDS:
         module, _, kind = COMMANDS[name].partition(":")
         config = getattr(importlib.import_module(f"disp_llm.config.{module}"), kind)
-        return Command(config, partial(_run, name))
+        return Command(config, partial(run_task, name))
     command = added(ADDED, name, Command, name)
     if command is None:
         what = f"is no command{nearest(name, command_names())}"
@@ -79,7 +77,8 @@ def command_of(name: str) -> Command:
     return command
 
 
-def _run(name: str, config: Any) -> dict[str, Any]:
+def run_task(name: str, config: Any) -> dict[str, Any]:
+    """Runs what `cli/commands.py` calls so, which is imported now."""
     return getattr(importlib.import_module("disp_llm.cli.commands"), name)(config)
 
 

@@ -17,7 +17,7 @@ from disp_llm.commands.caller import of_kind
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import with_settings
+from disp_llm.config.recipes import apply_recipe, with_settings
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.examples import read_input_examples
 from disp_llm.data.given import read_input
@@ -121,14 +121,22 @@ def inputs_of(model: Model | None, tokenizer: Any) -> tuple[str, Inputs]:
 
 
 def with_options(
-    kind: type[Settings], config: Any, model: Any, tokenizer: Any, options: dict[str, Any]
+    kind: type[Settings],
+    config: Any,
+    model: Any,
+    tokenizer: Any,
+    options: dict[str, Any],
+    recipe: dict[str, Any] | None = None,
 ) -> tuple[Inputs, Settings]:
     """What of a call from Python lies in memory, and its settings.
 
     Args:
-        config: settings of this kind, which the options change.
+        config: settings of this kind, which the options change; None = those of the recipe.
+        recipe: its tables.
     """
     name, inputs = inputs_of(model, tokenizer)
+    if config is None:
+        config = apply_recipe(kind(name), recipe or {})
     config = replace(of_kind(config, kind), model=name)
     require_gradients(inputs.model)
     if inputs.model is not None:

@@ -2,12 +2,13 @@
 weights are loaded and nothing is written."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from disp_llm.commands.memory_plans import ROOM, memory_plans
+from disp_llm.commands.memory_plans import ROOM, first_plan
 from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
@@ -35,8 +36,9 @@ def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
     available(config)
     device = resolve_device(config.machine.device)
     dtype = resolve_dtype(config.machine.dtype, device)
+    free = free_memory(device)
     if isinstance(config, PruneConfig):
-        plan = _pruning(config, dtype.itemsize, free_memory(device))
+        plan = _pruning(config, dtype.itemsize, free)
     else:
         plan = _recovery(config, dtype.itemsize)
     stages, memory, passes, target = plan
@@ -45,8 +47,8 @@ def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
     return {
         "stages": stages | suite,
         "memory_bytes": memory,
-        "memory_free_bytes": free_memory(device),
-        "fits": memory <= ROOM * free_memory(device),
+        "memory_free_bytes": free,
+        "fits": memory <= ROOM * free,
         "training_s": round(operations / operations_per_second(target, dtype, device), 1),
         "device": str(device),
         "output_dir": str(config.output_dir),
@@ -74,8 +76,8 @@ def _pruning(asked: PruneConfig, itemsize: int, free: int) -> Plan:
         stages["learn"] = learning
     for size in config.sizes:
         stages[f"export and measure {config.budget.size_name(size)}"] = measured
-    plans = memory_plans(empty, config, 1, itemsize)
-    plan = next((one for one in plans if one.fits(free)), plans[-1])
+    alone = replace(config, training=replace(config.training, shard="no"))  # one process is counted
+    plan, _ = first_plan(alone, empty, 1, itemsize, free)
     again = plan.gradient_checkpointing == "yes"
     passes = learning * (2 + again + (config.training.distill > 0))
     return stages, plan.memory.total, passes + 2 * stages.get("score", 0), empty

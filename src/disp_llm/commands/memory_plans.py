@@ -62,18 +62,21 @@ def memory_plans(
 
 
 def first_plan(
-    config: PruneConfig, target: PrunableModel, process: Process, itemsize: int
+    config: PruneConfig, target: PrunableModel, processes: int, itemsize: int, free: float
 ) -> tuple[MemoryPlan, MemoryPlan]:
     """Of the plans that the settings allow, the first that fits (the last where none fits), and the
-    fastest."""
+    fastest.
+
+    Args:
+        free: bytes that each process can take.
+    """
     training = config.training
     found = [
         plan
-        for plan in memory_plans(target, config, process.count, itemsize)
+        for plan in memory_plans(target, config, processes, itemsize)
         if training.shard in ("auto", plan.shard)
         and training.gradient_checkpointing in ("auto", plan.gradient_checkpointing)
     ]
-    free = process.least(free_share(process))
     if not next(target.model.parameters()).is_meta:  # then they lie there already
         free += found[0].memory.weights
     return next((plan for plan in found if plan.fits(free)), found[-1]), found[0]

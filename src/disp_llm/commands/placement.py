@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.memory_plans import first_plan
+from disp_llm.commands.memory_plans import first_plan, free_share
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import Shard
@@ -126,7 +126,8 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     stays_whole = inputs.model is not None or reads or config.learn.learns_weights
     if stays_whole and training.shard == "auto":
         config = replace(config, training=replace(config.training, shard="no"))
-    plan, fastest = first_plan(config, target, job.process, dtype.itemsize)
+    count, free = job.process.count, job.process.least(free_share(job.process))
+    plan, fastest = first_plan(config, target, count, dtype.itemsize, free)
     if plan != fastest and job.process.is_main:
         needed, takes = (one.memory.total / 2**30 for one in (fastest, plan))
         logger.warning("learning would take %.1f GiB; with %s it is %.1f", needed, plan.name, takes)

@@ -35,7 +35,7 @@ from disp_llm.commands.session import (
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import apply_recipe, load_recipe
+from disp_llm.config.recipes import load_recipe
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
 from disp_llm.masks.selection import Masks, Selection
@@ -52,10 +52,8 @@ from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
 
 if TYPE_CHECKING:
-    from disp_llm.models.sharding import Sharding
-
-if TYPE_CHECKING:
     from disp_llm.evaluation.suites import Scoreboard
+    from disp_llm.models.sharding import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +85,12 @@ def prune(
         Interrupted: the task was asked to stop while learning; `resume` goes on.
     """
     caller = Caller.of(options)
-    temporary = None
+    temporary, recipe = None, None
     if config is None:
         temporary = with_folder(options)
         recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
-        config = apply_recipe(PruneConfig("named below"), recipe)
     options["text"] = text
-    inputs, config = with_options(PruneConfig, config, model, tokenizer, options)
+    inputs, config = with_options(PruneConfig, config, model, tokenizer, options, recipe)
     return prune_with(caller, config, inputs, temporary)
 
 

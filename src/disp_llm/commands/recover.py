@@ -76,7 +76,6 @@ def recover(
         options["teacher"], taught = inputs_of(teacher, tokenizer)
     if config is None:
         temporary = with_folder(options)
-        config = RecoverConfig("named below")
     inputs, config = with_options(RecoverConfig, config, model, tokenizer, options)
     run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
     return RecoverResult(run.folder, figures, device, temporary)

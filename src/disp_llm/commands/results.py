@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disp_llm.commands.convert import convert
-from disp_llm.config.convert import ConvertConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.targets import Target
 from disp_llm.masks.selection_file import kept_by_site
@@ -70,19 +68,16 @@ class PruneResult:
         Returns:
             The axes of matplotlib.
         """
-        found, sizes = (
-            _typed(self.figures, self.folder),
-            [one for one in self.sizes if one.measured],
-        )
+        found = _typed(self.figures, self.folder)
+        sizes = [(one.keep, one.measured) for one in self.sizes if one.measured]
         if axes is None:
             from matplotlib import pyplot
 
             axes = pyplot.figure().add_subplot()
-        measured = [one.measured for one in sizes if one.measured]
         axes.errorbar(
-            [size.keep for size in sizes],
-            [one.perplexity for one in measured],
-            [one.perplexity_stderr or 0 for one in measured],
+            [keep for keep, _ in sizes],
+            [measured.perplexity for _, measured in sizes],
+            [measured.perplexity_stderr or 0 for _, measured in sizes],
             marker="o",
             capsize=3,
             label="pruned",
@@ -136,6 +131,9 @@ class PruneResult:
 
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place."""
+        from disp_llm.commands.convert import convert
+        from disp_llm.config.convert import ConvertConfig
+
         place = Path(folder)
         convert(ConvertConfig(self._model_folder(share), "folder", place))
         return place
