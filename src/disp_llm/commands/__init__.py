@@ -1,5 +1,4 @@
 """Whole tasks, from settings to results: what the command line runs and what the Python API is.
 
-Others use `prune`, `export`, `recover`, `evaluate`, `doctor` and `bench`, each in
-the module of its name.
+Each task is a function in the module of its name; `push` stands beside `convert`.
 """

@@ -42,7 +42,7 @@ UNPACKED = {"mxfp4": partial(quantization_config.Mxfp4Config, dequantize=True)}
 unpack their weights."""
 
 COMPRESSED = "compressed-tensors"
-"""The way to quantise in which `quantise` writes folders, and the package that reads it."""
+"""The way to quantise in which `convert` writes folders, and the package that reads it."""
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,14 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """What has been measured so far; empty before anything has."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[dict[str, Any], RunFigures | None]:
+        """The same, as it is and typed."""
         if not self.result_file.exists():
-            return {}
+            return {}, None
         values = read_checked_json(self.result_file, PUT_BACK, self.anyway)
-        run_figures(values, str(self.result_file))
-        return values
+        return values, run_figures(values, str(self.result_file))
 
     @property
     def identity(self) -> str:
@@ -106,8 +109,7 @@ class Run:
     @property
     def figures(self) -> RunFigures | None:
         """The same, typed; None before anything has been measured."""
-        values = self.result()
-        return run_figures(values, str(self.result_file)) if values else None
+        return self._read()[1]
 
     @property
     def original(self) -> OriginalResult | None:
