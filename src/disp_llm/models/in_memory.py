@@ -81,7 +81,8 @@ def require_as_configured(model: PreTrainedModel) -> None:
         InputError: naming the first module or parameter that differs.
     """
     config = copy.deepcopy(model.config)
-    config._attn_implementation = "eager"  # no other may be fetched
+    if config._attn_implementation != "sdpa":  # classes of vision towers are chosen by it
+        config._attn_implementation = "eager"  # none may be fetched
     found, made = _parts(model), _parts(empty_model(config))
     for path in chain(made, found):
         if found.get(path) != made.get(path):
