@@ -11,8 +11,14 @@ from tokenizers import normalizers
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
-from disp_llm.data.example_tokens import ExampleStream, ids_of, stream_of_examples
-from disp_llm.data.examples import GivenExamples, read_examples, read_input_examples
+from disp_llm.data.examples import (
+    ExampleStream,
+    GivenExamples,
+    ids_of,
+    read_examples,
+    read_input_examples,
+    stream_of_examples,
+)
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 
@@ -128,11 +134,11 @@ def test_where_a_token_would_belong_to_both_the_answer_is_read_alone():
         ({"prompt": "a"}, "has no answer in line 2"),
         ({"prompt": "a", "answer": "  "}, "has an empty answer in line 2"),
         ({"prompt": "", "answer": "b"}, "has an empty prompt in line 2"),
-        ({"prompt": "a", "answer": 3}, "has no text but a number as 'answer' in line 2"),
+        ({"prompt": "a", "answer": 3}, "has no text but 3 as 'answer' in line 2"),
         ({"text": "a"}, "has no prompt in line 2"),
-        ([1], "has no example but a list in line 2"),
+        ([1], "has no example but [1] in line 2"),
         ({"messages": TALK[:3]}, "has no answer in line 2: its last message is by 'user'"),
-        ({"messages": []}, "has no list of messages but a list in line 2"),
+        ({"messages": []}, "has no list of messages but [] in line 2"),
         ({"messages": [{"content": "a"}]}, "has no role in line 2"),
     ],
 )

@@ -6,8 +6,8 @@ lie in memory (Python); both go the same way from here on.
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -19,9 +19,7 @@ from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, with_settings
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.examples import read_input_examples
-from disp_llm.data.given import read_input
-from disp_llm.data.sources import InMemory
+from disp_llm.data.sources import read_input
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.in_memory import (
@@ -49,7 +47,8 @@ class Inputs:
 
     model: PreTrainedModel | None = None
     tokenizer: Any = None
-    texts: InMemory = InMemory()  # noqa: RUF009  (frozen)
+    texts: Mapping[str, Any] = field(default_factory=dict)
+    """By the setting in whose place they were handed over."""
     measured: Perplexity | None = None
     """How well the model predicts the evaluation text, where a comparison has measured it."""
 
@@ -77,10 +76,7 @@ class Inputs:
         if self.model is not None:
             now[revision] = fingerprint_of(self.model)
             dtype = dtype_name(self.model.dtype) if revision == "revision" else dtype
-        if self.texts.text is not None:
-            now["text_sha256"] = self.texts.text.sha256
-        if self.texts.eval_text is not None:
-            now["eval_text_sha256"] = self.texts.eval_text.sha256
+        now |= {f"{name}_sha256": self.texts[name].sha256 for name in TEXTS if name in self.texts}
         run.require_same_source(now, dtype)
 
     @contextlib.contextmanager
@@ -153,11 +149,7 @@ def with_options(
 
 def require_valid(config: PruneConfig | RecoverConfig, inputs: Inputs) -> None:
     """Refuses settings that no run can use, together with what lies in memory."""
-    held: dict[str, Any] = {
-        field: (IN_MEMORY,)
-        for field in (*TEXTS, *EXAMPLES)
-        if getattr(inputs.texts, field) is not None
-    }
+    held: dict[str, Any] = dict.fromkeys(inputs.texts, (IN_MEMORY,))
     replace(config, text=replace(config.text, **held)).validate()
 
 
@@ -175,16 +167,17 @@ def _with_texts(
     """Texts and examples by their setting: files become settings, the rest stays in memory."""
     paths: dict[str, Any] = {}
     held: dict[str, Any] = {}
-    for field, what in given.items():
+    for name, what in given.items():
         if what is not None:
             found: Any
-            if field in TEXTS:
-                found = read_input(what, field, config.text_field)
+            if name in TEXTS:
+                found = read_input(what, name, config.text_field)
             else:
-                found = read_input_examples(what, config.template, field)
-            (paths if isinstance(found, tuple) else held)[field] = found
-    inputs = replace(inputs, texts=replace(inputs.texts, **held))
-    return inputs, with_settings(config, paths)
+                from disp_llm.data.examples import read_input_examples
+
+                found = read_input_examples(what, config.template, name)
+            (paths if isinstance(found, tuple) else held)[name] = found
+    return replace(inputs, texts={**inputs.texts, **held}), with_settings(config, paths)
 
 
 LOCAL_NAMES = ("model", "teacher", "weights_from")

@@ -15,11 +15,10 @@ from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.config.suites import load_suite
-from disp_llm.data.example_tokens import ExampleStream
-from disp_llm.data.examples import read_examples, read_input_examples
-from disp_llm.data.given import read_input
-from disp_llm.data.sources import Given, characters_for, read_given
-from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
+from disp_llm.data.examples import ExampleStream, read_examples, read_input_examples
+from disp_llm.data.sources import Given, characters_for, read_given, read_input
+from disp_llm.data.tokens import load_tokens, stream_of
+from disp_llm.data.windows import Stream, require_length
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against
@@ -71,7 +70,7 @@ def eval(
     if trained_in and settings.machine.dtype == "auto":
         settings = with_settings(settings, {"dtype": trained_in})
     settings = replace(settings, machine=machine_of(inputs, settings.machine))
-    given: Given | None = None
+    given: "Given | None" = None
     if text is not None:
         found = read_input(text, column=settings.text_field)
         given, paths = (None, found) if isinstance(found, tuple) else (found, (IN_MEMORY,))
@@ -88,7 +87,7 @@ def eval(
 
 
 def _evaluated(
-    config: EvalConfig, inputs: Inputs, given: Given | None, progress: ProgressCallback
+    config: EvalConfig, inputs: Inputs, given: "Given | None", progress: ProgressCallback
 ) -> dict[str, Any]:
     def on_window(done: int, total: int) -> None:
         progress("perplexity", done, total, {})
@@ -140,7 +139,7 @@ def _answered(
 
 
 def _evaluation_stream(
-    config: EvalConfig, loaded: Loaded, given: Given | None
+    config: EvalConfig, loaded: Loaded, given: "Given | None"
 ) -> tuple[Stream, dict[str, str]]:
     """The tokens that are measured on, and where they come from: `text` and `text_sha256`."""
     characters = characters_for(config.evaluation.tokens)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.commands.measuring import Measuring
 from disp_llm.config.parts import MachineConfig
-from disp_llm.data.tokens import opening
+from disp_llm.data.windows import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
 from disp_llm.evaluation.timing import speed_against
 from disp_llm.exporter.cutting import fold_into_weights

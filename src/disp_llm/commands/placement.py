@@ -98,9 +98,9 @@ def refuse_impossible(process: Process, shard: Shard, in_memory: str) -> None:
 def refuse_own_losses(text: TextConfig, inputs: Inputs) -> None:
     """Refuses examples with a loss of their own beside text where processes divide a model: those
     take one pass and this takes another number, and processes would wait for each other."""
-    given = inputs.texts.examples
+    given = inputs.texts.get("examples")
     own = given is not None and given.have_own_losses
-    if own and (text.learns_from_text or inputs.texts.text is not None):
+    if own and (text.learns_from_text or "text" in inputs.texts):
         raise InputError(
             "examples with a loss of their own cannot be learned from beside text by processes "
             "that divide the model",

@@ -18,9 +18,8 @@ from disp_llm.commands.placement import first_alone
 from disp_llm.config.names import NAMED_TEXTS
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import random_stream
-from disp_llm.data.sources import Needs, Sources
+from disp_llm.data.sources import GivenText, Needs, Sources
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
 from disp_llm.models.embedded import MODEL

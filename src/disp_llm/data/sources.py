@@ -1,27 +1,43 @@
 """What settings name, or a program hands over, as text -> documents and examples, before there are
-tokens: files, folders, hub data sets, mixtures of them, the embedded speeches."""
+tokens: files, folders, hub data sets, mixtures of them, the embedded speeches, text in memory."""
 
+import hashlib
+import io
 import itertools
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from disp_llm.config.errors import InputError, said_by
-from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture, named_path
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
-from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
-from disp_llm.data.given import GivenText
-from disp_llm.data.reading import base_name, documents_of, read_each
-from disp_llm.data.rows import Unusable, first_documents, no_column, text_of
+from disp_llm.data.reading import (
+    KINDS,
+    Unusable,
+    base_name,
+    beginning,
+    documents_of,
+    kind_of_file,
+    no_column,
+    read_each,
+    text_of,
+)
 from disp_llm.models.embedded import speech_files
 
-DATASET = {"text": "dataset", "eval_text": "eval_dataset"}
-"""The setting of a hub data set beside that of files."""
+if TYPE_CHECKING:
+    from disp_llm.data.examples import GivenExamples
+
+HELD_OUT = 0.1
+"""Share of what is learned from, at its end, that is only measured on when nothing else is given
+for that; of synthetic text it is as many as are measured on."""
 
 LEAST, EVERYTHING = 2**24, 2**30
 """Characters that are read of a source, where it has as many: however few tokens are wanted, and
@@ -35,18 +51,62 @@ OF_MIXTURE, LEAST_OF_MIXTURE = 5, 1_000_000
 """Characters that are read of a data set of a mixture: for each token, and at least, since windows
 are to differ."""
 
-Given = GivenText | GivenExamples
-"""What is learned from or measured on."""
+WITHOUT_LENGTH = 50_000_000
+"""Most characters that are read of an iterable without a length, which may have no end."""
 
 
 @dataclass(frozen=True)
-class InMemory:
-    """What a program handed over, in place of what the settings name."""
+class GivenText:
+    """Text that was read, or handed over in memory, known by its content.
 
-    text: GivenText | None = None
-    eval_text: GivenText | None = None
-    examples: GivenExamples | None = None
-    eval_examples: GivenExamples | None = None
+    Raises:
+        InputError: it is empty.
+    """
+
+    documents: list[str] | None = None
+    tokens: Int[Tensor, " N"] | None = None
+    """Ids of a tokenizer, in place of documents."""
+    field: str = "text"
+    """The setting that it was given in."""
+    named: str = ""
+    """What the files or the data set are called; "" = it lay in memory."""
+    held_out: int | None = None
+    """Tokens at its end that are for evaluation, where there is no other text for it; None = the
+    usual share."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is None and not any(text.strip() for text in self.documents or ()):
+            raise InputError("is empty", field=self.field, hint="give some text")
+        if self.tokens is not None and not len(self.tokens):
+            raise InputError("is empty", field=self.field, hint="give some token ids")
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        tokens, documents = self.tokens, self.documents or ()
+        found = f"{len(documents):,} documents" if tokens is None else f"{len(tokens):,} token ids"
+        return self.named or f"{found} in memory (sha256:{self.sha256[:12]})"
+
+    @property
+    def measured_name(self) -> str:
+        """What results call it where it is measured on."""
+        return self.name
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the documents, each with its length in front (8 bytes, little-endian), or of
+        the ids (8 bytes each)."""
+        digest = hashlib.sha256()
+        for content in map(str.encode, self.documents or ()):
+            digest.update(len(content).to_bytes(8, "little"))
+            digest.update(content)
+        if self.tokens is not None:
+            digest.update(self.tokens.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+Given: TypeAlias = "GivenText | GivenExamples"
+"""What is learned from or measured on."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +133,7 @@ def held_out(text: TextConfig, evaluation: PerplexityConfig, learning: int) -> i
 class Source:
     """One text, or examples, to learn from."""
 
-    text: Given | None
+    text: "Given | None"
     """None is what the model has still to write."""
     group: int = 0
     """Which of the texts that the settings name it is part of."""
@@ -86,7 +146,7 @@ class Sources:
     """Text as it was found, before there are tokens."""
 
     learning: tuple[Source, ...]
-    evaluation: Given | None
+    evaluation: "Given | None"
     """None = the end of the learning text."""
 
     @property
@@ -97,35 +157,46 @@ class Sources:
 
 def read_sources(
     config: TextConfig,
-    in_memory: InMemory = InMemory(),
+    in_memory: Mapping[str, Any] | None = None,
     tokens: int = 0,
     measured: int = PerplexityConfig().tokens,
 ) -> Sources:
     """Reads the texts that the settings name, or takes those in memory.
 
     Args:
+        in_memory: what a program handed over, by the setting in whose place.
         tokens: how many are learned from, so that large texts are read no further.
         measured: how many are measured on; 0 = all of a text that is for it alone.
     """
+    held = in_memory or {}
     names = config.eval_text, config.eval_dataset
-    examples = in_memory.examples or read_examples(config.examples, config.template)
+    examples = held.get("examples") or read_examples(config, "examples")
     evaluation = (
-        in_memory.eval_text
-        or in_memory.eval_examples
+        held.get("eval_text")
+        or held.get("eval_examples")
         or read_given(*names, config.text_field, "test", "eval_text", characters_for(measured))
-        or read_examples(config.eval_examples, config.template, "eval_examples")
+        or read_examples(config, "eval_examples")
     )
     if evaluation is None and examples is not None:
         examples, evaluation = examples.parted()
     texts: list[Source] = []
-    if in_memory.text is not None:
-        texts = [Source(in_memory.text)]
+    if "text" in held:
+        texts = [Source(held["text"])]
     elif config.learns_from_text or examples is None:
-        held_out = 0 if evaluation else round(measured / HELD_OUT)
-        texts = _learning_sources(config, tokens, characters_for(max(1, tokens, held_out)))
+        last = 0 if evaluation else round(measured / HELD_OUT)
+        texts = _learning_sources(config, tokens, characters_for(max(1, tokens, last)))
     if examples is not None:
         texts.append(Source(examples, 1 + max((source.group for source in texts), default=-1)))
     return Sources(tuple(texts), evaluation)
+
+
+def read_examples(config: TextConfig, field: str) -> "GivenExamples | None":
+    """The examples of the files that a setting names; None where it names none."""
+    if not getattr(config, field):
+        return None
+    from disp_llm.data import examples
+
+    return examples.read_examples(getattr(config, field), config.template, field)
 
 
 def characters_for(tokens: int) -> int:
@@ -188,15 +259,17 @@ def read_given(
         characters: after which reading ends, with a warning.
     """
     if dataset:
-        return read_dataset(dataset, column, split, DATASET[field], characters)
+        of_data_set = field.replace("text", "dataset")
+        return read_dataset(dataset, column, split, of_data_set, characters)
     if not paths:
         return None
     for path in paths:
         if is_mixture(path) or (str(path) in (SELF, SPEECHES) and not path.exists()):
             what = f"{path} is only learned from"
             raise InputError(what, field=field, hint="name files or folders of text")
-    named = ", ".join(map(base_name, paths))
-    return GivenText(read_documents(paths, column, field, characters), field=field, named=named)
+    return GivenText(
+        read_documents(paths, column, field, characters), field=field, named=_names(paths)
+    )
 
 
 def read_documents(
@@ -204,20 +277,11 @@ def read_documents(
 ) -> list[str]:
     """The documents of text files, and of those in folders, in order; arguments as above."""
     read = partial(documents_of, column=column, characters=characters)
-    found = read_each(paths, field, read)
-    return _beginning(found, characters, field, ", ".join(map(base_name, paths)))
+    return beginning(read_each(paths, field, read), characters, field, _names(paths))
 
 
-def _beginning(documents: Iterable[str], characters: int, field: str, name: str) -> list[str]:
-    """Documents of a source that hold so many characters; says if there are more."""
-    found, are_all = first_documents(documents, characters)
-    if not are_all:
-        warnings.warn(
-            f"{field}: the first {sum(map(len, found)):,} characters of {name} are read, enough "
-            "for what is asked of them, and no more: shuffle documents that are sorted",
-            stacklevel=3,
-        )
-    return found
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(base_name, paths))
 
 
 def read_dataset(
@@ -243,8 +307,10 @@ def read_dataset(
     """
     import datasets
 
-    repository, _, rest = name.partition(":")
+    repository, colon, rest = name.partition(":")
     config, _, split = rest.partition(":")
+    local = Path(repository)
+    named = f"{base_name(local)}{colon}{rest}" if local.exists() else name
     try:
         found: Any = datasets.load_dataset(
             repository,
@@ -258,12 +324,8 @@ def read_dataset(
                 raise no_column(column, found.column_names)
             batches = found.select_columns([column]).iter(1000)
             found = ({column: value} for batch in batches for value in batch[column])
-        numbered = enumerate(itertools.islice(found, rows or None), start=1)
-        texts = (text_of(row, column, f"row {number}") for number, row in numbered)
-        if streams:
-            documents, _ = first_documents(texts, characters)
-        else:
-            documents = _beginning(texts, characters, field, dataset_name(name))
+        texts = _texts_of(itertools.islice(found, rows or None), column)
+        documents = beginning(texts, characters, field, "" if streams else named)
     except Unusable as error:
         raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as e:
@@ -273,14 +335,11 @@ def read_dataset(
             hint="check NAME:CONFIG:SPLIT, the network and that HF_HOME can be written, "
             "or name files",
         ) from e
-    return GivenText(documents, field=field, named=dataset_name(name))
+    return GivenText(documents, field=field, named=named)
 
 
-def dataset_name(name: str) -> str:
-    """What results call a data set."""
-    repository, colon, rest = name.partition(":")
-    local = Path(repository)
-    return f"{base_name(local)}{colon}{rest}" if local.exists() else name
+def _texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
+    return (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
 
 
 def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Source]:
@@ -295,13 +354,105 @@ def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Sou
             raise InputError(what, field=mixture.file, hint=error.hint) from error
 
 
-def _mixed_text(text: MixedText, tokens: float) -> GivenText:
+def _mixed_text(text: MixedText, tokens: float) -> GivenText | None:
     """One text of a mixture; of a data set, so many characters unless it says how many itself."""
     if text.files:
         characters = characters_for(max(1, round(tokens)))
-        named = ", ".join(map(base_name, text.files))
-        return GivenText(read_documents(text.files, text.field, "text", characters), named=named)
+        return read_given(text.files, "", text.field, "", characters=characters)
     characters = text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens))
     return read_dataset(
         text.dataset, text.field, "train", "text", characters, revision=text.revision, streams=True
+    )
+
+
+def read_input(
+    text: Any, field: str = "text", column: str = "text"
+) -> tuple[Path, ...] | GivenText:
+    """Files and folders, or text in memory.
+
+    Args:
+        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
+            `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
+            list or a tensor.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    parts = [text] if isinstance(text, str | Path) else text
+    known = isinstance(parts, Iterable) and type(parts).__name__ != "DataFrame"
+    if not known or isinstance(parts, _NO_TEXT):
+        raise InputError(
+            f"cannot be read from {type(text).__name__}",
+            field=field,
+            hint="give paths, strings, a datasets.Dataset or token ids",
+        )
+    if isinstance(parts, Sequence) and parts and all(isinstance(one, str | Path) for one in parts):
+        paths = _files_among(parts, field)
+        if paths:
+            return paths
+    elif isinstance(parts, Tensor) or (
+        isinstance(parts, Sequence) and parts and isinstance(parts[0], int | list | tuple)
+    ):
+        return GivenText(tokens=_token_ids(parts, field), field=field)
+    texts = _texts_of(parts, column)
+    try:
+        if isinstance(parts, Sized):
+            return GivenText(list(texts), field=field)
+        name = "an iterable without a length"
+        return GivenText(beginning(texts, WITHOUT_LENGTH, field, name), field=field)
+    except Unusable as error:
+        raise InputError(error.what, field=field, hint=error.hint) from error
+
+
+_NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
+"""What can be iterated over, but gives names of columns or splits, numbers, or parts of texts."""
+
+
+def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
+    """All of them as paths where they name files or folders; none where they are texts."""
+    texts = NAMED_TEXTS if field == "text" else ()
+    unknown = [
+        part for part in parts if not (isinstance(part, Path) or part in texts or _exists(part))
+    ]
+    if not unknown:
+        return tuple(_path(part) for part in parts)
+    some = len(unknown) < len(parts)
+    must = any(isinstance(part, Path) for part in parts)
+    for part in map(str, unknown):
+        word, known = len(part.split()) == 1, kind_of_file(Path(part)) in KINDS
+        alone = word and (known or len(parts) == 1)
+        if alone or (some and (must or word or known)):
+            raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
+    return ()
+
+
+def _path(part: str | Path) -> Path:
+    """A `Path` is always a file: from the root where it would be taken for the name of a text."""
+    if isinstance(part, str):
+        return named_path(part)
+    return part.absolute() if str(part) in NAMED_TEXTS else part
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # longer than a name may be, or with a null character
+        return False
+
+
+def _token_ids(ids: Any, field: str) -> Int[Tensor, " N"]:
+    """Ids of a tensor (N) or (B, T), of a list, or of lists that follow each other."""
+    if isinstance(ids, Tensor):
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if ids.ndim <= 2 and whole and not (ids < 0).any():
+            return ids.detach().cpu().flatten().long()
+    else:
+        rows = ids if isinstance(ids[0], Sequence) else [ids]
+        tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
+        if all(type(token) is int and 0 <= token < 2**63 for token in tokens):
+            return torch.tensor(tokens, dtype=torch.long)
+    raise InputError(
+        "holds something else than token ids",
+        field=field,
+        hint="give whole numbers from 0 on: of one text (N), or rows that follow each other (B, T)",
     )

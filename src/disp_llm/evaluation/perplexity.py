@@ -10,6 +10,7 @@ B windows, T tokens of a window.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
-from disp_llm.data.example_tokens import ExampleStream
-from disp_llm.data.tokens import Stream, eval_windows
+from disp_llm.data.windows import Stream, eval_windows
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.losses import mean_losses, token_losses
+
+if TYPE_CHECKING:
+    from disp_llm.data.examples import ExampleStream
 
 LARGEST = 700.0
 """Nats a token beyond which a perplexity, or its standard error, is no finite number."""
@@ -78,10 +81,10 @@ def perplexity(
     Args:
         on_window: called with (done, total) after every window.
     """
-    if isinstance(stream, ExampleStream):
-        return answer_losses(target, stream, config, on_window).perplexity()
-    windows = eval_windows(stream, config, target.bos_token_id)
-    return window_losses(target, windows, on_window).perplexity()
+    if isinstance(stream, Tensor):
+        windows = eval_windows(stream, config, target.bos_token_id)
+        return window_losses(target, windows, on_window).perplexity()
+    return answer_losses(target, stream, config, on_window).perplexity()
 
 
 @torch.no_grad()
@@ -109,7 +112,7 @@ def window_losses(
 @torch.no_grad()
 def answer_losses(
     target: PrunableModel,
-    stream: ExampleStream,
+    stream: "ExampleStream",
     config: PerplexityConfig,
     on_example: Callable[[int, int], None] = lambda done, total: None,
 ) -> WindowLosses:
