@@ -7,8 +7,7 @@ copied into every folder. Others use `register` (folders then load without `trus
 
 import importlib
 
-from disp_llm.models.architectures import PRUNED_PREFIX, model_types, on_registration
-from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, model_types, on_registration
 
 CAUSAL = {"AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING"}
 """The auto class of causal models, and the table of those that transformers makes by it."""
