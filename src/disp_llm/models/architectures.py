@@ -9,7 +9,7 @@ other file names an architecture. Another package adds rows of its own by entry 
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
@@ -17,7 +17,7 @@ from disp_llm.config.plugins import added, added_names
 from disp_llm.models.family import Branch, Family, Wrapper, branch, mixture
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
-    resources.files(__package__).joinpath("architectures.toml").read_text(encoding="utf-8")
+    Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
 )
 _REASONS = _TABLE.pop("reasons")
 _TOWERS = _TABLE.pop("wrappers")
@@ -55,7 +55,9 @@ def _family(row: dict[str, Any]) -> Family:
 
 
 def _branch(row: dict[str, Any]) -> Branch:
-    columns = {key: tuple(one) if isinstance(one, list) else one for key, one in row.items()}
+    columns: dict[str, Any] = {
+        key: tuple(one) if isinstance(one, list) else one for key, one in row.items()
+    }
     return mixture(**columns) if "router" in columns else branch(**columns)
 
 
