@@ -22,12 +22,12 @@ from disp_llm.data.windows import Stream, require_length
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against
-from disp_llm.exporter.facts import original_of
+from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
 
@@ -70,7 +70,7 @@ def eval(
     if trained_in and settings.machine.dtype == "auto":
         settings = with_settings(settings, {"dtype": trained_in})
     settings = replace(settings, machine=machine_of(inputs, settings.machine))
-    given: "Given | None" = None
+    given: Given | None = None
     if text is not None:
         found = read_input(text, column=settings.text_field)
         given, paths = (None, found) if isinstance(found, tuple) else (found, (IN_MEMORY,))
@@ -89,12 +89,7 @@ def eval(
 def _evaluated(
     config: EvalConfig, inputs: Inputs, given: "Given | None", progress: ProgressCallback
 ) -> dict[str, Any]:
-    def on_window(done: int, total: int) -> None:
-        progress("perplexity", done, total, {})
-
-    def on_request(done: int, total: int) -> None:
-        progress("answers", done, total, {})
-
+    on_window, on_request = (counting(progress, stage) for stage in ("perplexity", "answers"))
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
@@ -164,27 +159,31 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
     What can be wrong with the suite and with the original is found before the model is measured;
     the two models are never in memory together.
     """
-    board = Scoreboard.of(load_suite(config.suite), progress)
+    board = Scoreboard.of(load_suite(config.suite))
     folder = Path(config.model)
     known = original_of(folder) if inputs.model is None and folder.is_dir() else ""
     original = config.against or known
     if original:
         with model_is("against"):
             load_config(original)
-    facts, scores = _scored(board, inputs, config.model, config.machine)
+    facts, scores = _scored(board, inputs, config.model, config.machine, progress)
     if original:
         with model_is("against"):
-            of_original, dense = _scored(board, Inputs(), original, config.machine)
+            of_original, dense = _scored(board, Inputs(), original, config.machine, progress)
         scores = against(scores, dense)
         facts["original"] = {name: of_original[name] for name in ("model", "revision", "dtype")}
     return facts | as_json(scores)
 
 
 def _scored(
-    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+    board: Scoreboard,
+    inputs: Inputs,
+    name: str,
+    machine: MachineConfig,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, Any], Scores]:
     """Facts about a model, and its scores."""
     gc.collect()  # of the model before
     loaded = inputs.load(name, machine)
     target = PrunableModel.of(loaded)
-    return _facts_of(loaded, target), board.measure(target, loaded.tokenizer)
+    return _facts_of(loaded, target), board.measure(target, loaded.tokenizer, progress)
