@@ -18,7 +18,7 @@ from disp_llm.commands.recovery_models import sharding_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import TrainingConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.examples import read_input_examples
+from disp_llm.data.in_memory import read_input_examples
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
 from disp_llm.training.checkpoints import checkpoints

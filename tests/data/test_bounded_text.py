@@ -17,12 +17,12 @@ from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data import reading, sources
 from disp_llm.data.examples import read_examples
+from disp_llm.data.in_memory import read_input
 from disp_llm.data.sources import (
     GivenText,
     characters_for,
     read_documents,
     read_given,
-    read_input,
     read_sources,
 )
 from disp_llm.data.tokens import load_tokens

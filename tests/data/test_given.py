@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from disp_llm.config.errors import InputError
-from disp_llm.data import sources
-from disp_llm.data.sources import GivenText, read_input
+from disp_llm.data import in_memory
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import GivenText
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_paths_and_texts_are_told_apart(tmp_path):
 
 
 def test_only_what_has_no_length_is_read_in_part_and_that_is_said(monkeypatch):
-    monkeypatch.setattr(sources, "WITHOUT_LENGTH", 5)
+    monkeypatch.setattr(in_memory, "WITHOUT_LENGTH", 5)
     rows = [{"text": "abc"}, {"text": "def"}, {"text": "ghi"}]
     whole = read_input(rows)
     assert isinstance(whole, GivenText)

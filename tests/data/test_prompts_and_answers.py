@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import byte_tokenizer
@@ -16,9 +17,9 @@ from disp_llm.data.examples import (
     GivenExamples,
     ids_of,
     read_examples,
-    read_input_examples,
     stream_of_examples,
 )
+from disp_llm.data.in_memory import read_input_examples
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 
@@ -64,6 +65,16 @@ def said(found: ExampleStream, place: int = 0) -> tuple[str, str]:
 )
 def test_an_answer_counts_and_ends_the_text(row, whole, answer):
     assert said(stream([row])) == (whole, answer)
+
+
+def test_tables_of_other_kinds_hold_examples_too(tmp_path):
+    table = pd.DataFrame({"prompt": ["2+2=", "3+3="], "answer": ["4", "6"]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.assign(answer=["4", 6.0]).astype(str).to_parquet(tmp_path / "b.parquet")
+    given = read_examples([tmp_path / "a.csv", tmp_path / "b.parquet"], "auto")
+    assert given is not None
+    answers = [one.messages[-1]["content"] for one in given.examples]
+    assert answers == ["4", "6", "4", "6.0"]
 
 
 def test_a_template_is_cut_where_the_assistant_speaks():

@@ -10,7 +10,8 @@ from conftest import byte_tokenizer
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.data.sources import HELD_OUT, GivenText, embedded_text, read_input, read_sources
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import HELD_OUT, GivenText, embedded_text, read_sources
 from disp_llm.data.tokens import load_tokens, stream_of, tokenize
 from disp_llm.data.windows import eval_windows, random_windows
 

@@ -29,7 +29,7 @@ from disp_llm.commands.session import located
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
-from disp_llm.data.sources import read_input
+from disp_llm.data.in_memory import read_input
 from disp_llm.models.in_memory import require_gradients
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions

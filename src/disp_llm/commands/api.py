@@ -19,7 +19,6 @@ from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import apply_recipe, with_settings
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.data.sources import read_input
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.in_memory import (
@@ -169,12 +168,12 @@ def _with_texts(
     held: dict[str, Any] = {}
     for name, what in given.items():
         if what is not None:
+            from disp_llm.data.in_memory import read_input, read_input_examples
+
             found: Any
             if name in TEXTS:
                 found = read_input(what, name, config.text_field)
             else:
-                from disp_llm.data.examples import read_input_examples
-
                 found = read_input_examples(what, config.template, name)
             (paths if isinstance(found, tuple) else held)[name] = found
     return replace(inputs, texts={**inputs.texts, **held}), with_settings(config, paths)

@@ -15,8 +15,9 @@ from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.recipes import with_settings
 from disp_llm.config.suites import load_suite
-from disp_llm.data.examples import ExampleStream, read_examples, read_input_examples
-from disp_llm.data.sources import Given, characters_for, read_given, read_input
+from disp_llm.data.examples import ExampleStream, read_examples
+from disp_llm.data.in_memory import read_input, read_input_examples
+from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import load_tokens, stream_of
 from disp_llm.data.windows import Stream, require_length
 from disp_llm.evaluation.answers import scored, written_answers

@@ -23,7 +23,7 @@ import hashlib
 import itertools
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -141,37 +141,6 @@ def read_examples(
 
     named = ", ".join(map(base_name, paths))
     return GivenExamples(tuple(read_each(paths, field, read)), field, named, template)
-
-
-def read_input_examples(
-    given: Any, template: str, field: str = "examples"
-) -> tuple[Path, ...] | GivenExamples:
-    """Files and folders, or examples in memory: rows as a file has them, or `TaskExample`s.
-
-    Raises:
-        InputError: it is none of these, or a row is no example.
-    """
-    parts = [given] if isinstance(given, str | Path) else given
-    if isinstance(parts, Sequence) and parts and all(isinstance(x, str | Path) for x in parts):
-        return tuple(map(Path, parts))
-    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-        raise InputError(f"cannot be read from {type(given).__name__}", field=field, hint=FORMS)
-    try:
-        found = [
-            row if isinstance(row, TaskExample) else example_of(row, f"row {number}")
-            for number, row in enumerate(given, start=1)
-        ]
-    except Unusable as error:
-        raise InputError(error.what, field=field, hint=error.hint) from error
-    if not found:
-        raise InputError("is empty", field=field, hint="give some")
-    if len({isinstance(one, TaskExample) for one in found}) > 1:
-        raise InputError(
-            "has examples with a loss of their own and others with answers",
-            field=field,
-            hint="give one kind of them",
-        )
-    return GivenExamples(tuple(found), field, template=template)
 
 
 def example_of(row: Any, place: str, file: str = "") -> Example:

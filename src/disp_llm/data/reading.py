@@ -20,6 +20,7 @@ import io
 import json
 import lzma
 import os
+import re
 import reprlib
 import warnings
 import zlib
@@ -32,7 +33,9 @@ from disp_llm.config.schema import require_file
 
 Read = TypeVar("Read")
 
-KINDS = (".txt", ".raw", ".md", ".jsonl", ".json", ".csv", ".parquet")
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
+
+KINDS = (".txt", ".raw", ".md", *TABLES)
 """What a folder may hold. A file that is named itself may have any suffix."""
 
 LONGEST = 2**26
@@ -44,9 +47,6 @@ PIECE = 2**20
 
 BATCH, BUFFER = 32, 2**20
 """Rows of a .parquet file that are unpacked together, and bytes of it that are read at once."""
-
-LISTED = 8
-"""Most columns that a message names."""
 
 
 class Unusable(Exception):
@@ -132,26 +132,28 @@ def base_name(path: Path) -> str:
 
 def documents_of(path: Path, column: str, characters: int) -> Iterator[str]:
     """The documents of a file; plain text goes on in another after so many characters."""
-    kind = kind_of_file(path)
-    if kind == ".parquet":
-        with _opened(path) as file:
-            yield from _parquet(file, column)
-    elif kind == ".csv":
-        with _opened(path) as file, _as_table(file) as text:
-            yield from _csv(_lines(text), column)
-    elif kind in (".json", ".jsonl"):
-        for place, row in rows_of(path):
+    if kind_of_file(path) in TABLES:
+        for place, row in rows_of(path, column):
             yield text_of(row, column, place)
     else:
         with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
             yield from _plain(text, characters)
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON file, each with its place, such as "line 3": of any kind but .json one a
-    line."""
-    with _opened(path) as file, _as_table(file) as text:
-        yield from _json(text) if kind_of_file(path) == ".json" else _json_lines(text)
+def rows_of(path: Path, column: str = "") -> Iterator[tuple[str, Any]]:
+    """The rows of a table, each with its place, such as "line 3", of which that column is wanted;
+    what is no other table has a JSON object a line."""
+    kind = kind_of_file(path)
+    with _opened(path) as file:
+        if kind == ".parquet":
+            yield from _parquet(file, column)
+            return
+        # It may begin with a byte order mark, and has its own line ends.
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            if kind == ".csv":
+                yield from _csv(text, column)
+            else:
+                yield from _json(text) if kind == ".json" else _json_lines(text)
 
 
 def _open_zstd(path: Path) -> Any:
@@ -184,11 +186,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _empty() -> Unusable:
     return Unusable("is empty", "leave it out, or make it again")
-
-
-def _as_table(file: Any) -> io.TextIOWrapper:
-    """A file that may begin with a byte order mark, with its own line ends."""
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
 
 
 def _plain(file: io.TextIOBase, characters: int) -> Iterator[str]:
@@ -244,26 +241,25 @@ def _json_lines(text: io.TextIOBase) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", row
 
 
-def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
+def _csv(file: io.TextIOBase, column: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(LONGEST)
-    table = csv.DictReader(lines, strict=True)
+    table = csv.DictReader(_lines(file), strict=True)
     try:
-        columns = list(table.fieldnames or ())
-        if columns.count(column) != 1:
-            raise no_column(column, columns)
+        columns = _require_once(column, list(table.fieldnames or ()))
         for row in table:
+            place = f"line {table.line_num}"
             if None in row or None in row.values():
                 raise Unusable(
-                    f"has not {len(columns)} cells, as columns, in line {table.line_num}",
+                    f"has not {len(columns)} cells, as columns, in {place}",
                     "mend that line, or put texts with commas in quotes",
                 )
-            yield row[column]
+            yield place, row
     except csv.Error as error:
         what = f"has no whole row after line {table.line_num} ({said_by(error)})"
         raise Unusable(what, "mend it") from error
 
 
-def _parquet(file: Any, column: str) -> Iterator[str]:
+def _parquet(file: Any, column: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -273,16 +269,23 @@ def _parquet(file: Any, column: str) -> Iterator[str]:
         table = pyarrow.parquet.ParquetFile(
             file, page_checksum_verification=True, buffer_size=BUFFER
         )
-        columns = table.schema_arrow.names
-        if columns.count(column) != 1:
-            raise no_column(column, columns)
-        batches = table.iter_batches(BATCH, columns=[column])
-        values = (value for batch in batches for value in batch.column(0).to_pylist())
-        for number, value in enumerate(values, start=1):
-            yield text_of({column: value}, column, f"row {number}")
+        _require_once(column, table.schema_arrow.names)
+        batches = table.iter_batches(BATCH, columns=[column] if column else None)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row
     except pa.ArrowException as error:
         what = f"is no whole Parquet file ({said_by(error)})"
         raise Unusable(what, "make or fetch it again") from error
+
+
+def _require_once(column: str, columns: list[str]) -> list[str]:
+    """The columns of a table, which has the one that is wanted once."""
+    if column and column not in columns:
+        raise no_column(column, columns)
+    if columns.count(column) > 1:
+        raise Unusable(f"has {columns.count(column)} columns '{column}'", "rename all but one")
+    return columns
 
 
 def text_of(row: Any, column: str, place: str) -> str:
@@ -304,12 +307,9 @@ def text_of(row: Any, column: str, place: str) -> str:
     return whole_text(value, place)
 
 
-def no_column(column: str, columns: Sequence[Any], place: str = "") -> Unusable:
-    """What is wrong with a table that does not have the column once."""
-    if count := list(columns).count(column):
-        return Unusable(f"has {count} columns '{column}'", "rename all but one of them")
-    listed = ", ".join([*map(repr, columns[:LISTED]), *("…" for _ in columns[LISTED:][:1])])
-    has = f", but {listed}" if columns else ""
+def no_column(column: str, columns: Iterable[Any], place: str = "") -> Unusable:
+    """What is wrong with a table without that column."""
+    has = ", but " + ", ".join(map(repr, columns)) if columns else ""
     return Unusable(f"has no column '{column}'{place}{has}", "name the right `text_field`")
 
 
@@ -319,13 +319,13 @@ def whole_text(text: str, place: str) -> str:
     Raises:
         Unusable: there is one.
     """
-    try:
-        text.isascii() or text.encode()
-    except UnicodeEncodeError as error:
-        raise Unusable(
-            f"has half a character (a lone surrogate) in {place}", "mend or leave out that text"
-        ) from error
+    if HALF.search(text):
+        what = f"has half a character (a lone surrogate) in {place}"
+        raise Unusable(what, "mend or leave out that text")
     return text
+
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 def beginning(documents: Iterable[str], characters: int, field: str, name: str = "") -> list[str]:

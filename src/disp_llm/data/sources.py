@@ -1,31 +1,27 @@
 """What settings name, or a program hands over, as text -> documents and examples, before there are
-tokens: files, folders, hub data sets, mixtures of them, the embedded speeches, text in memory."""
+tokens: files, folders, hub data sets, mixtures of them, the embedded speeches."""
 
 import hashlib
-import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from disp_llm.config.errors import InputError, said_by
-from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture, named_path
+from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
 from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
 from disp_llm.data.reading import (
-    KINDS,
     Unusable,
     base_name,
     beginning,
     documents_of,
-    kind_of_file,
     no_column,
     read_each,
     text_of,
@@ -50,9 +46,6 @@ may be held out."""
 OF_MIXTURE, LEAST_OF_MIXTURE = 5, 1_000_000
 """Characters that are read of a data set of a mixture: for each token, and at least, since windows
 are to differ."""
-
-WITHOUT_LENGTH = 50_000_000
-"""Most characters that are read of an iterable without a length, which may have no end."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +317,7 @@ def read_dataset(
                 raise no_column(column, found.column_names)
             batches = found.select_columns([column]).iter(1000)
             found = ({column: value} for batch in batches for value in batch[column])
-        texts = _texts_of(itertools.islice(found, rows or None), column)
+        texts = texts_of(itertools.islice(found, rows or None), column)
         documents = beginning(texts, characters, field, "" if streams else named)
     except Unusable as error:
         raise InputError(f"{name} {error.what}", field=field, hint=error.hint) from error
@@ -338,7 +331,7 @@ def read_dataset(
     return GivenText(documents, field=field, named=named)
 
 
-def _texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
+def texts_of(rows: Iterable[Any], column: str) -> Iterator[str]:
     return (text_of(row, column, f"row {number}") for number, row in enumerate(rows, start=1))
 
 
@@ -362,97 +355,4 @@ def _mixed_text(text: MixedText, tokens: float) -> GivenText | None:
     characters = text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens))
     return read_dataset(
         text.dataset, text.field, "train", "text", characters, revision=text.revision, streams=True
-    )
-
-
-def read_input(
-    text: Any, field: str = "text", column: str = "text"
-) -> tuple[Path, ...] | GivenText:
-    """Files and folders, or text in memory.
-
-    Args:
-        text: one path or several, also `self` or `speeches` where it is learned from; strings; a
-            `datasets.Dataset`, or any iterable of strings or of rows; token ids as a list, a nested
-            list or a tensor.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    parts = [text] if isinstance(text, str | Path) else text
-    known = isinstance(parts, Iterable) and type(parts).__name__ != "DataFrame"
-    if not known or isinstance(parts, _NO_TEXT):
-        raise InputError(
-            f"cannot be read from {type(text).__name__}",
-            field=field,
-            hint="give paths, strings, a datasets.Dataset or token ids",
-        )
-    if isinstance(parts, Sequence) and parts and all(isinstance(one, str | Path) for one in parts):
-        paths = _files_among(parts, field)
-        if paths:
-            return paths
-    elif isinstance(parts, Tensor) or (
-        isinstance(parts, Sequence) and parts and isinstance(parts[0], int | list | tuple)
-    ):
-        return GivenText(tokens=_token_ids(parts, field), field=field)
-    texts = _texts_of(parts, column)
-    try:
-        if isinstance(parts, Sized):
-            return GivenText(list(texts), field=field)
-        name = "an iterable without a length"
-        return GivenText(beginning(texts, WITHOUT_LENGTH, field, name), field=field)
-    except Unusable as error:
-        raise InputError(error.what, field=field, hint=error.hint) from error
-
-
-_NO_TEXT = (Mapping, bytes, bytearray, set, frozenset, io.IOBase)
-"""What can be iterated over, but gives names of columns or splits, numbers, or parts of texts."""
-
-
-def _files_among(parts: Sequence[str | Path], field: str) -> tuple[Path, ...]:
-    """All of them as paths where they name files or folders; none where they are texts."""
-    texts = NAMED_TEXTS if field == "text" else ()
-    unknown = [
-        part for part in parts if not (isinstance(part, Path) or part in texts or _exists(part))
-    ]
-    if not unknown:
-        return tuple(_path(part) for part in parts)
-    some = len(unknown) < len(parts)
-    must = any(isinstance(part, Path) for part in parts)
-    for part in map(str, unknown):
-        word, known = len(part.split()) == 1, kind_of_file(Path(part)) in KINDS
-        alone = word and (known or len(parts) == 1)
-        if alone or (some and (must or word or known)):
-            raise InputError(f"no such file: {part}", field=field, hint="name a file, or give text")
-    return ()
-
-
-def _path(part: str | Path) -> Path:
-    """A `Path` is always a file: from the root where it would be taken for the name of a text."""
-    if isinstance(part, str):
-        return named_path(part)
-    return part.absolute() if str(part) in NAMED_TEXTS else part
-
-
-def _exists(text: str) -> bool:
-    try:
-        return bool(text) and Path(text).exists()
-    except (OSError, ValueError):  # longer than a name may be, or with a null character
-        return False
-
-
-def _token_ids(ids: Any, field: str) -> Int[Tensor, " N"]:
-    """Ids of a tensor (N) or (B, T), of a list, or of lists that follow each other."""
-    if isinstance(ids, Tensor):
-        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-        if ids.ndim <= 2 and whole and not (ids < 0).any():
-            return ids.detach().cpu().flatten().long()
-    else:
-        rows = ids if isinstance(ids[0], Sequence) else [ids]
-        tokens = [token for row in rows for token in (row if isinstance(row, Sequence) else [None])]
-        if all(type(token) is int and 0 <= token < 2**63 for token in tokens):
-            return torch.tensor(tokens, dtype=torch.long)
-    raise InputError(
-        "holds something else than token ids",
-        field=field,
-        hint="give whole numbers from 0 on: of one text (N), or rows that follow each other (B, T)",
     )
