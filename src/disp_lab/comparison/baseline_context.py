@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 from disp_lab.parts.baseline import stored_numbers
 from disp_lab.results import OriginalResult
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.planning import own_needs
+from disp_llm.commands.session import input_hashes
 from disp_llm.config.parts import OutputConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import read_sources
@@ -62,7 +61,6 @@ class BaselineContext:
     """Original model and texts, loaded when first needed."""
 
     config: CompareConfig
-    caller: Caller
     board: Scoreboard | None = None
     """The suite, if there is one."""
 

@@ -21,11 +21,9 @@ from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
-from disp_llm.commands.api import EXAMPLES, TEXTS
-from disp_llm.commands.caller import Caller
-from disp_llm.commands.inputs import require_same_files
+from disp_llm.commands.api import EXAMPLES, TEXTS, called
 from disp_llm.commands.measuring import scoreboard_of
-from disp_llm.commands.session import located
+from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
@@ -54,9 +52,8 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
     """
     require_gradients()
     _require_files(options)
-    caller, config = Caller.asking(CompareConfig, asked, options)
-    config.validate()
-    config = located(config)
+    call = called(CompareConfig, asked, options)
+    config = located(call.config)
     _started(config)  # before anything is touched
     with locked(config.output_dir, "compare"):
         result = _started(config)
@@ -64,10 +61,9 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         config = within_positions(config, CompareConfig(config.model), described)
         dense = comparison_figures(result).dense
         board = scoreboard_of(config.suite, dense.scores if dense else None)
-        with caller.watching() as progress:
-            caller = replace(caller, progress=progress)
-            context = BaselineContext(config, caller, board)
-            _add_rows(Comparison(config, context, caller), result)
+        with call.watching() as progress:
+            context = BaselineContext(config, board)
+            _add_rows(Comparison(config, context, replace(call, progress=progress)), result)
         if any(row.get("error") is None for row in result["rows"]):
             draw_comparison(result, config.output_dir / "compare.png")
         if config.frontier:
@@ -93,7 +89,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
     """Makes the rows that are not there yet, and writes each down as it comes."""
     config, context = comparison.config, comparison.context
     makers = row_makers(comparison)
-    made_by = partial(provenance, config.machine.seed, comparison.caller.command)
+    made_by = partial(provenance, config.machine.seed, comparison.call.command)
     for name, make_rows in makers.items():
         wanted = missing(config, name, [row for row in result["rows"] if row["method"] == name])
         if not wanted:

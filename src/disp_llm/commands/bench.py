@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.config.bench import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
@@ -47,8 +47,8 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
     Raises:
         InputError: a model is unusable.
     """
-    caller, config = Caller.asking(BenchConfig, model, options)
-    config.validate()
+    call = called(BenchConfig, model, options)
+    config = call.config
     fields, names = ("against", "model"), [_against(config), config.model]
     longest = max(config.lengths)
     alone = []
@@ -60,7 +60,7 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
             alone.append(in_own_process(name, config.machine, longest))
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)
-    with caller.watching() as progress:
+    with call.watching() as progress:
 
         def on_round(name: str, done: int, total: int) -> None:
             progress(name, done, total, {})

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.config.convert import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
@@ -33,10 +33,9 @@ def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) ->
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
-    caller, config = Caller.asking(ConvertConfig, folder, options)
-    config.validate()
-    place = config.output_dir
-    with created(place, "output_dir") as new, caller.watching() as progress:
+    call = called(ConvertConfig, folder, options)
+    config, place = call.config, call.config.output_dir
+    with created(place, "output_dir") as new, call.watching() as progress:
         aside = new / ".aside"
         aside.mkdir(parents=True)
         job, left_out = _job(config, place.name, aside, progress)
@@ -96,8 +95,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    _, config = Caller.asking(PushConfig, folder, options)
-    config.validate()
+    config = called(PushConfig, folder, options).config
     with tempfile.TemporaryDirectory() as aside:
         job, left_out = _job(config, PLACE, Path(aside), silent)
         contents = writer_of(config.to).write(job)  # is whole, before a repository is made

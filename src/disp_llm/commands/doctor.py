@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings
@@ -26,8 +26,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         model: the model to examine, or all settings at once.
         options: settings by the names of their flags.
     """
-    _, config = Caller.asking(DoctorConfig, model, options)
-    config.validate()
+    config = called(DoctorConfig, model, options).config
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
     settings = usual_settings(PruneConfig(config.model))

@@ -2,22 +2,18 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
-from disp_llm.commands.caller import Caller, of_kind, takes
-from disp_llm.commands.results import RecoverResult
+from disp_llm.commands.api import Inputs, Model, called_with, takes
+from disp_llm.commands.report import RecoverResult
 from disp_llm.config.errors import model_is
 from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
-from disp_llm.config.recipes import with_settings
 from disp_llm.config.suites import load_suite
 from disp_llm.data.example_tokens import ExampleStream
-from disp_llm.data.examples import read_examples, read_input_examples
-from disp_llm.data.given import read_input
+from disp_llm.data.examples import read_examples
 from disp_llm.data.sources import Given, characters_for, read_given
 from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
 from disp_llm.evaluation.answers import scored, written_answers
@@ -59,37 +55,19 @@ def eval(
     Raises:
         InputError: the model or the text is unusable.
     """
-    caller = Caller.of(options)
-    trained_in = ""
     if isinstance(model, RecoverResult):
-        trained_in = model.figures["dtype"]
+        if config is None:
+            options.setdefault("dtype", model.figures["dtype"])
         model = model.folder / "model"
-    name, inputs = inputs_of(model, tokenizer)
-    config = EvalConfig(name) if config is None else of_kind(config, EvalConfig)
-    config = replace(config, model=name)
-    settings: EvalConfig = with_settings(config, options)
-    if trained_in and settings.machine.dtype == "auto":
-        settings = with_settings(settings, {"dtype": trained_in})
-    settings = replace(settings, machine=machine_of(inputs, settings.machine))
-    given: Given | None = None
-    if text is not None:
-        found = read_input(text, column=settings.text_field)
-        given, paths = (None, found) if isinstance(found, tuple) else (found, (IN_MEMORY,))
-        settings = replace(settings, text=paths)
-    if examples is not None:
-        read = read_input_examples(examples, settings.template)
-        given, paths = (None, read) if isinstance(read, tuple) else (read, (IN_MEMORY,))
-        settings = replace(settings, examples=paths)
-    settings.validate()
-    with caller.watching() as progress, inputs.frozen():
-        if settings.suite:
-            return _on_suite(settings, inputs, progress)
-        return _evaluated(settings, inputs, given, progress)
+    options |= {"text": text, "examples": examples}
+    call = called_with(EvalConfig, {"model": model}, tokenizer, config, options)
+    with call.watching() as progress, call.inputs.frozen():
+        if call.config.suite:
+            return _on_suite(call.config, call.inputs, progress)
+        return _evaluated(call.config, call.inputs, progress)
 
 
-def _evaluated(
-    config: EvalConfig, inputs: Inputs, given: Given | None, progress: ProgressCallback
-) -> dict[str, Any]:
+def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
     def on_window(done: int, total: int) -> None:
         progress("perplexity", done, total, {})
 
@@ -99,7 +77,8 @@ def _evaluated(
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
-    if config.reads_text:
+    given = inputs.texts.text or inputs.texts.examples
+    if given or config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
@@ -167,7 +146,7 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
     """
     board = Scoreboard.of(load_suite(config.suite), progress)
     folder = Path(config.model)
-    known = original_of(folder) if inputs.model is None and folder.is_dir() else ""
+    known = original_of(folder) if not inputs.models and folder.is_dir() else ""
     original = config.against or known
     if original:
         with model_is("against"):

@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.api import Inputs
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import Inputs, called, takes
 from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
-from disp_llm.commands.results import PruneResult
+from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
@@ -44,40 +43,36 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
     Raises:
         InputError: the run has not got that far, or cannot have such sizes.
     """
-    return _exported(*Caller.asking(ExportConfig, run, options))
-
-
-def _exported(caller: Caller, config: ExportConfig) -> PruneResult:
-    began = time.perf_counter()
-    config.validate()
+    call = called(ExportConfig, run, options)
+    config, began = call.config, time.perf_counter()
     stored = stored_config(config.run)
     settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))
-    with locked(config.run, "prune"), caller.watching() as progress:
-        run = Run(config.run, config.anyway)
-        if not run.has(run.config_file) or not run.has(run.selection_file):
+    with locked(config.run, "prune"), call.watching() as progress:
+        made = Run(config.run, config.anyway)
+        if not made.has(made.config_file) or not made.has(made.selection_file):
             raise InputError(
                 "this run has not finished learning",
-                field=str(run.folder),
-                hint=f"run `disp-llm prune MODEL --output-dir {run.folder} --resume` first",
+                field=str(made.folder),
+                hint=f"run `disp-llm prune MODEL --output-dir {made.folder} --resume` first",
             )
-        run.forget_deleted(map(stored.budget.size_name, stored.sizes))
+        made.forget_deleted(map(stored.budget.size_name, stored.sizes))
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
-        job = Job(settings, run, process, progress, caller.stop_requested, caller.command)
+        job = Job(settings, made, process, progress, call.stop_requested, call.command)
         exporter = _unmeasured(job) if config.no_measure else _measured(job, stored)
         problem = exporter.problem
-        selection = load_selection(run.selection_file, problem.budget.layout)
+        selection = load_selection(made.selection_file, problem.budget.layout)
         SizeWriter(problem, exporter).write(selection, config.sizes)
-        result = run.result()
+        result = made.result()
         names = list(map(config.budget.size_name, config.sizes))
         figures = result | {
             "models": [entry for entry in result["models"] if entry["size"] in names],
             "seconds": round(time.perf_counter() - began, 1),
             "peak_memory_bytes": peak_memory_bytes(process.device),
         }
-        write_run_page(run)
-    return PruneResult(run.folder, figures, str(process.device))
+        write_run_page(made)
+    return PruneResult(made.folder, figures, str(process.device))
 
 
 def _measured(job: Job[PruneConfig], stored: PruneConfig) -> Exporter:

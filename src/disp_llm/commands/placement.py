@@ -11,8 +11,6 @@ from disp_llm.commands.api import Inputs
 from disp_llm.commands.memory_plans import first_plan, free_share
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
-from disp_llm.config.learning import Shard
-from disp_llm.config.parts import TextConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.prunable import PrunableModel
@@ -21,7 +19,7 @@ from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import resolve_dtype
 from disp_llm.models.loading import Loaded, load_shapes
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.job import Job, Process
+from disp_llm.runs.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +47,14 @@ def load_original(job: Job[PruneConfig], inputs: Inputs) -> tuple[Job[PruneConfi
     """Loads the model as the settings say; the job has settings that leave nothing of that open."""
     progress = job.count("loading model")
     progress(0, 1)
-    in_memory = "" if inputs.model is None else "model"
-    refuse_impossible(job.process, job.config.training.shard, in_memory)
+    refuse_impossible(job, inputs)
     job = replace(job, config=_settled(job, inputs))
     config, process = job.config, job.process
     machine = replace(config.machine, device=str(process.device))
     if config.training.shard == "full":
         from disp_llm.models.sharding import Sharding
 
-        refuse_own_losses(config.text, inputs)
+        refuse_impossible(job, inputs)
         if config.rounds and process.is_main:
             logger.warning("models are not timed where processes divide the weights")
         loaded = Sharding.among(process).load(config.model, machine, dense_only=True)
@@ -79,26 +76,19 @@ def first_alone(
     return result
 
 
-def refuse_impossible(process: Process, shard: Shard, in_memory: str) -> None:
-    """Refuses to divide a model that lies in memory, or that nobody shares.
-
-    Args:
-        in_memory: the setting that would name the model; "" = it does not lie in memory.
-    """
-    if shard != "full":
+def refuse_impossible(job: Job, inputs: Inputs) -> None:
+    """Refuses to divide a model that lies in memory, or that nobody shares; and to learn from
+    examples with a loss of their own beside text where processes divide a model: those take one
+    pass and this takes another number, and processes would wait for each other."""
+    text, given = job.config.text, inputs.texts.examples
+    if job.config.training.shard != "full":
         return
-    if in_memory:
+    if inputs.models:
         hint = "name a folder to have it divided"
-        raise InputError("is in memory, as it is", field=in_memory, hint=hint)
-    if process.count == 1:
+        raise InputError("is in memory, as it is", field=next(iter(inputs.models)), hint=hint)
+    if job.process.count == 1:
         hint = "start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out"
         raise InputError("full, and there is one process", field="shard", hint=hint)
-
-
-def refuse_own_losses(text: TextConfig, inputs: Inputs) -> None:
-    """Refuses examples with a loss of their own beside text where processes divide a model: those
-    take one pass and this takes another number, and processes would wait for each other."""
-    given = inputs.texts.examples
     own = given is not None and given.have_own_losses
     if own and (text.learns_from_text or inputs.texts.text is not None):
         raise InputError(
@@ -115,15 +105,16 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     config, training = job.config, job.config.training
     if "auto" not in (training.shard, training.gradient_checkpointing):
         return config
-    if inputs.model is not None:
-        target = PrunableModel(inputs.model, family_of(inputs.model.config))
-        dtype = inputs.model.dtype
+    model = inputs.models.get("model")
+    if model is not None:
+        target = PrunableModel(model, family_of(model.config))
+        dtype = model.dtype
     else:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
     config = within_positions(config, usual_settings(config), target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
-    stays_whole = inputs.model is not None or reads or config.learn.learns_weights
+    stays_whole = model is not None or reads or config.learn.learns_weights
     if stays_whole and training.shard == "auto":
         config = replace(config, training=replace(config.training, shard="no"))
     count, free = job.process.count, job.process.least(free_share(job.process))

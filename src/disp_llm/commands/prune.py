@@ -9,10 +9,8 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from disp_llm.commands.api import Inputs, Model, with_options
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
 from disp_llm.commands.exporting import Exporter
-from disp_llm.commands.inputs import input_hashes
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
@@ -24,10 +22,10 @@ from disp_llm.commands.planning import (
     tokens_seen,
     tokens_wanted,
 )
-from disp_llm.commands.results import PruneResult
+from disp_llm.commands.report import PruneResult
 from disp_llm.commands.session import (
-    TemporaryFolder,
     begin,
+    input_hashes,
     load_texts,
     run_in_folder,
     with_folder,
@@ -35,7 +33,6 @@ from disp_llm.commands.session import (
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
-from disp_llm.config.recipes import load_recipe
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
 from disp_llm.masks.selection import Masks, Selection
@@ -84,26 +81,20 @@ def prune(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop while learning; `resume` goes on.
     """
-    caller = Caller.of(options)
-    temporary, recipe = None, None
-    if config is None:
-        temporary = with_folder(options)
-        recipe = load_recipe(str(options.get("recipe", PruneConfig.recipe)))
+    temporary = with_folder(options) if config is None else None
     options["text"] = text
-    inputs, config = with_options(PruneConfig, config, model, tokenizer, options, recipe)
-    return prune_with(caller, config, inputs, temporary)
+    return prune_with(
+        called_with(PruneConfig, {"model": model}, tokenizer, config, options), temporary
+    )
 
 
-def prune_with(
-    caller: Caller, config: PruneConfig, inputs: Inputs, temporary: TemporaryFolder | None = None
-) -> PruneResult:
+def prune_with(call: Call[PruneConfig], temporary: Any = None) -> PruneResult:
     """The same with all settings, and what lies in memory.
 
     Args:
-        temporary: the run folder, where nobody has named one.
+        temporary: holds the run folder, where nobody has named one.
     """
-    run, figures, device = run_in_folder(caller, config, (inputs,), run_stages)
-    return PruneResult(run.folder, figures, device, temporary)
+    return run_in_folder(call, run_stages, PruneResult, temporary)
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
@@ -116,7 +107,7 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     problem, texts = with_texts(problem, loaded, sources)
     base, terms = base_and_license(job.config.model) if job.process.is_main else ("", "")
     source = loaded.source | texts.names | {"base_model": base, "license": terms}
-    begin(problem.job, loaded, _stored(problem), files, **source)
+    begin(problem.job, loaded, files, **source)
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
     first_alone(job, loaded, measure_original, problem, measuring, inputs.measured)
     selection = choose(problem)
@@ -157,7 +148,10 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
         refuse_impossible(problem)
-    return problem
+    asked = job.asked or job.config  # all that is left open is stored as it was found
+    align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
+    asked = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
+    return replace(problem, job=replace(problem.job, asked=asked))
 
 
 def with_texts(
@@ -166,16 +160,9 @@ def with_texts(
     """The problem with its learning text, of which the model writes what is its own."""
     job, config = problem.job, problem.job.config
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
-    texts = load_texts(job, loaded, sources, _stored(problem), loaded, needs, *noise)
+    texts = load_texts(job, loaded, sources, loaded, needs, *noise)
     refuse_short_text(problem, texts)
     return replace(problem, corpus=texts.corpus), texts
-
-
-def _stored(problem: PruningProblem) -> PruneConfig:
-    """The settings as asked, but for the alignment and the chunks that were found."""
-    asked = problem.job.asked or problem.job.config
-    align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
-    return replace(asked, export=replace(asked.export, align=align), chunk=chunk)
 
 
 def export_all(

@@ -10,9 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from disp_llm.commands.api import Inputs, Model, inputs_of, with_options
-from disp_llm.commands.caller import Caller, takes
-from disp_llm.commands.inputs import input_hashes
+from disp_llm.commands.api import Inputs, Model, called_with, takes
 from disp_llm.commands.measuring import Measuring, scoreboard_of, scores_of_original
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
@@ -25,8 +23,14 @@ from disp_llm.commands.recovery_models import (
     with_dtypes,
     with_windows,
 )
-from disp_llm.commands.results import RecoverResult
-from disp_llm.commands.session import begin, load_texts, run_in_folder, with_folder
+from disp_llm.commands.report import RecoverResult
+from disp_llm.commands.session import (
+    begin,
+    input_hashes,
+    load_texts,
+    run_in_folder,
+    with_folder,
+)
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts
@@ -70,29 +74,24 @@ def recover(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop while training; `resume` goes on.
     """
-    caller = Caller.of(options)
-    taught, temporary = Inputs(), None
-    if teacher is not None:
-        options["teacher"], taught = inputs_of(teacher, tokenizer)
-    if config is None:
-        temporary = with_folder(options)
-    inputs, config = with_options(RecoverConfig, config, model, tokenizer, options)
-    run, figures, device = run_in_folder(caller, config, (inputs, taught), run_stages)
-    return RecoverResult(run.folder, figures, device, temporary)
+    temporary = with_folder(options) if config is None else None
+    models = {"model": model} | ({} if teacher is None else {"teacher": teacher})
+    call = called_with(RecoverConfig, models, tokenizer, config, options)
+    return run_in_folder(call, run_stages, RecoverResult, temporary)
 
 
-def run_stages(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs) -> None:
+def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and an exported model, as far as it is not there."""
     files = input_hashes(job.config) if job.process.is_main else {}
     job, board = as_begun(job), scoreboard_of(job.config.suite, _original_scores(job.run))
     sources = read_texts(job, inputs)
-    models = load_models(job, inputs, taught, sources.writes)
+    models = load_models(job, inputs, sources.writes)
     job = with_windows(job, models)
     texts = write_texts(job, models, sources)
     source = models.student.source | texts.names
     if models.original is not None:
         source["teacher_revision"] = models.original.source["revision"]
-    begin(job, models.student, job.asked or job.config, files, **source)
+    begin(job, models.student, files, **source)
     measuring = Measuring.of(job, texts, models.student.tokenizer, board)
     teacher = teacher_of(job.config, models.original)
     first_alone(job, models.student, measure_before, job, models, measuring, teacher)
@@ -121,8 +120,7 @@ def write_texts(job: Job[RecoverConfig], models: Models, sources: Sources) -> Te
 
     # Masks and earlier trainings have read other text: this one measures what is won.
     noise = "recovery words", config.machine.seed, tokens_before(config)
-    author, stored = models.original or student, job.asked or config
-    texts = load_texts(job, student, sources, stored, author, needs, *noise)
+    texts = load_texts(job, student, sources, models.original or student, needs, *noise)
     texts.corpus.require_length(length, "length")
     for model in models:
         require_positions(model, texts.longest_window(config.evaluation), "context")

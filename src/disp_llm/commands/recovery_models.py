@@ -7,6 +7,7 @@ when it is written.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disp_llm.commands.api import Inputs
-from disp_llm.commands.placement import refuse_impossible, refuse_own_losses
+from disp_llm.commands.placement import refuse_impossible
 from disp_llm.commands.warm_start import take_weights
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
@@ -50,7 +51,7 @@ class Models:
         return (one.model for one in (self.student, self.original) if one is not None)
 
 
-def load_models(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs, writes: bool) -> Models:
+def load_models(job: Job[RecoverConfig], inputs: Inputs, writes: bool) -> Models:
     """Student and original, divided among the processes where they are to be.
 
     Args:
@@ -58,14 +59,14 @@ def load_models(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs, writes:
     """
     config, progress = job.config, job.count("loading models")
     progress(0, 2)
-    sharding = sharding_of(job, (inputs, taught))
+    sharding = sharding_of(job, inputs)
     machine = replace(config.machine, device=str(job.process.device))
     student = load_student(config, machine, inputs, sharding)
     student = student.as_recorded(job.run.result().get("source", {}))
     if config.weights_from:
         student = take_weights(config, student)
     progress(1, 2)
-    load = taught.load if sharding is None else sharding.load
+    load = partial(inputs.load, setting="teacher") if sharding is None else sharding.load
     original = load_original(job, student, load, writes)
     progress(2, 2)
     return Models(student, original)
@@ -80,19 +81,14 @@ def with_windows(job: Job[RecoverConfig], models: Models) -> Job[RecoverConfig]:
     return replace(job, config=config)
 
 
-def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Sharding | None:
+def sharding_of(job: Job[RecoverConfig], inputs: Inputs) -> Sharding | None:
     """What divides both models among the processes, if that is asked for; None = each has all.
-
-    Args:
-        inputs: what of the two lies in memory.
 
     Raises:
         InputError: they cannot be held as was asked for.
     """
-    shard, process = job.config.training.shard, job.process
-    in_memory = next((field for field, one in zip(FIELDS, inputs, strict=True) if one.model), "")
-    refuse_impossible(process, shard, in_memory)
-    if shard != "full":
+    refuse_impossible(job, inputs)
+    if job.config.training.shard != "full":
         return None
     if job.config.training.weight_optimizer == "muon":
         raise InputError(
@@ -100,12 +96,7 @@ def sharding_of(job: Job[RecoverConfig], inputs: tuple[Inputs, Inputs]) -> Shard
             field="weight_optimizer",
             hint="leave it out, or give a `shard` of no",
         )
-    refuse_own_losses(job.config.text, inputs[0])
-    return Sharding.among(process)
-
-
-FIELDS = ("model", "teacher")
-"""The settings that name the two."""
+    return Sharding.among(job.process)
 
 
 def load_student(
@@ -117,7 +108,7 @@ def load_student(
         trained_parameters(PrunableModel.of(empty))
 
     with model_is("model"):
-        if inputs.model is None:
+        if "model" not in inputs.models:
             require_unquantised(config.model, load_config(config.model))
         if sharding is None:
             return inputs.load(config.model, machine)
