@@ -330,7 +330,9 @@ def test_settings_do_not_name_another_model(small_run, llama_folder, text_file):
 
 
 def test_a_result_shows_itself(small_run):
-    """In a terminal and in a notebook."""
+    """In a terminal, a notebook, a data frame and a plot."""
+    from matplotlib.figure import Figure
+
     result = PruneResult(*small_run)
     first = small_run[1]["models"][0]["measured"]["perplexity"]
     assert repr(result).startswith(
@@ -341,6 +343,12 @@ def test_a_result_shows_itself(small_run):
     assert html.startswith("<table>")
     assert html.count("<th>") == 4
     assert f"{first:.2f} ± " in html
+    frame = pytest.importorskip("pandas") and result.to_frame()
+    assert frame["size"].tolist() == ["0.5", "0.8"]
+    assert frame["measured.perplexity"][0] == first
+    axes = result.plot(Figure().add_subplot())
+    assert axes.get_ylabel() == "perplexity"
+    assert len(axes.get_lines()) >= 2
     assert PruneResult(small_run[0], {}).sizes == []
 
 

@@ -32,9 +32,7 @@ from disp_llm.training.problem import PruningProblem
 logger = logging.getLogger(__name__)
 
 
-def with_costs(
-    budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int
-) -> Budget:
+def with_costs(budget: Budget, job: Job[PruneConfig], dense: PrunableModel, align: int) -> Budget:
     """The budget that counts what the settings name; times compact models first where that is
     latency. Sizes that it cannot have are refused."""
     settings, sizes = job.config.budget, job.config.sizes

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, called, takes
-from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.measuring import Measuring
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
@@ -60,10 +59,9 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
         process = start_process(replace(stored.machine, device=config.device))
         settings = _of_this_size(config, stored)
         job = Job(settings, made, process, progress, call.stop_requested, call.command)
-        exporter = _unmeasured(job) if config.no_measure else _measured(job, stored)
-        problem = exporter.problem
-        selection = load_selection(made.selection_file, problem.budget.layout)
-        SizeWriter(problem, exporter).write(selection, config.sizes)
+        writer = _unmeasured(job) if config.no_measure else _measured(job, stored)
+        selection = load_selection(made.selection_file, writer.problem.budget.layout)
+        writer.write(selection, config.sizes)
         result = made.result()
         names = list(map(config.budget.size_name, config.sizes))
         figures = result | {
@@ -75,7 +73,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
     return PruneResult(made.folder, figures, str(process.device))
 
 
-def _measured(job: Job[PruneConfig], stored: PruneConfig) -> Exporter:
+def _measured(job: Job[PruneConfig], stored: PruneConfig) -> SizeWriter:
     """An export with the model and the evaluation text of the run in memory."""
     board = scoreboard_of_run(stored, job.run)
     sources = read_texts(job, Inputs())
@@ -83,10 +81,10 @@ def _measured(job: Job[PruneConfig], stored: PruneConfig) -> Exporter:
     problem, texts = with_texts(open_problem(job, loaded), loaded, sources)
     job.run.require_same_source(loaded.source | texts.names, dtype_name(loaded.dtype))
     measuring = Measuring.of(problem.job, texts, loaded.tokenizer, board)
-    return Exporter(problem, loaded.tokenizer, measuring, loaded.sharding)
+    return SizeWriter(problem, loaded.tokenizer, measuring, loaded.sharding)
 
 
-def _unmeasured(job: Job[PruneConfig]) -> Exporter:
+def _unmeasured(job: Job[PruneConfig]) -> SizeWriter:
     """An export from file to file, without running anything."""
     config = job.config
     machine = replace(config.machine, device=str(job.process.device))
@@ -99,7 +97,7 @@ def _unmeasured(job: Job[PruneConfig]) -> Exporter:
         loaded, _ = load_unread(config.model, machine)
     progress(1, 1)
     job.run.require_same_source(loaded.source, dtype_name(loaded.dtype))
-    return Exporter(problem_of(job, loaded), loaded.tokenizer)
+    return SizeWriter(problem_of(job, loaded), loaded.tokenizer)
 
 
 def _of_this_size(config: ExportConfig, stored: PruneConfig) -> PruneConfig:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import torch
 
-from disp_llm.commands.budgets import budget_of, shares_of
 from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
@@ -13,7 +12,7 @@ from disp_llm.config.prune import PruneConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.sources import Needs, held_out
 from disp_llm.data.tokens import Corpus, Texts
-from disp_llm.masks.budget import project
+from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import usual_chunk
 from disp_llm.masks.prunable import PrunableModel, further_sites
 from disp_llm.methods import method_named
@@ -45,8 +44,13 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     align = config.export.align or default_align(dense)
     if config.uniform:
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
-    budget = budget_of(job, dense, align, chunk_of(config, dense, align))
-    shares = shares_of(config.sizes, budget, align)
+    chunk = chunk_of(config, dense, align)
+    budget = Budget(dense.layout, None, dense.sites, config.uniform, config.least_cut, chunk)
+    if config.budget.budget != "params":
+        from disp_llm.commands.budgets import with_costs
+
+        budget = with_costs(budget, job, dense, align)
+    shares = tuple(map(budget.share_of, config.sizes))
     return PruningProblem(dense, Corpus(()), budget, shares, align, job)
 
 

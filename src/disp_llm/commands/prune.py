@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
-from disp_llm.commands.exporting import Exporter
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
@@ -174,8 +173,8 @@ def export_all(
     run.update(tokens_seen=tokens_seen(config, steps, problem.job.process.count))
     if config.method == "learned" and config.learn.penalty:
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
-    exporter = Exporter(problem, measuring.tokenizer, measuring, sharding)
-    SizeWriter(problem, exporter).write(selection, config.sizes)
+    writer = SizeWriter(problem, measuring.tokenizer, measuring, sharding)
+    writer.write(selection, config.sizes)
 
 
 def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":

@@ -19,7 +19,7 @@ from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_page, write_run_page
 from disp_llm.reporting.run_tables import sizes_table
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import RunFigures, SizeResult, perplexity_said, run_figures
+from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_said, run_figures
 
 
 @takes(ReportConfig)
@@ -65,6 +65,40 @@ class PruneResult:
         """The models, with their figures, in the order in which they were asked for."""
         found = _typed(self)
         return found.models if found else []
+
+    def to_frame(self) -> Any:
+        """A pandas `DataFrame` with a row for every size and a column for every figure."""
+        import pandas
+
+        frame = pandas.json_normalize([as_json(size) for size in self.sizes])
+        # A notebook shows the first ten columns and the last.
+        first = [name for name in ("size", "keep", "measured.perplexity") if name in frame]
+        return frame[first + [name for name in frame if name not in first]]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws perplexity against keep, with standard errors, and the original's as a line.
+
+        Args:
+            axes: of matplotlib, which are returned. Default: those of a new figure.
+        """
+        if axes is None:
+            from matplotlib import pyplot
+
+            axes = pyplot.figure().add_subplot()
+        found = _typed(self)
+        sizes = [(one.keep, one.measured) for one in self.sizes if one.measured]
+        axes.errorbar(
+            [keep for keep, _ in sizes],
+            [measured.perplexity for _, measured in sizes],
+            [measured.perplexity_stderr or 0 for _, measured in sizes],
+            marker="o", capsize=3, label="pruned",
+        )  # fmt: skip
+        if found and found.original:
+            original = found.original.measured.perplexity
+            axes.axhline(original, linestyle="--", color="gray", label="original")
+        axes.set(xlabel="keep: share of block parameters", ylabel="perplexity", yscale="log")
+        axes.legend()
+        return axes
 
     def size(self, share: float | str | None = None) -> SizeResult:
         """The figures of one size, a share or as it was asked for (`6GB`); without one, of the
