@@ -22,7 +22,8 @@ from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.exporter.carrying import carry, is_size
-from disp_llm.exporter.facts import named_by_run, original_of, read_facts, run_of, size_of
+from disp_llm.exporter.exported import named_by_run, original_of, run_of
+from disp_llm.exporter.facts import read_facts, size_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection_file import load_masks
 from disp_llm.models.devices import dtype_name
