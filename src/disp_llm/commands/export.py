@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, called, takes
-from disp_llm.commands.measuring import Measuring
+from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
-from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
+from disp_llm.commands.prune import open_problem, read_texts, with_texts
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
@@ -75,7 +75,8 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
 
 def _measured(job: Job[PruneConfig], stored: PruneConfig) -> SizeWriter:
     """An export with the model and the evaluation text of the run in memory."""
-    board = scoreboard_of_run(stored, job.run)
+    original = job.run.original
+    board = scoreboard_of(stored.suite, original.scores if original else None)
     sources = read_texts(job, Inputs())
     job, loaded = load_original(job, Inputs())
     problem, texts = with_texts(open_problem(job, loaded), loaded, sources)

@@ -9,17 +9,17 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
 from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
     problem_of,
-    refuse_impossible,
-    refuse_short_text,
-    require_possible,
     tokens_seen,
     tokens_wanted,
+    windows_of,
 )
 from disp_llm.commands.report import PruneResult
 from disp_llm.commands.session import (
@@ -34,20 +34,20 @@ from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
+from disp_llm.masks.budget import project
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection
 from disp_llm.methods import method_named
 from disp_llm.models.loading import Loaded
 from disp_llm.models.source import base_and_license
-from disp_llm.models.windows import within_positions
-from disp_llm.runs.folder import Run, clock
+from disp_llm.models.windows import require_positions, within_positions
+from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult, as_json
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
 
 if TYPE_CHECKING:
-    from disp_llm.evaluation.suites import Scoreboard
     from disp_llm.models.sharding import Sharding
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def prune_with(call: Call[PruneConfig], temporary: Any = None) -> PruneResult:
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
     """Everything between an empty folder and a finished run, as far as it is not there."""
     files = input_hashes(job.config) if job.process.is_main else {}
-    job, board = as_begun(job), scoreboard_of_run(job.config, job.run)
+    job, original = as_begun(job), job.run.original
+    board = scoreboard_of(job.config.suite, original.scores if original else None)
     sources = read_texts(job, inputs)
     job, loaded = load_original(job, inputs)
     problem = open_problem(job, loaded)
@@ -145,13 +146,16 @@ def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
 
 def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
-    the model can follow. It has no learning text yet."""
+    the model can follow. It has no learning text yet. What cannot be is refused, before any work
+    and before a folder exists."""
     config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
-    require_possible(config, config.sizes, sharded=loaded.sharding is not None)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
-        refuse_impossible(problem)
-    asked = job.asked or job.config  # all that is left open is stored as it was found
+    for share in problem.keeps:
+        project(torch.zeros(problem.budget.layout.entries), problem.budget, share, problem.align)
+    for field, tokens in windows_of(config).items():
+        require_positions(loaded.model, tokens, field)
+    asked = job.asked or job.config  # what is left open is stored as it was found
     align, chunk = asked.export.align or problem.align, asked.chunk or problem.budget.chunk
     asked = replace(asked, export=replace(asked.export, align=align), chunk=chunk)
     return replace(problem, job=replace(problem.job, asked=asked))
@@ -160,11 +164,14 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
 def with_texts(
     problem: PruningProblem, loaded: Loaded, sources: Sources
 ) -> tuple[PruningProblem, Texts]:
-    """The problem with its learning text, of which the model writes what is its own."""
+    """The problem with its learning text, of which the model writes what is its own; windows that
+    the text cannot fill are refused."""
     job, config = problem.job, problem.job.config
     needs, noise = own_needs(config, job.process.count), ("words", config.machine.seed)
     texts = load_texts(job, loaded, sources, loaded, needs, *noise)
-    refuse_short_text(problem, texts)
+    require_positions(loaded.model, texts.longest_window(config.evaluation), "context")
+    for field, tokens in windows_of(config).items():
+        texts.corpus.require_length(tokens, field)
     return replace(problem, corpus=texts.corpus), texts
 
 
@@ -179,12 +186,6 @@ def export_all(
         run.update(keep_by_penalty=keep_by_penalty(problem, selection))
     writer = SizeWriter(problem, measuring.tokenizer, measuring, sharding)
     writer.write(selection, config.sizes)
-
-
-def scoreboard_of_run(config: PruneConfig, run: Run) -> "Scoreboard | None":
-    """The suite of a run, if it has one."""
-    found = run.original
-    return scoreboard_of(config.suite, found.scores if found else None)
 
 
 def measure_original(
@@ -224,16 +225,11 @@ def choose(problem: PruningProblem) -> Selection:
     with clock(job.run, "choosing_s", job.process.is_main):
         selection = method_named(config.method).choose(problem).on_cpu()
     if job.process.is_main:
-        save_selection(path, selection, problem.budget.layout, _masks_of_sizes(problem, selection))
+        masks: dict[str, Masks] = {}
+        if config.budget.budget != "latency":  # by which models are timed first
+            for size in config.sizes:
+                share = problem.budget.share_of(size)
+                masks[config.budget.size_name(size)] = masks_of(problem, selection, share)
+        save_selection(path, selection, problem.budget.layout, masks)
         job.run.update(path, *job.run.log)
     return selection
-
-
-def _masks_of_sizes(problem: PruningProblem, selection: Selection) -> dict[str, Masks]:
-    """The masks of every size by its name; none where models are timed first."""
-    config, budget = problem.job.config, problem.budget
-    sizes = () if config.budget.budget == "latency" else config.sizes
-    return {
-        config.budget.size_name(size): masks_of(problem, selection, budget.share_of(size))
-        for size in sizes
-    }
