@@ -28,7 +28,6 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
 from disp_llm.data.given import read_input
-from disp_llm.models.in_memory import require_gradients
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json
@@ -50,9 +49,9 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         options: settings by the names of their flags, with texts and examples by their files;
             `progress`, `stop_requested` and `command`, as `prune` takes them.
     """
-    require_gradients()
     _require_files(options)
     call = called(CompareConfig, asked, options)
+    call.inputs.require_learnable()
     config = located(call.config)
     _started(config)  # before anything is touched
     with locked(config.output_dir, "compare"):

@@ -7,11 +7,15 @@ memory; both go the same way from here on.
 import contextlib
 import inspect
 import logging
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
+import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,12 +28,6 @@ from disp_llm.data.given import read_input
 from disp_llm.data.sources import InMemory
 from disp_llm.models.architectures import family_of
 from disp_llm.models.devices import dtype_name
-from disp_llm.models.in_memory import (
-    frozen,
-    require_as_configured,
-    require_gradients,
-    require_loaded,
-)
 from disp_llm.models.loading import Loaded, family_of_any, load, require_unquantised
 from disp_llm.models.source import fingerprint_of, processor_files
 from disp_llm.models.wholeness import require_finite
@@ -94,8 +92,16 @@ class Inputs:
     def require_learnable(self) -> None:
         """Refuses to learn where no gradients are taken, and a model that could not be written."""
         model = self.models.get("model")
-        require_gradients(model)
+        made = model is not None and any(part.is_inference() for part in model.parameters())
+        if made or not torch.is_grad_enabled():
+            raise InputError(
+                "are off here, or were where the weights were made, and learning needs them",
+                field="gradients",
+                hint="do that outside of torch.no_grad() and torch.inference_mode()",
+            )
         if model is not None:
+            from disp_llm.models.in_memory import require_as_configured
+
             family_of_any(model.config)
             require_unquantised("the model", model.config)
             require_as_configured(model)
@@ -106,6 +112,8 @@ class Inputs:
         other task takes them."""
         with contextlib.ExitStack() as stack:
             for model in self.models.values():
+                from disp_llm.models.in_memory import frozen
+
                 stack.enter_context(frozen(model))
             yield
 
@@ -122,6 +130,8 @@ class Call(Generic[Settings]):
     """Asked after every step: whether to write a checkpoint and end."""
     command: str = "disp_llm, from Python"
     """How the task was asked for, for provenance."""
+    temporary: "TemporaryFolder | None" = None
+    """Holds the run folder, where nobody has named one."""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[ProgressCallback]:
@@ -185,22 +195,26 @@ def called_with(
 
     Args:
         models: by the setting that names one.
-        config: all settings at once, which the options change; None = those of the recipe.
+        config: all settings at once, which the options change; None = those of the recipe, and a
+            temporary folder for a run that names none.
     """
+    known, temporary = settings_of(kind), None
     names = {field: name_of(model, tokenizer, field) for field, model in models.items()}
     if config is None:
         config = kind(**names)
-        if "recipe" in settings_of(kind):
+        if "recipe" in known:
             recipe = load_recipe(str(options.get("recipe", kind.recipe)))
             config = apply_recipe(config, recipe)
+        if "output_dir" in known and "output_dir" not in options:
+            temporary = TemporaryFolder()
+            options["output_dir"] = temporary.path / "run"
     elif not isinstance(config, kind):
         raise InputError(
             f"is a {type(config).__name__}, not a {kind.__name__}",
             field="config",
             hint="give settings by their names",
         )
-    files = settings_of(kind).keys() & {*TEXTS, *EXAMPLES}
-    given = {name: options.pop(name, None) for name in files}
+    given = {name: options.pop(name, None) for name in known.keys() & {*TEXTS, *EXAMPLES}}
     call = _called(kind, replace(config, **names), options)
     held = {name: model for name, model in models.items() if isinstance(model, PreTrainedModel)}
     named, texts = _read(call.config, given)
@@ -208,7 +222,15 @@ def called_with(
     config = with_settings(call.config, named)
     config = replace(config, machine=_machine(held.get("model"), config.machine))
     with_settings(config, dict.fromkeys(texts, (IN_MEMORY,))).validate()
-    return replace(call, config=config, inputs=inputs)
+    return replace(call, config=config, inputs=inputs, temporary=temporary)
+
+
+class TemporaryFolder:
+    """A folder that is deleted with the object that stands for it: the result of a task."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def name_of(model: Any, tokenizer: Any, field: str) -> str:
@@ -235,6 +257,8 @@ def name_of(model: Any, tokenizer: Any, field: str) -> str:
         )
     if not isinstance(model, PreTrainedModel):
         return str(model)
+    from disp_llm.models.in_memory import require_loaded
+
     require_loaded(model)
     return str(getattr(model.config, "_name_or_path", "") or f"{model.config.model_type} in memory")
 

@@ -16,7 +16,7 @@ from disp_llm.exporter.facts import CARD
 from disp_llm.exporter.formats import Contents, Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.progress import ProgressCallback, counted, silent
 from disp_llm.runs.sums import SUMS, sha256, sums_text, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
@@ -59,12 +59,8 @@ def _job(
     text, device = TextConfig(), "auto"
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
-
-    def rounding(done: int, total: int) -> None:
-        progress("rounding blocks", done, total, {})
-
-    job = Job(config.folder, files, place, aside, text, device, rounding)
-    return job, left_out
+    rounding = counted(progress, "rounding blocks")
+    return Job(config.folder, files, place, aside, text, device, rounding), left_out
 
 
 def _put(content: Path | bytes, path: Path, aside: Path) -> None:

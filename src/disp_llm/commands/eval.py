@@ -24,7 +24,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.progress import ProgressCallback, counted
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
 
@@ -68,12 +68,7 @@ def eval(
 
 
 def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
-    def on_window(done: int, total: int) -> None:
-        progress("perplexity", done, total, {})
-
-    def on_request(done: int, total: int) -> None:
-        progress("answers", done, total, {})
-
+    on_request = counted(progress, "answers")
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
@@ -81,7 +76,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     if given or config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
-        measured = perplexity(target, stream, config.evaluation, on_window)
+        measured = perplexity(target, stream, config.evaluation, counted(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
             result["answers"] = _answered(config, target, loaded.tokenizer, stream, on_request)

@@ -27,7 +27,6 @@ from disp_llm.commands.session import (
     input_hashes,
     load_texts,
     run_in_folder,
-    with_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
 from disp_llm.config.effect import usual_settings
@@ -79,20 +78,13 @@ def prune(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop while learning; `resume` goes on.
     """
-    temporary = with_folder(options) if config is None else None
     options["text"] = text
-    return prune_with(
-        called_with(PruneConfig, {"model": model}, tokenizer, config, options), temporary
-    )
+    return prune_with(called_with(PruneConfig, {"model": model}, tokenizer, config, options))
 
 
-def prune_with(call: Call[PruneConfig], temporary: Any = None) -> PruneResult:
-    """The same with all settings, and what lies in memory.
-
-    Args:
-        temporary: holds the run folder, where nobody has named one.
-    """
-    return run_in_folder(call, run_stages, PruneResult, temporary)
+def prune_with(call: Call[PruneConfig]) -> PruneResult:
+    """The same with all settings, and what lies in memory."""
+    return run_in_folder(call, run_stages, PruneResult)
 
 
 def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:

@@ -27,7 +27,6 @@ from disp_llm.commands.session import (
     input_hashes,
     load_texts,
     run_in_folder,
-    with_folder,
 )
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
@@ -75,10 +74,9 @@ def recover(
         InputError: something that the caller can correct.
         Interrupted: the task was asked to stop while training; `resume` goes on.
     """
-    temporary = with_folder(options) if config is None else None
     models = {"model": model} | ({} if teacher is None else {"teacher": teacher})
     call = called_with(RecoverConfig, models, tokenizer, config, options)
-    return run_in_folder(call, run_stages, RecoverResult, temporary)
+    return run_in_folder(call, run_stages, RecoverResult)
 
 
 def run_stages(job: Job[RecoverConfig], inputs: Inputs) -> None:

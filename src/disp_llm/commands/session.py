@@ -2,9 +2,6 @@
 files that they name, and is gone on with or answered from."""
 
 import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,15 +40,12 @@ LOCAL_NAMES = ("model", "teacher", "weights_from")
 """Settings that name a model of the hub or a local one."""
 
 
-def run_in_folder(
-    call: Call, stages: Callable[..., None], result: type[Result], temporary: Any
-) -> Result:
+def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result]) -> Result:
     """Does a task in its folder, as far as it is not done there.
 
     Args:
         stages: does everything between an empty folder and a finished run; takes the job and what
             lies in memory.
-        temporary: holds the folder, where nobody has named one.
     """
     prunes, inputs = isinstance(call.config, PruneConfig), call.inputs
     inputs.require_learnable()
@@ -68,7 +62,7 @@ def run_in_folder(
             inputs.require_same(run)
             if prunes and not run.page_file.exists():
                 write_run_page(run)
-            return result(run.folder, run.result(), config.machine.device, temporary)
+            return result(run.folder, run.result(), config.machine.device, call.temporary)
         require_tracker(config.track)
         process = start_process(config.machine)
         with call.watching() as progress, inputs.frozen():
@@ -82,7 +76,7 @@ def run_in_folder(
             figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
             if prunes:
                 write_run_page(run)
-        return result(run.folder, figures, str(process.device), temporary)
+        return result(run.folder, figures, str(process.device), call.temporary)
 
 
 def load_texts(
@@ -150,24 +144,6 @@ def located(config: Located) -> Located:
     if suite.endswith(".toml"):
         names["suite"] = os.path.abspath(suite)
     return replace(config, **names, text=replace(config.text, **texts))
-
-
-class TemporaryFolder:
-    """A folder that is deleted with the object that stands for it."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="disp-llm-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def with_folder(options: dict[str, Any]) -> TemporaryFolder | None:
-    """Puts a temporary run folder into the options of who names none; it lasts as long as the
-    result that holds it."""
-    if "output_dir" in options:
-        return None
-    temporary = TemporaryFolder()
-    options["output_dir"] = temporary.path / "run"
-    return temporary
 
 
 Hashes = dict[str, dict[str, str]]

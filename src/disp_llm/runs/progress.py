@@ -7,5 +7,10 @@ ProgressCallback = Callable[[str, int, int, dict[str, Any]], None]
 """Called as work goes on with (stage, done, total, figures)."""
 
 
+def counted(progress: ProgressCallback, stage: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that reports the progress of one stage."""
+    return lambda done, total: progress(stage, done, total, {})
+
+
 def silent(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
     """Progress that nobody sees."""
