@@ -22,12 +22,12 @@ from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
 from disp_lab.settings import CompareConfig
 from disp_llm.commands.api import EXAMPLES, TEXTS, called
-from disp_llm.commands.measuring import scoreboard_of
 from disp_llm.commands.session import located, require_same_files
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
 from disp_llm.config.suites import load_suite
 from disp_llm.data.given import read_input
+from disp_llm.evaluation.measuring import scoreboard_of
 from disp_llm.models.loading import load_config
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.files import atomic, read_checked_json, write_checked_json

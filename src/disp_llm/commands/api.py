@@ -158,7 +158,7 @@ def called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Se
 
 
 def _called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[Settings]:
-    watching = {name: options.pop(name, None) for name in WATCHING}
+    watching = {name: options.pop(name, None) for name in ("progress", "stop_requested", "command")}
     watching = {name: value for name, value in watching.items() if value is not None}
     for name, value in watching.items():
         if name != "command" and not callable(value):
@@ -178,10 +178,6 @@ def _called(kind: type[Settings], asked: Any, options: dict[str, Any]) -> Call[S
                 raise InputError("is missing", field=name, hint="give it")
         asked = kind(**{first: str(asked)}, **{name: options.pop(name) for name in others})
     return Call(with_settings(asked, options), **watching)
-
-
-WATCHING = ("progress", "stop_requested", "command")
-"""Options that are no settings."""
 
 
 def called_with(
@@ -214,7 +210,7 @@ def called_with(
             field="config",
             hint="give settings by their names",
         )
-    given = {name: options.pop(name, None) for name in known.keys() & {*TEXTS, *EXAMPLES}}
+    given = {name: options.pop(name, None) for name in (*TEXTS, *EXAMPLES) if name in known}
     call = _called(kind, replace(config, **names), options)
     held = {name: model for name, model in models.items() if isinstance(model, PreTrainedModel)}
     named, texts = _read(call.config, given)

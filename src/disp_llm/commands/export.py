@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.api import Inputs, called, takes
-from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import load_original
 from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, read_texts, with_texts
@@ -15,6 +14,7 @@ from disp_llm.commands.sizes import SizeWriter
 from disp_llm.config.errors import InputError
 from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
+from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
 from disp_llm.models.checkpoint import load_unread

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from disp_llm.commands.api import Call, Inputs, Model, called_with, takes
-from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import as_begun, first_alone, load_original
 from disp_llm.commands.planning import (
     own_needs,
@@ -33,6 +32,7 @@ from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
+from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.masks.budget import project
 from disp_llm.masks.selection import Masks, Selection
 from disp_llm.masks.selection_file import load_selection, save_selection

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from disp_llm.commands.api import Inputs, Model, called_with, takes
-from disp_llm.commands.measuring import Measuring, scoreboard_of
 from disp_llm.commands.placement import as_begun, first_alone
 from disp_llm.commands.recovery_models import (
     Dtypes,
@@ -31,6 +30,7 @@ from disp_llm.commands.session import (
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import Needs, Sources, held_out, read_sources
 from disp_llm.data.tokens import Texts
+from disp_llm.evaluation.measuring import Measuring, scoreboard_of
 from disp_llm.exporter.card import write_recovered_card
 from disp_llm.exporter.facts import BEHIND, FACTS, read_facts, size_of
 from disp_llm.exporter.folders import weight_bytes, write_folder

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from disp_llm.commands.measuring import Measuring
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.targets import Target
 from disp_llm.data.tokens import opening
 from disp_llm.evaluation.agreement import logit_errors, warn_of_error
+from disp_llm.evaluation.measuring import Measuring
 from disp_llm.evaluation.timing import speed_against
 from disp_llm.exporter.card import write_card
 from disp_llm.exporter.cutting import fold_into_weights
@@ -143,15 +143,11 @@ class SizeWriter:
         warn_of_error(errors, folder)
         compact = PrunableModel(model, original.family)
         rounds = job.config.rounds if self.sharding is None else 0
-
-        def on_round(phase: str, done: int) -> None:
-            job.progress(f"{name}: timing {phase}", done, rounds, {})
-
         figures = {
             "perplexity_masked": of_masked.perplexity,
             "logit_errors": errors,
             "measured": measuring.perplexity(compact, f"{name}: compact perplexity"),
-            "speed": speed_against(original.model, model, rounds, on_round),
+            "speed": speed_against(original.model, model, rounds, job.progress, f"{name}: "),
             "scores": measuring.scores(compact, name, reference.scores),
             "sample": measuring.sample(model),
         }

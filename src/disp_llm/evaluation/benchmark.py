@@ -7,7 +7,6 @@ B batch, T tokens.
 """
 
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
+from disp_llm.runs.progress import ProgressCallback, counted, silent
 from disp_llm.runs.results import Phase
 
 
@@ -70,13 +70,12 @@ def side_by_side(
     names: list[str],
     workloads: list[Workload],
     rounds: int,
-    on_round: Callable[[str, int, int], None] = lambda *progress: None,
+    progress: ProgressCallback = silent,
 ) -> tuple[list[BenchRow], list[BenchComparison]]:
     """Times the second model against the first.
 
     Args:
         names: what the models are called in the rows.
-        on_round: called with (workload, done, total) after every round.
 
     Returns:
         For each workload a row of the first model and one of the second, and for each workload how
@@ -84,19 +83,14 @@ def side_by_side(
     """
     rows, comparisons = [], []
     for workload in workloads:
-        tick = _progress(on_round, workload.name, rounds)
         first, second = (target.model for target in targets)
-        pair = paired(first, second, workload, rounds, tick)
-        counted = [count(target, workload) for target in targets]
+        pair = paired(first, second, workload, rounds, counted(progress, workload.name))
+        costs = [count(target, workload) for target in targets]
         times = (pair.first, pair.second)
-        for name, target, seconds, cost in zip(names, targets, times, counted, strict=True):
+        for name, target, seconds, cost in zip(names, targets, times, costs, strict=True):
             rows.append(_row(name, target, workload, seconds, cost))
-        comparisons.append(compare(workload, pair, counted))
+        comparisons.append(compare(workload, pair, costs))
     return rows, comparisons
-
-
-def _progress(on_round: Callable[[str, int, int], None], name: str, rounds: int) -> Callable:
-    return lambda done: on_round(name, done, rounds)
 
 
 def _row(
