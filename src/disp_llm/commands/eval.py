@@ -1,7 +1,6 @@
 """Perplexity, tasks, or a suite of both, of a model, a folder, or a model in memory."""
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,10 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
         measured = perplexity(target, stream, config.evaluation, counted(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
-            result["answers"] = _answered(config, target, loaded.tokenizer, stream, on_request)
+            asked = stream.within(config.evaluation.tokens)
+            asked = asked.first(config.limit) if config.limit else asked
+            answers = written_answers(target, loaded.tokenizer, asked, on_request)
+            result["answers"] = scored(answers, [one.answer for one in asked.examples])
     if config.tasks:
         from disp_llm.evaluation.tasks import average, run_tasks
 
@@ -97,20 +99,6 @@ def _facts_of(loaded: Loaded, target: PrunableModel) -> dict[str, Any]:
         "parameters": target.parameters,
         "block_parameters": target.block_parameters,
     }
-
-
-def _answered(
-    config: EvalConfig,
-    target: PrunableModel,
-    tokenizer: Any,
-    stream: ExampleStream,
-    on_answer: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """What the model's own answers score, to the examples that perplexity is measured on."""
-    asked = stream.within(config.evaluation.tokens)
-    asked = asked.first(config.limit) if config.limit else asked
-    answers = written_answers(target, tokenizer, asked, on_answer)
-    return scored(answers, [one.answer for one in asked.examples])
 
 
 def _evaluation_stream(
