@@ -26,11 +26,6 @@ COMMIT = "Upload a model pruned by disp-llm"
 def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes an exported folder in another format.
 
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`to="gguf"`, `output_dir="small"`, ...), and
-            `progress`, as `prune` takes it.
-
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
@@ -77,10 +72,6 @@ def _put(content: Path | bytes, path: Path, aside: Path) -> None:
 @takes(PushConfig)
 def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Uploads an exported folder to a repository of the hub, which is made where there is none.
-
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`name="me/smaller"`, `to="plain"`, ...).
 
     Returns:
         `name`, `url`, `commit`, and the names of the files that were `left_out`.

@@ -29,12 +29,7 @@ from disp_llm.training.memory import recovery_memory
 @takes(DoctorConfig)
 def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning by the default recipe
-    against what is free.
-
-    Args:
-        model: the model to examine, or all settings at once.
-        options: settings by the names of their flags.
-    """
+    against what is free."""
     config = called(DoctorConfig, model, options).config
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
@@ -100,18 +95,13 @@ SECONDS = 1.0
 def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
     """The stages of a command with the tokens that each reads (0 = as many as there is time for),
     the memory of one process that trains, and a lower bound of the time of training in seconds.
-
-    Raises:
-        InputError: the command would refuse this.
-    """
+    What the command would refuse is refused."""
     available(config)
     device = resolve_device(config.machine.device)
     dtype = resolve_dtype(config.machine.dtype, device)
     free = free_memory(device)
-    if isinstance(config, PruneConfig):
-        plan = _pruning(config, dtype.itemsize, free)
-    else:
-        plan = _recovery(config, dtype.itemsize)
+    prunes = isinstance(config, PruneConfig)
+    plan = _pruning(config, dtype.itemsize, free) if prunes else _recovery(config, dtype.itemsize)
     stages, memory, passes, target = plan
     suite = {"measure on the suite": 0} if config.suite else {}
     operations = 2 * (target.block_parameters + target.head_weight.numel()) * passes
