@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from disp_llm.models.loading import (
     require_unquantised,
 )
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
-from disp_llm.runs.results import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +50,27 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
     targets = [_target(name, config) for name in names]
     workloads = _workloads(config, targets)
     with call.watching() as progress:
-        rows, comparisons = side_by_side(targets, names, workloads, config.rounds, progress)
+
+        def on_round(name: str, done: int) -> None:
+            progress(name, done, config.rounds, {})
+
+        rows, comparisons = side_by_side(targets, names, workloads, config.rounds, on_round)
     # Of each phase one comparison: the longest prefill and the smallest decode batch.
     told = [
-        max((c for c in comparisons if c.phase == "prefill"), key=lambda c: c.length),
-        min((c for c in comparisons if c.phase == "decode"), key=lambda c: c.batch),
+        max((c for c in comparisons if c["phase"] == "prefill"), key=itemgetter("length")),
+        min((c for c in comparisons if c["phase"] == "decode"), key=itemgetter("batch")),
     ]
     peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
-    rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
     return {
         "model": config.model,
         "against": names[0],
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
         "rounds": config.rounds,
-        "results": [as_json(row) for row in rows],
-        "comparisons": [as_json(comparison) for comparison in comparisons],
-        "speedup": {c.phase: c.speedup for c in told},
-        "predicted_speedup": {c.phase: c.predicted_speedup for c in told},
+        "results": [row | {"peak_memory_bytes": peaks[row["model"]]} for row in rows],
+        "comparisons": comparisons,
+        "speedup": {one["phase"]: one["speedup"] for one in told},
+        "predicted_speedup": {one["phase"]: one["predicted_speedup"] for one in told},
         "loading": [{"model": name} | own for name, own in zip(names, alone, strict=True)],
         "hardware": hardware(),
         "versions": versions(),

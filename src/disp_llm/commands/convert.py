@@ -16,7 +16,7 @@ from disp_llm.exporter.facts import CARD
 from disp_llm.exporter.formats import Contents, Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
-from disp_llm.runs.progress import ProgressCallback, counted, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.sums import SUMS, sha256, sums_text, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
@@ -54,7 +54,7 @@ def _job(
     text, device = TextConfig(), "auto"
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
-    rounding = counted(progress, "rounding blocks")
+    rounding = counting(progress, "rounding blocks")
     return Job(config.folder, files, place, aside, text, device, rounding), left_out
 
 

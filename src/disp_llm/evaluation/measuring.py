@@ -1,6 +1,6 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
@@ -12,7 +12,7 @@ from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.sample import continued
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
-from disp_llm.runs.progress import ProgressCallback, counted
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.scores import Perplexity, Scores
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Measuring:
         def progress(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             self.progress(f"{name}: {stage}", done, total, figures)
 
-        found = replace(self.board, progress=progress).measure(target, self.tokenizer)
+        found = self.board.measure(target, self.tokenizer, progress)
         if dense is None:
             return found
         from disp_llm.evaluation.suites import against
@@ -88,7 +88,7 @@ class Measuring:
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
-        return perplexity(target, self.stream, self.config, counted(self.progress, stage))
+        return perplexity(target, self.stream, self.config, counting(self.progress, stage))
 
     @property
     def prompt(self) -> str:

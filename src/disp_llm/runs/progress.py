@@ -7,8 +7,12 @@ ProgressCallback = Callable[[str, int, int, dict[str, Any]], None]
 """Called as work goes on with (stage, done, total, figures)."""
 
 
-def counted(progress: ProgressCallback, stage: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that reports the progress of one stage."""
+Ticks = Callable[[int, int], None]
+"""Called with (done, total) as one stage goes on."""
+
+
+def counting(progress: ProgressCallback, stage: str) -> Ticks:
+    """What reports one stage."""
     return lambda done, total: progress(stage, done, total, {})
 
 
