@@ -133,13 +133,14 @@ def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, 
 
 def _answer() -> None:
     """What that process does: its standard input says of which model, and where it answers."""
-    asked, answer = pickle.load(sys.stdin.buffer), sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever libraries print
+    asked, output = pickle.load(sys.stdin.buffer), os.dup(1)
+    os.dup2(2, 1)  # whatever libraries print is no answer
     try:
         found = _load_and_run(*asked)
     except InputError as error:
         found = error
-    answer.write(pickle.dumps(found))
+    with os.fdopen(output, "wb") as answer:
+        answer.write(pickle.dumps(found))
 
 
 def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:

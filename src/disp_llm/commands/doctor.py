@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
-from disp_llm.commands.placement import ROOM, MemoryPlan, first_plan, memory_plans
+from disp_llm.commands.placement import ROOM, first_plan, memory_plans
 from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings
@@ -37,6 +37,8 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
+    best = first_plan(plans, free)
+    advice = "fits" if best is plans[0] else f"fits with {best.name}"
     return {
         "model": config.model,
         "model_type": empty.model.config.model_type,
@@ -60,8 +62,11 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
             }
             for plan in plans
         ],
-        "advice": advice(plans, free),
+        "advice": advice if best.fits(free) else DOES_NOT_FIT,
     }
+
+
+DOES_NOT_FIT = "does not fit: use a larger device, several, or a smaller --length or --batch"
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:
@@ -78,14 +83,6 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
         "bytes": left * itemsize,
         "gflops_per_token": 2 * budget.active_parameters(counts) / 1e9,
     }
-
-
-def advice(plans: list[MemoryPlan], free: float) -> str:
-    """The first plan that fits."""
-    best = first_plan(plans, free)
-    if not best.fits(free):
-        return "does not fit: use a larger device, several, or a smaller --length or --batch"
-    return "fits" if best is plans[0] else f"fits with {best.name}"
 
 
 SECONDS = 1.0
