@@ -94,7 +94,7 @@ def test_texts_stand_beside_them_in_their_order_and_alone_have_a_teacher():
     again = mean_losses(target, mixed)
     assert torch.allclose(again[[4, 0, 2]], mean_losses(target, text), atol=1e-5)
     assert mixed.to(torch.device("cpu")).tasks == mixed.tasks
-    alone = torch.cat([mean_losses(target, mixed.one(row)) for row in range(5)])
+    alone = torch.cat([mean_losses(target, mixed[row : row + 1]) for row in range(5)])
     assert torch.allclose(alone, again, atol=1e-5)
 
 
