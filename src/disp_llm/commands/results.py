@@ -14,8 +14,7 @@ from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_run_page
-from disp_llm.reporting.run_tables import recovery_table, sizes_table
-from disp_llm.reporting.tables import Table
+from disp_llm.reporting.run_tables import run_table
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_said, run_figures
 
@@ -38,10 +37,7 @@ class PruneResult:
 
     def _repr_html_(self) -> str:
         """The table of sizes, as a notebook shows it."""
-        found = _typed(self.figures, self.folder)
-        if found is None or found.original is None:
-            return escape(repr(self))
-        return _html(sizes_table(found.original, found.models))
+        return _html(self)
 
     @property
     def sizes(self) -> list[SizeResult]:
@@ -162,10 +158,7 @@ class RecoverResult:
 
     def _repr_html_(self) -> str:
         """What training has changed, as a notebook shows it."""
-        found = _typed(self.figures, self.folder)
-        if found is None or found.before is None or found.model is None:
-            return escape(repr(self))
-        return _html(recovery_table(found.before, found.model, found.teacher))
+        return _html(self)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -182,11 +175,10 @@ def _typed(figures: dict[str, Any], folder: Path) -> RunFigures | None:
     return run_figures(figures, str(Run(folder).result_file)) if figures else None
 
 
-def _html(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
-    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _html(result: PruneResult | RecoverResult) -> str:
+    found = _typed(result.figures, result.folder)
+    table = run_table(found) if found else None
+    return table.html() if table else escape(repr(result))
 
 
 def trainable(folder: str, device: str, dtype: str) -> PreTrainedModel:

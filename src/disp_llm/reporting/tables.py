@@ -1,7 +1,8 @@
-"""One way to make a table, for a terminal, Markdown and the page."""
+"""One way to make a table, for a terminal, Markdown, a notebook and the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import rich.box
 import rich.table
@@ -34,6 +35,15 @@ class Table:
         words = (self.columns[0], *self.left)
         rule = "|".join("---" if name in words else "---:" for name in self.columns)
         return [table_row(self.columns), f"|{rule}|", *map(table_row, self.rows)]
+
+    def html(self) -> str:
+        """The same in HTML."""
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
+        lines = []
+        for name, *cells in self.rows:
+            row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>\n')
+        return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody></table>"
 
 
 def megabytes(count: int) -> str:
