@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import PerplexityConfig
+from disp_llm.config.schema import as_type
 from disp_llm.data.tokens import Stream, Texts, opening
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.sample import continued
@@ -16,7 +17,7 @@ from disp_llm.exporter.facts import FACTS, read_facts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.runs.progress import ProgressCallback
-from disp_llm.runs.results import OriginalResult, from_json
+from disp_llm.runs.results import MEASURED_AGAIN, OriginalResult
 from disp_llm.runs.scores import Perplexity, Scores
 from disp_llm.training.losses import Teacher
 
@@ -126,9 +127,10 @@ def scores_of_original(
 
     told = read_facts(folder)
     if told:
-        dense = from_json(OriginalResult, told["original"], str(folder / FACTS)).scores
-        if dense is not None and not difference(student, dense):
-            return dense
+        file = str(folder / FACTS)
+        original = as_type(told["original"], OriginalResult, field=file, hint=MEASURED_AGAIN).scores
+        if original is not None and not difference(student, original):
+            return original
     if teacher is not None and (not told or teacher.revision == told["source"]["revision"]):
         return measuring.scores(teacher.target, "original")
     if not told:

@@ -46,7 +46,7 @@ from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import within_positions
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import OriginalResult, as_json
+from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
@@ -222,7 +222,7 @@ def measure_original(
         bytes=dense.parameters * next(dense.model.parameters()).element_size(),
         scores=scores,
     )
-    run.update(original=as_json(result))
+    run.update(original=result)
 
 
 def choose(problem: PruningProblem) -> Selection:

@@ -150,11 +150,10 @@ def measure_before(
                 from disp_llm.evaluation.suites import against
 
                 scores = against(scores, original)
-                known = {"original_scores": as_json(original)}
-        job.run.update(before=as_json(MeasuredResult(measured, scores)), **known)
+                known = {"original_scores": original}
+        job.run.update(before=MeasuredResult(measured, scores), **known)
     if teacher is not None and "teacher" not in found:
-        of_teacher = measuring.perplexity(teacher.target, "perplexity of the teacher")
-        job.run.update(teacher=as_json(of_teacher))
+        job.run.update(teacher=measuring.perplexity(teacher.target, "perplexity of the teacher"))
 
 
 def train(

@@ -14,9 +14,9 @@ from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
 from disp_llm.reporting.page import write_run_page
-from disp_llm.reporting.run_tables import run_table
+from disp_llm.reporting.run_tables import perplexity_said, run_table
 from disp_llm.runs.folder import Run
-from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_said, run_figures
+from disp_llm.runs.results import RunFigures, SizeResult, as_json, run_figures
 
 
 @dataclass(frozen=True, repr=False)

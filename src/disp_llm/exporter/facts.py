@@ -6,12 +6,12 @@ from typing import Any
 
 from disp_llm.config.names import is_on_hub, name_of
 from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import Amount, Count, Positive
+from disp_llm.config.schema import Amount, Count, Positive, as_type
 from disp_llm.models import embedded
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import FACTS, kind_of
-from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json, from_json
+from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json
 from disp_llm.runs.scores import Finite, Perplexity
 
 TOLD = (
@@ -137,7 +137,7 @@ def facts_in(path: Path) -> dict[str, Any]:
 
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
     """The same as an object."""
-    return from_json(Facts, values, path, EXPORT_AGAIN)
+    return as_type(values, Facts, field=path, hint=EXPORT_AGAIN)
 
 
 OF_FILES = "sha256:"

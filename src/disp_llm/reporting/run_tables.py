@@ -9,6 +9,7 @@ from disp_llm.config.names import name_of
 from disp_llm.reporting.tables import Table, megabytes
 from disp_llm.reporting.terminal import say
 from disp_llm.runs.results import (
+    NOT_MEASURED,
     PHASES,
     MeasuredResult,
     OriginalResult,
@@ -16,9 +17,7 @@ from disp_llm.runs.results import (
     SizeResult,
     TrainedResult,
     dropped_said,
-    perplexity_said,
     run_figures,
-    speed_said,
 )
 from disp_llm.runs.scores import Perplexity, kept_said, ratio_said
 
@@ -92,7 +91,7 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     timed = next((model.speed for model in models if model.speed), {})
     for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
         took = f"{timed[f'{phase}_original_ms']:.1f} ms" if timed else ""
-        row(name, took, lambda m, phase=phase: speed_said(m, phase))
+        row(name, took, lambda m, phase=phase: _speed_said(m, phase))
     for kind in ("total", "flops", "bytes", "memory", "latency", "active"):
         row(
             f"{kind}, of the original's",
@@ -111,6 +110,20 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
 
 def _column_name(model: SizeResult) -> str:
     return f"keep {model.size}" if model.budget == "params" else model.size.replace("-", " ")
+
+
+def perplexity_said(size: SizeResult) -> str:
+    """`53.29 ± 7.51`."""
+    return str(size.measured or NOT_MEASURED)
+
+
+def _speed_said(size: SizeResult, phase: str) -> str:
+    """`×1.23 (1.20 to 1.25)`, how many times as fast as the original with the quartiles over
+    rounds; empty where nothing was timed."""
+    if not size.speed:
+        return ""
+    low, middle, high = (size.speed[f"{phase}_speedup{end}"] for end in ("_low", "", "_high"))
+    return f"×{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _say_what_is_slow(models: list[SizeResult]) -> None:
