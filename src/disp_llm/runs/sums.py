@@ -112,8 +112,10 @@ def changed_files(folder: Path, sums: dict[str, str], hint: str) -> list[InputEr
             return f"cannot be read ({error.strerror})"
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = zip(sums, pool.map(problem, sums), strict=True)
-        return [InputError(what, field=str(folder / name), hint=hint) for name, what in found if what]
+        found = {
+            folder / name: what for name, what in zip(sums, pool.map(problem, sums), strict=True)
+        }
+    return [InputError(what, field=str(path), hint=hint) for path, what in found.items() if what]
 
 
 def _stays_inside(name: str) -> bool:
