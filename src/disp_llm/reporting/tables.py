@@ -8,7 +8,7 @@ import rich.box
 import rich.table
 
 from disp_llm.reporting.terminal import results
-from disp_llm.runs.markdown import table_row
+from disp_llm.runs.markdown import escaped
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Table:
         """Its lines in Markdown."""
         words = (self.columns[0], *self.left)
         rule = "|".join("---" if name in words else "---:" for name in self.columns)
-        return [table_row(self.columns), f"|{rule}|", *map(table_row, self.rows)]
+        head, *lines = [
+            f"| {' | '.join(map(escaped, row))} |" for row in (self.columns, *self.rows)
+        ]
+        return [head, f"|{rule}|", *lines]
 
     def html(self) -> str:
         """The same in HTML."""

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,52 +34,28 @@ NOT_MADE_AGAIN = {
 """The same for files that no later attempt writes."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """One run folder: its paths, its figures, and whether its files are still what they were."""
+    """One run folder: its paths, its figures, and whether its files are still what they were.
 
-    folder: Path
-    anyway: bool = False
-    """Whether files that have changed are used all the same."""
+    Args:
+        anyway: whether files that have changed are used all the same.
+    """
 
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.toml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def __init__(self, folder: Path, anyway: bool = False):
+        self.folder, self.anyway = folder, anyway
+        self.config_file = folder / "config.toml"
+        self.metrics_file = folder / "metrics.jsonl"
+        self.result_file = folder / "result.json"
+        self.page_file = folder / "report.html"
+        self.checkpoint_folder = folder / "checkpoint"
+        self.scores_file = self.checkpoint_folder / "scores.safetensors"
+        self.selection_file = folder / "selection.safetensors"
+        self.model_folder = folder / "model"  # of `recover`; those of `prune` are size folders
 
     @property
     def log(self) -> tuple[Path, ...]:
         """The log of the steps; none of a run that takes none."""
         return (self.metrics_file,) if self.metrics_file.exists() else ()
-
-    @property
-    def result_file(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def page_file(self) -> Path:
-        return self.folder / "report.html"
-
-    @property
-    def scores_file(self) -> Path:
-        return self.checkpoint_folder / "scores.safetensors"
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.folder / "checkpoint"
-
-    @property
-    def selection_file(self) -> Path:
-        """What was chosen, and the kept indices of every size."""
-        return self.folder / "selection.safetensors"
-
-    @property
-    def model_folder(self) -> Path:
-        """Where `recover` writes its model."""
-        return self.folder / "model"
 
     def size_folder(self, size: str) -> Path:
         """Where `prune` writes a size: `keep-0.8`, or `bytes-0.6` under another budget."""
@@ -163,11 +138,8 @@ class Run:
         self.forget(*(folder for folder in map(self.size_folder, sizes) if not folder.exists()))
 
     def has(self, path: Path) -> bool:
-        """Whether an earlier attempt has finished a file or an exported folder of this run.
-
-        Raises:
-            InputError: it has changed since.
-        """
+        """Whether an earlier attempt has finished a file or an exported folder of this run, which
+        is refused if it has changed since."""
         if self._name(path) not in self.files or not path.exists():
             return False
         self.require_whole(path)
@@ -259,11 +231,8 @@ SOURCES = {
 
 @contextlib.contextmanager
 def clock(run: Run, name: str, active: bool = True) -> Iterator[None]:
-    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`.
-
-    Args:
-        active: whether this process writes.
-    """
+    """Adds the seconds that the context lasts to those of earlier attempts in `result.json`, if
+    this process is the `active` one, which writes."""
     began = time.perf_counter()
     try:
         yield
