@@ -6,6 +6,7 @@ from typing import Any
 from disp_llm.commands.caller import Caller, takes
 from disp_llm.config.report import ReportConfig
 from disp_llm.reporting.page import write_page
+from disp_llm.runs.folder import Run
 
 
 @takes(ReportConfig)
@@ -17,4 +18,6 @@ def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict
         options: settings by the names of their flags.
     """
     _, config = Caller.asking(ReportConfig, run, options)
-    return write_page(config)
+    config.validate()
+    path = write_page(Run(config.run, config.anyway), config.output)
+    return {"file": str(path), "bytes": path.stat().st_size}

@@ -13,7 +13,7 @@ from disp_llm.config.targets import Target
 from disp_llm.masks.selection_file import kept_by_site
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.loading import load_model
-from disp_llm.reporting.page import write_run_page
+from disp_llm.reporting.page import write_page
 from disp_llm.reporting.run_tables import perplexity_said, run_table
 from disp_llm.runs.folder import Run
 from disp_llm.runs.results import RunFigures, SizeResult, as_json, run_figures
@@ -139,7 +139,7 @@ class PruneResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(Run(self.folder))
+        return write_page(Run(self.folder))
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,7 +170,7 @@ class RecoverResult:
 
     def report(self) -> Path:
         """Writes the page of the run, one HTML file that stands alone, and returns its path."""
-        return write_run_page(Run(self.folder))
+        return write_page(Run(self.folder))
 
 
 def _typed(figures: dict[str, Any], folder: Path) -> RunFigures | None:

@@ -25,7 +25,7 @@ from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
 from disp_llm.models.embedded import MODEL
 from disp_llm.models.loading import Loaded
-from disp_llm.reporting.page import write_run_page
+from disp_llm.reporting.page import write_page
 from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
@@ -64,7 +64,7 @@ def run_in_folder(
             for part, revision in zip(inputs, ("revision", "teacher_revision"), strict=False):
                 part.require_same(run, revision)
             if prunes and not run.page_file.exists():
-                write_run_page(run)
+                write_page(run)
             return run, run.result(), config.machine.device
         with job_of(caller, config, *inputs) as job, clock(run, "seconds", job.process.is_main):
             stages(job, *inputs)
@@ -72,7 +72,7 @@ def run_in_folder(
         if job.process.is_main:
             figures = run.finish(peak_memory_bytes=peak_memory_bytes(device))
             if prunes:
-                write_run_page(run)
+                write_page(run)
         return run, figures, str(device)
 
 

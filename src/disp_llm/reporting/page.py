@@ -6,7 +6,6 @@ text, and nothing on the page can run or be fetched.
 
 import io
 import re
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import jinja2
 
 from disp_llm.config.names import name_of
-from disp_llm.config.report import ReportConfig
 from disp_llm.reporting.run_data import Step, read_run
 from disp_llm.reporting.run_tables import run_table
 from disp_llm.runs.files import atomic
@@ -43,31 +41,19 @@ STYLE = {
 }
 
 
-def write_run_page(run: Run) -> Path:
-    """Writes the page of one run into its folder, and returns its path."""
-    return Path(write_page(ReportConfig(run.folder, anyway=run.anyway))["file"])
-
-
-def write_page(config: ReportConfig) -> dict[str, Any]:
-    """Writes the page; returns where it lies and how large it is."""
-    config.validate()
-    run = Run(config.run, config.anyway)
+def write_page(run: Run, path: Path | None = None) -> Path:
+    """Writes the page of a run, into its folder unless a path is given, and returns its path."""
     found = read_run(run)
-    table = run_table(found.figures) if found.figures else None
-    path = config.output or run.page_file
-    with atomic(path, PAGE) as temporary:
-        text = _template().render(run=found, table=table, chart=loss_chart(found.steps))
-        temporary.write_text(text, encoding="utf-8")
-    return {"file": str(path), "bytes": path.stat().st_size}
-
-
-@cache
-def _template() -> jinja2.Template:
-    """The page of `report.html`, compiled once."""
     source = resources.files("disp_llm.reporting") / "report.html"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"name_of": name_of, "shown": _shown}
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    table = run_table(found.figures) if found.figures else None
+    path = path or run.page_file
+    with atomic(path, PAGE) as temporary:
+        text = template.render(run=found, table=table, chart=loss_chart(found.steps))
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def _shown(value: Any) -> Any:
