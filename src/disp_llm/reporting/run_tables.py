@@ -19,7 +19,7 @@ from disp_llm.runs.results import (
     dropped_said,
     run_figures,
 )
-from disp_llm.runs.scores import Perplexity, kept_said, ratio_said
+from disp_llm.runs.scores import Perplexity, kept_said, ratio_said, with_error
 
 WORTH_RECOVERY = 1.1
 """Perplexity over the original's from which on training the kept weights is proposed."""
@@ -76,11 +76,7 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     row("perplexity of the suite", "×1", lambda m: ratio_said(m.scores))
     row("kept of its tasks", "100.0 %", lambda m: kept_said(m.scores))
     row("perplexity", str(original.measured), perplexity_said)
-    row(
-        "perplexity, masked",
-        "",
-        lambda m: "" if m.perplexity_masked is None else f"{m.perplexity_masked:.2f}",
-    )
+    row("perplexity, masked", "", lambda m: with_error(m.perplexity_masked, None))
     row("block parameters", f"{original.block_parameters:,}", lambda m: f"{m.block_parameters:,}")
     row("of the original's", "", lambda m: f"{m.keep:.2%}")
     row("all parameters", f"{original.parameters:,}", lambda m: f"{m.parameters:,}")
@@ -92,7 +88,7 @@ def _sizes_table(original: OriginalResult, models: list[SizeResult]) -> Table:
     for phase, name in (("prefill", "prefill, 512 tokens"), ("decode", "decode, one token")):
         took = f"{timed[f'{phase}_original_ms']:.1f} ms" if timed else ""
         row(name, took, lambda m, phase=phase: _speed_said(m, phase))
-    for kind in ("total", "flops", "bytes", "memory", "latency", "active"):
+    for kind in dict.fromkeys(model.budget for model in models if model.budget != "params"):
         row(
             f"{kind}, of the original's",
             "",
