@@ -7,7 +7,7 @@ from html import escape
 import rich.box
 import rich.table
 
-from disp_llm.reporting.terminal import results
+from disp_llm.reporting.terminal import results, say
 from disp_llm.runs.markdown import escaped
 
 
@@ -22,7 +22,9 @@ class Table:
 
     def show(self) -> None:
         """Prints it on standard output."""
-        shown = rich.table.Table(title=self.title or None, box=rich.box.SIMPLE_HEAD)
+        if self.title:
+            say(self.title)  # in one line, which rich would wrap to the width of the table
+        shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
         for name in self.columns:
             is_left = name in (self.columns[0], *self.left)
             shown.add_column(name, justify="left" if is_left else "right")
