@@ -66,7 +66,7 @@ def test_folders_that_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "column", "said"),
     [
-        ("set", "body", "no column 'body', but 'id', 'text'"),
+        ("set", "body", "no column 'body' in row 1, but 'id', 'text'"),
         ("set:default:absent", "text", "cannot load"),
         ("absent-set", "text", "cannot load"),
         ("damaged", "text", "cannot load"),

@@ -11,8 +11,8 @@ from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.suites import load_suite
-from disp_llm.data.examples import ExampleStream, read_examples
-from disp_llm.data.sources import Given, characters_for, read_given
+from disp_llm.data.examples import ExampleStream
+from disp_llm.data.sources import Given, characters_for, named_examples, read_given
 from disp_llm.data.tokens import load_tokens, stream_of
 from disp_llm.data.windows import Stream, require_length
 from disp_llm.evaluation.answers import scored, written_answers
@@ -78,8 +78,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
         measured = perplexity(target, stream, config.evaluation, counting(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
-            asked = stream.within(config.evaluation.tokens)
-            asked = asked.first(config.limit) if config.limit else asked
+            asked = stream.within(config.evaluation.tokens).first(config.limit)
             answers = written_answers(target, loaded.tokenizer, asked, on_request)
             result["answers"] = scored(answers, [one.answer for one in asked.examples])
     if config.tasks:
@@ -109,7 +108,7 @@ def _evaluation_stream(
     text = (
         given
         or read_given(config.text, config.dataset, config.text_field, "test", characters=characters)
-        or read_examples(config.examples, config.template)
+        or named_examples(config, "examples")
     )
     if text is None:
         texts = load_tokens(TextConfig(text=(Path(SPEECHES),)), loaded.tokenizer)

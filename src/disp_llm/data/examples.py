@@ -129,12 +129,8 @@ class GivenExamples:
         return digest.hexdigest()
 
 
-def read_examples(
-    paths: Sequence[Path], template: str, field: str = "examples"
-) -> GivenExamples | None:
-    """The examples of .jsonl and .json files, and of those in folders; None where none is named."""
-    if not paths:
-        return None
+def read_examples(paths: Sequence[Path], template: str, field: str = "examples") -> GivenExamples:
+    """The examples of tables (.jsonl, .json, .csv, .parquet), and of those in folders."""
 
     def read(file: Path) -> Iterator[Example]:
         return (example_of(row, place, file.name) for place, row in rows_of(file))

@@ -63,7 +63,7 @@ def naming(path: Path | str, field: str) -> Iterator[None]:
     try:
         yield
     except Unusable as error:
-        raise InputError(f"{path} {error.what}".lstrip(), field=field, hint=error.hint) from error
+        raise InputError(f"{path} {error.what}", field=field, hint=error.hint) from error
     except UnicodeDecodeError as error:
         hint = "name a text file, or convert it"
         raise InputError(f"{path} is not UTF-8 text", field=field, hint=hint) from error

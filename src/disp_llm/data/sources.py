@@ -22,13 +22,13 @@ from disp_llm.data.reading import (
     base_name,
     beginning,
     documents_of,
-    no_column,
     read_each,
     text_of,
 )
 from disp_llm.models.embedded import speech_files
 
 if TYPE_CHECKING:
+    from disp_llm.config.eval import EvalConfig
     from disp_llm.data.examples import GivenExamples
 
 HELD_OUT = 0.1
@@ -163,12 +163,12 @@ def read_sources(
     """
     held = in_memory or {}
     names = config.eval_text, config.eval_dataset
-    examples = held.get("examples") or read_examples(config, "examples")
+    examples = held.get("examples") or named_examples(config, "examples")
     evaluation = (
         held.get("eval_text")
         or held.get("eval_examples")
         or read_given(*names, config.text_field, "test", "eval_text", characters_for(measured))
-        or read_examples(config, "eval_examples")
+        or named_examples(config, "eval_examples")
     )
     if evaluation is None and examples is not None:
         examples, evaluation = examples.parted()
@@ -183,13 +183,13 @@ def read_sources(
     return Sources(tuple(texts), evaluation)
 
 
-def read_examples(config: TextConfig, field: str) -> "GivenExamples | None":
+def named_examples(config: "TextConfig | EvalConfig", field: str) -> "GivenExamples | None":
     """The examples of the files that a setting names; None where it names none."""
     if not getattr(config, field):
         return None
-    from disp_llm.data import examples
+    from disp_llm.data.examples import read_examples
 
-    return examples.read_examples(getattr(config, field), config.template, field)
+    return read_examples(getattr(config, field), config.template, field)
 
 
 def characters_for(tokens: int) -> int:
@@ -312,9 +312,7 @@ def read_dataset(
             revision=revision or None,
             streaming=streams,
         )
-        if not streams:
-            if column not in found.column_names:
-                raise no_column(column, found.column_names)
+        if not streams and column in found.column_names:
             batches = found.select_columns([column]).iter(1000)
             found = ({column: value} for batch in batches for value in batch[column])
         texts = texts_of(itertools.islice(found, rows or None), column)
