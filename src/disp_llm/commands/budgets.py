@@ -10,13 +10,12 @@ from disp_llm.config.targets import Target
 from disp_llm.masks.budget import Budget, TooSmall, project
 from disp_llm.masks.costs import (
     CostModel,
+    active_costs,
     byte_costs,
     flop_costs,
     memory_costs,
-    parameter_costs,
 )
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.models.kv_cache import cached_tokens
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
 
@@ -30,7 +29,7 @@ def budget_of(job: Job[PruneConfig], dense: PrunableModel, align: int, chunk: in
         costs = counted_costs(settings, dense, dense.head_weight.element_size())
     budget = Budget(layout, costs, dense.sites, config.uniform, config.least_cut, chunk)
     if costs is not None and settings.budget == "total":
-        _require_room_for_blocks(budget, costs.constant_cost, config.sizes)
+        _require_room_for_blocks(budget, costs.constant, config.sizes)
     return budget
 
 
@@ -52,11 +51,12 @@ def counted_costs(settings: BudgetConfig, dense: PrunableModel, itemsize: int) -
         case "memory":
             length, batch = settings.workload_length, settings.workload_batch
             require_positions(dense.model, length, "workload_length")
-            return memory_costs(
-                layout, parameters, itemsize, cached_tokens(dense.model, length, batch)
-            )
+            from disp_llm.models.kv_cache import cached_tokens
+
+            cached = cached_tokens(dense.model, length, batch)
+            return memory_costs(layout, parameters, itemsize, cached)
         case "active":
-            return parameter_costs(layout, counts_chosen=True)
+            return active_costs(layout)
     return None
 
 

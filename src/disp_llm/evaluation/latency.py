@@ -24,7 +24,7 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Count, Positive
 from disp_llm.evaluation.cache import IGNORED, cache_folder, cached, keep, table_key
-from disp_llm.evaluation.latency_fit import fit, for_sites
+from disp_llm.evaluation.latency_fit import fit
 from disp_llm.evaluation.timing import Workload, paired
 from disp_llm.exporter.cutting import compact_model
 from disp_llm.masks.budget import Budget
@@ -147,7 +147,7 @@ def _costs_of(
     whole = TimedShape(list(layout.lengths), 1.0)  # known without a watch
     counts = torch.tensor([row.counts for row in (whole, *found.rows)])
     shares = torch.tensor([row.share for row in (whole, *found.rows)], dtype=torch.float64)
-    return found.dense_s, for_sites(fit(layout, counts, shares), target.layout)
+    return found.dense_s, replace(fit(layout, counts, shares), layout=target.layout)
 
 
 def _fits(row: TimedShape, layout: Layout) -> bool:

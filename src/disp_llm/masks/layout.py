@@ -91,7 +91,7 @@ class Layout:
         of_site = torch.tensor([site in sites for site in self.sites])
         return of_site[self.site_of_entry % len(self.sites)]
 
-    @property
+    @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Entries of each site, block by block: none is 0."""
         by_block = zip(*(block.lengths for block in self.blocks), strict=True)
