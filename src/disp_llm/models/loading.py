@@ -19,7 +19,7 @@ from transformers.utils import quantization_config
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.parts import MachineConfig
-from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, row_for
+from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, Family, family_of, family_of_any
 from disp_llm.models.devices import resolve_device, resolve_dtype
 from disp_llm.models.embedded import MODEL, path_of
 from disp_llm.models.files import hub_place, weight_files
@@ -224,11 +224,6 @@ def _unpack(model: Any) -> None:
     model.hf_quantizer.compressor.decompress_model(model)
     for module in model.modules():
         QuantizationMetadata.clear_all_qparams(module)
-
-
-def family_of_any(config: transformers.PreTrainedConfig) -> Family:
-    """The row of a dense or of a pruned model's configuration."""
-    return row_for(config) or family_of(config)
 
 
 def auto_class(config: transformers.PreTrainedConfig) -> Any:
