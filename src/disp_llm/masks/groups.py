@@ -23,6 +23,8 @@ from disp_llm.masks.shapes import BlockShape
 class Groups:
     """For entries laid out lane by lane, the group of each."""
 
+    sites: int
+    """S."""
     of_entry: Int[Tensor, " N"]
     is_first: Bool[Tensor, " G"]
     """Whether it is of the fewest entries that its site keeps."""
@@ -30,8 +32,6 @@ class Groups:
     """A group with entries of several sites, as of blocks that are alike, has a piece of each."""
     piece_site: Int[Tensor, " P"]
     piece_size: Float[Tensor, " P"]
-    sites: int
-    """S."""
 
     def means(self, scores: Float[Tensor, " N"]) -> Float[Tensor, " G"]:
         """The mean score of each group, in float64."""
@@ -116,7 +116,7 @@ def groups_of(
     pairs = of_entries * sites + layout.site_of_entry
     pieces, sizes = pairs.unique(return_counts=True)
     parts = of_entries, torch.cat(is_first), pieces // sites, pieces % sites, sizes.double()
-    return Groups(*(part.to(device) for part in parts), sites)
+    return Groups(sites, *(part.to(device) for part in parts))
 
 
 def _times_as_wide(layout: Layout, block: BlockShape) -> int:
