@@ -185,9 +185,7 @@ def project(scores: Float[Tensor, " N"], budget: Budget, share: float, align: in
     """
     layout, device = budget.layout, scores.device
     scores = layout.by_chunks(scores.detach(), budget.chunk)
-    ranked = torch.argsort(scores, descending=True, stable=True)
-    # Lane by lane, best first within a lane.
-    ranked = ranked[torch.argsort(layout.lane_of_entry.to(device)[ranked], stable=True)]
+    ranked = layout.ranked(scores)
     groups = groups_of(layout, align, budget.chunk, budget.alike, device)
     means = groups.means(scores[ranked])
     kept_anyway = groups.is_first | groups.of_sites(budget.never_pruned_sites)

@@ -3,7 +3,7 @@
 A group is `align` entries of one site, of each of its lanes, and of each of the blocks that are to
 be alike.
 
-N entries of all sites, S sites, G groups.
+N entries of all sites, S sites, G groups, P pieces of them, each of one site.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,15 @@ from disp_llm.masks.shapes import BlockShape
 class Groups:
     """For entries laid out lane by lane, the group of each."""
 
+    sites: int
+    """S."""
     of_entry: Int[Tensor, " N"]
     is_first: Bool[Tensor, " G"]
     """Whether it is of the fewest entries that its site keeps."""
-    site_of_entry: Int[Tensor, " N"]
-    ends: Int[Tensor, " S"]
-    """The last entry of each site."""
+    piece_group: Int[Tensor, " P"]
+    """A group with entries of several sites, as of blocks that are alike, has a piece of each."""
+    piece_site: Int[Tensor, " P"]
+    piece_size: Float[Tensor, " P"]
 
     def means(self, scores: Float[Tensor, " N"]) -> Float[Tensor, " G"]:
         """The mean score of each group, in float64."""
@@ -37,13 +40,13 @@ class Groups:
 
     def of_sites(self, chosen: Bool[Tensor, " S"]) -> Bool[Tensor, " G"]:
         """Which groups have entries of a chosen site."""
-        entries = chosen.to(self.site_of_entry.device)[self.site_of_entry]
-        return torch.zeros_like(self.is_first).index_fill(0, self.of_entry[entries], True)
+        pieces = chosen.to(self.piece_site.device)[self.piece_site]
+        return torch.zeros_like(self.is_first).index_fill(0, self.piece_group[pieces], True)
 
     def counts(self, chosen: Bool[Tensor, " G"]) -> Float[Tensor, " S"]:
         """How many entries of each site the chosen groups have."""
-        up_to = chosen[self.of_entry].cumsum(0)[self.ends]  # no sum by site, which a GPU is slow at
-        return up_to.diff(prepend=up_to.new_zeros(1)).double().cpu()
+        sizes = self.piece_size * chosen[self.piece_group]
+        return sizes.new_zeros(self.sites).index_add(0, self.piece_site, sizes).cpu()
 
     def first(self, order: Int[Tensor, " G"], count: int) -> Bool[Tensor, " G"]:
         """Which groups are the first in an order."""
@@ -76,7 +79,7 @@ def fill(
                 high = middle - 1
         if count == end:
             return order, count
-        site = groups.site_of_entry[groups.of_entry == order[count]][-1]
+        site = groups.piece_site[groups.piece_group == order[count]][-1]
         if not may_be_passed_over[site]:
             return order, count
         order = torch.cat([order[:count], order[count + 1 :], order[count : count + 1]])
@@ -109,9 +112,11 @@ def groups_of(
             begins[key] = sum(map(len, is_first))
             is_first.append(torch.arange(-(-width // size)) < -(-block.least[place] // size))
         of_entry.append((begins[key] + torch.arange(width) // size).repeat(lanes))
-    ends = torch.tensor(layout.lengths).cumsum(0) - 1
-    parts = torch.cat(of_entry), torch.cat(is_first), layout.site_of_entry, ends
-    return Groups(*(part.to(device) for part in parts))
+    of_entries, sites = torch.cat(of_entry), len(layout.lengths)
+    pairs = of_entries * sites + layout.site_of_entry
+    pieces, sizes = pairs.unique(return_counts=True)
+    parts = of_entries, torch.cat(is_first), pieces // sites, pieces % sites, sizes.double()
+    return Groups(sites, *(part.to(device) for part in parts))
 
 
 def _times_as_wide(layout: Layout, block: BlockShape) -> int:

@@ -1,5 +1,9 @@
 """Which stretch of the flat vector of entries is which site of which block.
 
+Block by block, site by site: attn_in (D entries), attn_out (D), mlp_in (D), mlp_mid (F, of a
+mixture F of each expert), mlp_out (D), then heads, experts, attention and mlp, where these are
+sites.
+
 N entries of all sites, S sites (5 to 9 a block), L blocks.
 """
 
@@ -42,16 +46,6 @@ class Layout:
     def lanes(self) -> tuple[int, ...]:
         """Lanes of each of the S sites."""
         return tuple(lanes for block in self.blocks for lanes in block.lanes)
-
-    @cached_property
-    def lane_of_entry(self) -> Int[Tensor, " N"]:
-        """Index of the lane that each entry belongs to, rising."""
-        widths = [
-            length // lanes
-            for length, lanes in zip(self.lengths, self.lanes, strict=True)
-            for _ in range(lanes)
-        ]
-        return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -127,6 +121,18 @@ class Layout:
                 for part, shared in parts
             ]
         )
+
+    def ranked(self, scores: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """All entries, lane by lane, the best of each lane first."""
+        order = torch.argsort(scores, descending=True, stable=True)
+        lanes = self._lane_of_entry.to(scores.device)[order]
+        return order[torch.argsort(lanes, stable=True)]
+
+    @cached_property
+    def _lane_of_entry(self) -> Int[Tensor, " N"]:
+        parts = zip(self.lengths, self.lanes, strict=True)
+        widths = [length // lanes for length, lanes in parts for _ in range(lanes)]
+        return torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
 
     def without_dropped(self, kept: Bool[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """The same masks with nothing kept inside of a branch that is not kept itself."""

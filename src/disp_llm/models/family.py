@@ -171,13 +171,9 @@ class Family:
         """What of a model reads tokens and gives hidden states."""
         return model.base_model.get_submodule(self.base)
 
-    def language_model_of(self, model: Any) -> Any:
-        """What of a model has the blocks: the base model, or of a wrapper one of its parts."""
-        return model.base_model.get_submodule(self.tower)
-
     def blocks_of(self, model: Any) -> Any:
         """The list of a model's blocks."""
-        return self.language_model_of(model).get_submodule(self.blocks)
+        return model.base_model.get_submodule(self.tower).get_submodule(self.blocks)
 
     def branches_of(self, block: Any) -> tuple[Branch, Branch]:
         """Attention, or what the block has in its place, and MLP, in the order of running."""
