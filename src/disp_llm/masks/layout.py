@@ -138,11 +138,14 @@ class Layout:
         """The same masks with nothing kept inside of a branch that is not kept itself."""
         if not self.blocks[0].branches:
             return kept
-        places = [self.sites.index(BRANCH_OF[site]) for site in self.sites]
-        first = self.site_of_entry // len(self.sites) * len(self.sites)  # site of each block
-        branch = first + torch.tensor(places)[self.site_of_entry % len(self.sites)]
-        stays = self.counts(kept.long()) > 0
-        return kept & stays[branch.to(kept.device)]
+        parts = dict(zip(self.names, self.split(kept), strict=True))
+        return torch.cat(
+            [
+                parts[f"layers.{i}.{site}"] & parts[f"layers.{i}.{BRANCH_OF[site]}"]
+                for i in range(len(self.blocks))
+                for site in self.sites
+            ]
+        )
 
 
 def group_size(site: str, align: int, chunk: int) -> int:

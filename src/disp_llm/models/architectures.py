@@ -14,7 +14,7 @@ from typing import Any
 
 from disp_llm.config.errors import InputError, nearest
 from disp_llm.config.plugins import added, added_names
-from disp_llm.models.family import Branch, Family, Wrapper, branch, mixture
+from disp_llm.models.family import Branch, Family, Wrapper, branch
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def _branch(row: dict[str, Any]) -> Branch:
     columns: dict[str, Any] = {
         key: tuple(one) if isinstance(one, list) else one for key, one in row.items()
     }
-    return mixture(**columns) if "router" in columns else branch(**columns)
+    return branch(**columns)
 
 
 FAMILIES = _rows()
