@@ -39,7 +39,7 @@ def save_selection(
     compensation, tensors = selection.compensation, dict[str, Tensor]()
     for kind, flat in (("logits", selection.importance), ("scales", compensation.scales)):
         if flat is not None:
-            parts = zip(layout.names, layout.split(flat.float()), strict=True)
+            parts = layout.named(flat.float()).items()
             tensors |= {f"{kind}.{name}": part.clone() for name, part in parts}
     if compensation.mean_inputs is not None:
         tensors["means"] = compensation.mean_inputs.float()
