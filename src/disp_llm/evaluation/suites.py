@@ -32,7 +32,7 @@ from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.perplexity import of_windows
 from disp_llm.evaluation.tasks import answers, require_tasks
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent
+from disp_llm.runs.progress import ProgressCallback, counted, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 logger = logging.getLogger(__name__)
@@ -67,22 +67,20 @@ class Scoreboard:
         texts, tasks = {}, {}
         for name in self.texts:
             with self.suite.naming(f"texts.{name}"):
-                on_window = counting(progress, f"perplexity, {name}")
-                texts[name] = self._text(name, target, tokenizer, on_window)
+                texts[name] = self._text(name, target, tokenizer, progress)
         for name in self.suite.tasks:
             with self.suite.naming(f"tasks.{name}"):
-                on_request = counting(progress, f"answers, {name}")
-                tasks[name] = self._task(name, target, tokenizer, on_request)
+                tasks[name] = self._task(name, target, tokenizer, progress)
         return Scores(self.suite.name, texts, tasks)
 
     def _text(
-        self, name: str, target: PrunableModel, tokenizer: Any, on_window: Ticks
+        self, name: str, target: PrunableModel, tokenizer: Any, progress: ProgressCallback
     ) -> TextScore:
         given = self.texts[name]
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
         windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
-        measured = of_windows(target, windows, on_window)
+        measured = of_windows(target, windows, counted(progress, f"perplexity, {name}"))
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,
@@ -95,10 +93,10 @@ class Scoreboard:
         )
 
     def _task(
-        self, name: str, target: PrunableModel, tokenizer: Any, on_request: Ticks
+        self, name: str, target: PrunableModel, tokenizer: Any, progress: ProgressCallback
     ) -> TaskScore:
         task = self.suite.tasks[name]
-        found = answers(target, tokenizer, name, task, on_request)
+        found = answers(target, tokenizer, name, task, counted(progress, f"answers, {name}"))
         return TaskScore(
             **found.accuracies,
             stderr=_error_of_mean(found.right) or 0.0,

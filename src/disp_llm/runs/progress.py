@@ -7,12 +7,8 @@ ProgressCallback = Callable[[str, int, int, dict[str, Any]], None]
 """Called as work goes on with (stage, done, total, figures)."""
 
 
-Ticks = Callable[[int, int], None]
-"""Called with (done, total) as one stage goes on."""
-
-
-def counting(progress: ProgressCallback, stage: str) -> Ticks:
-    """What reports one stage."""
+def counted(progress: ProgressCallback, stage: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that reports the progress of one stage."""
     return lambda done, total: progress(stage, done, total, {})
 
 
