@@ -20,6 +20,7 @@ from disp_llm.config.suites import SuiteTask
 from disp_llm.evaluation.continuations import log_likelihoods
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.loading import Loaded
+from disp_llm.runs.progress import Ticks, unwatched
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def run_tasks(
     names: Iterable[str],
     limit: int,
     shots: int | None = None,
-    on_request: Callable[[int, int], None] = lambda done, total: None,
+    on_request: Ticks = unwatched,
 ) -> dict[str, dict[str, Any]]:
     """Accuracies by task: `{acc, acc_norm, stderr, n, metric, shots}`; stderr is lm-eval's, of
     `metric`, None of a single question. A task that is answered in words has exact_match instead,
@@ -65,7 +66,6 @@ def run_tasks(
         names: tasks or groups of them, or lists of these with commas; `paper` is the paper's five.
         limit: number of questions of each task; 0 = all.
         shots: solved questions in front of each; None = as many as the task says itself.
-        on_request: called with (done, total) as answers are scored.
     """
     asked = {name: load_task(name, METRICS) for name in require_tasks(names)}
     adapter = _adapter(PrunableModel.of(loaded), loaded.tokenizer, on_request)
@@ -94,12 +94,9 @@ def answers(
     tokenizer: Any,
     name: str,
     task: SuiteTask,
-    on_request: Callable[[int, int], None] = lambda done, total: None,
+    on_request: Ticks = unwatched,
 ) -> Answers:
     """What a model answers to every question of one task or group.
-
-    Args:
-        on_request: called with (done, total) as answers are scored.
 
     Raises:
         InputError: it has no answers that are right or wrong by the metric.
@@ -213,7 +210,7 @@ def _results(adapter: Any, asked: dict[str, Any], limit: int, shots: int | None)
     return found
 
 
-def _adapter(target: PrunableModel, tokenizer: Any, on_request: Callable[[int, int], None]) -> Any:
+def _adapter(target: PrunableModel, tokenizer: Any, on_request: Ticks) -> Any:
     """The model as lm-eval asks it."""
     from lm_eval.models.huggingface import HFLM
 

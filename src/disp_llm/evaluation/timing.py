@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.windows import fitting
-from disp_llm.runs.progress import ProgressCallback, counted, silent
+from disp_llm.runs.progress import ProgressCallback, Ticks, counted, silent, unwatched
 from disp_llm.runs.results import Phase, workload_said
 
 WARM_UP = 2
@@ -52,7 +52,7 @@ def fitted(workload: Workload, *models: PreTrainedModel) -> Workload:
 def in_turn(
     runs: list[Callable[[], float]],
     rounds: int,
-    on_round: Callable[[int, int], None] = lambda done, total: None,
+    on_round: Ticks = unwatched,
 ) -> list[list[float]]:
     """Seconds of each of `runs`, one list for each; which one goes first alternates."""
     for run in runs:
@@ -97,7 +97,7 @@ def paired(
     second: PreTrainedModel,
     workload: Workload,
     rounds: int,
-    on_round: Callable[[int, int], None] = lambda done, total: None,
+    on_round: Ticks = unwatched,
 ) -> Pair:
     """Times two models in turn."""
     return Pair(*in_turn([runner(model, workload) for model in (first, second)], rounds, on_round))
