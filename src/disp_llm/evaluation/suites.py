@@ -30,7 +30,7 @@ from disp_llm.data.given import GivenText
 from disp_llm.data.sources import characters_for, read_dataset, read_given
 from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.perplexity import of_windows
-from disp_llm.evaluation.tasks import answers, require_tasks
+from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.progress import ProgressCallback, counted, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
@@ -68,9 +68,10 @@ class Scoreboard:
         for name in self.texts:
             with self.suite.naming(f"texts.{name}"):
                 texts[name] = self._text(name, target, tokenizer, progress)
-        for name in self.suite.tasks:
+        for name, task in self.suite.tasks.items():
             with self.suite.naming(f"tasks.{name}"):
-                tasks[name] = self._task(name, target, tokenizer, progress)
+                on_request = counted(progress, f"answers, {name}")
+                tasks[name] = score_task(target, tokenizer, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)
 
     def _text(
@@ -90,22 +91,6 @@ class Scoreboard:
             text_sha256=given.sha256,
             windows_sha256=hashlib.sha256(windows.numpy().astype("<i8").tobytes()).hexdigest(),
             losses=measured.window_losses,
-        )
-
-    def _task(
-        self, name: str, target: PrunableModel, tokenizer: Any, progress: ProgressCallback
-    ) -> TaskScore:
-        task = self.suite.tasks[name]
-        found = answers(target, tokenizer, name, task, counted(progress, f"answers, {name}"))
-        return TaskScore(
-            **found.accuracies,
-            stderr=_error_of_mean(found.right) or 0.0,
-            n=len(found.right),
-            metric=task.metric,
-            chance=task.chance,
-            questions_sha256=found.questions_sha256,
-            right="".join(f"{answer:.0f}" for answer in found.right),
-            shots=found.shots,
         )
 
 
@@ -180,7 +165,7 @@ def loss_ratio(pruned: Sequence[float], original: Sequence[float]) -> Estimate:
     """Pruned / original perplexity from the mean losses of the same windows, paired."""
     differences = [p - d for p, d in zip(pruned, original, strict=True)]
     ratio = math.exp(statistics.fmean(differences))
-    return ratio, _scaled(ratio, _error_of_mean(differences))
+    return ratio, _scaled(ratio, error_of_mean(differences))
 
 
 def kept_above_chance(
@@ -191,7 +176,7 @@ def kept_above_chance(
     above = statistics.fmean(original) - chance
     kept = (statistics.fmean(pruned) - chance) / above
     residuals = [x - kept * y for x, y in zip(pruned, original, strict=True)]
-    return kept, _scaled(1 / above, _error_of_mean(residuals))
+    return kept, _scaled(1 / above, error_of_mean(residuals))
 
 
 def geometric_mean(ratios: Sequence[tuple[float, float | None]]) -> Estimate:
@@ -208,10 +193,6 @@ def mean(figures: Sequence[tuple[float, float | None]]) -> Estimate:
     if len(errors) < len(figures):
         return value, None
     return value, math.hypot(*errors) / len(figures)
-
-
-def _error_of_mean(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _scaled(slope: float, error: float | None) -> float | None:
