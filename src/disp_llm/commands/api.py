@@ -290,8 +290,9 @@ def _machine(model: PreTrainedModel | None, machine: MachineConfig) -> MachineCo
 
 
 def takes(kind: type) -> Callable[[Command], Command]:
-    """Shows the settings of a command in its signature, so that editors, notebooks and `help`
-    complete them with their types and defaults."""
+    """Shows the settings of a command, which are its options, in its signature, so that editors,
+    notebooks and `help` complete them with their types and defaults. All at once, they may stand
+    in place of the first argument, or as `config` where there is one."""
 
     def with_signature(command: Command) -> Command:
         signature = inspect.signature(command)

@@ -36,15 +36,7 @@ logger = logging.getLogger(__name__)
 
 @takes(BenchConfig)
 def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Measures a folder against its original, or against the model that is named.
-
-    Args:
-        model: the folder to measure, or all settings at once.
-        options: settings by the names of their flags; `progress`, as `prune` takes it.
-
-    Raises:
-        InputError: a model is unusable.
-    """
+    """Measures a folder against its original, or against the model that is named."""
     call = called(BenchConfig, model, options)
     config = call.config
     asked = {"against": _against(config), "model": config.model}
@@ -115,11 +107,7 @@ def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Worklo
 def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:
     """Load time of configuration and weights, peak memory and bytes on disk, from a process that
     does nothing else: an interpreter of its own, since `multiprocessing` would run the caller's
-    script once more.
-
-    Raises:
-        InputError: the model is unusable, or the process was killed.
-    """
+    script once more."""
     done = subprocess.run(
         [sys.executable, "-c", f"import {__name__} as here; here.{_answer.__name__}()"],
         input=pickle.dumps((name, machine, length)),
@@ -141,13 +129,14 @@ def in_own_process(name: str, machine: MachineConfig, length: int) -> dict[str, 
 
 def _answer() -> None:
     """What that process does: its standard input says of which model, and where it answers."""
-    asked, answer = pickle.load(sys.stdin.buffer), sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever libraries print
+    asked, output = pickle.load(sys.stdin.buffer), os.dup(1)
+    os.dup2(2, 1)  # whatever libraries print is no answer
     try:
         found = _load_and_run(*asked)
     except InputError as error:
         found = error
-    answer.write(pickle.dumps(found))
+    with os.fdopen(output, "wb") as answer:
+        answer.write(pickle.dumps(found))
 
 
 def _load_and_run(name: str, machine: MachineConfig, length: int) -> dict[str, Any]:

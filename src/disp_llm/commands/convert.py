@@ -16,7 +16,7 @@ from disp_llm.exporter.facts import CARD
 from disp_llm.exporter.formats import Contents, Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
-from disp_llm.runs.progress import ProgressCallback, counted, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.sums import SUMS, sha256, sums_text, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
@@ -25,11 +25,6 @@ COMMIT = "Upload a model pruned by disp-llm"
 @takes(ConvertConfig)
 def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes an exported folder in another format.
-
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`to="gguf"`, `output_dir="small"`, ...), and
-            `progress`, as `prune` takes it.
 
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
@@ -59,7 +54,7 @@ def _job(
     text, device = TextConfig(), "auto"
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
-    rounding = counted(progress, "rounding blocks")
+    rounding = counting(progress, "rounding blocks")
     return Job(config.folder, files, place, aside, text, device, rounding), left_out
 
 
@@ -77,10 +72,6 @@ def _put(content: Path | bytes, path: Path, aside: Path) -> None:
 @takes(PushConfig)
 def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Uploads an exported folder to a repository of the hub, which is made where there is none.
-
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`name="me/smaller"`, `to="plain"`, ...).
 
     Returns:
         `name`, `url`, `commit`, and the names of the files that were `left_out`.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from disp_llm.commands.api import called, takes
-from disp_llm.commands.placement import ROOM, MemoryPlan, first_plan, memory_plans
+from disp_llm.commands.placement import ROOM, first_plan, memory_plans
 from disp_llm.commands.planning import own_needs, require_possible
 from disp_llm.config.doctor import DoctorConfig
 from disp_llm.config.effect import usual_settings
@@ -31,12 +31,7 @@ STEPPED = 4 * 4
 @takes(DoctorConfig)
 def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Family, sites, the size of each keep, and the memory of learning by the default recipe
-    against what is free.
-
-    Args:
-        model: the model to examine, or all settings at once.
-        options: settings by the names of their flags.
-    """
+    against what is free."""
     config = called(DoctorConfig, model, options).config
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
@@ -44,6 +39,8 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)
+    best = first_plan(plans, free)
+    advice = "fits" if best is plans[0] else f"fits with {best.name}"
     return {
         "model": config.model,
         "model_type": empty.model.config.model_type,
@@ -67,8 +64,11 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
             }
             for plan in plans
         ],
-        "advice": advice(plans, free),
+        "advice": advice if best.fits(free) else DOES_NOT_FIT,
     }
+
+
+DOES_NOT_FIT = "does not fit: use a larger device, several, or a smaller --length or --batch"
 
 
 def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[str, Any]:
@@ -87,14 +87,6 @@ def size(budget: Budget, keep: float, parameters: int, itemsize: int) -> dict[st
     }
 
 
-def advice(plans: list[MemoryPlan], free: float) -> str:
-    """The first plan that fits."""
-    best = first_plan(plans, free)
-    if not best.fits(free):
-        return "does not fit: use a larger device, several, or a smaller --length or --batch"
-    return "fits" if best is plans[0] else f"fits with {best.name}"
-
-
 SECONDS = 1.0
 """How long the speed of the device is measured."""
 
@@ -102,18 +94,13 @@ SECONDS = 1.0
 def dry_run(config: PruneConfig | RecoverConfig) -> dict[str, Any]:
     """The stages of a command with the tokens that each reads (0 = as many as there is time for),
     the memory of one process that trains, and a lower bound of the time of training in seconds.
-
-    Raises:
-        InputError: the command would refuse this.
-    """
+    What the command would refuse is refused."""
     available(config)
     device = resolve_device(config.machine.device)
     dtype = resolve_dtype(config.machine.dtype, device)
     free = free_memory(device)
-    if isinstance(config, PruneConfig):
-        plan = _pruning(config, dtype.itemsize, free)
-    else:
-        plan = _recovery(config, dtype.itemsize)
+    prunes = isinstance(config, PruneConfig)
+    plan = _pruning(config, dtype.itemsize, free) if prunes else _recovery(config, dtype.itemsize)
     stages, memory, passes, target = plan
     suite = {"measure on the suite": 0} if config.suite else {}
     operations = 2 * (target.block_parameters + target.head_weight.numel()) * passes

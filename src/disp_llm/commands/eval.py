@@ -23,7 +23,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.progress import ProgressCallback, counted
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
 
@@ -67,7 +67,7 @@ def eval(
 
 
 def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -> dict[str, Any]:
-    on_request = counted(progress, "answers")
+    on_request = counting(progress, "answers")
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
@@ -75,7 +75,7 @@ def _evaluated(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) -
     if given or config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
         config = within_positions(config, EvalConfig(config.model), loaded.model.config)
-        measured = perplexity(target, stream, config.evaluation, counted(progress, "perplexity"))
+        measured = perplexity(target, stream, config.evaluation, counting(progress, "perplexity"))
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):
             asked = stream.within(config.evaluation.tokens)

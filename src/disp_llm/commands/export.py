@@ -31,17 +31,8 @@ from disp_llm.runs.settings import stored_config
 
 @takes(ExportConfig)
 def export(run: ExportConfig | str | Path | None = None, **options: Any) -> PruneResult:
-    """Writes sizes of a run that has chosen its logits, without choosing again.
-
-    Args:
-        run: the run folder, or all settings at once; the budget may be another one than the run
-            learned under.
-        options: settings by the names of their flags (`keep=0.6`, `no_measure=True`, ...), and
-            `progress` and `command`, as `prune` takes them.
-
-    Raises:
-        InputError: the run has not got that far, or cannot have such sizes.
-    """
+    """Writes sizes of a run that has chosen its logits, without choosing again; under another
+    budget than it learned under, if that is asked for."""
     call = called(ExportConfig, run, options)
     config, began = call.config, time.perf_counter()
     stored = stored_config(config.run)

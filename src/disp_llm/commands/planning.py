@@ -98,15 +98,7 @@ WRITING = 0.2
 def require_possible(
     config: PruneConfig, sizes: tuple[Target, ...], experts: bool = False, sharded: bool = False
 ) -> None:
-    """Refuses what the method cannot do.
-
-    Args:
-        experts: whether the model is a mixture of experts.
-        sharded: whether processes divide its weights.
-
-    Raises:
-        InputError: naming the setting and what the method lacks.
-    """
+    """Refuses what the method cannot do with such a model, by the setting that asks for it."""
     method, budget = method_named(config.method), config.budget.budget
     missing = sorted(set(method.sites) - set(config.sites or method.sites))
     refusals = (

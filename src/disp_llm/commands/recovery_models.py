@@ -60,11 +60,7 @@ def load_models(
 
 
 def sharding_of(job: Job[RecoverConfig], inputs: Inputs) -> Sharding | None:
-    """What divides both models among the processes, if that is asked for; None = each has all.
-
-    Raises:
-        InputError: they cannot be held as was asked for.
-    """
+    """What divides both models among the processes, if that is asked for; None = each has all."""
     refuse_impossible(job, inputs)
     if job.config.training.shard != "full":
         return None
@@ -98,13 +94,11 @@ def _original(
     load: Callable[[str, MachineConfig], Loaded],
     writes: bool,
 ) -> Loaded | None:
-    """The model that is named or in memory, or the original of an exported folder.
+    """The model that is named or in memory, or the original of an exported folder, of the same
+    vocabulary; None where it neither teaches nor writes.
 
     Args:
         load: gives the model of a name, or the one that is in memory.
-
-    Raises:
-        InputError: there is none, or its vocabulary is another one.
     """
     distills = config.training.distill > 0
     if not distills and not writes:
@@ -140,12 +134,7 @@ def _original(
 def take_weights(config: RecoverConfig, student: Loaded) -> Loaded:
     """Gives a size, in place, the weights of a larger one of its run, trained already, wherever it
     keeps them; what it keeps beyond that stays as it was exported. The result names the revision
-    of both.
-
-    Raises:
-        InputError: the two are no sizes of one run, the first is not the larger, or not all of the
-            weights lie in this process.
-    """
+    of both."""
     folder, larger = Path(config.model), Path(config.weights_from)
     refused = partial(InputError, field="weights_from")
     other = "name the model folder of a larger size of that run, or of its recovery"

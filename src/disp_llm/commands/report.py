@@ -24,12 +24,7 @@ from disp_llm.runs.results import RunFigures, SizeResult, as_json, perplexity_sa
 
 @takes(ReportConfig)
 def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes.
-
-    Args:
-        run: the run folder, or all settings at once.
-        options: settings by the names of their flags.
-    """
+    """Writes the page of a run, one HTML file that stands alone; where it lies, and its bytes."""
     return write_page(called(ReportConfig, run, options).config)
 
 

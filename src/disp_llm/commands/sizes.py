@@ -78,7 +78,8 @@ class SizeWriter:
                 there = from_json(SizeResult, found[name], str(run.result_file))
                 if there.measured or self.measuring is None:
                     continue
-            if folder.exists() and size_of(folder) != name:  # by no attempt that was killed then
+            # An attempt that was killed may have left a folder of its own.
+            if folder.exists() and size_of(folder) != name:
                 raise InputError(
                     f"{folder} exists and holds something else", field="keep", hint="move it away"
                 )

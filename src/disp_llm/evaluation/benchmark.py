@@ -13,7 +13,7 @@ from disp_llm.compact.modeling_disp_llm import has_branch, linear_at, widths_of
 from disp_llm.evaluation.timing import Pair, Workload, paired, quartiles
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import cached_numbers
-from disp_llm.runs.progress import ProgressCallback, counted, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def side_by_side(
     rows, comparisons = [], []
     for workload in workloads:
         first, second = (target.model for target in targets)
-        pair = paired(first, second, workload, rounds, counted(progress, workload.name))
+        pair = paired(first, second, workload, rounds, counting(progress, workload.name))
         costs = [count(target, workload) for target in targets]
         for name, seconds, cost in zip(names, (pair.first, pair.second), costs, strict=True):
             rows.append({"model": name} | _row(workload, seconds, cost))

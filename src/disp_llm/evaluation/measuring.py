@@ -12,7 +12,7 @@ from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.sample import continued
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
-from disp_llm.runs.progress import ProgressCallback, counted
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.scores import Perplexity, Scores
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Measuring:
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
-        return perplexity(target, self.stream, self.config, counted(self.progress, stage))
+        return perplexity(target, self.stream, self.config, counting(self.progress, stage))
 
     @property
     def prompt(self) -> str:

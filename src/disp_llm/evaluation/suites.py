@@ -32,7 +32,7 @@ from disp_llm.data.tokens import eval_windows, require_length, stream_of_text
 from disp_llm.evaluation.perplexity import of_windows
 from disp_llm.evaluation.tasks import error_of_mean, require_tasks, score_task
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.runs.progress import ProgressCallback, counted, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.scores import Scores, TaskScore, TextScore
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Scoreboard:
                 texts[name] = self._text(name, target, tokenizer, progress)
         for name, task in self.suite.tasks.items():
             with self.suite.naming(f"tasks.{name}"):
-                on_request = counted(progress, f"answers, {name}")
+                on_request = counting(progress, f"answers, {name}")
                 tasks[name] = score_task(target, tokenizer, name, task, on_request)
         return Scores(self.suite.name, texts, tasks)
 
@@ -81,7 +81,7 @@ class Scoreboard:
         stream = stream_of_text(given, tokenizer)
         require_length(stream, 2, given.field, given.name)
         windows = eval_windows(stream, self.suite.evaluation, target.bos_token_id)
-        measured = of_windows(target, windows, counted(progress, f"perplexity, {name}"))
+        measured = of_windows(target, windows, counting(progress, f"perplexity, {name}"))
         return TextScore(
             perplexity=measured.perplexity,
             perplexity_stderr=measured.perplexity_stderr,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from disp_llm.runs.folder import Run
-from disp_llm.runs.progress import ProgressCallback, Ticks, counted, silent
+from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent
 
 Config = TypeVar("Config")
 
@@ -105,4 +105,4 @@ class Job(Generic[Config]):
 
     def count(self, stage: str) -> Ticks:
         """What reports the progress of one stage."""
-        return counted(self.progress, stage)
+        return counting(self.progress, stage)

@@ -6,12 +6,11 @@ from typing import Any
 ProgressCallback = Callable[[str, int, int, dict[str, Any]], None]
 """Called as work goes on with (stage, done, total, figures)."""
 
-
 Ticks = Callable[[int, int], None]
 """Called with (done, total) as one stage goes on."""
 
 
-def counted(progress: ProgressCallback, stage: str) -> Ticks:
+def counting(progress: ProgressCallback, stage: str) -> Ticks:
     """What reports the progress of one stage."""
     return lambda done, total: progress(stage, done, total, {})
 
