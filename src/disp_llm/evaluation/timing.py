@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from disp_llm.models.kv_cache import empty_cache, with_cache
 from disp_llm.models.windows import fitting
-from disp_llm.runs.progress import Ticks, counting, unwatched
+from disp_llm.runs.progress import ProgressCallback, Ticks, counting, silent, unwatched
 from disp_llm.runs.results import Phase, workload_said
 
 WARM_UP = 2
@@ -63,7 +63,7 @@ def in_turn(
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for index in order:
             times[index].append(runs[index]())
-        on_round(turn + 1)
+        on_round(turn + 1, rounds)
     return times
 
 
@@ -112,7 +112,8 @@ def speed_against(
     original: PreTrainedModel,
     model: PreTrainedModel,
     rounds: int,
-    on_round: Callable[[str, int], None] = lambda phase, done: None,
+    progress: ProgressCallback = silent,
+    name: str = "",
 ) -> dict[str, float]:
     """How fast a model is beside the original, timed in turn; empty where there are no rounds.
 
@@ -123,9 +124,8 @@ def speed_against(
     figures: dict[str, float] = {}
     for usual in USUAL if rounds else ():
         workload, phase = fitted(usual, original, model), usual.phase
-        pair = paired(
-            original, model, workload, rounds, counting(progress, f"{name}timing {phase}")
-        )
+        ticks = counting(progress, f"{name}timing {phase}")
+        pair = paired(original, model, workload, rounds, ticks)
         low, middle, high = pair.speedup
         figures |= {
             f"{phase}_ms": 1e3 * statistics.median(pair.second),
