@@ -26,9 +26,10 @@ from disp_llm.commands.caller import Caller
 from disp_llm.commands.inputs import require_same_files
 from disp_llm.commands.measuring import scoreboard_of
 from disp_llm.commands.session import located
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.recipes import resolved
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.data.given import read_input
 from disp_llm.models.in_memory import require_gradients
 from disp_llm.models.loading import load_config
@@ -55,7 +56,7 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
     require_gradients()
     _require_files(options)
     caller, config = Caller.asking(CompareConfig, asked, options)
-    config.validate()
+    check_settings(config)
     config = located(config)
     _started(config)  # before anything is touched
     with locked(config.output_dir, "compare"):

@@ -22,7 +22,7 @@ from disp_llm.commands.api import Inputs
 from disp_llm.commands.caller import Caller
 from disp_llm.commands.prune import prune_with
 from disp_llm.commands.results import PruneResult
-from disp_llm.config.effect import with_used
+from disp_llm.config.checks import check_settings, with_used
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import WeightKind
 from disp_llm.config.prune import PruneConfig
@@ -160,7 +160,7 @@ def pruned_rows(
             config = replace(config, keep=group)
         try:
             config = with_used(config)
-            config.validate()
+            check_settings(config)
             result = prune_with(caller, config, inputs)
         except FAILURES as error:
             yield from (failed(name, key, error) for key in keys)

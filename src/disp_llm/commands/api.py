@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from disp_llm.commands.caller import of_kind
+from disp_llm.config.checks import check_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import Dtype, MachineConfig, TextConfig
 from disp_llm.config.prune import PruneConfig
@@ -158,7 +159,7 @@ def require_valid(config: PruneConfig | RecoverConfig, inputs: Inputs) -> None:
         for field in (*TEXTS, *EXAMPLES)
         if getattr(inputs.texts, field) is not None
     }
-    replace(config, text=replace(config.text, **held)).validate()
+    check_settings(replace(config, text=replace(config.text, **held)))
 
 
 IN_MEMORY = Path("in memory")

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from disp_llm.commands.caller import Caller, takes
-from disp_llm.config.bench import BenchConfig
+from disp_llm.config.checks import check_settings
+from disp_llm.config.commands import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import BenchComparison, side_by_side
@@ -48,7 +49,7 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
         InputError: a model is unusable.
     """
     caller, config = Caller.asking(BenchConfig, model, options)
-    config.validate()
+    check_settings(config)
     fields, names = ("against", "model"), [_against(config), config.model]
     longest = max(config.lengths)
     alone = []

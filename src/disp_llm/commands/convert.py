@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.caller import Caller, takes
-from disp_llm.config.convert import ConvertConfig, PushConfig
+from disp_llm.config.checks import check_settings
+from disp_llm.config.commands import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.exporter.card import PLACE
@@ -34,7 +35,7 @@ def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) ->
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
     caller, config = Caller.asking(ConvertConfig, folder, options)
-    config.validate()
+    check_settings(config)
     place = config.output_dir
     with created(place, "output_dir") as new, caller.watching() as progress:
         aside = new / ".aside"
@@ -97,7 +98,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     _, config = Caller.asking(PushConfig, folder, options)
-    config.validate()
+    check_settings(config)
     with tempfile.TemporaryDirectory() as aside:
         job, left_out = _job(config, PLACE, Path(aside), silent)
         contents = writer_of(config.to).write(job)  # is whole, before a repository is made

@@ -8,8 +8,8 @@ import torch
 
 from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
-from disp_llm.config.doctor import DoctorConfig
-from disp_llm.config.effect import usual_settings
+from disp_llm.config.checks import check_settings, usual_settings
+from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.prunable import PrunableModel
@@ -27,7 +27,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
         options: settings by the names of their flags.
     """
     _, config = Caller.asking(DoctorConfig, model, options)
-    config.validate()
+    check_settings(config)
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
     settings = usual_settings(PruneConfig(config.model))

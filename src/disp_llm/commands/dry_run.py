@@ -10,7 +10,7 @@ import torch
 
 from disp_llm.commands.memory_plans import ROOM, first_plan
 from disp_llm.commands.planning import own_needs, require_possible
-from disp_llm.config.effect import usual_settings
+from disp_llm.config.checks import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import held_out

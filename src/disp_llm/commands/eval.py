@@ -9,12 +9,13 @@ from typing import Any
 from disp_llm.commands.api import IN_MEMORY, Inputs, Model, inputs_of, machine_of
 from disp_llm.commands.caller import Caller, of_kind, takes
 from disp_llm.commands.results import RecoverResult
+from disp_llm.config.checks import check_settings
+from disp_llm.config.commands import EvalConfig
 from disp_llm.config.errors import model_is
-from disp_llm.config.eval import EvalConfig
 from disp_llm.config.names import SPEECHES
 from disp_llm.config.parts import MachineConfig, TextConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.config.suites import load_suite
+from disp_llm.config.texts import load_suite
 from disp_llm.data.example_tokens import ExampleStream
 from disp_llm.data.examples import read_examples, read_input_examples
 from disp_llm.data.given import read_input
@@ -80,7 +81,7 @@ def eval(
         read = read_input_examples(examples, settings.template)
         given, paths = (None, read) if isinstance(read, tuple) else (read, (IN_MEMORY,))
         settings = replace(settings, examples=paths)
-    settings.validate()
+    check_settings(settings)
     with caller.watching() as progress, inputs.frozen():
         if settings.suite:
             return _on_suite(settings, inputs, progress)

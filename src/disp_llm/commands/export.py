@@ -14,8 +14,9 @@ from disp_llm.commands.planning import problem_of, require_possible, sites_of
 from disp_llm.commands.prune import open_problem, read_texts, scoreboard_of_run, with_texts
 from disp_llm.commands.results import PruneResult
 from disp_llm.commands.sizes import SizeWriter
+from disp_llm.config.checks import check_settings
+from disp_llm.config.commands import ExportConfig
 from disp_llm.config.errors import InputError
-from disp_llm.config.export import ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.selection_file import load_selection
 from disp_llm.models.architectures import family_of
@@ -49,7 +50,7 @@ def export(run: ExportConfig | str | Path | None = None, **options: Any) -> Prun
 
 def _exported(caller: Caller, config: ExportConfig) -> PruneResult:
     began = time.perf_counter()
-    config.validate()
+    check_settings(config)
     stored = stored_config(config.run)
     settled = (*stored.sizes, *config.sizes)
     require_possible(replace(stored, budget=config.budget), tuple(dict.fromkeys(settled)))

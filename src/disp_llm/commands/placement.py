@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.memory_plans import first_plan, free_share
-from disp_llm.config.effect import usual_settings
+from disp_llm.config.checks import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import Shard
 from disp_llm.config.parts import TextConfig

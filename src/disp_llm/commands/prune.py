@@ -33,7 +33,7 @@ from disp_llm.commands.session import (
     with_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.effect import usual_settings
+from disp_llm.config.checks import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import load_recipe
 from disp_llm.data.sources import Sources, read_sources

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.commands.caller import Caller, takes
-from disp_llm.config.report import ReportConfig
-from disp_llm.reporting.page import write_page
+from disp_llm.config.checks import check_settings
+from disp_llm.config.commands import ReportConfig
+from disp_llm.reporting.page import write_run_page
+from disp_llm.runs.folder import Run
 
 
 @takes(ReportConfig)
@@ -17,4 +19,6 @@ def report(run: ReportConfig | str | Path | None = None, **options: Any) -> dict
         options: settings by the names of their flags.
     """
     _, config = Caller.asking(ReportConfig, run, options)
-    return write_page(config)
+    check_settings(config)
+    path = write_run_page(Run(config.run, config.anyway), config.output)
+    return {"file": str(path), "bytes": path.stat().st_size}

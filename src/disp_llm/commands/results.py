@@ -132,7 +132,7 @@ class PruneResult:
     def save(self, folder: str | Path, share: float | str | None = None) -> Path:
         """Copies the model folder of that size, with a card that names its new place."""
         from disp_llm.commands.convert import convert
-        from disp_llm.config.convert import ConvertConfig
+        from disp_llm.config.commands import ConvertConfig
 
         place = Path(folder)
         convert(ConvertConfig(self._model_folder(share), "folder", place))

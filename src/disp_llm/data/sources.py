@@ -13,7 +13,6 @@ from typing import Any
 from disp_llm.config.errors import InputError, said_by
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.parts import PerplexityConfig, TextConfig
-from disp_llm.config.texts import MixedText, MixtureFile, load_mixture
 from disp_llm.data.examples import HELD_OUT, GivenExamples, read_examples
 from disp_llm.data.given import GivenText
 from disp_llm.data.reading import base_name, documents_of, read_each
@@ -144,7 +143,7 @@ def _learning_sources(config: TextConfig, tokens: int, characters: int) -> list[
     found: list[Source] = []
     for group, paths in enumerate(_groups(config)):
         if len(paths) == 1 and is_mixture(paths[0]):
-            found += _read_mixture(load_mixture(paths[0]), tokens, group)
+            found += _read_mixture(paths[0], tokens, group)
         elif paths == (Path(SELF),):
             found.append(Source(None, group))
         elif paths == (Path(SPEECHES),):
@@ -283,25 +282,29 @@ def dataset_name(name: str) -> str:
     return f"{base_name(local)}{colon}{rest}" if local.exists() else name
 
 
-def _read_mixture(mixture: MixtureFile, tokens: int, group: int) -> Iterator[Source]:
-    """The texts of a mixture, of which so many tokens are learned from."""
+def _read_mixture(path: Path, tokens: int, group: int) -> Iterator[Source]:
+    """The texts of a mixture, of which so many tokens are learned from; of a data set, so many
+    characters unless it says how many itself."""
+    from disp_llm.config.texts import load_mixture, naming
+
+    mixture = load_mixture(path)
     total = sum(text.weight for text in mixture.texts.values())
     for name, text in mixture.texts.items():
         share = text.weight / total
-        try:
-            yield Source(_mixed_text(text, tokens * share), group, share)
-        except InputError as error:
-            what = f"texts.{name}: {error.what}"
-            raise InputError(what, field=mixture.file, hint=error.hint) from error
-
-
-def _mixed_text(text: MixedText, tokens: float) -> GivenText:
-    """One text of a mixture; of a data set, so many characters unless it says how many itself."""
-    if text.files:
-        characters = characters_for(max(1, round(tokens)))
-        named = ", ".join(map(base_name, text.files))
-        return GivenText(read_documents(text.files, text.field, "text", characters), named=named)
-    characters = text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * tokens))
-    return read_dataset(
-        text.dataset, text.field, "train", "text", characters, revision=text.revision, streams=True
-    )
+        wanted = tokens * share
+        with naming(mixture, f"texts.{name}"):
+            if text.files:
+                characters = characters_for(max(1, round(wanted)))
+                documents = read_documents(text.files, text.field, "text", characters)
+                given = GivenText(documents, named=", ".join(map(base_name, text.files)))
+            else:
+                given = read_dataset(
+                    text.dataset,
+                    text.field,
+                    "train",
+                    "text",
+                    text.characters or max(LEAST_OF_MIXTURE, round(OF_MIXTURE * wanted)),
+                    revision=text.revision,
+                    streams=True,
+                )
+        yield Source(given, group, share)

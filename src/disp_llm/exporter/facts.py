@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from disp_llm.config.names import is_on_hub, name_of
-from disp_llm.config.recipes import read_toml
-from disp_llm.config.schema import Amount, Count, Positive
+from disp_llm.config.schema import Amount, Count, Positive, read_toml
 from disp_llm.models import embedded
 from disp_llm.runs.files import read_json
 from disp_llm.runs.folder import Run

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from disp_llm.config.effect import unread
+from disp_llm.config.checks import unread
 from disp_llm.config.errors import InputError
 from disp_llm.models.architectures import Family
 

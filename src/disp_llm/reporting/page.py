@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from disp_llm.config.names import name_of
-from disp_llm.config.report import ReportConfig
 from disp_llm.reporting.charts import learning_chart
 from disp_llm.reporting.run_data import RunData, read_run
 from disp_llm.reporting.run_tables import recovery_table, sizes_table
@@ -21,21 +20,14 @@ from disp_llm.runs.folder import Run
 from disp_llm.runs.ownership import PAGE
 
 
-def write_run_page(run: Run) -> Path:
-    """Writes the page of one run into its folder, and returns its path."""
-    return Path(write_page(ReportConfig(run.folder, anyway=run.anyway))["file"])
-
-
-def write_page(config: ReportConfig) -> dict[str, Any]:
-    """Writes the page; returns where it lies and how large it is."""
-    config.validate()
-    run = Run(config.run, config.anyway)
+def write_run_page(run: Run, output: Path | None = None) -> Path:
+    """Writes the page of one run, by default into its folder, and returns its path."""
     found = read_run(run)
-    path = config.output or run.page_file
+    path = output or run.page_file
     with atomic(path, PAGE) as temporary:
         text = _template().render(run=found, learning=learning_chart(found))
         temporary.write_text(text, encoding="utf-8")
-    return {"file": str(path), "bytes": path.stat().st_size}
+    return path
 
 
 def measured_on(run: RunData) -> str:

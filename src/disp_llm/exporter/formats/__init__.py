@@ -2,7 +2,7 @@
 
 A format is a module here with two functions. `check(folder)` refuses in one line what the format
 cannot hold. `write(job)` says what the new folder holds. Its row is its name in
-`disp_llm.config.convert.Format`.
+`disp_llm.config.names.Format`.
 """
 
 import json
@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from disp_llm.config.convert import Format
+from disp_llm.config.names import Format
 from disp_llm.config.parts import TextConfig
 
 Contents = dict[str, Path | bytes]
