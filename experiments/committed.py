@@ -7,29 +7,22 @@ from typing import Any
 
 from disp_llm.runs.results import Perplexity
 
-HASHES = {"windows_sha256", "questions_sha256"}
-"""A score of a text or a task has one of them; older ones call the original's figure `dense`."""
-
-
 GROUPS = ("measured", "scores", "logit_errors", "speed")
 """Parts of a result that lie one level higher in committed files."""
-
-RENAMED = {"original": "dense", "original_scores": "original"}
-"""Keys of a run that have other names there."""
 
 
 def read_committed(path: Path) -> Any:
     """What a committed file of results holds."""
-    return json.loads(path.read_text(), object_hook=_in_present_form)
+    return json.loads(path.read_text())
 
 
 def as_committed(found: Any) -> Any:
-    """What a command prints in the form of committed files: on one level, with `dense`."""
+    """What a command prints in the form of committed files: on one level."""
     if isinstance(found, list):
         return [as_committed(part) for part in found]
     if not isinstance(found, dict):
         return found
-    told = {RENAMED.get(key, key): as_committed(part) for key, part in found.items()}
+    told = {key: as_committed(part) for key, part in found.items()}
     for group in GROUPS:
         if isinstance(told.get(group), dict):
             told |= told.pop(group)
@@ -46,7 +39,7 @@ def as_compared(result: dict) -> dict:
         _nested(row, "speed", {name for name in row if name.startswith(timed)})
         for row in result["rows"]
     ]
-    return result | {"dense": _nested(result["dense"], "measured", measured), "rows": rows}
+    return result | {"original": _nested(result["original"], "measured", measured), "rows": rows}
 
 
 def _nested(figures: dict, part: str, names: set[str]) -> dict:
@@ -55,11 +48,3 @@ def _nested(figures: dict, part: str, names: set[str]) -> dict:
     told = {name: value for name, value in figures.items() if name not in names}
     there = {name: value for name, value in figures.items() if name in names and value is not None}
     return told | {part: there}
-
-
-def _in_present_form(found: dict) -> dict:
-    if HASHES & found.keys() and "dense" in found:
-        found["original"] = found.pop("dense")
-    if found.get("name") == "dense":  # a variant of an experiment
-        found["name"] = "original"
-    return found

@@ -117,7 +117,7 @@ def original_perplexity() -> float:
     """The original's, over the first windows of the WikiText-2 test text."""
     comparison = compared(AS_USED)
     assert comparison is not None
-    return comparison["dense"]["perplexity"]
+    return comparison["original"]["perplexity"]
 
 
 def domain_rows() -> list[Row]:
@@ -185,7 +185,7 @@ def rows_of(comparison: dict) -> list[dict]:
     Where it measured on the whole WikiText-2 test text, that is one of them, and the first windows,
     which its suite has, stand in its place."""
     made = [row for row in comparison["rows"] if row["error"] is None]
-    first = comparison["dense"]["tokens"] == FIRST_TOKENS
+    first = comparison["original"]["tokens"] == FIRST_TOKENS
     return [_with_other_texts(row) if first else _with_whole(row) for row in made]
 
 

@@ -11,7 +11,7 @@ from comparison_rows import HERE
 from machines import machine, origin_of_rows
 from markdown_table import table
 
-from disp_lab.names import DENSE, OURS
+from disp_lab.names import ORIGINAL, OURS
 from disp_lab.reporting.frontier import COSTS, Cost, Frontier, Point
 
 RESULTS = HERE / "results" / "frontier.json"
@@ -113,7 +113,7 @@ def beside(frontier: Frontier) -> list[str]:
 
 def tokens_read(frontier: Frontier) -> str:
     """`63,488 tokens of text for ours, 12,288 for the others`: the most that a row of each read."""
-    read = {row.method: row.tokens_seen or 0 for row in frontier.rows if row.method != DENSE}
+    read = {row.method: row.tokens_seen or 0 for row in frontier.rows if row.method != ORIGINAL}
     own = max((tokens for method, tokens in read.items() if method in OURS), default=0)
     others = max((tokens for method, tokens in read.items() if method not in OURS), default=0)
     return f"{own:,} tokens of text for ours, {others:,} for the others"
@@ -123,11 +123,13 @@ def ours_beside(frontier: Frontier, cost: Cost) -> dict[str, tuple[Point, Point 
     """Every model of another method by its name, and what to take in its place: the best of ours,
     or of the original in fewer bits, that costs as much or less."""
     points = frontier.points(cost)
-    own = [p for p in points if p.row.method in OURS or (p.row.method == DENSE and p.row.weights)]
+    own = [
+        p for p in points if p.row.method in OURS or (p.row.method == ORIGINAL and p.row.weights)
+    ]
     return {
         other.row.name: (other, next((one for one in own if one.cost <= other.cost), None))
         for other in points
-        if other.row.method not in (*OURS, DENSE)
+        if other.row.method not in (*OURS, ORIGINAL)
     }
 
 

@@ -30,7 +30,7 @@ from disp_lab.reporting.tables import without_paths
 
 HERE = Path(__file__).parent
 KEPT = (
-    *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "dense", "before"),
+    *("seed", "date", "commit", "resumed", "versions", "hardware", "source", "original", "before"),
     *("tokens_seen", "tokens_before", "seconds", "peak_memory_bytes"),
     *("keep_by_penalty", "steps"),
 )
@@ -114,7 +114,7 @@ def run_variant(variant: dict, experiment: dict, folder: Path) -> dict:
         del model["folder"]  # a path of the machine that it ran on
         if "provenance" in model:
             model["provenance"] = stated_by(stated, model["provenance"])
-    kept["before" if recovered else "dense"] |= measure(found["source"]["model"], texts, tasks)
+    kept["before" if recovered else "original"] |= measure(found["source"]["model"], texts, tasks)
     kept["source"] = named_source(found["source"])
     return {"name": variant["name"], **kept, "models": models}
 
@@ -132,11 +132,11 @@ def of_comparison(found: dict, command: str) -> dict:
         row | {"error": (error := row.get("error")) and without_paths(error)}
         for row in found["rows"]
     ]
-    for told in (dense := dict(found["dense"]), *rows):
+    for told in (original := dict(found["original"]), *rows):
         if "provenance" in told:
             told["provenance"] = stated_by(command, told["provenance"])
     source = named_source(found["source"])
-    return found | {"asked": asked, "rows": rows, "dense": dense, "source": source}
+    return found | {"asked": asked, "rows": rows, "original": original, "source": source}
 
 
 def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict) -> None:
@@ -147,7 +147,7 @@ def measure_rows(comparison: dict, folder: Path, variant: dict, experiment: dict
         return
     places = [exported(folder, row) for row in comparison["rows"]]
     models = [comparison["asked"]["model"], *places]
-    for told, place in zip([comparison["dense"], *comparison["rows"]], models, strict=True):
+    for told, place in zip([comparison["original"], *comparison["rows"]], models, strict=True):
         if place is not None:
             told["other_texts"] = measure(str(place), texts, "")["texts"]
 

@@ -15,7 +15,7 @@ from chart import apart
 from comparison_rows import HERE
 from markdown_table import table
 
-from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, panels
+from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, panels
 
 RESULTS = HERE.parent / "benchmarks" / "results" / "specialists.json"
 TIMES = RESULTS.with_name("tagger_time.json")
@@ -164,7 +164,7 @@ def draw_specialists(path: Path) -> None:
 
 def _color_of(name: str) -> str:
     own = name.startswith(("task", "one pass"))
-    return PRUNED if own else DENSE if name in ORIGINALS else OTHERS[0]
+    return PRUNED if own else GREY if name in ORIGINALS else OTHERS[0]
 
 
 SHORT = {

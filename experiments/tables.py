@@ -132,7 +132,7 @@ def result_page(path: Path) -> str:
 def of_variants(results: list[dict], experiment: dict) -> list[str]:
     """The table of an experiment of `prune` or `recover`, and what it was measured on."""
     done = [result for result in results if "error" not in result]
-    began = done[0].get("before") or done[0]["dense"]
+    began = done[0].get("before") or done[0]["original"]
     text, times = Path(done[0]["source"]["eval_text"]).name, Times.of(results)
     lines = [*table(results), ""]
     lines += dict.fromkeys(original(result) for result in done if "before" not in result)
@@ -145,7 +145,7 @@ def of_variants(results: list[dict], experiment: dict) -> list[str]:
 
 def original(result: dict) -> str:
     """The original on the experiment's texts and tasks."""
-    found = result["dense"]
+    found = result["original"]
     said = [figure(found)]
     said += [f"{name} {one['perplexity']:.1f}" for name, one in found.get("texts", {}).items()]
     said += [

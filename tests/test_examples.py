@@ -1,5 +1,7 @@
-"""The scripts of examples/, on a tiny model."""
+"""The scripts and the notebook of examples/, on a tiny model."""
 
+import json
+import re
 import runpy
 import shlex
 from pathlib import Path
@@ -55,3 +57,43 @@ def test_launchers_ask_for_what_there_is(name):
     config = parse([word.replace("$", "") for word in arguments])
     assert config.resume == "auto"
     assert config.training.shard == "full"
+
+
+@pytest.mark.proof
+def test_notebook(tmp_path, llama_folder, text_file, monkeypatch):
+    """Every cell as a notebook runs it: the figures are shown, and progress leaves nothing."""
+    import nbclient
+    import nbformat
+
+    drawn: list[str] = []
+
+    class Client(nbclient.NotebookClient):
+        def process_message(self, message, cell, cell_index):
+            if message["msg_type"] == "update_display_data":
+                drawn.append(message["content"]["data"]["text/plain"])
+            return super().process_message(message, cell, cell_index)
+
+    # What every notebook with transformers and without ipywidgets says.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")
+    notebook = nbformat.read(EXAMPLES / "prune_in_a_notebook.ipynb", as_version=4)
+    asked, pruning, table, frame, plot = notebook.cells
+    settings = SETTINGS | {"text": str(text_file), "output_dir": str(tmp_path / "run")}
+    asked.source = f"import disp_llm\nmodel = {str(llama_folder)!r}\nsettings = {settings}"
+    Client(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())
+    found = [made["measured"]["perplexity"] for made in figures["models"]]
+    assert "learning masks 6/6 loss" in "\n".join(drawn)
+    assert asked.outputs == []
+    assert [kind["data"] for kind in pruning.outputs] == [{"text/plain": ""}]
+    (html,) = [output["data"]["text/html"] for output in table.outputs]
+    rows = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in html.split("<tr>")]
+    assert ["", "original", "keep 0.8", "keep 0.5"] in rows
+    (perplexities,) = [row for row in rows if row[:1] == ["perplexity"]]
+    assert [cell.split(" ± ")[0] for cell in perplexities[2:]] == [f"{one:.2f}" for one in found]
+    (shown,) = [output["data"]["text/html"] for output in frame.outputs]
+    assert "measured.perplexity" in shown
+    assert all(f"{one:.6f}" in shown for one in found)
+    axes, picture = [output["data"] for output in plot.outputs]
+    assert "perplexity" in axes["text/plain"]
+    assert "image/png" in picture

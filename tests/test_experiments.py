@@ -37,7 +37,7 @@ def compared(tmp_path) -> dict:
     """What `compare.json` holds on a machine that has the model in a folder."""
     model = tmp_path / "some" / "model"
     model.mkdir(parents=True)
-    rows = [row("dense", 20.0, 1.0), row("learned", 50.0, 0.7), row("flap", 60.0, 0.8)]
+    rows = [row("original", 20.0, 1.0), row("learned", 50.0, 0.7), row("flap", 60.0, 0.8)]
     rows += [row("depth", 70.0, 0.6), row("greedy", 40.0, 0.9)]
     failed = as_json(ComparisonRow("mpo", 0.5, error=f"{model} is not there"))
     original = OriginalResult(Perplexity(20.0, 0.5, 93, 32, 32), 99, 88)
@@ -45,7 +45,7 @@ def compared(tmp_path) -> dict:
     return {
         "asked": asked | {"text": {"text": [str(model / "secret.txt")]}},
         "rows": [*rows, failed],
-        "dense": as_json(original),
+        "original": as_json(original),
         "source": {"model": str(model), "revision": "r", "text": "t", "eval_text": "e"},
         "hardware": {"cpu": "a CPU", "threads": 1, "system": "x"},
         "versions": {"torch": "2"},
@@ -66,7 +66,7 @@ def test_a_comparison_is_whole_when_all_that_could_be_quantised_is(experiments, 
     result = compared | {"command": "disp-llm compare m --frontier"}
     assert run.is_whole(result, variant, experiment)
     assert not run.is_whole(result, variant | {"flags": ""}, experiment)
-    waiting = as_json(ComparisonRow("dense", 1.0, error="no torchao", weights="int8"))
+    waiting = as_json(ComparisonRow("original", 1.0, error="no torchao", weights="int8"))
     result["rows"] = [*result["rows"], waiting]
     assert not run.is_whole(result, variant, experiment)
 
@@ -173,7 +173,7 @@ def test_what_is_committed_of_a_run_says_where_each_size_comes_from(
     found = told | {
         "resumed": [told | {"hardware": EPYC}],
         "models": [{"keep": 0.5, "folder": "/home/someone/run/model", "provenance": told}],
-        "dense": {"perplexity": 20.0},
+        "original": {"perplexity": 20.0},
         "source": {"model": "m", "text": "/home/someone/text.txt", "eval_text": "e"},
         "tokens_seen": 1, "seconds": 1.0, "status": "done",
     }  # fmt: skip
@@ -229,7 +229,7 @@ def test_models_that_a_comparison_has_left_are_measured_on_other_texts(
     run.measure_rows(told, tmp_path, variant, {"common": "m"})
     models = ["some/model", *map(str, places)]
     assert asked == [(model, "--text w.txt --windows 0") for model in models]
-    assert told["dense"]["other_texts"]["whole"] == {"perplexity": 10.0, "tokens": 5}
+    assert told["original"]["other_texts"]["whole"] == {"perplexity": 10.0, "tokens": 5}
     found = {row["method"]: row.get("other_texts", {}).get("whole") for row in told["rows"]}
     assert found["learned"]["perplexity"] == 20.0
     assert found["flap"]["perplexity"] == 30.0
@@ -253,7 +253,7 @@ def of_seed(seed: int, rows: dict[str, tuple[list[float], list[float]]], whole: 
                 "window_losses": [3.0] if whole else wikitext,
             }
         )  # fmt: skip
-    return {"rows": made, "dense": {"tokens": 2047 if whole else 16 * 1023}}
+    return {"rows": made, "original": {"tokens": 2047 if whole else 16 * 1023}}
 
 
 def test_methods_of_several_seeds_are_paired_with_ours_of_the_same_seed(experiments):

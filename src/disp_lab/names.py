@@ -32,7 +32,7 @@ BASELINES = (
 OURS = ("learned", "masks_only", "masks_and_scales", "domain", "coupled", IN_TIME)
 """What this package recommends, with one thing changed or none; all other rows are of others."""
 
-DENSE = "dense"
+ORIGINAL = "original"
 """The original as a row of a comparison: in the dtype of the run, and quantised."""
 
 WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)

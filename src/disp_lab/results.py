@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from disp_lab.names import DENSE
+from disp_lab.names import ORIGINAL
 from disp_llm.config.schema import Amount, Count, Positive, Size
 from disp_llm.runs.results import (
     Hardware,
@@ -44,7 +44,7 @@ class ComparisonRow:
     block_parameters: Count | None = None
     parameters: Size | None = None
     flops: Amount | None = None
-    """Multiplications inside the blocks as a share of the dense model's."""
+    """Multiplications inside the blocks as a share of the original's."""
     tokens_seen: Count | None = None
     seconds: Amount | None = None
     """Time to choose or to make the model, without evaluation."""
@@ -87,7 +87,7 @@ class ComparisonRow:
     def name(self) -> str:
         """`learned keep 0.8`, `latency 0.8 int8`, `original int4`."""
         size = f"keep {self.keep_asked:g}" if self.target is None else f"{self.target:g}"
-        model = "original" if self.method == DENSE else f"{self.method} {size}"
+        model = self.method if self.method == ORIGINAL else f"{self.method} {size}"
         return f"{model} {self.weights}".rstrip()
 
     @property
@@ -115,7 +115,7 @@ class ComparisonFigures:
 
     asked: Asked
     rows: list[ComparisonRow]
-    dense: OriginalResult | None = None
+    original: OriginalResult | None = None
     source: Source | None = None
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     """The files on this machine that it was made of."""
@@ -123,10 +123,10 @@ class ComparisonFigures:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.rows and (self.dense is None or self.source is None):
-            raise ValueError("has rows and no dense model or source")
+        if self.rows and (self.original is None or self.source is None):
+            raise ValueError("has rows and no original or source")
         for row in self.rows:
-            counted = row.method != DENSE and row.target is None
+            counted = row.method != ORIGINAL and row.target is None
             if counted and row.keep_asked not in self.asked.keep:
                 raise ValueError(f"has a row of keep {row.keep_asked}, which was not asked for")
 
@@ -148,7 +148,9 @@ def comparison_figures(result: Any, file: str = "compare.json") -> ComparisonFig
 
 def of_sizes(rows: list[ComparisonRow]) -> list[ComparisonRow]:
     """The rows of models that were made to a number of block parameters, as they were made."""
-    return [row for row in rows if row.method != DENSE and row.target is None and not row.weights]
+    return [
+        row for row in rows if row.method != ORIGINAL and row.target is None and not row.weights
+    ]
 
 
 def _machine(row: ComparisonRow, found: ComparisonFigures) -> str:

@@ -127,7 +127,7 @@ def test_a_card_is_built_as_one_of_usual_names(exported, name):
 def test_a_comparison_is_built_as_one_of_usual_names(name):
     def built(name: str) -> list[str]:
         rows = [as_json(ComparisonRow(name, 0.5, error=f"{name} cannot"))]
-        dense = {
+        original = {
             "perplexity": 20.0,
             "perplexity_stderr": 0.5,
             "tokens": 9,
@@ -136,7 +136,7 @@ def test_a_comparison_is_built_as_one_of_usual_names(name):
         }
         told = {
             "asked": {"model": name, "keep": [0.5]}, "rows": rows,
-            "dense": {"measured": dense, "parameters": 9, "block_parameters": 8},
+            "original": {"measured": original, "parameters": 9, "block_parameters": 8},
             "source": {"model": name, "revision": name, "text": name, "eval_text": name},
         }  # fmt: skip
         page = markdown(told, "frontier.png").rpartition("![")[0]

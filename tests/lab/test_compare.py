@@ -232,7 +232,7 @@ def test_every_method_has_a_row_a_size(comparison):
         quotient = row["perplexity"] / reference["perplexity"]
         assert row["paired_ratio"] == pytest.approx(quotient, rel=1e-5)
         assert ("paired_ratio_stderr" in row) == (row is not reference)
-    assert result["dense"]["measured"]["perplexity"] > 1
+    assert result["original"]["measured"]["perplexity"] > 1
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "compare.md").read_text()
     assert all(f"| {method} |" in table for method in names)
@@ -247,7 +247,8 @@ def test_the_original_is_measured_once(comparison):
     assert len(runs) > 5
     for run in runs:
         assert (
-            run["original"]["measured"]["perplexity"] == result["dense"]["measured"]["perplexity"]
+            run["original"]["measured"]["perplexity"]
+            == result["original"]["measured"]["perplexity"]
         )
         assert "measuring_original_s" not in run
 
@@ -323,20 +324,22 @@ def test_every_row_is_scored_on_a_suite(llama_folder, text_file, suite, tmp_path
     assert done.returncode == 0, done.stderr
     assert len(measured) == 1 + 4  # the original, once, and every model
     result = json.loads(done.stdout)
-    dense, rows = result["dense"], result["rows"]
-    assert "general_ratio" not in dense
+    original, rows = result["original"], result["rows"]
+    assert "general_ratio" not in original
     for row in rows:
         assert (
-            row["scores"]["texts"]["A"]["original"] == dense["scores"]["texts"]["A"]["perplexity"]
+            row["scores"]["texts"]["A"]["original"]
+            == original["scores"]["texts"]["A"]["perplexity"]
         )
         assert row["scores"]["general_ratio"] == pytest.approx(
-            row["scores"]["texts"]["A"]["perplexity"] / dense["scores"]["texts"]["A"]["perplexity"],
+            row["scores"]["texts"]["A"]["perplexity"]
+            / original["scores"]["texts"]["A"]["perplexity"],
             rel=1e-5,
         )
         assert row["scores"]["general_ratio_stderr"] > 0
         chance = 0.01
         lost = (row["scores"]["tasks"]["arc_easy"]["acc"] - chance) / (
-            dense["scores"]["tasks"]["arc_easy"]["acc"] - chance
+            original["scores"]["tasks"]["arc_easy"]["acc"] - chance
         )
         assert row["scores"]["kept"] == pytest.approx(lost)
     model = folder / "magnitude" / "keep-0.5"

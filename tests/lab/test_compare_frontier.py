@@ -50,23 +50,23 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     result = json.loads(done.stdout)
     rows = {(row["method"], row.get("weights", "")): row for row in result["rows"]}
     assert list(rows) == [
-        ("dense", ""), ("dense", "int8"), ("dense", "int4"),
+        ("original", ""), ("original", "int8"), ("original", "int4"),
         ("magnitude", ""), ("magnitude", "int8"), ("magnitude", "int4"),
         ("depth", ""), ("magnitude_2_4", ""),
     ]  # fmt: skip
     for (_, weights), row in rows.items():
         assert (row["error"] is None) == (not weights)
         assert not weights or "needs torchao" in row["error"]
-    dense, pruned = rows["dense", ""], rows["magnitude", ""]
-    assert dense["speedup"] == {"prefill": 1, "decode": 1}
-    assert dense["perplexity"] == result["dense"]["measured"]["perplexity"]
-    share = pruned["parameters"] / dense["parameters"]
+    original, pruned = rows["original", ""], rows["magnitude", ""]
+    assert original["speedup"] == {"prefill": 1, "decode": 1}
+    assert original["perplexity"] == result["original"]["measured"]["perplexity"]
+    share = pruned["parameters"] / original["parameters"]
     assert pruned["speedup"]["prefill"] == pytest.approx(1 / share)
-    assert dense["bytes"] == 4 * dense["parameters"]
+    assert original["bytes"] == 4 * original["parameters"]
     folder = tmp_path / "out" / "magnitude" / "keep-0.5"
     assert 0 <= (folder / "model.safetensors").stat().st_size - pruned["bytes"] < 20_000
-    assert pruned["kv_cache_bytes"] == dense["kv_cache_bytes"]
-    assert rows["depth", ""]["kv_cache_bytes"] < dense["kv_cache_bytes"]
+    assert pruned["kv_cache_bytes"] == original["kv_cache_bytes"]
+    assert rows["depth", ""]["kv_cache_bytes"] < original["kv_cache_bytes"]
     sparse = rows["magnitude_2_4", ""]
     assert "zeros" in sparse["note"]
     assert "bytes" not in sparse
@@ -83,9 +83,9 @@ def test_every_row_has_its_time_and_its_bytes(command, tmp_path, monkeypatch):
     assert "depth: " not in again.stderr  # which is there
     found = json.loads(again.stdout)["rows"]
     assert [(row["method"], row.get("weights", "")) for row in found] == list(rows)
-    assert found[0] == dense
+    assert found[0] == original
     assert all(row.get("error") is None for row in found)
-    assert found[1]["bytes"] < dense["bytes"]
+    assert found[1]["bytes"] < original["bytes"]
     assert [row.get("note", "") for row in found[1:3]] == ["", "1 layers stay as they are"]
     assert pruned["kv_cache_bytes"] == 127 * 3 * 2 * 16 * 4  # tokens, blocks, K and V, width, bytes
     assert found[4]["perplexity"] == found[1]["perplexity"] != pruned["perplexity"]  # of `packed`
@@ -101,7 +101,7 @@ def test_a_row_is_written_before_the_next_one_is_made(command, tmp_path, monkeyp
     done = run_command(*command)
     assert done.returncode == 1
     (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
-    assert (row["method"], row["error"]) == ("dense", None)
+    assert (row["method"], row["error"]) == ("original", None)
 
 
 def test_ours_by_time_is_as_fast_as_was_asked_for(command):
@@ -141,7 +141,7 @@ def test_what_no_comparison_can_use_is_refused(flags, said, tmp_path):
 def test_rows_that_are_wanted_and_not_there():
     config = CompareConfig("m", ("flap", "latency"), (0.8, 0.5), True, (0.7,), ("flap",))
     assert rows_asked(config, "wanda") == []
-    assert rows_asked(config, "dense") == [RowKey(1.0, weights=w) for w in ("", "int8", "int4")]
+    assert rows_asked(config, "original") == [RowKey(1.0, weights=w) for w in ("", "int8", "int4")]
     assert rows_asked(config, "latency") == [RowKey(target=0.7)]
     flap = rows_asked(config, "flap")
     assert len(flap) == 6

@@ -46,7 +46,7 @@ def compared(suite: bool, timed: bool) -> dict:
     return {
         "asked": {"model": "m", "keep": [0.8, 0.5]},
         "rows": [*rows, as_json(ComparisonRow("mpo", 0.5, error="cannot"))],
-        "dense": as_json(original),
+        "original": as_json(original),
         "source": {"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
     }
 

@@ -30,8 +30,8 @@ def row(
 
 
 ROWS = [
-    row("dense", 1.0, 20.0, 1.0, 270),
-    row("dense", 1.0, 21.0, 1.5, 120, weights="int8"),
+    row("original", 1.0, 20.0, 1.0, 270),
+    row("original", 1.0, 21.0, 1.5, 120, weights="int8"),
     row("learned", 0.8, 24.0, 0.9, 230),
     row("learned", 0.5, 50.0, 0.7, 160),
     row("learned", 0.5, 51.0, 0.8, 100, weights="int8", note="2 layers stay as they are"),
@@ -47,7 +47,7 @@ def compared(rows: list[ComparisonRow], scores: Scores | None = None) -> dict:
     return {
         "asked": {"model": "m", "keep": [0.8, 0.5]},
         "rows": [as_json(one) for one in rows],
-        "dense": as_json(original),
+        "original": as_json(original),
         "source": {"model": "m", "revision": "r", "text": "t", "eval_text": "e"},
     }
 

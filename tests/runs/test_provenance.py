@@ -99,9 +99,14 @@ def test_committed_rows_state_the_command_of_the_experiment(monkeypatch):
     row = {"method": "flap", "error": None, "provenance": here}
     asked = dict.fromkeys(("keep", "steps", "length", "batch", "align"), 1) | {"model": "m"}
     source = {"model": "m", "text": "t", "eval_text": "e"}
-    found = {"asked": asked, "rows": [row, {"error": None}], "dense": dict(row), "source": source}
+    found = {
+        "asked": asked,
+        "rows": [row, {"error": None}],
+        "original": dict(row),
+        "source": source,
+    }
     kept = of_comparison(found, "disp-llm compare m --text $TEXT")
     assert "someone" not in json.dumps(kept)
-    for told in (kept["rows"][0], kept["dense"]):
+    for told in (kept["rows"][0], kept["original"]):
         assert told["provenance"] == here | {"command": "disp-llm compare m --text $TEXT"}
     assert "provenance" not in kept["rows"][1], "nothing is made up of an old row"

@@ -16,7 +16,7 @@ from disp_lab.comparison.baseline_context import BaselineContext
 from disp_lab.comparison.paired_statistics import paired
 from disp_lab.comparison.rows import Comparison, row_makers
 from disp_lab.comparison.table_rows import RowKey, missing, rows_asked
-from disp_lab.names import DENSE, compared_methods
+from disp_lab.names import ORIGINAL, compared_methods
 from disp_lab.reporting.plots import draw_comparison, draw_frontier
 from disp_lab.reporting.tables import markdown
 from disp_lab.results import ROWS_AGAIN, ComparisonRow, comparison_figures
@@ -63,8 +63,8 @@ def compare(asked: CompareConfig | str | Path | None = None, **options: Any) -> 
         result = _started(config)
         described = load_config(config.model)
         config = within_positions(config, CompareConfig(config.model), described)
-        dense = comparison_figures(result).dense
-        board = scoreboard_of(config.suite, dense.scores if dense else None)
+        original = comparison_figures(result).original
+        board = scoreboard_of(config.suite, original.scores if original else None)
         with caller.watching() as progress:
             caller = replace(caller, progress=progress)
             context = BaselineContext(config, caller, board)
@@ -101,12 +101,12 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
             continue
         if "source" in result and not config.anyway:
             require_same_source(result["source"], context.sources, config.output_dir)
-        if "dense" not in result:
-            original = context.original(comparison.progress("original"))
-            dense = as_json(original) | {"provenance": made_by()}
-            result |= {"dense": dense, "source": context.sources, "inputs": context.files}
+        if "original" not in result:
+            measured = context.original(comparison.progress("original"))
+            original = as_json(measured) | {"provenance": made_by()}
+            result |= {"original": original, "source": context.sources, "inputs": context.files}
             _write(config.output_dir, result)
-        comparison = replace(comparison, original=comparison_figures(result).dense)
+        comparison = replace(comparison, original=comparison_figures(result).original)
         for row in make_rows(comparison, name, wanted):
             _put(replace(row, provenance=made_by()), result, config)
             result |= {"hardware": hardware(), "versions": versions()}
@@ -116,7 +116,7 @@ def _add_rows(comparison: Comparison, result: dict[str, Any]) -> None:
 def _put(row: ComparisonRow, result: dict[str, Any], config: CompareConfig) -> None:
     """Puts a row in its place, where one that failed may be, and pairs all of them anew."""
     made = {"error": None} | as_json(row) | ({"speedup": row.speedup} if row.speedup else {})
-    mine, order = (row.method, RowKey.of(made)), [DENSE, *compared_methods()]
+    mine, order = (row.method, RowKey.of(made)), [ORIGINAL, *compared_methods()]
 
     def rank(row: dict[str, Any]) -> tuple[int, int]:
         method, keys = row["method"], rows_asked(config, row["method"])

@@ -13,7 +13,7 @@ from disp_lab.baselines import ALL
 from disp_lab.comparison.baseline_context import BaselineContext, shared_settings, with_steps
 from disp_lab.comparison.quantised import quantised
 from disp_lab.comparison.table_rows import RowKey
-from disp_lab.names import DENSE, mask_methods
+from disp_lab.names import ORIGINAL, mask_methods
 from disp_lab.parts.baseline import Baseline, BaselineModel, stored_numbers
 from disp_lab.results import ComparisonRow, OriginalResult
 from disp_lab.settings import CompareConfig
@@ -78,7 +78,7 @@ RowMaker = Callable[[Comparison, str, list[RowKey]], Iterator[ComparisonRow]]
 def row_makers(comparison: Comparison) -> dict[str, RowMaker]:
     """How the rows of every method are made, in the order of the table."""
     common = shared_settings(comparison.config)
-    makers: dict[str, RowMaker] = {DENSE: dense_rows} if comparison.config.frontier else {}
+    makers: dict[str, RowMaker] = {ORIGINAL: original_rows} if comparison.config.frontier else {}
     for name in mask_methods():
         config = replace(common, method=name)
         makers[name] = partial(pruned_rows, settings=config, one_size=method_named(name).one_size)
@@ -96,7 +96,9 @@ def failed(name: str, key: RowKey, error: Exception) -> ComparisonRow:
     return ComparisonRow(name, **key.fields, error=said)
 
 
-def dense_rows(comparison: Comparison, name: str, missing: list[RowKey]) -> Iterator[ComparisonRow]:
+def original_rows(
+    comparison: Comparison, name: str, missing: list[RowKey]
+) -> Iterator[ComparisonRow]:
     """The original as it runs, timed against itself, and quantised."""
     original, dense = comparison.original, comparison.context.dense
     assert original is not None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from disp_lab.names import DENSE, IN_TIME, WEIGHT_KINDS
+from disp_lab.names import IN_TIME, ORIGINAL, WEIGHT_KINDS
 from disp_lab.settings import CompareConfig
 
 
@@ -36,14 +36,14 @@ class RowKey:
 
 def rows_asked(config: CompareConfig, method: str) -> list[RowKey]:
     """The rows of a method that were asked for, in their order."""
-    if method not in (DENSE, *config.methods) and "all" not in config.methods:
+    if method not in (ORIGINAL, *config.methods) and "all" not in config.methods:
         return []
     sizes: list[dict[str, float]] = [{"keep": keep} for keep in config.keep]
-    if method == DENSE:
+    if method == ORIGINAL:
         sizes = [{"keep": 1.0}]
     elif method == IN_TIME:
         sizes = [{"target": target} for target in config.target]
-    kinds = WEIGHT_KINDS if method in (DENSE, *config.quantise) else ()
+    kinds = WEIGHT_KINDS if method in (ORIGINAL, *config.quantise) else ()
     return [RowKey(**size, weights=kind) for size in sizes for kind in ("", *kinds)]
 
 

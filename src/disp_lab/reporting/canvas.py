@@ -7,7 +7,7 @@ from typing import Any
 from disp_llm.runs.files import atomic
 from disp_llm.runs.ownership import PICTURE
 
-DENSE, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
+GREY, PRUNED, COUNTED = "#8a8f98", "#0b6e99", "#d9a441"
 """Colours of the original, of the pruned model, and of what is counted and not measured."""
 
 OTHERS = ("#b3572a", "#6a51a3", "#2f8f5b", "#c2418d", "#8c6d1f", "#4f6d8f", "#a33b3b", "#5b8c2a")

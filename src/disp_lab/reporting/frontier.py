@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from disp_lab.names import DENSE
+from disp_lab.names import ORIGINAL
 from disp_lab.results import ComparisonFigures, ComparisonRow, comparison_figures
 from disp_llm.reporting.tables import Table
 from disp_llm.runs.results import PHASES
@@ -90,15 +90,16 @@ class Frontier:
     @property
     def value_name(self) -> str:
         """What quality is measured by."""
-        dense = self.found.dense
-        return "general_ratio" if dense and dense.scores and dense.scores.texts else "perplexity"
+        original = self.found.original
+        scored = original and original.scores and original.scores.texts
+        return "general_ratio" if scored else "perplexity"
 
     @property
     def of_original(self) -> float:
         """The quality of the original."""
-        assert self.found.dense is not None
+        assert self.found.original is not None
         scored = self.value_name == "general_ratio"
-        return 1.0 if scored else self.found.dense.measured.perplexity
+        return 1.0 if scored else self.found.original.measured.perplexity
 
     def value(self, row: ComparisonRow) -> float:
         """The quality of a row that has figures; less is better."""
@@ -160,4 +161,4 @@ def _with_spread(row: ComparisonRow, phase: str) -> str:
 
 def has_original(result: ComparisonFigures) -> bool:
     """Whether the original stands among the rows, without which there is no frontier."""
-    return any(row.method == DENSE and row.error is None for row in result.rows)
+    return any(row.method == ORIGINAL and row.error is None for row in result.rows)

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from disp_lab.names import DENSE as ORIGINAL
-from disp_lab.names import OURS
-from disp_lab.reporting.canvas import DENSE, OTHERS, PRUNED, logarithmic, panels, save
+from disp_lab.names import ORIGINAL, OURS
+from disp_lab.reporting.canvas import GREY, OTHERS, PRUNED, logarithmic, panels, save
 from disp_lab.reporting.frontier import COSTS, KEEP, Cost, Frontier, Point
 from disp_lab.results import of_sizes
 from disp_llm.config.names import name_of
@@ -48,7 +47,7 @@ def draw_costs(frontier: Frontier, costs: list[Cost], path: Path, fronts: bool =
             _draw_method(axis, [p for p in drawn if p.row.method == method], method, methods)
         if fronts:
             _draw_front(axis, [point for point in frontier.front(cost) if point in drawn])
-        axis.axhline(original, color=DENSE, linewidth=1, linestyle="--", label="as the original")
+        axis.axhline(original, color=GREY, linewidth=1, linestyle="--", label="as the original")
         axis.set_xlabel(cost.label, fontsize=9)
     logarithmic(axes[0])
     worse = f"; above {CEILING} times the original, some of {', '.join(beyond)}" if beyond else ""
@@ -70,18 +69,17 @@ def _draw_method(axis: Any, points: list[Point], method: str, methods: list[str]
     if not points:
         return
     color, marker = _look(method, methods)
-    label = "original" if method == ORIGINAL else method
     plain = sorted((p for p in points if not p.row.weights), key=lambda p: p.row.keep or 0)
     axis.plot(
         [p.cost for p in plain], [p.value for p in plain],
-        label=label, color=color, marker=marker, markersize=6, linewidth=1,
+        label=method, color=color, marker=marker, markersize=6, linewidth=1,
         linestyle="-" if method in OURS else (0, (4, 2)), zorder=3 if method in OURS else 2,
     )  # fmt: skip
     packed = [p for p in points if p.row.weights]
     if packed:
         axis.plot(
             [p.cost for p in packed], [p.value for p in packed],
-            label=f"{label}, quantised", color=color, marker=marker, markersize=7,
+            label=f"{method}, quantised", color=color, marker=marker, markersize=7,
             markerfacecolor="white", linestyle="", zorder=4,
         )  # fmt: skip
     for point in packed:
@@ -94,7 +92,7 @@ def _draw_method(axis: Any, points: list[Point], method: str, methods: list[str]
 def _look(method: str, methods: list[str]) -> tuple[str, str]:
     """Colour and marker: ours in one colour, the original in grey, every other in its own."""
     if method == ORIGINAL:
-        return DENSE, "s"
+        return GREY, "s"
     if method in OURS:
         ours = [name for name in methods if name in OURS]
         return PRUNED, OUR_MARKERS[ours.index(method) % len(OUR_MARKERS)]

@@ -96,11 +96,11 @@ def _by_method(found: ComparisonFigures, figures: list[str]) -> Table:
 
 def _notes(found: ComparisonFigures) -> list[str]:
     """What the figures were measured over, and what the original scores."""
-    if found.dense is None or found.source is None:
+    if found.original is None or found.source is None:
         return []
     text = found.source["eval_text"]
-    scores = _scores_of_original(found.dense.scores) if found.dense.scores else []
-    return [f"Original: {found.dense.measured}, {text}.", *scores, *_pairs(of_sizes(found.rows))]
+    scores = _scores_of_original(found.original.scores) if found.original.scores else []
+    return [f"Original: {found.original.measured}, {text}.", *scores, *_pairs(of_sizes(found.rows))]
 
 
 def _scores_of_original(original: Scores) -> list[str]:

@@ -48,7 +48,6 @@ from disp_llm.runs.folder import Run, clock
 from disp_llm.runs.job import Job
 from disp_llm.runs.results import OriginalResult, as_json
 from disp_llm.runs.scores import Perplexity
-from disp_llm.training.pace import seconds_late
 from disp_llm.training.problem import PruningProblem
 
 if TYPE_CHECKING:
@@ -128,8 +127,13 @@ def run_stages(job: Job[PruneConfig], inputs: Inputs) -> None:
 
 def _say_if_late(job: Job[PruneConfig]) -> None:
     """Says where a run has taken longer than it was asked to."""
-    minutes, late = job.config.learn.minutes, seconds_late(job)
-    if minutes and late > 0:
+    minutes = job.config.learn.minutes
+    if not minutes:
+        return
+    from disp_llm.training.pace import seconds_late
+
+    late = seconds_late(job)
+    if late > 0:
         job.run.update(late_s=round(late, 1))
         logger.warning(
             "took %.1f minutes, and --minutes is %g; fewer sizes, --rounds 0 or a shorter "

@@ -57,7 +57,10 @@ class PruneResult:
             raise InputError(
                 "is not installed", field="pandas", hint="install it: pip install pandas"
             ) from error
-        return pandas.json_normalize([as_json(size) for size in self.sizes])
+        frame = pandas.json_normalize([as_json(size) for size in self.sizes])
+        # A notebook shows the first ten columns and the last.
+        first = [name for name in ("size", "keep", "measured.perplexity") if name in frame]
+        return frame[first + [name for name in frame if name not in first]]
 
     def plot(self, axes: Any = None) -> Any:
         """Draws perplexity against keep, with standard errors, and the original's as a line.

@@ -1,6 +1,6 @@
 """Results on standard output; progress and messages on standard error, or in a notebook."""
 
-import importlib.util
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,18 +58,35 @@ def progress_bar(plain_lines: bool = False) -> Iterator[ProgressCallback]:
         plain_lines: where there is neither a terminal nor a notebook, print one line when a stage
             begins and another at each tenth of it; otherwise nothing is shown there.
     """
-    if messages.is_terminal or _can_redraw_in_notebook():
+    if messages.is_terminal:
         with _bars() as callback:
             yield callback
-    elif plain_lines or messages.is_jupyter:
-        yield _lines()
+    elif messages.is_jupyter:
+        with _notebook_line() as callback:
+            yield callback
     else:
-        yield silent
+        yield _lines() if plain_lines else silent
 
 
-def _can_redraw_in_notebook() -> bool:
-    """Whether this is a notebook in which rich can move a bar; it prints lines in any other."""
-    return messages.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+@contextmanager
+def _notebook_line() -> Iterator[ProgressCallback]:
+    """One line that is drawn anew and gone at the end; rich's own bar needs ipywidgets, and prints
+    line below line without it."""
+    from IPython.display import display
+
+    line: Any = display({"text/plain": ""}, raw=True, display_id=True)
+    drawn = 0.0
+
+    def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
+        nonlocal drawn
+        if done == total or time.monotonic() - drawn > 0.1:  # a message each
+            drawn = time.monotonic()
+            line.update({"text/plain": _line(stage, done, total, figures)}, raw=True)
+
+    try:
+        yield draw
+    finally:
+        line.update({"text/plain": ""}, raw=True)
 
 
 @contextmanager
@@ -83,8 +100,7 @@ def _bars() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     bars: dict[str, TaskID] = {}
-    # In a notebook nothing stays below the results.
-    with Progress(*columns, console=messages, transient=messages.is_jupyter) as drawn:
+    with Progress(*columns, console=messages) as drawn:
 
         def draw(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             if stage not in bars:
@@ -101,11 +117,13 @@ def _lines() -> ProgressCallback:
         tenth = done * 10 // total
         if stage not in tenths or done == total or tenth > tenths[stage]:
             tenths[stage] = tenth
-            messages.print(
-                f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip(), soft_wrap=True
-            )
+            messages.print(_line(stage, done, total, figures), soft_wrap=True)
 
     return print_line
+
+
+def _line(stage: str, done: int, total: int, figures: dict[str, Any]) -> str:
+    return f"{stage} {done}/{total} {_beside_bar(figures)}".rstrip()
 
 
 def _beside_bar(figures: dict[str, Any]) -> str:
