@@ -5,8 +5,8 @@ import fresh
 import pytest
 from damage import BYTES, NESTED, outcome
 
-from disp_llm.config.parts import require_sizes
 from disp_llm.config.errors import InputError
+from disp_llm.config.parts import require_sizes
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import (
     apply_recipe,
