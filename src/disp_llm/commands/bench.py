@@ -20,7 +20,7 @@ from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.evaluation.benchmark import BenchComparison, side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
-from disp_llm.exporter.facts import original_of
+from disp_llm.exporter.exported import original_of
 from disp_llm.exporter.folders import weight_bytes
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name, resolve_device, resolve_dtype

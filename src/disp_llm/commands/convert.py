@@ -12,7 +12,8 @@ from disp_llm.config.commands import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.exporter.card import PLACE
-from disp_llm.exporter.exported import CARD, exported_config, model_files
+from disp_llm.exporter.exported import exported_config, model_files
+from disp_llm.exporter.facts import CARD
 from disp_llm.exporter.formats import Contents, Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code

@@ -14,7 +14,7 @@ from disp_llm.config.checks import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.data.sources import held_out
-from disp_llm.exporter.facts import original_of
+from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import free_memory, resolve_device, resolve_dtype
 from disp_llm.models.loading import empty_model, family_of_any, load_config, load_shapes

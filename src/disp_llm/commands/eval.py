@@ -24,7 +24,7 @@ from disp_llm.data.tokens import Stream, load_tokens, require_length, stream_of
 from disp_llm.evaluation.answers import scored, written_answers
 from disp_llm.evaluation.perplexity import perplexity
 from disp_llm.evaluation.suites import Scoreboard, against
-from disp_llm.exporter.facts import original_of
+from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_config

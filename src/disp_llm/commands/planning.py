@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 
 from disp_llm.commands.budgets import budget_of, shares_of
-from disp_llm.compact.experts_disp_llm import ALIGNED
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCHES, EXPERTS, Site
 from disp_llm.config.prune import PruneConfig
@@ -44,6 +43,8 @@ def problem_of(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     dense = PrunableModel.of(loaded, sites_of(config, loaded.family))
     align = config.export.align or default_align(dense)
     if config.uniform:
+        from disp_llm.compact.experts_disp_llm import ALIGNED
+
         align = math.lcm(align, ALIGNED)  # what transformers' own function for experts asks for
     budget = budget_of(job, dense, align, chunk_of(config, dense, align))
     shares = shares_of(config.sizes, budget, align)

@@ -20,7 +20,8 @@ from disp_llm.commands.warm_start import take_weights
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
-from disp_llm.exporter.facts import named_by_run, original_of, read_facts
+from disp_llm.exporter.exported import named_by_run, original_of
+from disp_llm.exporter.facts import read_facts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import (

@@ -12,7 +12,8 @@ from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.exporter.carrying import carry, is_size
-from disp_llm.exporter.facts import original_of, run_of, size_of
+from disp_llm.exporter.exported import original_of, run_of
+from disp_llm.exporter.facts import size_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 from disp_llm.masks.selection_file import load_masks
