@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from disp_llm.config.checks import check_settings
 from disp_llm.config.commands import BenchConfig
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.config.parts import MachineConfig
-from disp_llm.evaluation.benchmark import BenchComparison, side_by_side
+from disp_llm.evaluation.benchmark import side_by_side
 from disp_llm.evaluation.timing import Workload, fitted, runner
 from disp_llm.exporter.exported import original_of
 from disp_llm.exporter.folders import weight_bytes
@@ -32,7 +32,6 @@ from disp_llm.models.loading import (
     require_unquantised,
 )
 from disp_llm.runs.provenance import hardware, peak_memory_bytes, versions
-from disp_llm.runs.results import as_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +62,22 @@ def bench(model: BenchConfig | str | Path | None = None, **options: Any) -> dict
     workloads = _workloads(config, targets)
     with caller.watching() as progress:
 
-        def on_round(name: str, done: int, total: int) -> None:
-            progress(name, done, total, {})
+        def on_round(name: str, done: int) -> None:
+            progress(name, done, config.rounds, {})
 
         rows, comparisons = side_by_side(targets, names, workloads, config.rounds, on_round)
     peaks = {name: own["peak_memory_bytes"] for name, own in zip(names, alone, strict=True)}
-    rows = [replace(row, peak_memory_bytes=peaks[row.model]) for row in rows]
+    phases = _by_phase(comparisons)
     return {
         "model": config.model,
         "against": names[0],
         "dtype": dtype_name(targets[0].dtype),
         "compiled": config.compile,
         "rounds": config.rounds,
-        "results": [as_json(row) for row in rows],
-        "comparisons": [as_json(comparison) for comparison in comparisons],
-        "speedup": {k: c.speedup for k, c in _by_phase(comparisons).items()},
-        "predicted_speedup": {k: c.predicted_speedup for k, c in _by_phase(comparisons).items()},
+        "results": [row | {"peak_memory_bytes": peaks[row["model"]]} for row in rows],
+        "comparisons": comparisons,
+        "speedup": {phase: one["speedup"] for phase, one in phases.items()},
+        "predicted_speedup": {phase: one["predicted_speedup"] for phase, one in phases.items()},
         "loading": [{"model": name} | own for name, own in zip(names, alone, strict=True)],
         "hardware": hardware(),
         "versions": versions(),
@@ -116,10 +115,10 @@ def _workloads(config: BenchConfig, targets: list[PrunableModel]) -> list[Worklo
     return list(dict.fromkeys(workloads))
 
 
-def _by_phase(comparisons: list[BenchComparison]) -> dict[str, BenchComparison]:
+def _by_phase(comparisons: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """One comparison a phase: that of the longest prefill and of the smallest decode batch."""
-    prefill = max((c for c in comparisons if c.phase == "prefill"), key=lambda c: c.length)
-    decode = min((c for c in comparisons if c.phase == "decode"), key=lambda c: c.batch)
+    prefill = max((c for c in comparisons if c["phase"] == "prefill"), key=itemgetter("length"))
+    decode = min((c for c in comparisons if c["phase"] == "decode"), key=itemgetter("batch"))
     return {"prefill": prefill, "decode": decode}
 
 

@@ -29,7 +29,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.devices import dtype_name
 from disp_llm.models.loading import Loaded, load_config
 from disp_llm.models.windows import within_positions
-from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.results import as_json
 from disp_llm.runs.scores import Scores
 
@@ -91,12 +91,7 @@ def eval(
 def _evaluated(
     config: EvalConfig, inputs: Inputs, given: Given | None, progress: ProgressCallback
 ) -> dict[str, Any]:
-    def on_window(done: int, total: int) -> None:
-        progress("perplexity", done, total, {})
-
-    def on_request(done: int, total: int) -> None:
-        progress("answers", done, total, {})
-
+    on_window, on_request = (counting(progress, stage) for stage in ("perplexity", "answers"))
     loaded = inputs.load(config.model, config.machine)
     target = PrunableModel.of(loaded)
     result = _facts_of(loaded, target)
@@ -166,27 +161,31 @@ def _on_suite(config: EvalConfig, inputs: Inputs, progress: ProgressCallback) ->
     What can be wrong with the suite and with the original is found before the model is measured;
     the two models are never in memory together.
     """
-    board = Scoreboard.of(load_suite(config.suite), progress)
+    board = Scoreboard.of(load_suite(config.suite))
     folder = Path(config.model)
     known = original_of(folder) if inputs.model is None and folder.is_dir() else ""
     original = config.against or known
     if original:
         with model_is("against"):
             load_config(original)
-    facts, scores = _scored(board, inputs, config.model, config.machine)
+    facts, scores = _scored(board, inputs, config.model, config.machine, progress)
     if original:
         with model_is("against"):
-            of_original, dense = _scored(board, Inputs(), original, config.machine)
+            of_original, dense = _scored(board, Inputs(), original, config.machine, progress)
         scores = against(scores, dense)
         facts["original"] = {name: of_original[name] for name in ("model", "revision", "dtype")}
     return facts | as_json(scores)
 
 
 def _scored(
-    board: Scoreboard, inputs: Inputs, name: str, machine: MachineConfig
+    board: Scoreboard,
+    inputs: Inputs,
+    name: str,
+    machine: MachineConfig,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, Any], Scores]:
     """Facts about a model, and its scores."""
     gc.collect()  # of the model before
     loaded = inputs.load(name, machine)
     target = PrunableModel.of(loaded)
-    return _facts_of(loaded, target), board.measure(target, loaded.tokenizer)
+    return _facts_of(loaded, target), board.measure(target, loaded.tokenizer, progress)

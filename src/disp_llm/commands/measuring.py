@@ -1,7 +1,7 @@
 """What every model of one task is measured on: a text, a suite, a sample of its words."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from disp_llm.evaluation.sample import continued
 from disp_llm.exporter.facts import FACTS, read_facts
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
-from disp_llm.runs.progress import ProgressCallback
+from disp_llm.runs.progress import ProgressCallback, counting
 from disp_llm.runs.results import OriginalResult, from_json
 from disp_llm.runs.scores import Perplexity, Scores
 from disp_llm.training.losses import Teacher
@@ -86,7 +86,7 @@ class Measuring:
         def progress(stage: str, done: int, total: int, figures: dict[str, Any]) -> None:
             self.progress(f"{name}: {stage}", done, total, figures)
 
-        found = replace(self.board, progress=progress).measure(target, self.tokenizer)
+        found = self.board.measure(target, self.tokenizer, progress)
         if dense is None:
             return found
         from disp_llm.evaluation.suites import against
@@ -95,11 +95,7 @@ class Measuring:
 
     def perplexity(self, target: PrunableModel, stage: str) -> Perplexity:
         """Perplexity on the evaluation text; `stage` is what progress calls it."""
-
-        def on_window(done: int, total: int) -> None:
-            self.progress(stage, done, total, {})
-
-        return perplexity(target, self.stream, self.config, on_window)
+        return perplexity(target, self.stream, self.config, counting(self.progress, stage))
 
     @property
     def prompt(self) -> str:
