@@ -104,7 +104,7 @@ class ConvertConfig:
 
     def validate(self) -> None:
         """Refuses a copy inside of what is copied."""
-        if self.output_dir.resolve().is_relative_to(self.folder.resolve()):
+        if self.folder.resolve() in self.output_dir.resolve().parents:
             raise InputError(
                 f"{self.output_dir} lies inside the folder that is copied",
                 field="output_dir",
