@@ -8,7 +8,7 @@ import torch
 
 from disp_llm.commands.caller import Caller, takes
 from disp_llm.commands.memory_plans import MemoryPlan, memory_plans
-from disp_llm.config.checks import check_settings, usual_settings
+from disp_llm.config.checks import check_settings
 from disp_llm.config.commands import DoctorConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.masks.budget import Budget, project
@@ -30,7 +30,7 @@ def doctor(model: DoctorConfig | str | Path | None = None, **options: Any) -> di
     check_settings(config)
     empty, device = PrunableModel(*load_shapes(config.model)), resolve_device(config.device)
     budget, dtype = Budget(empty.layout), resolve_dtype("auto", device)
-    settings = usual_settings(PruneConfig(config.model))
+    settings = PruneConfig(config.model)
     training = replace(settings.training, length=config.length, batch=config.batch)
     count, free = max(torch.cuda.device_count(), 1), free_memory(device)
     plans = memory_plans(empty, replace(settings, training=training), count, dtype.itemsize)

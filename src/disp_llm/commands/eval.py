@@ -97,7 +97,7 @@ def _evaluated(
     result = _facts_of(loaded, target)
     if config.reads_text:
         stream, names = _evaluation_stream(config, loaded, given)
-        config = within_positions(config, EvalConfig(config.model), loaded.model.config)
+        config = within_positions(config, loaded.model.config)
         measured = perplexity(target, stream, config.evaluation, on_window)
         result |= names | as_json(measured)
         if isinstance(stream, ExampleStream) and not any(one.loss for one in stream.examples):

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from disp_llm.commands.api import Inputs
 from disp_llm.commands.memory_plans import first_plan, free_share
-from disp_llm.config.checks import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.learning import Shard
 from disp_llm.config.parts import TextConfig
@@ -121,7 +120,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     else:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    config = within_positions(config, usual_settings(config), target.model.config)
+    config = within_positions(config, target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
     stays_whole = inputs.model is not None or reads or config.learn.learns_weights
     if stays_whole and training.shard == "auto":

@@ -33,7 +33,6 @@ from disp_llm.commands.session import (
     with_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.checks import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import load_recipe
 from disp_llm.data.sources import Sources, read_sources
@@ -156,7 +155,7 @@ def read_texts(job: Job[PruneConfig], inputs: Inputs) -> Sources:
 def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
     the model can follow. It has no learning text yet."""
-    config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
+    config = within_positions(job.config, loaded.model.config)
     require_possible(config, config.sizes, sharded=loaded.sharding is not None)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)

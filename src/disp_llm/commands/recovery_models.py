@@ -74,8 +74,7 @@ def load_models(job: Job[RecoverConfig], inputs: Inputs, taught: Inputs, writes:
 
 def with_windows(job: Job[RecoverConfig], models: Models) -> Job[RecoverConfig]:
     """The job with windows that all models can read."""
-    usual = RecoverConfig(job.config.model)
-    config = within_positions(job.config, usual, *(model.config for model in models))
+    config = within_positions(job.config, *(model.config for model in models))
     for model in models:
         require_positions(model, config.training.length, "length")
     return replace(job, config=config)
