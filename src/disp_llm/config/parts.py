@@ -29,12 +29,12 @@ from disp_llm.config.targets import Target, budgets_of, require_of_budget
 logger = logging.getLogger(__name__)
 
 
-def require_sizes(**values: tuple[float, ...]) -> None:
+def require_sizes(**values: tuple[float | str, ...]) -> None:
     """Refuses sizes that results and files would call the same, or none at all."""
     for field, sizes in values.items():
         if not sizes:
             raise InputError("no size is given", field=field, hint="give one or more, such as 0.5")
-        if len({f"{size:g}" for size in sizes}) < len(sizes):
+        if len({Target.of(size).name for size in sizes}) < len(sizes):
             what = "a size is repeated, to six digits"
             raise InputError(what, field=field, hint="give each size once")
 
@@ -209,8 +209,7 @@ class BudgetConfig:
                 )
             require_sizes(keep=keep)
             return
-        sizes = self.sizes(())
-        for size in sizes:
+        for size in self.sizes(()):
             require_of_budget(size, self.budget)
             if size.unit and len(self.workload) > 1 and self.budget == "latency":
                 raise InputError(
@@ -218,11 +217,7 @@ class BudgetConfig:
                     field="target",
                     hint="name one of them as `workload`, or give shares",
                 )
-        shares = tuple(size.amount for size in sizes if not size.unit)
-        if shares or not sizes:
-            require_sizes(target=shares)
-        if len(set(sizes)) < len(sizes):
-            raise InputError("a size is repeated", field="target", hint="give each size once")
+        require_sizes(target=self.target)
 
     def sizes(self, keep: tuple[float, ...]) -> tuple[Target, ...]:
         """The sizes that are to be written, of what the budget limits."""
