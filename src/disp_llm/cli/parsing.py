@@ -40,7 +40,7 @@ COMMANDS = {
     "prune": "prune:PruneConfig",
     "export": "commands:ExportConfig",
     "recover": "recover:RecoverConfig",
-    "report": "commands:ReportConfig",
+    "report": "report:ReportConfig",
     "eval": "commands:EvalConfig",
     "doctor": "commands:DoctorConfig",
     "bench": "commands:BenchConfig",

@@ -1,4 +1,4 @@
-"""What every command but `prune` and `recover` can be asked."""
+"""What the commands that train nothing can be asked."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,18 +227,6 @@ class DoctorConfig:
     def validate(self) -> None:
         """Refuses sizes that no model has."""
         require_sizes(keep=self.keep)
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Write one self-contained HTML page about a run, finished or not."""
-
-    run: Annotated[Path, POSITIONAL]
-    """The run folder."""
-    output: Path | None = None
-    """File of the page. Default: report.html in the run folder."""
-    anyway: bool = False
-    """Show files that have changed."""
 
 
 @dataclass(frozen=True)
