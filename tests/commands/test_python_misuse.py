@@ -24,8 +24,8 @@ values = [
 ]
 kinds = {
     "prune": prune.PruneConfig, "recover": recover.RecoverConfig, "eval": commands.EvalConfig,
-    "compare": compare.CompareConfig, "bench": commands.BenchConfig, "doctor": commands.DoctorConfig,
-    "export": commands.ExportConfig,
+    "compare": compare.CompareConfig, "bench": commands.BenchConfig,
+    "doctor": commands.DoctorConfig, "export": commands.ExportConfig,
 }
 more = ("config", "progress", "stop_requested", "command", "tokenizer", "teacher", "no_such")
 found = {"tried": 0, "wrong": []}
