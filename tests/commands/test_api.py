@@ -19,7 +19,8 @@ from disp_llm.commands.report import PruneResult, RecoverResult
 from disp_llm.config.commands import EvalConfig, ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.data.given import GivenText, read_input
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import GivenText
 from disp_llm.models.source import fingerprint_of
 
 
