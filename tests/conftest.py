@@ -22,7 +22,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # Before our own modules: what these would import while jaxtyping checks them would be compiled
 # anew, 1,600 files of it, since jaxtyping looks for compiled files of its own.
-import beartype  # noqa: F401
+import checking  # noqa: F401  (how they are checked)
 import fresh
 import pytest
 import torch
@@ -58,6 +58,7 @@ from disp_llm.training.problem import PruningProblem
 
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
+os.fsync = lambda descriptor: None  # no test cuts the power, and the disk takes as long as the CPU
 
 
 def pytest_collection_finish() -> None:

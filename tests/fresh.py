@@ -26,6 +26,7 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None
 assert "disp_llm" not in sys.modules
 for line in sys.stdin:
     asked = json.loads(line)
