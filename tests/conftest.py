@@ -16,6 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 # Before anything that reads them when it is imported.
 os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -58,6 +59,7 @@ from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Compensation, Masks, Selection
 from disp_llm.methods import Method
 from disp_llm.models.architectures import family_of
+from disp_llm.reporting import page
 from disp_llm.reporting.terminal import messages, results
 from disp_llm.runs.folder import Run
 from disp_llm.runs.job import Job, Process
@@ -68,6 +70,19 @@ from disp_llm.training.problem import PruningProblem
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 os.fsync = lambda descriptor: None  # no test cuts the power, and the disk takes as long as the CPU
+_draw = page.learning_chart
+_drawn: dict[tuple, Any] = {}
+
+
+def _chart_of(run: Any) -> Any:
+    """A curve is drawn once, which takes a seventh of a tiny run: many runs here are the same."""
+    curve = tuple((step.tokens, step.loss) for step in run.metrics)
+    if curve not in _drawn:
+        _drawn[curve] = _draw(run)
+    return _drawn[curve]
+
+
+page.learning_chart = _chart_of
 
 
 def pytest_collection_finish() -> None:
