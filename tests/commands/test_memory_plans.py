@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from disp_llm.cli.parsing import parse
 from disp_llm.commands import doctor as commands_doctor
-from disp_llm.commands import memory_plans as module
-from disp_llm.commands.memory_plans import ROOM, memory_plans
+from disp_llm.commands import placement as module
+from disp_llm.commands.placement import ROOM, memory_plans
 from disp_llm.config.learning import LearnConfig, TrainingConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.randomness import generator_of
 from disp_llm.masks.masking import masked
-from disp_llm.training.hypernetwork import PARAMETRISATIONS, build
+from disp_llm.training.hypernetwork import Hypernetwork
 from disp_llm.training.memory import learning_memory
 
 
@@ -107,10 +107,10 @@ def test_all_that_learns_is_counted():
         training = replace(config.training, gradient_checkpointing="no")
         return learning_memory(target, replace(config, training=training), 1, 4)
 
-    for name in PARAMETRISATIONS:
-        made = build(name, torch.zeros(entries), target.layout, generator_of(0))
-        numbers = sum(one.numel() for one in made.parameters())
-        assert counted(parametrisation=name).trained == 24 * numbers
+    network = Hypernetwork(torch.zeros(entries), target.layout.lengths, generator_of(0))
+    numbers = sum(one.numel() for one in network.parameters())
+    assert counted(parametrisation="hypernetwork").trained == 24 * numbers
+    assert counted().trained == 24 * entries
     assert counted(estimator="policy_gradient").kept == 0 < counted().kept
 
 

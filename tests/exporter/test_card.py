@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from disp_llm.config.names import SITES
-from disp_llm.exporter.card import _filled
+from disp_llm.exporter.card import filled
 from disp_llm.exporter.facts import facts_of
 from disp_llm.runs.results import OriginalResult, SizeResult, as_json, served_by_vllm
 from disp_llm.runs.scores import Perplexity, Scores, TaskScore
@@ -42,7 +42,7 @@ RECOVERED = {
 def card(form: str = "folder", told: dict[str, Any] | None = None, **changes: Any) -> str:
     """The text of a card, its lines joined."""
     facts = facts_of(size(**changes), RESULT | (told or {}))
-    return " ".join(_filled(facts, "card.json", form).split())
+    return " ".join(filled(facts, "card.json", form).split())
 
 
 WHOLE = "The KV cache has the original's size."
@@ -128,9 +128,9 @@ def test_how_it_is_loaded_follows_the_format():
 def test_the_head_names_base_and_licence_where_they_are_known():
     source = RESULT["source"] | {"base_model": "a/b", "license": "mit"}
     facts = facts_of(size(), RESULT | {"source": source})
-    data = ModelCard(_filled(facts, "card.json", "folder")).data
+    data = ModelCard(filled(facts, "card.json", "folder")).data
     assert (data.license, data.base_model) == ("mit", "a/b")
-    data = ModelCard(_filled(facts_of(size(), RESULT), "card.json", "folder")).data
+    data = ModelCard(filled(facts_of(size(), RESULT), "card.json", "folder")).data
     assert (data.license, data.base_model) == (None, None)
 
 

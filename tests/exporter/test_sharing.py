@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from in_memory import export_folder
 
 from disp_lab.reporting import plots as comparison_plots
-from disp_llm.exporter.facts import original_of
+from disp_llm.exporter.exported import original_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.architectures import family_of
 from disp_llm.runs.ownership import mark
@@ -283,7 +283,7 @@ def test_original_of(name, revision, settings, found, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     if name is not None:
         facts = {"source": {"model": name, "revision": revision}}
-        monkeypatch.setattr("disp_llm.exporter.facts.read_facts", lambda folder: facts)
+        monkeypatch.setattr("disp_llm.exporter.exported.read_facts", lambda folder: facts)
     if settings is not None:
         placed = {key: value.replace("PLACE", str(tmp_path)) for key, value in settings.items()}
         (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(placed))

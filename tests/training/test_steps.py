@@ -17,7 +17,7 @@ from disp_llm.runs.job import Process
 from disp_llm.training import learning
 from disp_llm.training.estimators import Sample
 from disp_llm.training.learning import learn
-from disp_llm.training.loop import Schedule, _exchange, _first_step, train
+from disp_llm.training.loop import Loss, Schedule, _exchange, _first_step, train
 from disp_llm.training.problem import PruningProblem
 
 
@@ -70,13 +70,12 @@ def test_the_gradient_is_as_long_as_the_clip_allows(problem, clip):
 
     trained, before = Vector(), torch.tensor([3.0, 4.0])
 
-    def backward(step: int) -> dict[str, float]:
-        (trained.values * before).sum().backward()
-        return {"loss": 1.0}
+    def loss_of(step: int) -> Loss:
+        return (trained.values * before).sum(), {"loss": torch.ones(())}
 
     config = TrainingConfig(schedule="constant")
     optimizer = torch.optim.SGD(trained.parameters(), lr=1.0)
-    train(trained, [optimizer], backward, Schedule(config, 1, "training", clip=clip), problem.job)
+    train(trained, [optimizer], loss_of, Schedule(config, 1, "training", clip=clip), problem.job)
     wanted = before * min(1.0, clip / 5.0 if clip else 1.0)
     torch.testing.assert_close(trained.values.detach(), -wanted, rtol=1e-4, atol=1e-6)
 
@@ -85,8 +84,8 @@ def learner_of(problem: PruningProblem, monkeypatch, config: LearnConfig) -> lea
     """The learner of a run, caught where its first step would begin."""
     caught = []
 
-    def catch(trained, optimizers, backward, schedule, job) -> None:
-        caught.append(backward.__self__)
+    def catch(trained, optimizers, loss_of, schedule, job) -> None:
+        caught.append(loss_of.__self__)
 
     training = TrainingConfig(length=24, distill=0.0)
     job = dataclasses.replace(
@@ -111,8 +110,8 @@ def test_the_penalty_counts_what_the_sample_says_is_counted(problem, monkeypatch
     monkeypatch.setitem(learning.ESTIMATORS, "reinmax", sample)
     config = LearnConfig(estimator="reinmax", penalty=6.0, adapter_rank=0)
     learner = learner_of(problem, monkeypatch, config)
-    learner = dataclasses.replace(learner, losses_of=lambda w: torch.full((len(w),), 2.0))
-    total, figures = learner._batch_loss(0.6, random_stream("steps", 0, 0))
+    monkeypatch.setattr(learning, "mean_losses", lambda *asked: torch.full((2,), 2.0))
+    total, figures = learner.loss(0)
     share = float(problem.budget.share(problem.budget.layout.counts(counted)))
     assert share < 0.5
     assert float(figures["keep"]) == pytest.approx(share)
@@ -127,8 +126,8 @@ def test_a_reward_counts_by_how_far_it_lies_from_those_before(problem, monkeypat
     )
 
     def slope(reward: float, step: int) -> torch.Tensor:
-        found = dataclasses.replace(learner, losses_of=lambda w: torch.full((len(w),), reward))
-        total, _ = found._batch_loss(0.6, random_stream("steps", 0, step))
+        monkeypatch.setattr(learning, "mean_losses", lambda *asked: torch.full((2,), reward))
+        total, _ = learner.loss(step)
         parts = torch.autograd.grad(total, list(learner.state.logits.parameters()))
         return torch.cat([part.flatten() for part in parts])
 

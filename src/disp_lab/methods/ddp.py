@@ -32,8 +32,7 @@ from disp_llm.data.randomness import random_stream
 from disp_llm.masks.budget import Budget
 from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.methods import Method, Reads
-from disp_llm.training.pace import planned_steps
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, take_steps
 
 RATE, QUADRATIC_RATE = 0.02, 0.4
 """Step sizes of z and of the multipliers, and of the multiplier of the squared gap."""
@@ -152,7 +151,7 @@ def ddp(problem: PruningProblem) -> Selection:
     def take(problem: PruningProblem, steps: int) -> Gates:
         return trained_gates(problem, kinds, steps)
 
-    z = take(problem, planned_steps(problem, take)).z.detach().cpu()
+    z = take_steps(problem, take).z.detach().cpu()
     importance, scales = torch.full_like(z, 2.0), torch.ones_like(z)
     for kind in kinds:
         importance[kind.entries] = top_k(z[kind.entries], kind.kept).float()

@@ -29,8 +29,7 @@ from disp_llm.masks.budget import project
 from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.methods import Method, Reads
 from disp_llm.methods.fisher import fisher_scores
-from disp_llm.training.pace import planned_steps
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, take_steps
 
 TEMPERATURE = 1.5
 """Of the sigmoid that makes p."""
@@ -78,7 +77,7 @@ def grasprune(problem: PruningProblem) -> Selection:
     def take(problem: PruningProblem, steps: int) -> Gates:
         return trained_gates(problem, start, steps)
 
-    gates = take(problem, planned_steps(problem, take))
+    gates = take_steps(problem, take)
     with torch.no_grad():
         scales = gates.factors().masked_fill(~prunable, 1.0)
         return Selection(gates.masks.detach(), Compensation(scales))

@@ -25,8 +25,7 @@ from disp_llm.config.names import HEADS, SITES
 from disp_llm.masks.selection import Selection
 from disp_llm.masks.shapes import BlockShape
 from disp_llm.methods import Method, Reads
-from disp_llm.training.pace import planned_steps
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, take_steps
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """β, γ and ζ of the hard-concrete distribution."""
@@ -150,7 +149,7 @@ def sheared(problem: PruningProblem) -> Selection:
 
         return learned_masks(problem, steps, aim_at)
 
-    trained = take(problem, planned_steps(problem, take))
+    trained = take_steps(problem, take)
     with torch.no_grad():
         wanted = (target.hidden, target.heads, target.intermediate)
         importance = [

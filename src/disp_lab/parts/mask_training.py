@@ -4,7 +4,6 @@ N entries of all sites.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,14 +13,14 @@ from disp_llm.config.learning import TrainingConfig
 from disp_llm.data.randomness import shared_stream
 from disp_llm.masks.masking import masked
 from disp_llm.training.blocks import compiles, training_blocks
-from disp_llm.training.loop import Schedule, differentiate, train
+from disp_llm.training.loop import Loss, Schedule, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
 LossUnder = Callable[[Float[Tensor, " N"]], Float[Tensor, ""]]
 """Draws the windows of a batch, and gives the mean loss of their tokens under a mask."""
 
-BatchLoss = Callable[[int, torch.Generator, LossUnder], tuple[Tensor, dict[str, Tensor]]]
+BatchLoss = Callable[[int, torch.Generator, LossUnder], Loss]
 """Step, noise and the loss under a mask -> what is differentiated, and the figures beside it."""
 
 
@@ -54,7 +53,7 @@ def train_masks(
     schedule = Schedule(config, steps, "learning masks", warmup=warmup)
     compiled = compiles(config, steps, dense)
 
-    def backward(step: int) -> dict[str, Any]:
+    def loss_of(step: int) -> Loss:
         prepare(step)
         noise = shared_stream("steps", problem.seed, step)
 
@@ -64,12 +63,12 @@ def train_masks(
             losses = mean_losses(dense, windows.to(dense.device), teacher, compiled)
             return losses.mean()
 
-        return differentiate(*batch_loss(step, noise, loss_under))
+        return batch_loss(step, noise, loss_under)
 
     with masked(dense) as masking, training_blocks(dense, config, compiled):
         teacher = Teacher(dense, distill, masking.lifted) if distill else None
         state = nn.ModuleDict({"of_method": trained})
-        train(state, [optimizer], backward, schedule, problem.job)
+        train(state, [optimizer], loss_of, schedule, problem.job)
 
 
 def travelling(rate: float, published_steps: int, steps: int, most: float) -> float:

@@ -6,16 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from disp_llm.commands.caller import Caller, takes
+from disp_llm.commands.api import called, takes
 from disp_llm.config.convert import ConvertConfig, PushConfig
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
 from disp_llm.exporter.card import PLACE
-from disp_llm.exporter.exported import CARD, exported_config, model_files
+from disp_llm.exporter.exported import exported_config, model_files
+from disp_llm.exporter.facts import CARD
 from disp_llm.exporter.formats import Contents, Job, writer_of
 from disp_llm.runs.lock import created
 from disp_llm.runs.markdown import in_code
-from disp_llm.runs.progress import ProgressCallback, silent
+from disp_llm.runs.progress import ProgressCallback, counting, silent
 from disp_llm.runs.sums import SUMS, sha256, sums_text, write_sums
 
 COMMIT = "Upload a model pruned by disp-llm"
@@ -25,18 +26,12 @@ COMMIT = "Upload a model pruned by disp-llm"
 def convert(folder: ConvertConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Writes an exported folder in another format.
 
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`to="gguf"`, `output_dir="small"`, ...), and
-            `progress`, as `prune` takes it.
-
     Returns:
         `folder`, `to`, `bytes` of all files, and the names of those that were `left_out`.
     """
-    caller, config = Caller.asking(ConvertConfig, folder, options)
-    config.validate()
-    place = config.output_dir
-    with created(place, "output_dir") as new, caller.watching() as progress:
+    call = called(ConvertConfig, folder, options)
+    config, place = call.config, call.config.output_dir
+    with created(place, "output_dir") as new, call.watching() as progress:
         aside = new / ".aside"
         aside.mkdir(parents=True)
         job, left_out = _job(config, place.name, aside, progress)
@@ -59,12 +54,8 @@ def _job(
     text, device = TextConfig(), "auto"
     if isinstance(config, ConvertConfig):
         text, device = config.calibration, config.device
-
-    def rounding(done: int, total: int) -> None:
-        progress("rounding blocks", done, total, {})
-
-    job = Job(config.folder, files, place, aside, text, device, rounding)
-    return job, left_out
+    rounding = counting(progress, "rounding blocks")
+    return Job(config.folder, files, place, aside, text, device, rounding), left_out
 
 
 def _put(content: Path | bytes, path: Path, aside: Path) -> None:
@@ -82,10 +73,6 @@ def _put(content: Path | bytes, path: Path, aside: Path) -> None:
 def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Uploads an exported folder to a repository of the hub, which is made where there is none.
 
-    Args:
-        folder: the folder, or all settings at once.
-        options: settings by the names of their flags (`name="me/smaller"`, `to="plain"`, ...).
-
     Returns:
         `name`, `url`, `commit`, and the names of the files that were `left_out`.
 
@@ -96,8 +83,7 @@ def push(folder: PushConfig | str | Path | None = None, **options: Any) -> dict[
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    _, config = Caller.asking(PushConfig, folder, options)
-    config.validate()
+    config = called(PushConfig, folder, options).config
     with tempfile.TemporaryDirectory() as aside:
         job, left_out = _job(config, PLACE, Path(aside), silent)
         contents = writer_of(config.to).write(job)  # is whole, before a repository is made

@@ -1,14 +1,20 @@
 """What travels with an exported folder, and how transformers comes to know it.
 
-The files `configuration_disp_llm`, `modeling_disp_llm`, `heads_disp_llm` and `experts_disp_llm` are
-copied into every folder. Others use `register` (folders then load without `trust_remote_code`),
-`model_classes` and `config_class`.
+The files of `CODE` are copied into every folder. Others use `register` (folders then load without
+`trust_remote_code`), `model_classes` and `config_class`.
 """
 
 import importlib
 
-from disp_llm.models.architectures import PRUNED_PREFIX, model_types, on_registration
-from disp_llm.models.wrappers import WRAPPERS
+from disp_llm.models.architectures import PRUNED_PREFIX, WRAPPERS, model_types, on_registration
+
+CODE = (
+    "configuration_disp_llm.py",
+    "experts_disp_llm.py",
+    "heads_disp_llm.py",
+    "modeling_disp_llm.py",
+)
+"""The code that travels with a folder."""
 
 CAUSAL = {"AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING"}
 """The auto class of causal models, and the table of those that transformers makes by it."""

@@ -28,7 +28,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .configuration_disp_llm import PREFIX, pruned_config
-from .experts_disp_llm import cut_experts, matrices_of
 from .heads_disp_llm import cut_heads, heads_of_blocks, width_of_kept_heads
 
 
@@ -176,6 +175,8 @@ def shrink(base: Any, disp: dict) -> None:
                 continue
             kept = width[f"{site}_in"], width[f"{site}_out"]
             if branch.get("experts"):
+                from .experts_disp_llm import cut_experts, matrices_of
+
                 row = branch["experts"]
                 read, _ = matrices_of(block.get_submodule(row["module"]), row)
                 count, full = width.get("experts", len(read)), read.shape[2]

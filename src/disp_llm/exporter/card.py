@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from yaml import YAMLError
 
-from disp_llm.config.errors import InputError
-from disp_llm.exporter.exported import CARD
-from disp_llm.exporter.facts import FACTS, Facts, Told, facts_in, facts_of, typed_facts
-from disp_llm.exporter.formats import Contents, Job, json_bytes
+from disp_llm.exporter.facts import CARD, FACTS, Facts, Told, facts_in, facts_of, typed_facts
 from disp_llm.runs.files import atomic, write_json
 from disp_llm.runs.markdown import all_escaped, in_code, printable
 from disp_llm.runs.results import NOT_MEASURED, SizeResult, dropped_said, served_by_vllm
@@ -30,7 +26,7 @@ def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
     """
     facts = facts_of(size, result)
     write_json(folder / FACTS, facts)
-    text = _filled(facts, str(folder / FACTS), "folder")
+    text = filled(facts, str(folder / FACTS), "folder")
     with atomic(folder / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -46,49 +42,12 @@ def write_recovered_card(
         recovered: what was done.
     """
     if (before / FACTS).is_file():
-        facts = _changed(before, figures, {"recovered": recovered}, gone=("scores",))
+        facts = changed_facts(before, figures, {"recovered": recovered}, gone=("scores",))
         size = typed_facts(facts, str(before / FACTS)).figures
         write_card(folder, size, facts["result"])
 
 
-def shared_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Contents:
-    """The card of a folder that is written in another format, and the figures behind it. A card
-    without such figures goes along as it is; a copy keeps what was added by hand.
-
-    Args:
-        form: `folder`, `quantised`, `plain` or `gguf`.
-        size: bytes of the weights; 0 = as before.
-        quantised: how, if they are.
-    """
-    if CARD not in job.files:
-        return {}
-    before = _model_card(job.files[CARD].read_bytes(), job.files[CARD])
-    made: Contents = {}
-    card = before
-    if form != "folder" and FACTS in job.files:
-        told = {"quantised": quantised} if quantised else {}
-        facts = _changed(job.folder, {"bytes": size} if size else {}, told)
-        text = _filled(facts, str(job.files[FACTS]), form)
-        card = _model_card(text.encode(), job.files[CARD])
-        card.data.__dict__["license"] = before.data.license
-        made = {} if form == "gguf" else {FACTS: json_bytes(facts)}
-    card.text = card.text.replace(PLACE, in_code(job.place))
-    return {CARD: str(card).encode(), **made}
-
-
-def _model_card(content: bytes, path: Path) -> Any:
-    """A card, as the hub's own library reads it."""
-    from huggingface_hub import ModelCard
-
-    try:
-        return ModelCard(content.decode())
-    except (ValueError, YAMLError) as error:
-        raise InputError(
-            "is damaged", field=str(path), hint="correct its head, or export the folder again"
-        ) from error
-
-
-def _changed(
+def changed_facts(
     folder: Path, figures: dict[str, Any], told: dict[str, Any], gone: Collection[str] = ()
 ) -> dict[str, Any]:
     """The figures behind a card with others in their place, and what else was done.
@@ -101,7 +60,7 @@ def _changed(
     return {"figures": known | figures, "result": facts["result"] | told}
 
 
-def _filled(facts: dict[str, Any], path: str, form: str) -> str:
+def filled(facts: dict[str, Any], path: str, form: str) -> str:
     """The card of some figures. Names that came from outside are shown as text."""
     header = _header(typed_facts(facts, path))
     shown = typed_facts(all_escaped(facts, code=("command", "revision")), path)

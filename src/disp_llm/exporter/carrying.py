@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from disp_llm.exporter.parts import Index, made
+from disp_llm.exporter.parts import Cut, made
 from disp_llm.exporter.plan import cuts_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
@@ -21,10 +21,10 @@ State = Mapping[str, Tensor]
 
 def is_size(original: PrunableModel, masks: Masks, state: State) -> bool:
     """Whether the tensors of a model have the shapes and indices that the masks give them."""
-    parts, whole = cuts_of(original, masks).parts, original.model.state_dict()
+    parts, whole = cuts_of(original, masks), original.model.state_dict()
     return parts.keys() <= state.keys() and all(
-        torch.equal(part.kept, state[name].cpu())
-        if isinstance(part, Index)
+        torch.equal(part, state[name].cpu())
+        if isinstance(part, Tensor)
         else made(part, whole.__getitem__).shape == state[name].shape
         for name, part in parts.items()
     )
@@ -41,10 +41,10 @@ def carry(
     def numbers(name: str) -> Tensor:
         return torch.arange(whole[name].numel()).view(whole[name].shape)
 
-    of_larger, of_smaller = (cuts_of(original, masks).parts for masks, _ in (larger, smaller))
-    there = {part.source: name for name, part in of_larger.items() if not isinstance(part, Index)}
+    of_larger, of_smaller = (cuts_of(original, masks) for masks, _ in (larger, smaller))
+    there = {part.source: name for name, part in of_larger.items() if isinstance(part, Cut)}
     for name, part in of_smaller.items():
-        if isinstance(part, Index) or part.source not in there:
+        if isinstance(part, Tensor) or part.source not in there:
             continue
         trained, own = larger[1][there[part.source]], smaller[1][name]
         places = made(of_larger[there[part.source]], numbers).flatten()

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from disp_llm.compact import auto_classes, config_class, model_classes
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.config.names import HEADS
-from disp_llm.exporter.parts import made
-from disp_llm.exporter.plan import Cut, cuts_of, plan_of
+from disp_llm.exporter.parts import Cut, made
+from disp_llm.exporter.plan import cuts_of, plan_of
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Masks
 
@@ -76,9 +76,7 @@ def compact_state(target: PrunableModel, masks: Masks) -> dict[str, Tensor]:
     """The state of the compact model, of the weights that the dense one has now: kept slices, index
     buffers, and all the rest by reference."""
     state = target.model.state_dict()
-    return {
-        name: made(part, state.__getitem__) for name, part in cuts_of(target, masks).parts.items()
-    }
+    return {name: made(part, state.__getitem__) for name, part in cuts_of(target, masks).items()}
 
 
 def compact_model(target: PrunableModel, masks: Masks) -> PreTrainedModel:
@@ -122,7 +120,11 @@ def fold_into_weights(target: PrunableModel, masks: Masks) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if masks.compensation:
-            for part in plan_of(target, masks).cut:
+            parts = [part for part in plan_of(target, masks).values() if isinstance(part, Cut)]
+            parts.sort(
+                key=lambda part: part.means is None
+            )  # biases are made of weights as they were
+            for part in parts:
                 if part.changes:
                     stack.enter_context(_replaced(target.model, part))
         yield

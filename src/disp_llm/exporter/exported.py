@@ -1,4 +1,4 @@
-"""An exported folder: whether it is one, and which files belong in it."""
+"""An exported folder: whether it is one, which files belong in it, and what it was made of."""
 
 import logging
 from dataclasses import dataclass
@@ -7,28 +7,23 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from disp_llm.compact import CODE
 from disp_llm.config.errors import InputError
-from disp_llm.config.names import SITES
+from disp_llm.config.names import SITES, is_on_hub, name_of
+from disp_llm.config.recipes import read_toml
 from disp_llm.config.schema import Count, as_type
+from disp_llm.exporter.facts import CARD, read_facts
+from disp_llm.models import embedded
 from disp_llm.models.files import files_of
 from disp_llm.runs.files import read_json
-from disp_llm.runs.ownership import FACTS
+from disp_llm.runs.folder import Run
+from disp_llm.runs.ownership import FACTS, kind_of
 from disp_llm.runs.sums import CHANGED_FOLDER, SUMS, extra_files, folder_problems, require_sums
 
 logger = logging.getLogger(__name__)
 
 EXPORT_AGAIN = "delete the folder and export it again"
 """What to do about a damaged configuration."""
-
-CARD = "README.md"
-
-CODE = (
-    "configuration_disp_llm.py",
-    "experts_disp_llm.py",
-    "heads_disp_llm.py",
-    "modeling_disp_llm.py",
-)
-"""The code that travels with a folder: files of `disp_llm.compact`."""
 
 TEMPLATES = "additional_chat_templates"
 """The one folder that may lie in it, of .jinja files."""
@@ -119,3 +114,46 @@ def _belonging(folder: Path) -> tuple[dict[str, Path], list[str]]:
             raise InputError("is missing", field=str(path), hint=CHANGED_FOLDER)
     hidden = [f"{path.name}/" if path.is_dir() else path.name for path in folder.glob(".*")]
     return files, sorted({*extra_files(folder), *hidden} - names)
+
+
+OF_FILES = "sha256:"
+"""How a revision begins that is a hash; the hub's are commits."""
+
+
+def original_of(folder: Path) -> str:
+    """Name or path of the original of an exported folder: the local model that its run was given,
+    or the name on the hub that its card gives; empty where nobody knows.
+    """
+    source = read_facts(folder).get("source", {})
+    name = source.get("model", "")
+    if not name:
+        return ""
+    local = named_by_run(folder)
+    if local and name_of(local) == name and Path(local).exists():
+        return local
+    of_hub = is_on_hub(name) or not source.get("revision", "").startswith(OF_FILES)
+    return name if of_hub or name == embedded.MODEL else ""
+
+
+def named_by_run(folder: Path) -> str:
+    """What the run of `prune` was given as its model that an exported folder comes from; empty
+    where there is no such run.
+    """
+    found = run_of(folder)
+    return found[1] if found else ""
+
+
+def run_of(folder: Path) -> tuple[Run, str] | None:
+    """The run of `prune` that wrote an exported folder, or the one whose folder a run of `recover`
+    has trained, and what it was given as its model; None where there is no such run.
+    """
+    folder = folder.absolute().parent
+    seen: set[Path] = set()
+    while folder not in seen and kind_of(folder) and Run(folder).config_file.is_file():
+        seen.add(folder)
+        path = Run(folder).config_file
+        settings = read_toml(path, str(path), "name the original as the `teacher`")
+        if kind_of(folder) != "recover":
+            return Run(folder), str(settings["model"])
+        folder = Path(str(settings["model"])).absolute().parent
+    return None

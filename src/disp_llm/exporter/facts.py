@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disp_llm.config.names import is_on_hub, name_of
-from disp_llm.config.recipes import read_toml
+from disp_llm.config.names import name_of
 from disp_llm.config.schema import Amount, Count, Positive
-from disp_llm.models import embedded
 from disp_llm.runs.files import read_json
-from disp_llm.runs.folder import Run
-from disp_llm.runs.ownership import FACTS, kind_of
+from disp_llm.runs.ownership import FACTS
 from disp_llm.runs.results import Hardware, OriginalResult, SizeResult, Source, as_json, from_json
 from disp_llm.runs.scores import Finite, Perplexity
+
+CARD = "README.md"
 
 TOLD = (
     *("original", "source", "versions", "tokens_seen", "command", "hardware"),
@@ -138,46 +137,3 @@ def facts_in(path: Path) -> dict[str, Any]:
 def typed_facts(values: dict[str, Any], path: str) -> Facts:
     """The same as an object."""
     return from_json(Facts, values, path, EXPORT_AGAIN)
-
-
-OF_FILES = "sha256:"
-"""How a revision begins that is a hash; the hub's are commits."""
-
-
-def original_of(folder: Path) -> str:
-    """Name or path of the original of an exported folder: the local model that its run was given,
-    or the name on the hub that its card gives; empty where nobody knows.
-    """
-    source = read_facts(folder).get("source", {})
-    name = source.get("model", "")
-    if not name:
-        return ""
-    local = named_by_run(folder)
-    if local and name_of(local) == name and Path(local).exists():
-        return local
-    of_hub = is_on_hub(name) or not source.get("revision", "").startswith(OF_FILES)
-    return name if of_hub or name == embedded.MODEL else ""
-
-
-def named_by_run(folder: Path) -> str:
-    """What the run of `prune` was given as its model that an exported folder comes from; empty
-    where there is no such run.
-    """
-    found = run_of(folder)
-    return found[1] if found else ""
-
-
-def run_of(folder: Path) -> tuple[Run, str] | None:
-    """The run of `prune` that wrote an exported folder, or the one whose folder a run of `recover`
-    has trained, and what it was given as its model; None where there is no such run.
-    """
-    folder = folder.absolute().parent
-    seen: set[Path] = set()
-    while folder not in seen and kind_of(folder) and Run(folder).config_file.is_file():
-        seen.add(folder)
-        path = Run(folder).config_file
-        settings = read_toml(path, str(path), "name the original as the `teacher`")
-        if kind_of(folder) != "recover":
-            return Run(folder), str(settings["model"])
-        folder = Path(str(settings["model"])).absolute().parent
-    return None

@@ -50,7 +50,7 @@ def stream_folder(
         read: gives a tensor of the original by its name.
     """
     compact = empty_compact_model(target, masks)
-    parts = plan_of(target, masks).parts
+    parts = plan_of(target, masks)
 
     def make(name: str) -> Tensor:
         return made(parts[name], read)

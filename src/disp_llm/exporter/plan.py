@@ -19,32 +19,22 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import is_conv1d, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.exporter.entries import Entries, entries_of, mean_inputs_of, scales_of
-from disp_llm.exporter.parts import Bias, Index, Part, Picked, Taken, Weight
+from disp_llm.exporter.parts import Cut, Part
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.selection import Adapter, Masks, Selection
 from disp_llm.masks.selection_file import MADE_AGAIN
 from disp_llm.masks.shapes import head_ranges
 from disp_llm.models.family import Branch, Experts
 
-Cut = Weight | Bias | Picked
-"""What becomes of a parameter inside of a block."""
+End = tuple[Tensor | None, Tensor | None]
+"""What is kept of the inputs or outputs of a linear layer, and their factors; None = all of them,
+and 1 each."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What becomes of a model."""
-
-    parts: dict[str, Part]
-    """How each tensor of the compact model is made, by its name there."""
-    cut: tuple[Cut, ...]
-    """All parameters of the blocks' linear layers and experts, also of branches that are pruned as
-    a whole."""
-
-
-def plan_of(target: PrunableModel, masks: Masks) -> Plan:
-    """The plan of a dense model, which may be empty."""
+def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
+    """How each tensor of the compact model is made, by its name there; the dense model may be
+    empty."""
     draft = Draft.of(target)
-    cut: list[Cut] = []
     adapters, means = _adapters(target, masks), mean_inputs_of(masks)
     scales = scales_of(masks)
     places = (
@@ -61,31 +51,25 @@ def plan_of(target: PrunableModel, masks: Masks) -> Plan:
         parts: list[Cut] = []
         for path in branch.linear_paths:
             linear, writes = block.get_submodule(path), path == branch.writes
-            name = f"{draft.names[id(linear)]}.weight"
-            if path in branch.inside:
-                weight = Weight(name, is_conv1d(linear))
-            else:
+            ends: tuple[End, End] = ((None, None), (None, None))
+            if path not in branch.inside:
                 inner = widths_of(linear)[0 if writes else 1]
                 inner = head_ranges(block, branch, path, inner)
-                weight = _weight(name, linear, writes, inner, *at_linears)
-            weight = replace(weight, adapter=next(adapters))
+                ends = _ends(writes, inner, *at_linears)
             pruned = _pruned(next(means, None), kept) if writes else None
-            bias = _bias(linear, weight, pruned)
-            # Where both change, the bias is made of the weight as it was.
-            parts += [weight] if bias is None else [bias, weight]
+            parts += _of_linear(draft.names[id(linear)], linear, *ends, next(adapters), pruned)
         prefix = f"{draft.names[id(block)]}."
         if branch.experts is not None:
             parts += _of_experts(prefix, branch.experts, experts, kept, scale)
         parts += _of_heads(prefix, block, branch, kept)
         draft.parts.update({part.source: part for part in parts})
-        cut += parts
         draft.add_indices(block, branch, kept, masks.chunk)
         if kept.whole is not None and not kept.whole.any():
             draft.drop(block, branch)
-    return Plan(draft.parts, tuple(cut))
+    return draft.parts
 
 
-def cuts_of(target: PrunableModel, masks: Masks) -> Plan:
+def cuts_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
     """The plan for a model whose weights have changed already: nothing but rows and columns go."""
     return plan_of(target, replace(masks, selection=Selection(masks.selection.importance)))
 
@@ -101,49 +85,61 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
     return iter(adapters or [None] * len(linears))
 
 
-def _weight(
-    name: str,
-    linear: Any,
-    writes: bool,
-    inner: tuple[int, ...],
-    kept: Entries,
-    scale: Entries | None,
-) -> Weight:
-    """The weight of a layer that reads or writes, without an adapter.
+def _ends(
+    writes: bool, inner: tuple[int, ...], kept: Entries, scale: Entries | None
+) -> tuple[End, End]:
+    """The outputs and the inputs of a layer that reads or writes.
 
     Args:
         inner: widths of the ranges of what it has inside of its branch.
     """
-    inside = _indices(kept.inside(*inner))
-    stream = _indices(kept.outgoing if writes else kept.incoming)
-    columns = rows = None
+    by_inside = by_stream = None
     if scale is not None:
-        columns = scale.inside(*inner) if writes else scale.incoming
-        rows = scale.rows if writes else None
-    ends = (inside, stream) if writes else (stream, inside)
-    return Weight(name, is_conv1d(linear), None, columns, rows, *ends)
+        by_inside = scale.inside(*inner) if writes else None
+        by_stream = scale.rows if writes else scale.incoming
+    inside = _indices(kept.inside(*inner)), by_inside
+    stream = _indices(kept.outgoing if writes else kept.incoming), by_stream
+    return (stream, inside) if writes else (inside, stream)
 
 
-def _bias(linear: Any, weight: Weight, pruned_means: Tensor | None) -> Bias | None:
-    """The bias of a layer; None where it has none, and gains none."""
+def _of_linear(
+    name: str,
+    linear: Any,
+    outputs: End,
+    inputs: End,
+    adapter: Adapter | None,
+    pruned_means: Tensor | None,
+) -> list[Cut]:
+    """What becomes of the weight of a linear layer, and of its bias if it has or gains one."""
+    (rows, by_row), (columns, by_column) = outputs, inputs
+    of_weight = () if by_column is None else (by_column[None],)
+    of_weight += () if by_row is None else (by_row[:, None],)
+    across, along = 0, 1
+    if turned := is_conv1d(linear):
+        across, along, of_weight = 1, 0, tuple(factor.T for factor in of_weight)
+    picks = _picks((across, rows), (along, columns))
+    weight = Cut(f"{name}.weight", picks, of_weight, adapter, turned)
     if linear.bias is None and pruned_means is None:
-        return None
-    source = f"{weight.source.removesuffix('weight')}bias"
-    is_new = linear.bias is None
-    return Bias(source, weight, is_new, pruned_means, weight.rows, weight.outputs)
+        return [weight]
+    means = None if pruned_means is None else (weight, pruned_means)
+    of_bias, is_new = () if by_row is None else (by_row,), linear.bias is None
+    bias = Cut(f"{name}.bias", _picks((0, rows)), of_bias, means=means, is_new=is_new)
+    return [weight, bias]
+
+
+def _picks(*dims: tuple[int, Tensor | None]) -> tuple[tuple[int, Tensor], ...]:
+    """Those of dimensions of which not all is kept."""
+    return tuple((dim, kept) for dim, kept in dims if kept is not None)
 
 
 def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
     """What becomes of what heads of attention have beside rows and columns of its linear layers."""
     sizes = {path: len(block.get_parameter(path)) for path in branch.per_head}
-    heads = {
-        path: _indices(kept.inside(*head_ranges(block, branch, path, size)))
-        for path, size in sizes.items()
-    }
     return [
-        Picked(f"{prefix}{path}", ((0, indices),))
-        for path, indices in heads.items()
-        if indices is not None
+        Cut(f"{prefix}{path}", _picks((0, _indices(kept.inside(*ranges)))))
+        for path, ranges in (
+            (path, head_ranges(block, branch, path, size)) for path, size in sizes.items()
+        )
     ]
 
 
@@ -166,10 +162,11 @@ def _of_experts(
     inside = middle.nonzero()[:, 1].view(len(middle), each)
     incoming, outgoing = _where(kept.incoming), _where(kept.outgoing)
     gate_up = _gate_and_up(inside, width, row)
-    columns, of_read, of_write, of_bias = None, (), (), ()
+    of_router, of_read, of_write, of_bias = (), (), (), ()
     if scale is not None:
         assert scale.middle is not None
-        columns, of_read, of_bias = scale.incoming, (scale.incoming[None],), (scale.rows,)
+        of_router = of_read = (scale.incoming[None],)
+        of_bias = (scale.rows,)
         of_write = (scale.rows[:, None], scale.middle.view(count, 1, width))
         if scale.experts is not None:
             of_write = (*of_write, scale.experts[:, None, None])
@@ -180,20 +177,20 @@ def _of_experts(
     read = [*of_experts, (rows, gate_up), (across, incoming)]
     write = [*of_experts, (rows, outgoing), (across, inside)]
     packed = f"{prefix}{row.module}"
-    router = Weight(f"{prefix}{row.rows}.weight", outputs=experts)
+    router = Cut(f"{prefix}{row.rows}.weight", tuple(of_experts))
     if "router_reads_all" not in row.quirks:
-        router = replace(router, columns=columns, inputs=incoming)
+        router = replace(router, picks=(*of_experts, (1, incoming)), factors=of_router)
     biases = [
-        Picked(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
-        Picked(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
+        Cut(f"{packed}.gate_up_proj_bias", (*of_experts, (1, gate_up))),
+        Cut(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
     ]
     return [
-        Picked(f"{packed}.gate_up_proj", tuple(read), of_read),
-        Picked(f"{packed}.down_proj", tuple(write), of_write),
+        Cut(f"{packed}.gate_up_proj", tuple(read), of_read),
+        Cut(f"{packed}.down_proj", tuple(write), of_write),
         *(biases if "biased" in row.quirks else ()),
         router,
         *(
-            Picked(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
+            Cut(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
             for path in row.counted
         ),
     ]
@@ -229,6 +226,7 @@ class Draft:
     """The parts of a plan by name, on the way from the dense model's to the compact one's."""
 
     parts: dict[str, Part]
+    """See `plan_of`."""
     names: dict[int, str]
     """Name of every module of the dense model, by the module's `id`."""
 
@@ -236,7 +234,7 @@ class Draft:
     def of(cls, target: PrunableModel) -> "Draft":
         """All tensors of a model as they are."""
         names = {id(module): name for name, module in target.model.named_modules()}
-        return cls({name: Taken(name) for name in target.model.state_dict()}, names)
+        return cls({name: Cut(name) for name in target.model.state_dict()}, names)
 
     def add_indices(self, block: nn.Module, branch: Branch, kept: Entries, chunk: int) -> None:
         """Adds the buffers of a branch's gather and scatter, where these are not whole: numbers of
@@ -248,7 +246,7 @@ class Draft:
         for path, buffer, mask in places:
             if not mask.all():
                 name = self.names[id(block.get_submodule(path))]
-                self.parts[f"{name}.{buffer}"] = Index(_where(mask[::chunk]))
+                self.parts[f"{name}.{buffer}"] = _where(mask[::chunk])
                 if path in (*branch.reads, branch.writes):  # a bare layer, which is then wrapped
                     self._wrap(name)
 

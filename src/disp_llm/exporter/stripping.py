@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from disp_llm.exporter.exported import CODE
+from disp_llm.compact import CODE
 from disp_llm.models.files import PROCESSOR
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from disp_llm.compact.experts_disp_llm import matrices_of
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.names import ATTENTION, BRANCH_OF, BRANCHES, EXPERTS, HEADS, MLP, SITES, Site
 from disp_llm.models.family import Branch, Family
@@ -151,6 +150,8 @@ def expert_weights(block: nn.Module, branch: Branch) -> tuple[Tensor, ...]:
     """Of a mixture, weights of the router, (E, D), and the experts, (E, 2F, D) and (E, D, F)."""
     if branch.experts is None:
         return ()
+    from disp_llm.compact.experts_disp_llm import matrices_of
+
     experts: Any = block.get_submodule(branch.experts.module)
     rows: Any = block.get_submodule(branch.experts.rows)
     return rows.weight, *matrices_of(experts, asdict(branch.experts))

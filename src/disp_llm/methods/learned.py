@@ -16,8 +16,7 @@ from disp_llm.masks.selection import Selection
 from disp_llm.methods import OWN, Method
 from disp_llm.methods.fisher import fisher_scores
 from disp_llm.training.learning import learn
-from disp_llm.training.pace import planned_steps
-from disp_llm.training.problem import PruningProblem
+from disp_llm.training.problem import PruningProblem, take_steps
 
 CLAMP = 8.0
 """Largest |logit| at the start: beyond it a sigmoid has no slope."""
@@ -34,7 +33,7 @@ def learned(problem: PruningProblem) -> Selection:
     def take(problem: PruningProblem, steps: int) -> Selection:
         return learn(problem, start, steps)
 
-    return take(problem, planned_steps(problem, take))
+    return take_steps(problem, take)
 
 
 def start_of(problem: PruningProblem) -> Float[Tensor, " N"]:

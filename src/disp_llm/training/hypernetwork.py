@@ -1,7 +1,5 @@
-"""What is trained in place of the model's weights: one vector of logits for all sites.
-
-`FreeLogits` trains the logits themselves; `Hypernetwork` is the paper's (section 3.3, Table 5). It
-adds what it trains to a start vector, which is zero for the paper's random start.
+"""The paper's parametrisation of the logits (section 3.3, Table 5): one small network for all
+sites, which it trains in place of the model's weights.
 
 N entries of all sites, S sites.
 """
@@ -12,27 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from disp_llm.masks.layout import Layout
-
 INPUT, HIDDEN = 32, 64  # the paper's Table 5; a Linear reads both directions, 128 numbers
 
 
-class FreeLogits(nn.Module):
-    """x = Θ, with Θ starting at the start vector."""
-
-    def __init__(
-        self, start: Float[Tensor, " N"], lengths: Sequence[int], generator: torch.Generator
-    ):
-        super().__init__()
-        self.logits = nn.Parameter(start.clone())
-
-    def forward(self) -> Float[Tensor, " N"]:
-        return self.logits
-
-
 class Hypernetwork(nn.Module):
-    """x = start + HN(z): fixed z (S, 1, 32) → bidirectional GRU(32, 64) → LayerNorm(128) → GELU
-    → one bias-free Linear(128, N_s) a site.
+    """x = start + HN(z), from a start of zeros in the paper: fixed z (S, 1, 32) → bidirectional
+    GRU(32, 64) → LayerNorm(128) → GELU → one bias-free Linear(128, N_s) a site.
 
     Weights are drawn as PyTorch draws them by default, from `generator`; they are saved whole, the
     fixed z included.
@@ -57,21 +40,3 @@ class Hypernetwork(nn.Module):
         features = nn.functional.gelu(self.norm(hidden)).squeeze(1)  # (S, 128)
         parts = [head(row) for head, row in zip(self.heads, features, strict=True)]
         return self.start + torch.cat(parts)
-
-
-PARAMETRISATIONS: dict[str, type[nn.Module]] = {
-    "logits": FreeLogits,
-    "hypernetwork": Hypernetwork,
-}
-
-
-def numbers_of(name: str, entries: int) -> int:
-    """How many numbers a parametrisation trains for so many logits."""
-    with torch.device("meta"):
-        made = PARAMETRISATIONS[name](torch.zeros(entries), (entries,), torch.Generator())
-    return sum(parameter.numel() for parameter in made.parameters())
-
-
-def build(name: str, start: Float[Tensor, " N"], layout: Layout, generator) -> nn.Module:
-    """What a configuration trains, on the device of `start`."""
-    return PARAMETRISATIONS[name](start, layout.lengths, generator).to(start.device)

@@ -10,7 +10,7 @@ N entries of all sites, B windows of a batch.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ from disp_llm.masks.selection import Compensation, Selection
 from disp_llm.training.adapters import Adapters, Adapting, adapted
 from disp_llm.training.blocks import compiles, training_blocks
 from disp_llm.training.estimators import ESTIMATORS, Draw
-from disp_llm.training.hypernetwork import build
-from disp_llm.training.loop import Schedule, differentiate, optimizers_of, train
+from disp_llm.training.loop import Loss, Schedule, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
 from disp_llm.training.problem import PruningProblem
 
@@ -38,6 +37,17 @@ every weight alike, whatever its gradient, and masks have not settled by then.""
 
 BASELINE_DECAY = 0.9
 """Decay of the moving average that the policy gradient compares a loss with."""
+
+
+class FreeLogits(nn.Module):
+    """x = Θ, with Θ starting at the start vector."""
+
+    def __init__(self, start: Float[Tensor, " N"]):
+        super().__init__()
+        self.logits = nn.Parameter(start.clone())
+
+    def forward(self) -> Float[Tensor, " N"]:
+        return self.logits
 
 
 class LearningState(nn.Module):
@@ -57,33 +67,20 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
 
     It goes on from a checkpoint of the problem's run.
     """
-    config, device = problem.training, start.device
+    config, dense = problem.training, problem.dense
     problem.corpus.require_length(config.length, "length")
-    state = _initial_state(problem, start)
-    compiled = compiles(config, steps, problem.dense)
+    state, adapting = _initial_state(problem, start), None
+    compiled = compiles(config, steps, dense)
     with contextlib.ExitStack() as stack:
-        masking = stack.enter_context(masked(problem.dense))
-        adapting = None
+        masking = stack.enter_context(masked(dense))
         if state.adapters is not None:
-            adapting = stack.enter_context(adapted(problem.dense, state.adapters))
-        stack.enter_context(training_blocks(problem.dense, config, compiled))
-
-        @contextlib.contextmanager
-        def as_it_was() -> Iterator[None]:
-            """While the context lasts, the model is the original."""
-            with adapting.lifted() if adapting else contextlib.nullcontext(), masking.lifted():
-                yield
-
-        teacher = Teacher(problem.dense, config.distill, as_it_was) if config.distill else None
-
-        def losses_of(windows: Windows) -> Tensor:
-            return mean_losses(problem.dense, windows.to(device), teacher, compiled)
-
-        learner = MaskLearner(problem, state, masking, adapting, losses_of)
+            adapting = stack.enter_context(adapted(dense, state.adapters))
+        stack.enter_context(training_blocks(dense, config, compiled))
+        learner = MaskLearner(problem, state, masking, adapting, compiled)
         schedule = Schedule(config, steps, "learning masks")
-        train(state, _optimizers(problem, state), learner.backward, schedule, problem.job)
+        train(state, _optimizers(problem, state), learner.loss, schedule, problem.job)
     with torch.no_grad():
-        never_pruned = problem.budget.never_pruned.to(device)
+        never_pruned = problem.budget.never_pruned.to(start.device)
         scales = None if state.scales is None else state.scales.masked_fill(never_pruned, 1.0)
         adapters = () if state.adapters is None else state.adapters.learned()
         return Selection(state.logits().clone(), Compensation(scales, adapters=adapters))
@@ -91,8 +88,12 @@ def learn(problem: PruningProblem, start: Float[Tensor, " N"], steps: int) -> Se
 
 def _initial_state(problem: PruningProblem, start: Float[Tensor, " N"]) -> LearningState:
     learn, device = problem.learn, start.device
-    noise, layout = random_stream("start", problem.seed), problem.budget.layout
-    logits = build(learn.parametrisation, start.float(), layout, noise)
+    logits: nn.Module = FreeLogits(start.float())
+    if learn.parametrisation == "hypernetwork":
+        from disp_llm.training.hypernetwork import Hypernetwork
+
+        lengths, noise = problem.budget.layout.lengths, random_stream("start", problem.seed)
+        logits = Hypernetwork(start.float(), lengths, noise)
     scales = None
     if learn.learns_scales:
         scales = nn.Parameter(torch.ones_like(start, dtype=torch.float32))
@@ -120,26 +121,20 @@ def _optimizers(problem: PruningProblem, state: LearningState) -> list[Optimizer
 
 @dataclass(frozen=True)
 class MaskLearner:
-    """Takes the gradient of a step: cross-entropy + λ·|log(T(s)/(keep·T))|."""
+    """The loss of a step: cross-entropy + λ·|log(T(s)/(keep·T))|."""
 
     problem: PruningProblem
     state: LearningState
     masking: Masking
     adapting: Adapting | None
-    losses_of: Callable[[Windows], Float[Tensor, " B"]]
-    """Mean loss of every window under the masks that are set."""
+    compiled: bool
 
-    def backward(self, step: int) -> dict[str, Any]:
-        """Accumulates the gradient, and returns the figures of the step."""
-        problem = self.problem
-        keep = problem.keep_at(random_stream("sizes", problem.seed, step))
-        noise = shared_stream("steps", problem.seed, step)
-        figures = differentiate(*self._batch_loss(keep, noise))
-        return figures | {"keep_asked": keep}
-
-    def _batch_loss(self, keep: float, noise: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int) -> Loss:
+        """What a step differentiates, under the masks that it draws."""
         problem, learn, state = self.problem, self.problem.learn, self.state
         budget, config = problem.budget, problem.training
+        keep = problem.keep_at(random_stream("sizes", problem.seed, step))
+        noise = shared_stream("steps", problem.seed, step)
         never_pruned = budget.never_pruned.to(problem.dense.device)
         logits = budget.layout.by_chunks(state.logits(), budget.chunk)
         at_keep = functools.partial(project, budget=budget, share=keep, align=problem.align)
@@ -153,15 +148,28 @@ class MaskLearner:
             self.adapting.set()
         windows = problem.corpus.draw_own(config.batch, config.length, noise, problem.job.process)
         with torch.set_grad_enabled(sample.log_probability is None):
-            losses = self.losses_of(windows)  # (B)
-        loss = losses.mean()
+            loss = self._losses(windows).mean()
         share = budget.share(budget.layout.counts(sample.counted))
         total = loss
         if learn.penalty:
             total = total + learn.penalty * (share / keep).log().abs()
         if sample.log_probability is not None:
             total = self._against_baseline(total) * sample.log_probability
-        return total, {"loss": loss, "keep": share}
+        asked = torch.tensor(keep, dtype=torch.float64)
+        return total, {"loss": loss, "keep": share, "keep_asked": asked}
+
+    def _losses(self, windows: Windows) -> Float[Tensor, " B"]:
+        """Of every window, under the masks and with the adapters that are set."""
+        dense, share = self.problem.dense, self.problem.training.distill
+        teacher = Teacher(dense, share, self._unpruned) if share else None
+        return mean_losses(dense, windows.to(dense.device), teacher, self.compiled)
+
+    @contextlib.contextmanager
+    def _unpruned(self) -> Iterator[None]:
+        """While the context lasts, the model is the original."""
+        lifted = self.adapting.lifted() if self.adapting else contextlib.nullcontext()
+        with lifted, self.masking.lifted():
+            yield
 
     def _against_baseline(self, reward: Tensor) -> Tensor:
         """The reward less its moving average, over all processes, of the steps before; the average

@@ -28,6 +28,9 @@ CHECKPOINT_EVERY = 25
 
 Figures = dict[str, Any]
 
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""What a step differentiates, and the figures that are told of it, `loss` among them."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -89,16 +92,10 @@ def optimizers_of(
     return [adamw, torch.optim.Muon([weights], adjust_lr_fn="match_rms_adamw")]
 
 
-def differentiate(loss: Tensor, figures: dict[str, Tensor]) -> dict[str, float]:
-    """Adds the gradient of a loss to the parameters; the figures beside it, as numbers."""
-    loss.backward()
-    return {name: float(value.detach()) for name, value in figures.items()}
-
-
 def train(
     trained: nn.Module,
     optimizers: Sequence[Optimizer],
-    backward: Callable[[int], Figures],
+    loss_of: Callable[[int], Loss],
     schedule: Schedule,
     job: Job,
 ) -> None:
@@ -107,7 +104,7 @@ def train(
     Args:
         trained: its parameters that require a gradient are trained and saved.
         optimizers: the step size of each of their groups is the peak.
-        backward: accumulates the gradient of a step and returns its figures, `loss` among them.
+        loss_of: gives the loss of a step.
 
     Raises:
         Interrupted: the job was asked to stop; the checkpoint holds the last step.
@@ -127,7 +124,7 @@ def train(
         for step in range(first, schedule.steps):
             for group, peak in zip(groups, peaks, strict=True):
                 group["lr"] = peak * schedule.rate_of(group, step)
-            figures = backward(step)
+            figures = _differentiate(*loss_of(step))
             stopping = _exchange(parameters, figures, job.stop_requested(), job.process)
             if not math.isfinite(figures["loss"]):
                 raise InputError(
@@ -153,6 +150,12 @@ def train(
                     save(job.run.checkpoint_folder, facts, tensors)
             if stopping:
                 raise Interrupted
+
+
+def _differentiate(loss: Tensor, figures: dict[str, Tensor]) -> Figures:
+    """Adds the gradient to the parameters. What the loss holds is free when this returns."""
+    loss.backward()
+    return {name: value.item() for name, value in figures.items()}
 
 
 def _first_step(facts: dict[str, str], job: Job) -> int:

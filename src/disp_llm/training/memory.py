@@ -13,11 +13,12 @@ blocks.
 import math
 from dataclasses import dataclass
 
+import torch
+
 from disp_llm.compact.modeling_disp_llm import widths_of
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
 from disp_llm.masks.prunable import PrunableModel
-from disp_llm.training.hypernetwork import numbers_of
 from disp_llm.training.losses import CHUNK
 
 FLOAT = 4
@@ -97,7 +98,14 @@ def learning_memory(
 def _trained_bytes(target: PrunableModel, config: PruneConfig) -> int:
     """What is trained, its gradient, two moments, and what the optimiser computes with."""
     learn, entries = config.learn, target.layout.entries
-    numbers = numbers_of(learn.parametrisation, entries) + (entries if learn.learns_scales else 0)
+    numbers = entries
+    if learn.parametrisation == "hypernetwork":
+        from disp_llm.training.hypernetwork import Hypernetwork
+
+        with torch.device("meta"):
+            made = Hypernetwork(torch.zeros(entries), (entries,), torch.Generator())
+        numbers = sum(one.numel() for one in made.parameters())
+    numbers += entries if learn.learns_scales else 0
     if learn.learns_adapters:
         numbers += learn.adapter_rank * sum(sum(widths_of(one)) for one in target.linears())
     if learn.learns_weights:

@@ -34,10 +34,8 @@ Take = Callable[[PruningProblem, int], Any]
 
 
 def planned_steps(problem: PruningProblem, take: Take) -> int:
-    """The number of steps: as asked, as an earlier attempt fixed it, or what the time allows."""
+    """The number of steps that the time allows, or that an earlier attempt fixed by it."""
     run, process = problem.job.run, problem.job.process
-    if not problem.learn.minutes:
-        return problem.learn.steps
     found = run.result().get("steps")
     if found:
         return found

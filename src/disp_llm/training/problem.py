@@ -1,6 +1,8 @@
 """What is pruned, on which text, under which budget: handed to every method."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +16,8 @@ from disp_llm.masks.budget import Budget
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.windows import require_positions
 from disp_llm.runs.job import Job
+
+Result = TypeVar("Result")
 
 SMALL_FIRST = 1.5
 """Exponent of the uniform number that draws a keep: small sizes, which are harder, come more often.
@@ -58,6 +62,20 @@ class PruningProblem:
         """The size that a step holds."""
         low, high = min(self.keeps), max(self.keeps)
         return low + (high - low) * float(torch.rand((), generator=noise)) ** SMALL_FIRST
+
+
+def take_steps(problem: PruningProblem, take: Callable[[PruningProblem, int], Result]) -> Result:
+    """What a method makes of the steps that are asked for, or that there is time for.
+
+    Args:
+        take: takes that many steps.
+    """
+    steps = problem.learn.steps
+    if problem.learn.minutes:
+        from disp_llm.training.pace import planned_steps
+
+        steps = planned_steps(problem, take)
+    return take(problem, steps)
 
 
 def calibration_windows(problem: PruningProblem) -> Windows:

@@ -5,7 +5,6 @@ are, so that no gradient of a vocabulary is ever held.
 """
 
 import contextlib
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from disp_llm.data.tokens import Corpus
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.runs.job import Job
 from disp_llm.training.blocks import checkpointed_blocks, compiles
-from disp_llm.training.loop import Schedule, differentiate, optimizers_of, train
+from disp_llm.training.loop import Loss, Schedule, optimizers_of, train
 from disp_llm.training.losses import Teacher, mean_losses
 
 RARER = 4
@@ -55,13 +54,13 @@ def train_weights(
     drawn = tokens_before // (config.tokens_per_step * process.count)
     compiled = compiles(config, steps, student)
 
-    def backward(step: int) -> dict[str, Any]:
+    def loss_of(step: int) -> Loss:
         noise = shared_stream("weights", seed, drawn + step)
         windows = corpus.draw_own(config.batch, config.length, noise, process)
         with computing_in(dtype, device):
             losses = mean_losses(student, windows.to(device), teacher, compiled)  # (B)
         loss = losses.mean()
-        return differentiate(loss, {"loss": loss})
+        return loss, {"loss": loss}
 
     state = nn.ModuleDict({"model": student.model})
     with (
@@ -69,7 +68,7 @@ def train_weights(
         torch._dynamo.config.patch(suppress_errors=True),  # what cannot be compiled runs as it is
     ):
         schedule = Schedule(config, steps, "training", RARER, CLIP, WARMUP)
-        train(state, optimizers, backward, schedule, job)
+        train(state, optimizers, loss_of, schedule, job)
     return steps
 
 

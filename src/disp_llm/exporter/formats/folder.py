@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from disp_llm.exporter.card import shared_card
-from disp_llm.exporter.formats import Contents, Job
+from disp_llm.exporter.formats import Contents, Job, shared_card
 
 
 def check(folder: Path) -> None:

@@ -22,9 +22,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, HEADS, MLP
-from disp_llm.exporter.card import shared_card
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job
+from disp_llm.exporter.formats import Contents, Job, shared_card
 from disp_llm.exporter.formats.plain import whole_stream
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.models.files import weight_files

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
-from disp_llm.exporter.card import shared_card
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, json_bytes
+from disp_llm.exporter.formats import Contents, Job, json_bytes, shared_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised

@@ -11,15 +11,15 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
+from disp_llm.compact import CODE
 from disp_llm.compact.configuration_disp_llm import PREFIX
 from disp_llm.compact.modeling_disp_llm import linear_at, widths_of
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import BRANCH_OF, BRANCHES, HEADS, SITES
 from disp_llm.config.schema import Size, as_type
-from disp_llm.exporter.card import shared_card
 from disp_llm.exporter.cutting import head_counts
-from disp_llm.exporter.exported import CODE, EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, json_bytes
+from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
+from disp_llm.exporter.formats import Contents, Job, json_bytes, shared_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.masks.shapes import expert_weights
 from disp_llm.models.architectures import PRUNED_PREFIX, family_of
