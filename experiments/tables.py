@@ -208,13 +208,10 @@ def main() -> None:
         sys.exit(f"stale: {', '.join(path.name for path in stale)}" if stale else 0)
     for path, text in files.items():
         path.write_text(text)
-    from chart import draw_lost  # needs matplotlib, which --check does not
-
     from disp_lab.reporting.frontier import COSTS, Frontier
     from disp_lab.reporting.plots import draw_costs
 
     docs = ROOT / "docs"
-    draw_lost(docs / "lost.png")
     if taggers():
         draw_specialists(docs / "specialists.png")
     found = frontier()
