@@ -60,7 +60,8 @@ from disp_llm.cli.main import main
 from disp_llm.config.names import BRANCHES, EXPERTS, HEADS, SITES, Site
 from disp_llm.config.parts import MachineConfig, ScoreConfig
 from disp_llm.config.prune import PruneConfig
-from disp_llm.data.tokens import Corpus, tokenize
+from disp_llm.data.tokens import tokenize
+from disp_llm.data.windows import Corpus
 from disp_llm.evaluation import measuring
 from disp_llm.masks.budget import Budget, project
 from disp_llm.masks.layout import Layout
@@ -79,19 +80,19 @@ from disp_llm.training.problem import PruningProblem
 torch.set_num_threads(1)  # the models are too small for more, and a spinning thread starves others
 measuring.SAMPLE_TOKENS = 8  # writing 48 is a third of a tiny run
 os.fsync = lambda descriptor: None  # no test cuts the power, and the disk takes as long as the CPU
-_draw = page.learning_chart
-_drawn: dict[tuple, Any] = {}
+_draw = page.loss_chart
+_drawn: dict[tuple, str] = {}
 
 
-def _chart_of(run: Any) -> Any:
+def _chart_of(steps: Any) -> str:
     """A curve is drawn once, which takes a seventh of a tiny run: many runs here are the same."""
-    curve = tuple((step.tokens, step.loss) for step in run.metrics)
+    curve = tuple((step.tokens, step.loss) for step in steps)
     if curve not in _drawn:
-        _drawn[curve] = _draw(run)
+        _drawn[curve] = _draw(steps)
     return _drawn[curve]
 
 
-page.learning_chart = _chart_of
+page.loss_chart = _chart_of
 
 
 def pytest_collection_finish() -> None:

@@ -16,11 +16,11 @@ from small import settings_of
 import disp_lab
 import disp_llm
 from disp_llm.commands.report import PruneResult, RecoverResult
-from disp_llm.config.eval import EvalConfig
-from disp_llm.config.export import ExportConfig
+from disp_llm.config.commands import EvalConfig, ExportConfig
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recipes import with_settings
-from disp_llm.data.given import GivenText, read_input
+from disp_llm.data.in_memory import read_input
+from disp_llm.data.sources import GivenText
 from disp_llm.models.source import fingerprint_of
 
 
@@ -341,7 +341,7 @@ def test_a_result_shows_itself(small_run):
     assert "\n" not in repr(result)
     html = result._repr_html_()
     assert html.startswith("<table>")
-    assert html.count("<th>") == 4
+    assert html.count('<th scope="col">') == 4
     assert f"{first:.2f} ± " in html
     frame = pytest.importorskip("pandas") and result.to_frame()
     assert frame["size"].tolist() == ["0.5", "0.8"]

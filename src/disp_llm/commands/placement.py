@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from disp_llm.commands.api import Inputs
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.errors import InputError
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.recover import RecoverConfig
@@ -82,7 +81,7 @@ def refuse_impossible(job: Job, inputs: Inputs) -> None:
     """Refuses to divide a model that lies in memory, or that nobody shares; and to learn from
     examples with a loss of their own beside text where processes divide a model: those take one
     pass and this takes another number, and processes would wait for each other."""
-    text, given = job.config.text, inputs.texts.examples
+    text, given = job.config.text, inputs.texts.get("examples")
     if job.config.training.shard != "full":
         return
     if inputs.models:
@@ -92,7 +91,7 @@ def refuse_impossible(job: Job, inputs: Inputs) -> None:
         hint = "start several by `torchrun --nproc-per-node N -m disp_llm …`, or leave it out"
         raise InputError("full, and there is one process", field="shard", hint=hint)
     own = given is not None and given.have_own_losses
-    if own and (text.learns_from_text or inputs.texts.text is not None):
+    if own and (text.learns_from_text or "text" in inputs.texts):
         raise InputError(
             "examples with a loss of their own cannot be learned from beside text by processes "
             "that divide the model",
@@ -114,7 +113,7 @@ def _settled(job: Job[PruneConfig], inputs: Inputs) -> PruneConfig:
     else:
         target = PrunableModel(*load_shapes(config.model))
         dtype = resolve_dtype(config.machine.dtype, job.process.device)
-    config = within_positions(config, usual_settings(config), target.model.config)
+    config = within_positions(config, target.model.config)
     reads = method_named(config.method).reads_weights or config.budget.budget == "latency"
     stays_whole = model is not None or reads or config.learn.learns_weights
     if stays_whole and training.shard == "auto":

@@ -28,7 +28,6 @@ from disp_llm.commands.session import (
     run_in_folder,
 )
 from disp_llm.commands.sizes import SizeWriter, keep_by_penalty, masks_of
-from disp_llm.config.effect import usual_settings
 from disp_llm.config.prune import PruneConfig
 from disp_llm.data.sources import Sources, read_sources
 from disp_llm.data.tokens import Texts
@@ -42,7 +41,7 @@ from disp_llm.models.source import base_and_license
 from disp_llm.models.windows import require_positions, within_positions
 from disp_llm.runs.folder import clock
 from disp_llm.runs.job import Job
-from disp_llm.runs.results import OriginalResult, as_json
+from disp_llm.runs.results import OriginalResult
 from disp_llm.runs.scores import Perplexity
 from disp_llm.training.problem import PruningProblem
 
@@ -140,7 +139,7 @@ def open_problem(job: Job[PruneConfig], loaded: Loaded) -> PruningProblem:
     """Settles budget, alignment and the length of windows: the job of the problem has settings that
     the model can follow. It has no learning text yet. What cannot be is refused, before any work
     and before a folder exists."""
-    config = within_positions(job.config, usual_settings(job.config), loaded.model.config)
+    config = within_positions(job.config, loaded.model.config)
     with job.process.accelerator.main_process_first():  # measures, where time is the budget
         problem = problem_of(replace(job, config=config), loaded)
     for share in problem.keeps:
@@ -205,7 +204,7 @@ def measure_original(
         bytes=dense.parameters * next(dense.model.parameters()).element_size(),
         scores=scores,
     )
-    run.update(original=as_json(result))
+    run.update(original=result)
 
 
 def choose(problem: PruningProblem) -> Selection:

@@ -14,17 +14,15 @@ from disp_llm.config.errors import InputError
 from disp_llm.config.names import NAMED_TEXTS, SELF, SPEECHES, is_mixture
 from disp_llm.config.prune import PruneConfig
 from disp_llm.config.schema import require_file
-from disp_llm.config.texts import load_mixture
-from disp_llm.data.given import GivenText
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.reading import files_under, naming
-from disp_llm.data.sources import Needs, Sources
+from disp_llm.data.sources import GivenText, Needs, Sources
 from disp_llm.data.tokens import Texts, load_tokens
 from disp_llm.models import embedded
 from disp_llm.models.devices import dtype_name, require_tracker, start_process, start_tracking
 from disp_llm.models.files import files_of
 from disp_llm.models.loading import Loaded
-from disp_llm.reporting.page import write_run_page
+from disp_llm.reporting.page import write_page
 from disp_llm.runs.folder import Run, clock, other_source
 from disp_llm.runs.job import Job
 from disp_llm.runs.lock import locked
@@ -61,7 +59,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
             run.require_whole()
             inputs.require_same(run)
             if prunes and not run.page_file.exists():
-                write_run_page(run)
+                write_page(run)
             return result(run.folder, run.result(), config.machine.device, call.temporary)
         require_tracker(config.track)
         process = start_process(config.machine)
@@ -75,7 +73,7 @@ def run_in_folder(call: Call, stages: Callable[..., None], result: type[Result])
         if process.is_main:
             figures = run.finish(peak_memory_bytes=peak_memory_bytes(process.device))
             if prunes:
-                write_run_page(run)
+                write_page(run)
         return result(run.folder, figures, str(process.device), call.temporary)
 
 
@@ -184,7 +182,7 @@ def _input_files(config: Any) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for name in LOCAL_NAMES:
         value = getattr(config, name, "")
-        path = embedded.model_file() if value == embedded.MODEL else Path(value)
+        path = embedded.path_of(value)
         found[name] = files_of(path) if value else []
     for name in (*TEXTS, *EXAMPLES):
         paths = getattr(config.text, name)
@@ -203,6 +201,8 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
     elif is_mixture(path):
         if path.is_file():  # those that ship with the package change with its version
             yield path
+        from disp_llm.config.texts import load_mixture
+
         for text in load_mixture(path).texts.values():
             for file in text.files:
                 yield from _files_of_text(file, field)
@@ -212,7 +212,7 @@ def _files_of_text(path: Path, field: str) -> Iterator[Path]:
 
 
 def _files_of_suite(name: str) -> Iterator[Path]:
-    from disp_llm.config.suites import load_suite
+    from disp_llm.config.texts import load_suite
 
     suite = load_suite(name)
     for file in (file for text in suite.texts.values() for file in text.files):
