@@ -30,7 +30,7 @@ TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
-class Cut:
+class Blocks:
     """What `disp_llm` of an exported folder's configuration says of its blocks."""
 
     widths: dict[str, Annotated[list[Count], Meta(min_length=1)]]
@@ -50,7 +50,7 @@ class Exported:
 
     model_type: str
     architectures: list[str]
-    disp_llm: Cut
+    disp_llm: Blocks
 
 
 def exported_config(folder: Path) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from disp_llm.masks.shapes import head_ranges
 from disp_llm.models.family import Branch, Experts
 
 End = tuple[Tensor | None, Tensor | None]
-"""What is kept of the inputs or outputs of a linear layer, and their factors; None = all of them,
-and 1 each."""
+"""The mask of the inputs or outputs of a linear layer, and their factors; None = all are kept, and
+1 each."""
 
 
 def plan_of(target: PrunableModel, masks: Masks) -> dict[str, Part]:
@@ -97,8 +97,8 @@ def _ends(
     if scale is not None:
         by_inside = scale.inside(*inner) if writes else None
         by_stream = scale.rows if writes else scale.incoming
-    inside = _indices(kept.inside(*inner)), by_inside
-    stream = _indices(kept.outgoing if writes else kept.incoming), by_stream
+    inside = kept.inside(*inner), by_inside
+    stream = (kept.outgoing if writes else kept.incoming), by_stream
     return (stream, inside) if writes else (inside, stream)
 
 
@@ -127,34 +127,28 @@ def _of_linear(
     return [weight, bias]
 
 
-def _picks(*dims: tuple[int, Tensor | None]) -> tuple[tuple[int, Tensor], ...]:
-    """Those of dimensions of which not all is kept."""
-    return tuple((dim, kept) for dim, kept in dims if kept is not None)
+def _picks(*masks: tuple[int, Bool[Tensor, " W"] | None]) -> tuple[tuple[int, Tensor], ...]:
+    """What is kept of the dimensions that have a mask."""
+    return tuple((dim, _where(mask)) for dim, mask in masks if mask is not None)
 
 
 def _of_heads(prefix: str, block: nn.Module, branch: Branch, kept: Entries) -> list[Cut]:
     """What becomes of what heads of attention have beside rows and columns of its linear layers."""
-    sizes = {path: len(block.get_parameter(path)) for path in branch.per_head}
-    return [
-        Cut(f"{prefix}{path}", _picks((0, _indices(kept.inside(*ranges)))))
-        for path, ranges in (
-            (path, head_ranges(block, branch, path, size)) for path, size in sizes.items()
-        )
-    ]
+    parts = []
+    for path in branch.per_head:
+        ranges = head_ranges(block, branch, path, len(block.get_parameter(path)))
+        parts.append(Cut(f"{prefix}{path}", _picks((0, kept.inside(*ranges)))))
+    return parts
 
 
 def _of_experts(
     prefix: str, row: Experts, count: int, kept: Entries, scale: Entries | None
 ) -> list[Cut]:
-    """What becomes of the packed weights of all experts of a mixture, and of its router.
-
-    Args:
-        prefix: of the names of a block's tensors.
-        count: E.
-    """
+    """What becomes of the packed weights of the E = `count` experts of a mixture, and of its
+    router."""
     assert kept.middle is not None
-    experts = _indices(kept.experts)
-    of_experts = [] if experts is None or len(experts) == count else [(0, experts)]
+    experts = None if kept.experts is None or kept.experts.all() else kept.experts
+    of_experts = _picks((0, experts))
     middle = kept.middle.view(count, -1)
     width = middle.shape[1]
     middle = middle if experts is None else middle[experts]
@@ -174,10 +168,10 @@ def _of_experts(
     rows, across = (2, 1) if "transposed" in row.quirks else (1, 2)
     if "transposed" in row.quirks:
         of_read, of_write = (tuple(f.mT for f in factors) for factors in (of_read, of_write))
-    read = [*of_experts, (rows, gate_up), (across, incoming)]
-    write = [*of_experts, (rows, outgoing), (across, inside)]
+    read = (*of_experts, (rows, gate_up), (across, incoming))
+    write = (*of_experts, (rows, outgoing), (across, inside))
     packed = f"{prefix}{row.module}"
-    router = Cut(f"{prefix}{row.rows}.weight", tuple(of_experts))
+    router = Cut(f"{prefix}{row.rows}.weight", of_experts)
     if "router_reads_all" not in row.quirks:
         router = replace(router, picks=(*of_experts, (1, incoming)), factors=of_router)
     biases = [
@@ -185,14 +179,11 @@ def _of_experts(
         Cut(f"{packed}.down_proj_bias", (*of_experts, (1, outgoing)), of_bias),
     ]
     return [
-        Cut(f"{packed}.gate_up_proj", tuple(read), of_read),
-        Cut(f"{packed}.down_proj", tuple(write), of_write),
+        Cut(f"{packed}.gate_up_proj", read, of_read),
+        Cut(f"{packed}.down_proj", write, of_write),
         *(biases if "biased" in row.quirks else ()),
         router,
-        *(
-            Cut(f"{prefix}{path}", tuple((-1, experts) for _, experts in of_experts))
-            for path in row.counted
-        ),
+        *(Cut(f"{prefix}{path}", _picks((-1, experts))) for path in row.counted),
     ]
 
 
@@ -210,11 +201,6 @@ def _pruned(mean_inputs: Tensor | None, kept: Entries) -> Tensor | None:
     columns = kept.inside(len(mean_inputs))
     stays = torch.ones(len(mean_inputs), dtype=torch.bool) if columns is None else columns
     return mean_inputs.masked_fill(stays, 0.0)
-
-
-def _indices(mask: Bool[Tensor, " W"] | None) -> Tensor | None:
-    """Where a mask is true."""
-    return None if mask is None else _where(mask)
 
 
 def _where(mask: Bool[Tensor, " W"]) -> Tensor:
