@@ -8,7 +8,6 @@ B windows, T tokens of a window, R outputs, C inputs of a layer, K of its groups
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +22,6 @@ from disp_llm.exporter.formats import Contents, Job
 from disp_llm.exporter.formats.int8 import (
     Layers,
     Rounded,
-    compressed_tensors,
     layers_of,
     quantised,
 )
@@ -48,40 +46,35 @@ is more, that one is cut off, and the others are said more exactly."""
 
 
 def check(folder: Path) -> None:
-    """Refuses mixtures, what is quantised already, and a model of which no layer fits."""
-    _scheme()
+    """Refuses mixtures, what is quantised already, and layers that do not fit."""
     layers_of(folder, fits)
 
 
 def write(job: Job) -> Contents:
     """The folder with its weights rounded, on its text if the job has one."""
-    layers, how = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs"
-    if not job.text.learns_from_text:
-        return quantised(job, layers, _scheme(), _nearest, how)
-    rounded, on = _calibrated(job, layers)
-    how += f", calibrated on {on} (GPTQ)"
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    def calibrated(name: str, weight: Tensor) -> Rounded:
+    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
+    how = QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
+    layers, told, rounded = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs", {}
+    if job.text.learns_from_text:
+        rounded, on = _calibrated(job, layers)
+        told += f", calibrated on {on} (GPTQ)"
+
+    def round_to(name: str, weight: Tensor) -> Rounded:
+        if not rounded:
+            return weight.float(), best_scales(
+                weight.float().unflatten(-1, (-1, GROUP)), weight.dtype
+            )
         made, scales = rounded[name]
         return made.float().cpu(), scales.cpu()
 
-    return quantised(job, layers, _scheme(), calibrated, how)
+    return quantised(job, layers, how, round_to, told)
 
 
 def fits(layer: nn.Linear) -> bool:
     """Whether a layer consists of whole groups, and of rows as kernels take them."""
     return not (layer.in_features % GROUP or layer.out_features % ROWS)
-
-
-def _scheme() -> Any:
-    library = compressed_tensors("int4")
-    weights = library.QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
-    return library.QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
-
-
-def _nearest(name: str, weight: Tensor) -> Rounded:
-    groups = weight.float().unflatten(-1, (-1, GROUP))
-    return weight.float(), best_scales(groups, weight.dtype)
 
 
 def best_scales(

@@ -7,6 +7,7 @@ the other. Embedding, head, norms and the indices of gather and scatter stay as 
 R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,8 +34,6 @@ Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
 Round = Callable[[str, Tensor], Rounded]
 """Rounds the weight of the layer of that name."""
 
-Fits = Callable[[nn.Linear], bool]
-
 
 @dataclass(frozen=True)
 class Layers:
@@ -47,59 +46,38 @@ class Layers:
 
 def check(folder: Path) -> None:
     """Refuses mixtures and what is quantised already."""
-    scheme()
-    layers_of(folder, lambda linear: True)
+    layers_of(folder)
 
 
 def write(job: Job) -> Contents:
     """The folder with its weights rounded to the nearest."""
-    how = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
-    return quantised(job, layers_of(job.folder, lambda linear: True), scheme(), _nearest, how)
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
 
-
-def scheme() -> Any:
-    """How layers are stored, and how their inputs are rounded."""
-    library = compressed_tensors("int8")
     # vLLM has no kernel on a CPU that takes rows of 8 bits without rounding what they multiply.
-    return library.QuantizationScheme(
+    how = QuantizationScheme(
         targets=["Linear"],
-        weights=library.QuantizationArgs(num_bits=8, strategy="channel"),
-        input_activations=library.QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
+        weights=QuantizationArgs(num_bits=8, strategy="channel"),
+        input_activations=QuantizationArgs(num_bits=8, strategy="token", dynamic=True),
         format="int-quantized",
     )
 
+    def nearest(name: str, weight: Tensor) -> Rounded:
+        most = weight.float().abs().amax(-1, keepdim=True)
+        return weight.float(), calculate_qparams(-most, most, how.weights)[0].to(weight.dtype)
 
-def _nearest(name: str, weight: Tensor) -> Rounded:
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    most = weight.float().abs().amax(-1, keepdim=True)
-    scale = calculate_qparams(-most, most, scheme().weights)[0].to(weight.dtype)
-    return weight.float(), scale
+    told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
+    return quantised(job, layers_of(job.folder), how, nearest, told)
 
 
-def compressed_tensors(kind: str) -> Any:
-    """The part of compressed-tensors that describes a format.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import compressed_tensors.quantization as library
-    except ImportError as error:
+def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:
+    """Which layers are quantised: all of the blocks, each of which has to fit."""
+    if importlib.util.find_spec("compressed_tensors") is None:
         raise InputError(
             "needs compressed-tensors, which is not installed",
-            field=kind,
+            field="to",
             hint="`pip install compressed-tensors`",
-        ) from error
-    return library
-
-
-def layers_of(folder: Path, fits: Fits) -> Layers:
-    """Which layers are quantised: all of the blocks.
-
-    Raises:
-        InputError: one does not fit, or the folder cannot be quantised.
-    """
+        )
     config = exported_config(folder)
     with model_is("folder"):
         stated = load_config(str(folder))
@@ -134,7 +112,7 @@ def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) ->
     """The folder with its quantised layers.
 
     Args:
-        how: they are stored.
+        how: the scheme of compressed-tensors by which they are stored.
         told: the same for the card.
     """
     contents: Contents = {**job.files}
