@@ -18,8 +18,8 @@ from yaml import YAMLError
 from disp_llm.config.convert import Format
 from disp_llm.config.errors import InputError
 from disp_llm.config.parts import TextConfig
-from disp_llm.exporter.card import PLACE, changed_facts, filled
-from disp_llm.exporter.facts import CARD, FACTS
+from disp_llm.exporter.card import PLACE, filled
+from disp_llm.exporter.facts import CARD, FACTS, facts_in
 from disp_llm.runs.markdown import in_code
 
 Contents = dict[str, Path | bytes]
@@ -68,8 +68,9 @@ def shared_card(job: Job, form: str, size: int = 0, quantised: Any = None) -> Co
     made: Contents = {}
     card = before
     if form != "folder" and FACTS in job.files:
-        told = {"quantised": quantised} if quantised else {}
-        facts = changed_facts(job.folder, {"bytes": size} if size else {}, told)
+        facts = facts_in(job.files[FACTS])
+        facts["figures"] |= {"bytes": size} if size else {}
+        facts["result"] |= {"quantised": quantised} if quantised else {}
         text = filled(facts, str(job.files[FACTS]), form)
         card = _model_card(text.encode(), job.files[CARD])
         card.data.__dict__["license"] = before.data.license
