@@ -11,6 +11,7 @@ import torch
 import transformers
 from conftest import SMALL, byte_tokenizer, run_command, tiny_model
 from safetensors.torch import load_file, save_file
+from test_plain import uniform_folder
 
 from disp_llm.config.errors import InputError
 from disp_llm.exporter.formats.gguf import BY_WORDS, splitter_of
@@ -335,6 +336,12 @@ def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
         assert done.returncode == 2
         assert said in done.stderr
     assert not (tmp_path / "small").exists()
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    done = convert(uniform_folder("gemma4_text", tmp_path / "ours"), "gguf", tmp_path / "small")
+    assert done.returncode == 2
+    assert "FOLDER: gemma4_text models have no such layout in llama.cpp" in done.stderr
 
 
 def test_plain_folder_is_the_native_architecture(runs, tmp_path):

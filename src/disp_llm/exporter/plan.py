@@ -127,7 +127,7 @@ def _of_linear(
     return [weight, bias]
 
 
-def _picks(*masks: tuple[int, Bool[Tensor, " W"] | None]) -> tuple[tuple[int, Tensor], ...]:
+def _picks(*masks: tuple[int, Bool[Tensor, " _"] | None]) -> tuple[tuple[int, Tensor], ...]:
     """What is kept of the dimensions that have a mask."""
     return tuple((dim, _where(mask)) for dim, mask in masks if mask is not None)
 

@@ -23,7 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from disp_llm.config.errors import InputError
 from disp_llm.config.names import ATTENTION, HEADS, MLP
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, shared_card
+from disp_llm.exporter.formats import Job, share_card
 from disp_llm.exporter.formats.plain import whole_stream
 from disp_llm.models.architectures import PRUNED_PREFIX
 from disp_llm.models.files import weight_files
@@ -71,34 +71,32 @@ class Block:
 
 
 def check(folder: Path) -> None:
-    """Refuses other architectures than Llama, a cut residual stream, and unknown tokenizers.
-
-    Raises:
-        InputError: naming what the format cannot hold.
-    """
+    """Refuses other architectures than Llama, a cut residual stream, and unknown tokenizers."""
     stated, wrong = exported_config(folder), ""
     kind = stated["model_type"].removeprefix(PRUNED_PREFIX)
-    rope = load_config(str(folder)).get_text_config().rope_parameters["rope_type"]
     if has_experts(stated):
         wrong = "is a mixture of experts"
     elif stated.get("quantization_config"):
         wrong = "is quantised, and its weights are no numbers by themselves"
     elif kind != NATIVE:
         wrong = f"{kind} models have no such layout in llama.cpp"
-    elif rope not in ("default", "linear", "llama3"):
-        wrong = f"has rotary embeddings of the type {rope}"
+    else:
+        config: Any = load_config(str(folder))
+        rope = config.rope_parameters["rope_type"]
+        if rope not in ("default", "linear", "llama3"):
+            wrong = f"has rotary embeddings of the type {rope}"
     if wrong:
         raise InputError(wrong, field="folder", hint="serve it with vLLM or transformers")
     whole_stream(folder, "--sites mlp_mid heads")
     splitter_of(read_json(folder / "tokenizer.json", EXPORT_AGAIN))
 
 
-def write(job: Job) -> Contents:
-    """The file, and the card."""
+def write(job: Job) -> None:
+    """Writes the file, and the card."""
     _, widths = whole_stream(job.folder, "--sites mlp_mid heads")
     config: Any = load_config(str(job.folder))
     blocks = _blocks(widths, config)
-    path = job.aside / FILE
+    path = job.new / FILE
     writer = gguf.GGUFWriter(path, NATIVE if len(set(blocks)) == 1 else VARIABLE)
     _write_sizes(writer, config, blocks)
     _write_vocabulary(writer, job.folder, config.vocab_size)
@@ -114,7 +112,7 @@ def write(job: Job) -> Contents:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {FILE: path, **shared_card(job, "gguf", path.stat().st_size)}
+    share_card(job, "gguf", path.stat().st_size)
 
 
 def _blocks(widths: dict[str, list[int]], config: Any) -> list[Block]:
@@ -218,11 +216,7 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
 
 def splitter_of(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name for how a tokenizer of bytes splits text; empty for one that falls back to
-    bytes, as Llama 2's.
-
-    Raises:
-        InputError: llama.cpp is not known to split so.
-    """
+    bytes, as Llama 2's."""
     model, before = tokenizer.get("model", {}), tokenizer.get("pre_tokenizer") or {}
     if model.get("type") == "BPE" and model.get("byte_fallback"):
         return ""

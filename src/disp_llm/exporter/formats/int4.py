@@ -18,12 +18,12 @@ from disp_llm.config.parts import MachineConfig
 from disp_llm.data.randomness import random_stream
 from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
-from disp_llm.exporter.formats import Contents, Job
+from disp_llm.exporter.formats import Job
 from disp_llm.exporter.formats.int8 import (
     Layers,
     Rounded,
     layers_of,
-    quantised,
+    write_quantised,
 )
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.methods.block_by_block import SecondMoments, visit_with
@@ -50,8 +50,8 @@ def check(folder: Path) -> None:
     layers_of(folder, fits)
 
 
-def write(job: Job) -> Contents:
-    """The folder with its weights rounded, on its text if the job has one."""
+def write(job: Job) -> None:
+    """Rounds the weights, on its text if the job has one."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP)
@@ -69,7 +69,7 @@ def write(job: Job) -> Contents:
         made, scales = rounded[name]
         return made.float().cpu(), scales.cpu()
 
-    return quantised(job, layers, how, round_to, told)
+    write_quantised(job, layers, how, round_to, told)
 
 
 def fits(layer: nn.Linear) -> bool:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from disp_llm.compact.modeling_disp_llm import linear_at
 from disp_llm.config.errors import InputError, model_is
 from disp_llm.exporter.exported import EXPORT_AGAIN, exported_config, has_experts
-from disp_llm.exporter.formats import Contents, Job, json_bytes, shared_card
+from disp_llm.exporter.formats import Job, share_card
 from disp_llm.masks.prunable import PrunableModel
 from disp_llm.models.files import INDEX
 from disp_llm.models.loading import empty_model, family_of_any, load_config, require_unquantised
 from disp_llm.models.wholeness import first_of
-from disp_llm.runs.files import read_json
+from disp_llm.runs.files import read_json, write_json
 from disp_llm.runs.tensors import read_tensors, write_tensors
 
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
@@ -49,8 +49,8 @@ def check(folder: Path) -> None:
     layers_of(folder)
 
 
-def write(job: Job) -> Contents:
-    """The folder with its weights rounded to the nearest."""
+def write(job: Job) -> None:
+    """Rounds every weight to the nearest."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from compressed_tensors.quantization.utils import calculate_qparams
 
@@ -67,7 +67,7 @@ def write(job: Job) -> Contents:
         return weight.float(), calculate_qparams(-most, most, how.weights)[0].to(weight.dtype)
 
     told = "8 bits, a scale for each row, and what they read is rounded to 8 bits as they run"
-    return quantised(job, layers_of(job.folder), how, nearest, told)
+    write_quantised(job, layers_of(job.folder), how, nearest, told)
 
 
 def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: True) -> Layers:
@@ -108,32 +108,31 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
     return Layers(stored, sorted(linears - set(stored)))
 
 
-def quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> Contents:
-    """The folder with its quantised layers.
+def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> None:
+    """Writes the folder with its quantised layers.
 
     Args:
         how: the scheme of compressed-tensors by which they are stored.
         told: the same for the card.
     """
-    contents: Contents = {**job.files}
+    weights = [name for name, path in job.files.items() if path.suffix == ".safetensors"]
+    job.take(INDEX, "config.json", *weights)
     places, total = dict[str, str](), 0
-    for name, path in job.files.items():
-        if path.suffix == ".safetensors":
-            tensors = _stored(read_tensors(path, EXPORT_AGAIN).tensors, layers, how, round_to)
-            contents[name] = job.aside / name
-            write_tensors(job.aside / name, tensors, {"format": "pt"})
-            places |= dict.fromkeys(tensors, name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
+    for name in weights:
+        stored = read_tensors(job.files[name], EXPORT_AGAIN).tensors
+        tensors = _stored(stored, layers, how, round_to)
+        write_tensors(job.new / name, tensors, {"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
     if INDEX in job.files:
         index = read_json(job.files[INDEX], EXPORT_AGAIN)
-        contents[INDEX] = json_bytes(
-            index | {"weight_map": places, "metadata": {"total_size": total}}
-        )
+        index |= {"weight_map": places, "metadata": {"total_size": total}}
+        write_json(job.new / INDEX, index)
     stated = read_json(job.files["config.json"], EXPORT_AGAIN)
-    contents["config.json"] = json_bytes(stated | {"quantization_config": _described(how, layers)})
-    size = sum((job.aside / name).stat().st_size for name in set(places.values()))
-    quantised = {"how": told, "layers": len(layers.stored)}
-    return contents | shared_card(job, "quantised", size, quantised)
+    stated |= {"quantization_config": _described(how, layers)}
+    write_json(job.new / "config.json", stated)
+    size = sum((job.new / name).stat().st_size for name in weights)
+    share_card(job, "quantised", size, {"how": told, "layers": len(layers.stored)})
 
 
 def _stored(
