@@ -1,14 +1,14 @@
 """Numbers of all entries -> those of each branch, laid out as its layers are.
 
 N entries of all sites, D residual stream, H heads, F intermediate, E experts, M inputs of a layer
-that writes, W inputs or outputs of any linear layer.
+that writes, W inputs or outputs of any linear layer, K kept of them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from disp_llm.config.names import ATTENTION, EXPERTS, HEADS, MLP
@@ -77,3 +77,13 @@ def mean_inputs_of(masks: Masks) -> Iterator[Tensor]:
     means = masks.compensation.mean_inputs
     widths = [width for block in masks.layout.blocks for width in (block.q, block.intermediate)]
     return iter(() if means is None else means.split(widths))
+
+
+def kept_of(*masks: tuple[int, Bool[Tensor, " _"] | None]) -> tuple[tuple[int, Tensor], ...]:
+    """What is kept of the dimensions that have a mask."""
+    return tuple((dim, where(mask)) for dim, mask in masks if mask is not None)
+
+
+def where(mask: Bool[Tensor, " W"]) -> Int[Tensor, " K"]:
+    """Indices of what is kept."""
+    return mask.nonzero().squeeze(-1)
