@@ -17,12 +17,8 @@ PLACE = "FOLDER"
 
 
 def write_card(folder: Path, size: SizeResult, result: dict[str, Any]) -> None:
-    """Writes the card and the figures behind it into an exported folder.
-
-    Args:
-        size: the figures of the exported model.
-        result: what the run's `result.json` holds.
-    """
+    """Writes the card and the figures behind it into an exported folder, of a size and of what the
+    run's `result.json` holds."""
     facts = facts_of(size, result)
     write_json(folder / FACTS, facts)
     text = filled(facts, str(folder / FACTS), "folder")
@@ -38,7 +34,6 @@ def write_recovered_card(
     Args:
         before: the folder that training began with.
         figures: perplexity after training with what it was measured over, and sizes.
-        recovered: what was done.
     """
     if (before / FACTS).is_file():
         facts = facts_in(before / FACTS)

@@ -35,11 +35,8 @@ class Entries:
 
     def inside(self, *widths: int) -> Shaped[Tensor, " W"] | None:
         """The numbers of what lies between reading and writing, laid out as the inputs or outputs
-        of a linear layer are: head by head, or each fused projection after the other.
-
-        Args:
-            widths: of each stretch that lies head by head.
-        """
+        of a linear layer are: each range of such a width head by head, or each fused projection
+        after the other."""
         if self.heads is not None:
             heads = [self.heads.repeat_interleave(one // len(self.heads)) for one in widths]
             return torch.cat(heads)

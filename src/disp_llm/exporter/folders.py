@@ -44,9 +44,6 @@ def stream_folder(
     Neither model need be in memory: tensor by tensor, in the order of the new files, what each is
     made of is read, and what it becomes is written. The folder is, to the last byte, what
     `write_folder` writes of the same model in memory.
-
-    Args:
-        read: gives a tensor of the original by its name.
     """
     compact = empty_compact_model(target, masks)
     parts = plan_of(target, masks)

@@ -95,11 +95,8 @@ def _adapters(target: PrunableModel, masks: Masks) -> Iterator[Adapter | None]:
 def _ends(
     writes: bool, inner: tuple[int, ...], kept: Entries, scale: Entries | None
 ) -> tuple[End, End]:
-    """The outputs and the inputs of a layer that reads or writes.
-
-    Args:
-        inner: widths of the ranges of what it has inside of its branch.
-    """
+    """The outputs and the inputs of a layer that reads or writes; `inner` are widths of the ranges
+    of what it has inside of its branch."""
     by_inside = by_stream = None
     if scale is not None:
         by_inside = scale.inside(*inner) if writes else None

@@ -20,7 +20,6 @@ from disp_llm.data.sources import read_sources
 from disp_llm.data.tokens import load_tokens
 from disp_llm.exporter.formats import Job
 from disp_llm.exporter.formats.int8 import (
-    Layers,
     Rounded,
     layers_of,
     write_quantised,
@@ -58,7 +57,7 @@ def write(job: Job) -> None:
     how = QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
     layers, told, rounded = layers_of(job.folder, fits), "4 bits, a scale for 32 inputs", {}
     if job.text.learns_from_text:
-        rounded, on = _calibrated(job, layers)
+        rounded, on = _calibrated(job, layers[0])
         told += f", calibrated on {on} (GPTQ)"
 
     def round_to(name: str, weight: Tensor) -> Rounded:
@@ -101,7 +100,7 @@ def best_scales(
 
 
 @torch.no_grad()
-def _calibrated(job: Job, layers: Layers) -> tuple[dict[str, Rounded], str]:
+def _calibrated(job: Job, layers: list[str]) -> tuple[dict[str, Rounded], str]:
     """The rounded layers by their names, and what they were calibrated on."""
     sources = read_sources(job.text, tokens=SEQUENCES * LENGTH)
     loaded = load(str(job.folder), MachineConfig(job.device))
@@ -113,12 +112,12 @@ def _calibrated(job: Job, layers: Layers) -> tuple[dict[str, Rounded], str]:
     stated = load_config(str(job.folder)).dtype
     dtype = stated if isinstance(stated, torch.dtype) else loaded.dtype
     name_of = {module: name for name, module in target.model.named_modules()}
-    stored, found = set(layers.stored), dict[str, Rounded]()
+    found = dict[str, Rounded]()
 
     def visit(index: int, block: nn.Module, moments: SecondMoments) -> None:
         for path, moment in moments.items():
             linear = linear_at(block, path)
-            if (name := name_of[linear]) in stored:
+            if (name := name_of[linear]) in layers:
                 weight, scales = rounded_to(linear.weight.float(), moment, dtype)
                 linear.weight.copy_(weight)
                 found[name] = linear.weight, scales

@@ -10,7 +10,6 @@ R outputs, C inputs of a layer, K of its groups of inputs that share a scale.
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,11 @@ from disp_llm.runs.tensors import read_tensors, write_tensors
 Rounded = tuple[Float[Tensor, "R C"], Float[Tensor, "R K"]]
 """Weights on the grid of their scales, in float32, and the scales in the data type of the model."""
 
+Layers = tuple[list[str], list[str]]
+"""Names of the linear layers that are quantised, and of the others."""
+
 Round = Callable[[str, Tensor], Rounded]
 """Rounds the weight of the layer of that name."""
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The linear layers of a model, by their names."""
-
-    stored: list[str]
-    """Those of the blocks, which are quantised."""
-    others: list[str]
 
 
 def check(folder: Path) -> None:
@@ -105,7 +98,7 @@ def layers_of(folder: Path, fits: Callable[[nn.Linear], bool] = lambda linear: T
         )
     stored = [names[one] for one in layers]
     linears = {name for module, name in names.items() if isinstance(module, nn.Linear)}
-    return Layers(stored, sorted(linears - set(stored)))
+    return stored, sorted(linears - set(stored))
 
 
 def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: str) -> None:
@@ -120,7 +113,7 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
     places, total = dict[str, str](), 0
     for name in weights:
         stored = read_tensors(job.files[name], EXPORT_AGAIN).tensors
-        tensors = _stored(stored, layers, how, round_to)
+        tensors = _stored(stored, layers[0], how, round_to)
         write_tensors(job.new / name, tensors, {"format": "pt"})
         places |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -129,24 +122,24 @@ def write_quantised(job: Job, layers: Layers, how: Any, round_to: Round, told: s
         index |= {"weight_map": places, "metadata": {"total_size": total}}
         write_json(job.new / INDEX, index)
     stated = read_json(job.files["config.json"], EXPORT_AGAIN)
-    stated |= {"quantization_config": _described(how, layers)}
+    stated |= {"quantization_config": _described(how, layers[1])}
     write_json(job.new / "config.json", stated)
     size = sum((job.new / name).stat().st_size for name in weights)
-    share_card(job, "quantised", size, {"how": told, "layers": len(layers.stored)})
+    share_card(job, "quantised", size, {"how": told, "layers": len(layers[0])})
 
 
 def _stored(
-    tensors: dict[str, Tensor], layers: Layers, how: Any, round_to: Round
+    tensors: dict[str, Tensor], layers: list[str], how: Any, round_to: Round
 ) -> dict[str, Tensor]:
     """The tensors of a file, with those that store each quantised layer in the place of its
     weight."""
     from compressed_tensors.compressors import BaseCompressor
 
     compressor: Any = BaseCompressor.get_value_from_registry(how.format)
-    stored, found = set(layers.stored), dict[str, Tensor]()
+    found = dict[str, Tensor]()
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
-        if layer not in stored or kind != "weight":
+        if layer not in layers or kind != "weight":
             found[name] = tensor
             continue
         weight, scale = round_to(layer, tensor)
@@ -156,7 +149,7 @@ def _stored(
     return found
 
 
-def _described(how: Any, layers: Layers) -> dict[str, Any]:
+def _described(how: Any, others: list[str]) -> dict[str, Any]:
     """What `config.json` says of it."""
     from compressed_tensors.quantization import QuantizationConfig
 
@@ -164,6 +157,6 @@ def _described(how: Any, layers: Layers) -> dict[str, Any]:
         config_groups={"blocks": how},
         format=how.format,
         quantization_status="compressed",
-        ignore=sorted({"lm_head", *layers.others}),
+        ignore=sorted({"lm_head", *others}),
     )
     return json.loads(described.model_dump_json())

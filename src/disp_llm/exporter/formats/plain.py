@@ -61,14 +61,8 @@ def write(job: Job) -> None:
 
 def whole_stream(folder: Path, hint: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Configuration and widths of a folder in which nothing is cut but intermediate widths, KV
-    heads, whose numbers are among the widths if some are cut, and whole branches.
-
-    Args:
-        hint: how to prune so.
-
-    Raises:
-        InputError: it is not an exported folder, or something else is cut.
-    """
+    heads, whose numbers are among the widths if some are cut, and whole branches. The hint says how
+    to prune so."""
     config = exported_config(folder)
     widths = config["disp_llm"]["widths"]
     full = _number_of(STREAM, language_model_in(config), folder)[1]
@@ -109,11 +103,7 @@ def _number_of(names: tuple[str, ...], config: dict[str, Any], folder: Path) -> 
 
 
 def plain_config(folder: Path) -> dict[str, Any]:
-    """The folder's configuration with the original's architecture and one number for all blocks.
-
-    Raises:
-        InputError: the original's architecture cannot hold the folder.
-    """
+    """The folder's configuration with the original's architecture and one number for all blocks."""
     config, cut = whole_stream(folder, "--uniform")
     if not all(all(cut[name]) for name in BRANCHES):
         raise InputError(
@@ -203,12 +193,8 @@ def _one(name: str, numbers: Iterable[int]) -> int:
 
 
 def native_model(folder: Path, plain: dict[str, Any]) -> PreTrainedModel:
-    """The original's model of a plain configuration, without weights.
-
-    Raises:
-        InputError: another width follows from one that is cut, such as a shared expert's from the
-            others', or a head's from the number of heads.
-    """
+    """The original's model of a plain configuration, without weights. Another width may follow
+    there from one that is cut: a shared expert's from the others', a head's from their number."""
     with tempfile.TemporaryDirectory() as temporary:
         write_json(Path(temporary) / "config.json", plain)
         native = empty_model(load_config(temporary))
