@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SMALL, byte_tokenizer, run_command, tiny_model
+from conftest import (
+    SMALL,
+    byte_tokenizer,
+    masks_of,
+    run_command,
+    tiny_model,
+    tiny_prunable,
+)
+from in_memory import export_folder
 from safetensors.torch import load_file, save_file
-from test_plain import uniform_folder
 
 from disp_llm.config.errors import InputError
 from disp_llm.exporter.formats.gguf import BY_WORDS, splitter_of
@@ -339,7 +346,9 @@ def test_what_the_format_cannot_hold_is_refused(runs, llama_folder, tmp_path):
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):
-    done = convert(uniform_folder("gemma4_text", tmp_path / "ours"), "gguf", tmp_path / "small")
+    dense = tiny_prunable("gemma4_text")
+    export_folder(dense, byte_tokenizer(), masks_of("random", dense.layout), tmp_path / "ours")
+    done = convert(tmp_path / "ours", "gguf", tmp_path / "small")
     assert done.returncode == 2
     assert "FOLDER: gemma4_text models have no such layout in llama.cpp" in done.stderr
 
